@@ -1,0 +1,48 @@
+# An active virtual environment is used as it is; otherwise everything lives in .venv.
+ifdef VIRTUAL_ENV
+ENV := $(VIRTUAL_ENV)
+else ifneq ($(filter-out base,$(CONDA_DEFAULT_ENV)),)
+ENV := $(CONDA_PREFIX)
+else
+ENV := .venv
+endif
+BIN := $(ENV)/bin
+
+PYTHON ?= python3
+TORCH ?=
+export PYTHON TORCH
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit check format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo 'PYTHON=python3.12 names the interpreter of .venv. TORCH=keep leaves torch alone; TORCH="torch==2.9.1 --index-url URL"'
+	@echo 'installs that one. An active virtual environment is used in place of .venv, and a torch that it has stays.'
+
+install: ## Make .venv and install everything
+	@bash .ci/install "$(ENV)"
+
+demo: install ## Run the whole method on the built-in demonstrations
+	@"$(BIN)/dpr" run demo
+
+test: install ## Run the unit and integration tests
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
+
+unit: install ## Run the unit tests alone
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q -m "not integration and not services and not gpu"
+
+check: install ## Check format, lint, types and layering
+	"$(BIN)/ruff" format --check
+	"$(BIN)/ruff" check
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports" --no-cache
+
+format: install ## Format the code and mend what the linter can mend
+	"$(BIN)/ruff" check --fix
+	"$(BIN)/ruff" format
+
+clean: ## Remove .venv and all caches; artifacts in .dpr stay
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
