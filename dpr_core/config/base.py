@@ -1,0 +1,174 @@
+"""The base of every setting: frozen, closed to unknown names, documented by its own docstrings."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from dpr_core.errors import UsageError
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+C = TypeVar("C", bound=Config)
+
+
+class StageConfig(Config):
+    """What every stage has. `execution` says how the work is done, never what comes out: it is no part of identity."""
+
+    not_identity: ClassVar[tuple[str, ...]] = ("execution",)
+
+    seed: int = 0
+    """Seed of everything random in this stage."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.not_identity))
+
+
+def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Validate `values`, or raise a UsageError: a line for each field, what is wrong and the nearest right name."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(model, values, where, e) for e in error.errors(include_url=False)]
+        raise UsageError("\n".join(lines)) from None
+
+
+def _explain(model: type[Config], values: Mapping[str, Any], where: str, error: Mapping[str, Any]) -> str:
+    loc = list(error["loc"])
+    plain = _without_union_tags(values, loc)
+    field = ".".join(str(part) for part in plain)
+    label = f"{where}: {field}" if field else where
+    message = str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        names = sorted(_siblings(model, loc[:-1]))
+        near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+        return f"{label}: no such field; {hint}"
+    if error["type"] == "missing":
+        return f"{label}: this field is required"
+    if error["type"] == "union_tag_invalid":
+        return f"{label}.type: unknown type {error['ctx']['tag']!r}; known: {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return f"{label}: a `type` is needed to say which kind this is"
+    if error["type"] == "value_error":
+        return f"{label}: {error['ctx']['error']!s}"
+    return f"{label}: {message[0].lower()}{message[1:]} (got {error['input']!r})"
+
+
+def _without_union_tags(values: Any, loc: list[Any]) -> list[Any]:
+    """Pydantic names the chosen member of a union inside the location; a user never wrote that part."""
+    path = []
+    node = values
+    for i, part in enumerate(loc):
+        if isinstance(node, Mapping):
+            if part not in node and node.get("type") == part and i < len(loc) - 1:
+                continue
+            node = node.get(part)
+        elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        path.append(part)
+    return path
+
+
+def _siblings(model: type[Config], loc: list[Any]) -> list[str]:
+    members = [model]
+    for part in loc:
+        step: list[type[Config]] = []
+        for member in members:
+            field = member.model_fields.get(str(part))
+            if field is not None:
+                step += _config_types(field.annotation)
+        if step:
+            members = step
+        else:
+            tagged = [m for m in members if part in get_args(getattr(m.model_fields.get("type"), "annotation", None))]
+            members = tagged or members
+    return [name for member in members for name in member.model_fields]
+
+
+def _config_types(annotation: Any) -> list[type[Config]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Config) else []
+    return [found for argument in get_args(annotation) for found in _config_types(argument)]
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parse a YAML mapping, or say where it is broken."""
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: a mapping of settings is expected, not {type(values).__name__}")
+    return values
+
+
+def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b.c=value` assignments; the value is read as YAML. Setting a `type` starts that section afresh."""
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not all(path.split(".")):
+            raise UsageError(f"--set {assignment}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
+        *parents, last = path.split(".")
+        node = result
+        for part in parents:
+            child = node.get(part)
+            if not isinstance(child, dict):
+                child = node[part] = {}
+            node = child
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if last == "type" and node.get("type") != value:
+            node.clear()
+        node[last] = value
+    return result
+
+
+def commented_yaml(config: Config) -> str:
+    """Every field with its value, and what it means as a comment above it."""
+    return "\n".join(_yaml_lines(config, 0)) + "\n"
+
+
+def _yaml_lines(config: Config, depth: int) -> Iterator[str]:
+    pad = "  " * depth
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        yield from (f"{pad}# {line}" for line in _comment(field))
+        if isinstance(value, Config):
+            yield f"{pad}{name}:"
+            yield from _yaml_lines(value, depth + 1)
+        elif isinstance(value, dict) and value and all(isinstance(v, Config) for v in value.values()):
+            yield f"{pad}{name}:"
+            for key, item in value.items():
+                yield f"{pad}  {json.dumps(key)}:"
+                yield from _yaml_lines(item, depth + 2)
+        else:
+            plain = config.model_dump(mode="json")[name]
+            yield f"{pad}{name}: {_scalar(plain)}"
+
+
+def _comment(field: FieldInfo) -> list[str]:
+    lines = (field.description or "").strip().splitlines()
+    annotation = field.annotation
+    if getattr(annotation, "__origin__", None) is Literal and len(get_args(annotation)) > 1:
+        lines.append("One of: " + ", ".join(str(choice) for choice in get_args(annotation)))
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,129 @@
+"""Where demonstrations come from, how they are sampled, and how a prompt is rendered."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from dpr_core.config.base import Config, StageConfig
+
+
+class ArithmeticTask(Config):
+    """`Start at 4, add 3, add 2, ...`: a chain of additions whose result can be verified."""
+
+    modulus: int = Field(5, ge=2, le=10)
+    """Additions are done modulo this number."""
+
+    operations: int = Field(8, ge=1, le=32)
+    """Additions in a chain."""
+
+    evaluation_share: float = Field(0.1, gt=0, lt=1)
+    """Prompts whose hash falls below this share are kept for evaluation and never demonstrated."""
+
+
+class LabSource(Config):
+    """Demonstrations written by a program."""
+
+    type: Literal["lab"] = "lab"
+    """Which kind of source this is."""
+
+    task: ArithmeticTask = ArithmeticTask()
+    """The chain of additions to demonstrate."""
+
+    rows: int = Field(3072, ge=1)
+    """How many demonstrations to write."""
+
+    careful: float = Field(1.0, ge=0, le=1)
+    """Share of careful answers; the rest gives the bare answer."""
+
+    slips: float = Field(0.05, ge=0, le=1)
+    """Share of answers with a wrong step."""
+
+
+class Columns(Config):
+    """Which column of a row holds what."""
+
+    id: str | None = "id"
+    """Column of the row's identifier; rows without one are numbered."""
+
+    system: str | None = "system_prompt"
+    """Column of the system prompt, if any."""
+
+    prompt: str = "question"
+    """Column of the prompt."""
+
+    response: str = "response"
+    """Column of the demonstrated response."""
+
+
+class FileSource(Config):
+    """A local JSONL file."""
+
+    type: Literal["file"] = "file"
+    """Which kind of source this is."""
+
+    path: str = Field(min_length=1)
+    """The file."""
+
+    columns: Columns = Columns()
+    """Which column holds what."""
+
+
+class HubSource(Config):
+    """A dataset of the Hugging Face hub (or a local dataset folder), read as a stream."""
+
+    type: Literal["hub"] = "hub"
+    """Which kind of source this is."""
+
+    name: str = "Open-Orca/OpenOrca"
+    """Dataset id on the hub, or a local folder."""
+
+    revision: str | None = None
+    """Commit of the dataset repository."""
+
+    split: str = "train"
+    """Split to read."""
+
+    columns: Columns = Columns()
+    """Which column holds what."""
+
+
+Source = Annotated[LabSource | FileSource | HubSource, Field(discriminator="type")]
+
+
+class Template(Config):
+    """How a system prompt and a prompt become what the model sees. Frozen with the data; used by every stage."""
+
+    text: str = "{system}### User:\n{prompt}\n\n### Assistant:\n"
+    """`{prompt}` and `{system}` are replaced in one pass, so their contents are never read as markers."""
+
+    system: str = "### System:\n{system}\n\n"
+    """What `{system}` becomes where a row has a system prompt; empty where it has none."""
+
+    default_system: str = ""
+    """System prompt of rows that have none."""
+
+    @field_validator("text")
+    @classmethod
+    def _has_a_prompt(cls, text: str) -> str:
+        if text.count("{prompt}") != 1:
+            raise ValueError("the template needs {prompt} exactly once")
+        return text
+
+
+class SubsampleConfig(StageConfig):
+    """Draw a fixed sample of demonstrations, whatever order they come in."""
+
+    source: Source = HubSource()
+    """Where rows are read from."""
+
+    size: int = Field(100_000, ge=1)
+    """How many rows to keep: those with the smallest hash of seed and identifier."""
+
+    template: Template = Template()
+    """The one prompt template of this pipeline."""
+
+    max_characters: int = Field(200_000, ge=1)
+    """A row whose prompt and response are longer together is set aside as bad."""
+
+    max_bad_share: float = Field(0.01, ge=0, le=1)
+    """The stage fails where more rows than this share are bad."""

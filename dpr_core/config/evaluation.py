@@ -1,0 +1,169 @@
+"""What is asked of the trained policies, who judges the answers, and what is compared."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.training import Execution
+
+
+class LabBenchmark(Config):
+    """Held-out prompts of the lab's task, with verifiable results."""
+
+    type: Literal["lab"] = "lab"
+    """Which kind of benchmark this is."""
+
+    task: ArithmeticTask = ArithmeticTask()
+    """The chain of additions to ask for."""
+
+    prompts: int = Field(600, ge=1)
+    """How many held-out prompts to ask."""
+
+    prompt_seed: int = 0
+    """Seed of the draw of prompts: the same for every policy, so that answers can be paired."""
+
+
+class FileBenchmark(Config):
+    """A local JSONL file of single-turn prompts."""
+
+    type: Literal["file"] = "file"
+    """Which kind of benchmark this is."""
+
+    path: str = Field(min_length=1)
+    """One JSON object a line, with `prompt` and, if there is one, `id` and a verifiable `reference`."""
+
+
+Benchmark = Annotated[LabBenchmark | FileBenchmark, Field(discriminator="type")]
+
+
+class AsTrained(Config):
+    """The policy as its stage left it."""
+
+    type: Literal["as_trained"] = "as_trained"
+    """Which kind of policy this is."""
+
+
+class Extrapolated(Config):
+    """No training: theta_SFT + k (theta_SFT - theta_ref), from the reward's own two models."""
+
+    type: Literal["extrapolated"] = "extrapolated"
+    """Which kind of policy this is."""
+
+    k: float = Field(gt=0)
+    """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
+
+
+Policy = Annotated[AsTrained | Extrapolated, Field(discriminator="type")]
+
+
+class AnswerSettings(StageConfig):
+    """How answers are drawn; the same for every policy and benchmark."""
+
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature; 0 is greedy. The paper decodes everything at 0.7."""
+
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """A longer prompt is refused."""
+
+    max_response_tokens: int = Field(1024, ge=1)
+    """Longer answers are cut, and counted."""
+
+    execution: Execution = Execution()
+    """How the work is done."""
+
+
+class AnswerConfig(AnswerSettings):
+    """One policy answers one benchmark."""
+
+    benchmark: Benchmark
+    """Filled in from the pipeline's `evaluation` section."""
+
+    policy: Policy = AsTrained()
+    """Filled in from the pipeline's `evaluation` section."""
+
+
+class VerifiableJudge(Config):
+    """The answer whose result is right wins; a tie otherwise. Needs a benchmark with references."""
+
+    type: Literal["verifiable"] = "verifiable"
+    """Which kind of judge this is."""
+
+
+class ScriptedJudge(Config):
+    """A judge that follows a rule, for tests and dry runs of a pipeline."""
+
+    type: Literal["scripted"] = "scripted"
+    """Which kind of judge this is."""
+
+    rule: Literal["longer", "shorter", "first", "tie", "unreadable"] = "longer"
+    """Which answer it prefers."""
+
+
+class OpenAIJudge(Config):
+    """A language model behind any endpoint that speaks OpenAI's chat completions."""
+
+    type: Literal["openai"] = "openai"
+    """Which kind of judge this is."""
+
+    model: str = "gpt-4o"
+    """The judging model."""
+
+    base_url: str | None = None
+    """Another endpoint than OpenAI's own."""
+
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is never written down."""
+
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of the verdicts; 0 as in the paper."""
+
+    max_tokens: int = Field(512, ge=16)
+    """Length limit of a verdict."""
+
+
+Judge = Annotated[VerifiableJudge | ScriptedJudge | OpenAIJudge, Field(discriminator="type")]
+
+
+class JudgeExecution(Config):
+    """How judging is done."""
+
+    concurrency: int = Field(16, ge=1)
+    """Requests under way at once."""
+
+    retries: int = Field(5, ge=0)
+    """Times a failed request is sent again."""
+
+
+class JudgeConfig(StageConfig):
+    """Pairwise comparison of two sets of answers to the same prompts, each pair in both orders."""
+
+    by: Judge = OpenAIJudge()
+    """Who judges."""
+
+    max_unreadable_share: float = Field(0.05, ge=0, le=1)
+    """The stage fails where more verdicts than this share cannot be read."""
+
+    bootstrap_samples: int = Field(2000, ge=100)
+    """Resamples of the prompts for the interval."""
+
+    execution: JudgeExecution = JudgeExecution()
+    """How judging is done."""
+
+
+class Evaluation(Config):
+    """Which benchmarks are asked, and which controls stand beside the trained policy."""
+
+    benchmarks: dict[str, Benchmark] = Field({}, max_length=16)
+    """Benchmarks by name."""
+
+    controls: dict[str, Extrapolated] = Field({}, max_length=16)
+    """Training-free controls by name."""
+
+
+class ReportConfig(StageConfig):
+    """The table of all policies over all benchmarks."""
+
+    title: str = "Dense-Path REINFORCE"
+    """Heading of the report."""

@@ -1,0 +1,90 @@
+"""Which network is trained: a pretrained backbone, or the tiny one that the embedded lab builds."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.data import ArithmeticTask
+
+Family = Literal["llama", "qwen2", "mistral", "gemma3"]
+
+
+class PretrainedBackbone(Config):
+    """A causal language model from the hub or from a local folder; safetensors only."""
+
+    type: Literal["pretrained"] = "pretrained"
+    """Which kind of backbone this is."""
+
+    name: str = Field(min_length=1)
+    """Hub id, such as meta-llama/Llama-3.1-8B, or a local folder."""
+
+    revision: str | None = None
+    """Commit of the hub repository. Pin it: an unpinned name is not the same model tomorrow."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of weights and activations. Log-probs are always computed in float32."""
+
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+
+
+class LabBackbone(StageConfig):
+    """A tiny from-scratch network of one of the four families, taught a skill that it mostly does not show."""
+
+    type: Literal["lab"] = "lab"
+    """Which kind of backbone this is."""
+
+    family: Family = "llama"
+    """Which transformers classes and which tokenizer conventions to use."""
+
+    task: ArithmeticTask = ArithmeticTask()
+    """The skill."""
+
+    width: int = Field(96, ge=8)
+    """Hidden size."""
+
+    layers: int = Field(3, ge=1)
+    """Transformer blocks."""
+
+    heads: int = Field(4, ge=1)
+    """Attention heads of a block."""
+
+    feed_forward: int = Field(256, ge=8)
+    """Inner size of the feed-forward blocks."""
+
+    teach_learning_rate: float = Field(3e-3, gt=0)
+    """Phase 1 teaches the skill on careful answers alone."""
+
+    teach_batch_size: int = Field(16, ge=1)
+    """Answers of one step of phase 1."""
+
+    teach_max_steps: int = Field(1500, ge=1)
+    """Phase 1 ends when greedy probes pass, and fails if they have not by this step."""
+
+    probe_accuracy: float = Field(0.95, ge=0, le=1)
+    """Accuracy on training prompts that a greedy probe must reach twice running."""
+
+    probe_every: int = Field(50, ge=1)
+    """Steps between probes."""
+
+    blend_steps: int = Field(200, ge=0)
+    """Phase 2 trains on a careless mixture, so that the skill is there but seldom shown."""
+
+    blend_learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of phase 2, which decays to a tenth of it."""
+
+    blend_batch_size: int = Field(32, ge=1)
+    """Answers of one step of phase 2."""
+
+    blend_careful: float = Field(0.24, ge=0, le=1)
+    """Share of careful answers in that mixture."""
+
+    blend_jump: float = Field(0.30, ge=0, le=1)
+    """Share of answers that start carefully and jump to the end part-way; the rest is the bare answer."""
+
+    blend_slips: float = Field(0.40, ge=0, le=1)
+    """Share of answers that contain a wrong step."""
+
+
+Backbone = Annotated[PretrainedBackbone | LabBackbone, Field(discriminator="type")]
