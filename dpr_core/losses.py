@@ -1,0 +1,25 @@
+"""Losses of single tokens, (N,) -> (N,); the training loop sums them and divides by the global batch's count."""
+
+import torch
+from torch import Tensor
+
+
+def nll(log_probs: Tensor) -> Tensor:
+    """-log pi(a | s): supervised fine-tuning."""
+    return -log_probs
+
+
+def reinforce(log_probs: Tensor, returns: Tensor) -> Tensor:
+    """-log pi(a | s) G (line 9 of Algorithm 1)."""
+    return -log_probs * returns
+
+
+def clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """PPO's pessimistic surrogate: -min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A), ratio = pi / pi_old."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def k1_kl(log_probs: Tensor, reference_log_probs: Tensor, bound: float) -> Tensor:
+    """The one-sample estimate log pi - log pi_SFT of the KL to SFT, clamped to plus or minus `bound`."""
+    return (log_probs - reference_log_probs).clamp(-bound, bound)

@@ -1,0 +1,22 @@
+"""Masks over response tokens. True means: this position holds a token that the policy chose."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def response_mask(lengths: Sequence[int]) -> Tensor:
+    """(B, T) bool: row i is True in its first lengths[i] columns. Made from lengths, never from token ids."""
+    columns = torch.arange(max(lengths, default=0))
+    return columns[None, :] < torch.tensor(lengths, dtype=torch.long)[:, None]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the True positions of the whole batch."""
+    return values[mask].mean()
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Per-row sum over the True positions: (B, T) -> (B,)."""
+    return torch.where(mask, values, 0).sum(dim=-1)
