@@ -1,0 +1,1 @@
+"""Demonstrations: where they come from, how they are rendered, encoded and batched."""

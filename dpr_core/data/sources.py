@@ -1,0 +1,154 @@
+"""Where demonstrations come from: a Protocol, local JSONL files, the lab, and the table of all kinds of source."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Protocol
+
+from dpr_core.config.data import FileSource, LabSource
+from dpr_core.config.data import Source as SourceConfig
+from dpr_core.data.hub import HubDataset
+from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.lab import arithmetic
+
+_LONGEST_LINE = 2**24
+
+
+class Source(Protocol):
+    """Rows in one pass, read as they are asked for."""
+
+    name: str
+    """What to call it in messages."""
+
+    expected_rows: int | None
+    """How many rows there will be, where that is known beforehand."""
+
+    def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
+        """Each row with its place."""
+        ...
+
+
+class JsonLines:
+    """A local file with one JSON object a line. Blank lines are passed over."""
+
+    expected_rows: int | None = None
+
+    def __init__(self, config: FileSource) -> None:
+        self.name = config.path
+        self._path = Path(config.path).expanduser()
+        self._columns = config.columns
+
+    def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
+        reader = RowReader(self._columns, self.name)
+        with _open(self._path) as stream:
+            first = True
+            for number, line, whole in _numbered_lines(stream, self.name):
+                where = f"{self.name}:{number}"
+                text = line.decode(errors="replace")
+                try:
+                    value = _parsed(line, whole, first, self.name)
+                    yield where, reader.read(value, fallback_id=f"row-{number}")
+                except Unusable as problem:
+                    yield where, BadRow.of(where, str(problem), text)
+                first = False
+        reader.finish()
+
+
+class LabDemonstrations:
+    """Demonstrations that a program writes."""
+
+    def __init__(self, config: LabSource, seed: int) -> None:
+        self.name = "the lab"
+        self.expected_rows: int | None = config.rows
+        self._config = config
+        self._seed = seed
+
+    def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
+        for number, (id, prompt, response) in enumerate(arithmetic.demonstrations(self._config, self._seed), 1):
+            yield f"lab:{number}", Demonstration(id, "", prompt, response)
+
+
+_SOURCES: Mapping[str, Callable[[Any, int], Source]] = {
+    "lab": LabDemonstrations,
+    "file": lambda config, seed: JsonLines(config),
+    "hub": lambda config, seed: HubDataset(config),
+}
+
+
+def open_source(config: SourceConfig, seed: int) -> Source:
+    """The source that a config describes; nothing is read before its rows are asked for."""
+    return _SOURCES[config.type](config, seed)
+
+
+def fingerprint(config: SourceConfig) -> str | None:
+    """A hash of the local bytes behind a source, or None where its config alone says what it holds."""
+    if isinstance(config, LabSource):
+        return None
+    if isinstance(config, FileSource):
+        return _file_hash(Path(config.path).expanduser())
+    folder = Path(config.name).expanduser()
+    if not folder.is_dir():
+        return None
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    listing = [[name, _file_hash(folder / name)] for name in names]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the demonstrations {path}: {error.strerror}. "
+            "Give a JSONL file: --set subsample.source.path=FILE"
+        ) from None
+
+
+def _file_hash(path: Path) -> str:
+    with _open(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _numbered_lines(stream: BufferedReader, name: str) -> Iterator[tuple[int, bytes, bool]]:
+    """(number, line, whether it is whole) of every line that is not blank; no line is held beyond a fixed length."""
+    number = 0
+    try:
+        while line := stream.readline(_LONGEST_LINE):
+            number += 1
+            whole = len(line) < _LONGEST_LINE or line.endswith(b"\n")
+            rest = line
+            while not whole and rest and not rest.endswith(b"\n"):
+                rest = stream.readline(_LONGEST_LINE)
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield number, line, whole
+    except OSError as error:
+        raise DensePathError(f"reading {name} stopped after line {number}: {error.strerror}") from error
+
+
+def _parsed(line: bytes, whole: bool, first: bool, name: str) -> object:
+    if not whole:
+        raise Unusable(f"a line of more than {_LONGEST_LINE} bytes")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        raise Unusable("not UTF-8") from None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        readable, value = False, None
+    else:
+        readable = True
+    list_of_rows = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    if first and text.lstrip().startswith("[") and (list_of_rows or not readable):
+        raise UsageError(
+            f"{name} holds one JSON list, but one JSON object a line (JSONL) is needed. "
+            f"Convert it, for example with: jq -c '.[]' '{name}' > rows.jsonl"
+        )
+    if not readable:
+        raise Unusable("not JSON")
+    return value

@@ -1,0 +1,181 @@
+"""Draw a fixed sample of demonstrations in one pass, whatever order they come in, and set bad rows aside."""
+
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dpr_core.config.data import SubsampleConfig, Template
+from dpr_core.data.rendering import Renderer
+from dpr_core.data.rows import BadRow, Demonstration
+from dpr_core.data.sources import open_source
+from dpr_core.errors import DensePathError, UsageError
+
+DEMONSTRATIONS_FILE = "demonstrations.jsonl"
+QUARANTINE_FILE = "quarantine.jsonl"
+SUMMARY_FILE = "summary.json"
+
+QUARANTINED_AT_MOST = 10_000
+"""Bad rows beyond these are counted, but not kept."""
+
+_ROWS_PER_REPORT = 1000
+
+_PLACES_TO_NAME = 3
+
+OnProgress = Callable[[int, int], None]
+"""Called with the rows read so far and with how many there will be: as many as read, where that is not known."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened to the rows of the source."""
+
+    read: int
+    requested: int
+    kept: int
+    bad: dict[str, int]
+    """Bad rows by reason."""
+
+    @property
+    def bad_rows(self) -> int:
+        return sum(self.bad.values())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows that were drawn, in the order of their hashes; what was set aside; and the template they go with."""
+
+    demonstrations: list[Demonstration]
+    bad: list[BadRow]
+    counts: Counts
+    template: Template
+    content_hash: str
+    """SHA-256 of the file that the demonstrations are written to."""
+
+
+def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, quarantine: Path | None = None) -> Sample:
+    """Keep the `size` rows with the smallest sha256(seed, id).
+
+    Where too many rows are bad the draw fails, and leaves them in the file `quarantine` if one is named.
+    Memory holds the sample and eight bytes of hash for every row read.
+    """
+    source = open_source(config.source, config.seed)
+    heap: list[tuple[int, Demonstration]] = []
+    seen: set[int] = set()
+    bad: list[BadRow] = []
+    reasons: Counter[str] = Counter()
+    read = 0
+    for where, row in source.rows():
+        read += 1
+        if on_progress is not None and read % _ROWS_PER_REPORT == 0:
+            on_progress(read, max(read, source.expected_rows or 0))
+        if isinstance(row, Demonstration):
+            rank = _rank(config.seed, row.id)
+            short_hash = rank >> 192
+            if row.characters > config.max_characters:
+                row = _set_aside(row, where, f"longer than {config.max_characters} characters")
+            elif short_hash in seen:
+                row = _set_aside(row, where, "duplicate id")
+            else:
+                seen.add(short_hash)
+                _keep_smallest(heap, config.size, rank, row)
+        if isinstance(row, BadRow):
+            reasons[row.reason] += 1
+            if len(bad) < QUARANTINED_AT_MOST:
+                bad.append(row)
+    if read == 0:
+        raise UsageError(f"{source.name} has no rows; a source of demonstrations needs at least one")
+    if on_progress is not None:
+        on_progress(read, read)
+    if not heap or reasons.total() > config.max_bad_share * read:
+        if quarantine is not None:
+            quarantine.parent.mkdir(parents=True, exist_ok=True)
+            quarantine.write_bytes(_json_lines(bad))
+        raise DensePathError(_too_many_bad(config, source.name, read, reasons, bad, quarantine))
+    drawn = [row for _, row in sorted(heap, key=lambda ranked: -ranked[0])]
+    counts = Counts(read, config.size, len(drawn), dict(sorted(reasons.items())))
+    return Sample(drawn, bad, counts, config.template, _content_hash(drawn))
+
+
+def write(sample: Sample, folder: Path) -> None:
+    """The sample as files, the same bytes for the same sample."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DEMONSTRATIONS_FILE).write_bytes(_json_lines(sample.demonstrations))
+    (folder / QUARANTINE_FILE).write_bytes(_json_lines(sample.bad))
+    Renderer(sample.template).save(folder)
+    summary = {**asdict(sample.counts), "content_hash": sample.content_hash}
+    (folder / SUMMARY_FILE).write_bytes(f"{json.dumps(summary, ensure_ascii=False, indent=2)}\n".encode())
+
+
+def read(folder: Path) -> Sample:
+    """What `write` wrote."""
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_bytes())
+        content_hash = summary.pop("content_hash")
+        return Sample(
+            demonstrations=[Demonstration(**row) for row in _objects(folder / DEMONSTRATIONS_FILE)],
+            bad=[BadRow(**row) for row in _objects(folder / QUARANTINE_FILE)],
+            counts=Counts(**summary),
+            template=Renderer.load(folder).template,
+            content_hash=content_hash,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DensePathError(f"{folder} does not hold a sample of demonstrations: {error}") from error
+
+
+def _rank(seed: int, id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{id}".encode()).digest())
+
+
+def _keep_smallest(heap: list[tuple[int, Demonstration]], size: int, rank: int, row: Demonstration) -> None:
+    """The heap holds negated ranks, so that the largest rank is the first to leave."""
+    if len(heap) < size:
+        heapq.heappush(heap, (-rank, row))
+    elif -rank > heap[0][0]:
+        heapq.heapreplace(heap, (-rank, row))
+
+
+def _set_aside(row: Demonstration, where: str, reason: str) -> BadRow:
+    return BadRow.of(where, reason, json.dumps(asdict(row), ensure_ascii=False))
+
+
+def _too_many_bad(
+    config: SubsampleConfig, name: str, read: int, reasons: Counter[str], bad: list[BadRow], quarantine: Path | None
+) -> str:
+    by_reason = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda r: (-r[1], r)))
+    if reasons.total() == read:
+        verdict, remedy = "so that none is left", "Mend them, or name other columns."
+    else:
+        verdict = f"more than max_bad_share={config.max_bad_share:g} allows"
+        remedy = "Mend them, or allow more: --set subsample.max_bad_share=SHARE"
+    if quarantine is None:
+        first = "; ".join(f"{row.where} ({row.reason})" for row in bad[:_PLACES_TO_NAME])
+        places = f"The first of them: {first}."
+    else:
+        places = f"They are listed with their places in {quarantine}."
+    return f"{name}: {reasons.total()} of {read} rows are bad ({by_reason}), {verdict}. {places} {remedy}"
+
+
+def _json_lines(rows: Iterable[Demonstration | BadRow]) -> bytes:
+    return b"".join(_json_line(row) for row in rows)
+
+
+def _json_line(row: Demonstration | BadRow) -> bytes:
+    return f"{json.dumps(asdict(row), ensure_ascii=False)}\n".encode()
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _content_hash(rows: Iterable[Demonstration]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_json_line(row))
+    return digest.hexdigest()

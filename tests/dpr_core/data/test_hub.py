@@ -1,0 +1,115 @@
+import json
+
+import datasets
+import pandas as pd
+import pytest
+from datasets.exceptions import DatasetNotFoundError
+
+from dpr_core.config.data import Columns, HubSource
+from dpr_core.data.rows import BadRow, Demonstration
+from dpr_core.data.sources import open_source
+from dpr_core.errors import DensePathError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def rows_of(name, **fields):
+    return list(open_source(HubSource(name=str(name), **fields), seed=0).rows())
+
+
+def test_a_local_folder_is_read_like_a_dataset_of_the_hub(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "id": ["a", "b", None],
+            "system_prompt": ["s", None, ""],
+            "question": ["q1", "q2", ""],
+            "response": ["r1", "r2", "r3"],
+            "score": [1, 2, 3],
+        }
+    )
+    frame.to_parquet(tmp_path / "train-00000.parquet")
+    (first, one), (_, two), (third, bad) = rows_of(tmp_path)
+    assert (one, two) == (Demonstration("a", "s", "q1", "r1"), Demonstration("b", "", "q2", "r2"))
+    assert (first, third) == (f"{tmp_path}:train:1", f"{tmp_path}:train:3")
+    assert isinstance(bad, BadRow)
+    assert (bad.where, bad.reason) == (third, "empty question")
+    assert json.loads(bad.raw) == {"id": None, "system_prompt": "", "question": "", "response": "r3", "score": 3}
+
+
+def test_a_split_and_columns_of_a_local_folder(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"in": split, "out": "r"}) + "\n")
+    columns = Columns(id=None, system=None, prompt="in", response="out")
+    assert [row for _, row in rows_of(tmp_path, split="test", columns=columns)] == [
+        Demonstration("row-1", "", "test", "r")
+    ]
+    with pytest.raises(UsageError, match=r"Bad split: validation.*'train', 'test'.*split"):
+        rows_of(tmp_path, split="validation", columns=columns)
+    with pytest.raises(UsageError, match=r"none of the first 1 rows has a column 'response'.*in, out"):
+        rows_of(tmp_path, columns=Columns(prompt="in"))
+
+
+def test_a_folder_that_is_missing_or_empty_and_a_file(tmp_path):
+    with pytest.raises(UsageError, match="there is no dataset folder"):
+        rows_of(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"cannot be opened.*subsample\.source\.name"):
+        rows_of(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(UsageError, match=r"is a file.*type=file"):
+        rows_of(path)
+
+
+def test_code_inside_a_dataset_folder_is_not_run(tmp_path):
+    folder = tmp_path / "trap"
+    folder.mkdir()
+    (folder / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (folder / "train.jsonl").write_text('{"question": "q", "response": "r"}\n')
+    with pytest.raises(DensePathError, match=r"cannot be read: .*scripts are no longer supported"):
+        rows_of(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_broken_file_inside_a_folder_is_one_sentence(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"question": "q", "response": "r"}\n{"question": \n')
+    with pytest.raises(DensePathError, match=r"the dataset .* cannot be opened: JSON parse error: Invalid value"):
+        rows_of(tmp_path)
+
+
+def test_without_a_network_the_message_says_so():
+    with pytest.raises(DensePathError, match=r"the hub cannot be reached for the dataset nobody/nothing.*local folder"):
+        rows_of("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (DatasetNotFoundError("Dataset 'a/b' doesn't exist"), UsageError, "there is no dataset a/b on the hub"),
+        (ConnectionError("timed out"), DensePathError, "the hub cannot be reached"),
+        (RuntimeError("a\nb"), DensePathError, "cannot be read: RuntimeError: a b"),
+    ],
+)
+def test_failures_of_the_hub_become_one_sentence(monkeypatch, error, kind, message):
+    def fail(*arguments, **options):
+        assert options == {"revision": "abc", "split": "train", "streaming": True}
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DensePathError, match=message) as caught:
+        rows_of("a/b", revision="abc")
+    assert type(caught.value) is kind
+
+
+def test_a_connection_that_breaks_off_says_after_which_row(monkeypatch):
+    def stream():
+        yield {"question": "q", "response": "r"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: datasets.IterableDataset.from_generator(stream))
+    with pytest.raises(DensePathError, match=r"stopped after row 1: .*reset by peer"):
+        rows_of("a/b")
