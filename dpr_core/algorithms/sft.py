@@ -1,0 +1,73 @@
+"""Supervised fine-tuning: -log pi(a | s) of every response token, the end token included."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from dpr_core import losses
+from dpr_core.config.training import SFTConfig
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import UsageError
+from dpr_core.logprobs import TokenScores
+from dpr_core.training.recorder import Recorder
+from dpr_core.training.trainer import Trainer
+
+
+class SupervisedFineTuning:
+    per: Literal["token", "sequence"] = "token"
+
+    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
+        return {"loss": losses.nll(scores.log_probs)}
+
+
+def total_steps(demonstrations: int, config: SFTConfig) -> int:
+    """Optimizer steps N of the run."""
+    return config.epochs * math.ceil(demonstrations / config.batch_size)
+
+
+def checkpoint_steps(steps: int, fractions: Sequence[float]) -> dict[float, int]:
+    """The step floor(alpha N) at which each fraction's weights are kept."""
+    # 0.29 x 100 is 28.999... in binary: rounding first keeps floor() to what was meant.
+    at = {fraction: math.floor(round(fraction * steps, 9)) for fraction in fractions}
+    for fraction, step in at.items():
+        if step < 1:
+            raise UsageError(
+                f"a checkpoint at {fraction:g} of the run would be before its first step (the run has {steps}); "
+                "use more demonstrations, a smaller batch_size or a later checkpoint"
+            )
+    return at
+
+
+def batches(count: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Row numbers of each step: every epoch a fresh shuffle."""
+    steps = []
+    for epoch in range(epochs):
+        order = list(range(count))
+        random.Random(f"sft {seed} {epoch}").shuffle(order)
+        steps += [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    return steps
+
+
+def fine_tune(
+    trainer: Trainer,
+    sequences: Sequence[TokenSequence],
+    config: SFTConfig,
+    keep: Callable[[float], None],
+    recorder: Recorder,
+) -> dict[str, float]:
+    """Train through `config.epochs`, calling `keep(fraction)` when that share of the steps is done."""
+    steps = batches(len(sequences), config.batch_size, config.epochs, config.seed)
+    keep_at = checkpoint_steps(len(steps), config.checkpoints)
+    objective = SupervisedFineTuning()
+    metrics: dict[str, float] = {}
+    for step, rows in enumerate(steps, start=1):
+        metrics = trainer.step([sequences[row] for row in rows], objective)
+        recorder.metrics(metrics, step)
+        recorder.advance(step, len(steps), f"loss {metrics['train/loss']:.3f}")
+        for fraction, at in keep_at.items():
+            if at == step:
+                keep(fraction)
+    return metrics

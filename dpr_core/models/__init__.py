@@ -1,0 +1,1 @@
+"""Backbones: loading, saving, and the module that turns tokens into scores."""

@@ -1,0 +1,79 @@
+"""Plain Hugging Face checkpoints: safetensors weights, config and tokenizer, as `from_pretrained` loads them."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dpr_core.config.model import PretrainedBackbone
+from dpr_core.data.encoding import end_token
+from dpr_core.errors import DensePathError, UsageError
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a checkpoint that needs nothing else to be loaded."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_model(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """From safetensors only; code that comes with a checkpoint is never run."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"no model could be loaded from {source}: {_first_line(error)}") from error
+    model.eval()
+    return model
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer that has an end token."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source), revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+    end_token(tokenizer)
+    return tokenizer
+
+
+def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Weights to train, in float32: steps of 5e-7 vanish in bfloat16. The type in the config is that of activations."""
+    model = load_model(backbone.name, revision=backbone.revision, attention=backbone.attention)
+    tokenizer = load_tokenizer(backbone.name, revision=backbone.revision)
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
+    if rows < len(tokenizer):
+        raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")
+    return model, tokenizer
+
+
+@torch.no_grad()
+def extrapolate(model: PreTrainedModel, reference: Path, k: float) -> None:
+    """theta <- theta + k (theta - theta_ref), in place, with theta_ref read from a checkpoint folder."""
+    own = dict(model.named_parameters())
+    seen = set()
+    for shard in sorted(reference.glob("*.safetensors")):
+        for name, weight in load_file(shard).items():
+            if name not in own:
+                raise DensePathError(f"{reference}: weight {name} is not in the model it should be compared with")
+            own[name].add_(own[name] - weight.to(own[name]), alpha=k)
+            seen.add(name)
+    if missing := own.keys() - seen:
+        raise DensePathError(f"{reference}: weights are missing: {', '.join(sorted(missing)[:3])}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,37 @@
+"""A causal language model seen as a policy: token sequences in, one score for each response token out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dpr_core.data.batching import Batch
+from dpr_core.logprobs import TokenScores, token_scores
+
+
+class Policy(nn.Module):
+    """Wraps any of the four families. The head is applied to response positions only, in float32, chunk by chunk."""
+
+    def __init__(self, model: PreTrainedModel, logits_per_chunk: int = 2**24) -> None:
+        super().__init__()
+        self.model = model
+        self.logits_per_chunk = logits_per_chunk
+        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        if softcap:
+            raise ValueError("models that cap their logits are not supported: log-probs would be wrong")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, batch: Batch, entropy: bool = False) -> TokenScores:
+        hidden, head, bias = self.response_states(batch)
+        return token_scores(hidden, head, batch.targets, bias, entropy=entropy, logits_per_chunk=self.logits_per_chunk)
+
+    def response_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
+        body: Any = self.model.get_decoder()
+        hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+        head = self.model.get_output_embeddings()
+        return hidden, head.weight, head.bias

@@ -1,0 +1,20 @@
+"""An engine that says what it was told to, for tests of what stands behind the Protocol."""
+
+from collections.abc import Mapping, Sequence
+
+from dpr_core.rollouts.engine import Completion, Progress, Sampling
+
+
+class ScriptedEngine:
+    def __init__(self, responses: Mapping[tuple[int, ...], tuple[int, ...]], log_prob: float = -1.0) -> None:
+        self.responses = responses
+        self.log_prob = log_prob
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, on_progress: Progress | None = None
+    ) -> list[Completion]:
+        chosen = [self.responses[prompt][: sampling.max_response_tokens] for prompt in prompts]
+        return [
+            Completion(prompt, response, (self.log_prob,) * len(response))
+            for prompt, response in zip(prompts, chosen, strict=True)
+        ]

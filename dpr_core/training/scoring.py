@@ -1,0 +1,63 @@
+"""Scores of whole responses under a frozen policy, as (B, T) tensors."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dpr_core.data.batching import collate, micro_batches
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.logprobs import TokenScores, token_kl
+from dpr_core.masking import response_mask
+from dpr_core.models.policy import Policy
+
+
+@torch.inference_mode()
+def score(
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    tokens_per_micro_batch: int,
+    *,
+    entropy: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TokenScores:
+    """(B, T) log-probs at temperature 1, soft values and entropies; 0 outside the responses. Dropout is off.
+
+    Micro-batches depend on lengths and budget alone, so two models score the same sequences in the same shapes.
+    """
+    policy.eval()
+    mask = response_mask([len(s.response) for s in sequences])
+    out = TokenScores(*(torch.zeros(mask.shape) for _ in range(3)))
+    done = 0
+    for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
+        scores = policy(collate([sequences[row] for row in rows]).to(policy.device), entropy=entropy)
+        for column, flat in zip(out, scores, strict=True):
+            _unflatten(column, mask, rows, flat)
+        done += len(rows)
+        if on_progress is not None:
+            on_progress(done, len(sequences))
+    return out
+
+
+@torch.inference_mode()
+def sequence_kl(
+    policy: Policy, reference: Policy, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int
+) -> Tensor:
+    """(B,): the exact KL(policy || reference) of every state along a response, summed over the response."""
+    policy.eval()
+    reference.eval()
+    mask = response_mask([len(s.response) for s in sequences])
+    out = torch.zeros(mask.shape)
+    for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
+        batch = collate([sequences[row] for row in rows]).to(policy.device)
+        hidden_p, head_p, _ = policy.response_states(batch)
+        hidden_q, head_q, _ = reference.response_states(batch)
+        kl = token_kl(hidden_p, head_p, hidden_q, head_q, logits_per_chunk=policy.logits_per_chunk)
+        _unflatten(out, mask, rows, kl)
+    return out.sum(dim=-1)
+
+
+def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:
+    block = torch.zeros(len(rows), mask.shape[1])
+    block[mask[rows]] = flat.float().cpu()
+    target[rows] = block

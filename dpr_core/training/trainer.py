@@ -1,0 +1,120 @@
+"""One optimizer step over a global batch, on any number of processes; what is minimised is the method's business."""
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from dpr_core.config.training import Execution, Optimizer
+from dpr_core.data.batching import collate, micro_batches
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import DensePathError
+from dpr_core.logprobs import TokenScores
+from dpr_core.masking import response_mask
+from dpr_core.models.policy import Policy
+
+
+class Objective(Protocol):
+    """A method's loss."""
+
+    per: Literal["token", "sequence"]
+    """The sum over the global batch is divided by its number of response tokens, or of sequences."""
+
+    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
+        """Losses of single tokens under "loss"; any other entry is a per-token quantity to report."""
+
+
+class Trainer:
+    def __init__(self, policy: Policy, settings: Optimizer, total_steps: int, execution: Execution) -> None:
+        self.accelerator = Accelerator()
+        self.settings = settings
+        self.execution = execution
+        self.steps_done = 0
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, betas=settings.adam_betas, weight_decay=settings.weight_decay
+        )
+        if execution.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable()
+        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
+
+    def step(
+        self, sequences: Sequence[TokenSequence], objective: Objective, values: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """Minimise the objective over `sequences`; `values` are (B, T) per response token.
+
+        The loss is the sum over the global batch over its own count, so neither micro-batches, padding nor the number
+        of processes change it. Every process holds the whole batch and works on its share.
+        """
+        started = time.perf_counter()
+        self.policy.train()
+        lengths = [len(s.response) for s in sequences]
+        mask = response_mask(lengths)
+        count = sum(lengths) if objective.per == "token" else len(sequences)
+        parts = self._share(micro_batches([len(s) for s in sequences], self.execution.tokens_per_micro_batch))
+        totals: dict[str, float] = {}
+        for i, (rows, weight) in enumerate(parts):
+            batch = collate([sequences[row] for row in rows]).to(self.accelerator.device)
+            flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in (values or {}).items()}
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
+                terms = objective(self.policy(batch), **flat)
+                # Processes average their gradients; the sum over processes is wanted.
+                loss = weight * terms["loss"].sum() / count * self.accelerator.num_processes
+                self.accelerator.backward(loss)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + weight * float(term.detach().sum())
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.settings.max_gradient_norm)
+        totals = self._summed(totals)
+        loss_value = totals.pop("loss") / count
+        if not (math.isfinite(loss_value) and math.isfinite(float(norm))):
+            raise DensePathError(
+                f"optimizer step {self.steps_done + 1}: the loss is {loss_value}, the gradient norm {float(norm)}; "
+                "the step was not applied. Lower the learning rate or look at this batch"
+            )
+        learning_rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_done += 1
+        tokens = sum(len(s) for s in sequences)
+        return {
+            "train/loss": loss_value,
+            "train/gradient_norm": float(norm),
+            "train/learning_rate": float(learning_rate),
+            "train/tokens_per_second": tokens / (time.perf_counter() - started),
+            **{f"train/{name}": total / sum(lengths) for name, total in totals.items()},
+        }
+
+    def _share(self, batches: list[list[int]]) -> list[tuple[list[int], float]]:
+        """This process's micro-batches. All processes take equally many: a missing one is a repeat of weight 0."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rounds = math.ceil(len(batches) / ranks)
+        mine = [(batches[i], 1.0) for i in range(rank, len(batches), ranks)]
+        return mine + [(batches[0], 0.0)] * (rounds - len(mine))
+
+    def _summed(self, totals: dict[str, float]) -> dict[str, float]:
+        values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(totals, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+
+
+def learning_rate_share(step: int, total_steps: int, settings: Optimizer) -> float:
+    """Linear warm-up from 0, then cosine decay: the share of the peak at which step number `step` (from 0) is taken."""
+    warmup = math.ceil(settings.warmup_ratio * total_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    final = settings.final_learning_rate_share
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _flat(values: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
+    """The (B, T) values of some rows as (N,), in the order in which a batch of these rows lists its targets."""
+    return values[rows][mask[rows]]
