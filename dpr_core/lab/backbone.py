@@ -1,0 +1,162 @@
+"""A tiny backbone from scratch: taught to answer carefully, then blended with careless text so that it seldom does."""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from dpr_core.algorithms.sft import SupervisedFineTuning
+from dpr_core.config.data import Template
+from dpr_core.config.model import Family, LabBackbone
+from dpr_core.config.training import Execution, Optimizer
+from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
+from dpr_core.data.rendering import Renderer
+from dpr_core.errors import DensePathError
+from dpr_core.lab import arithmetic
+from dpr_core.lab.tokenizers import build as build_tokenizer
+from dpr_core.models.policy import Policy
+from dpr_core.rollouts.engine import Sampling
+from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.recorder import Recorder
+from dpr_core.training.trainer import Trainer
+
+CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
+
+TEMPLATE = Template(text="{system}{prompt}\n", system="{system}\n")
+"""The lab's prompts are short; so is its template."""
+
+PROBES = 128
+
+INITIAL_DEVIATION = 0.15
+"""transformers' 0.02 is small for such narrow networks: many seeds then stay where they can copy but not add."""
+
+
+def untrained(config: LabBackbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Random weights and the family's tokenizer. As in real checkpoints, there are more rows than tokens."""
+    tokenizer = build_tokenizer(config.family)
+    config_class, model_class = CLASSES[config.family]
+    extra = {"head_dim": config.width // config.heads} if config.family == "gemma3" else {}
+    torch.manual_seed(config.seed)
+    settings = config_class(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=config.width,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=1024,
+        initializer_range=INITIAL_DEVIATION,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **extra,
+    )
+    return model_class(settings), tokenizer
+
+
+def train(config: LabBackbone, recorder: Recorder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
+    """Both phases; fails where the skill was not learned."""
+    model, tokenizer = untrained(config)
+    text = Text(config, tokenizer)
+    metrics = {"probe/accuracy": _teach(config, model, text, recorder)}
+    _blend(config, model, text, recorder)
+    return model, tokenizer, metrics | {"probe/accuracy_after_blend": text.probe(model)}
+
+
+def _teach(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> float:
+    trainer = _trainer(model, config.teach_learning_rate, config.teach_batch_size, config.teach_max_steps, decay_to=1.0)
+    stream, passed, accuracy = text.careful(), 0, 0.0
+    for step in range(1, config.teach_max_steps + 1):
+        metrics = trainer.step([next(stream) for _ in range(config.teach_batch_size)], SupervisedFineTuning())
+        if step % config.probe_every == 0:
+            accuracy = text.probe(model)
+            metrics["probe/accuracy"] = accuracy
+            passed = passed + 1 if accuracy >= config.probe_accuracy else 0
+        recorder.metrics(metrics, step)
+        recorder.advance(step, config.teach_max_steps, f"teaching, accuracy {accuracy:.2f}")
+        if passed == 2:
+            return accuracy
+    raise DensePathError(
+        f"the lab backbone did not learn its task in {config.teach_max_steps} steps (accuracy {accuracy:.2f}, "
+        f"wanted {config.probe_accuracy:.2f} twice running); try another seed or more backbone.teach_max_steps"
+    )
+
+
+def _blend(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> None:
+    trainer = _trainer(model, config.blend_learning_rate, config.blend_batch_size, config.blend_steps, decay_to=0.1)
+    stream = text.blend()
+    for step in range(1, config.blend_steps + 1):
+        metrics = trainer.step([next(stream) for _ in range(config.blend_batch_size)], SupervisedFineTuning())
+        recorder.metrics({f"blend/{name}": value for name, value in metrics.items()}, step)
+        recorder.advance(step, config.blend_steps, "blending in careless answers")
+
+
+def _trainer(model: PreTrainedModel, learning_rate: float, batch_size: int, steps: int, decay_to: float) -> Trainer:
+    settings = Optimizer(
+        learning_rate=learning_rate, batch_size=batch_size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
+    )
+    return Trainer(Policy(model), settings, steps, Execution())
+
+
+class Text:
+    """The backbone's training text, all of it on training prompts."""
+
+    def __init__(self, config: LabBackbone, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.renderer = Renderer(TEMPLATE)
+        probes = arithmetic.problems(config.task, "train", random.Random(f"probes {config.seed}"))
+        self.probes = list(islice(probes, PROBES))
+
+    def careful(self) -> Iterator[TokenSequence]:
+        rng = random.Random(f"careful {self.config.seed}")
+        while True:
+            for problem in arithmetic.problems(self.config.task, "train", rng):
+                yield self._encode(problem, arithmetic.answer(problem, "careful", False, rng))
+
+    def blend(self) -> Iterator[TokenSequence]:
+        rng = random.Random(f"blend {self.config.seed}")
+        careful, jump = self.config.blend_careful, self.config.blend_jump
+        styles: tuple[arithmetic.Style, ...] = ("careful", "jump", "bare")
+        weights = (careful, jump, max(0.0, 1 - careful - jump))
+        while True:
+            for problem in arithmetic.problems(self.config.task, "train", rng):
+                style = rng.choices(styles, weights)[0]
+                slip = rng.random() < self.config.blend_slips
+                yield self._encode(problem, arithmetic.answer(problem, style, slip, rng))
+
+    def probe(self, model: PreTrainedModel) -> float:
+        """Greedy accuracy on training prompts."""
+        prompts = [encode_prompt(self.tokenizer, self.renderer.render(p.prompt)) for p in self.probes]
+        limit = 16 + 8 * self.config.task.operations
+        sampling = Sampling(temperature=0.0, max_response_tokens=limit, end_token=end_token(self.tokenizer))
+        answers = InProcessEngine(model).generate(prompts, sampling, seed=0)
+        right = [
+            arithmetic.read_result(decode_response(self.tokenizer, a.response)) == str(p.result)
+            for a, p in zip(answers, self.probes, strict=True)
+        ]
+        return sum(right) / len(right)
+
+    def _encode(self, problem: arithmetic.Problem, response: str) -> TokenSequence:
+        prompt = encode_prompt(self.tokenizer, self.renderer.render(problem.prompt))
+        return TokenSequence(prompt, encode_response(self.tokenizer, response))
