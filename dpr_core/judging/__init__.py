@@ -1,0 +1,22 @@
+"""Judges, and the table that builds one from its settings."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dpr_core.benchmarks.base import ReadResult
+from dpr_core.config import evaluation as settings
+from dpr_core.judging.judge import Judge
+from dpr_core.judging.openai import OpenAIJudge
+from dpr_core.judging.scripted import ScriptedJudge
+from dpr_core.judging.verifiable import VerifiableJudge
+
+KINDS: dict[type[settings.Judge], Callable[[Any, settings.JudgeExecution, ReadResult], Judge]] = {
+    settings.VerifiableJudge: lambda config, execution, read_result: VerifiableJudge(read_result),
+    settings.ScriptedJudge: lambda config, execution, read_result: ScriptedJudge(config.rule),
+    settings.OpenAIJudge: lambda config, execution, read_result: OpenAIJudge(config, execution),
+}
+
+
+def build(config: settings.Judge, execution: settings.JudgeExecution, read_result: ReadResult) -> Judge:
+    """The judge that the settings name; UsageError where it cannot work here (no key, no client library)."""
+    return KINDS[type(config)](config, execution, read_result)

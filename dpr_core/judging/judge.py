@@ -1,0 +1,64 @@
+"""What a judge is asked and what it says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from dpr_core.benchmarks.base import Question
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One policy's answer: a text for each turn of the question."""
+
+    turns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> "Answer":
+        """The answer to a single-turn question."""
+        return cls((text,))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to one question, in the order in which the judge sees them."""
+
+    question: Question
+    first: Answer
+    second: Answer
+
+
+class Verdict(StrEnum):
+    """Which answer is better, by position. Unreadable is no verdict: it is counted, and scored as nothing."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A verdict, the judge's own words, and what an endpoint told about its work (model, fingerprint, tokens)."""
+
+    verdict: Verdict
+    raw: str
+    details: Mapping[str, str | int] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Compares two answers. Every judge, scripted or not, stands behind this."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What decides its verdicts, as part of the identity of what it judged."""
+        ...
+
+    async def compare(self, comparison: Comparison) -> Judgment:
+        """Judge one comparison; raise DensePathError where no judgment can be had."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections. The judge may be used again afterwards."""
+        ...

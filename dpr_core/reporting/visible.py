@@ -1,0 +1,21 @@
+"""Text as it can be shown: nothing hidden, nothing that steers a terminal or a page."""
+
+import unicodedata
+
+_NAMED = {"\n": "\u21b5", "\t": "\u21e5"}
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def visible(text: str) -> str:
+    """The text with every control, zero-width, bidirectional and odd space character replaced by a sign for it."""
+    shown = "".join(_sign(character) for character in text)
+    return "\u25cc" + shown if shown and unicodedata.combining(shown[0]) else shown
+
+
+def _sign(character: str) -> str:
+    if character in _NAMED:
+        return _NAMED[character]
+    category = unicodedata.category(character)
+    if category in _UNSEEN or (category == "Zs" and character != " "):
+        return f"\u27e8U+{ord(character):04X}\u27e9"
+    return character

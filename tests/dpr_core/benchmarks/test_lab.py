@@ -1,0 +1,33 @@
+import re
+
+from dpr_core import benchmarks
+from dpr_core.benchmarks.base import is_right
+from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.evaluation import LabBenchmark
+
+CONFIG = LabBenchmark(task=ArithmeticTask(modulus=5, operations=4), prompts=30, prompt_seed=3)
+
+
+def test_references_are_the_sums_of_the_numbers_in_the_prompts() -> None:
+    for question in benchmarks.load(CONFIG):
+        numbers = [int(number) for number in re.findall(r"\d+", question.prompt)]
+        assert len(numbers) == 5
+        assert question.reference == str(sum(numbers) % 5)
+
+
+def test_the_same_settings_ask_the_same_questions() -> None:
+    questions = benchmarks.load(CONFIG)
+    assert questions == benchmarks.load(CONFIG)
+    assert len({question.id for question in questions}) == 30
+    other = CONFIG.model_copy(update={"prompt_seed": 4})
+    assert {question.id for question in questions} != {question.id for question in benchmarks.load(other)}
+
+
+def test_an_answer_is_right_where_it_states_the_result() -> None:
+    question = benchmarks.load(CONFIG)[0]
+    assert question.reference is not None
+    wrong = (int(question.reference) + 1) % 5
+    read_result = benchmarks.result_reader(CONFIG)
+    assert is_right(question, f"The answer is {question.reference}.", read_result) is True
+    assert is_right(question, f"The answer is {wrong}.", read_result) is False
+    assert is_right(question, "I do not know", read_result) is False

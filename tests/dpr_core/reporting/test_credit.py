@@ -1,0 +1,223 @@
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dpr_core.reporting.credit import ScoredText, TokenCredit, as_html, as_json, as_terminal
+from dpr_core.reporting.credit_style import INK, STEPS, WHITE, hue, takes_white_ink
+
+HOSTILE = [
+    "<script>document.title='pwned'</script>",
+    "</style><script>document.title='pwned'</script>",
+    "--></title></span></p>",
+    "\"' onmouseover=\"document.title='pwned'\" x='",
+    '"><img src=x onerror="document.title=1">',
+    "\u200b",
+    "\u202eabc",
+    "a\r\n",
+    "\x1b[31m",
+    "\x00",
+    "",
+    "&lt;",
+    " two",
+]
+
+
+def scored(tokens: list[str], rewards: list[float] | None = None, prompt: str = "Why?") -> ScoredText:
+    rewards = rewards or [0.25 * (i - 3) for i in range(len(tokens))]
+    credits = [
+        TokenCredit(i, 100 + i, token, -1.5, -1.5 - reward, reward, sum(rewards[i:]))
+        for i, (token, reward) in enumerate(zip(tokens, rewards, strict=True))
+    ]
+    return ScoredText(prompt, "".join(tokens), [1, 2, *(100 + i for i in range(len(tokens)))], credits)
+
+
+class Reader(HTMLParser):
+    """What a parser makes of a page: tags with attributes, text by tag, and the tokens' own text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, str] = {}
+        self.tokens: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "input"):
+            self.open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self.open[-1] if self.open else ("", {})
+        self.text[tag] = self.text.get(tag, "") + data
+        if tag == "span" and (attributes.get("class") or "").startswith("t "):
+            self.tokens.append((data, attributes))
+
+
+def test_json_has_exactly_the_documented_keys() -> None:
+    text = ScoredText("p", "r", [7, 8, 9], [TokenCredit(0, 9, " r", -0.5, -0.75, 0.25, 1.25)])
+    assert json.loads(json.dumps(as_json(text))) == {
+        "input_ids": [7, 8, 9],
+        "tokens": [
+            {
+                "position": 0,
+                "token_id": 9,
+                "token": " r",
+                "log_pi_sft": -0.5,
+                "log_pi_ref": -0.75,
+                "reward": 0.25,
+                "return": 1.25,
+            }
+        ],
+    }
+
+
+def test_the_terminal_line_is_red_for_high_and_blue_for_low() -> None:
+    text = as_terminal(scored(["up", "zero", "down\n", "\x1b[2J"], [2.0, 0.0, -2.0, 1.0]))
+    assert text.plain == "upzerodown\u21b5\u27e8U+001B\u27e9[2J"
+    backgrounds = [span.style.bgcolor.name for span in text.spans]  # type: ignore[union-attr]
+    assert backgrounds == ["#b2182b", "#ffffff", "#2166ac", "#d88c95"]
+
+
+@pytest.mark.parametrize("rewards", [[0.0, 0.0, 0.0], [math.nan, math.inf, -math.inf]])
+def test_values_without_a_scale_are_shown_too(rewards: list[float]) -> None:
+    text = scored(["a", "b", "c"], rewards)
+    assert as_terminal(text).plain == "abc"
+    assert [token for token, _ in Reader(as_html([text], "t", {})).tokens] == ["a", "b", "c"]
+
+
+def test_one_extreme_token_does_not_pale_the_others() -> None:
+    rewards = [0.1] * 39 + [50.0]
+    tokens = Reader(as_html([scored(["x"] * 40, rewards)], "t", {})).tokens
+    assert {(attributes["class"] or "").split()[1] for _, attributes in tokens} == {"rew10"}
+
+
+def test_the_page_shows_every_token_with_its_numbers() -> None:
+    reader = Reader(as_html([scored(["The", " end"], [0.5, -1.0]), scored(["x"], [0.25])], "Credit", {"reward": "abc"}))
+    assert reader.text["title"] == reader.text["h1"] == "Credit"
+    assert [token for token, _ in reader.tokens] == ["The", " end", "x"]
+    attributes = reader.tokens[1][1]
+    assert {name: attributes[name] for name in attributes if name.startswith("data-")} == {
+        "data-token": "\u2423end",
+        "data-id": "101",
+        "data-position": "1",
+        "data-sft": "\u22121.5000",
+        "data-ref": "\u22120.5000",
+        "data-reward": "\u22121.0000",
+        "data-return": "\u22121.0000",
+    }
+    assert attributes["id"] == "t0-1"
+    # Rewards reach 1.0 in size on this page and returns 1.0; -1 is the bluest of both, 0.25 is a shade of red.
+    assert [a["class"] for _, a in reader.tokens] == ["t rew5 ret-5", "t rew-10 ret-10", "t rew2 ret2"]
+
+
+def test_on_the_page_high_is_red_and_low_is_blue_under_the_chosen_switch() -> None:
+    page = as_html([scored(["a"])], "t", {})
+    for by in ("reward", "return"):
+        for step, colour in ((10, "178 24 43 / 1.00"), (-10, "33 102 172 / 1.00"), (3, "178 24 43 / 0.30")):
+            assert f"#by-{by}:checked ~ * .{by[:3]}{step} {{ background: rgb({colour})" in page
+
+
+def test_totals_are_sums_over_the_text() -> None:
+    page = as_html([scored(["a", "b", "c"], [0.5, -1.25, 0.25])], "t", {})
+    totals = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
+    assert {name: totals[name] for name in list(totals)[:6]} == {
+        "tokens": "3",
+        "\u03a3 log \u03c0 SFT": "\u22124.50",
+        "\u03a3 log \u03c0 ref": "\u22124.00",
+        "\u03a3 reward": "\u22120.50",
+        "return of first token": "\u22120.50",
+        "lowest reward": "\u22121.25 at position 1",
+    }
+
+
+def test_hostile_text_stays_text() -> None:
+    evil = HOSTILE[1] + HOSTILE[3] + "\nnext \u202eline"
+    page = as_html([scored(HOSTILE, prompt=evil)], evil, {evil: evil, "\ud800": "\x00"})
+    reader = Reader(page)
+    harmless = Reader(as_html([scored(["x"] * len(HOSTILE))], "t", {"a": "b", "c": "d"}))
+    assert [tag for tag, _ in reader.tags] == [tag for tag, _ in harmless.tags]
+    assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
+    shown = [token for token, _ in reader.tokens]
+    assert shown[:5] == HOSTILE[:5]
+    assert shown[5:] == [
+        "\u27e8U+200B\u27e9",
+        "\u27e8U+202E\u27e9abc",
+        "a\u27e8U+000D\u27e9\u21b5",
+        "\u27e8U+001B\u27e9[31m",
+        "\u27e8U+0000\u27e9",
+        "\u2205",
+        "&lt;",
+        " two",
+    ]
+    assert reader.text["title"] == evil.replace("\n", "\u21b5").replace("\u202e", "\u27e8U+202E\u27e9")
+    assert "\u202e" not in page
+    assert "\x00" not in page
+    page.encode("utf-8")
+
+
+def test_the_policy_allows_this_pages_style_and_script_alone() -> None:
+    page = as_html([scored(["a"])], "t", {})
+    policy = html.unescape(re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[0])
+    digests = {}
+    for tag in ("style", "script"):
+        (source,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digests[tag] = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        f"script-src 'sha256-{digests['script']}'",
+        f"style-src 'sha256-{digests['style']}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    assert not re.search(r"(?:src|href|style|url)\s*[=(]", page)
+
+
+def luminance(channels: list[float]) -> float:
+    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("step", range(-STEPS, STEPS + 1))
+@pytest.mark.parametrize(("paper", "ink"), [(250, INK), (30, "#e6e8eb")])
+def test_ink_can_be_read_on_every_shade(step: int, paper: int, ink: str) -> None:
+    share = abs(step) / STEPS
+    background = luminance([paper + (channel - paper) * share for channel in hue(step)])
+    colour = WHITE if takes_white_ink(step) else ink
+    foreground = luminance([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    brighter, darker = max(background, foreground), min(background, foreground)
+    assert (brighter + 0.05) / (darker + 0.05) >= 3.9
+
+
+def test_a_browser_runs_nothing_of_the_data(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    path = tmp_path / "credit.html"
+    path.write_text(as_html([scored(HOSTILE), scored(["fine"])], "Token credit", {"reward": HOSTILE[0]}), "utf-8")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    opened = subprocess.run(
+        [*command, "--dump-dom", f"{path.as_uri()}#t0-12"], capture_output=True, text=True, timeout=120, check=True
+    )
+    reader = Reader(opened.stdout.removeprefix("<!DOCTYPE html>"))
+    assert reader.text["title"] == "Token credit"
+    assert [token for token, _ in reader.tokens][:5] == HOSTILE[:5]
+    assert len(reader.tokens) == len(HOSTILE) + 1
+    assert [tag for tag, _ in reader.tags].count("script") == 1
+    # The page's own script did run: the token named in the address has the focus, and the tooltip shows its numbers.
+    tip = dict(re.findall(r'<dd data-show="(\w+)">([^<]*)</dd>', opened.stdout))
+    assert (tip["token"], tip["id"], tip["reward"]) == ("\u2423two", "112", "+2.2500")
+    assert "hidden" not in next(attributes for _, attributes in reader.tags if attributes.get("id") == "tip")

@@ -1,0 +1,21 @@
+import pytest
+
+from dpr_core.reporting.visible import visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, caf\u00e9 \u4f60\u597d \U0001f600", "plain text, caf\u00e9 \u4f60\u597d \U0001f600"),
+        ("a\nb\tc", "a\u21b5b\u21e5c"),
+        ("\x1b[2J", "\u27e8U+001B\u27e9[2J"),
+        ("\x00\r\x7f\x9b", "\u27e8U+0000\u27e9\u27e8U+000D\u27e9\u27e8U+007F\u27e9\u27e8U+009B\u27e9"),
+        ("a\u200bb\u202ec\ufeff", "a\u27e8U+200B\u27e9b\u27e8U+202E\u27e9c\u27e8U+FEFF\u27e9"),
+        ("\u2028\u2029\u00a0\u3000", "\u27e8U+2028\u27e9\u27e8U+2029\u27e9\u27e8U+00A0\u27e9\u27e8U+3000\u27e9"),
+        ("\ud83d", "\u27e8U+D83D\u27e9"),
+        ("\u0301e", "\u25cc\u0301e"),
+        ("", ""),
+    ],
+)
+def test_nothing_stays_hidden(text: str, shown: str) -> None:
+    assert visible(text) == shown
