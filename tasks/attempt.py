@@ -1,0 +1,114 @@
+"""An attempt at a stage, while it runs: metrics, extra files, and the order in which a payload becomes an artifact."""
+
+import errno
+import json
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from tasks.identity import Manifest
+from tasks.records import MANIFEST, PAYLOAD, mlflow_name, split_tag
+
+if TYPE_CHECKING:
+    from tasks.tracking import Client
+
+FLUSH_SECONDS = 2.0
+FLUSH_ENTRIES = 500
+
+
+class StageRun:
+    """One MLflow run in progress. Metrics are buffered; everything else is written at once."""
+
+    def __init__(self, run_id: str, client: "Client", root: Path | None) -> None:
+        self.id = run_id
+        self._client = client
+        self._root = root
+        self._buffer: list[tuple[str, float, int, int]] = []
+        self._guard = threading.Lock()
+        self._flushed = time.monotonic()
+        self._last_step = 0
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log values over steps. They reach MLflow within seconds, with the time of this call."""
+        now = time.time_ns() // 1_000_000
+        with self._guard:
+            self._buffer += [(mlflow_name(name), float(value), now, step) for name, value in values.items()]
+            self._last_step = max(self._last_step, step)
+            due = len(self._buffer) >= FLUSH_ENTRIES or time.monotonic() - self._flushed >= FLUSH_SECONDS
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is buffered."""
+        with self._guard:
+            entries, self._buffer, self._flushed = self._buffer, [], time.monotonic()
+        self._client.log_metrics(self.id, entries)
+
+    def results(self, values: Mapping[str, float]) -> None:
+        """Log what the stage came to, as metrics of the last step and as the results that a reuse shows again."""
+        self.metrics(values, self._last_step)
+        text = json.dumps({name: float(value) for name, value in values.items()}, ensure_ascii=False)
+        for tag, piece in split_tag("dpr.results", text).items():
+            self._client.set_tag(self.id, tag, piece)
+
+    def text(self, path: str, content: str) -> None:
+        """Show a text beside the payload."""
+        self._client.log_text(self.id, content, _beside_payload(path))
+
+    def file(self, local: Path, folder: str) -> None:
+        """Show a file beside the payload."""
+        self._client.log_artifact(self.id, str(local), _beside_payload(folder))
+
+    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        """Show rows as a table that MLflow compares between runs; `path` ends in .json."""
+        columns = dict.fromkeys(name for row in rows for name in row)
+        self._client.log_table(self.id, {c: [row.get(c) for row in rows] for c in columns}, _beside_payload(path))
+
+    def publish(self, directory: Path, manifest: Manifest) -> str:
+        """Make `directory` the artifact's payload, and return its digest. A local store takes the directory itself.
+
+        Files come first, then the manifest, then its digest, then the status. A reader asks for all four.
+        """
+        self.flush()
+        if self._root is None:
+            self._client.log_artifacts(self.id, str(directory), PAYLOAD)
+        else:
+            _move(directory, self._root / PAYLOAD)
+        self._client.log_text(self.id, manifest.to_json(), MANIFEST)
+        digest = manifest.digest()
+        self._client.set_tag(self.id, "dpr.digest", digest)
+        self._client.set_terminated(self.id, "FINISHED")
+        return digest
+
+    def end(self, status: str, reason: str = "") -> None:
+        """End an attempt that made nothing, as FAILED or KILLED. What is already finished stays so."""
+        if self._client.get_run(self.id).info.status == "FINISHED":
+            return
+        try:
+            self.flush()
+            if reason:
+                self._client.set_tag(self.id, "dpr.reason", reason[:2000])
+        finally:
+            self._client.set_terminated(self.id, status)
+
+
+def _move(directory: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = target.with_name(target.name + ".partial")
+        shutil.copytree(directory, partial)
+        partial.rename(target)
+
+
+def _beside_payload(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] in ("/", PAYLOAD, MANIFEST) or ".." in parts:
+        raise ValueError(f"{path!r} is no place beside the payload")
+    return path

@@ -1,0 +1,183 @@
+"""Stages that build on each other: what would run and why, what a rerun makes again, and doing it in order."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dpr_core.config.base import StageConfig, override, parse
+from dpr_core.errors import DensePathError, UsageError
+from tasks.changes import FORCED, NEVER, UNEXPLAINED, Wanted, differences
+from tasks.identity import canonical_json, stage_key
+from tasks.records import Record, usable_as, wrong_stage
+from tasks.stage import Outcome, reusable
+from tasks.table import stage_named
+from tasks.tracking import Store
+
+OTHER = "@"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage to be had. An input is an artifact ID, or `@name` of another node."""
+
+    name: str
+    stage: str
+    config: StageConfig
+    inputs: dict[str, str]
+    origin: str | None = None
+    """The artifact that this node makes again, if it does."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would become of a node."""
+
+    name: str
+    stage: str
+    status: Literal["reuse", "run"]
+    id: str | None
+    why: str
+
+
+def plan(nodes: Sequence[Node], store: Store, force: Collection[str] = ()) -> list[Planned]:
+    """Say what would run and why, and what would be reused. Runs nothing."""
+    ordered = _in_order(nodes)
+    by_name = {node.name: node for node in ordered}
+    unknown = set(force) - set(by_name)
+    if unknown:
+        raise UsageError(f"cannot force {', '.join(sorted(unknown))}: the stages here are {', '.join(by_name)}")
+    records = store.records()
+    planned: dict[str, Planned] = {}
+    for node in ordered:
+        digests = _input_digests(node, by_name, planned, store)
+        if node.name in force:
+            planned[node.name] = Planned(node.name, node.stage, "run", None, FORCED)
+        else:
+            planned[node.name] = _plan_node(node, digests, store, records)
+    return list(planned.values())
+
+
+def _input_digests(
+    node: Node, by_name: Mapping[str, Node], planned: Mapping[str, Planned], store: Store
+) -> dict[str, str | None]:
+    """Check each input as a run would, short of re-hashing, and give its digest: none where it is yet to be made."""
+    stage = stage_named(node.stage)
+    stage.check_roles(node.inputs)
+    digests: dict[str, str | None] = {}
+    for role, source in node.inputs.items():
+        maker = by_name[source.removeprefix(OTHER)] if source.startswith(OTHER) else None
+        artifact = source if maker is None else planned[maker.name].id
+        record = None if artifact is None else store.record(artifact)
+        if record is not None:
+            problem = usable_as(record, stage.accepted(role))
+        else:
+            problem = wrong_stage(source, by_name[source.removeprefix(OTHER)].stage, stage.accepted(role))
+        if problem:
+            raise UsageError(f"input {role} of {node.name}: {problem}")
+        digests[role] = None if record is None else record.digest
+    return digests
+
+
+def _plan_node(node: Node, digests: Mapping[str, str | None], store: Store, records: Sequence[Record]) -> Planned:
+    stage = stage_named(node.stage)
+    known = {role: digest for role, digest in digests.items() if digest is not None}
+    damage: list[str] = []
+    if len(known) == len(digests):
+        found, damage = reusable(store, stage_key(stage.name, stage.version, node.config.identity(), known))
+        if found is not None:
+            made = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
+            return Planned(node.name, node.stage, "reuse", found.id, made)
+    wanted = Wanted(stage.name, stage.version, node.config, known, frozenset(digests))
+    reasons = damage or differences(wanted, records, node.origin)
+    if reasons != [NEVER]:
+        reasons = reasons + [
+            f"its input {role} ({node.inputs[role].removeprefix(OTHER)}) runs again"
+            for role in digests
+            if role not in known
+        ]
+    return Planned(node.name, node.stage, "run", None, "; ".join(reasons) or UNEXPLAINED)
+
+
+def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream: bool) -> list[Node]:
+    """The nodes that make an artifact again with some settings changed and, if asked, all that was built on it."""
+    target = store.record(run_id)
+    finished = [record for record in store.records() if record.finished] if downstream else []
+    again = {target.id: target} | _built_on(target, finished)
+    digest_of = {record.id: record.digest for record in finished}
+    nodes: dict[str, Node] = {}
+    name_of: dict[str, str] = {}
+    made: dict[str, str] = {}
+
+    def add(record: Record, users: tuple[str, ...] = ()) -> None:
+        if record.id in users:
+            raise DensePathError(f"the stored lineage of {record.title} goes in a circle")
+        if record.id in name_of:
+            return
+        for source in record.inputs.values():
+            if source in again:
+                add(again[source], (*users, record.id))
+        config = _stored_config(record, overrides if record.id == target.id else ())
+        inputs = {
+            role: OTHER + name_of[source] if source in again else source for role, source in record.inputs.items()
+        }
+        same_input = {role: digest_of.get(source) or source for role, source in inputs.items()}
+        signature = canonical_json([record.stage, config.identity(), same_input])
+        if signature not in made:
+            name = record.name if record.name not in nodes else f"{record.name}-{record.id[:8]}"
+            nodes[name] = Node(name, record.stage, config, inputs, origin=record.id)
+            made[signature] = name
+        name_of[record.id] = made[signature]
+
+    for record in again.values():
+        add(record)
+    return list(nodes.values())
+
+
+def _built_on(target: Record, finished: Sequence[Record]) -> dict[str, Record]:
+    """All finished artifacts that have `target` somewhere below them, newest first."""
+    reached = {target.id}
+    while more := {r.id for r in finished if r.id not in reached and reached & set(r.inputs.values())}:
+        reached |= more
+    return {record.id: record for record in finished if record.id in reached - {target.id}}
+
+
+def _stored_config(record: Record, overrides: Iterable[str]) -> StageConfig:
+    stage = stage_named(record.stage)
+    return parse(stage.config, override(record.config, overrides), record.stage)
+
+
+def execute(nodes: Sequence[Node], run: Callable[[Node, dict[str, str]], Outcome]) -> list[Outcome]:
+    """Run the nodes in order; `run` gets each with the IDs of its inputs."""
+    outcomes: dict[str, Outcome] = {}
+    for node in _in_order(nodes):
+        inputs = {
+            role: outcomes[source.removeprefix(OTHER)].id if source.startswith(OTHER) else source
+            for role, source in node.inputs.items()
+        }
+        outcomes[node.name] = run(node, inputs)
+    return list(outcomes.values())
+
+
+def _in_order(nodes: Sequence[Node]) -> list[Node]:
+    """Each node after those that it builds on, otherwise as given."""
+    by_name = {node.name: node for node in nodes}
+    if len(by_name) != len(nodes):
+        raise UsageError("two stages of this pipeline have the same name")
+    ordered: dict[str, Node] = {}
+
+    def visit(node: Node, users: tuple[str, ...] = ()) -> None:
+        if node.name in users:
+            raise UsageError(f"{node.name} would have to be built on itself")
+        if node.name in ordered:
+            return
+        for role, source in node.inputs.items():
+            if source.startswith(OTHER):
+                name = source.removeprefix(OTHER)
+                if name not in by_name:
+                    raise UsageError(f"input {role} of {node.name}: there is no stage called {name}")
+                visit(by_name[name], (*users, node.name))
+        ordered[node.name] = node
+
+    for node in nodes:
+        visit(node)
+    return list(ordered.values())

@@ -1,0 +1,47 @@
+"""The folder that holds everything local: the embedded store, locks and work in progress."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from dpr_core.errors import DensePathError, UsageError
+
+FOLDERS = ("artifacts", "cache", "locks", "work")
+
+
+def open_home() -> Path:
+    """`DPR_HOME` (`./.dpr` if unset), made if need be and proven writable."""
+    setting = os.environ.get("DPR_HOME") or ".dpr"
+    home = Path(os.path.abspath(Path(setting).expanduser()))
+    if set("?#%") & set(str(home)):
+        raise UsageError(f"DPR_HOME: {home} has a ?, # or % in its name, which MLflow cannot take; use another folder")
+    try:
+        for folder in FOLDERS:
+            (home / folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home / "work") as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        if is_full(error):
+            raise no_space(home) from error
+        raise UsageError(
+            f"DPR_HOME: cannot write to {home} ({error.strerror}); set DPR_HOME to a folder that you may write to"
+        ) from error
+    return home
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that the disk is full; C++ and Rust libraries say it in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left on device", "database or disk is full")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_space(home: Path) -> DensePathError:
+    return DensePathError(f"no space left in {home}; free some, or set DPR_HOME to a folder on another disk")

@@ -1,0 +1,188 @@
+"""What an artifact is: the key that decides whether work can be reused, and the manifest that a reader re-hashes."""
+
+import hashlib
+import json
+import os
+import platform
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypedDict
+
+from dpr_core import __version__
+
+RECORDED_PACKAGES = ("accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash of all that decides what a stage makes; `inputs` maps each role to the digest of its artifact."""
+    return _sha256({"stage": stage, "version": version, "config": dict(config), "inputs": dict(inputs)})
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that a manifest records."""
+    versions = {"dense-path": __version__, "python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+class FileEntry(TypedDict):
+    path: str
+    size: int
+    sha256: str
+
+
+class InputEntry(TypedDict):
+    id: str
+    digest: str
+
+
+class HashCache:
+    """Hashes of files that have not changed since they were hashed in this process."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def sha256(self, path: Path) -> str:
+        before = path.stat()
+        mark = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+        known = self._known.get(str(path))
+        if known is not None and known[0] == mark:
+            return known[1]
+        digest = _sha256_of_file(path)
+        # A file written a moment ago could change again without a new time stamp.
+        if time.time_ns() - before.st_mtime_ns > 1_000_000_000:
+            self._known[str(path)] = (mark, digest)
+        return digest
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a payload holds and what it was made from."""
+
+    stage: str
+    stage_version: int
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, InputEntry]
+    files: list[FileEntry]
+    versions: dict[str, str]
+
+    @classmethod
+    def of_directory(
+        cls,
+        directory: Path,
+        *,
+        stage: str,
+        stage_version: int,
+        config: Mapping[str, Any],
+        seed: int,
+        inputs: Mapping[str, InputEntry],
+        versions: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Hash every file below `directory`. Anything but plain files and folders is refused."""
+        files: list[FileEntry] = []
+        for path, name in _walk(directory):
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{path}: only plain files can be published")
+            files.append({"path": name, "size": status.st_size, "sha256": _sha256_of_file(path)})
+        files.sort(key=lambda entry: entry["path"])
+        made_with = dict(library_versions() if versions is None else versions)
+        return cls(stage, stage_version, dict(config), seed, dict(inputs), files, made_with)
+
+    @property
+    def key(self) -> str:
+        digests = {role: entry["digest"] for role, entry in self.inputs.items()}
+        return stage_key(self.stage, self.stage_version, self.config, digests)
+
+    def digest(self) -> str:
+        """Hash of everything but the IDs of the inputs, so that the same work gives the same digest."""
+        return _sha256(asdict(self) | {"inputs": {role: entry["digest"] for role, entry in self.inputs.items()}})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a manifest that may have been tampered with; raises ValueError naming what is wrong."""
+        try:
+            manifest = cls(**json.loads(text))
+            well_formed = (
+                isinstance(manifest.stage, str)
+                and isinstance(manifest.stage_version, int)
+                and isinstance(manifest.config, dict)
+                and isinstance(manifest.seed, int)
+                and all(isinstance(e["id"], str) and isinstance(e["digest"], str) for e in manifest.inputs.values())
+                and all(isinstance(e["size"], int) and isinstance(e["sha256"], str) for e in manifest.files)
+                and isinstance(manifest.versions, dict)
+            )
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not a manifest ({type(error).__name__}: {error})") from None
+        if not well_formed:
+            raise ValueError("not a manifest (a field has the wrong type)")
+        for entry in manifest.files:
+            if not _stays_inside(entry["path"]):
+                raise ValueError(f"the file name {entry['path']!r} would leave the artifact")
+        if len({entry["path"] for entry in manifest.files}) != len(manifest.files):
+            raise ValueError("a file is listed twice")
+        return manifest
+
+
+def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = None) -> list[str]:
+    """Every difference between a payload and its manifest, file by file; empty means sound."""
+    hashes = hashes or HashCache()
+    present = {name: path for path, name in _walk(directory)}
+    problems = [f"{name}: not in the manifest" for name in sorted(set(present) - {e["path"] for e in manifest.files})]
+    for entry in manifest.files:
+        name = entry["path"]
+        path = present.get(name)
+        if path is None:
+            problems.append(f"{name}: missing")
+        elif not stat.S_ISREG(path.lstat().st_mode):
+            problems.append(f"{name}: not a plain file")
+        elif path.lstat().st_size != entry["size"]:
+            problems.append(f"{name}: {path.lstat().st_size} bytes, expected {entry['size']}")
+        elif hashes.sha256(path) != entry["sha256"]:
+            problems.append(f"{name}: its content has changed (sha256 differs)")
+    return problems
+
+
+def _walk(directory: Path) -> Iterator[tuple[Path, str]]:
+    """Everything below `directory` that is not a folder; links are listed and never followed."""
+    if directory.is_symlink():
+        yield directory, directory.name
+        return
+    for parent, folders, names in os.walk(directory):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        for name in sorted([*names, *links]):
+            path = Path(parent) / name
+            yield path, path.relative_to(directory).as_posix()
+
+
+def _stays_inside(name: Any) -> bool:
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name and name != "."
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

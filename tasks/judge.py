@@ -1,0 +1,56 @@
+"""Compare two policies' answers to the same questions, each pair in both orders."""
+
+import asyncio
+import json
+from typing import cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
+from dpr_core.errors import DensePathError, UsageError
+from tasks.answer import read_answers, write_rows
+from tasks.stage import Stage, Workspace
+
+WIN_RATE = "win_rate.json"
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core import benchmarks, judging
+    from dpr_core.benchmarks.base import Question
+    from dpr_core.judging.judge import Answer
+    from dpr_core.judging.pairwise import Pair, judge_pairs, summarise
+
+    settings = cast(JudgeConfig, config)
+    candidate, baseline = work.input("candidate"), work.input("baseline")
+    ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
+    if [row["question"] for row in ours] != [row["question"] for row in theirs]:
+        raise UsageError(f"answers {candidate.id[:8]} and {baseline.id[:8]} are not to the same questions")
+    pairs = [
+        Pair(Question.of(a["question"]), Answer.of(a["text"]), Answer.of(b["text"]))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    benchmark = AnswerConfig.model_validate(candidate.config).benchmark
+    judge = judging.build(settings.by, settings.execution, benchmarks.result_reader(benchmark))
+    games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
+    result = summarise(games, settings.bootstrap_samples, settings.seed)
+    write_rows(work.output / "games.jsonl", [game.as_dict() for game in games])
+    if result.unreadable_share > settings.max_unreadable_share:
+        raise DensePathError(
+            f"{result.unreadable} of {len(games)} verdicts could not be read, more than max_unreadable_share="
+            f"{settings.max_unreadable_share:g}; look at the judge's model and at its replies"
+        )
+    (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    return {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
+
+
+def describe(config: StageConfig) -> str:
+    return f"Win rate judged by {cast(JudgeConfig, config).by.type}, both orders, ties 0.5."
+
+
+STAGE = Stage(
+    name="judge",
+    version=1,
+    config=JudgeConfig,
+    inputs={"candidate": ("answer",), "baseline": ("answer",)},
+    body=body,
+    describe=describe,
+)

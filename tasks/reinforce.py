@@ -1,0 +1,82 @@
+"""Improve the SFT policy by REINFORCE against its own recovered reward."""
+
+from typing import cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.training import ReinforceConfig, RewardConfig
+from dpr_core.errors import UsageError
+from tasks.lineage import Lineage
+from tasks.stage import Stage, Workspace
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.models.checkpoints import save
+    from dpr_core.reporting import plots
+    from dpr_core.rollouts.in_process import InProcessEngine
+    from dpr_core.training.on_policy import OnPolicy, optimizer_steps
+    from dpr_core.training.trainer import Trainer
+
+    settings = cast(ReinforceConfig, config)
+    lineage = Lineage(work.store)
+    reward = work.input("reward")
+    reward_settings = RewardConfig.model_validate(reward.config).model_copy(update={"execution": settings.execution})
+    tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
+    prompts = [
+        ids
+        for row in lineage.demonstrations(reward)
+        if len(ids := encode_prompt(tokenizer, renderer.render(row.prompt, row.system))) <= settings.max_prompt_tokens
+    ]
+    if not prompts:
+        raise UsageError(f"no prompt is left: all are longer than max_prompt_tokens={settings.max_prompt_tokens}")
+    policy = lineage.load(lineage.policy_folder(reward), reward, settings.execution)
+    history = History(work)
+    loop = OnPolicy(
+        policy=policy,
+        engine=InProcessEngine(policy.model),
+        reward=lineage.dense_reward(reward, reward_settings),
+        trainer=Trainer(policy, settings, optimizer_steps(len(prompts), settings), settings.execution),
+        config=settings,
+        end_token=end_token(tokenizer),
+        decode=lambda ids: decode_response(tokenizer, ids),
+        recorder=history,
+    )
+    metrics = loop.run(prompts)
+    save(policy.model, tokenizer, work.output / "policy")
+    plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
+    work.run.file(work.scratch / "training.png", "plots")
+    return metrics
+
+
+class History:
+    """Passes everything on to the workspace, and remembers the rollouts' metrics for the plot."""
+
+    SHOWN = ("rollout/return", "rollout/kl", "rollout/length", "rollout/entropy")
+
+    def __init__(self, work: Workspace) -> None:
+        self.advance = work.advance
+        self.table = work.table
+        self._metrics = work.metrics
+        self._points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self._metrics(values, step)
+        if self.SHOWN[0] in values:
+            self._points.append((step, values))
+
+    def series(self) -> dict[str, list[tuple[float, float]]]:
+        return {name: [(float(step), values[name]) for step, values in self._points] for name in self.SHOWN}
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(ReinforceConfig, config)
+    guard = f", stopped at a KL of {settings.guard.max_sequence_kl:g}" if settings.guard else ""
+    return (
+        f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
+        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{guard} (seed {settings.seed})."
+    )
+
+
+STAGE = Stage(
+    name="reinforce", version=1, config=ReinforceConfig, inputs={"reward": ("reward",)}, body=body, describe=describe
+)

@@ -1,0 +1,73 @@
+"""One table of every policy over every benchmark."""
+
+import json
+from typing import Any, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import ReportConfig
+from tasks.answer import read_answers, statistics
+from tasks.judge import WIN_RATE
+from tasks.stage import Stage, Workspace
+from tasks.tracking import Artifact
+
+TABLE = "table.json"
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    """Each input is a judge artifact; its role, "policy on benchmark", names the row."""
+    from dpr_core.reporting import plots, report
+
+    settings = cast(ReportConfig, config)
+    rows: dict[tuple[str, str], report.Row] = {}
+    for role in work.inputs:
+        judged = work.input(role)
+        policy, _, benchmark = role.partition(" on ")
+        baseline, candidate = (work.artifact(judged.inputs[side]) for side in ("baseline", "candidate"))
+        rows.setdefault(("SFT", benchmark), report.Row("SFT", benchmark, is_baseline=True, **_measured(baseline)))
+        win = json.loads((judged.path / WIN_RATE).read_text(encoding="utf-8"))
+        # A judge that checks results cannot favour a position.
+        sees_order = judged.config["by"]["type"] != "verifiable"
+        rows[policy, benchmark] = report.Row(
+            policy,
+            benchmark,
+            win_rate=win["win_rate"],
+            win_rate_interval=None if win["low"] is None else (win["low"], win["high"]),
+            contradiction_rate=win["contradiction_rate"] if sees_order else None,
+            first_position_rate=win["first_position_rate"] if sees_order else None,
+            **_measured(candidate),
+        )
+    table = report.Table(settings.title, tuple(rows.values()))
+    (work.output / TABLE).write_text(json.dumps(report.as_dict(table), indent=2, ensure_ascii=False) + "\n")
+    (work.output / "report.md").write_text(report.as_markdown(table), encoding="utf-8")
+    (work.output / "report.html").write_text(report.as_html(table), encoding="utf-8")
+    bars = [
+        (f"{row.policy} ({row.benchmark})", row.win_rate, *row.win_rate_interval)
+        for row in rows.values()
+        if row.win_rate is not None and row.win_rate_interval is not None
+    ]
+    if bars:
+        plots.intervals(work.scratch / "win_rates.png", f"{table.estimand} (%)", bars, even=50)
+        work.run.file(work.scratch / "win_rates.png", "plots")
+    return {
+        f"report/{row.policy}/{row.benchmark}/win_rate": row.win_rate
+        for row in rows.values()
+        if row.win_rate is not None
+    }
+
+
+def _measured(answers: Artifact) -> dict[str, Any]:
+    values = statistics(read_answers(answers.path))
+    return {
+        "prompts": int(values["answer/prompts"]),
+        "response_tokens": values["answer/response_tokens"],
+        "cut_share": values["answer/cut_share"],
+        "accuracy": values.get("answer/accuracy"),
+        "kl_to_sft": values["answer/kl_to_sft"],
+    }
+
+
+def describe(config: StageConfig) -> str:
+    return f"{cast(ReportConfig, config).title}: every policy over every benchmark."
+
+
+STAGE = Stage(name="report", version=1, config=ReportConfig, body=body, describe=describe)

@@ -1,0 +1,66 @@
+"""Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
+
+from typing import cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.training import SFTConfig
+from tasks.lineage import Lineage
+from tasks.stage import Stage, Workspace
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.algorithms.sft import fine_tune, total_steps
+    from dpr_core.data.encoding import encode_demonstrations
+    from dpr_core.errors import UsageError
+    from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
+    from dpr_core.models.policy import Policy
+    from dpr_core.training.trainer import Trainer
+
+    sft = cast(SFTConfig, config)
+    data = work.input("data")
+    lineage = Lineage(work.store)
+    if sft.backbone is not None:
+        model, tokenizer = load_backbone(sft.backbone)
+    elif "backbone" in work.inputs:
+        folder = work.input("backbone").path / "model"
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
+    else:
+        raise UsageError(
+            "sft has no backbone: set `backbone` to a pretrained one, or give a backbone artifact as input"
+        )
+    renderer = lineage.renderer(data)
+    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
+    encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)
+    trainer = Trainer(
+        Policy(model, sft.execution.logits_per_chunk), sft, total_steps(len(encoded.sequences), sft), sft.execution
+    )
+
+    def keep(fraction: float) -> None:
+        save(model, tokenizer, work.output / "checkpoints" / f"{fraction:g}")
+
+    metrics = fine_tune(trainer, encoded.sequences, sft, keep, work)
+    return metrics | {
+        "data/demonstrations": float(len(encoded.sequences)),
+        "data/prompts_too_long": float(encoded.prompts_too_long),
+        "data/responses_cut": float(encoded.responses_cut),
+    }
+
+
+def describe(config: StageConfig) -> str:
+    sft = cast(SFTConfig, config)
+    kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints)
+    return (
+        f"Supervised fine-tuning: {sft.epochs} pass(es), learning rate {sft.learning_rate:g}, batches of "
+        f"{sft.batch_size}; weights kept at {kept} of the run (seed {sft.seed})."
+    )
+
+
+STAGE = Stage(
+    name="sft",
+    version=1,
+    config=SFTConfig,
+    inputs={"data": ("subsample",), "backbone": ("backbone",)},
+    optional=frozenset({"backbone"}),
+    body=body,
+    describe=describe,
+)

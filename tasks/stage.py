@@ -1,0 +1,217 @@
+"""Running one stage: check its inputs, reuse what is there, else do the work and publish it whole or not at all."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dpr_core.config.base import StageConfig
+from dpr_core.errors import DensePathError, UsageError
+from tasks.changes import FORCED, UNEXPLAINED, Wanted, differences
+from tasks.home import is_full, no_space
+from tasks.identity import InputEntry, Manifest, stage_key
+from tasks.locks import exclusive, terminable
+from tasks.tracking import Artifact, Record, StageRun, Store
+
+logger = logging.getLogger("dense_path")
+
+ANY_ROLE = "*"
+
+
+class Progress(Protocol):
+    def advance(self, step: int, total: int, note: str = "") -> None: ...
+
+
+class Workspace:
+    """What the body of a stage works with. Whatever it writes into `output` is the artifact."""
+
+    def __init__(
+        self, run: StageRun, store: Store, inputs: Mapping[str, str], scratch: Path, progress: Progress | None
+    ) -> None:
+        self.run = run
+        self.store = store
+        self.inputs = dict(sorted(inputs.items()))
+        self.scratch = scratch
+        self.output = scratch / "output"
+        self._progress = progress
+
+    def input(self, role: str) -> Artifact:
+        """The verified artifact in a role."""
+        return self.store.fetch(self.inputs[role])
+
+    def artifact(self, run_id: str) -> Artifact:
+        """Any other verified artifact, such as an input of an input."""
+        return self.store.fetch(run_id)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.run.metrics(values, step)
+
+    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        self.run.table(path, rows)
+
+    def advance(self, step: int, total: int, note: str = "") -> None:
+        if self._progress is not None:
+            self._progress.advance(step, total, note)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline. `inputs` maps a role to the stages accepted in it.
+
+    The role `*` stands for any number of roles; without `inputs`, any role takes any artifact.
+    """
+
+    name: str
+    version: int
+    config: type[StageConfig]
+    body: Callable[[StageConfig, Workspace], dict[str, float]]
+    describe: Callable[[StageConfig], str]
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+
+    def check_roles(self, given: Iterable[str]) -> None:
+        """Refuse roles that this stage does not have, and the lack of one that it needs."""
+        roles = set(given)
+        unknown = roles - set(self.inputs)
+        if unknown and self.inputs and ANY_ROLE not in self.inputs:
+            raise UsageError(
+                f"{self.name} has no input called {', '.join(sorted(unknown))}; its inputs: {', '.join(self.inputs)}"
+            )
+        missing = set(self.inputs) - roles - self.optional - {ANY_ROLE}
+        if missing:
+            needs = [f"{role} (an artifact of {' or '.join(self.inputs[role])})" for role in sorted(missing)]
+            raise UsageError(f"{self.name} needs the input {' and '.join(needs)}")
+
+    def accepted(self, role: str) -> tuple[str, ...]:
+        """The stages whose artifacts fit a role."""
+        return self.inputs.get(role, self.inputs.get(ANY_ROLE, ()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of asking for a stage."""
+
+    stage: str
+    name: str
+    id: str
+    status: Literal["ran", "reused"]
+    seconds: float
+    metrics: dict[str, float]
+
+
+def run_stage(
+    stage: Stage,
+    config: StageConfig,
+    inputs: Mapping[str, str],
+    *,
+    store: Store,
+    parent: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key."""
+    name = name or stage.name
+    started = time.monotonic()
+    artifacts = _verified_inputs(stage, inputs, store)
+    digests = {role: artifact.digest for role, artifact in artifacts.items()}
+    key = stage_key(stage.name, stage.version, config.identity(), digests)
+
+    def waiting() -> None:
+        logger.info("%s: another process is making this; waiting for it", name)
+
+    with terminable(), exclusive(store.home / "locks" / f"{key}.lock", waiting):
+        damage: list[str] = []
+        if not force:
+            found, damage = reusable(store, key)
+            for line in damage:
+                logger.warning("%s: not reused: %s", name, line)
+            if found is not None:
+                return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
+        for stale in store.end_stale(key):
+            logger.warning("%s: attempt %s had been killed; starting afresh", name, stale[:8])
+            shutil.rmtree(store.home / "work" / stale, ignore_errors=True)
+        wanted = Wanted(stage.name, stage.version, config, digests, frozenset(digests))
+        why = FORCED if force else "; ".join(damage or differences(wanted, store.records())) or UNEXPLAINED
+        logger.info("%s: runs, because: %s", name, why)
+        run = store.begin(
+            stage=stage.name,
+            name=name,
+            version=stage.version,
+            key=key,
+            config=config,
+            inputs={role: artifact.id for role, artifact in artifacts.items()},
+            parent=parent,
+            description=f"{stage.describe(config)}\n\nRan because: {why}.",
+        )
+        metrics = _attempt(stage, config, artifacts, store, run, progress)
+    return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
+
+
+def reusable(store: Store, key: str) -> tuple[Record | None, list[str]]:
+    """The earliest finished artifact with this key that is sound, and what is wrong with those before it."""
+    damage: list[str] = []
+    for record in store.finished(key):
+        problems = store.verify(record.id, quick=True)
+        if not problems:
+            return record, damage
+        damage.append(f"artifact {record.title} is damaged ({'; '.join(problems[:3])})")
+    return None, damage
+
+
+def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> dict[str, Artifact]:
+    stage.check_roles(inputs)
+    artifacts = {}
+    for role, reference in sorted(inputs.items()):
+        try:
+            artifacts[role] = store.fetch(reference, stages=stage.accepted(role))
+        except DensePathError as error:
+            raise type(error)(f"input {role} of {stage.name}: {error}") from error
+    return artifacts
+
+
+def _attempt(
+    stage: Stage,
+    config: StageConfig,
+    artifacts: Mapping[str, Artifact],
+    store: Store,
+    run: StageRun,
+    progress: Progress | None,
+) -> dict[str, float]:
+    scratch = store.home / "work" / run.id
+    work = Workspace(run, store, {role: artifact.id for role, artifact in artifacts.items()}, scratch, progress)
+    entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
+    try:
+        work.output.mkdir(parents=True)
+        metrics = stage.body(config, work)
+        manifest = Manifest.of_directory(
+            work.output,
+            stage=stage.name,
+            stage_version=stage.version,
+            config=config.identity(),
+            seed=config.seed,
+            inputs=entries,
+        )
+        if not manifest.files:
+            raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
+        run.results(metrics)
+        run.publish(work.output, manifest)
+    except BaseException as error:
+        _end(run, "FAILED" if isinstance(error, Exception) else "KILLED", f"{type(error).__name__}: {error}")
+        if is_full(error) and not isinstance(error, DensePathError):
+            raise no_space(store.home) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return metrics
+
+
+def _end(run: StageRun, status: str, reason: str) -> None:
+    """End a failed attempt; that the store cannot even take this must not hide why it failed."""
+    try:
+        run.end(status, reason)
+    except DensePathError as error:
+        logger.warning("attempt %s could not be marked as %s: %s", run.id[:8], status, error)
