@@ -1,0 +1,17 @@
+"""Prefect without a server of one's own: a temporary one for each run, with its files in `DPR_HOME`."""
+
+import os
+from pathlib import Path
+
+
+def prepare(home: Path, debug: bool = False) -> None:
+    """Set Prefect up before it is first imported. A server named in PREFECT_API_URL is used instead, untouched."""
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # The command line reports errors itself, in a sentence; Prefect would print a traceback.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")
+    if os.environ.get("PREFECT_API_URL"):
+        return
+    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

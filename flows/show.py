@@ -1,0 +1,185 @@
+"""What the command line shows: plans, runs, artifacts. Documents for --json, tables and trees for people."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from dpr_core.reporting import report
+from tasks.graph import Planned
+from tasks.records import Record
+from tasks.reward import CREDIT_PAGE
+from tasks.tracking import Store
+
+SHORT = 8
+
+
+def plan_document(planned: Sequence[Planned]) -> dict[str, Any]:
+    return {"plan": [{"stage": p.stage, "name": p.name, "status": p.status, "id": p.id, "why": p.why} for p in planned]}
+
+
+def plan_table(planned: Sequence[Planned]) -> RenderableType:
+    table = _table("stage", "would", "artifact", "why")
+    for p in planned:
+        table.add_row(p.name, p.status, (p.id or "")[:SHORT], Text(p.why))
+    runs = sum(p.status == "run" for p in planned)
+    return Group(table, Text(f"{runs} of {len(planned)} stages would run; nothing was run."))
+
+
+def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
+    """The results, every stage's artifact, and what to do next."""
+    stages = document["stages"]
+    table = _table("stage", "artifact", "status", "seconds")
+    for entry in stages:
+        table.add_row(entry["name"], entry["id"], entry["status"], f"{entry['seconds']:.1f}")
+    parts: list[RenderableType] = []
+    results = document["results"]
+    if "rows" in results:
+        rows = tuple(report.Row(**row) for row in results["rows"])
+        parts.append(report.as_terminal(report.Table(results["title"], rows, notes=tuple(results["notes"]))))
+    else:
+        parts += [Text(f"{name}: {value:.6g}") for name, value in results.items()]
+    parts.append(table)
+    if all(entry["status"] == "reused" for entry in stages):
+        parts.append(Text("Nothing had changed: every stage was reused."))
+    parts.append(_next_steps(store, stages))
+    return Group(*parts)
+
+
+def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> RenderableType:
+    ids = {entry["stage"]: entry["id"] for entry in stages}
+    dpr = _dpr()
+    steps = [("look at the runs in the MLflow UI", f"{dpr} ui")]
+    if "reward" in ids:
+        page = store.fetch(ids["reward"]).path / CREDIT_PAGE
+        short = ids["reward"][:SHORT]
+        steps.append(("see each token's credit in a browser", str(page)))
+        steps.append(("score a text of your own", f'{dpr} score {short} --text "PROMPT" "RESPONSE" --html credit.html'))
+    if "reinforce" in ids:
+        again = f"{dpr} rerun {ids['reinforce'][:SHORT]} --set algorithm.gamma=0.95 --downstream"
+        steps.append(("rerun one stage with a change", again))
+    return Group(*(Text.assemble(f"To {what}:\n  ", (command, "bold"), no_wrap=True) for what, command in steps))
+
+
+def _dpr() -> str:
+    """How to call this program from the current folder."""
+    program = Path(sys.argv[0])
+    if program.name != "dpr":
+        return "dpr"
+    if (found := shutil.which("dpr")) and Path(found).resolve() == program.resolve():
+        return "dpr"
+    return os.path.relpath(program)
+
+
+def record_document(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "stage": record.stage,
+        "name": record.name,
+        "status": record.status,
+        "finished": record.finished,
+        "key": record.key,
+        "digest": record.digest,
+        "inputs": record.inputs,
+        "started": record.started.isoformat(),
+        "seconds": record.seconds,
+    }
+
+
+def record_table(records: Sequence[Record]) -> RenderableType:
+    if not records:
+        return Text("Nothing has been made yet; start with: dpr run demo")
+    table = _table("artifact", "stage", "name", "status", "started (UTC)", "seconds")
+    for r in records:
+        seconds = "" if r.seconds is None else f"{r.seconds:.1f}"
+        status = r.status.lower() if r.finished or r.status != "FINISHED" else "unfinished"
+        table.add_row(r.id, r.stage, r.name, status, f"{r.started:%Y-%m-%d %H:%M:%S}", seconds)
+    return table
+
+
+def artifact_document(store: Store, record: Record) -> dict[str, Any]:
+    """Everything about one artifact."""
+    return {
+        **record_document(record),
+        "config": record.config,
+        "metrics": store.metrics(record.id),
+        "files": [dict(entry) for entry in store.manifest(record.id).files] if record.finished else [],
+        "used_by": [user.id for user in store.users(record.id)],
+        "reason": record.reason,
+    }
+
+
+def artifact_view(store: Store, record: Record) -> RenderableType:
+    document = artifact_document(store, record)
+    facts = Table.grid(padding=(0, 2))
+    for name in ("id", "stage", "name", "status", "reason", "key", "digest", "started", "seconds"):
+        if document[name] not in (None, ""):
+            facts.add_row(name, Text(str(document[name])))
+    parts: list[RenderableType] = [facts, _made_from(store, record), _used_by(store, record)]
+    settings = Tree("settings")
+    _grow(settings, record.config)
+    parts.append(settings)
+    metrics = Tree("metrics")
+    for name, value in sorted(document["metrics"].items()):
+        metrics.add(Text(f"{name}: {value:.6g}"))
+    files = Tree("files")
+    for entry in document["files"]:
+        files.add(Text(f"{entry['path']}  {entry['size']:,} bytes  sha256 {entry['sha256'][:12]}"))
+    return Group(*parts, metrics, files)
+
+
+def _made_from(store: Store, record: Record) -> Tree:
+    tree = Tree("made from")
+
+    def grow(branch: Tree, made: Record) -> None:
+        for role, source in sorted(made.inputs.items()):
+            parent = store.record(source)
+            grow(branch.add(Text(f"{role}: {parent.title}")), parent)
+
+    grow(tree, record)
+    return tree
+
+
+def _used_by(store: Store, record: Record) -> Tree:
+    tree = Tree("used by")
+    for user in store.users(record.id):
+        tree.add(Text(f"{user.title}, {user.status.lower()}"))
+    return tree
+
+
+def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _grow(tree.add(Text(name)), value)
+        else:
+            tree.add(Text(f"{name}: {json.dumps(value, ensure_ascii=False)}"))
+
+
+Checked = Sequence[tuple[Record, list[str]]]
+
+
+def verification_document(checked: Checked) -> list[dict[str, Any]]:
+    return [{"id": r.id, "stage": r.stage, "sound": not problems, "problems": problems} for r, problems in checked]
+
+
+def verification_table(checked: Checked) -> RenderableType:
+    table = _table("artifact", "stage", "result")
+    for record, problems in checked:
+        table.add_row(record.id, record.name, Text("; ".join(problems) or "sound"))
+    damaged = sum(bool(problems) for _, problems in checked)
+    return Group(table, Text(f"{len(checked)} checked, {damaged} damaged."))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,67 @@
+"""One Prefect flow for every single stage: artifact IDs and a configuration in, an artifact ID out."""
+
+from collections.abc import Mapping
+
+from prefect import flow
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.data import SubsampleConfig
+from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, ReportConfig
+from dpr_core.config.model import LabBackbone
+from dpr_core.config.training import ReinforceConfig, RewardConfig, SFTConfig
+from flows.pipeline import run_nodes
+from tasks.graph import Node
+
+
+@flow
+def backbone(config: LabBackbone = LabBackbone(), force: bool = False) -> str:
+    """Build the lab's tiny backbone."""
+    return _alone("backbone", config, {}, force)
+
+
+@flow
+def subsample(config: SubsampleConfig = SubsampleConfig(), force: bool = False) -> str:
+    """Draw demonstrations."""
+    return _alone("subsample", config, {}, force)
+
+
+@flow
+def sft(data: str, backbone: str | None = None, config: SFTConfig = SFTConfig(), force: bool = False) -> str:
+    """Fine-tune on a subsample artifact, from a backbone artifact or from `config.backbone`."""
+    return _alone("sft", config, {"data": data, **({"backbone": backbone} if backbone else {})}, force)
+
+
+@flow
+def reward(sft: str, config: RewardConfig = RewardConfig(), force: bool = False) -> str:
+    """Recover the dense reward of an SFT artifact."""
+    return _alone("reward", config, {"sft": sft}, force)
+
+
+@flow
+def reinforce(reward: str, config: ReinforceConfig = ReinforceConfig(), force: bool = False) -> str:
+    """Improve the SFT policy against a reward artifact."""
+    return _alone("reinforce", config, {"reward": reward}, force)
+
+
+@flow
+def answer(policy: str, config: AnswerConfig, force: bool = False) -> str:
+    """Let the policy of an SFT, reward or REINFORCE artifact answer a benchmark."""
+    return _alone("answer", config, {"policy": policy}, force)
+
+
+@flow
+def judge(candidate: str, baseline: str, config: JudgeConfig = JudgeConfig(), force: bool = False) -> str:
+    """Compare two answer artifacts."""
+    return _alone("judge", config, {"candidate": candidate, "baseline": baseline}, force)
+
+
+@flow
+def report(judgments: Mapping[str, str], config: ReportConfig = ReportConfig(), force: bool = False) -> str:
+    """Tabulate judge artifacts, given as {"policy on benchmark": ID}."""
+    return _alone("report", config, dict(judgments), force)
+
+
+def _alone(stage: str, config: StageConfig, inputs: dict[str, str], force: bool) -> str:
+    document = run_nodes([Node(stage, stage, config, inputs)], stage, f"{stage} alone.", config.identity(), force)
+    made: str = document["stages"][0]["id"]
+    return made
