@@ -1,0 +1,200 @@
+from typing import Any
+
+import pytest
+
+from dpr_core.config.base import commented_yaml, override, parse, read_yaml
+from dpr_core.config.data import FileSource, HubSource, LabSource, SubsampleConfig
+from dpr_core.config.evaluation import (
+    AnswerSettings,
+    Extrapolated,
+    FileBenchmark,
+    JudgeConfig,
+    LabBenchmark,
+    OpenAIJudge,
+    VerifiableJudge,
+)
+from dpr_core.config.model import LabBackbone, PretrainedBackbone
+from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.training import Algorithm1, KLStop, ReinforceConfig, ReinforcePlusPlus, RewardConfig, SFTConfig
+from dpr_core.errors import UsageError
+
+LAB: dict[str, Any] = {"backbone": {"type": "lab"}}
+
+
+def test_sft_defaults_are_the_papers() -> None:
+    """Table 3."""
+    sft = SFTConfig()
+    assert sft.learning_rate == 5e-6
+    assert sft.batch_size == 256
+    assert sft.warmup_ratio == 0.03
+    assert (sft.max_prompt_tokens, sft.max_response_tokens) == (1024, 1024)
+    assert sft.checkpoints == (0.5, 1.0)
+    assert sft.epochs == 1
+
+
+def test_reinforce_defaults_are_the_papers() -> None:
+    """Table 4, with OpenRLHF's REINFORCE++ where the paper is silent."""
+    reinforce = ReinforceConfig()
+    assert reinforce.learning_rate == 5e-7
+    assert (reinforce.batch_size, reinforce.rollout_batch_size) == (128, 1024)
+    assert reinforce.warmup_ratio == 0.03
+    assert (reinforce.max_prompt_tokens, reinforce.max_response_tokens) == (1024, 1024)
+    assert reinforce.temperature == 1
+    assert reinforce.samples_per_prompt == 1
+    assert reinforce.guard is None
+    method = reinforce.algorithm
+    assert isinstance(method, ReinforcePlusPlus)
+    assert (method.kl_weight, method.gamma, method.ratio_clip) == (1e-5, 1, 0.2)
+    assert (method.kl_bound, method.whiten) == (10, True)
+    assert reinforce.adam_betas == (0.9, 0.95)
+    assert reinforce.max_gradient_norm == 1
+    assert reinforce.final_learning_rate_share == 0.1
+    assert Algorithm1().gamma == 1
+
+
+def test_reward_data_and_evaluation_defaults_are_the_papers() -> None:
+    assert RewardConfig().formula == "baseline_relative"
+    assert RewardConfig().reference == 0.5
+    data = SubsampleConfig()
+    assert isinstance(data.source, HubSource)
+    assert (data.source.name, data.size) == ("Open-Orca/OpenOrca", 100_000)
+    assert AnswerSettings().temperature == 0.7
+    judge = JudgeConfig().by
+    assert isinstance(judge, OpenAIJudge)
+    assert (judge.model, judge.temperature) == ("gpt-4o", 0)
+
+
+def test_only_the_backbone_has_to_be_named() -> None:
+    assert isinstance(parse(PipelineConfig, LAB, "x").backbone, LabBackbone)
+    with pytest.raises(UsageError, match="backbone: this field is required"):
+        parse(PipelineConfig, {}, "x")
+
+
+def test_one_seed_for_every_stage_that_does_not_set_its_own() -> None:
+    config = parse(PipelineConfig, {**LAB, "seed": 7, "sft": {"seed": 3, "epochs": 2}}, "x")
+    stages = (config.backbone, config.subsample, config.sft, config.reward, config.reinforce, config.answer)
+    assert [getattr(stage, "seed") for stage in (*stages, config.judge, config.report)] == [7, 7, 3, 7, 7, 7, 7, 7]  # noqa: B009
+    assert config.sft.epochs == 2
+
+
+def test_a_pretrained_backbone_takes_no_seed() -> None:
+    config = parse(PipelineConfig, {"seed": 7, "backbone": {"type": "pretrained", "name": "some/model"}}, "x")
+    assert isinstance(config.backbone, PretrainedBackbone)
+    assert config.sft.seed == 7
+
+
+def test_the_reference_must_be_kept() -> None:
+    with pytest.raises(UsageError, match=r"reward\.reference is 0\.3.*sft\.checkpoints=\[0\.3, 0\.5, 1\]"):
+        parse(PipelineConfig, {**LAB, "reward": {"reference": 0.3}}, "x")
+    kept = {**LAB, "reward": {"reference": 0.3}, "sft": {"checkpoints": [0.3]}}
+    assert parse(PipelineConfig, kept, "x").sft.checkpoints == (0.3, 1.0)
+
+
+def test_the_proposed_mend_works() -> None:
+    values = override({**LAB, "reward": {"reference": 0.3}}, ["sft.checkpoints=[0.3, 0.5, 1]"])
+    assert parse(PipelineConfig, values, "x").sft.checkpoints == (0.3, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.1])
+def test_checkpoints_are_fractions_of_the_run(fraction: float) -> None:
+    with pytest.raises(UsageError, match=r"sft\.checkpoints"):
+        parse(PipelineConfig, {**LAB, "sft": {"checkpoints": [fraction]}}, "x")
+
+
+def test_algorithm_1_takes_one_step_on_each_rollout_batch() -> None:
+    wrong = {"algorithm": {"type": "algorithm1"}, "rollout_batch_size": 64, "samples_per_prompt": 2, "batch_size": 64}
+    with pytest.raises(UsageError, match=r"reinforce: .*batch_size \(64\).*\(128\)"):
+        parse(PipelineConfig, {**LAB, "reinforce": wrong}, "x")
+    config = parse(PipelineConfig, {**LAB, "reinforce": {**wrong, "batch_size": 128}}, "x")
+    assert config.reinforce.algorithm == Algorithm1()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sft": {"lerning_rate": 1}}, "sft.lerning_rate: no such field; did you mean learning_rate?"),
+        ({"sfl": {}}, "sfl: no such field; did you mean sft?"),
+        ({"backbone": {"type": "lab", "widht": 3}}, "backbone.widht: no such field; did you mean width?"),
+        (
+            {"subsample": {"source": {"type": "lab", "task": {"modulo": 3}}}},
+            "subsample.source.task.modulo: no such field; did you mean modulus?",
+        ),
+        (
+            {"reinforce": {"algorithm": {"type": "reinforce_plus_plus", "kl_wieght": 0}}},
+            "reinforce.algorithm.kl_wieght: no such field; did you mean kl_weight?",
+        ),
+        (
+            {"reinforce": {"guard": {"max_kl": 1}}},
+            "reinforce.guard.max_kl: no such field; did you mean max_sequence_kl?",
+        ),
+        ({"name": "a b"}, "name: string should match pattern"),
+    ],
+)
+def test_a_mistake_anywhere_is_named_as_the_user_wrote_it(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(PipelineConfig, {**LAB, **values}, "recipe.yaml")
+    assert str(error.value).startswith(f"recipe.yaml: {message}")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_wrong_seed_is_reported_where_it_was_written() -> None:
+    with pytest.raises(UsageError) as error:
+        parse(PipelineConfig, {**LAB, "seed": "abc"}, "x")
+    assert str(error.value).startswith("x: seed: ")
+    assert len(str(error.value).splitlines()) == 1
+
+
+FULL = PipelineConfig(
+    name="full",
+    description="Everything that can be set: 'quotes', \"quotes\" and # marks.",
+    seed=3,
+    backbone=PretrainedBackbone(name="some/model", revision="0123456", dtype="float32"),
+    subsample=SubsampleConfig(source=FileSource(path="/a b/c.jsonl"), seed=1, max_bad_share=0),
+    sft=SFTConfig(learning_rate=5e-7, checkpoints=(0.29, 1e-5), adam_betas=(0.9, 1e-9)),
+    reward=RewardConfig(reference=0.29, formula="with_value"),
+    reinforce=ReinforceConfig(guard=KLStop(), iterations=3, algorithm=ReinforcePlusPlus(kl_weight=1e-22)),
+    evaluation={  # type: ignore[arg-type]
+        "benchmarks": {"held out": LabBenchmark(), "true": FileBenchmark(path="b.jsonl")},
+        "controls": {"1.5x": Extrapolated(k=0.5)},
+    },
+    judge=JudgeConfig(by=VerifiableJudge()),
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FULL,
+        PipelineConfig(backbone=LabBackbone()),
+        PipelineConfig(backbone=LabBackbone(), subsample=SubsampleConfig(source=LabSource(rows=10))),
+        PipelineConfig(
+            backbone=LabBackbone(), reinforce=ReinforceConfig(algorithm=Algorithm1(), rollout_batch_size=128)
+        ),
+    ],
+)
+def test_commented_yaml_reads_back_as_the_same_config(config: PipelineConfig) -> None:
+    again = parse(PipelineConfig, read_yaml(commented_yaml(config), "x"), "x")
+    assert again == config
+    assert commented_yaml(again) == commented_yaml(config)
+
+
+def test_every_setting_of_a_printed_recipe_can_be_overridden() -> None:
+    values = read_yaml(commented_yaml(FULL), "x")
+    changed = override(
+        values, ["reinforce.algorithm.type=algorithm1", "reinforce.rollout_batch_size=128", "sft.learning_rate=5e-6"]
+    )
+    config = parse(PipelineConfig, changed, "x")
+    assert config.reinforce.algorithm == Algorithm1()
+    assert config.sft.learning_rate == 5e-6
+    assert config.reinforce.guard == KLStop()
+
+
+def test_how_the_work_is_done_is_no_part_of_a_stages_identity() -> None:
+    plain = parse(PipelineConfig, LAB, "x")
+    hurried = parse(
+        PipelineConfig, override(LAB, ["sft.execution.tokens_per_micro_batch=64", "judge.execution.retries=0"]), "x"
+    )
+    assert hurried != plain
+    assert hurried.sft.identity() == plain.sft.identity()
+    assert hurried.judge.identity() == plain.judge.identity()
+    assert parse(PipelineConfig, override(LAB, ["sft.weight_decay=0.1"]), "x").sft.identity() != plain.sft.identity()

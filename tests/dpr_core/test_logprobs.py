@@ -1,0 +1,148 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpr_core import logprobs
+from dpr_core.logprobs import token_kl, token_scores
+
+N, D, V = 7, 5, 11
+
+
+def _inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(N, D, generator=generator),
+        torch.randn(V, D, generator=generator),
+        torch.randint(V, (N,), generator=generator),
+        torch.randn(V, generator=generator),
+    )
+
+
+def _logits_by_loops(hidden: Tensor, head: Tensor, bias: Tensor | None) -> list[list[float]]:
+    shift = [0.0] * len(head) if bias is None else bias.double().tolist()
+    return [
+        [
+            sum(h * w for h, w in zip(state, row, strict=True)) + b
+            for row, b in zip(head.double().tolist(), shift, strict=True)
+        ]
+        for state in hidden.double().tolist()
+    ]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("logits_per_chunk", [1, V, 3 * V, 2**24])
+def test_values_against_loops_in_double_precision(with_bias: bool, logits_per_chunk: int) -> None:
+    hidden, head, targets, bias = _inputs()
+    scores = token_scores(
+        hidden, head, targets, bias if with_bias else None, entropy=True, logits_per_chunk=logits_per_chunk
+    )
+    for i, row in enumerate(_logits_by_loops(hidden, head, bias if with_bias else None)):
+        total = sum(math.exp(z) for z in row)
+        probabilities = [math.exp(z) / total for z in row]
+        assert scores.values[i].item() == pytest.approx(math.log(total), abs=1e-5)
+        assert scores.log_probs[i].item() == pytest.approx(math.log(probabilities[targets[i]]), abs=1e-5)
+        assert scores.entropies[i].item() == pytest.approx(-sum(p * math.log(p) for p in probabilities), abs=1e-5)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [1, 2 * V, 4 * V + 3, 2**24])
+def test_gradients_do_not_depend_on_the_chunks(logits_per_chunk: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights, value_weights = torch.randn(N, generator=generator), torch.randn(N, generator=generator)
+    hidden, head, targets, bias = _inputs()
+
+    plain = [x.clone().double().requires_grad_() for x in (hidden, head, bias)]
+    logits = plain[0] @ plain[1].T + plain[2]
+    loss = (torch.log_softmax(logits, -1)[range(N), targets] * weights).sum()
+    loss = loss + (torch.logsumexp(logits, -1) * value_weights).sum()
+    expected = torch.autograd.grad(loss, plain)
+
+    chunked = [x.clone().requires_grad_() for x in (hidden, head, bias)]
+    scores = token_scores(*chunked[:2], targets, chunked[2], entropy=True, logits_per_chunk=logits_per_chunk)
+    found = torch.autograd.grad((scores.log_probs * weights).sum() + (scores.values * value_weights).sum(), chunked)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_never_more_logits_at_once_than_allowed_in_either_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = logprobs._logits
+
+    def recorded(*arguments: Tensor | None) -> Tensor:
+        logits: Tensor = original(*arguments)  # type: ignore[arg-type]
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(logprobs, "_logits", recorded)
+    hidden, head, targets, _ = _inputs()
+    hidden.requires_grad_()
+    token_scores(hidden, head, targets, logits_per_chunk=2 * V + 1).log_probs.sum().backward()
+    assert max(sizes) == 2 * V
+    assert sum(sizes) == 2 * N * V  # once forward, once again backward
+
+
+def _near_twenty() -> tuple[Tensor, Tensor, Tensor]:
+    """Bfloat16 inputs with logits near 20, where neighbouring bfloat16 numbers are 0.125 apart."""
+    head = torch.tensor([[20.0, 0.0625], [20.0, 0.03125], [20.0, -0.046875]], dtype=torch.bfloat16)
+    hidden = torch.tensor([[1.0, 1.0], [1.0, -0.5]], dtype=torch.bfloat16)
+    return hidden, head, torch.tensor([0, 2])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_inputs_give_the_float32_answer(autocast: bool) -> None:
+    hidden, head, targets = _near_twenty()
+    exact = torch.log_softmax(hidden.double() @ head.double().T, -1)[range(2), targets]
+    rounded = torch.log_softmax(hidden @ head.T, -1)[range(2), targets].double()
+    assert (rounded - exact).abs().max() > 0.01, "the case is too easy to tell the two precisions apart"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        scores = token_scores(hidden, head, targets)
+    assert scores.log_probs.dtype == torch.float32
+    torch.testing.assert_close(scores.log_probs.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_the_soft_value_and_the_log_prob_add_up_to_the_logit() -> None:
+    hidden, head, targets, bias = _inputs()
+    scores = token_scores(hidden, head, targets, bias)
+    chosen = [row[target] for row, target in zip(_logits_by_loops(hidden, head, bias), targets.tolist(), strict=True)]
+    torch.testing.assert_close(
+        (scores.log_probs + scores.values).double(), torch.tensor(chosen).double(), atol=1e-5, rtol=0
+    )
+
+
+def test_entropies_are_only_computed_on_request_and_carry_no_gradient() -> None:
+    hidden, head, targets, _ = _inputs()
+    hidden.requires_grad_()
+    assert token_scores(hidden, head, targets).entropies.tolist() == [0.0] * N
+    assert not token_scores(hidden, head, targets, entropy=True).entropies.requires_grad
+
+
+def test_a_uniform_policy_has_entropy_log_v() -> None:
+    scores = token_scores(torch.zeros(1, D), torch.randn(V, D), torch.tensor([2]), entropy=True)
+    assert scores.entropies.item() == pytest.approx(math.log(V), abs=1e-6)
+    assert scores.log_probs.item() == pytest.approx(-math.log(V), abs=1e-6)
+
+
+def test_no_tokens_give_no_scores() -> None:
+    hidden = torch.zeros(0, D, requires_grad=True)
+    scores = token_scores(hidden, torch.ones(V, D), torch.zeros(0, dtype=torch.long), entropy=True, logits_per_chunk=1)
+    assert [len(column) for column in scores] == [0, 0, 0]
+    scores.log_probs.sum().backward()
+    assert token_kl(torch.zeros(0, D), torch.ones(V, D), torch.zeros(0, D), torch.ones(V, D)).shape == (0,)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [1, 3 * V, 2**24])
+def test_kl_against_torch_distributions(logits_per_chunk: int) -> None:
+    hidden_p, head_p, *_ = _inputs(0)
+    hidden_q, head_q, *_ = _inputs(1)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=hidden_p.double() @ head_p.double().T),
+        torch.distributions.Categorical(logits=hidden_q.double() @ head_q.double().T),
+    )
+    found = token_kl(hidden_p, head_p, hidden_q, head_q, logits_per_chunk=logits_per_chunk)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_kl_of_a_model_to_itself_is_zero() -> None:
+    hidden, head, *_ = _inputs()
+    assert token_kl(hidden, head, hidden.clone(), head.clone()).tolist() == [0.0] * N

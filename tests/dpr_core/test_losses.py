@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from dpr_core.losses import clipped, k1_kl, nll, reinforce
+
+
+def test_nll_by_hand() -> None:
+    log_probs = torch.tensor([0.5, 0.1]).log()
+    torch.testing.assert_close(nll(log_probs), torch.tensor([math.log(2), math.log(10)]))
+
+
+def test_reinforce_by_hand() -> None:
+    """Line 9 of Algorithm 1: minus log pi times G."""
+    assert reinforce(torch.tensor([-2.0, -3.0, -1.0]), torch.tensor([1.5, -2.0, 0.0])).tolist() == [3.0, -6.0, 0.0]
+
+
+CASES = [
+    # ratio, advantage, loss, derivative by log pi
+    (1.0, 3.0, -3.0, -3.0),
+    (1.1, 1.0, -1.1, -1.1),
+    (1.5, 1.0, -1.2, 0.0),  # already more likely than the clip: no further
+    (0.5, 1.0, -0.5, -0.5),  # moved the wrong way: brought back
+    (0.9, -2.0, 1.8, 1.8),
+    (0.5, -2.0, 1.6, 0.0),  # already less likely than the clip: no further
+    (1.5, -2.0, 3.0, 3.0),  # moved the wrong way: brought back
+    (1.5, 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "derivative"), CASES)
+def test_the_clip_by_hand(ratio: float, advantage: float, loss: float, derivative: float) -> None:
+    old = torch.tensor([-1.5], dtype=torch.float64)
+    log_probs = (old + math.log(ratio)).requires_grad_()
+    found = clipped(log_probs, old, torch.tensor([advantage], dtype=torch.float64), 0.2)
+    assert found.item() == pytest.approx(loss)
+    found.sum().backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.item() == pytest.approx(derivative, abs=1e-12)
+
+
+def test_before_the_first_update_its_gradient_is_reinforces() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_probs, advantages = -torch.rand(20, generator=generator), torch.randn(20, generator=generator)
+    ours, plain = log_probs.clone().requires_grad_(), log_probs.clone().requires_grad_()
+    clipped(ours, log_probs, advantages, 0.2).sum().backward()
+    reinforce(plain, advantages).sum().backward()
+    assert ours.grad is not None
+    assert plain.grad is not None
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_the_kl_estimate_is_clamped_on_both_sides() -> None:
+    found = k1_kl(torch.tensor([-1.0, -1.0, -30.0, -5.0]), torch.tensor([-3.0, -1.0, -1.0, -40.0]), bound=10.0)
+    assert found.tolist() == [2.0, 0.0, -10.0, 10.0]

@@ -1,0 +1,290 @@
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpr_core.config.training import Algorithm1, Execution, KLStop, ReinforceConfig, ReinforcePlusPlus
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.policy import Policy
+from dpr_core.rollouts.engine import Engine
+from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.rollouts.scripted import ScriptedEngine
+from dpr_core.training.on_policy import OnPolicy, iterations, prompt_batches
+from dpr_core.training.recorder import Silent
+from dpr_core.training.scoring import score
+from dpr_core.training.trainer import Trainer
+
+PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]
+EOS = 0
+
+
+class Watching(Silent):
+    """Also remembers tables, and the policy's weights when each rollout is reported: before its update."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.weights: list[dict[str, Tensor]] = []
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        super().metrics(values, step)
+        if "rollout/kl" in values:
+            self.weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+
+    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        self.tables[path] = rows
+
+    def rollouts(self) -> list[dict[str, float]]:
+        return [values for _, values in self.history if "rollout/kl" in values]
+
+    def updates(self) -> list[dict[str, float]]:
+        return [values for _, values in self.history if "train/loss" in values]
+
+
+def _config(**changes: Any) -> ReinforceConfig:
+    small = {
+        "learning_rate": 1e-2, "batch_size": 8, "rollout_batch_size": 8, "iterations": 3, "max_response_tokens": 3,
+        "warmup_ratio": 0.0, "final_learning_rate_share": 1.0, "algorithm": Algorithm1(),
+    }  # fmt: skip
+    return ReinforceConfig(**{**small, **changes})
+
+
+def _method(
+    toy: Callable[..., Any], config: ReinforceConfig, engine: Callable[[PreTrainedModel], Engine] = InProcessEngine
+) -> tuple[OnPolicy, Watching]:
+    model = toy(0)
+    policy, recorder = Policy(model), Watching(model)
+    reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
+    updates = (
+        iterations(len(PROMPTS), config) * config.rollout_batch_size * config.samples_per_prompt
+    ) // config.batch_size
+    trainer = Trainer(policy, config, updates, Execution())
+    decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
+    return OnPolicy(policy, engine(model), reward, trainer, config, EOS, decode, recorder), recorder
+
+
+def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., Any]) -> None:
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(), batch_size=4))
+    last = method.run(PROMPTS)
+    assert len(recorder.rollouts()) == 3
+    assert len(recorder.updates()) == 6
+    names = ("reward", "return", "kl", "entropy", "length", "eos_rate", "engine_log_prob_gap", "eos_advantage")
+    for values in recorder.rollouts():
+        assert sorted(values) == sorted(f"rollout/{name}" for name in names)
+        assert all(math.isfinite(value) for value in values.values())
+    for values in recorder.updates():
+        names = ("clip_fraction", "gradient_norm", "learning_rate", "loss", "tokens_per_second")
+        assert sorted(values) == [f"train/{name}" for name in names]
+    assert last == recorder.rollouts()[-1]
+    first = recorder.rollouts()[0]
+    assert first["rollout/kl"] == pytest.approx(0, abs=1e-6), "the actor starts at SFT"
+    assert first["rollout/engine_log_prob_gap"] < 1e-5
+    assert recorder.rollouts()[-1]["rollout/kl"] != pytest.approx(0, abs=1e-4)
+    assert [step for step, values in recorder.history if "rollout/kl" in values] == [0, 2, 4]
+    assert sorted(recorder.tables) == [f"samples/iteration-000{i}.json" for i in (1, 2, 3)]
+    for row in recorder.tables["samples/iteration-0001.json"]:
+        assert sorted(row) == ["ended", "prompt", "response", "return", "tokens"]
+
+
+def test_what_is_reported_of_a_scripted_rollout(toy: Callable[..., Any]) -> None:
+    """Two responses that end and two that are cut, each prompt twice: everything against plain models."""
+    script = {(1, 2): (3, 0), (3,): (1, 2, 4), (4, 4, 1): (0,), (2,): (2, 2, 2, 2)}
+    config = _config(iterations=1, samples_per_prompt=2, rollout_batch_size=4)
+    method, recorder = _method(toy, config, lambda model: ScriptedEngine(script, log_prob=-0.25))
+    method.run(PROMPTS)
+    told = recorder.rollouts()[0]
+
+    rows = [(p, r[:3]) for p, r in script.items()]
+    token_rewards, log_probs, entropies = [], [], []
+    for prompt, response in rows:
+        with torch.no_grad():
+            logs = [
+                torch.log_softmax(m(torch.tensor([prompt + response])).logits[0].double(), -1)[len(prompt) - 1 : -1]
+                for m in (toy(0), toy(1))
+            ]
+        chosen = [log[range(len(response)), list(response)] for log in logs]
+        token_rewards.append((chosen[0] - chosen[1]).tolist())
+        log_probs += chosen[0].tolist()
+        entropies += (-(logs[0].exp() * logs[0]).sum(-1)).tolist()
+    flat = [r for row in token_rewards for r in row]
+    assert told["rollout/reward"] == pytest.approx(sum(flat) / 9, abs=1e-5)
+    assert told["rollout/return"] == pytest.approx(sum(flat) / 4, abs=1e-5)
+    assert told["rollout/entropy"] == pytest.approx(sum(entropies) / 9, abs=1e-5)
+    assert told["rollout/length"] == 9 / 4
+    assert told["rollout/eos_rate"] == 0.5
+    assert told["rollout/eos_advantage"] == pytest.approx((token_rewards[0][-1] + token_rewards[2][-1]) / 2, abs=1e-5)
+    assert told["rollout/engine_log_prob_gap"] == pytest.approx(max(abs(p + 0.25) for p in log_probs), abs=1e-5)
+    table = {row["prompt"]: row for row in recorder.tables["samples/iteration-0001.json"]}
+    assert len(recorder.tables["samples/iteration-0001.json"]) == 8
+    assert table["2"]["response"] == "2 2 2"
+    assert not table["2"]["ended"]
+    assert table["4 4 1"]["tokens"] == 1
+    assert table["1 2"]["return"] == pytest.approx(sum(token_rewards[0]), abs=1e-5)
+
+
+def test_one_iteration_of_algorithm_1_is_the_step_that_plain_torch_takes(toy: Callable[..., Any]) -> None:
+    script = {(1, 2): (3, 0), (3,): (1, 2, 4), (4, 4, 1): (0,), (2,): (2, 2, 0)}
+    config = _config(iterations=1, rollout_batch_size=4, batch_size=4, learning_rate=1e-3)
+    method, recorder = _method(toy, config, lambda model: ScriptedEngine(script))
+    method.run(PROMPTS)
+
+    plain, sft, ref = toy(0), toy(0), toy(1)
+    loss = torch.zeros(())
+    for prompt, response in script.items():
+        ids, part = torch.tensor([prompt + response]), slice(len(prompt) - 1, -1)
+        own, log_sft, log_ref = (
+            torch.log_softmax(m(ids).logits[0, part], -1)[range(len(response)), list(response)]
+            for m in (plain, sft, ref)
+        )
+        rewards = (log_sft - log_ref).tolist()
+        loss = loss - sum(own[t] * sum(rewards[t:]) for t in range(len(response)))
+    loss = loss / 4
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    optimizer.step()
+    assert recorder.updates()[0]["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert recorder.updates()[0]["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    for (name, found), expected in zip(method.policy.model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_run_is_repeatable_and_its_seed_matters(toy: Callable[..., Any]) -> None:
+    def weights(seed: int) -> list[Tensor]:
+        method, _ = _method(toy, _config(seed=seed, algorithm=ReinforcePlusPlus(), batch_size=2))
+        method.run(PROMPTS)
+        return [p.detach() for p in method.policy.parameters()]
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(a.equal(b) for a, b in zip(first, again, strict=True))
+    assert not all(a.equal(b) for a, b in zip(first, other, strict=True))
+
+
+def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mini-batches of other widths and orders than the rollout; without whitening, a row's returns can be checked alone."""
+    algorithm = ReinforcePlusPlus(whiten=False, kl_weight=0.0)
+    config = _config(algorithm=algorithm, batch_size=3, rollout_batch_size=4, samples_per_prompt=2, iterations=1)
+    method, _ = _method(toy, config)
+    seen: list[TokenSequence] = []
+    step = method.trainer.step
+
+    def checked(rows: Sequence[TokenSequence], objective: Any, values: Mapping[str, Tensor]) -> dict[str, float]:
+        actor = score(Policy(toy(0)), rows, 1000).log_probs
+        rewards = score(Policy(toy(0)), rows, 1000).log_probs - score(Policy(toy(1)), rows, 1000).log_probs
+        for i, row in enumerate(rows):
+            length = len(row.response)
+            returns = [rewards[i, t:length].sum().item() for t in range(length)]
+            assert values["advantages"][i, :length].tolist() == pytest.approx(returns, abs=1e-5)
+            assert values["old_log_probs"][i, :length].tolist() == pytest.approx(actor[i, :length].tolist(), abs=1e-5)
+        seen.extend(rows)
+        return step(rows, objective, values)
+
+    monkeypatch.setattr(method.trainer, "step", checked)
+    method.run(PROMPTS)
+    assert Counter(row.prompt for row in seen) == Counter(dict.fromkeys(PROMPTS, 2))
+    assert len({row.response for row in seen}) > 2
+
+
+@pytest.mark.parametrize("bound", [0.02, 0.1])
+def test_the_guard_goes_back_to_exactly_the_last_policy_within_the_bound(toy: Callable[..., Any], bound: float) -> None:
+    config = _config(iterations=40, rollout_batch_size=32, batch_size=32, guard=KLStop(max_sequence_kl=bound))
+    method, recorder = _method(toy, config)
+    last = method.run(PROMPTS)
+    stopped_at = last.pop("guard/stopped_at_iteration")
+    assert 2 <= stopped_at <= 40
+    assert len(recorder.rollouts()) == stopped_at - 1
+    assert all(values["rollout/kl"] <= bound for values in recorder.rollouts())
+    assert last == recorder.rollouts()[-1]
+    assert all(p.equal(recorder.weights[-1][name]) for name, p in method.policy.model.named_parameters())
+    assert method.trainer.steps_done == stopped_at - 1
+
+
+def test_the_guard_also_looks_at_the_policy_after_the_last_update(toy: Callable[..., Any]) -> None:
+    config = _config(
+        iterations=1, rollout_batch_size=32, batch_size=32, learning_rate=0.3, guard=KLStop(max_sequence_kl=0.1)
+    )
+    method, recorder = _method(toy, config)
+    last = method.run(PROMPTS)
+    assert last["guard/stopped_at_iteration"] == 2
+    assert all(p.equal(recorder.weights[0][name]) for name, p in method.policy.model.named_parameters())
+
+
+def test_a_guard_that_never_acts_changes_nothing(toy: Callable[..., Any]) -> None:
+    plain, _ = _method(toy, _config())
+    guarded, _ = _method(toy, _config(guard=KLStop(max_sequence_kl=1e9)))
+    assert plain.run(PROMPTS) == guarded.run(PROMPTS)
+    assert all(a.equal(b) for a, b in zip(plain.policy.parameters(), guarded.policy.parameters(), strict=True))
+
+
+def _exact_return(policy: PreTrainedModel, sft: PreTrainedModel, ref: PreTrainedModel, longest: int) -> float:
+    """Expected return over all prompts, by enumerating every response of up to `longest` tokens."""
+    responses: list[tuple[int, ...]] = []
+    for n in range(longest):
+        for body in itertools.product(range(1, 5), repeat=n):
+            responses += [(*body, a) for a in range(5) if a == EOS or n == longest - 1]
+    rows = [TokenSequence(p, r) for p in PROMPTS for r in responses]
+    totals = [score(Policy(m), rows, 100_000).log_probs.double().sum(-1) for m in (policy, sft, ref)]
+    probabilities = totals[0].exp()
+    assert probabilities.sum().item() == pytest.approx(len(PROMPTS), abs=1e-4)
+    return float((probabilities * (totals[1] - totals[2])).sum()) / len(PROMPTS)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm1(), ReinforcePlusPlus()])
+def test_the_exact_expected_return_rises(toy: Callable[..., Any], algorithm: Any) -> None:
+    """No sampling noise in the measurement: only the training is random."""
+    config = _config(algorithm=algorithm, iterations=25, rollout_batch_size=64, batch_size=64, max_response_tokens=3)
+    method, recorder = _method(toy, config)
+    returns = [_exact_return(method.policy.model, toy(0), toy(1), 3)]
+    method.run(PROMPTS)
+    returns.append(_exact_return(method.policy.model, toy(0), toy(1), 3))
+    assert returns[1] > returns[0] + 0.5, returns
+    reported = [values["rollout/return"] for values in recorder.rollouts()]
+    assert reported[0] == pytest.approx(returns[0], abs=0.8)
+    assert reported[-1] == pytest.approx(returns[1], abs=0.8)
+
+
+def test_the_frozen_models_stay_as_they_are(toy: Callable[..., Any]) -> None:
+    method, _ = _method(toy, _config())
+    method.run(PROMPTS)
+    for policy, seed in ((method.reward.sft, 0), (method.reward.reference, 1)):
+        assert all(a.equal(b) for a, b in zip(policy.model.parameters(), toy(seed).parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "expected"),
+    [
+        (100_000, {"rollout_batch_size": 1024}, 98),
+        (8, {"rollout_batch_size": 8}, 1),
+        (9, {"rollout_batch_size": 8}, 2),
+        (3, {"rollout_batch_size": 8}, 1),
+        (1000, {"rollout_batch_size": 8, "iterations": 5}, 5),
+    ],
+)
+def test_one_pass_over_the_prompts_unless_told_otherwise(prompts: int, changes: dict[str, int], expected: int) -> None:
+    assert iterations(prompts, ReinforceConfig(**changes)) == expected
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (4, 10), (6, 3)])
+def test_every_pass_holds_every_prompt_once_in_a_fresh_order(count: int, batch: int) -> None:
+    prompts = [(i,) for i in range(count)]
+    stream = prompt_batches(prompts, ReinforceConfig(rollout_batch_size=batch))
+    drawn = [next(stream) for _ in range(20)]
+    assert {len(rows) for rows in drawn} == {batch}
+    flat = [prompt for rows in drawn for prompt in rows]
+    passes = [flat[i : i + count] for i in range(0, len(flat) - count + 1, count)]
+    assert all(sorted(rows) == prompts for rows in passes)
+    assert len({tuple(rows) for rows in passes}) > 1
+    again = prompt_batches(prompts, ReinforceConfig(rollout_batch_size=batch))
+    assert [next(again) for _ in range(20)] == drawn
+    other = prompt_batches(prompts, ReinforceConfig(rollout_batch_size=batch, seed=1))
+    assert [next(other) for _ in range(20)] != drawn

@@ -1,0 +1,87 @@
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from dpr_core.config.model import Family
+from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response, end_token
+from dpr_core.models.policy import Policy
+from dpr_core.training.scoring import score, sequence_kl
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+TEXTS = [
+    ("Start at 4, add 3.\n", "Steps: 4+3=2. The answer is 2."),
+    ("Start at 1.\n", "The answer is 1."),
+    ("Start at 1, add 2, add 3, add 4.\n", ""),
+    ("x", "Steps: 0+1=1+2=3+1=4. The answer is 4."),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("budget", [1, 60, 100_000])
+def test_scores_are_those_of_each_row_alone_whatever_batch_it_is_in(
+    tiny: Callable[..., Any], family: Family, budget: int
+) -> None:
+    model, tokenizer = tiny(family)
+    rows = [TokenSequence(encode_prompt(tokenizer, p), encode_response(tokenizer, r)) for p, r in TEXTS]
+    if family == "qwen2":
+        assert tokenizer.pad_token_id == end_token(tokenizer)
+    scores = score(Policy(model), rows, budget, entropy=True)
+    for i, row in enumerate(rows):
+        ids = torch.tensor([row.prompt + row.response])
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(row.prompt) - 1 : -1]
+        log_policy = torch.log_softmax(logits.double(), -1)
+        length = len(row.response)
+        assert row.response[-1] == end_token(tokenizer)
+        expected = log_policy[range(length), list(row.response)]
+        torch.testing.assert_close(scores.log_probs[i, :length].double(), expected, atol=1e-5, rtol=0)
+        entropy = -(log_policy.exp() * log_policy).sum(-1)
+        torch.testing.assert_close(scores.entropies[i, :length].double(), entropy, atol=1e-5, rtol=0)
+        assert all(column[i, length:].eq(0).all() for column in scores)
+    assert scores.log_probs[2, 0] < -0.1, "the end token alone must be scored"
+
+
+def test_dropout_is_off(tiny: Callable[..., Any]) -> None:
+    model, _ = tiny("llama", attention_dropout=0.5)
+    policy, rows = Policy(model), [TokenSequence((1, 30, 31), (40, 41, 42))]
+    expected = score(policy, rows, 100).log_probs
+    policy.train()
+    ids = torch.tensor([[1, 30, 31, 40, 41, 42]])
+    assert not model(ids).logits.equal(model(ids).logits), "dropout should have been at work here"
+    assert score(policy, rows, 100).log_probs.equal(expected)
+
+
+def test_rows_keep_their_order_and_progress_counts_them(tiny: Callable[..., Any]) -> None:
+    policy = Policy(tiny("llama")[0])
+    rows = [TokenSequence((1, 2, 3, 4), (5,)), TokenSequence((1,), (5,)), TokenSequence((1, 2), (5, 6))]
+    seen: list[tuple[int, int]] = []
+    together = score(policy, rows, 8, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (3, 3)
+    for i, row in enumerate(rows):
+        alone = score(policy, [row], 8).log_probs[0]
+        torch.testing.assert_close(together.log_probs[i, : len(row.response)], alone, atol=1e-5, rtol=0)
+
+
+def test_nothing_to_score(tiny: Callable[..., Any]) -> None:
+    assert score(Policy(tiny("llama")[0]), [], 8).log_probs.shape == (0, 0)
+
+
+@pytest.mark.parametrize("budget", [1, 100])
+def test_sequence_kl_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
+    p, q = tiny("llama")[0], tiny("llama", seed=1)[0]
+    rows = [TokenSequence((1, 30, 31), (40, 41, 42)), TokenSequence((1,), (9,))]
+    found = sequence_kl(Policy(p), Policy(q), rows, budget)
+    for i, row in enumerate(rows):
+        ids = torch.tensor([row.prompt + row.response])
+        with torch.no_grad():
+            states = [torch.distributions.Categorical(logits=m(ids).logits[0].double()) for m in (p, q)]
+        kl = torch.distributions.kl_divergence(*states)[len(row.prompt) - 1 : -1].sum().item()
+        assert kl > 0.1
+        assert found[i].item() == pytest.approx(kl, abs=1e-4)
+
+
+def test_a_policy_has_no_kl_to_its_copy(tiny: Callable[..., Any]) -> None:
+    rows = [TokenSequence((1, 30, 31), (40, 41, 42))]
+    assert sequence_kl(Policy(tiny("gemma3")[0]), Policy(tiny("gemma3")[0]), rows, 100).tolist() == [0.0]

@@ -1,0 +1,245 @@
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpr_core.algorithms.sft import SupervisedFineTuning
+from dpr_core.config.training import Execution, Optimizer
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import DensePathError
+from dpr_core.logprobs import TokenScores
+from dpr_core.masking import response_mask
+from dpr_core.models.policy import Policy
+from dpr_core.training.trainer import Trainer, learning_rate_share
+
+ROWS = [
+    TokenSequence((1, 30, 31), (40, 41, 42, 2)),
+    TokenSequence((1, 33), (0, 0, 45, 46, 47, 48, 49, 50)),
+    TokenSequence((1, 60, 61, 62, 63, 64), (2,)),
+    TokenSequence((1,), (70, 71, 72)),
+]
+LENGTHS = [len(row.response) for row in ROWS]
+
+
+class Weighted:
+    """Minus a weighted log-prob: what REINFORCE does once the advantages are there."""
+
+    def __init__(self, per: Literal["token", "sequence"]) -> None:
+        self.per = per
+
+    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
+        return {"loss": -scores.log_probs * values["weights"], "weight": values["weights"]}
+
+
+def _weights() -> Tensor:
+    """Garbage outside the mask must not matter."""
+    weights = torch.randn(len(ROWS), max(LENGTHS), generator=torch.Generator().manual_seed(5))
+    return torch.where(response_mask(LENGTHS), weights, 1e9)
+
+
+def _trainer(model: PreTrainedModel, budget: int = 8192, steps: int = 10, **settings: Any) -> Trainer:
+    checkpointing = settings.pop("gradient_checkpointing", False)
+    optimizer = Optimizer(**{"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, **settings})
+    execution = Execution(tokens_per_micro_batch=budget, gradient_checkpointing=checkpointing)
+    return Trainer(Policy(model, logits_per_chunk=1000), optimizer, steps, execution)
+
+
+def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _assert_same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    for name in a:
+        # The first steps of Adam divide by the gradient's own size, which blows rounding up where it is next to nothing.
+        torch.testing.assert_close(a[name], b[name], atol=2e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def _take(
+    model: PreTrainedModel, per: Literal["token", "sequence"], order: list[int], budget: int, **settings: Any
+) -> Any:
+    trainer = _trainer(model, budget, **settings)
+    metrics = [trainer.step([ROWS[i] for i in order], Weighted(per), {"weights": _weights()[order]}) for _ in range(2)]
+    return metrics, _parameters(model)
+
+
+@pytest.mark.parametrize("per", ["token", "sequence"])
+@pytest.mark.parametrize(
+    ("order", "budget"), [([0, 1, 2, 3], 1), ([0, 1, 2, 3], 16), ([3, 1, 0, 2], 8192), ([2, 3, 1, 0], 8)]
+)
+def test_a_step_depends_neither_on_micro_batches_nor_on_order_nor_on_padding(
+    tiny: Callable[..., Any], per: Literal["token", "sequence"], order: list[int], budget: int
+) -> None:
+    before = _parameters(tiny("llama")[0])
+    expected, weights = _take(tiny("llama")[0], per, [0, 1, 2, 3], 8192)
+    found, other_weights = _take(tiny("llama")[0], per, order, budget)
+    for a, b in zip(found, expected, strict=True):
+        for name in ("train/loss", "train/gradient_norm", "train/weight", "train/learning_rate"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+    _assert_same_weights(other_weights, weights)
+    assert max((weights[n] - before[n]).abs().max() for n in weights) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma3"])
+@pytest.mark.parametrize("per", ["token", "sequence"])
+def test_a_step_is_that_of_plain_transformers_and_torch(
+    tiny: Callable[..., Any], family: str, per: Literal["token", "sequence"]
+) -> None:
+    """Full logits of one padded batch with an attention mask, AdamW, clipping: three steps each way."""
+    ours, plain = tiny(family)[0], tiny(family)[0]
+    trainer = _trainer(ours, budget=16, max_gradient_norm=0.5, weight_decay=0.1, learning_rate=1e-3)
+    width = max(len(row) for row in ROWS)
+    ids, attention = torch.zeros(4, width, dtype=torch.long), torch.zeros(4, width, dtype=torch.long)
+    label_weights = torch.zeros(4, width)
+    for i, row in enumerate(ROWS):
+        ids[i, : len(row)] = torch.tensor(row.prompt + row.response)
+        attention[i, : len(row)] = 1
+        label_weights[i, len(row.prompt) : len(row)] = _weights()[i, : len(row.response)]
+    count = sum(LENGTHS) if per == "token" else len(ROWS)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(3):
+        metrics = trainer.step(ROWS, Weighted(per), {"weights": _weights()})
+        plain.train()
+        log_policy = torch.log_softmax(plain(input_ids=ids, attention_mask=attention).logits.float(), -1)
+        chosen = log_policy[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        loss = -(chosen * label_weights[:, 1:]).sum() / count
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 10)))
+        optimizer.step()
+        assert norm > 0.5, "clipping should be at work"
+        assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert metrics["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        assert metrics["train/learning_rate"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+    _assert_same_weights(_parameters(ours), _parameters(plain))
+    changed = [(_parameters(ours)[n] - p).abs().max().item() for n, p in _parameters(tiny(family)[0]).items()]
+    assert max(changed) > 1e-3
+
+
+def test_supervised_fine_tuning_is_the_mean_loss_that_transformers_reports(tiny: Callable[..., Any]) -> None:
+    model, other = tiny("qwen2")[0], tiny("qwen2")[0]
+    ids, labels = torch.zeros(4, 10, dtype=torch.long), torch.full((4, 10), -100)
+    attention = torch.zeros(4, 10, dtype=torch.long)
+    for i, row in enumerate(ROWS):
+        ids[i, : len(row)] = torch.tensor(row.prompt + row.response)
+        labels[i, len(row.prompt) : len(row)] = torch.tensor(row.response)
+        attention[i, : len(row)] = 1
+    expected = other(input_ids=ids, attention_mask=attention, labels=labels).loss.item()
+    assert _trainer(model, budget=1).step(ROWS, SupervisedFineTuning())["train/loss"] == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_the_gradient_norm_is_reported_before_clipping_and_clipping_slows_the_step(tiny: Callable[..., Any]) -> None:
+    """Adam's second step shows it: its moments remember how large the first gradient was."""
+    weights = []
+    for bound in (1e9, 1e-3):
+        model = tiny("llama")[0]
+        trainer = _trainer(model, max_gradient_norm=bound)
+        norms = []
+        for rows in (ROWS[:1], ROWS[1:2]):
+            norms.append(trainer.step(rows, SupervisedFineTuning())["train/gradient_norm"])
+        assert norms[0] > 1
+        weights.append(_parameters(model)["model.norm.weight"])
+    assert not torch.allclose(*weights, atol=1e-4)
+
+
+def test_gradient_checkpointing_takes_the_same_step(tiny: Callable[..., Any]) -> None:
+    plain, weights = _take(tiny("llama")[0], "token", [0, 1, 2, 3], 16)
+    model = tiny("llama")[0]
+    saved, other_weights = _take(model, "token", [0, 1, 2, 3], 16, gradient_checkpointing=True)
+    assert model.is_gradient_checkpointing
+    assert saved[1]["train/loss"] == pytest.approx(plain[1]["train/loss"], rel=1e-5)
+    assert saved[1]["train/gradient_norm"] == pytest.approx(plain[1]["train/gradient_norm"], rel=1e-5)
+    _assert_same_weights(other_weights, weights)
+
+
+class Broken:
+    per: Literal["token", "sequence"] = "token"
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
+        if self.how == "infinite loss":
+            return {"loss": scores.log_probs * math.inf}
+        if self.how == "undefined loss":
+            return {"loss": scores.log_probs * math.nan}
+        return {"loss": (scores.log_probs - scores.log_probs.detach()).abs().sqrt()}  # 0, with an infinite slope
+
+
+@pytest.mark.parametrize("how", ["infinite loss", "undefined loss", "infinite gradient"])
+def test_a_step_that_is_not_finite_is_not_applied(tiny: Callable[..., Any], how: str) -> None:
+    model, expected_model = tiny("llama")[0], tiny("llama")[0]
+    before = _parameters(model)
+    trainer = _trainer(model)
+    with pytest.raises(DensePathError, match="optimizer step 1"):
+        trainer.step(ROWS, Broken(how))
+    assert all(p.equal(before[name]) for name, p in _parameters(model).items())
+    assert trainer.steps_done == 0
+
+    # Nothing of it is left behind either.
+    after = trainer.step(ROWS, SupervisedFineTuning())
+    expected = _trainer(expected_model).step(ROWS, SupervisedFineTuning())
+    assert after["train/gradient_norm"] == pytest.approx(expected["train/gradient_norm"], rel=1e-6)
+    assert all(p.equal(_parameters(expected_model)[name]) for name, p in _parameters(model).items())
+
+
+def test_other_terms_are_reported_as_means_over_tokens(tiny: Callable[..., Any]) -> None:
+    for per in ("token", "sequence"):
+        metrics = _trainer(tiny("llama")[0], budget=1).step(ROWS, Weighted(per), {"weights": _weights()})
+        mask = response_mask(LENGTHS)
+        assert metrics["train/weight"] == pytest.approx(_weights()[mask].mean().item(), rel=1e-5)
+
+
+def test_metrics_are_named(tiny: Callable[..., Any]) -> None:
+    trainer = _trainer(tiny("llama")[0])
+    metrics = trainer.step(ROWS, SupervisedFineTuning())
+    assert sorted(metrics) == ["train/gradient_norm", "train/learning_rate", "train/loss", "train/tokens_per_second"]
+    assert trainer.steps_done == 1
+
+
+def test_frozen_parameters_stay(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")[0]
+    model.model.embed_tokens.requires_grad_(False)
+    before = _parameters(model)
+    _trainer(model).step(ROWS, SupervisedFineTuning())
+    after = _parameters(model)
+    assert after["model.embed_tokens.weight"].equal(before["model.embed_tokens.weight"])
+    assert not after["lm_head.weight"].equal(before["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [
+        (0, 1 / 3), (1, 2 / 3), (2, 1.0),  # two steps of warm-up out of ten
+        (4, 0.1 + 0.9 * (0.5 + math.sqrt(0.125))), (6, 0.55), (8, 0.1 + 0.9 * (0.5 - math.sqrt(0.125))),
+        (10, 0.1), (11, 0.1),
+    ],
+)  # fmt: skip
+def test_warm_up_and_cosine_by_hand(step: int, share: float) -> None:
+    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0.2)
+    assert learning_rate_share(step, 10, settings) == pytest.approx(share)
+
+
+def test_the_schedule_without_warm_up_or_decay() -> None:
+    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=1)
+    assert [learning_rate_share(step, 4, settings) for step in range(5)] == [1.0] * 5
+    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=0)
+    assert [learning_rate_share(s, 2, settings) for s in range(3)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_the_papers_warm_up_of_a_hundred_steps() -> None:
+    settings = Optimizer(learning_rate=1, batch_size=1)
+    assert [learning_rate_share(step, 100, settings) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_every_step_has_a_learning_rate_above_zero() -> None:
+    for total in (1, 2, 3, 50):
+        for ratio in (0.0, 0.03, 1.0):
+            settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=ratio)
+            assert all(0 < learning_rate_share(step, total, settings) <= 1 for step in range(total))
