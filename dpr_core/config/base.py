@@ -1,7 +1,8 @@
 """The base of every setting: frozen, closed to unknown names, documented by its own docstrings."""
 
+import copy
 import difflib
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -115,7 +116,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Apply `a.b.c=value` assignments; the value is read as YAML. Setting a `type` starts that section afresh."""
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result: dict[str, Any] = copy.deepcopy(dict(values))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
@@ -153,7 +154,7 @@ def _yaml_lines(config: Config, depth: int) -> Iterator[str]:
         elif isinstance(value, dict) and value and all(isinstance(v, Config) for v in value.values()):
             yield f"{pad}{name}:"
             for key, item in value.items():
-                yield f"{pad}  {json.dumps(key)}:"
+                yield f"{pad}  {_scalar(key)}:"
                 yield from _yaml_lines(item, depth + 2)
         else:
             plain = config.model_dump(mode="json")[name]
@@ -169,6 +170,6 @@ def _comment(field: FieldInfo) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, float):
-        return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
-    return json.dumps(value, ensure_ascii=False)
+    style = '"' if isinstance(value, str) else None
+    text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=math.inf, sort_keys=False)
+    return text.removesuffix("...\n").strip("\n")

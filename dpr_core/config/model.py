@@ -1,8 +1,8 @@
 """Which network is trained: a pretrained backbone, or the tiny one that the embedded lab builds."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig
 from dpr_core.config.data import ArithmeticTask
@@ -77,7 +77,7 @@ class LabBackbone(StageConfig):
     blend_batch_size: int = Field(32, ge=1)
     """Answers of one step of phase 2."""
 
-    blend_careful: float = Field(0.24, ge=0, le=1)
+    blend_careful: float = Field(0.10, ge=0, le=1)
     """Share of careful answers in that mixture."""
 
     blend_jump: float = Field(0.30, ge=0, le=1)
@@ -85,6 +85,13 @@ class LabBackbone(StageConfig):
 
     blend_slips: float = Field(0.40, ge=0, le=1)
     """Share of answers that contain a wrong step."""
+
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width ({self.width}) must be an even multiple of heads ({self.heads})")
+        return self
 
 
 Backbone = Annotated[PretrainedBackbone | LabBackbone, Field(discriminator="type")]

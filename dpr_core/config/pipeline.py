@@ -53,7 +53,7 @@ class PipelineConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _one_seed_for_all(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or not isinstance(values.get("seed"), int):
             return values
         stages = ("backbone", "subsample", "sft", "reward", "reinforce", "answer", "judge", "report")
         seeded = dict(values)
@@ -61,7 +61,7 @@ class PipelineConfig(Config):
             section = seeded.get(stage, {})
             takes_seed = stage != "backbone" or (isinstance(section, dict) and section.get("type") == "lab")
             if isinstance(section, dict) and takes_seed:
-                seeded[stage] = {"seed": values.get("seed", 0), **section}
+                seeded[stage] = {"seed": values["seed"], **section}
         return seeded
 
     @model_validator(mode="after")

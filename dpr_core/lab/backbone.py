@@ -26,7 +26,7 @@ from dpr_core.config.model import Family, LabBackbone
 from dpr_core.config.training import Execution, Optimizer
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
 from dpr_core.data.rendering import Renderer
-from dpr_core.errors import DensePathError
+from dpr_core.errors import DensePathError, UsageError
 from dpr_core.lab import arithmetic
 from dpr_core.lab.tokenizers import build as build_tokenizer
 from dpr_core.models.policy import Policy
@@ -127,6 +127,8 @@ class Text:
         self.renderer = Renderer(TEMPLATE)
         probes = arithmetic.problems(config.task, "train", random.Random(f"probes {config.seed}"))
         self.probes = list(islice(probes, PROBES))
+        if not self.probes:
+            raise UsageError("the lab's task leaves no training prompts; lower task.evaluation_share")
 
     def careful(self) -> Iterator[TokenSequence]:
         rng = random.Random(f"careful {self.config.seed}")

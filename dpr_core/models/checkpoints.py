@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,20 +22,24 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def load_model(
     source: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None, attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """From safetensors only; code that comes with a checkpoint is never run."""
+    """From safetensors only, every weight accounted for; code that comes with a checkpoint is never run."""
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             str(source),
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"no model could be loaded from {source}: {_first_line(error)}") from error
-    model.eval()
-    return model
+    # transformers fills a gap with random numbers and a warning.
+    if gaps := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise DensePathError(f"{source}: weights are missing or of the wrong shape: {', '.join(gaps[:3])}")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -63,16 +67,12 @@ def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTra
 @torch.no_grad()
 def extrapolate(model: PreTrainedModel, reference: Path, k: float) -> None:
     """theta <- theta + k (theta - theta_ref), in place, with theta_ref read from a checkpoint folder."""
-    own = dict(model.named_parameters())
-    seen = set()
-    for shard in sorted(reference.glob("*.safetensors")):
-        for name, weight in load_file(shard).items():
-            if name not in own:
-                raise DensePathError(f"{reference}: weight {name} is not in the model it should be compared with")
-            own[name].add_(own[name] - weight.to(own[name]), alpha=k)
-            seen.add(name)
-    if missing := own.keys() - seen:
-        raise DensePathError(f"{reference}: weights are missing: {', '.join(sorted(missing)[:3])}")
+    theirs = dict(load_model(reference, dtype=model.dtype).named_parameters())
+    ours = dict(model.named_parameters())
+    if different := sorted(ours.keys() ^ theirs.keys()):
+        raise DensePathError(f"{reference} is a checkpoint of another model: {', '.join(different[:3])}")
+    for name, weight in ours.items():
+        weight.add_(weight - theirs[name].to(weight.device), alpha=k)
 
 
 def _first_line(error: Exception) -> str:

@@ -75,6 +75,7 @@ class Trainer:
         totals = self._summed(totals)
         loss_value = totals.pop("loss") / count
         if not (math.isfinite(loss_value) and math.isfinite(float(norm))):
+            self.optimizer.zero_grad(set_to_none=True)
             raise DensePathError(
                 f"optimizer step {self.steps_done + 1}: the loss is {loss_value}, the gradient norm {float(norm)}; "
                 "the step was not applied. Lower the learning rate or look at this batch"
