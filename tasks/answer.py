@@ -90,6 +90,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def pin(config: AnswerConfig) -> AnswerConfig:
+    from dpr_core import benchmarks
+
+    return config.model_copy(update={"benchmark": benchmarks.pinned(config.benchmark)})
+
+
 def describe(config: StageConfig) -> str:
     settings = cast(AnswerConfig, config)
     control = f", extrapolated by k = {settings.policy.k:g}" if isinstance(settings.policy, Extrapolated) else ""
@@ -103,4 +109,5 @@ STAGE = Stage(
     inputs={"policy": ("sft", "reinforce", "reward")},
     body=body,
     describe=describe,
+    pin=pin,
 )

@@ -80,14 +80,15 @@ def _input_digests(
 
 def _plan_node(node: Node, digests: Mapping[str, str | None], store: Store, records: Sequence[Record]) -> Planned:
     stage = stage_named(node.stage)
+    config = stage.pin(node.config)
     known = {role: digest for role, digest in digests.items() if digest is not None}
     damage: list[str] = []
     if len(known) == len(digests):
-        found, damage = reusable(store, stage_key(stage.name, stage.version, node.config.identity(), known))
+        found, damage = reusable(store, stage_key(stage.name, stage.version, config.identity(), known))
         if found is not None:
             made = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
             return Planned(node.name, node.stage, "reuse", found.id, made)
-    wanted = Wanted(stage.name, stage.version, node.config, known, frozenset(digests))
+    wanted = Wanted(stage.name, stage.version, config, known, frozenset(digests))
     reasons = damage or differences(wanted, records, node.origin)
     if reasons != [NEVER]:
         reasons = reasons + [

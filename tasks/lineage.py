@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpr_core.config.execution import Execution
 from dpr_core.config.model import PretrainedBackbone
-from dpr_core.config.training import Execution, RewardConfig
+from dpr_core.config.training import RewardConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.tracking import Artifact, Store
 

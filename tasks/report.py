@@ -70,4 +70,4 @@ def describe(config: StageConfig) -> str:
     return f"{cast(ReportConfig, config).title}: every policy over every benchmark."
 
 
-STAGE = Stage(name="report", version=1, config=ReportConfig, body=body, describe=describe)
+STAGE = Stage(name="report", version=1, config=ReportConfig, inputs={"*": ("judge",)}, body=body, describe=describe)

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -59,10 +60,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the pipeline. `inputs` maps a role to the stages accepted in it.
-
-    The role `*` stands for any number of roles; without `inputs`, any role takes any artifact.
-    """
+    """A step of the pipeline. `inputs` maps a role to the stages accepted in it; the role `*` stands for any number."""
 
     name: str
     version: int
@@ -71,15 +69,16 @@ class Stage:
     describe: Callable[[StageConfig], str]
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    pin: Callable[[Any], StageConfig] = lambda config: config
+    """Fills in what the config refers to but does not hold, such as the hash of a file's content."""
 
     def check_roles(self, given: Iterable[str]) -> None:
         """Refuse roles that this stage does not have, and the lack of one that it needs."""
         roles = set(given)
         unknown = roles - set(self.inputs)
-        if unknown and self.inputs and ANY_ROLE not in self.inputs:
-            raise UsageError(
-                f"{self.name} has no input called {', '.join(sorted(unknown))}; its inputs: {', '.join(self.inputs)}"
-            )
+        if unknown and ANY_ROLE not in self.inputs:
+            known = ", ".join(self.inputs) or "none"
+            raise UsageError(f"{self.name} has no input called {', '.join(sorted(unknown))}; its inputs: {known}")
         missing = set(self.inputs) - roles - self.optional - {ANY_ROLE}
         if missing:
             needs = [f"{role} (an artifact of {' or '.join(self.inputs[role])})" for role in sorted(missing)]
@@ -115,6 +114,7 @@ def run_stage(
 ) -> Outcome:
     """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key."""
     name = name or stage.name
+    config = stage.pin(config)
     started = time.monotonic()
     artifacts = _verified_inputs(stage, inputs, store)
     digests = {role: artifact.digest for role, artifact in artifacts.items()}
@@ -186,7 +186,8 @@ def _attempt(
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
     try:
         work.output.mkdir(parents=True)
-        metrics = stage.body(config, work)
+        with _threads_of(config):
+            metrics = stage.body(config, work)
         manifest = Manifest.of_directory(
             work.output,
             stage=stage.name,
@@ -207,6 +208,15 @@ def _attempt(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return metrics
+
+
+def _threads_of(config: StageConfig) -> AbstractContextManager[None]:
+    threads = getattr(getattr(config, "execution", None), "threads", None)
+    if threads is None:
+        return nullcontext()
+    from dpr_core.training.threads import torch_threads
+
+    return torch_threads(threads)
 
 
 def _end(run: StageRun, status: str, reason: str) -> None:

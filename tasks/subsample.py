@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import SubsampleConfig
+from dpr_core.config.data import LabSource, SubsampleConfig
 from tasks.stage import Stage, Workspace
 
 
@@ -23,9 +23,18 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     }
 
 
+def pin(config: SubsampleConfig) -> SubsampleConfig:
+    from dpr_core.data.sources import fingerprint
+
+    if isinstance(config.source, LabSource):
+        return config
+    source = config.source.model_copy(update={"content": fingerprint(config.source)})
+    return config.model_copy(update={"source": source})
+
+
 def describe(config: StageConfig) -> str:
     data = cast(SubsampleConfig, config)
     return f"Up to {data.size:,} demonstrations from {data.source.type} (seed {data.seed})."
 
 
-STAGE = Stage(name="subsample", version=1, config=SubsampleConfig, body=body, describe=describe)
+STAGE = Stage(name="subsample", version=1, config=SubsampleConfig, body=body, describe=describe, pin=pin)

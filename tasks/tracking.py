@@ -45,6 +45,7 @@ NOTE_LIMIT = 7500
 FIRST_CHECK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 QUIET = {
     "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
@@ -342,7 +343,10 @@ class Client:
         except Exception as error:
             if is_full(error):
                 raise no_space(self._home) from error
-            message = f"MLflow at {self.where}: {scrub(' '.join(str(error).split()), self.uri)[:600]}"
+            text = scrub(" ".join(str(error).split()), self.uri)
+            if "Max retries exceeded" in text or "timeout exception" in text:
+                text = "the server does not answer"
+            message = f"MLflow at {self.where}: {text[:600]}"
             # A traceback would show what the message leaves out.
             raise DensePathError(message) from (error if self.uri == self.where else None)
 

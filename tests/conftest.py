@@ -32,7 +32,7 @@ def _spread(model: PreTrainedModel, seed: int, deviation: float) -> PreTrainedMo
 
 @pytest.fixture
 def tiny() -> TinyModel:
-    """`tiny(family, seed=0, **config_changes)` -> a two-layer model of the family with random weights, and its tokenizer."""
+    """`tiny(family, seed=0, **config_changes)` -> a two-layer model with random weights, and its tokenizer."""
 
     def build(
         family: Family = "llama", *, seed: int = 0, deviation: float = 0.3, **changes: Any

@@ -15,17 +15,24 @@ class Kind:
 
     load: Callable[[Any], list[Question]]
     read_result: ReadResult
+    pinned: Callable[[Any], Benchmark] = lambda config: config
+    """The config with a hash of whatever lies outside it."""
 
 
 KINDS: dict[type[Benchmark], Kind] = {
     LabBenchmark: Kind(lab.load, lab.read_result),
-    FileBenchmark: Kind(file.load, file.read_result),
+    FileBenchmark: Kind(file.load, file.read_result, file.pinned),
 }
 
 
 def load(config: Benchmark) -> list[Question]:
     """The questions of a benchmark, in a fixed order, with unique ids."""
     return KINDS[type(config)].load(config)
+
+
+def pinned(config: Benchmark) -> Benchmark:
+    """The benchmark as it is now, whatever happens to its file later."""
+    return KINDS[type(config)].pinned(config)
 
 
 def result_reader(config: Benchmark) -> ReadResult:

@@ -1,5 +1,6 @@
 """A local JSONL file of single-turn prompts."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -31,6 +32,11 @@ def load(config: FileBenchmark) -> list[Question]:
     if not questions:
         raise UsageError(f"{config.path}: the benchmark file has no rows; write one JSON object with a `prompt` a line")
     return questions
+
+
+def pinned(config: FileBenchmark) -> FileBenchmark:
+    """The benchmark together with the hash of its file as it is now."""
+    return config.model_copy(update={"content": hashlib.sha256(_read(config.path)).hexdigest()})
 
 
 def read_result(text: str) -> str | None:

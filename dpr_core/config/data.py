@@ -67,6 +67,10 @@ class FileSource(Config):
     columns: Columns = Columns()
     """Which column holds what."""
 
+    content: str | None = None
+    """Hash of the file, filled in when the stage starts: an edited file is another source."""
+    """Which column holds what."""
+
 
 class HubSource(Config):
     """A dataset of the Hugging Face hub (or a local dataset folder), read as a stream."""
@@ -77,6 +81,9 @@ class HubSource(Config):
     name: str = "Open-Orca/OpenOrca"
     """Dataset id on the hub, or a local folder."""
 
+    subset: str | None = None
+    """Configuration of the dataset, where it has several."""
+
     revision: str | None = None
     """Commit of the dataset repository."""
 
@@ -84,6 +91,10 @@ class HubSource(Config):
     """Split to read."""
 
     columns: Columns = Columns()
+    """Which column holds what."""
+
+    content: str | None = None
+    """Hash of the files of a local folder, filled in when the stage starts."""
     """Which column holds what."""
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dpr_core.config.base import Config, StageConfig
 from dpr_core.config.data import ArithmeticTask
-from dpr_core.config.training import Execution
+from dpr_core.config.execution import Execution
 
 
 class LabBenchmark(Config):
@@ -33,6 +33,9 @@ class FileBenchmark(Config):
 
     path: str = Field(min_length=1)
     """One JSON object a line, with `prompt` and, if there is one, `id` and a verifiable `reference`."""
+
+    content: str | None = None
+    """Hash of the file, filled in when the stage starts: an edited file is another benchmark."""
 
 
 Benchmark = Annotated[LabBenchmark | FileBenchmark, Field(discriminator="type")]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig
 from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.execution import Execution
 
 Family = Literal["llama", "qwen2", "mistral", "gemma3"]
 
@@ -86,6 +87,8 @@ class LabBackbone(StageConfig):
     blend_slips: float = Field(0.40, ge=0, le=1)
     """Share of answers that contain a wrong step."""
 
+    execution: Execution = Execution(threads=1)
+    """How the work is done."""
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Self:

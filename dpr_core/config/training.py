@@ -5,23 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.execution import Execution
 from dpr_core.config.model import PretrainedBackbone
-
-
-class Execution(Config):
-    """How the work is done. None of this changes what comes out beyond rounding."""
-
-    tokens_per_micro_batch: int = Field(8192, ge=1)
-    """Padded tokens that go through a network at once."""
-
-    logits_per_chunk: int = Field(2**24, ge=1)
-    """Logits (tokens x vocabulary) that exist at once."""
-
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
-
-    threads: int | None = Field(None, ge=1)
-    """CPU threads of this stage; none leaves torch's own choice."""
 
 
 class Lengths(Config):

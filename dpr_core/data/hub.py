@@ -58,6 +58,7 @@ class HubDataset:
             )
         return datasets.load_dataset(
             str(local) if local.is_dir() else self.name,
+            self._config.subset,
             revision=self._config.revision,
             split=self._config.split,
             streaming=True,

@@ -22,8 +22,9 @@ from transformers import (
 
 from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.data import Template
+from dpr_core.config.execution import Execution
 from dpr_core.config.model import Family, LabBackbone
-from dpr_core.config.training import Execution, Optimizer
+from dpr_core.config.training import Optimizer
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import DensePathError, UsageError
@@ -84,38 +85,44 @@ def train(config: LabBackbone, recorder: Recorder) -> tuple[PreTrainedModel, Pre
 
 
 def _teach(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> float:
-    trainer = _trainer(model, config.teach_learning_rate, config.teach_batch_size, config.teach_max_steps, decay_to=1.0)
+    trainer = _trainer(
+        model, config.teach_learning_rate, config.teach_batch_size, config.teach_max_steps, 1.0, config.execution
+    )
     stream, passed, accuracy = text.careful(), 0, 0.0
-    for step in range(1, config.teach_max_steps + 1):
-        metrics = trainer.step([next(stream) for _ in range(config.teach_batch_size)], SupervisedFineTuning())
+    for step in range(1, steps + 1):
+        metrics = trainer.step([next(stream) for _ in range(size)], SupervisedFineTuning())
         if step % config.probe_every == 0:
             accuracy = text.probe(model)
             metrics["probe/accuracy"] = accuracy
             passed = passed + 1 if accuracy >= config.probe_accuracy else 0
         recorder.metrics(metrics, step)
-        recorder.advance(step, config.teach_max_steps, f"teaching, accuracy {accuracy:.2f}")
+        recorder.advance(step, steps, f"teaching, accuracy {accuracy:.2f}")
         if passed == 2:
             return accuracy
     raise DensePathError(
-        f"the lab backbone did not learn its task in {config.teach_max_steps} steps (accuracy {accuracy:.2f}, "
+        f"the lab backbone did not learn its task in {steps} steps (accuracy {accuracy:.2f}, "
         f"wanted {config.probe_accuracy:.2f} twice running); try another seed or more backbone.teach_max_steps"
     )
 
 
 def _blend(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> None:
-    trainer = _trainer(model, config.blend_learning_rate, config.blend_batch_size, config.blend_steps, decay_to=0.1)
-    stream = text.blend()
-    for step in range(1, config.blend_steps + 1):
-        metrics = trainer.step([next(stream) for _ in range(config.blend_batch_size)], SupervisedFineTuning())
-        recorder.metrics({f"blend/{name}": value for name, value in metrics.items()}, step)
-        recorder.advance(step, config.blend_steps, "blending in careless answers")
-
-
-def _trainer(model: PreTrainedModel, learning_rate: float, batch_size: int, steps: int, decay_to: float) -> Trainer:
-    settings = Optimizer(
-        learning_rate=learning_rate, batch_size=batch_size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
+    trainer = _trainer(
+        model, config.blend_learning_rate, config.blend_batch_size, config.blend_steps, 0.1, config.execution
     )
-    return Trainer(Policy(model), settings, steps, Execution())
+    stream = text.blend()
+    for step in range(1, steps + 1):
+        metrics = trainer.step([next(stream) for _ in range(size)], SupervisedFineTuning())
+        recorder.metrics({f"blend/{name}": value for name, value in metrics.items()}, step)
+        recorder.advance(step, steps, "blending in careless answers")
+
+
+def _trainer(
+    model: PreTrainedModel, rate: float, size: int, steps: int, decay_to: float, execution: Execution
+) -> Trainer:
+    settings = Optimizer(
+        learning_rate=rate, batch_size=size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
+    )
+    return Trainer(Policy(model), settings, steps, execution)
 
 
 class Text:

@@ -1,7 +1,8 @@
 """Plain Hugging Face checkpoints: safetensors weights, config and tokenizer, as `from_pretrained` loads them."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +25,7 @@ def load_model(
 ) -> PreTrainedModel:
     """From safetensors only, every weight accounted for; code that comes with a checkpoint is never run."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source),
             revision=revision,
             dtype=dtype,
@@ -35,11 +36,13 @@ def load_model(
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"no model could be loaded from {source}: {_first_line(error)}") from error
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Iterable[object]] = loaded[1]
     # transformers fills a gap with random numbers and a warning.
     if gaps := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise DensePathError(f"{source}: weights are missing or of the wrong shape: {', '.join(gaps[:3])}")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    model.eval()
+    return model
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from dpr_core.config.training import Execution, Optimizer
+from dpr_core.config.execution import Execution
+from dpr_core.config.training import Optimizer
 from dpr_core.data.batching import collate, micro_batches
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError

@@ -171,7 +171,7 @@ def test_a_silent_server_is_given_up_on(home: Path, monkeypatch: pytest.MonkeyPa
         "tasks.tracking.FIRST_CHECK", {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent_server}")
-    with pytest.raises(DensePathError, match=f"MLflow at http://127.0.0.1:{silent_server}"):
+    with pytest.raises(DensePathError, match=f"MLflow at http://127.0.0.1:{silent_server}: the server does not answer"):
         Store.open()
 
 

@@ -107,7 +107,7 @@ def test_so_is_that_of_reinforce_plus_plus_before_whitening_kl_and_clip() -> Non
 
 
 def test_the_dense_reward_ascends_the_kl_from_the_reference_and_descends_that_from_sft() -> None:
-    """Expected return of Eq. 5 = KL(pi || ref) - KL(pi || SFT) over whole responses: its gradient, by central differences."""
+    """Expected return of Eq. 5 = KL(pi || ref) - KL(pi || SFT) over whole responses, by central differences."""
     logits, sft, ref = _table(4), _table(5), _table(6)
 
     def difference_of_kls(at: Tensor) -> float:

@@ -54,7 +54,7 @@ class House(StageConfig):
     pet: Annotated[Cat | Dog, Field(discriminator="type")] = Cat()
     """Who lives here."""
 
-    pets: dict[str, Annotated[Cat | Dog, Field(discriminator="type")]] = {}
+    pets: dict[str, Annotated[Cat | Dog, Field(discriminator="type")]] = Field({})
     """Who else."""
 
     colour: Literal["red", "blue"] = "red"

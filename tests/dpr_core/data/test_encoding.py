@@ -95,7 +95,7 @@ def test_any_text_survives_the_round_trip(family: Family) -> None:
     tokenizer = build(family)
     for text in ("a  b\n\n\tc", "é 漢字 😀 \u200b", "trailing ", "1 , 2 . 3 n't", "▁Ġ"):
         found = decode_response(tokenizer, encode_response(tokenizer, text))
-        # Metaspace tokenizers cannot tell their own mark from a space, nor Mistral's its own space from the text's first.
+        # Metaspace cannot tell its own mark from a space, nor Mistral's its own space from the text's first.
         expected = text if family in ("llama", "qwen2") else text.replace("▁", " ")
         assert found == (expected.removeprefix(" ") if family == "mistral" else expected)
 

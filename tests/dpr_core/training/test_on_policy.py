@@ -171,7 +171,7 @@ def test_a_run_is_repeatable_and_its_seed_matters(toy: Callable[..., Any]) -> No
 def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
     toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mini-batches of other widths and orders than the rollout; without whitening, a row's returns can be checked alone."""
+    """Mini-batches have other widths and orders than the rollout; unwhitened, a row can be checked alone."""
     algorithm = ReinforcePlusPlus(whiten=False, kl_weight=0.0)
     config = _config(algorithm=algorithm, batch_size=3, rollout_batch_size=4, samples_per_prompt=2, iterations=1)
     method, _ = _method(toy, config)
@@ -193,6 +193,7 @@ def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
     method.run(PROMPTS)
     assert Counter(row.prompt for row in seen) == Counter(dict.fromkeys(PROMPTS, 2))
     assert len({row.response for row in seen}) > 2
+    assert any(a.prompt != b.prompt for a, b in zip(seen[::2], seen[1::2], strict=True)), "not in the rollout's order"
 
 
 @pytest.mark.parametrize("bound", [0.02, 0.1])

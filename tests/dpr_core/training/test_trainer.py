@@ -1,4 +1,9 @@
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -54,7 +59,7 @@ def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _assert_same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     for name in a:
-        # The first steps of Adam divide by the gradient's own size, which blows rounding up where it is next to nothing.
+        # Adam's first steps divide by the gradient's own size, which blows up rounding where it is next to nothing.
         torch.testing.assert_close(a[name], b[name], atol=2e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -194,6 +199,60 @@ def test_other_terms_are_reported_as_means_over_tokens(tiny: Callable[..., Any])
         metrics = _trainer(tiny("llama")[0], budget=1).step(ROWS, Weighted(per), {"weights": _weights()})
         mask = response_mask(LENGTHS)
         assert metrics["train/weight"] == pytest.approx(_weights()[mask].mean().item(), rel=1e-5)
+
+
+WORKER = """
+import json
+import torch
+from dpr_core.algorithms.sft import SupervisedFineTuning
+from dpr_core.config.model import LabBackbone
+from dpr_core.config.training import Execution, Optimizer
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.lab.backbone import untrained
+from dpr_core.models.policy import Policy
+from dpr_core.training.trainer import Trainer
+
+torch.set_num_threads(1)
+model, _ = untrained(LabBackbone(width=16, layers=1, heads=2, feed_forward=16))
+rows = [TokenSequence((1, 30 + i), tuple(range(40, 41 + i))) for i in range(5)]
+settings = Optimizer(learning_rate=1e-2, batch_size=5, warmup_ratio=0)
+trainer = Trainer(Policy(model), settings, 4, Execution(tokens_per_micro_batch=12))
+metrics = [trainer.step(rows, SupervisedFineTuning()) for _ in range(3)]
+weights = [float(p.detach().double().square().sum()) for p in model.parameters()]
+told = [trainer.accelerator.num_processes, metrics, weights]
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.integration
+def test_a_step_does_not_depend_on_the_number_of_processes() -> None:
+    """Three micro-batches, which two processes cannot share evenly."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.getcwd()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    alone: dict[str, Any] = {}
+    exec(WORKER, alone)
+    _, metrics, weights = alone["told"]
+    for worker in workers:
+        output, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
+        processes, other_metrics, other_weights = json.loads(output.strip().splitlines()[-1])
+        assert processes == 2
+        for a, b in zip(metrics, other_metrics, strict=True):
+            for name in ("train/loss", "train/gradient_norm", "train/learning_rate"):
+                assert a[name] == pytest.approx(b[name], rel=1e-5), name
+        assert weights == pytest.approx(other_weights, rel=1e-5)
 
 
 def test_metrics_are_named(tiny: Callable[..., Any]) -> None:

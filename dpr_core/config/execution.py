@@ -1,0 +1,21 @@
+"""How work is done, which is never part of what an artifact is."""
+
+from pydantic import Field
+
+from dpr_core.config.base import Config
+
+
+class Execution(Config):
+    """How the work is done. None of this changes what comes out beyond rounding."""
+
+    tokens_per_micro_batch: int = Field(8192, ge=1)
+    """Padded tokens that go through a network at once."""
+
+    logits_per_chunk: int = Field(2**24, ge=1)
+    """Logits (tokens x vocabulary) that exist at once."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of this stage; none leaves torch's own choice."""
