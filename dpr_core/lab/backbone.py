@@ -79,18 +79,18 @@ def train(config: LabBackbone, recorder: Recorder) -> tuple[PreTrainedModel, Pre
     """Both phases; fails where the skill was not learned."""
     model, tokenizer = untrained(config)
     text = Text(config, tokenizer)
-    metrics = {"probe/accuracy": _teach(config, model, text, recorder)}
-    _blend(config, model, text, recorder)
-    return model, tokenizer, metrics | {"probe/accuracy_after_blend": text.probe(model)}
+    steps, accuracy = _teach(config, model, text, recorder)
+    _blend(config, model, text, recorder, steps)
+    return model, tokenizer, {"probe/accuracy": accuracy, "probe/accuracy_after_blend": text.probe(model)}
 
 
-def _teach(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> float:
-    trainer = _trainer(
-        model, config.teach_learning_rate, config.teach_batch_size, config.teach_max_steps, 1.0, config.execution
-    )
+def _teach(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> tuple[int, float]:
+    """Until two probes running pass; returns the steps taken and the last probe's accuracy."""
+    size, steps = config.teach_batch_size, config.teach_max_steps
+    trainer = _trainer(model, config.teach_learning_rate, size, steps, 1.0, config.execution)
     stream, passed, accuracy = text.careful(), 0, 0.0
     for step in range(1, steps + 1):
-        metrics = trainer.step([next(stream) for _ in range(size)], SupervisedFineTuning())
+        metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
         if step % config.probe_every == 0:
             accuracy = text.probe(model)
             metrics["probe/accuracy"] = accuracy
@@ -98,21 +98,20 @@ def _teach(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: 
         recorder.metrics(metrics, step)
         recorder.advance(step, steps, f"teaching, accuracy {accuracy:.2f}")
         if passed == 2:
-            return accuracy
+            return step, accuracy
     raise DensePathError(
         f"the lab backbone did not learn its task in {steps} steps (accuracy {accuracy:.2f}, "
         f"wanted {config.probe_accuracy:.2f} twice running); try another seed or more backbone.teach_max_steps"
     )
 
 
-def _blend(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> None:
-    trainer = _trainer(
-        model, config.blend_learning_rate, config.blend_batch_size, config.blend_steps, 0.1, config.execution
-    )
+def _blend(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, steps_before: int) -> None:
+    size, steps = config.blend_batch_size, config.blend_steps
+    trainer = _trainer(model, config.blend_learning_rate, size, steps, 0.1, config.execution)
     stream = text.blend()
     for step in range(1, steps + 1):
-        metrics = trainer.step([next(stream) for _ in range(size)], SupervisedFineTuning())
-        recorder.metrics({f"blend/{name}": value for name, value in metrics.items()}, step)
+        metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
+        recorder.metrics(metrics, steps_before + step)
         recorder.advance(step, steps, "blending in careless answers")
 
 
