@@ -28,13 +28,13 @@ app = typer.Typer(
 
     [bold]Start here[/bold]
 
-      dpr run demo                                   the whole method on the embedded lab, in minutes
+      dpr run demo            the whole method on the embedded lab, in minutes
 
-      dpr artifacts                                  what has been made
+      dpr artifacts           what has been made
 
-      dpr rerun ID --set reference=0.25 --downstream --plan   what a change would do
+      dpr rerun ID --plan --downstream --set reference=0.25   what would change
 
-      dpr score ID --text "Start at 1, add 2." "The answer is 3." --html credit.html
+      dpr score ID --text "Start at 1, add 2." "The answer is 3."   token rewards
 
     Everything lives in DPR_HOME (default: .dpr in the current folder).""",
 )

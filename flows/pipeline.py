@@ -1,5 +1,6 @@
 """The Prefect flows: the whole pipeline, and a rerun of any artifact. Stages exchange artifact IDs only."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ def run_nodes(
     nodes: Sequence[Node], name: str, description: str, config: Mapping[str, Any], force: bool = False
 ) -> dict[str, Any]:
     """Run a graph under one parent run; returns the document that `dpr run --json` prints."""
+    # A deployed flow shows on its page why each stage runs.
+    logging.getLogger("dense_path").setLevel(logging.INFO)
     store = Store.open()
     with pipeline_run(store, name, description, config) as document:
 

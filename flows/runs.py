@@ -21,9 +21,9 @@ def pipeline_run(store: Store, name: str, description: str, config: Mapping[str,
         yield document
         document["results"] = _results(store, document["stages"])
     except BaseException as error:
-        store.end_pipeline(parent, "FAILED" if isinstance(error, Exception) else "KILLED", None)
+        store.end_pipeline(parent, "FAILED" if isinstance(error, Exception) else "KILLED", document)
         raise
-    store.end_pipeline(parent, "FINISHED", document["results"])
+    store.end_pipeline(parent, "FINISHED", document, document["stages"][-1]["metrics"])
 
 
 def reuse_all(

@@ -39,7 +39,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     if isinstance(settings.policy, Extrapolated):
         extrapolate(policy.model, lineage.reference_folder(source), settings.policy.k)
     end = end_token(tokenizer)
-    completions = InProcessEngine(policy.model).generate(
+    completions = InProcessEngine(policy.model, activations=policy.activations).generate(
         prompts, Sampling(settings.temperature, settings.max_response_tokens, end), settings.seed, work.advance
     )
     kl = [0.0] * len(completions)

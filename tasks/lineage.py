@@ -65,17 +65,19 @@ class Lineage:
         reward = self.ancestor(artifact, "reward")
         return checkpoint(self.ancestor(reward, "sft"), RewardConfig.model_validate(reward.config).reference)
 
-    def attention(self, artifact: Artifact) -> str:
-        """The attention implementation that the backbone was configured with."""
-        backbone = self.ancestor(artifact, "sft").config.get("backbone")
-        return PretrainedBackbone.model_validate(backbone).attention if backbone else "sdpa"
-
     def load(self, folder: Path, like: Artifact, execution: Execution) -> "Policy":
         """A policy from a checkpoint folder, run as the backbone of `like` was configured to."""
+        import torch
+
         from dpr_core.models.checkpoints import load_model
         from dpr_core.models.policy import Policy
 
-        return Policy(load_model(folder, attention=self.attention(like)), execution.logits_per_chunk)
+        backbone = self.ancestor(like, "sft").config["backbone"]
+        if backbone is None:
+            return Policy(load_model(folder), execution.logits_per_chunk)
+        settings = PretrainedBackbone.model_validate(backbone)
+        model = load_model(folder, attention=settings.attention)
+        return Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype))
 
     def dense_reward(self, artifact: Artifact, settings: RewardConfig) -> "DenseReward":
         """The reward that `settings` make of the SFT run behind `artifact`."""

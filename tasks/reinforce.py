@@ -33,7 +33,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     history = History(work)
     loop = OnPolicy(
         policy=policy,
-        engine=InProcessEngine(policy.model),
+        engine=InProcessEngine(policy.model, activations=policy.activations),
         reward=lineage.dense_reward(reward, reward_settings),
         trainer=Trainer(policy, settings, optimizer_steps(len(prompts), settings), settings.execution),
         config=settings,

@@ -49,9 +49,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         plots.intervals(work.scratch / "win_rates.png", f"{table.estimand} (%)", bars, even=50)
         work.run.file(work.scratch / "win_rates.png", "plots")
     return {
-        f"report/{row.policy}/{row.benchmark}/win_rate": row.win_rate
+        f"{row.benchmark}/{row.policy}/{name}": float(value)
         for row in rows.values()
-        if row.win_rate is not None
+        for name in ("win_rate", "accuracy", "response_tokens", "kl_to_sft")
+        if (value := getattr(row, name)) is not None
     }
 
 

@@ -9,6 +9,8 @@ from tasks.stage import Stage, Workspace
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    import torch
+
     from dpr_core.algorithms.sft import fine_tune, total_steps
     from dpr_core.data.encoding import encode_demonstrations
     from dpr_core.errors import UsageError
@@ -31,9 +33,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     renderer = lineage.renderer(data)
     texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
     encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)
-    trainer = Trainer(
-        Policy(model, sft.execution.logits_per_chunk), sft, total_steps(len(encoded.sequences), sft), sft.execution
-    )
+    activations = getattr(torch, sft.backbone.dtype) if sft.backbone else torch.float32
+    policy = Policy(model, sft.execution.logits_per_chunk, activations)
+    trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution)
 
     def keep(fraction: float) -> None:
         save(model, tokenizer, work.output / "checkpoints" / f"{fraction:g}")

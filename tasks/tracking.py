@@ -25,7 +25,6 @@ from tasks.payloads import Payloads
 from tasks.records import (
     Artifact,
     Record,
-    flatten,
     mlflow_name,
     params,
     record_of,
@@ -98,13 +97,14 @@ class Store:
         self._client.log_config(run_id, config)
         return run_id
 
-    def end_pipeline(self, run_id: str, status: str, results: Mapping[str, Any] | None) -> None:
-        """End a parent run as FINISHED, FAILED or KILLED, with its results as a file and as metrics."""
-        if results is not None:
-            self._client.log_text(run_id, json.dumps(results, indent=2, ensure_ascii=False), "results.json")
-            now = int(datetime.now(UTC).timestamp() * 1000)
-            leaves = [(name, value) for name, value in flatten(results) if isinstance(value, int | float)]
-            self._client.log_metrics(run_id, [(mlflow_name(name), float(value), now, 0) for name, value in leaves])
+    def end_pipeline(
+        self, run_id: str, status: str, document: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """End a parent run as FINISHED, FAILED or KILLED, with what came of every stage as a file."""
+        self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        values = [(mlflow_name(name), float(value), now, 0) for name, value in (metrics or {}).items()]
+        self._client.log_metrics(run_id, values)
         self._client.set_terminated(run_id, status)
 
     def begin(

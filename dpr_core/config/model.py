@@ -24,7 +24,7 @@ class PretrainedBackbone(Config):
     """Commit of the hub repository. Pin it: an unpinned name is not the same model tomorrow."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of weights and activations. Log-probs are always computed in float32."""
+    """Type of activations. Weights are kept in float32, and log-probs are always computed in float32."""
 
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""

@@ -1,5 +1,6 @@
 """A causal language model seen as a policy: token sequences in, one score for each response token out."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ from dpr_core.logprobs import TokenScores, token_scores
 class Policy(nn.Module):
     """Wraps any of the four families. The head is applied to response positions only, in float32, chunk by chunk."""
 
-    def __init__(self, model: PreTrainedModel, logits_per_chunk: int = 2**24) -> None:
+    def __init__(
+        self, model: PreTrainedModel, logits_per_chunk: int = 2**24, activations: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.model = model
         self.logits_per_chunk = logits_per_chunk
+        self.activations = activations
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise ValueError("models that cap their logits are not supported: log-probs would be wrong")
@@ -32,6 +36,12 @@ class Policy(nn.Module):
     def response_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
         body: Any = self.model.get_decoder()
-        hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+        with computing_in(self.activations, self.device):
+            hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Activations in `dtype`, whatever the type of the weights."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from dpr_core.models.policy import computing_in
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
 
 
@@ -13,9 +14,10 @@ class InProcessEngine:
     """Draws with one uniform number a token, fixed in advance by the seed and the row: which rows share a batch, and
     when others finish, does not change what a row samples (beyond rounding)."""
 
-    def __init__(self, model: PreTrainedModel, rows: int = 256) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int = 256, activations: torch.dtype = torch.float32) -> None:
         self.model = model
         self.rows = rows
+        self.activations = activations
 
     @torch.inference_mode()
     def generate(
@@ -27,7 +29,8 @@ class InProcessEngine:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         for start in range(0, len(order), self.rows):
             rows = order[start : start + self.rows]
-            drawn = self._decode([prompts[i] for i in rows], uniforms[rows], sampling)
+            with computing_in(self.activations, self.model.device):
+                drawn = self._decode([prompts[i] for i in rows], uniforms[rows], sampling)
             completions.update(zip(rows, drawn, strict=True))
             if on_progress is not None:
                 on_progress(len(completions), len(prompts))

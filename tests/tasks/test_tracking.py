@@ -314,10 +314,11 @@ def test_nothing_else_is_written_into_the_payload(store: Store, path: str) -> No
 
 def test_pipeline_ends_with_its_results(store: Store) -> None:
     pipeline = store.begin_pipeline("demo", "What it is.", {"a": {"b": 1}})
-    store.end_pipeline(pipeline, "FINISHED", {"dpr": {"win rate (%)": 60.0, "name": "x"}})
+    store.end_pipeline(pipeline, "FINISHED", {"stages": []}, {"dpr/win rate (%)": 60.0})
     run = store._client.get_run(pipeline)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics == {"dpr.win rate ___": 60.0}
+    assert run.data.metrics == {"dpr/win rate ___": 60.0}
+    assert "run.json" in [entry.path for entry in store._client.list_artifacts(pipeline)]
     assert run.data.params == {"a.b": "1"}
 
 

@@ -1,3 +1,4 @@
+import itertools
 import random
 import re
 from collections import Counter
@@ -95,8 +96,10 @@ def test_training_and_evaluation_prompts_never_meet() -> None:
 
 def test_the_split_is_a_matter_of_the_numbers_alone() -> None:
     """Whatever the seed and the modulus: 4+0+1+2 modulo 5 and modulo 10 are the same prompt to a reader."""
-    drawn = Problem(4, (0, 1, 2), 5)
-    assert split_of(drawn, TASK) == split_of(Problem(4, (0, 1, 2), 10), ArithmeticTask(modulus=10, operations=3))
+    other = ArithmeticTask(modulus=10, operations=3)
+    for start in range(5):
+        for addends in itertools.product(range(5), repeat=3):
+            assert split_of(Problem(start, addends, 5), TASK) == split_of(Problem(start, addends, 10), other)
     demonstrated = {row[0] for seed in range(3) for row in demonstrations(LabSource(task=TASK, rows=500), seed)}
     asked = {p.id for seed in range(3) for p in evaluation_problems(TASK, 100, seed)}
     assert demonstrated

@@ -73,3 +73,14 @@ def test_gradients_reach_every_weight(tiny: Callable[..., Any]) -> None:
         Policy(model, logits_per_chunk=1000)(collate(ROWS)).log_probs.sum().backward()
         without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert without == [], family
+
+
+def test_bfloat16_activations_still_give_float32_scores(tiny: Callable[..., Any]) -> None:
+    model, _ = tiny("llama")
+    batch = collate(ROWS)
+    exact = Policy(model)(batch).log_probs
+    rounded = Policy(model, activations=torch.bfloat16)(batch).log_probs
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert torch.allclose(rounded, exact, atol=0.1)
+    assert rounded.detach().bfloat16().float().sub(rounded).abs().max() > 0

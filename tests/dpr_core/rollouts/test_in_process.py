@@ -103,6 +103,23 @@ def test_nothing_follows_an_end_token_and_a_cut_response_has_none(toy: Callable[
     assert any(c.length == 4 and not c.ended(0) for c in completions)
 
 
+def test_positions_are_counted_from_the_first_real_token(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy()
+    seen: list[list[list[int]]] = []
+    forward = model.forward
+
+    def recorded(**arguments: Any) -> Any:
+        real = arguments["attention_mask"][:, -arguments["position_ids"].shape[1] :].bool()
+        seen.append([row[keep].tolist() for row, keep in zip(arguments["position_ids"], real, strict=True)])
+        return forward(**arguments)
+
+    monkeypatch.setattr(model, "forward", recorded)
+    InProcessEngine(model).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
+    assert seen == [[[0], [0, 1, 2]], [[1], [3]], [[2], [4]]]
+
+
 def test_progress_and_order(toy: Callable[..., Any]) -> None:
     seen: list[tuple[int, int]] = []
     prompts = [(1, 2, 3), (1,), (2, 2)]
