@@ -51,7 +51,7 @@ def token_scores(
 def _chunk(
     hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None, entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    logits = _logits(hidden, head, bias)
+    logits = float32_logits(hidden, head, bias)
     values = torch.logsumexp(logits, dim=-1)
     log_probs = logits.gather(-1, targets[:, None])[:, 0] - values
     entropies = torch.zeros_like(values)
@@ -69,13 +69,13 @@ def token_kl(
     parts = [hidden_p.new_zeros(0, dtype=torch.float32)]
     with torch.no_grad():
         for start in range(0, len(hidden_p), rows):
-            log_p = torch.log_softmax(_logits(hidden_p[start : start + rows], head_p, None), dim=-1)
-            log_q = torch.log_softmax(_logits(hidden_q[start : start + rows], head_q, None), dim=-1)
+            log_p = torch.log_softmax(float32_logits(hidden_p[start : start + rows], head_p, None), dim=-1)
+            log_q = torch.log_softmax(float32_logits(hidden_q[start : start + rows], head_q, None), dim=-1)
             parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
     return torch.cat(parts)
 
 
-def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 even under autocast: bf16 logits near 16 are 0.125 apart, as far as the reward is large."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = hidden.float() @ head.float().T

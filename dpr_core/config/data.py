@@ -13,6 +13,9 @@ class ArithmeticTask(Config):
     modulus: int = Field(5, ge=2, le=10)
     """Additions are done modulo this number."""
 
+    largest_addend: int = Field(3, ge=1, le=9)
+    """Addends are drawn from 1 up to this. If all residues were as likely, each number alone would teach nothing."""
+
     operations: int = Field(8, ge=1, le=32)
     """Additions in a chain."""
 

@@ -44,8 +44,8 @@ def problems(task: ArithmeticTask, split: Split, rng: random.Random) -> Iterator
     seen: set[str] = set()
     misses = 0
     while misses < 10_000:
-        start, *addends = (rng.randrange(task.modulus) for _ in range(task.operations + 1))
-        problem = Problem(start, tuple(addends), task.modulus)
+        addends = tuple(rng.randint(1, task.largest_addend) for _ in range(task.operations))
+        problem = Problem(rng.randrange(task.modulus), addends, task.modulus)
         if problem.id in seen or split_of(problem, task) != split:
             misses += 1
             continue

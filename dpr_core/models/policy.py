@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dpr_core.data.batching import Batch
+from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores, token_scores
 
 
@@ -23,7 +24,9 @@ class Policy(nn.Module):
         self.activations = activations
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
-            raise ValueError("models that cap their logits are not supported: log-probs would be wrong")
+            raise UsageError(
+                "this model caps its logits, which log-probs here do not allow for; use another backbone"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -1,11 +1,13 @@
 """Sampling with the model in this process: a key-value cache, rows sorted by length, finished rows dropped."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from dpr_core.logprobs import float32_logits
 from dpr_core.models.policy import computing_in
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
 
@@ -39,6 +41,8 @@ class InProcessEngine:
     def _decode(self, prompts: list[tuple[int, ...]], uniforms: Tensor, sampling: Sampling) -> list[Completion]:
         device = self.model.device
         uniforms = uniforms.to(device)
+        body: Any = self.model.get_decoder()
+        head: Any = self.model.get_output_embeddings()
         ids, mask = _left_padded(prompts, device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
@@ -46,18 +50,10 @@ class InProcessEngine:
         log_probs: list[list[float]] = [[] for _ in prompts]
         alive = torch.arange(len(prompts), device=device)
         for t in range(sampling.max_response_tokens):
-            logits = (
-                self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                .logits[:, -1]
-                .float()
-            )
+            hidden = body(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state[:, -1]
+            logits = float32_logits(hidden, head.weight, head.bias)
             chosen, chosen_log_probs = draw(logits, uniforms[alive, t], sampling.temperature)
             for row, token, log_prob in zip(alive.tolist(), chosen.tolist(), chosen_log_probs.tolist(), strict=True):
                 tokens[row].append(token)

@@ -67,14 +67,14 @@ def test_gradients_do_not_depend_on_the_chunks(logits_per_chunk: int) -> None:
 
 def test_never_more_logits_at_once_than_allowed_in_either_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    original = logprobs._logits
+    original = logprobs.float32_logits
 
     def recorded(*arguments: Tensor | None) -> Tensor:
         logits: Tensor = original(*arguments)  # type: ignore[arg-type]
         sizes.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(logprobs, "_logits", recorded)
+    monkeypatch.setattr(logprobs, "float32float32_logits", recorded)
     hidden, head, targets, _ = _inputs()
     hidden.requires_grad_()
     token_scores(hidden, head, targets, logits_per_chunk=2 * V + 1).log_probs.sum().backward()

@@ -18,7 +18,7 @@ from dpr_core.lab.arithmetic import (
     split_of,
 )
 
-TASK = ArithmeticTask(modulus=5, operations=4)
+TASK = ArithmeticTask(modulus=5, operations=4, largest_addend=6)
 STYLES: tuple[Style, ...] = ("careful", "bare", "jump")
 
 
@@ -63,7 +63,7 @@ def test_right_answers_are_right_step_by_step(style: Style) -> None:
         assert stated == str((problem.start + sum(problem.addends)) % 5)
         assert 0 <= problem.start < 5
         assert len(problem.addends) == 4
-        assert all(0 <= n < 5 for n in problem.addends)
+        assert all(1 <= n <= 6 for n in problem.addends)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -87,11 +87,12 @@ def test_a_slip_without_steps_is_still_wrong_with_two_numbers() -> None:
 
 
 def test_training_and_evaluation_prompts_never_meet() -> None:
-    task = ArithmeticTask(modulus=3, operations=3, evaluation_share=0.3)
+    task = ArithmeticTask(modulus=3, operations=3, largest_addend=3, evaluation_share=0.3)
     sides = {split: {p.id for p in problems(task, split, random.Random(0))} for split in ("train", "evaluation")}  # type: ignore[arg-type]
     assert not sides["train"] & sides["evaluation"]
-    assert len(sides["train"] | sides["evaluation"]) == 3**4, "every problem is on one of the two sides"
-    assert 0.15 < len(sides["evaluation"]) / 3**4 < 0.45
+    every = {f"{a}+{b}+{c}+{d}" for a in (0, 1, 2) for b, c, d in itertools.product((1, 2, 3), repeat=3)}
+    assert sides["train"] | sides["evaluation"] == every
+    assert 0.15 < len(sides["evaluation"]) / len(every) < 0.45
 
 
 def test_the_split_is_a_matter_of_the_numbers_alone() -> None:
@@ -131,8 +132,9 @@ def test_demonstrations_have_their_shares_of_style_and_slips() -> None:
 
 
 def test_too_few_prompts_are_a_wrong_request() -> None:
-    task = ArithmeticTask(modulus=2, operations=2)
-    available = sum(split_of(Problem(a, (b, c), 2), task) == "train" for a in (0, 1) for b in (0, 1) for c in (0, 1))
+    task = ArithmeticTask(modulus=2, operations=2, largest_addend=3)
+    every = [Problem(a, addends, 2) for a in (0, 1) for addends in itertools.product((1, 2, 3), repeat=2)]
+    available = sum(split_of(problem, task) == "train" for problem in every)
     assert len(list(demonstrations(LabSource(task=task, rows=available), 0))) == available
     with pytest.raises(UsageError, match=f"only {available} distinct training prompts.*rows=50"):
         list(demonstrations(LabSource(task=task, rows=50), 0))

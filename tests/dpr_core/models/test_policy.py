@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from dpr_core.config.model import Family
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import UsageError
 from dpr_core.models.policy import Policy
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -63,7 +64,7 @@ def test_only_response_positions_reach_the_head(tiny: Callable[..., Any]) -> Non
 
 def test_a_model_that_caps_its_logits_is_refused(tiny: Callable[..., Any]) -> None:
     model, _ = tiny("gemma3", final_logit_softcapping=30.0)
-    with pytest.raises(ValueError, match="cap"):
+    with pytest.raises(UsageError, match="cap"):
         Policy(model)
 
 
@@ -84,3 +85,28 @@ def test_bfloat16_activations_still_give_float32_scores(tiny: Callable[..., Any]
     assert not torch.equal(rounded, exact)
     assert torch.allclose(rounded, exact, atol=0.1)
     assert rounded.detach().bfloat16().float().sub(rounded).abs().max() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_bfloat16_activations_the_head_is_still_applied_in_float32(
+    tiny: Callable[..., Any], family: Family
+) -> None:
+    model, _ = tiny(family)
+    batch = collate(ROWS)
+    policy = Policy(model, activations=torch.bfloat16)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            body = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+        found = policy(batch).log_probs
+        exact = Policy(model)(batch).log_probs
+    log_policy = torch.log_softmax(body.double() @ model.lm_head.weight.double().T, -1)
+    expected = log_policy[range(len(batch.targets)), batch.targets]
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    assert 0 < (found - exact).abs().max() < 0.5, "coarser than float32, but the same policy"
+
+
+def test_with_bfloat16_activations_weights_and_gradients_stay_in_float32(tiny: Callable[..., Any]) -> None:
+    model, _ = tiny("llama")
+    Policy(model, activations=torch.bfloat16)(collate(ROWS)).log_probs.sum().backward()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
+from dpr_core.rollouts import in_process
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine, draw
 from dpr_core.training.scoring import score
@@ -108,16 +109,34 @@ def test_positions_are_counted_from_the_first_real_token(
 ) -> None:
     model = toy()
     seen: list[list[list[int]]] = []
-    forward = model.forward
+    forward = model.model.forward
 
     def recorded(**arguments: Any) -> Any:
         real = arguments["attention_mask"][:, -arguments["position_ids"].shape[1] :].bool()
         seen.append([row[keep].tolist() for row, keep in zip(arguments["position_ids"], real, strict=True)])
         return forward(**arguments)
 
-    monkeypatch.setattr(model, "forward", recorded)
+    monkeypatch.setattr(model.model, "forward", recorded)
     InProcessEngine(model).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
     assert seen == [[[0], [0, 1, 2]], [[1], [3]], [[2], [4]]]
+
+
+def test_with_bfloat16_activations_the_logits_are_still_float32(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bfloat16 logits near 16 are 0.125 apart: responses would not be drawn from the policy that is scored."""
+    seen: list[torch.Tensor] = []
+
+    def recorded(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(logits)
+        return draw(logits, uniforms, temperature)
+
+    monkeypatch.setattr(in_process, "draw", recorded)
+    InProcessEngine(toy(), activations=torch.bfloat16).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
+    assert len(seen) == 3
+    for logits in seen:
+        assert logits.dtype == torch.float32
+        assert not logits.equal(logits.bfloat16().float())
 
 
 def test_progress_and_order(toy: Callable[..., Any]) -> None:
