@@ -19,7 +19,7 @@ class StageProgress:
         self._task: TaskID | None = None
         self._started = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self._last_line = 0.0
+        self._last_line = self._started
 
     def __enter__(self) -> "StageProgress":
         if self.console.is_terminal:
@@ -55,4 +55,5 @@ class StageProgress:
             self._last_line = now
             left = f", {(total - step) / rate:.0f} s left" if rate and total is not None else ""
             of = f" of {total}" if total is not None else ""
-            print(f"{self.name}: {step}{of} ({shown}{left}) {note}".rstrip(), file=sys.stderr, flush=True)
+            pace = f" ({shown}{left})" if shown else ""
+            print(f"{self.name}: {step}{of}{pace} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Plain Hugging Face checkpoints: safetensors weights, config and tokenizer, as `from_pretrained` loads them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
@@ -16,7 +18,8 @@ from dpr_core.errors import DensePathError, UsageError
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a checkpoint that needs nothing else to be loaded."""
-    model.save_pretrained(folder)
+    with _without_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -25,15 +28,16 @@ def load_model(
 ) -> PreTrainedModel:
     """From safetensors only, every weight accounted for; code that comes with a checkpoint is never run."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(source),
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _without_progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(source),
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"no model could be loaded from {source}: {_first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
@@ -76,6 +80,18 @@ def extrapolate(model: PreTrainedModel, reference: Path, k: float) -> None:
         raise DensePathError(f"{reference} is a checkpoint of another model: {', '.join(different[:3])}")
     for name, weight in ours.items():
         weight.add_(weight - theirs[name].to(weight.device), alpha=k)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """The stage shows its own progress."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

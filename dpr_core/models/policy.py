@@ -24,9 +24,7 @@ class Policy(nn.Module):
         self.activations = activations
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
-            raise UsageError(
-                "this model caps its logits, which log-probs here do not allow for; use another backbone"
-            )
+            raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
 
     @property
     def device(self) -> torch.device:

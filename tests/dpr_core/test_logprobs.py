@@ -74,7 +74,7 @@ def test_never_more_logits_at_once_than_allowed_in_either_pass(monkeypatch: pyte
         sizes.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(logprobs, "float32float32_logits", recorded)
+    monkeypatch.setattr(logprobs, "float32_logits", recorded)
     hidden, head, targets, _ = _inputs()
     hidden.requires_grad_()
     token_scores(hidden, head, targets, logits_per_chunk=2 * V + 1).log_probs.sum().backward()
