@@ -1,4 +1,4 @@
-"""Held-out prompts of the lab's arithmetic task."""
+"""Prompts of the lab's arithmetic task."""
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import LabBenchmark
@@ -7,7 +7,7 @@ from dpr_core.lab import arithmetic
 
 def load(config: LabBenchmark) -> list[Question]:
     """The same prompts for the same settings, each with its result as reference."""
-    problems = arithmetic.evaluation_problems(config.task, config.prompts, config.prompt_seed)
+    problems = arithmetic.draw_problems(config.task, config.split, config.prompts, config.prompt_seed)
     return [Question(id=p.id, turns=(p.prompt,), reference=str(p.result)) for p in problems]
 
 

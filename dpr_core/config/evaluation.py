@@ -10,7 +10,7 @@ from dpr_core.config.execution import Execution
 
 
 class LabBenchmark(Config):
-    """Held-out prompts of the lab's task, with verifiable results."""
+    """Prompts of the lab's task, with verifiable results."""
 
     type: Literal["lab"] = "lab"
     """Which kind of benchmark this is."""
@@ -18,8 +18,11 @@ class LabBenchmark(Config):
     task: ArithmeticTask = ArithmeticTask()
     """The chain of additions to ask for."""
 
+    split: Literal["evaluation", "train"] = "evaluation"
+    """Held-out prompts, or training prompts: what is tuned is tuned on these."""
+
     prompts: int = Field(600, ge=1)
-    """How many held-out prompts to ask."""
+    """How many prompts to ask."""
 
     prompt_seed: int = 0
     """Seed of the draw of prompts: the same for every policy, so that answers can be paired."""

@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from dpr_core.config.data import ArithmeticTask, LabSource
@@ -87,16 +88,12 @@ def demonstrations(source: LabSource, seed: int) -> Iterator[tuple[str, str, str
         )
 
 
-def evaluation_problems(task: ArithmeticTask, count: int, seed: int) -> list[Problem]:
-    """`count` distinct held-out problems."""
-    found: list[Problem] = []
-    for problem in problems(task, "evaluation", random.Random(f"evaluation {seed}")):
-        if len(found) == count:
-            break
-        found.append(problem)
+def draw_problems(task: ArithmeticTask, split: Split, count: int, seed: int) -> list[Problem]:
+    """`count` distinct problems of one split."""
+    found = list(islice(problems(task, split, random.Random(f"{split} {seed}")), count))
     if len(found) < count:
         raise UsageError(
-            f"the lab's task has only {len(found)} distinct evaluation prompts, fewer than prompts={count}; "
+            f"the lab's task has only {len(found)} distinct {split} prompts, fewer than prompts={count}; "
             "ask for fewer prompts or for more operations"
         )
     return found

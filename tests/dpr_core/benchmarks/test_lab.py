@@ -31,3 +31,9 @@ def test_an_answer_is_right_where_it_states_the_result() -> None:
     assert is_right(question, f"The answer is {question.reference}.", read_result) is True
     assert is_right(question, f"The answer is {wrong}.", read_result) is False
     assert is_right(question, "I do not know", read_result) is False
+
+
+def test_what_is_tuned_on_training_prompts_never_sees_the_held_out_ones() -> None:
+    training = CONFIG.model_copy(update={"split": "train", "prompts": 200})
+    held_out = CONFIG.model_copy(update={"prompts": 40})
+    assert not {q.id for q in benchmarks.load(training)} & {q.id for q in benchmarks.load(held_out)}

@@ -12,7 +12,7 @@ from dpr_core.lab.arithmetic import (
     Style,
     answer,
     demonstrations,
-    evaluation_problems,
+    draw_problems,
     problems,
     read_result,
     split_of,
@@ -57,7 +57,7 @@ def test_answers_by_hand() -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_right_answers_are_right_step_by_step(style: Style) -> None:
     rng = random.Random(1)
-    for problem in evaluation_problems(TASK, 40, seed=0):
+    for problem in draw_problems(TASK, "evaluation", 40, seed=0):
         wrong, stated = _checked(answer(problem, style, False, rng), problem)
         assert wrong == []
         assert stated == str((problem.start + sum(problem.addends)) % 5)
@@ -70,7 +70,7 @@ def test_right_answers_are_right_step_by_step(style: Style) -> None:
 def test_a_slip_is_one_wrong_sum_carried_to_a_wrong_result(style: Style) -> None:
     rng = random.Random(2)
     places: Counter[int] = Counter()
-    for problem in evaluation_problems(TASK, 40, seed=0):
+    for problem in draw_problems(TASK, "evaluation", 40, seed=0):
         for _ in range(5):
             wrong, stated = _checked(answer(problem, style, True, rng), problem)
             assert len(wrong) == (0 if style == "bare" else 1)
@@ -102,7 +102,7 @@ def test_the_split_is_a_matter_of_the_numbers_alone() -> None:
         for addends in itertools.product(range(5), repeat=3):
             assert split_of(Problem(start, addends, 5), TASK) == split_of(Problem(start, addends, 10), other)
     demonstrated = {row[0] for seed in range(3) for row in demonstrations(LabSource(task=TASK, rows=500), seed)}
-    asked = {p.id for seed in range(3) for p in evaluation_problems(TASK, 100, seed)}
+    asked = {p.id for seed in range(3) for p in draw_problems(TASK, "evaluation", 100, seed)}
     assert demonstrated
     assert asked
     assert not demonstrated & asked
@@ -139,15 +139,15 @@ def test_too_few_prompts_are_a_wrong_request() -> None:
     with pytest.raises(UsageError, match=f"only {available} distinct training prompts.*rows=50"):
         list(demonstrations(LabSource(task=task, rows=50), 0))
     with pytest.raises(UsageError, match="evaluation prompts.*prompts=50"):
-        evaluation_problems(task, 50, 0)
+        draw_problems(task, "evaluation", 50, 0)
 
 
 def test_evaluation_prompts_are_distinct_and_repeatable() -> None:
-    found = evaluation_problems(TASK, 200, seed=0)
+    found = draw_problems(TASK, "evaluation", 200, seed=0)
     assert len({p.id for p in found}) == 200
     assert all(split_of(p, TASK) == "evaluation" for p in found)
-    assert found == evaluation_problems(TASK, 200, seed=0)
-    assert found != evaluation_problems(TASK, 200, seed=1)
+    assert found == draw_problems(TASK, "evaluation", 200, seed=0)
+    assert found != draw_problems(TASK, "evaluation", 200, seed=1)
 
 
 @pytest.mark.parametrize(
