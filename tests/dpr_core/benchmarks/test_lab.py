@@ -35,5 +35,5 @@ def test_an_answer_is_right_where_it_states_the_result() -> None:
 
 def test_what_is_tuned_on_training_prompts_never_sees_the_held_out_ones() -> None:
     training = CONFIG.model_copy(update={"split": "train", "prompts": 200})
-    held_out = CONFIG.model_copy(update={"prompts": 40})
+    held_out = CONFIG.model_copy(update={"prompts": 20})
     assert not {q.id for q in benchmarks.load(training)} & {q.id for q in benchmarks.load(held_out)}
