@@ -42,6 +42,12 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     return {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
 
 
+def pin(config: JudgeConfig) -> JudgeConfig:
+    from dpr_core import judging
+
+    return config.model_copy(update={"by": judging.pinned(config.by)})
+
+
 def describe(config: StageConfig) -> str:
     return f"Win rate judged by {cast(JudgeConfig, config).by.type}, both orders, ties 0.5."
 
@@ -53,4 +59,5 @@ STAGE = Stage(
     inputs={"candidate": ("answer",), "baseline": ("answer",)},
     body=body,
     describe=describe,
+    pin=pin,
 )

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dpr_core.models.policy import Policy
 
 
+LAB = PretrainedBackbone(name="lab", dtype="float32")
+"""How the lab's own backbones are run."""
+
+
 @dataclass(frozen=True)
 class Lineage:
     """Walks from an artifact to its ancestors; each is verified when it is read."""
@@ -68,16 +72,16 @@ class Lineage:
     def load(self, folder: Path, like: Artifact, execution: Execution) -> "Policy":
         """A policy from a checkpoint folder, run as the backbone of `like` was configured to."""
         import torch
+        from accelerate import PartialState
 
         from dpr_core.models.checkpoints import load_model
         from dpr_core.models.policy import Policy
 
         backbone = self.ancestor(like, "sft").config["backbone"]
-        if backbone is None:
-            return Policy(load_model(folder), execution.logits_per_chunk)
-        settings = PretrainedBackbone.model_validate(backbone)
+        settings = PretrainedBackbone.model_validate(backbone) if backbone else LAB
         model = load_model(folder, attention=settings.attention)
-        return Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype))
+        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype))
+        return policy.to(PartialState().device)
 
     def dense_reward(self, artifact: Artifact, settings: RewardConfig) -> "DenseReward":
         """The reward that `settings` make of the SFT run behind `artifact`."""

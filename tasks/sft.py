@@ -1,5 +1,6 @@
 """Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
 
+from pathlib import Path
 from typing import cast
 
 from dpr_core.config.base import StageConfig
@@ -48,6 +49,15 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     }
 
 
+def pin(config: SFTConfig) -> SFTConfig:
+    """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
+    from dpr_core.fingerprint import of_folder
+
+    if config.backbone is None or not (folder := Path(config.backbone.name).expanduser()).is_dir():
+        return config
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": of_folder(folder)})})
+
+
 def describe(config: StageConfig) -> str:
     sft = cast(SFTConfig, config)
     kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints)
@@ -65,4 +75,5 @@ STAGE = Stage(
     optional=frozenset({"backbone"}),
     body=body,
     describe=describe,
+    pin=pin,
 )

@@ -72,7 +72,6 @@ class FileSource(Config):
 
     content: str | None = None
     """Hash of the file, filled in when the stage starts: an edited file is another source."""
-    """Which column holds what."""
 
 
 class HubSource(Config):
@@ -98,7 +97,6 @@ class HubSource(Config):
 
     content: str | None = None
     """Hash of the files of a local folder, filled in when the stage starts."""
-    """Which column holds what."""
 
 
 Source = Annotated[LabSource | FileSource | HubSource, Field(discriminator="type")]

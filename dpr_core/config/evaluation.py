@@ -128,6 +128,9 @@ class OpenAIJudge(Config):
     max_tokens: int = Field(512, ge=16)
     """Length limit of a verdict."""
 
+    template: str | None = None
+    """Hash of the judge's instructions, filled in when the stage starts."""
+
 
 Judge = Annotated[VerifiableJudge | ScriptedJudge | OpenAIJudge, Field(discriminator="type")]
 

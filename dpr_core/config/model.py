@@ -23,6 +23,9 @@ class PretrainedBackbone(Config):
     revision: str | None = None
     """Commit of the hub repository. Pin it: an unpinned name is not the same model tomorrow."""
 
+    content: str | None = None
+    """Hash of the files of a local folder, filled in when the stage starts."""
+
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of activations. Weights are kept in float32, and log-probs are always computed in float32."""
 

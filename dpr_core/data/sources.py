@@ -12,6 +12,7 @@ from dpr_core.config.data import Source as SourceConfig
 from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.fingerprint import of_folder
 from dpr_core.lab import arithmetic
 
 _LONGEST_LINE = 2**24
@@ -90,11 +91,7 @@ def fingerprint(config: SourceConfig) -> str | None:
     if isinstance(config, FileSource):
         return _file_hash(Path(config.path).expanduser())
     folder = Path(config.name).expanduser()
-    if not folder.is_dir():
-        return None
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    listing = [[name, _file_hash(folder / name)] for name in names]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return of_folder(folder) if folder.is_dir() else None
 
 
 def _open(path: Path) -> BufferedReader:

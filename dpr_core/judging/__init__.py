@@ -8,6 +8,7 @@ from dpr_core.config import evaluation as settings
 from dpr_core.judging.judge import Judge
 from dpr_core.judging.openai import OpenAIJudge
 from dpr_core.judging.scripted import ScriptedJudge
+from dpr_core.judging.template import TEMPLATE_DIGEST
 from dpr_core.judging.verifiable import VerifiableJudge
 
 KINDS: dict[type[settings.Judge], Callable[[Any, settings.JudgeExecution, ReadResult], Judge]] = {
@@ -15,6 +16,13 @@ KINDS: dict[type[settings.Judge], Callable[[Any, settings.JudgeExecution, ReadRe
     settings.ScriptedJudge: lambda config, execution, read_result: ScriptedJudge(config.rule),
     settings.OpenAIJudge: lambda config, execution, read_result: OpenAIJudge(config, execution),
 }
+
+
+def pinned(config: settings.Judge) -> settings.Judge:
+    """The judge together with the hash of the instructions that it is given."""
+    if isinstance(config, settings.OpenAIJudge):
+        return config.model_copy(update={"template": TEMPLATE_DIGEST})
+    return config
 
 
 def build(config: settings.Judge, execution: settings.JudgeExecution, read_result: ReadResult) -> Judge:

@@ -1,0 +1,56 @@
+"""What a configuration refers to but does not hold is part of identity: an edited file is another input."""
+
+from pathlib import Path
+
+import pytest
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.data import FileSource, LabSource, SubsampleConfig
+from dpr_core.config.evaluation import AnswerConfig, FileBenchmark, JudgeConfig, LabBenchmark, OpenAIJudge
+from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.training import SFTConfig
+from dpr_core.judging import template
+from tasks.table import stage_named
+
+
+def _identity(stage: str, config: StageConfig) -> dict[str, object]:
+    return stage_named(stage).pin(config).identity()
+
+
+@pytest.mark.parametrize("stage", ["subsample", "answer", "sft"])
+def test_an_edited_file_is_another_input(tmp_path: Path, stage: str) -> None:
+    file = tmp_path / "data.jsonl"
+    config: StageConfig = {
+        "subsample": SubsampleConfig(source=FileSource(path=str(file))),
+        "answer": AnswerConfig(benchmark=FileBenchmark(path=str(file))),
+        "sft": SFTConfig(backbone=PretrainedBackbone(name=str(tmp_path))),
+    }[stage]
+    file.write_text('{"prompt": "a"}')
+    before = _identity(stage, config)
+    assert before != config.identity()
+    assert _identity(stage, config) == before
+    file.write_text('{"prompt": "b"}')
+    assert _identity(stage, config) != before
+    # A stored config that was pinned to the old content is pinned afresh.
+    assert _identity(stage, stage_named(stage).pin(config)) == _identity(stage, config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "config"),
+    [
+        ("subsample", SubsampleConfig(source=LabSource())),
+        ("answer", AnswerConfig(benchmark=LabBenchmark())),
+        ("sft", SFTConfig()),
+        ("sft", SFTConfig(backbone=PretrainedBackbone(name="some/hub-id", revision="abc"))),
+    ],
+)
+def test_what_a_config_says_in_full_is_left_as_it_is(stage: str, config: StageConfig) -> None:
+    assert stage_named(stage).pin(config) == config
+
+
+def test_other_instructions_are_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = JudgeConfig(by=OpenAIJudge())
+    before = _identity("judge", config)
+    monkeypatch.setattr("dpr_core.judging.TEMPLATE_DIGEST", "0" * 64)
+    assert template.TEMPLATE_DIGEST in str(before)
+    assert _identity("judge", config) != before
