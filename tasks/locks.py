@@ -36,10 +36,12 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """Inside the block the first SIGTERM raises Terminated, and the others wait until the block has cleaned up.
 
-    A handler that was there before is called afterwards. Threads other than the main one get no signals.
+    Where somebody else handles SIGTERM already, as Prefect does in its workers' flow runs, it stays with them. Threads
+    other than the main one get no signals.
     """
     previous = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or previous is signal.SIG_IGN:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or previous is not signal.SIG_DFL:
         yield
         return
     received = False
@@ -55,5 +57,3 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-        if received and callable(previous):
-            previous(signal.SIGTERM, None)

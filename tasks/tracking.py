@@ -79,7 +79,7 @@ class Store:
                 hint = (
                     "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
                     if setting
-                    else "set DPR_HOME to another folder, or move this one away to start afresh"
+                    else "if another process is using it, try again; else set DPR_HOME to another folder"
                 )
                 raise DensePathError(f"cannot open the store of runs. {error}\n{hint}") from error.__cause__
         made_at = local_path(experiment.artifact_location)

@@ -1,0 +1,203 @@
+"""The whole method on the tiny lab, stage by stage, without Prefect."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from dpr_core.config.pipeline import PipelineConfig
+from flows import wiring
+from flows.runs import pipeline_run, stage_entry
+from tasks.graph import plan
+from tasks.stage import Outcome
+from tasks.tracking import Store
+
+pytestmark = pytest.mark.integration
+
+Tiny = Callable[..., PipelineConfig]
+RunGraph = Callable[..., dict[str, Outcome]]
+OpenStore = Callable[[Path], Store]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A pipeline run in this process."""
+
+    store: Store
+    parent: str
+    outcomes: dict[str, Outcome]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.store.home / 'mlflow.db'}")
+
+    def files(self, name: str) -> set[str]:
+        """Every file of a stage's MLflow run, or of the pipeline's own."""
+        run_id = self.parent if name == "pipeline" else self.outcomes[name].id
+        found, folders = set(), [""]
+        while folders:
+            for entry in self.client.list_artifacts(run_id, folders.pop()):
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    found.add(entry.path)
+        return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, open_store: OpenStore, run_graph: RunGraph, tiny: Tiny) -> Built:
+    store = open_store(tmp_path_factory.mktemp("built") / "home")
+    config = tiny()
+    with pipeline_run(store, config.name, config.description, config.model_dump(mode="json")) as document:
+        outcomes = run_graph(store, wiring.nodes(config), document["run_id"])
+        document["stages"] += [stage_entry(outcome) for outcome in outcomes.values()]
+    return Built(store, document["run_id"], outcomes)
+
+
+def digests(store: Store, ids: dict[str, str]) -> dict[str, str | None]:
+    return {name: store.record(run_id).digest for name, run_id in ids.items()}
+
+
+def ids_of(outcomes: dict[str, Outcome]) -> dict[str, str]:
+    return {name: outcome.id for name, outcome in outcomes.items()}
+
+
+def test_every_stage_runs_once_and_is_sound(built: Built, tiny: Tiny) -> None:
+    assert list(built.outcomes) == [node.name for node in wiring.nodes(tiny())]
+    assert {outcome.status for outcome in built.outcomes.values()} == {"ran"}
+    for name, outcome in built.outcomes.items():
+        assert built.store.verify(outcome.id) == [], name
+
+
+def test_a_second_run_reuses_everything(built: Built, run_graph: RunGraph, tiny: Tiny) -> None:
+    again = run_graph(built.store, wiring.nodes(tiny("name=renamed", "sft.execution.threads=1")))
+    assert {outcome.status for outcome in again.values()} == {"reused"}
+    assert ids_of(again) == ids_of(built.outcomes)
+    assert {name: o.metrics for name, o in again.items()} == {name: o.metrics for name, o in built.outcomes.items()}
+
+
+def test_a_changed_seed_of_reinforce_runs_only_what_is_built_on_it(
+    built: Built, run_graph: RunGraph, tiny: Tiny
+) -> None:
+    nodes = wiring.nodes(tiny("reinforce.seed=1"))
+    anew = {"reinforce", "answer DPR on lab", "judge DPR on lab", "report"}
+    planned = {step.name: step for step in plan(nodes, built.store)}
+    assert {name for name, step in planned.items() if step.status == "run"} == anew
+    assert planned["reinforce"].why == "seed: 0 -> 1"
+    outcomes = run_graph(built.store, nodes)
+    assert {name for name, outcome in outcomes.items() if outcome.status == "ran"} == anew
+    before, after = digests(built.store, ids_of(built.outcomes)), digests(built.store, ids_of(outcomes))
+    assert {name for name in before if before[name] != after[name]} == anew
+
+
+def test_the_same_seed_gives_the_same_digests_in_another_home_and_process(
+    built: Built, made: Any, open_store: OpenStore
+) -> None:
+    elsewhere = {entry["name"]: entry["id"] for entry in made.result.json["stages"]}
+    ours = ids_of(built.outcomes)
+    assert set(ours.values()).isdisjoint(elsewhere.values())
+    assert digests(built.store, ours) == digests(open_store(made.home), elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("family", "algorithm", "formula"),
+    [
+        ("llama", "algorithm1", "baseline_relative"),
+        ("qwen2", "reinforce_plus_plus", "with_value"),
+        ("mistral", "algorithm1", "without_baseline"),
+        ("gemma3", "reinforce_plus_plus", "baseline_relative"),
+    ],
+)
+def test_families_algorithms_and_formulas(
+    family: str,
+    algorithm: str,
+    formula: str,
+    tmp_path: Path,
+    open_store: OpenStore,
+    run_graph: RunGraph,
+    tiny: Tiny,
+) -> None:
+    config = tiny(
+        f"backbone.family={family}",
+        f"reinforce.algorithm.type={algorithm}",
+        f"reinforce.batch_size={8 if algorithm == 'algorithm1' else 4}",
+        f"reward.formula={formula}",
+        "evaluation.controls={}",
+    )
+    store = open_store(tmp_path / "home")
+    outcomes = run_graph(store, wiring.nodes(config))
+    assert {outcome.status for outcome in outcomes.values()} == {"ran"}
+    assert outcomes["reinforce"].metrics["rollout/length"] > 0
+    assert outcomes["answer DPR on lab"].metrics["answer/prompts"] == 12
+
+
+def test_sft_starts_from_a_plain_checkpoint_of_the_disk(
+    built: Built, tmp_path: Path, run_graph: RunGraph, tiny: Tiny
+) -> None:
+    exported = built.store.fetch(built.outcomes["backbone"].id).path / "model"
+    pretrained = f"backbone={{type: pretrained, name: {exported}, dtype: float32}}"
+    nodes = [node for node in wiring.nodes(tiny(pretrained)) if node.name in ("subsample", "sft")]
+    outcomes = run_graph(built.store, nodes)
+    assert outcomes["sft"].status == "ran"
+    assert outcomes["sft"].metrics["train/loss"] == built.outcomes["sft"].metrics["train/loss"]
+
+
+TRAINING = {"train/loss", "train/learning_rate", "train/tokens_per_second", "train/gradient_norm"}
+ROLLOUTS = {f"rollout/{name}" for name in ("reward", "return", "kl", "entropy", "length", "eos_rate")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "points"),
+    # The guard has the policy drawn from once more after the two iterations.
+    [("sft", TRAINING, 3), ("reinforce", TRAINING | {"train/clip_fraction"}, 4), ("reinforce", ROLLOUTS, 3)],
+)
+def test_metrics_are_logged_over_steps(built: Built, stage: str, names: set[str], points: int) -> None:
+    run_id = built.outcomes[stage].id
+    for name in names:
+        steps = {metric.step for metric in built.client.get_metric_history(run_id, name)}
+        assert len(steps) == points, name
+
+
+def test_params_are_the_settings_by_their_dotted_names(built: Built) -> None:
+    params = built.client.get_run(built.outcomes["reinforce"].id).data.params
+    assert params["algorithm.type"] == "reinforce_plus_plus"
+    assert params["algorithm.kl_weight"] == "0.1"
+    assert params["rollout_batch_size"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("backbone", {"output/model/model.safetensors", "output/model/config.json"}),
+        ("subsample", {"samples/demonstrations.json"}),
+        ("sft", {f"output/checkpoints/{fraction}/model.safetensors" for fraction in ("0.34", "0.5", "1")}),
+        ("reward", {"output/credit.html", "output/demonstrations.jsonl", "plots/reward_by_position.png"}),
+        ("reinforce", {"output/policy/model.safetensors", "plots/training.png"}),
+        ("answer DPR on lab", {"output/answers.jsonl", "samples/answers.json"}),
+        ("judge DPR on lab", {"output/games.jsonl", "output/win_rate.json"}),
+        ("report", {"output/table.json", "output/report.md", "output/report.html", "plots/win_rates.png"}),
+    ],
+)
+def test_every_run_holds_its_config_manifest_payload_plots_and_samples(
+    built: Built, stage: str, expected: set[str]
+) -> None:
+    files = built.files(stage)
+    assert files >= expected | {"config.yaml", "MANIFEST.json"}
+
+
+def test_reinforce_shows_samples_of_completions(built: Built) -> None:
+    assert [path for path in built.files("reinforce") if path.startswith("samples/")]
+
+
+def test_one_parent_run_holds_the_stages_and_the_results(built: Built) -> None:
+    parent = built.client.get_run(built.parent)
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "tiny")
+    assert built.files("pipeline") >= {"config.yaml", "run.json"}
+    for name, outcome in built.outcomes.items():
+        run = built.client.get_run(outcome.id)
+        assert run.data.tags["mlflow.parentRunId"] == built.parent
+        assert run.info.run_name == (name if name == outcome.stage else f"{outcome.stage} · {name}")
+        assert len(run.data.tags["mlflow.note.content"]) > 20
