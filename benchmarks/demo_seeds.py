@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.reporting.statistics import mean_interval
 
+NOTHING = "\u2013"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,48 +35,75 @@ def main() -> None:
 
 
 def run(recipe: str, seed: int, assignments: list[str]) -> dict[str, Any]:
-    """One pipeline run; its rows by policy, and the seconds that its stages took."""
+    """One pipeline run: the rows of its table, and the seconds that its stages took."""
     settings = [f"--set={assignment}" for assignment in (f"seed={seed}", *assignments)]
     command = [sys.executable, "-m", "flows.cli", "run", recipe, "--json", *settings]
     document = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return {
-        "policies": {row["policy"]: row for row in document["results"]["rows"]},
+        "rows": document["results"]["rows"],
         "seconds": sum(stage["seconds"] for stage in document["stages"]),
     }
 
 
 def markdown(runs: dict[int, dict[str, Any]]) -> str:
-    policies = list(next(iter(runs.values()))["policies"])
-    lines = ["| seed | " + " | ".join(f"{p}: accuracy" for p in policies) + " | "]
-    lines[0] += " | ".join(f"{p}: win rate against SFT" for p in policies[1:]) + " |"
-    lines.append("|--:|" + "--:|" * (2 * len(policies) - 1))
-    for seed, outcome in runs.items():
-        rows = outcome["policies"]
-        cells = [f"{100 * rows[p]['accuracy']:.1f}" for p in policies]
-        for policy in policies[1:]:
-            low, high = rows[policy]["win_rate_interval"]
-            cells.append(f"{rows[policy]['win_rate']:.1f} [{low:.1f}, {high:.1f}]")
-        lines.append(f"| {seed} | " + " | ".join(cells) + " |")
-    means = [statistics.fmean(100 * r["policies"][p]["accuracy"] for r in runs.values()) for p in policies]
-    rates = [statistics.fmean(r["policies"][p]["win_rate"] for r in runs.values()) for p in policies[1:]]
-    lines.append("| mean | " + " | ".join(f"{value:.1f}" for value in [*means, *rates]) + " |")
-    lines.append("")
-    for policy in policies[1:]:
-        gains = [
-            100 * (r["policies"][policy]["accuracy"] - r["policies"][policies[0]]["accuracy"]) for r in runs.values()
-        ]
-        interval = mean_interval(gains, samples=10_000, seed=0)
-        spread = f" [{interval[0]:+.1f}, {interval[1]:+.1f}]" if interval else ""
-        rows = [r["policies"][policy] for r in runs.values()]
-        lengths = statistics.fmean(row["response_tokens"] for row in rows)
-        kl = statistics.fmean(row["kl_to_sft"] for row in rows)
-        lines.append(
-            f"- {policy} against {policies[0]}: accuracy {statistics.fmean(gains):+.1f} points{spread} over "
-            f"{len(runs)} seeds (95% bootstrap interval over seeds), {lengths:.1f} tokens an answer, KL {kl:.2f} nats."
-        )
-    baseline = statistics.fmean(r["policies"][policies[0]]["response_tokens"] for r in runs.values())
-    lines.append(f"- {policies[0]}: {baseline:.1f} tokens an answer.")
+    """A line a seed and one of means; below it, every policy against the baseline of its benchmark."""
+    table = {seed: {(row["policy"], row["benchmark"]): row for row in run["rows"]} for seed, run in runs.items()}
+    first = next(iter(table.values()))
+    keys = list(first)
+    judged = [key for key in keys if not first[key]["is_baseline"]]
+    several = len({benchmark for _, benchmark in keys}) > 1
+    names = {key: " on ".join(key) if several else key[0] for key in keys}
+    baselines = {
+        benchmark: (policy, benchmark) for policy, benchmark in keys if first[policy, benchmark]["is_baseline"]
+    }
+
+    headings = [f"{names[key]}: accuracy" for key in keys]
+    headings += [f"{names[key]}: win rate against {baselines[key[1]][0]}" for key in judged]
+    lines = [f"| seed | {' | '.join(headings)} |", "|--:|" + "--:|" * len(headings)]
+    for seed, rows in table.items():
+        cells = [_accuracy(rows[key]) for key in keys] + [_win_rate(rows[key]) for key in judged]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    means = [_mean([rows[key]["accuracy"] for rows in table.values()], ".1f", 100) for key in keys]
+    means += [_mean([rows[key]["win_rate"] for rows in table.values()], ".1f") for key in judged]
+    lines += [f"| mean | {' | '.join(means)} |", ""]
+    for key in judged:
+        baseline = baselines[key[1]]
+        tokens = _mean([rows[key]["response_tokens"] for rows in table.values()], ".1f")
+        kl = _mean([rows[key]["kl_to_sft"] for rows in table.values()], ".2f")
+        gain = _gain([(rows[key]["accuracy"], rows[baseline]["accuracy"]) for rows in table.values()])
+        lines.append(f"- {names[key]} against {baseline[0]}: accuracy {gain}, {tokens} tokens an answer, KL {kl} nats.")
+    for key in baselines.values():
+        tokens = _mean([rows[key]["response_tokens"] for rows in table.values()], ".1f")
+        lines.append(f"- {names[key]}: {tokens} tokens an answer.")
     return "\n".join(lines)
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    return NOTHING if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+
+
+def _win_rate(row: dict[str, Any]) -> str:
+    if row["win_rate"] is None:
+        return NOTHING
+    interval = row["win_rate_interval"]
+    return f"{row['win_rate']:.1f}" + ("" if interval is None else f" [{interval[0]:.1f}, {interval[1]:.1f}]")
+
+
+def _mean(values: list[float | None], digits: str, factor: float = 1) -> str:
+    """The mean over seeds, or nothing where a seed has no value."""
+    known = [factor * value for value in values if value is not None]
+    return f"{statistics.fmean(known):{digits}}" if known and len(known) == len(values) else NOTHING
+
+
+def _gain(pairs: list[tuple[float | None, float | None]]) -> str:
+    gains = [100 * (mine - other) for mine, other in pairs if mine is not None and other is not None]
+    if not gains or len(gains) < len(pairs):
+        return NOTHING
+    interval = mean_interval(gains, samples=10_000, seed=0)
+    spread = f" [{interval[0]:+.1f}, {interval[1]:+.1f}]" if interval else ""
+    how = " (95% bootstrap interval over seeds)" if interval else ""
+    seeds = f"{len(gains)} {'seed' if len(gains) == 1 else 'seeds'}"
+    return f"{statistics.fmean(gains):+.1f} points{spread} over {seeds}{how}"
 
 
 if __name__ == "__main__":

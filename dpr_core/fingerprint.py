@@ -6,6 +6,7 @@ from pathlib import Path
 
 
 def of_file(path: Path) -> str:
+    """SHA-256 of the content, as hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

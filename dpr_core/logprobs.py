@@ -61,16 +61,20 @@ def _chunk(
     return log_probs, values, entropies
 
 
-def token_kl(
-    hidden_p: Tensor, head_p: Tensor, hidden_q: Tensor, head_q: Tensor, *, logits_per_chunk: int = 2**24
-) -> Tensor:
+States = tuple[Tensor, Tensor, Tensor | None]
+"""Hidden states (N, D) with the weight (V, D) and the bias (V,) of the head that reads them."""
+
+
+def token_kl(p: States, q: States, *, logits_per_chunk: int = 2**24) -> Tensor:
     """Exact KL(p || q) over the vocabulary in each of N states; no gradient."""
-    rows = max(1, logits_per_chunk // head_p.shape[0])
-    parts = [hidden_p.new_zeros(0, dtype=torch.float32)]
+    rows = max(1, logits_per_chunk // p[1].shape[0])
+    parts = [torch.zeros(0, device=p[0].device)]
     with torch.no_grad():
-        for start in range(0, len(hidden_p), rows):
-            log_p = torch.log_softmax(float32_logits(hidden_p[start : start + rows], head_p, None), dim=-1)
-            log_q = torch.log_softmax(float32_logits(hidden_q[start : start + rows], head_q, None), dim=-1)
+        for start in range(0, len(p[0]), rows):
+            log_p, log_q = (
+                torch.log_softmax(float32_logits(hidden[start : start + rows], head, bias), dim=-1)
+                for hidden, head, bias in (p, q)
+            )
             parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
     return torch.cat(parts)
 

@@ -13,6 +13,8 @@ import typer
 from dpr_core.errors import DensePathError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from tasks.graph import Node
     from tasks.tracking import Store
 
@@ -136,14 +138,14 @@ def _run_or_plan(
 
     planned = plan(nodes, store, force=[node.name for node in nodes] if wish.force else ())
     if wish.plan:
-        emit(view.plan_document(planned), wish.as_json, view.plan_table(planned))
+        emit(view.plan_document(planned), wish.as_json, lambda: view.plan_table(planned))
         return
     if all(step.status == "reuse" for step in planned):
         document = runs.reuse_all(store, planned, *about)
     else:
         embedded.prepare(store.home, wish.debug)
         document = start()
-    emit(document, wish.as_json, view.run_summary(store, document))
+    emit(document, wish.as_json, lambda: view.run_summary(store, document))
 
 
 @app.command()
@@ -159,7 +161,7 @@ def artifacts(
         from tasks.tracking import Store
 
         records = Store.open().records(stage_named(stage).name if stage else None)
-        emit([show.record_document(record) for record in records], as_json, show.record_table(records))
+        emit([show.record_document(record) for record in records], as_json, lambda: show.record_table(records))
 
 
 @app.command()
@@ -171,7 +173,8 @@ def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> N
 
         store = Store.open()
         record = store.record(artifact)
-        emit(view.artifact_document(store, record), as_json, view.artifact_view(store, record))
+        document = view.artifact_document(store, record)
+        emit(document, as_json, lambda: view.artifact_view(store, record, document))
 
 
 @app.command()
@@ -191,9 +194,9 @@ def verify(
         store = Store.open()
         records = [r for r in store.records() if r.finished] if artifact is None else [store.record(artifact)]
         checked = [(record, store.verify(record.id)) for record in records]
-        emit(view.verification_document(checked), as_json, view.verification_table(checked))
+        emit(view.verification_document(checked), as_json, lambda: view.verification_table(checked))
         if any(problems for _, problems in checked):
-            raise typer.Exit(1)
+            raise SystemExit(1)
 
 
 @app.command()
@@ -212,7 +215,7 @@ def export(
         from tasks.tracking import Store
 
         written = export_checkpoint(Store.open(), artifact, folder, part)
-        emit(written, as_json, f"{written['checkpoint']} -> {written['folder']}")
+        emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")
 
 
 @app.command()
@@ -246,7 +249,11 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
 
         found = [{"name": name, "description": recipes.load(name).description} for name in recipes.names()]
         width = max(len(recipe["name"]) for recipe in found)
-        emit(found, as_json, "\n".join(f"{recipe['name']:<{width}}  {recipe['description']}" for recipe in found))
+        emit(
+            found,
+            as_json,
+            lambda: "\n".join(f"{recipe['name']:<{width}}  {recipe['description']}" for recipe in found),
+        )
 
 
 @app.command("config")
@@ -265,7 +272,7 @@ def show_config(
         from flows import recipes
 
         config = recipes.load(recipe, assignments)
-        emit(config.model_dump(mode="json"), as_json, commented_yaml(config).rstrip("\n"))
+        emit(config.model_dump(mode="json"), as_json, lambda: commented_yaml(config).rstrip("\n"))
 
 
 @app.command()
@@ -283,19 +290,21 @@ def ui(
         os.execvp(command[0], command)
 
 
-def emit(document: Any, as_json: bool, view: Any) -> None:
-    """The JSON document or the view for people, on stdout."""
+def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]") -> None:
+    """The JSON document or the view for people, on stdout; the view is made only where it is shown."""
     if as_json:
         print(json.dumps(document, ensure_ascii=False, indent=2))
-    elif isinstance(view, str):
+        return
+    view = make_view()
+    if isinstance(view, str):
         print(view)
-    else:
-        from rich.console import Console
+        return
+    from rich.console import Console
 
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=160)
-        console.print(view, overflow="ignore", crop=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(view, overflow="ignore", crop=False)
 
 
 @contextmanager

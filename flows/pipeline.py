@@ -10,7 +10,7 @@ from prefect.artifacts import create_table_artifact
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes, wiring
 from flows.runs import pipeline_run, stage_entry
-from tasks.graph import Node, execute, rerun_nodes
+from tasks.graph import Node, execute, preflight, rerun_nodes
 from tasks.prefect_task import stage_task
 from tasks.stage import Outcome
 from tasks.tracking import Store
@@ -45,6 +45,7 @@ def run_nodes(
     # A deployed flow shows on its page why each stage runs.
     logging.getLogger("dense_path").setLevel(logging.INFO)
     store = Store.open()
+    preflight(nodes, store)
     with pipeline_run(store, name, description, config) as document:
 
         def run(node: Node, inputs: dict[str, str]) -> Outcome:

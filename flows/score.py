@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpr_core.config.data import Columns
 from dpr_core.config.training import RewardConfig
+from dpr_core.data.rows import BadRow, RowReader
+from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
 from tasks.lineage import Lineage
 from tasks.tracking import Store
 
 if TYPE_CHECKING:
     from dpr_core.models.credit import GivenText
+
+COLUMNS = Columns(id=None, system="system", prompt="prompt", response="response")
 
 
 def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenText]":
@@ -20,39 +25,33 @@ def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenT
     if (file is None) == (text is None):
         raise UsageError("give either --text PROMPT RESPONSE or a JSONL file")
     if text is not None:
+        try:
+            "".join(text).encode()
+        except UnicodeEncodeError:
+            raise UsageError("--text PROMPT RESPONSE: not valid Unicode; put the text into a JSONL file") from None
         return [GivenText(*text)]
     assert file is not None
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        stream = file.open("rb")
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text (byte {error.start})") from None
-    texts = [_given(line, f"{file}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    texts = []
+    with stream:
+        for where, row in json_lines(stream, str(file), RowReader(COLUMNS, str(file))):
+            if isinstance(row, BadRow):
+                raise UsageError(
+                    f"{where}: {row.reason}; a row is a JSON object with prompt, response and maybe system"
+                )
+            texts.append(GivenText(row.prompt, row.response, row.system))
     if not texts:
         raise UsageError(f"{file} has no rows")
     return texts
 
 
-def _given(line: str, where: str) -> "GivenText":
-    from dpr_core.models.credit import GivenText
-
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: an object with prompt and response is expected")
-    values = {name: row.get(name, "" if name == "system" else None) for name in ("prompt", "response", "system")}
-    for name, value in values.items():
-        if not isinstance(value, str) or (name != "system" and not value.strip()):
-            raise UsageError(f"{where}: `{name}` must be a text that is not empty")
-    return GivenText(**values)
-
-
 def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Path | None, as_json: bool) -> None:
     """Score and print; with `html`, also write the page."""
     from rich.console import Console
+    from rich.text import Text
 
     from dpr_core.models.credit import assign_credit
     from dpr_core.reporting import credit
@@ -82,7 +81,7 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
     console = Console()
     for text in scored:
         console.print(credit.as_terminal(text))
-        total = sum(token.reward for token in text.tokens)
-        console.print(f"return {total:+.4f} over {len(text.tokens)} tokens", style="dim")
+        total = credit.significant(sum(token.reward for token in text.tokens))
+        console.print(Text(f"return {total} over {len(text.tokens)} tokens", "dim"))
     if html is not None:
-        console.print(f"page: {html}", markup=False)
+        console.print(Text(f"page: {html}"))

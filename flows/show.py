@@ -5,10 +5,12 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -20,6 +22,7 @@ from tasks.reward import CREDIT_PAGE
 from tasks.tracking import Store
 
 SHORT = 8
+NARROW = 80
 
 
 def plan_document(planned: Sequence[Planned]) -> dict[str, Any]:
@@ -27,11 +30,26 @@ def plan_document(planned: Sequence[Planned]) -> dict[str, Any]:
 
 
 def plan_table(planned: Sequence[Planned]) -> RenderableType:
-    table = _table("stage", "would", "artifact", "why")
-    for p in planned:
-        table.add_row(p.name, p.status, (p.id or "")[:SHORT], Text(p.why))
     runs = sum(p.status == "run" for p in planned)
-    return Group(table, Text(f"{runs} of {len(planned)} stages would run; nothing was run."))
+    return Group(_PlanTable(planned), Text(f"{runs} of {len(planned)} stages would run; nothing was run."))
+
+
+@dataclass(frozen=True)
+class _PlanTable:
+    """The plan with its reasons in the last column, or below each stage where the terminal is narrow."""
+
+    planned: Sequence[Planned]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < NARROW:
+            for p in self.planned:
+                yield Text(f"{p.name}: {p.status} {(p.id or '')[:SHORT]}".rstrip(), overflow="fold")
+                yield Padding(Text(p.why, overflow="fold"), (0, 0, 0, 2))
+            return
+        table = _table("stage", "would", "artifact", "why")
+        for p in self.planned:
+            _add_row(table, p.name, p.status, (p.id or "")[:SHORT], p.why)
+        yield table
 
 
 def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
@@ -39,7 +57,7 @@ def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     stages = document["stages"]
     table = _table("stage", "artifact", "status", "seconds")
     for entry in stages:
-        table.add_row(entry["name"], entry["id"], entry["status"], f"{entry['seconds']:.1f}")
+        _add_row(table, entry["name"], entry["id"], entry["status"], f"{entry['seconds']:.1f}")
     parts: list[RenderableType] = []
     results = document["results"]
     if "rows" in results:
@@ -101,7 +119,7 @@ def record_table(records: Sequence[Record]) -> RenderableType:
     for r in records:
         seconds = "" if r.seconds is None else f"{r.seconds:.1f}"
         status = r.status.lower() if r.finished or r.status != "FINISHED" else "unfinished"
-        table.add_row(r.id, r.stage, r.name, status, f"{r.started:%Y-%m-%d %H:%M:%S}", seconds)
+        _add_row(table, r.id, r.stage, r.name, status, f"{r.started:%Y-%m-%d %H:%M:%S}", seconds)
     return table
 
 
@@ -117,12 +135,12 @@ def artifact_document(store: Store, record: Record) -> dict[str, Any]:
     }
 
 
-def artifact_view(store: Store, record: Record) -> RenderableType:
-    document = artifact_document(store, record)
+def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> RenderableType:
+    """The artifact's document, with the titles of what it was made from and used by."""
     facts = Table.grid(padding=(0, 2))
     for name in ("id", "stage", "name", "status", "reason", "key", "digest", "started", "seconds"):
         if document[name] not in (None, ""):
-            facts.add_row(name, Text(str(document[name])))
+            _add_row(facts, name, str(document[name]))
     parts: list[RenderableType] = [facts, _made_from(store, record), _used_by(store, record)]
     settings = Tree("settings")
     _grow(settings, record.config)
@@ -173,7 +191,7 @@ def verification_document(checked: Checked) -> list[dict[str, Any]]:
 def verification_table(checked: Checked) -> RenderableType:
     table = _table("artifact", "stage", "result")
     for record, problems in checked:
-        table.add_row(record.id, record.name, Text("; ".join(problems) or "sound"))
+        _add_row(table, record.id, record.name, "; ".join(problems) or "sound")
     damaged = sum(bool(problems) for _, problems in checked)
     return Group(table, Text(f"{len(checked)} checked, {damaged} damaged."))
 
@@ -183,3 +201,8 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """As plain text: square brackets in a name are no markup."""
+    table.add_row(*map(Text, cells))

@@ -19,13 +19,15 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.benchmarks.base import is_right
     from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, end_token
     from dpr_core.models.checkpoints import extrapolate
+    from dpr_core.models.scoring import sequence_kl
     from dpr_core.rollouts.engine import Sampling
     from dpr_core.rollouts.in_process import InProcessEngine
-    from dpr_core.training.scoring import sequence_kl
 
     settings = cast(AnswerConfig, config)
     lineage = Lineage(work.store)
     source = work.input("policy")
+    if isinstance(settings.policy, Extrapolated) and source.stage != "reward":
+        raise UsageError(f"an extrapolated policy is made of a reward, but {source.id[:8]} is of stage {source.stage}")
     questions = benchmarks.load(settings.benchmark)
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
     prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
@@ -36,10 +38,11 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
                 f"{settings.max_prompt_tokens}"
             )
     policy = lineage.load(lineage.policy_folder(source), source, settings.execution)
+    policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
     if isinstance(settings.policy, Extrapolated):
         extrapolate(policy.model, lineage.reference_folder(source), settings.policy.k)
     end = end_token(tokenizer)
-    completions = InProcessEngine(policy.model, activations=policy.activations).generate(
+    completions = InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations).generate(
         prompts, Sampling(settings.temperature, settings.max_response_tokens, end), settings.seed, work.advance
     )
     kl = [0.0] * len(completions)

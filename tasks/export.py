@@ -1,6 +1,8 @@
 """Take a model out of the store as a plain Hugging Face checkpoint."""
 
 import shutil
+import stat
+import tempfile
 from pathlib import Path
 
 from dpr_core.errors import UsageError
@@ -10,21 +12,24 @@ from tasks.tracking import Artifact, Store
 
 def export_checkpoint(store: Store, reference: str, folder: Path, part: str | None) -> dict[str, str]:
     """Copy a checkpoint into a new or empty folder; appears there whole or not at all."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    target = folder.resolve()
+    if target == Path.cwd():
+        raise UsageError(f"{folder} is the folder that you are in; give the name of a new one")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{folder} is there already and not an empty folder; give another one")
     artifact = store.fetch(reference, stages=("backbone", "sft", "reward", "reinforce"))
     source = _checkpoint_folder(Lineage(store), artifact, part)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".dpr-export-", dir=target.parent) as beside:
+            copy = Path(beside) / "checkpoint"
+            copy.mkdir(mode=0o755)
+            mode = copy.stat().st_mode
+            shutil.copytree(source, copy, dirs_exist_ok=True)
+            copy.chmod(stat.S_IMODE(mode))
+            copy.rename(target)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
     return {"id": artifact.id, "checkpoint": f"{artifact.stage} {source.name}", "folder": str(folder)}
 
 

@@ -57,6 +57,14 @@ def plan(nodes: Sequence[Node], store: Store, force: Collection[str] = ()) -> li
     return list(planned.values())
 
 
+def preflight(nodes: Sequence[Node], store: Store) -> None:
+    """Raise now what would make a stage fail that is still to run."""
+    to_run = {step.name for step in plan(nodes, store) if step.status == "run"}
+    for node in nodes:
+        if node.name in to_run:
+            stage_named(node.stage).preflight(node.config)
+
+
 def _input_digests(
     node: Node, by_name: Mapping[str, Node], planned: Mapping[str, Planned], store: Store
 ) -> dict[str, str | None]:

@@ -11,6 +11,7 @@ from tasks.answer import read_answers, write_rows
 from tasks.stage import Stage, Workspace
 
 WIN_RATE = "win_rate.json"
+GAMES = "games.jsonl"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
@@ -32,11 +33,13 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     judge = judging.build(settings.by, settings.execution, benchmarks.result_reader(benchmark))
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
-    write_rows(work.output / "games.jsonl", [game.as_dict() for game in games])
-    if result.unreadable_share > settings.max_unreadable_share:
+    write_rows(work.output / GAMES, [game.as_dict() for game in games])
+    if result.unreadable_share > settings.execution.max_unreadable_share:
+        work.run.file(work.output / GAMES, "judge")
         raise DensePathError(
-            f"{result.unreadable} of {len(games)} verdicts could not be read, more than max_unreadable_share="
-            f"{settings.max_unreadable_share:g}; look at the judge's model and at its replies"
+            f"{result.unreadable} of {len(games)} verdicts could not be read, more than "
+            f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "
+            f"the judge's replies are in judge/{GAMES} of run {work.run.id}"
         )
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
     return {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
@@ -46,6 +49,13 @@ def pin(config: JudgeConfig) -> JudgeConfig:
     from dpr_core import judging
 
     return config.model_copy(update={"by": judging.pinned(config.by)})
+
+
+def preflight(config: JudgeConfig) -> None:
+    """A judge without its key, its library or a usable address is better known before the training than after."""
+    from dpr_core import judging
+
+    judging.build(config.by, config.execution, lambda text: None)
 
 
 def describe(config: StageConfig) -> str:
@@ -60,4 +70,5 @@ STAGE = Stage(
     body=body,
     describe=describe,
     pin=pin,
+    preflight=preflight,
 )

@@ -13,6 +13,9 @@ from tasks.uris import local_path
 if TYPE_CHECKING:
     from tasks.tracking import Client
 
+_HASHES = HashCache()
+"""One for all stores of this process: a pipeline opens its store once a stage."""
+
 
 class Payloads:
     """The files of MLflow runs: read in place where they lie on this machine, else downloaded into `home/cache`."""
@@ -20,7 +23,6 @@ class Payloads:
     def __init__(self, client: "Client", home: Path) -> None:
         self._client = client
         self._home = home
-        self._hashes = HashCache()
 
     def manifest(self, run: Any) -> tuple[Manifest | None, list[str]]:
         """The manifest of a run, and what keeps it from being believed."""
@@ -39,7 +41,7 @@ class Payloads:
         manifest, problems = self.manifest(run)
         if manifest is None or problems:
             return None, payload, problems
-        hashes = self._hashes if cached else HashCache()
+        hashes = _HASHES if cached else HashCache()
         if root is not None:
             return manifest, payload, check_files(payload, manifest, hashes)
         with exclusive(self._home / "locks" / f"{run.info.run_id}.lock"):

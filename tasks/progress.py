@@ -24,10 +24,10 @@ class StageProgress:
     def __enter__(self) -> "StageProgress":
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,

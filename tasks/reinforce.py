@@ -22,18 +22,17 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     reward = work.input("reward")
     reward_settings = RewardConfig.model_validate(reward.config).model_copy(update={"execution": settings.execution})
     tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
-    prompts = [
-        ids
-        for row in lineage.demonstrations(reward)
-        if len(ids := encode_prompt(tokenizer, renderer.render(row.prompt, row.system))) <= settings.max_prompt_tokens
-    ]
+    rows = lineage.demonstrations(reward)
+    encoded = (encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows)
+    prompts = [prompt for prompt in encoded if len(prompt) <= settings.max_prompt_tokens]
     if not prompts:
         raise UsageError(f"no prompt is left: all are longer than max_prompt_tokens={settings.max_prompt_tokens}")
     policy = lineage.load(lineage.policy_folder(reward), reward, settings.execution)
+    policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
     history = History(work)
     loop = OnPolicy(
         policy=policy,
-        engine=InProcessEngine(policy.model, activations=policy.activations),
+        engine=InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations),
         reward=lineage.dense_reward(reward, reward_settings),
         trainer=Trainer(policy, settings, optimizer_steps(len(prompts), settings), settings.execution),
         config=settings,
@@ -45,7 +44,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     save(policy.model, tokenizer, work.output / "policy")
     plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
     work.run.file(work.scratch / "training.png", "plots")
-    return metrics
+    return metrics | {"data/prompts_too_long": float(len(rows) - len(prompts))}
 
 
 class History:

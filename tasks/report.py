@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import ReportConfig
+from dpr_core.errors import UsageError
 from tasks.answer import read_answers, statistics
 from tasks.judge import WIN_RATE
 from tasks.stage import Stage, Workspace
@@ -19,10 +20,15 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
 
     settings = cast(ReportConfig, config)
     rows: dict[tuple[str, str], report.Row] = {}
+    baselines: dict[str, str] = {}
     for role in work.inputs:
         judged = work.input(role)
         policy, _, benchmark = role.partition(" on ")
         baseline, candidate = (work.artifact(judged.inputs[side]) for side in ("baseline", "candidate"))
+        if work.artifact(baseline.inputs["policy"]).stage != "sft":
+            raise UsageError(f"{role}: judged against {baseline.id[:8]}, whose answers are not those of an SFT model")
+        if baselines.setdefault(benchmark, baseline.id) != baseline.id:
+            raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
         rows.setdefault(("SFT", benchmark), report.Row("SFT", benchmark, is_baseline=True, **_measured(baseline)))
         win = json.loads((judged.path / WIN_RATE).read_text(encoding="utf-8"))
         # A judge that checks results cannot favour a position.

@@ -1,14 +1,17 @@
 """Recover the dense reward of an SFT run, and measure it on demonstrations."""
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.training import RewardConfig
+from dpr_core.config.training import RewardConfig, SFTConfig
+from dpr_core.errors import UsageError
 from tasks.lineage import Lineage, checkpoint
 from tasks.stage import Stage, Workspace
 
 if TYPE_CHECKING:
+    from dpr_core.data.rows import Demonstration
     from dpr_core.reporting.credit import ScoredText
 
 CREDIT_PAGE = "credit.html"
@@ -16,6 +19,7 @@ TEXTS_ON_PAGE = 12
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.data.encoding import encode_prompt, encode_response
     from dpr_core.models.credit import GivenText, assign_credit
     from dpr_core.reporting import credit, plots
 
@@ -23,14 +27,19 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     lineage = Lineage(work.store)
     sft = work.input("sft")
     checkpoint(sft, settings.reference)
-    rows = lineage.demonstrations(sft)[: settings.probe_demonstrations]
-    scored = assign_credit(
-        lineage.dense_reward(sft, settings),
-        lineage.tokenizer(sft),
-        lineage.renderer(sft),
-        [GivenText(row.prompt, row.response, row.system) for row in rows],
-        on_progress=work.advance,
-    )
+    tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
+    limits = SFTConfig.model_validate(sft.config)
+
+    def learned_whole(row: "Demonstration") -> bool:
+        prompt = encode_prompt(tokenizer, renderer.render(row.prompt, row.system))
+        response = encode_response(tokenizer, row.response)
+        return len(prompt) <= limits.max_prompt_tokens and len(response) <= limits.max_response_tokens
+
+    rows = list(islice(filter(learned_whole, lineage.demonstrations(sft)), settings.probe_demonstrations))
+    if not rows:
+        raise UsageError("no demonstration is short enough for SFT's length limits, so there is nothing to score")
+    texts = [GivenText(row.prompt, row.response, row.system) for row in rows]
+    scored = assign_credit(lineage.dense_reward(sft, settings), tokenizer, renderer, texts, on_progress=work.advance)
     with (work.output / "demonstrations.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(credit.as_json(text), ensure_ascii=False) + "\n" for text in scored)
     provenance = {"Formula": settings.formula, "Reference": f"{settings.reference:g} of the SFT run"}

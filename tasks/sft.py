@@ -22,6 +22,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     sft = cast(SFTConfig, config)
     data = work.input("data")
     lineage = Lineage(work.store)
+    if sft.backbone is not None and "backbone" in work.inputs:
+        raise UsageError("sft has two backbones: leave `backbone` of its settings empty, or give no backbone artifact")
     if sft.backbone is not None:
         model, tokenizer = load_backbone(sft.backbone)
     elif "backbone" in work.inputs:
@@ -36,10 +38,11 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)
     activations = getattr(torch, sft.backbone.dtype) if sft.backbone else torch.float32
     policy = Policy(model, sft.execution.logits_per_chunk, activations)
+    policy.check_length(max(len(sequence) for sequence in encoded.sequences))
     trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution)
 
     def keep(fraction: float) -> None:
-        save(model, tokenizer, work.output / "checkpoints" / f"{fraction:g}")
+        save(model, tokenizer, work.output / "checkpoints" / repr(fraction))
 
     metrics = fine_tune(trainer, encoded.sequences, sft, keep, work)
     return metrics | {

@@ -71,6 +71,8 @@ class Stage:
     optional: frozenset[str] = frozenset()
     pin: Callable[[Any], StageConfig] = lambda config: config
     """Fills in what the config refers to but does not hold, such as the hash of a file's content."""
+    preflight: Callable[[Any], None] = lambda config: None
+    """Raises, before any stage of a pipeline is started, what would make this one fail for certain."""
 
     def check_roles(self, given: Iterable[str]) -> None:
         """Refuse roles that this stage does not have, and the lack of one that it needs."""

@@ -1,14 +1,17 @@
 """A local JSONL file of single-turn prompts."""
 
-import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import FileBenchmark
 from dpr_core.errors import UsageError
+from dpr_core.fingerprint import of_file
+
+T = TypeVar("T")
 
 _STATED = re.compile(r"answer is:?[ \t]*(.*)", re.IGNORECASE)
 
@@ -17,7 +20,8 @@ def load(config: FileBenchmark) -> list[Question]:
     """Read every row, or say which line is wrong. Rows without an `id` are named by their line number."""
     questions: list[Question] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(_read(config.path).split(b"\n"), start=1):
+    content = _readable(config.path, Path.read_bytes).removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"{config.path}, line {number}"
@@ -36,7 +40,7 @@ def load(config: FileBenchmark) -> list[Question]:
 
 def pinned(config: FileBenchmark) -> FileBenchmark:
     """The benchmark together with the hash of its file as it is now."""
-    return config.model_copy(update={"content": hashlib.sha256(_read(config.path)).hexdigest()})
+    return config.model_copy(update={"content": _readable(config.path, of_file)})
 
 
 def read_result(text: str) -> str | None:
@@ -49,9 +53,9 @@ def read_result(text: str) -> str | None:
     return result or None
 
 
-def _read(path: str) -> bytes:
+def _readable(path: str, read: Callable[[Path], T]) -> T:
     try:
-        return Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return read(Path(path).expanduser())
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such benchmark file; check `path` of the benchmark") from None
     except OSError as error:

@@ -4,10 +4,10 @@ import copy
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpr_core.errors import UsageError
@@ -21,13 +21,21 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A name that is safe in files, tables and commands."""
+
+
+def type_if_unset(kind: str) -> BeforeValidator:
+    """For a union with a default: settings that do not say their `type` are of that kind."""
+    return BeforeValidator(lambda value: {"type": kind, **value} if isinstance(value, dict) else value)
+
 
 class StageConfig(Config):
     """What every stage has. `execution` says how the work is done, never what comes out: it is no part of identity."""
 
     not_identity: ClassVar[tuple[str, ...]] = ("execution",)
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random in this stage."""
 
     def identity(self) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def _without_union_tags(values: Any, loc: list[Any]) -> list[Any]:
     node = values
     for i, part in enumerate(loc):
         if isinstance(node, Mapping):
-            if part not in node and node.get("type") == part and i < len(loc) - 1:
+            if part not in node and node.get("type", part) == part and i < len(loc) - 1:
                 continue
             node = node.get(part)
         elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
@@ -115,9 +123,9 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply `a.b.c=value` assignments; the value is read as YAML. Setting a `type` starts that section afresh."""
+    """Apply `a.b.c=value` assignments, values read as YAML. A `type` is set first, and starts its section afresh."""
     result: dict[str, Any] = copy.deepcopy(dict(values))
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda text: not text.partition("=")[0].endswith(".type")):
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
             raise UsageError(f"--set {assignment}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
@@ -140,25 +148,26 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
 
 def commented_yaml(config: Config) -> str:
     """Every field with its value, and what it means as a comment above it."""
-    return "\n".join(_yaml_lines(config, 0)) + "\n"
+    return "\n".join(_yaml_lines(config, config.model_dump(mode="json"), 0)) + "\n"
 
 
-def _yaml_lines(config: Config, depth: int) -> Iterator[str]:
+def _yaml_lines(config: Config, plain: Mapping[str, Any], depth: int) -> Iterator[str]:
     pad = "  " * depth
     for name, field in type(config).model_fields.items():
+        if name not in plain:
+            continue
         value = getattr(config, name)
         yield from (f"{pad}# {line}" for line in _comment(field))
         if isinstance(value, Config):
             yield f"{pad}{name}:"
-            yield from _yaml_lines(value, depth + 1)
+            yield from _yaml_lines(value, plain[name], depth + 1)
         elif isinstance(value, dict) and value and all(isinstance(v, Config) for v in value.values()):
             yield f"{pad}{name}:"
             for key, item in value.items():
                 yield f"{pad}  {_scalar(key)}:"
-                yield from _yaml_lines(item, depth + 2)
+                yield from _yaml_lines(item, plain[name][key], depth + 2)
         else:
-            plain = config.model_dump(mode="json")[name]
-            yield f"{pad}{name}: {_scalar(plain)}"
+            yield f"{pad}{name}: {_scalar(plain[name])}"
 
 
 def _comment(field: FieldInfo) -> list[str]:

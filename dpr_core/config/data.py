@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.base import Config, StageConfig, type_if_unset
 
 
 class ArithmeticTask(Config):
@@ -99,7 +99,7 @@ class HubSource(Config):
     """Hash of the files of a local folder, filled in when the stage starts."""
 
 
-Source = Annotated[LabSource | FileSource | HubSource, Field(discriminator="type")]
+Source = Annotated[LabSource | FileSource | HubSource, Field(discriminator="type"), type_if_unset("hub")]
 
 
 class Template(Config):

@@ -1,10 +1,11 @@
 """What is asked of the trained policies, who judges the answers, and what is compared."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.base import Config, Name, StageConfig, type_if_unset
 from dpr_core.config.data import ArithmeticTask
 from dpr_core.config.execution import Execution
 
@@ -61,7 +62,7 @@ class Extrapolated(Config):
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
 
 
-Policy = Annotated[AsTrained | Extrapolated, Field(discriminator="type")]
+Policy = Annotated[AsTrained | Extrapolated, Field(discriminator="type"), type_if_unset("as_trained")]
 
 
 class AnswerSettings(StageConfig):
@@ -119,8 +120,12 @@ class OpenAIJudge(Config):
     base_url: str | None = None
     """Another endpoint than OpenAI's own."""
 
-    api_key_variable: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key. The key itself is never written down."""
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, url: str | None) -> str | None:
+        if url is not None and ("@" in url or "?" in url):
+            raise ValueError("an address must not hold a name, a password or a key; use the key's environment variable")
+        return url
 
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature of the verdicts; 0 as in the paper."""
@@ -132,7 +137,7 @@ class OpenAIJudge(Config):
     """Hash of the judge's instructions, filled in when the stage starts."""
 
 
-Judge = Annotated[VerifiableJudge | ScriptedJudge | OpenAIJudge, Field(discriminator="type")]
+Judge = Annotated[VerifiableJudge | ScriptedJudge | OpenAIJudge, Field(discriminator="type"), type_if_unset("openai")]
 
 
 class JudgeExecution(Config):
@@ -144,15 +149,26 @@ class JudgeExecution(Config):
     retries: int = Field(5, ge=0)
     """Times a failed request is sent again."""
 
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is never written down."""
+
+    max_unreadable_share: float = Field(0.05, ge=0, le=1)
+    """The stage fails where more verdicts than this share cannot be read."""
+
+    @field_validator("api_key_variable")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        # Somebody who pastes the key itself here must not read it again in the error.
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+            raise ValueError("this is the name of an environment variable, such as OPENAI_API_KEY, not a key")
+        return name
+
 
 class JudgeConfig(StageConfig):
     """Pairwise comparison of two sets of answers to the same prompts, each pair in both orders."""
 
     by: Judge = OpenAIJudge()
     """Who judges."""
-
-    max_unreadable_share: float = Field(0.05, ge=0, le=1)
-    """The stage fails where more verdicts than this share cannot be read."""
 
     bootstrap_samples: int = Field(2000, ge=100)
     """Resamples of the prompts for the interval."""
@@ -161,14 +177,25 @@ class JudgeConfig(StageConfig):
     """How judging is done."""
 
 
+RESERVED = frozenset({"SFT", "DPR"})
+"""What the report calls the policies that are trained."""
+
+
 class Evaluation(Config):
     """Which benchmarks are asked, and which controls stand beside the trained policy."""
 
-    benchmarks: dict[str, Benchmark] = Field({}, max_length=16)
+    benchmarks: dict[Name, Benchmark] = Field({}, max_length=16)
     """Benchmarks by name."""
 
-    controls: dict[str, Extrapolated] = Field({}, max_length=16)
+    controls: dict[Name, Extrapolated] = Field({}, max_length=16)
     """Training-free controls by name."""
+
+    @field_validator("controls")
+    @classmethod
+    def _names_are_free(cls, controls: dict[str, Extrapolated]) -> dict[str, Extrapolated]:
+        if taken := sorted(RESERVED & {name.upper() for name in controls}):
+            raise ValueError(f"a control cannot be called {taken[0]}: the report has a policy of that name")
+        return controls
 
 
 class ReportConfig(StageConfig):

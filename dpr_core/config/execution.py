@@ -17,5 +17,8 @@ class Execution(Config):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
 
+    rollout_rows: int = Field(256, ge=1)
+    """Responses that are drawn at once; each needs room for its keys and values."""
+
     threads: int | None = Field(None, ge=1)
     """CPU threads of this stage; none leaves torch's own choice."""

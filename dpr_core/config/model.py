@@ -94,9 +94,11 @@ class LabBackbone(StageConfig):
     """How the work is done."""
 
     @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(f"width ({self.width}) must be an even multiple of heads ({self.heads})")
+        if self.blend_careful + self.blend_jump > 1:
+            raise ValueError("blend_careful and blend_jump are shares of one mixture: together at most 1")
         return self
 
 

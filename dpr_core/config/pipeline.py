@@ -2,25 +2,27 @@
 
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dpr_core.config.base import Config
-from dpr_core.config.data import SubsampleConfig
-from dpr_core.config.evaluation import AnswerSettings, Evaluation, JudgeConfig, ReportConfig
-from dpr_core.config.model import Backbone
+from dpr_core.config.base import Config, Name
+from dpr_core.config.data import LabSource, SubsampleConfig
+from dpr_core.config.evaluation import AnswerSettings, Evaluation, JudgeConfig, LabBenchmark, ReportConfig
+from dpr_core.config.model import Backbone, LabBackbone
 from dpr_core.config.training import ReinforceConfig, RewardConfig, SFTConfig
+
+STAGES = ("backbone", "subsample", "sft", "reward", "reinforce", "answer", "judge", "report")
 
 
 class PipelineConfig(Config):
     """Demonstrations -> SFT with checkpoints -> dense reward -> REINFORCE -> judged answers."""
 
-    name: str = Field("pipeline", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Name = "pipeline"
     """Name of the runs in MLflow."""
 
     description: str = ""
     """One sentence on what this recipe is."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of every stage that does not set its own."""
 
     backbone: Backbone
@@ -55,14 +57,32 @@ class PipelineConfig(Config):
     def _one_seed_for_all(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not isinstance(values.get("seed"), int):
             return values
-        stages = ("backbone", "subsample", "sft", "reward", "reinforce", "answer", "judge", "report")
         seeded = dict(values)
-        for stage in stages:
+        for stage in STAGES:
             section = seeded.get(stage, {})
             takes_seed = stage != "backbone" or (isinstance(section, dict) and section.get("type") == "lab")
             if isinstance(section, dict) and takes_seed:
                 seeded[stage] = {"seed": values["seed"], **section}
         return seeded
+
+    @model_serializer(mode="wrap")
+    def _say_a_common_seed_once(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that changing `seed` in what was written out changes it everywhere."""
+        values: dict[str, Any] = handler(self)
+        for stage in STAGES:
+            if values[stage].get("seed") == self.seed:
+                del values[stage]["seed"]
+        return values
+
+    @model_validator(mode="after")
+    def _one_lab_task(self) -> Self:
+        parts: dict[str, Config] = {"backbone": self.backbone, "subsample.source": self.subsample.source}
+        parts |= {f"evaluation.benchmarks.{name}": part for name, part in self.evaluation.benchmarks.items()}
+        labs = (LabBackbone, LabSource, LabBenchmark)
+        tasks = {f"{name}.task": part.task for name, part in parts.items() if isinstance(part, labs)}
+        if len(set(tasks.values())) > 1:
+            raise ValueError(f"{', '.join(tasks)} must be equal, or prompts kept for evaluation would be trained on")
+        return self
 
     @model_validator(mode="after")
     def _reference_is_kept(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.base import Config, StageConfig, type_if_unset
 from dpr_core.config.execution import Execution
 from dpr_core.config.model import PretrainedBackbone
 
@@ -17,6 +17,9 @@ class Lengths(Config):
 
     max_response_tokens: int = Field(1024, ge=1)
     """Longer responses are cut, without an end token, and counted."""
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Config):
@@ -34,7 +37,7 @@ class Optimizer(Config):
     final_learning_rate_share: float = Field(0.1, ge=0, le=1)
     """Cosine decay ends at this share of the peak (OpenRLHF's default)."""
 
-    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
     """Decay rates of Adam's moments (OpenRLHF's default)."""
 
     weight_decay: float = Field(0.0, ge=0)
@@ -84,7 +87,7 @@ class RewardConfig(StageConfig):
     """Fraction alpha of the SFT run whose checkpoint is the reference."""
 
     probe_demonstrations: int = Field(256, ge=1)
-    """Demonstrations that the reward is measured on, for its statistics and the token-credit page."""
+    """Demonstrations that the reward is measured on; those that SFT saw cut or not at all are passed over."""
 
     execution: Execution = Execution()
     """How the work is done."""
@@ -122,7 +125,7 @@ class ReinforcePlusPlus(Config):
     """Shift and scale the advantages by one mean and one deviation over the rollout batch."""
 
 
-Algorithm = Annotated[ReinforcePlusPlus | Algorithm1, Field(discriminator="type")]
+Algorithm = Annotated[ReinforcePlusPlus | Algorithm1, Field(discriminator="type"), type_if_unset("reinforce_plus_plus")]
 
 
 class KLStop(Config):

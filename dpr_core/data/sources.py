@@ -1,6 +1,5 @@
 """Where demonstrations come from: a Protocol, local JSONL files, the lab, and the table of all kinds of source."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
@@ -12,7 +11,7 @@ from dpr_core.config.data import Source as SourceConfig
 from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.fingerprint import of_folder
+from dpr_core.fingerprint import of_file, of_folder
 from dpr_core.lab import arithmetic
 
 _LONGEST_LINE = 2**24
@@ -44,18 +43,27 @@ class JsonLines:
 
     def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
         reader = RowReader(self._columns, self.name)
-        with _open(self._path) as stream:
-            first = True
-            for number, line, whole in _numbered_lines(stream, self.name):
-                where = f"{self.name}:{number}"
-                text = line.decode(errors="replace")
-                try:
-                    value = _parsed(line, whole, first, self.name)
-                    yield where, reader.read(value, fallback_id=f"row-{number}")
-                except Unusable as problem:
-                    yield where, BadRow.of(where, str(problem), text)
-                first = False
+        try:
+            stream = self._path.open("rb")
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
+        with stream:
+            yield from json_lines(stream, self.name, reader)
         reader.finish()
+
+
+def json_lines(stream: BufferedReader, name: str, reader: RowReader) -> Iterator[tuple[str, Demonstration | BadRow]]:
+    """Each line that is not blank of an open JSONL file, with its place: what `reader` makes of it, or a bad row."""
+    first = True
+    for number, line, whole in _numbered_lines(stream, name):
+        where = f"{name}:{number}"
+        text = line.decode(errors="replace")
+        try:
+            value = _parsed(line, whole, first, name)
+            yield where, reader.read(value, fallback_id=f"row-{number}")
+        except Unusable as problem:
+            yield where, BadRow.of(where, str(problem), text)
+        first = False
 
 
 class LabDemonstrations:
@@ -89,24 +97,19 @@ def fingerprint(config: SourceConfig) -> str | None:
     if isinstance(config, LabSource):
         return None
     if isinstance(config, FileSource):
-        return _file_hash(Path(config.path).expanduser())
+        path = Path(config.path).expanduser()
+        try:
+            return of_file(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
     folder = Path(config.name).expanduser()
     return of_folder(folder) if folder.is_dir() else None
 
 
-def _open(path: Path) -> BufferedReader:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the demonstrations {path}: {error.strerror}. "
-            "Give a JSONL file: --set subsample.source.path=FILE"
-        ) from None
-
-
-def _file_hash(path: Path) -> str:
-    with _open(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot read the demonstrations {path}: {error.strerror}. Give a JSONL file: --set subsample.source.path=FILE"
+    )
 
 
 def _numbered_lines(stream: BufferedReader, name: str) -> Iterator[tuple[int, bytes, bool]]:

@@ -50,11 +50,6 @@ class Judgment:
 class Judge(Protocol):
     """Compares two answers. Every judge, scripted or not, stands behind this."""
 
-    @property
-    def identity(self) -> Mapping[str, str]:
-        """What decides its verdicts, as part of the identity of what it judged."""
-        ...
-
     async def compare(self, comparison: Comparison) -> Judgment:
         """Judge one comparison; raise DensePathError where no judgment can be had."""
         ...

@@ -2,14 +2,13 @@
 
 import importlib
 import os
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.judging.judge import Comparison, Judgment, Verdict
-from dpr_core.judging.template import TEMPLATE_DIGEST, read_verdict, request_messages
+from dpr_core.judging.template import read_verdict, request_messages
 
 OPENAI_URL = "https://api.openai.com/v1"
 REQUEST_SECONDS = 120.0
@@ -22,22 +21,12 @@ class OpenAIJudge:
     def __init__(self, config: settings.OpenAIJudge, execution: settings.JudgeExecution) -> None:
         self._config = config
         self._retries = execution.retries
+        self._key_variable = execution.api_key_variable
         self._url = _checked_url(config.base_url or OPENAI_URL)
         self._openai = _library()
         self._key()
         self._client: Any = None
         self._limit = "max_completion_tokens"
-
-    @property
-    def identity(self) -> Mapping[str, str]:
-        return {
-            "judge": "openai",
-            "model": self._config.model,
-            "base_url": self._url,
-            "temperature": repr(self._config.temperature),
-            "max_tokens": str(self._config.max_tokens),
-            "template": TEMPLATE_DIGEST,
-        }
 
     async def compare(self, comparison: Comparison) -> Judgment:
         messages = request_messages(comparison)
@@ -106,7 +95,7 @@ class OpenAIJudge:
         status = getattr(error, "status_code", None)
         if status in (401, 403):
             return DensePathError(
-                f"{self._url} refused the key in {self._config.api_key_variable} (HTTP {status}); "
+                f"{self._url} refused the key in {self._key_variable} (HTTP {status}); "
                 "check the key and its rights to this model"
             )
         if status is None:
@@ -117,12 +106,12 @@ class OpenAIJudge:
 
     def _key(self) -> str:
         """Read at each use, so that no object of ours holds it."""
-        name = self._config.api_key_variable
+        name = self._key_variable
         key = os.environ.get(name, "").strip()
         if not key:
             raise UsageError(
                 f"the environment variable {name}, which should hold the judge's API key, is not set; "
-                f"set it (any value for an endpoint that needs no key), or name another in judge.by.api_key_variable"
+                "set it (any value for an endpoint without keys), or name another in judge.execution.api_key_variable"
             )
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UsageError(f"the environment variable {name} holds characters that no API key has; set it again")
@@ -142,9 +131,4 @@ def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"judge.by.base_url: {url!r} is no address; expected something like http://127.0.0.1:8000/v1")
-    if parts.username or parts.password:
-        raise UsageError(
-            "judge.by.base_url: an address must not hold a name or a password, since it is stored with the results; "
-            "put the key into the environment variable that judge.by.api_key_variable names"
-        )
     return url.rstrip("/")

@@ -1,6 +1,6 @@
 """A judge that follows a rule: the twin of a real one, for tests and dry runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from dpr_core.judging.judge import Answer, Comparison, Judgment, Verdict
 
@@ -33,10 +33,6 @@ class ScriptedJudge:
     def __init__(self, rule: str) -> None:
         self._rule = rule
         self._apply = RULES[rule]
-
-    @property
-    def identity(self) -> Mapping[str, str]:
-        return {"judge": "scripted", "rule": self._rule}
 
     async def compare(self, comparison: Comparison) -> Judgment:
         return Judgment(self._apply(comparison), f"rule: {self._rule}")

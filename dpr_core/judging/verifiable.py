@@ -1,7 +1,5 @@
 """The judge of benchmarks whose results can be checked."""
 
-from collections.abc import Mapping
-
 from dpr_core.benchmarks.base import ReadResult, is_right
 from dpr_core.errors import UsageError
 from dpr_core.judging.judge import Answer, Comparison, Judgment, Verdict
@@ -9,8 +7,6 @@ from dpr_core.judging.judge import Answer, Comparison, Judgment, Verdict
 
 class VerifiableJudge:
     """The answer that states the reference result wins; a tie where both do or neither does."""
-
-    identity: Mapping[str, str] = {"judge": "verifiable"}
 
     def __init__(self, read_result: ReadResult) -> None:
         self._read_result = read_result

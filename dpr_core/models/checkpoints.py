@@ -63,8 +63,10 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
 
 def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights to train, in float32: steps of 5e-7 vanish in bfloat16. The type in the config is that of activations."""
-    model = load_model(backbone.name, revision=backbone.revision, attention=backbone.attention)
-    tokenizer = load_tokenizer(backbone.name, revision=backbone.revision)
+    local = Path(backbone.name).expanduser()
+    source = local if local.is_dir() else backbone.name
+    model = load_model(source, revision=backbone.revision, attention=backbone.attention)
+    tokenizer = load_tokenizer(source, revision=backbone.revision)
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if rows < len(tokenizer):
         raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")

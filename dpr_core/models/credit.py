@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
-from dpr_core.reporting.credit import ScoredText, TokenCredit
 from dpr_core.returns import reward_to_go
+
+UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,45 @@ def assign_credit(
                 TokenCredit(
                     position=t,
                     token_id=token,
-                    token=str(tokenizer.decode([token])),
+                    token=piece,
                     log_pi_sft=float(scored.log_sft[i, t]),
                     log_pi_ref=float(scored.log_ref[i, t]),
                     reward=float(scored.rewards[i, t]),
                     return_=float(returns[i, t]),
                 )
-                for t, token in enumerate(sequence.response)
+                for t, (token, piece) in enumerate(
+                    zip(sequence.response, token_texts(tokenizer, sequence.response), strict=True)
+                )
             ],
         )
         for i, (text, sequence) in enumerate(zip(texts, sequences, strict=True))
     ]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the decoded text: together exactly that text, special tokens as they are spelled.
+
+    A character of several tokens is shown at its last one. Tokens are decoded with those just before them, since
+    some decoders treat the start of a text in a way of its own.
+    """
+    whole = _decode(tokenizer, ids)
+    spelled = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    pieces: list[str] = []
+    shown = context = settled = 0
+    for end, token in enumerate(ids, start=1):
+        before = _decode(tokenizer, ids[context:settled])
+        piece = whole[shown:] if end == len(ids) else _decode(tokenizer, ids[context:end])[len(before) :]
+        if (piece.endswith(UNFINISHED) and end < len(ids)) or not whole.startswith(piece, shown):
+            pieces.append("")
+            continue
+        shown += len(piece)
+        context, settled = settled, end
+        if pieces and piece != (own := spelled.get(token, piece)) and piece.endswith(own):
+            pieces[-1] += piece.removesuffix(own)
+            piece = own
+        pieces.append(piece)
+    return pieces
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -12,7 +12,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
 from dpr_core.models.policy import Policy
-from dpr_core.training.scoring import score
+from dpr_core.models.scoring import score
 
 
 class ScoredTokens(NamedTuple):

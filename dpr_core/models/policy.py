@@ -4,12 +4,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import TokenScores, token_scores
+from dpr_core.logprobs import States, TokenScores, token_scores
 
 
 class Policy(nn.Module):
@@ -30,11 +30,20 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse sequences that are longer than the model has positions."""
+        limit = self.model.config.get_text_config().max_position_embeddings
+        if tokens > limit:
+            raise UsageError(
+                f"sequences of up to {tokens} tokens are more than the model's {limit} positions; "
+                "lower max_prompt_tokens or max_response_tokens"
+            )
+
     def forward(self, batch: Batch, entropy: bool = False) -> TokenScores:
         hidden, head, bias = self.response_states(batch)
         return token_scores(hidden, head, batch.targets, bias, entropy=entropy, logits_per_chunk=self.logits_per_chunk)
 
-    def response_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def response_states(self, batch: Batch) -> States:
         """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
         body: Any = self.model.get_decoder()
         with computing_in(self.activations, self.device):

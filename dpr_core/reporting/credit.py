@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.style import Style
 from rich.text import Text
 
+from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.reporting.credit_style import INK, SCRIPT, STEPS, STYLE, WHITE, hue, takes_white_ink
 from dpr_core.reporting.page import Html, definitions, element, join, page
 from dpr_core.reporting.visible import visible
@@ -16,28 +16,10 @@ from dpr_core.reporting.visible import visible
 _SATURATED = 0.95
 """Colours span the values up to this quantile of their sizes, so that one extreme token does not pale all others."""
 
+_SHORTEST_IN_FULL = 1e-4
 
-@dataclass(frozen=True)
-class TokenCredit:
-    """One response token, its log-probabilities, its reward, and the return from it on."""
-
-    position: int
-    token_id: int
-    token: str
-    log_pi_sft: float
-    log_pi_ref: float
-    reward: float
-    return_: float
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """A response with the credit of each of its tokens; `input_ids` are those of prompt and response together."""
-
-    prompt: str
-    response: str
-    input_ids: list[int]
-    tokens: list[TokenCredit]
+_ROUNDING = 1e-5
+"""How far sums in single precision may be apart, as a share of what is summed."""
 
 
 def as_json(scored: ScoredText) -> dict[str, Any]:
@@ -131,9 +113,9 @@ def _legend(by: str, limit: float) -> Html:
     swatches = [element("i", class_=f"{by[:3]}{step}") for step in range(-STEPS, STEPS + 1)]
     return element(
         "div",
-        element("span", f"\u2264 {_number(-limit, 2)}"),
+        element("span", f"\u2264 {significant(-limit)}"),
         element("span", *swatches, class_="ramp"),
-        element("span", f"\u2265 {_number(limit, 2)}"),
+        element("span", f"\u2265 {significant(limit)}"),
         class_=f"legend legend-{by}",
     )
 
@@ -171,14 +153,25 @@ def _totals(tokens: Sequence[TokenCredit]) -> dict[str, str]:
     if not tokens:
         return {"tokens": "0"}
     lowest = min(tokens, key=lambda t: t.reward)
-    return {
+    total, first = sum(t.reward for t in tokens), tokens[0].return_
+    totals = {
         "tokens": str(len(tokens)),
         "\u03a3 log \u03c0 SFT": _number(sum(t.log_pi_sft for t in tokens), 2),
         "\u03a3 log \u03c0 ref": _number(sum(t.log_pi_ref for t in tokens), 2),
-        "\u03a3 reward": _number(sum(t.reward for t in tokens), 2),
-        "return of first token": _number(tokens[0].return_, 2),
-        "lowest reward": f"{_number(lowest.reward, 2)} at position {lowest.position}",
+        "\u03a3 reward": significant(total),
     }
+    if not abs(first - total) <= _ROUNDING * sum(abs(t.reward) for t in tokens):
+        totals["return of first token"] = significant(first)
+    return totals | {"lowest reward": f"{significant(lowest.reward)} at position {lowest.position}"}
+
+
+def significant(value: float) -> str:
+    """A reward with its sign and three significant digits, at least two after the point."""
+    if not value:
+        return "0"
+    if not math.isfinite(value) or abs(value) < _SHORTEST_IN_FULL:
+        return f"{value:+.2e}".replace("-", "\u2212")
+    return _number(value, max(2, 2 - math.floor(math.log10(abs(value)))))
 
 
 def _visible_lines(text: str) -> str:

@@ -14,11 +14,14 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import masked_mean, masked_sum
 from dpr_core.models.dense_reward import DenseReward, ScoredTokens
 from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Completion, Engine, Sampling
 from dpr_core.training.guard import KLGuard
 from dpr_core.training.recorder import Recorder
-from dpr_core.training.scoring import score
 from dpr_core.training.trainer import Trainer
+
+SAMPLE_TABLES = 20
+"""About as many tables of samples are kept of a run, however long it is."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,24 @@ class OnPolicy:
         batches = prompt_batches(prompts, config)
         rng = random.Random(f"mini-batches {config.seed}")
         measured: dict[str, float] = {}
-        for iteration in range(1, total + 1):
+        # One rollout more than there are updates: the last one measures the policy that comes out.
+        for iteration in range(1, total + 2):
             rollout = self.roll_out(next(batches), iteration)
             credit = method.credit(
                 rollout.scored.rewards, rollout.old_log_probs, rollout.scored.log_sft, rollout.scored.mask
             )
+            latest = self._describe(rollout, credit)
+            self.recorder.metrics(latest, self.trainer.steps_done)
             if guard and not guard.passes(rollout.sequence_kl):
                 self.recorder.advance(total, total, f"stopped: KL {rollout.sequence_kl:.2f} passed the bound")
                 return {**measured, "guard/stopped_at_iteration": float(iteration)}
-            measured = self._describe(rollout, credit)
-            self.recorder.metrics(measured, self.trainer.steps_done)
-            self.recorder.table(f"samples/iteration-{iteration:04d}.json", self._samples(rollout))
-            self._update(method, rollout, credit, rng)
-            self.recorder.advance(
-                iteration, total, f"reward {measured['rollout/return']:.3f}, KL {measured['rollout/kl']:.3f}"
-            )
-        if guard:
-            final = self.roll_out(next(batches), total + 1)
-            if not guard.passes(final.sequence_kl):
-                return {**measured, "guard/stopped_at_iteration": float(total + 1)}
+            measured = latest
+            if (iteration - 1) % math.ceil(total / SAMPLE_TABLES) == 0 or iteration > total:
+                self.recorder.table(f"samples/iteration-{iteration:04d}.json", self._samples(rollout))
+            note = f"return {latest['rollout/return']:.3f}, KL {latest['rollout/kl']:.3f}"
+            self.recorder.advance(min(iteration, total), total, note)
+            if iteration <= total:
+                self._update(method, rollout, credit, rng)
         return measured
 
     def roll_out(self, prompts: Sequence[tuple[int, ...]], iteration: int) -> Rollout:
@@ -133,7 +135,7 @@ class OnPolicy:
             {
                 "prompt": self.decode(c.prompt),
                 "response": self.decode(c.response),
-                "return": total,
+                "reward": total,
                 "tokens": c.length,
                 "ended": c.ended(self.end_token),
             }

@@ -33,7 +33,8 @@ class Objective(Protocol):
 
 class Trainer:
     def __init__(self, policy: Policy, settings: Optimizer, total_steps: int, execution: Execution) -> None:
-        self.accelerator = Accelerator()
+        # Activations are the policy's own business; Accelerate must not change them for the trained model alone.
+        self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
         self.execution = execution
         self.steps_done = 0
@@ -103,6 +104,8 @@ class Trainer:
         return mine + [(batches[0], 0.0)] * (rounds - len(mine))
 
     def _summed(self, totals: dict[str, float]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return totals
         values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(totals, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 

@@ -128,7 +128,9 @@ def test_no_tokens_give_no_scores() -> None:
     scores = token_scores(hidden, torch.ones(V, D), torch.zeros(0, dtype=torch.long), entropy=True, logits_per_chunk=1)
     assert [len(column) for column in scores] == [0, 0, 0]
     scores.log_probs.sum().backward()
-    assert token_kl(torch.zeros(0, D), torch.ones(V, D), torch.zeros(0, D), torch.ones(V, D)).shape == (0,)
+    assert token_kl((torch.zeros(0, D), torch.ones(V, D), None), (torch.zeros(0, D), torch.ones(V, D), None)).shape == (
+        0,
+    )
 
 
 @pytest.mark.parametrize("logits_per_chunk", [1, 3 * V, 2**24])
@@ -139,10 +141,10 @@ def test_kl_against_torch_distributions(logits_per_chunk: int) -> None:
         torch.distributions.Categorical(logits=hidden_p.double() @ head_p.double().T),
         torch.distributions.Categorical(logits=hidden_q.double() @ head_q.double().T),
     )
-    found = token_kl(hidden_p, head_p, hidden_q, head_q, logits_per_chunk=logits_per_chunk)
+    found = token_kl((hidden_p, head_p, None), (hidden_q, head_q, None), logits_per_chunk=logits_per_chunk)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_kl_of_a_model_to_itself_is_zero() -> None:
     hidden, head, *_ = _inputs()
-    assert token_kl(hidden, head, hidden.clone(), head.clone()).tolist() == [0.0] * N
+    assert token_kl((hidden, head, None), (hidden.clone(), head.clone(), None)).tolist() == [0.0] * N

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +101,40 @@ def test_export_leaves_what_is_there_alone(dpr: Dpr, made: Any, tmp_path: Path) 
     dpr("export", made.id("sft"), folder, home=made.home).refused(2, str(folder), "not an empty folder")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     dpr("export", made.id("sft"), folder / "notes.txt" / "in", home=made.home).refused(2, "notes.txt")
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "notes.txt").write_text("mine")
+    assert dpr("export", made.id("sft"), tmp_path / "out", home=made.home).status == 0
+    assert (tmp_path / "out.unfinished" / "notes.txt").read_text() == "mine"
+
+
+def test_export_into_an_empty_folder(dpr: Dpr, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    for here in (".", "../empty"):
+        dpr("export", made.id("sft"), here, home=made.home).refused(2, f"{here} is the folder that you are in")
+    monkeypatch.chdir(tmp_path)
+    mask = os.umask(0o027)
+    try:
+        assert dpr("export", made.id("sft"), "empty", home=made.home).status == 0
+    finally:
+        os.umask(mask)
+    assert (empty / "model.safetensors").is_file()
+    assert stat.S_IMODE(empty.stat().st_mode) == 0o750
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_an_export_that_fails_leaves_nothing(
+    dpr: Dpr, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path, **_: object) -> None:
+        (target / "model.safetensors").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tasks.export.shutil.copytree", full)
+    said = dpr("export", made.id("sft"), tmp_path / "out", home=made.home).refused(2, "No space left on device")
+    assert str(tmp_path / "out") in said
+    assert list(tmp_path.iterdir()) == []
 
 
 # Wrong surroundings

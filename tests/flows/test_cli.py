@@ -220,6 +220,29 @@ def test_show_tells_all_about_an_artifact(dpr: Dpr, made: Any) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("view", "command"),
+    [
+        ("run_summary", ["run", TINY]),
+        ("plan_table", ["run", TINY, "--plan"]),
+        ("record_table", ["artifacts"]),
+        ("artifact_view", ["show", "{sft}"]),
+        ("verification_table", ["verify", "{sft}"]),
+    ],
+)
+def test_a_document_costs_no_view(
+    dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPatch, view: str, command: list[Any]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError(view)
+
+    monkeypatch.setattr(f"flows.show.{view}", refuse)
+    arguments = [str(argument).format(sft=made.id("sft")) for argument in command]
+    result = dpr(*arguments, "--json", home=made.home)
+    assert (result.status, json.loads(result.stdout) != []) == (0, True), result.stderr
+    assert view in dpr(*arguments, home=made.home).refused(1)
+
+
 @contextmanager
 def flipped_byte(path: Path) -> Iterator[None]:
     content = path.read_bytes()
@@ -236,9 +259,11 @@ def test_damage_is_found_told_and_never_built_on(dpr: Dpr, made: Any, open_store
     file = open_store(made.home).fetch(sft).path / "checkpoints" / "0.5" / "model.safetensors"
     with flipped_byte(file):
         result = dpr("verify", "--all", "--json", home=made.home)
-        assert result.status == 1
+        assert (result.status, result.stderr) == (1, "")
         assert [entry["id"] for entry in result.json if not entry["sound"]] == [sft]
-        assert dpr("verify", sft, home=made.home).status == 1
+        told = dpr("verify", sft, home=made.home)
+        assert (told.status, told.stderr) == (1, "")
+        assert "1 checked, 1 damaged." in told.stdout
         assert dpr("verify", made.id("reinforce"), home=made.home).status == 0
         for command in (
             ("score", made.id("reward"), "--text", "a", "b"),
@@ -304,9 +329,12 @@ def test_score_gives_every_token_its_reward(dpr: Dpr, made: Any, tmp_path: Path)
 
 def test_score_of_a_file_is_a_line_a_row(dpr: Dpr, made: Any, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "a", "response": "b"}\n\n{"system": "s", "prompt": "c", "response": "d e"}\n')
+    rows.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a", "response": "b\xe2\x80\xa8b"}\n\n'
+        b'{"system": "s", "prompt": "c", "response": "d e"}\n'
+    )
     result = dpr("score", made.id("reward"), rows, "--json", home=made.home)
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    lines = [json.loads(line) for line in result.stdout.rstrip("\n").split("\n")]
     assert [set(line) for line in lines] == [{"input_ids", "tokens"}] * 2
     shown = dpr("score", made.id("reward"), rows, home=made.home).stdout
     assert shown.count("return ") == 2
@@ -317,10 +345,13 @@ def test_score_of_a_file_is_a_line_a_row(dpr: Dpr, made: Any, tmp_path: Path) ->
     [
         (b"", ["has no rows"]),
         (b"nonsense\n", [":1: not JSON"]),
-        (b'{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n', [":2: `response` must be a text"]),
-        (b'{"prompt": " ", "response": "b"}\n', [":1: `prompt` must be a text that is not empty"]),
-        (b'["a", "b"]\n', [":1: an object with prompt and response is expected"]),
-        (b'{"prompt": "caf\xe9", "response": "b"}\n', ["is not UTF-8 text (byte 15)"]),
+        (b'{"prompt": "a", "response": "b"}\n\n{"prompt": "a"}\n', [":3: no response", "prompt, response and maybe"]),
+        (b'{"prompt": " ", "response": "b"}\n', [":1: empty prompt"]),
+        (b'{"prompt": "a", "response": 7}\n', [":1: response is not text"]),
+        (b'["a", "b"]\n', [":1: not a JSON object"]),
+        (b'[{"prompt": "a", "response": "b"}]\n', ["one JSON list", "jq"]),
+        (b'{"prompt": "caf\xe9", "response": "b"}\n', [":1: not UTF-8"]),
+        (b'{"prompt": "a", "response": "half \\ud800"}\n', [":1: response is not valid Unicode"]),
     ],
 )
 def test_score_refuses_broken_rows_by_their_line(
@@ -334,6 +365,7 @@ def test_score_refuses_broken_rows_by_their_line(
 def test_score_wants_either_a_text_or_a_file_that_is_there(dpr: Dpr, made: Any, tmp_path: Path) -> None:
     reward = made.id("reward")
     dpr("score", reward, home=made.home).refused(2, "--text PROMPT RESPONSE")
+    dpr("score", reward, "--text", "a", "half \ud800", home=made.home).refused(2, "--text", "not valid Unicode")
     dpr("score", reward, tmp_path / "absent.jsonl", home=made.home).refused(2, "absent.jsonl", "No such file")
     dpr("score", made.id("sft"), "--text", "a", "b", home=made.home).refused(2, "stage sft", "reward")
     page = tmp_path / "absent" / "page.html"

@@ -64,7 +64,8 @@ def test_without_benchmarks_the_pipeline_ends_with_the_policy() -> None:
 
 
 def test_every_policy_answers_every_benchmark_the_same_way() -> None:
-    nodes = graph("evaluation.benchmarks.other={type: lab, prompts: 5}", "answer.temperature=0.3", "answer.seed=8")
+    other = "{type: lab, prompts: 5, task: {operations: 3, evaluation_share: 0.3}}"
+    nodes = graph(f"evaluation.benchmarks.other={other}", "answer.temperature=0.3", "answer.seed=8")
     answers = {name: node.config for name, node in nodes.items() if node.stage == "answer"}
     assert len(answers) == 6
     assert len([node for node in nodes.values() if node.stage == "judge"]) == 4

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dpr_core import fingerprint
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.records import flatten, join_tag, mlflow_name, params, split_tag
@@ -41,6 +42,23 @@ def payload(store: Store, run_id: str) -> Path:
 
 
 # Opening
+
+
+def test_what_one_store_has_hashed_another_need_not(
+    store: Store, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = make("number")
+    files = [path for path in payload(store, number.id).rglob("*") if path.is_file()]
+    for path in files:
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    hashed: list[Path] = []
+    of_file = fingerprint.of_file
+    monkeypatch.setattr(fingerprint, "of_file", lambda path: hashed.append(path) or of_file(path))
+    for _ in range(2):
+        Store.open().fetch(number.id)
+    assert sorted(hashed) == sorted(files)
+    assert store.verify(number.id) == []
+    assert len(hashed) == 2 * len(files)
 
 
 def test_home_is_absolute_and_defaults_to_the_working_folder(

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_a_numbered_row_may_not_take_a_given_id(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "x", "id": "2"}\n{"prompt": "y"}\n')
     assert "the id '2' was already used in line 1" in refusal(path)
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}')
+    config = FileBenchmark(path="~/prompts.jsonl")
+    assert benchmarks.load(config) == [Question(id="1", turns=("x",))]
+    digest = hashlib.sha256(b'{"prompt": "x"}').hexdigest()
+    assert benchmarks.pinned(config) == FileBenchmark(path="~/prompts.jsonl", content=digest)
+    with pytest.raises(UsageError, match="there is no such benchmark file"):
+        benchmarks.pinned(FileBenchmark(path="~/absent.jsonl"))
 
 
 def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:

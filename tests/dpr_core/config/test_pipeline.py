@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -154,7 +155,7 @@ FULL = PipelineConfig(
     reward=RewardConfig(reference=0.29, formula="with_value"),
     reinforce=ReinforceConfig(guard=KLStop(), iterations=3, algorithm=ReinforcePlusPlus(kl_weight=1e-22)),
     evaluation={  # type: ignore[arg-type]
-        "benchmarks": {"held out": LabBenchmark(), "true": FileBenchmark(path="b.jsonl")},
+        "benchmarks": {"held-out": LabBenchmark(), "true": FileBenchmark(path="b.jsonl")},
         "controls": {"1.5x": Extrapolated(k=0.5)},
     },
     judge=JudgeConfig(by=VerifiableJudge()),
@@ -198,3 +199,54 @@ def test_how_the_work_is_done_is_no_part_of_a_stages_identity() -> None:
     assert hurried.sft.identity() == plain.sft.identity()
     assert hurried.judge.identity() == plain.judge.identity()
     assert parse(PipelineConfig, override(LAB, ["sft.weight_decay=0.1"]), "x").sft.identity() != plain.sft.identity()
+
+
+def _load(values: dict[str, Any], *assignments: str) -> PipelineConfig:
+    return parse(PipelineConfig, override(values, assignments), "x")
+
+
+def test_a_seed_changed_in_what_was_printed_changes_every_stage() -> None:
+    printed = read_yaml(commented_yaml(_load({"backbone": {"type": "lab"}, "sft": {"seed": 7}})), "x")
+    changed = _load(printed, "seed=3")
+    assert (changed.backbone.seed, changed.reinforce.seed, changed.judge.seed) == (3, 3, 3)
+    assert changed.sft.seed == 7
+    assert _load(_load(printed).model_dump(mode="json"), "seed=3") == changed
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("reinforce.algorithm.gamma=0.9", lambda c: c.reinforce.algorithm.gamma == 0.9),
+        ("judge.by.model=other", lambda c: (c.judge.by.type, c.judge.by.model) == ("openai", "other")),
+        ("subsample.source.columns.prompt=q", lambda c: c.subsample.source.columns.prompt == "q"),
+    ],
+)
+def test_part_of_a_default_can_be_changed_without_naming_its_type(assignment: str, value: Any) -> None:
+    assert value(_load({"backbone": {"type": "lab"}}, assignment))
+
+
+def test_a_type_may_come_after_its_own_settings() -> None:
+    values = {"backbone": {"type": "lab"}, "judge": {"by": {"type": "verifiable"}}}
+    changed = _load(values, "judge.by.model=other", "judge.by.type=openai")
+    assert changed.judge.by.model_dump()["model"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("evaluation.controls={DPR: {k: 3}}", "a control cannot be called DPR"),
+        ("evaluation.controls={sft: {k: 3}}", "a control cannot be called SFT"),
+        ("evaluation.controls={'a b': {k: 3}}", "evaluation.controls"),
+        ("evaluation.benchmarks={'../x': {type: lab}}", "evaluation.benchmarks"),
+        (
+            "subsample.source={type: lab, task: {evaluation_share: 0.01}}",
+            "must be equal, or prompts kept for evaluation",
+        ),
+        ("reinforce.seed=-1", "reinforce.seed"),
+        ("sft.adam_betas=[0.9, 1.5]", "sft.adam_betas"),
+        ("backbone.blend_careful=0.9", "together at most 1"),
+    ],
+)
+def test_what_would_fail_or_mislead_later_is_refused_now(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        _load({"backbone": {"type": "lab"}}, assignment)

@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -36,8 +35,6 @@ def judged(rule: str, answers: list[tuple[str, str]]) -> list[Game]:
 
 class RecordingJudge:
     """Prefers the answer `good`; takes a few turns of the event loop for each comparison."""
-
-    identity: Mapping[str, str] = {}
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.seen: list[tuple[str, str, str]] = []

@@ -61,4 +61,3 @@ def test_scripted_rules(rule: str, expected: tuple[Verdict, ...]) -> None:
     judge = judging.build(settings.ScriptedJudge.model_validate({"rule": rule}), EXECUTION, read_result)
     seen = tuple(verdict(judge, first, second) for first, second in [("a", "bb"), ("aa", "b"), ("a", "b")])
     assert seen == expected
-    assert judge.identity == {"judge": "scripted", "rule": rule}

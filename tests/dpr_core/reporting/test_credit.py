@@ -6,14 +6,17 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from dpr_core.reporting.credit import ScoredText, TokenCredit, as_html, as_json, as_terminal
+from dpr_core.credit import ScoredText, TokenCredit
+from dpr_core.reporting.credit import as_html, as_json, as_terminal, significant
 from dpr_core.reporting.credit_style import INK, STEPS, WHITE, hue, takes_white_ink
 
+ROOT = Path(__file__).parents[3]
 HOSTILE = [
     "<script>document.title='pwned'</script>",
     "</style><script>document.title='pwned'</script>",
@@ -134,14 +137,44 @@ def test_on_the_page_high_is_red_and_low_is_blue_under_the_chosen_switch() -> No
 def test_totals_are_sums_over_the_text() -> None:
     page = as_html([scored(["a", "b", "c"], [0.5, -1.25, 0.25])], "t", {})
     totals = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
-    assert {name: totals[name] for name in list(totals)[:6]} == {
+    assert {name: totals[name] for name in list(totals)[:5]} == {
         "tokens": "3",
         "\u03a3 log \u03c0 SFT": "\u22124.50",
         "\u03a3 log \u03c0 ref": "\u22124.00",
-        "\u03a3 reward": "\u22120.50",
-        "return of first token": "\u22120.50",
+        "\u03a3 reward": "\u22120.500",
         "lowest reward": "\u22121.25 at position 1",
     }
+
+
+def test_the_first_return_is_told_where_it_is_not_the_sum() -> None:
+    credits = [TokenCredit(0, 5, "a", -1.0, -1.5, 0.5, 0.95), TokenCredit(1, 6, "b", -1.0, -1.5, 0.5, 0.5)]
+    page = as_html([ScoredText("p", "ab", [5, 6], credits)], "t", {})
+    totals = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
+    assert (totals["\u03a3 reward"], totals["return of first token"]) == ("+1.00", "+0.950")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (-0.0, "0"),
+        (-0.0012345, "\u22120.00123"),
+        (0.5, "+0.500"),
+        (0.9996, "+1.000"),
+        (1.25, "+1.25"),
+        (-1234.567, "\u22121234.57"),
+        (-1.19e-07, "\u22121.19e\u221207"),
+        (math.nan, "+nan"),
+        (-math.inf, "\u2212inf"),
+    ],
+)
+def test_a_small_reward_is_not_rounded_away(value: float, shown: str) -> None:
+    assert significant(value) == shown
+
+
+def test_reporting_imports_no_torch() -> None:
+    code = "import sys, dpr_core.reporting.credit; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_hostile_text_stays_text() -> None:

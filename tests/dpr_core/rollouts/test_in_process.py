@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score
 from dpr_core.rollouts import in_process
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine, draw
-from dpr_core.training.scoring import score
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 PROMPTS = [(1, 30, 31), (1, 60, 61, 62, 63, 64, 65), (1,), (2, 33), (1, 30, 31)]

@@ -13,12 +13,12 @@ from dpr_core.config.training import Algorithm1, Execution, KLStop, ReinforceCon
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
 from dpr_core.training.on_policy import OnPolicy, iterations, prompt_batches
 from dpr_core.training.recorder import Silent
-from dpr_core.training.scoring import score
 from dpr_core.training.trainer import Trainer
 
 PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]
@@ -74,7 +74,7 @@ def _method(
 def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., Any]) -> None:
     method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(), batch_size=4))
     last = method.run(PROMPTS)
-    assert len(recorder.rollouts()) == 3
+    assert len(recorder.rollouts()) == 3 + 1, "the last one measures the policy that comes out"
     assert len(recorder.updates()) == 6
     names = ("reward", "return", "kl", "entropy", "length", "eos_rate", "engine_log_prob_gap", "eos_advantage")
     for values in recorder.rollouts():
@@ -88,10 +88,10 @@ def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., 
     assert first["rollout/kl"] == pytest.approx(0, abs=1e-6), "the actor starts at SFT"
     assert first["rollout/engine_log_prob_gap"] < 1e-5
     assert recorder.rollouts()[-1]["rollout/kl"] != pytest.approx(0, abs=1e-4)
-    assert [step for step, values in recorder.history if "rollout/kl" in values] == [0, 2, 4]
-    assert sorted(recorder.tables) == [f"samples/iteration-000{i}.json" for i in (1, 2, 3)]
+    assert [step for step, values in recorder.history if "rollout/kl" in values] == [0, 2, 4, 6]
+    assert sorted(recorder.tables) == [f"samples/iteration-000{i}.json" for i in (1, 2, 3, 4)]
     for row in recorder.tables["samples/iteration-0001.json"]:
-        assert sorted(row) == ["ended", "prompt", "response", "return", "tokens"]
+        assert sorted(row) == ["ended", "prompt", "response", "reward", "tokens"]
 
 
 def test_what_is_reported_of_a_scripted_rollout(toy: Callable[..., Any]) -> None:
@@ -127,7 +127,7 @@ def test_what_is_reported_of_a_scripted_rollout(toy: Callable[..., Any]) -> None
     assert table["2"]["response"] == "2 2 2"
     assert not table["2"]["ended"]
     assert table["4 4 1"]["tokens"] == 1
-    assert table["1 2"]["return"] == pytest.approx(sum(token_rewards[0]), abs=1e-5)
+    assert table["1 2"]["reward"] == pytest.approx(sum(token_rewards[0]), abs=1e-5)
 
 
 def test_one_iteration_of_algorithm_1_is_the_step_that_plain_torch_takes(toy: Callable[..., Any]) -> None:
@@ -203,10 +203,12 @@ def test_the_guard_goes_back_to_exactly_the_last_policy_within_the_bound(toy: Ca
     last = method.run(PROMPTS)
     stopped_at = last.pop("guard/stopped_at_iteration")
     assert 2 <= stopped_at <= 40
-    assert len(recorder.rollouts()) == stopped_at - 1
-    assert all(values["rollout/kl"] <= bound for values in recorder.rollouts())
-    assert last == recorder.rollouts()[-1]
-    assert all(p.equal(recorder.weights[-1][name]) for name, p in method.policy.model.named_parameters())
+    *safe, over = recorder.rollouts()
+    assert len(safe) == stopped_at - 1
+    assert all(values["rollout/kl"] <= bound for values in safe)
+    assert over["rollout/kl"] > bound
+    assert last == safe[-1]
+    assert all(p.equal(recorder.weights[-2][name]) for name, p in method.policy.model.named_parameters())
     assert method.trainer.steps_done == stopped_at - 1
 
 
@@ -225,6 +227,14 @@ def test_a_guard_that_never_acts_changes_nothing(toy: Callable[..., Any]) -> Non
     guarded, _ = _method(toy, _config(guard=KLStop(max_sequence_kl=1e9)))
     assert plain.run(PROMPTS) == guarded.run(PROMPTS)
     assert all(a.equal(b) for a, b in zip(plain.policy.parameters(), guarded.policy.parameters(), strict=True))
+
+
+def test_a_long_run_keeps_a_bounded_number_of_sample_tables(toy: Callable[..., Any]) -> None:
+    method, recorder = _method(toy, _config(iterations=90, rollout_batch_size=2, batch_size=2))
+    method.run(PROMPTS)
+    assert len(recorder.rollouts()) == 91
+    assert 15 <= len(recorder.tables) <= 22
+    assert {"samples/iteration-0001.json", "samples/iteration-0091.json"} <= set(recorder.tables)
 
 
 def _exact_return(policy: PreTrainedModel, sft: PreTrainedModel, ref: PreTrainedModel, longest: int) -> float:

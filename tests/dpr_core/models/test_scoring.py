@@ -7,7 +7,7 @@ import torch
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response, end_token
 from dpr_core.models.policy import Policy
-from dpr_core.training.scoring import score, sequence_kl
+from dpr_core.models.scoring import score, sequence_kl
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 TEXTS = [

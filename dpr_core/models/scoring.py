@@ -50,9 +50,8 @@ def sequence_kl(
     out = torch.zeros(mask.shape)
     for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
         batch = collate([sequences[row] for row in rows]).to(policy.device)
-        hidden_p, head_p, _ = policy.response_states(batch)
-        hidden_q, head_q, _ = reference.response_states(batch)
-        kl = token_kl(hidden_p, head_p, hidden_q, head_q, logits_per_chunk=policy.logits_per_chunk)
+        states = policy.response_states(batch), reference.response_states(batch)
+        kl = token_kl(*states, logits_per_chunk=policy.logits_per_chunk)
         _unflatten(out, mask, rows, kl)
     return out.sum(dim=-1)
 
