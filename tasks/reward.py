@@ -11,8 +11,8 @@ from tasks.lineage import Lineage, checkpoint
 from tasks.stage import Stage, Workspace
 
 if TYPE_CHECKING:
+    from dpr_core.credit import ScoredText
     from dpr_core.data.rows import Demonstration
-    from dpr_core.reporting.credit import ScoredText
 
 CREDIT_PAGE = "credit.html"
 TEXTS_ON_PAGE = 12

@@ -281,7 +281,7 @@ def test_damage_is_found_told_and_never_built_on(dpr: Dpr, made: Any, open_store
     ("name", "part", "checkpoint"),
     [
         ("sft", "0.50", "checkpoints/0.5"),
-        ("reward", "sft", "checkpoints/1"),
+        ("reward", "sft", "checkpoints/1.0"),
         ("reward", "ref", "checkpoints/0.5"),
         ("reinforce", None, "policy"),
     ],

@@ -1,0 +1,57 @@
+"""Every claim on many random instances: the table of worst residuals."""
+
+import math
+from dataclasses import dataclass
+
+from dpr_core.theory.cases import cases
+from dpr_core.theory.claim import Claim, Measured
+from dpr_core.theory.claims_imitation import CLAIMS as IMITATION
+from dpr_core.theory.claims_reinforcement import CLAIMS as REINFORCEMENT
+
+CLAIMS: list[Claim] = [*IMITATION, *REINFORCEMENT]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A claim and its worst residual; for an inequality the largest violation, so anything up to 0 is fine."""
+
+    name: str
+    residual: float
+    tolerance: float
+    holds: bool
+    note: str
+
+
+def run(seed: int, instances: int) -> list[Identity]:
+    """The worst residual of every claim over that many random instances; what is false in the paper comes out so."""
+    drawn = list(cases(seed, instances))
+    return [_judge(claim, [claim.measure(case) for case in drawn]) for claim in CLAIMS]
+
+
+def _judge(claim: Claim, measured: list[Measured]) -> Identity:
+    residuals = [each.residual for each in measured]
+    worst = math.nan if any(map(math.isnan, residuals)) else max(residuals)
+    mean, most, least = {}, {}, {}
+    for fact in measured[0].facts:
+        values = [each.facts[fact] for each in measured]
+        mean[fact], most[fact], least[fact] = sum(values) / len(values), max(values), min(values)
+    note = claim.note.format(mean=mean, most=most, least=least)
+    slacks = [each.slack for each in measured if each.slack is not None]
+    if slacks:
+        note += f"; least slack ratio {min(slacks):.3g}"
+    return Identity(claim.name, worst, claim.tolerance, worst <= claim.tolerance, note)
+
+
+def table(identities: list[Identity]) -> str:
+    """The identities as a Markdown table."""
+    lines = ["| claim | holds | worst residual | tolerance | note |", "|---|---|---|---|---|"]
+    for each in identities:
+        cells = (
+            each.name,
+            "yes" if each.holds else "no",
+            f"{each.residual:.1e}",
+            f"{each.tolerance:.0e}",
+            each.note,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

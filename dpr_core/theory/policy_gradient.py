@@ -1,0 +1,121 @@
+"""Exact policy gradients in the logits of a tabular policy, and the estimators that Algorithm 1 and SR draw from (A.8).
+
+One trajectory's estimate is sum_t grad log pi(a_t | s_t) w_t, with w_t the return from t on (DPR) or of the whole (SR).
+Expectation and variance are sums over all trajectories; returns and rewards are those of the training code, not copies.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpr_core import rewards as formulas
+from dpr_core.returns import reward_to_go
+from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann, soft_value
+from dpr_core.theory.token_mdp import Mdp, expected_return, state_occupancy, token_tree
+
+Credit = Literal["token", "sentence"]
+
+
+def exact_gradient(mdp: Mdp, logits: Tensor, reward: Tensor, gamma: float = 1.0) -> Tensor:
+    """The gradient of J_r(pi) = <rho_pi, r> in the logits, by the flow equations and not by trajectories (A.8)."""
+    point = logits.detach().clone().requires_grad_()
+    return torch.autograd.grad(expected_return(mdp, boltzmann(point), reward, gamma), point)[0]
+
+
+def sft_rewards(mdp: Mdp, sft: Tensor, ref: Tensor) -> dict[str, Tensor]:
+    """Table 2's three rewards along every trajectory, (N, H), by the functions that training uses (Eq. 4, Eq. 5)."""
+    paths = mdp.trajectories
+    log_sft, log_ref = paths.along(log_boltzmann(sft)), paths.along(log_boltzmann(ref))
+    return {
+        "DPR": formulas.baseline_relative(log_sft, log_ref),
+        "w/V": formulas.with_value(log_sft, paths.along(soft_value(sft)), paths.mask),
+        "wo/Baseline": formulas.without_baseline(log_sft),
+    }
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator from one trajectory: each trajectory's estimate (N, S, A) and its probability (N,)."""
+
+    estimates: Tensor
+    probabilities: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The expectation, (S, A)."""
+        return torch.einsum("n,nsa->sa", self.probabilities, self.estimates)
+
+    @property
+    def variance(self) -> float:
+        """The trace of the covariance."""
+        square = (self.probabilities * self.estimates.square().sum((1, 2))).sum()
+        return float(square - self.mean.square().sum())
+
+
+def estimator(
+    mdp: Mdp, logits: Tensor, rewards: Tensor, credit: Credit, gamma: float = 1.0, baseline: Tensor | None = None
+) -> Estimator:
+    """Algorithm 1's estimator (`token`) or SR's (`sentence`) for rewards along every trajectory (N, H).
+
+    `baseline` (S,) is subtracted from every return. As in Algorithm 1, G_t discounts from t on; no gamma^t in front.
+    """
+    returns = reward_to_go(rewards, mdp.trajectories.mask, gamma)
+    if credit == "sentence":
+        returns = torch.where(mdp.trajectories.mask, returns[:, :1], 0)
+    if baseline is not None:
+        returns = returns - mdp.trajectories.along(baseline)
+    return weighted_scores(mdp, logits, returns)
+
+
+def weighted_scores(mdp: Mdp, logits: Tensor, weights: Tensor) -> Estimator:
+    """sum_t grad log pi(a_t | s_t) w_t for given weights (N, H); a softmax's score is the token's one-hot less pi."""
+    paths, policy = mdp.trajectories, boltzmann(logits)
+    scores = torch.eye(mdp.actions, dtype=torch.float64)[paths.actions] - policy[paths.states]
+    scores = scores * torch.where(paths.mask, weights, 0)[:, :, None]
+    estimates = torch.zeros(len(paths.ends), mdp.states, mdp.actions, dtype=torch.float64)
+    rows = torch.arange(len(paths.ends))[:, None].expand_as(paths.states)
+    estimates = estimates.index_put((rows, paths.states), scores, accumulate=True)
+    return Estimator(estimates, paths.probabilities(policy))
+
+
+def discounted_estimator(mdp: Mdp, logits: Tensor, rewards: Tensor, gamma: float) -> Estimator:
+    """Algorithm 1's estimator with the gamma^t that it leaves out: unbiased for the discounted return."""
+    returns = reward_to_go(rewards, mdp.trajectories.mask, gamma)
+    return weighted_scores(mdp, logits, returns * gamma ** torch.arange(returns.shape[1], dtype=torch.float64))
+
+
+def discounted_parting(mdp: Mdp, logits: Tensor, sft: Tensor, gamma: float) -> Tensor:
+    """What the discounted Algorithm 1 gradient under r = Q - V(s') has beyond the one under log pi_SFT.
+
+    Their returns differ by V(s_t), a baseline, less (1 - gamma) sum_{k>t} gamma^(k-t-1) V(s_k), which depends on the
+    actions and vanishes at gamma = 1 (A.8).
+    """
+    values = mdp.trajectories.along(soft_value(sft))
+    later = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    tail = (1 - gamma) * reward_to_go(later, mdp.trajectories.mask, gamma)
+    return weighted_scores(mdp, logits, -tail).mean
+
+
+def state_value(mdp: Mdp, logits: Tensor, rewards: Tensor) -> Tensor:
+    """E[G_t | s_t = s] under the policy, (S,), by enumeration: the usual baseline. 0 where the policy never goes."""
+    paths = mdp.trajectories
+    chance = torch.where(paths.mask, paths.probabilities(boltzmann(logits))[:, None], 0)
+    returns = reward_to_go(rewards, paths.mask)
+    total = torch.zeros(mdp.states, dtype=torch.float64)
+    total = total.index_put((paths.states,), chance * returns, accumulate=True)
+    visits = state_occupancy(mdp, boltzmann(logits))
+    return torch.where(visits > 0, total / visits.clamp_min(1e-300), 0)
+
+
+def variance_counter_example() -> tuple[float, float]:
+    """The variances of DPR and SR where DPR's is the larger: the second token's reward takes back the first one's.
+
+    Two tokens, two steps; the first token pays 3 unless it is EOS, the next one -3. Every trajectory's total is 0.
+    """
+    mdp = token_tree(2, 2)
+    logits = torch.zeros(2, 2, dtype=torch.float64)
+    rewards = mdp.trajectories.along(torch.tensor([[0.0, 3.0], [-3.0, -3.0]], dtype=torch.float64))
+    token, sentence = (estimator(mdp, logits, rewards, credit).variance for credit in ("token", "sentence"))
+    return token, sentence
