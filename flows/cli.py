@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -48,6 +49,12 @@ Set = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would run and why; run nothing.")]
+
+
+class Reproduced(StrEnum):
+    theory = "theory"
+
+
 Identifier = Annotated[
     str, typer.Argument(metavar="ID", help="An artifact ID, a unique prefix of one, or a runs:/ URI.")
 ]
@@ -239,6 +246,29 @@ def score(
 
         texts = given_texts(file, text)
         score_texts(Store.open(), reward, texts, html, as_json)
+
+
+@app.command()
+def reproduce(
+    what: Annotated[Reproduced, typer.Argument(help="What to reproduce.")],
+    instances: Annotated[int, typer.Option(min=1, help="Random instances of each claim.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the instances.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check the paper's theory on random tabular MDPs: the worst residual of every claim, and which do not hold.
+
+    Example: dpr reproduce theory --instances 200
+    """
+    with reported(debug):
+        from dataclasses import asdict
+
+        from dpr_core.theory import checks
+        from tasks.progress import StageProgress
+
+        with StageProgress(what.value) as progress:
+            identities = checks.run(seed, instances, progress.advance)
+        emit({"identities": [asdict(i) for i in identities]}, as_json, lambda: checks.table(identities))
 
 
 @app.command("recipes")

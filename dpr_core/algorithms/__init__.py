@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from dpr_core.algorithms.dense_path_reinforce import Algorithm1, PolicyGradient, ReinforcePlusPlus
+from dpr_core.algorithms.sequence_reinforce import SequenceReinforce
 from dpr_core.config.training import Algorithm
 
 POLICY_GRADIENTS: dict[str, Callable[[Any], PolicyGradient]] = {
     "algorithm1": Algorithm1,
     "reinforce_plus_plus": ReinforcePlusPlus,
+    "sequence_reinforce": SequenceReinforce,
 }
 
 

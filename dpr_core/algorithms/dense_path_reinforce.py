@@ -50,7 +50,7 @@ class ReinforcePlusPlus:
 
     per: Literal["token", "sequence"] = "token"
 
-    def __init__(self, settings: config.ReinforcePlusPlus) -> None:
+    def __init__(self, settings: config.ClippedReinforce) -> None:
         self.settings = settings
 
     def credit(self, rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> Credit:

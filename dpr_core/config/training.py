@@ -103,11 +103,8 @@ class Algorithm1(Config):
     """Discount of the return."""
 
 
-class ReinforcePlusPlus(Config):
-    """What the paper's experiments ran: OpenRLHF's REINFORCE++ on the dense reward."""
-
-    type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
-    """Which kind of algorithm this is."""
+class ClippedReinforce(Config):
+    """What the methods that run on OpenRLHF's REINFORCE++ share."""
 
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount of the return."""
@@ -125,7 +122,25 @@ class ReinforcePlusPlus(Config):
     """Shift and scale the advantages by one mean and one deviation over the rollout batch."""
 
 
-Algorithm = Annotated[ReinforcePlusPlus | Algorithm1, Field(discriminator="type"), type_if_unset("reinforce_plus_plus")]
+class ReinforcePlusPlus(ClippedReinforce):
+    """What the paper's experiments ran: OpenRLHF's REINFORCE++ on the dense reward."""
+
+    type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    """The name of this algorithm."""
+
+
+class SequenceReinforce(ClippedReinforce):
+    """The paper's SR: the same total reward, paid at the last token alone."""
+
+    type: Literal["sequence_reinforce"] = "sequence_reinforce"
+    """The name of this algorithm."""
+
+
+Algorithm = Annotated[
+    ReinforcePlusPlus | SequenceReinforce | Algorithm1,
+    Field(discriminator="type"),
+    type_if_unset("reinforce_plus_plus"),
+]
 
 
 class KLStop(Config):

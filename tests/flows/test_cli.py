@@ -19,7 +19,7 @@ from tasks.tracking import Store
 pytestmark = pytest.mark.integration
 
 TINY = Path(__file__).with_name("tiny.yaml")
-COMMANDS = ["run", "rerun", "artifacts", "show", "verify", "export", "score", "recipes", "config", "ui"]
+COMMANDS = ["run", "rerun", "artifacts", "show", "verify", "export", "score", "reproduce", "recipes", "config", "ui"]
 
 Dpr = Callable[..., Any]
 OpenStore = Callable[[Path], Store]
@@ -421,3 +421,12 @@ def test_a_prefect_server_of_the_users_stays_as_it_is(monkeypatch: pytest.Monkey
     assert environment["PREFECT_API_URL"] == "http://prefect:4200/api"
     assert "PREFECT_HOME" not in environment
     assert environment["PREFECT_LOGGING_LEVEL"] == "INFO"
+
+
+def test_the_theory_as_a_document_and_as_a_table(dpr: Dpr) -> None:
+    identities = dpr("reproduce", "theory", "--instances", 2, "--json").json["identities"]
+    assert {frozenset(row) for row in identities} == {frozenset(("name", "residual", "tolerance", "holds", "note"))}
+    by_name = {row["name"]: row for row in identities}
+    assert any("Prop. 1" in name and row["holds"] for name, row in by_name.items())
+    assert any("Theorem 2" in name and not row["holds"] for name, row in by_name.items())
+    assert dpr("reproduce", "theory", "--instances", 1).stdout.startswith("| claim | holds |")

@@ -106,6 +106,7 @@ def test_the_same_seed_gives_the_same_digests_in_another_home_and_process(
     ("family", "algorithm", "formula"),
     [
         ("llama", "algorithm1", "baseline_relative"),
+        ("llama", "sequence_reinforce", "baseline_relative"),
         ("qwen2", "reinforce_plus_plus", "with_value"),
         ("mistral", "algorithm1", "without_baseline"),
         ("gemma3", "reinforce_plus_plus", "baseline_relative"),

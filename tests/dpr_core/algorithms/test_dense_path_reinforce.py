@@ -204,4 +204,4 @@ def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
 def test_a_configuration_finds_its_method() -> None:
     assert isinstance(policy_gradient(config.Algorithm1()), Algorithm1)
     assert isinstance(policy_gradient(config.ReinforcePlusPlus()), ReinforcePlusPlus)
-    assert sorted(POLICY_GRADIENTS) == ["algorithm1", "reinforce_plus_plus"]
+    assert sorted(POLICY_GRADIENTS) == ["algorithm1", "reinforce_plus_plus", "sequence_reinforce"]
