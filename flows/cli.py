@@ -238,7 +238,7 @@ def score(
 ) -> None:
     """Show the reward of every token of given text (the paper's Figure 1): red is high, blue is low.
 
-    With --json: one document for --text; one line a row for a file.
+    With --json: one document for --text; one line a row for a file. Positions count from the start of the response.
     """
     with reported(debug):
         from flows.score import given_texts, score_texts
@@ -312,9 +312,17 @@ def ui(
     """Open the store in MLflow's web interface, on http://127.0.0.1:5000."""
     with reported(debug):
         import os
+        import socket
 
         from tasks.tracking import Store
 
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                hint = f"port {port} cannot be used ({error.strerror}); try another: dpr ui --port {port % 65535 + 1}"
+                raise UsageError(hint) from None
         command = Store.open().ui_command(port)
         print(f"MLflow at http://127.0.0.1:{port} (stop with Ctrl-C)", file=sys.stderr)
         os.execvp(command[0], command)

@@ -1,7 +1,13 @@
 """Prefect without a server of one's own: a temporary one for each run, with its files in `DPR_HOME`."""
 
 import os
+import shutil
 from pathlib import Path
+
+from tasks.home import no_space
+
+NEEDED_BYTES = 32 * 2**20
+"""Prefect's own database takes a few MB; without them its server does not start, and does not say why."""
 
 
 def prepare(home: Path, debug: bool = False) -> None:
@@ -12,6 +18,8 @@ def prepare(home: Path, debug: bool = False) -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")
     if os.environ.get("PREFECT_API_URL"):
         return
+    if shutil.disk_usage(home).free < NEEDED_BYTES:
+        raise no_space(home)
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -19,6 +19,8 @@ _UNSET = object()
 class Wanted:
     """What is about to be made. `digests` lacks the inputs that are still to be made themselves."""
 
+    name: str
+    """Its name in the pipeline, which tells stages of one kind apart: each policy's answers, say."""
     stage: str
     version: int
     config: StageConfig
@@ -36,12 +38,12 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def differences(wanted: Wanted, records: Sequence[Record], origin: str | None = None) -> list[str]:
     """What keeps the finished artifacts among `records` from being reused, told of `origin` or else of the nearest."""
-    of_stage = [record for record in records if record.stage == wanted.stage]
-    finished = [record for record in of_stage if record.finished]
-    if not of_stage:
+    same = [r for r in records if r.id == origin or (r.stage == wanted.stage and r.name == wanted.name)]
+    finished = [record for record in same if record.finished]
+    if not same:
         return [NEVER]
     if not finished:
-        return [f"never finished: attempt {of_stage[0].id[:8]} is {of_stage[0].status}"]
+        return [f"never finished: attempt {same[0].id[:8]} is {same[0].status}"]
     digests = {record.id: record.digest for record in records}
     found = {record.id: _differences(wanted, record, digests) for record in finished}
     return found[origin] if origin in found else min(found.values(), key=len)

@@ -25,7 +25,7 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
             copy = Path(beside) / "checkpoint"
             copy.mkdir(mode=0o755)
             mode = copy.stat().st_mode
-            shutil.copytree(source, copy, dirs_exist_ok=True)
+            shutil.copytree(source, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
             copy.chmod(stat.S_IMODE(mode))
             copy.rename(target)
     except OSError as error:
@@ -41,9 +41,12 @@ def _checkpoint_folder(lineage: Lineage, artifact: Artifact, part: str | None) -
         return folders[part](artifact)
     if artifact.stage == "sft":
         try:
-            return checkpoint(artifact, float(part or 1.0))
+            fraction = float(part or 1.0)
         except ValueError:
-            raise UsageError(f"--part {part}: a fraction of the SFT run, such as 0.50, is needed") from None
+            fraction = 0.0
+        if not 0 < fraction <= 1:
+            raise UsageError(f"--part {part}: a fraction of the SFT run, such as 0.50, is needed")
+        return checkpoint(artifact, fraction)
     if part is not None:
         raise UsageError(f"a {artifact.stage} artifact has one model; leave --part out")
     return artifact.path / "model" if artifact.stage == "backbone" else lineage.policy_folder(artifact)

@@ -96,7 +96,7 @@ def _plan_node(node: Node, digests: Mapping[str, str | None], store: Store, reco
         if found is not None:
             made = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
             return Planned(node.name, node.stage, "reuse", found.id, made)
-    wanted = Wanted(stage.name, stage.version, config, known, frozenset(digests))
+    wanted = Wanted(node.name, stage.name, stage.version, config, known, frozenset(digests))
     reasons = damage or differences(wanted, records, node.origin)
     if reasons != [NEVER]:
         reasons = reasons + [

@@ -136,7 +136,7 @@ def run_stage(
         for stale in store.end_stale(key):
             logger.warning("%s: attempt %s had been killed; starting afresh", name, stale[:8])
             shutil.rmtree(store.home / "work" / stale, ignore_errors=True)
-        wanted = Wanted(stage.name, stage.version, config, digests, frozenset(digests))
+        wanted = Wanted(name, stage.name, stage.version, config, digests, frozenset(digests))
         why = FORCED if force else "; ".join(damage or differences(wanted, store.records())) or UNEXPLAINED
         logger.info("%s: runs, because: %s", name, why)
         run = store.begin(

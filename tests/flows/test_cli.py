@@ -2,17 +2,20 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.errors import DensePathError
 from flows import embedded, recipes
 from tasks.tracking import Store
 
@@ -413,6 +416,23 @@ def test_prefect_is_set_up_in_the_home_and_kept_quiet(monkeypatch: pytest.Monkey
     assert environment["PREFECT_HOME"] == str(tmp_path / "prefect")
     assert environment["PREFECT_LOGGING_LEVEL"] == "CRITICAL"
     assert environment["DO_NOT_TRACK"] == "true"
+
+
+def test_a_disk_too_full_for_prefect_is_told_before_it_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(DensePathError, match="no space left"):
+        embedded.prepare(tmp_path)
+
+
+def test_a_taken_port_is_told(dpr: Dpr, made: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        dpr("ui", "--port", port, home=made.home).refused(2, f"port {port} cannot be used")
 
 
 def test_a_prefect_server_of_the_users_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

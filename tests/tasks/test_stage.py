@@ -433,3 +433,15 @@ def test_a_stage_runs_in_another_thread(store: Store, make: Make) -> None:
     thread.start()
     thread.join()
     assert outcomes[0].status == "ran"
+
+
+def test_a_twin_stands_in_for_a_damaged_artifact(store: Store, make: Make) -> None:
+    first = make("number")
+    damaged = next(path for path in store.fetch(first.id).path.rglob("*") if path.is_file())
+    damaged.write_text("something else entirely")
+    with pytest.raises(DensePathError, match=f"{damaged.name}.*\n.*rerun {first.id[:8]} --force"):
+        store.fetch(first.id)
+    again = make("number", force=True)
+    assert again.id != first.id
+    assert store.fetch(first.id).id == again.id
+    assert store.verify(first.id), "the damage is still told"
