@@ -41,7 +41,7 @@ class Result:
     def json(self) -> Any:
         return json.loads(self.stdout)
 
-    def refused(self, status: int, *words: str) -> str:
+    def assert_refused(self, status: int, *words: str) -> str:
         """A failed command says why on stderr, in sentences and not as a traceback, and prints no document."""
         assert self.status == status, self.stderr or self.stdout
         assert self.stdout == ""

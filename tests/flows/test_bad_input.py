@@ -42,7 +42,7 @@ OpenStore = Callable[[Path], Store]
     ],
 )
 def test_a_wrong_request_is_one_sentence(dpr: Dpr, arguments: list[Any], words: list[str]) -> None:
-    dpr(*arguments).refused(2, *words)
+    dpr(*arguments).assert_refused(2, *words)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_wrong_artifact_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     names = ("sft", "reward", "reinforce", "subsample")
     filled = [argument.format(**{name: made.id(name) for name in names}) for argument in arguments]
-    dpr(*filled, home=made.home).refused(2, *words)
+    dpr(*filled, home=made.home).assert_refused(2, *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,7 +90,7 @@ def test_an_ambiguous_prefix_lists_the_candidates(dpr: Dpr, tmp_path: Path, monk
                 parent=None,
                 description=".",
             )
-    dpr("show", "abcd", home=home).refused(2, "'abcd' is ambiguous", *ids)
+    dpr("show", "abcd", home=home).assert_refused(2, "'abcd' is ambiguous", *ids)
     assert dpr("show", "abcd" + 27 * "0" + "1", "--json", home=home).json["id"] == ids[0]
 
 
@@ -98,9 +98,9 @@ def test_export_leaves_what_is_there_alone(dpr: Dpr, made: Any, tmp_path: Path) 
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    dpr("export", made.id("sft"), folder, home=made.home).refused(2, str(folder), "not an empty folder")
+    dpr("export", made.id("sft"), folder, home=made.home).assert_refused(2, str(folder), "not an empty folder")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    dpr("export", made.id("sft"), folder / "notes.txt" / "in", home=made.home).refused(2, "notes.txt")
+    dpr("export", made.id("sft"), folder / "notes.txt" / "in", home=made.home).assert_refused(2, "notes.txt")
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished" / "notes.txt").write_text("mine")
     assert dpr("export", made.id("sft"), tmp_path / "out", home=made.home).status == 0
@@ -112,7 +112,7 @@ def test_export_into_an_empty_folder(dpr: Dpr, made: Any, tmp_path: Path, monkey
     empty.mkdir()
     monkeypatch.chdir(empty)
     for here in (".", "../empty"):
-        dpr("export", made.id("sft"), here, home=made.home).refused(2, f"{here} is the folder that you are in")
+        dpr("export", made.id("sft"), here, home=made.home).assert_refused(2, f"{here} is the folder that you are in")
     monkeypatch.chdir(tmp_path)
     mask = os.umask(0o027)
     try:
@@ -132,7 +132,7 @@ def test_an_export_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tasks.export.shutil.copytree", full)
-    said = dpr("export", made.id("sft"), tmp_path / "out", home=made.home).refused(2, "No space left on device")
+    said = dpr("export", made.id("sft"), tmp_path / "out", home=made.home).assert_refused(2, "No space left on device")
     assert str(tmp_path / "out") in said
     assert list(tmp_path.iterdir()) == []
 
@@ -143,7 +143,9 @@ def test_an_export_that_fails_leaves_nothing(
 def test_a_home_that_cannot_be_written(dpr: Dpr, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     home = tmp_path / "file" / "home"
-    dpr("run", TINY, home=home).refused(2, "DPR_HOME", str(home), "set DPR_HOME to a folder that you may write to")
+    dpr("run", TINY, home=home).assert_refused(
+        2, "DPR_HOME", str(home), "set DPR_HOME to a folder that you may write to"
+    )
 
 
 @pytest.mark.usefixtures("prefect_here")
@@ -155,7 +157,7 @@ def test_a_disk_that_fills_up_leaves_nothing_that_counts(dpr: Dpr, made: Any, mo
     change = ("--set", "subsample.seed=77")
     with monkeypatch.context() as patch:
         patch.setattr("dpr_core.data.subsample.write", full)
-        dpr("run", TINY, *change, home=made.home).refused(1, f"no space left in {made.home}", "set DPR_HOME")
+        dpr("run", TINY, *change, home=made.home).assert_refused(1, f"no space left in {made.home}", "set DPR_HOME")
     failed = dpr("artifacts", "--stage", "subsample", "--json", home=made.home).json[0]
     assert (failed["status"], failed["finished"]) == ("FAILED", False)
     assert not (made.home / "work" / failed["id"]).exists()
@@ -169,7 +171,7 @@ def test_a_disk_that_fills_up_leaves_nothing_that_counts(dpr: Dpr, made: Any, mo
 
 def test_an_mlflow_server_that_is_not_there(dpr: Dpr, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    dpr("artifacts").refused(1, "http://127.0.0.1:9", "check MLFLOW_TRACKING_URI, or unset it")
+    dpr("artifacts").assert_refused(1, "http://127.0.0.1:9", "check MLFLOW_TRACKING_URI, or unset it")
 
 
 # Bad data
@@ -206,7 +208,7 @@ def test_too_many_bad_rows_fail_the_stage_and_a_higher_share_lets_them_pass(
     dpr: Dpr, made: Any, data: Path, open_store: OpenStore
 ) -> None:
     home = made.home
-    said = dpr("run", TINY, *of_file(data), home=home).refused(1, "6 of 46", str(data), "max_bad_share")
+    said = dpr("run", TINY, *of_file(data), home=home).assert_refused(1, "6 of 46", str(data), "max_bad_share")
     quarantine = next(Path(word.rstrip(".,;:")) for word in said.split() if "quarantine" in word and "/" in word)
     assert len(quarantine.read_text(encoding="utf-8").splitlines()) == len(BAD_ROWS)
     failed = dpr("artifacts", "--stage", "subsample", "--json", home=home).json[0]
@@ -238,7 +240,7 @@ def test_a_source_that_is_no_source(
     data = tmp_path / "rows.jsonl"
     if content is not None:
         data.write_bytes(content)
-    dpr("run", TINY, *of_file(data), home=made.home).refused(2, *words)
+    dpr("run", TINY, *of_file(data), home=made.home).assert_refused(2, *words)
 
 
 @pytest.mark.usefixtures("prefect_here")
@@ -251,14 +253,14 @@ def test_a_backbone_without_an_end_token(dpr: Dpr, made: Any, tmp_path: Path) ->
             settings = json.loads(path.read_text())
             path.write_text(json.dumps({key: value for key, value in settings.items() if not key.startswith("eos")}))
     backbone = f"backbone={{type: pretrained, name: {folder}, dtype: float32}}"
-    dpr("run", TINY, "--set", backbone, home=made.home).refused(2, "eos_token", "tokenizer_config.json")
+    dpr("run", TINY, "--set", backbone, home=made.home).assert_refused(2, "eos_token", "tokenizer_config.json")
     absent = f"backbone={{type: pretrained, name: {tmp_path / 'absent'}, dtype: float32}}"
-    dpr("run", TINY, "--set", absent, home=made.home).refused(2, str(tmp_path / "absent"))
+    dpr("run", TINY, "--set", absent, home=made.home).assert_refused(2, str(tmp_path / "absent"))
 
 
 @pytest.mark.usefixtures("prefect_here")
 def test_a_reference_that_the_sft_run_did_not_keep(dpr: Dpr, made: Any) -> None:
-    dpr("rerun", made.id("reward"), "--set", "reference=0.7", home=made.home).refused(
+    dpr("rerun", made.id("reward"), "--set", "reference=0.7", home=made.home).assert_refused(
         2,
         "keeps the fractions 0.34, 0.5, 1, not 0.7",
         f"dpr rerun {made.id('sft')[:8]} --set 'checkpoints=[0.7, 0.34, 0.5, 1]'",

@@ -132,11 +132,11 @@ def test_the_plan_of_a_changed_run_names_the_field(dpr: Dpr, made: Any, open_sto
 def test_a_failing_process_leaves_stdout_empty(dpr_process: Dpr, tmp_path: Path) -> None:
     source = "subsample.source={type: file, path: absent.jsonl}"
     result = dpr_process("run", TINY, "--set", source, "--json", home=tmp_path / "home")
-    result.refused(2, "absent.jsonl", "No such file or directory", "--set subsample.source.path=FILE")
+    result.assert_refused(2, "absent.jsonl", "No such file or directory", "--set subsample.source.path=FILE")
 
 
 def test_debug_leaves_the_error_as_python_shows_it(dpr: Dpr, made: Any) -> None:
-    dpr("show", "zzzz", home=made.home).refused(2, "'zzzz' is not an artifact ID")
+    dpr("show", "zzzz", home=made.home).assert_refused(2, "'zzzz' is not an artifact ID")
     result = dpr("show", "zzzz", "--debug", home=made.home)
     assert (result.status, result.stderr) == (1, "")
 
@@ -244,7 +244,7 @@ def test_a_document_costs_no_view(
     arguments = [str(argument).format(sft=made.id("sft")) for argument in command]
     result = dpr(*arguments, "--json", home=made.home)
     assert (result.status, json.loads(result.stdout) != []) == (0, True), result.stderr
-    assert view in dpr(*arguments, home=made.home).refused(1)
+    assert view in dpr(*arguments, home=made.home).assert_refused(1)
 
 
 @contextmanager
@@ -273,7 +273,7 @@ def test_damage_is_found_told_and_never_built_on(dpr: Dpr, made: Any, open_store
             ("score", made.id("reward"), "--text", "a", "b"),
             ("export", sft, made.home.parent / "not-made"),
         ):
-            dpr(*command, home=made.home).refused(1, sft[:8], "checkpoints/0.5/model.safetensors", "dpr rerun")
+            dpr(*command, home=made.home).assert_refused(1, sft[:8], "checkpoints/0.5/model.safetensors", "dpr rerun")
         assert not (made.home.parent / "not-made").exists()
         planned = {s["name"]: s for s in dpr("run", TINY, "--plan", "--json", home=made.home).json["plan"]}
         assert planned["sft"]["status"] == "run"
@@ -363,17 +363,17 @@ def test_score_refuses_broken_rows_by_their_line(
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(content)
-    dpr("score", made.id("reward"), rows, home=made.home).refused(2, "rows.jsonl", *words)
+    dpr("score", made.id("reward"), rows, home=made.home).assert_refused(2, "rows.jsonl", *words)
 
 
 def test_score_wants_either_a_text_or_a_file_that_is_there(dpr: Dpr, made: Any, tmp_path: Path) -> None:
     reward = made.id("reward")
-    dpr("score", reward, home=made.home).refused(2, "--text PROMPT RESPONSE")
-    dpr("score", reward, "--text", "a", "half \ud800", home=made.home).refused(2, "--text", "not valid Unicode")
-    dpr("score", reward, tmp_path / "absent.jsonl", home=made.home).refused(2, "absent.jsonl", "No such file")
-    dpr("score", made.id("sft"), "--text", "a", "b", home=made.home).refused(2, "stage sft", "reward")
+    dpr("score", reward, home=made.home).assert_refused(2, "--text PROMPT RESPONSE")
+    dpr("score", reward, "--text", "a", "half \ud800", home=made.home).assert_refused(2, "--text", "not valid Unicode")
+    dpr("score", reward, tmp_path / "absent.jsonl", home=made.home).assert_refused(2, "absent.jsonl", "No such file")
+    dpr("score", made.id("sft"), "--text", "a", "b", home=made.home).assert_refused(2, "stage sft", "reward")
     page = tmp_path / "absent" / "page.html"
-    dpr("score", reward, "--text", "a", "b", "--html", page, home=made.home).refused(2, str(page))
+    dpr("score", reward, "--text", "a", "b", "--html", page, home=made.home).assert_refused(2, str(page))
 
 
 # Recipes
@@ -432,7 +432,7 @@ def test_a_taken_port_is_told(dpr: Dpr, made: Any) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        dpr("ui", "--port", port, home=made.home).refused(2, f"port {port} cannot be used")
+        dpr("ui", "--port", port, home=made.home).assert_refused(2, f"port {port} cannot be used")
 
 
 def test_a_prefect_server_of_the_users_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

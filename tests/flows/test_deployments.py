@@ -78,7 +78,7 @@ class Site:
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}\n{self.log('worker')}"
         return result.stdout
 
-    def refused(self, *arguments: str) -> str:
+    def assert_refused(self, *arguments: str) -> str:
         """Run `prefect ...`, which must fail; what it says."""
         result = self.prefect(*arguments)
         assert result.returncode == 1, result.stdout
@@ -230,13 +230,13 @@ def test_a_stage_and_a_rerun_take_artifact_ids(
 )
 def test_wrong_parameters_are_refused_before_anything_runs(site: Site, arguments: list[str], words: str) -> None:
     before = site.api("flow_runs/count", flow_runs={})
-    assert words in site.refused("deployment", "run", *arguments)
+    assert words in site.assert_refused("deployment", "run", *arguments)
     assert site.api("flow_runs/count", flow_runs={}) == before
 
 
 def test_settings_that_do_not_fit_each_other_fail_the_run_at_its_start(site: Site, pipeline: dict[str, str]) -> None:
     config = '{"backbone": {"type": "lab"}, "reward": {"reference": 0.3}}'
-    said = site.refused("deployment", "run", "dense-path/demo", "-p", f"config={config}", "--watch")
+    said = site.assert_refused("deployment", "run", "dense-path/demo", "-p", f"config={config}", "--watch")
     assert "Flow run finished in state 'Failed'" in said
     [failed] = site.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}})
     assert "reward.reference is 0.3, but sft.checkpoints keeps only 0.5, 1" in failed["state"]["message"]
