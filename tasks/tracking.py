@@ -140,10 +140,6 @@ class Store:
             raise
         return attempt
 
-    def find(self, key: str) -> Record | None:
-        """The earliest finished artifact with this key."""
-        return next(iter(self.finished(key)), None)
-
     def finished(self, key: str) -> list[Record]:
         """The finished artifacts with this key, earliest first."""
         runs = self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'FINISHED'", order="ASC")

@@ -224,7 +224,7 @@ def test_a_failing_body_leaves_nothing_to_reuse(
     assert (record.status, record.digest) == (status, None)
     assert record.reason == f"{type(error).__name__}: {error}"
     assert store.metrics(record.id) == {"loss": 2.0}
-    assert store.find(record.key) is None
+    assert store.finished(record.key) == []
     assert list((store.home / "work").iterdir()) == []
     assert make("number").status == "ran"
 
@@ -335,7 +335,7 @@ def test_killed_while_publishing_is_never_taken_for_finished(store: Store, make:
     assert process.returncode == -signal.SIGKILL
     [killed] = store.records()
     assert (killed.status, killed.finished) == ("RUNNING", False)
-    assert store.find(killed.key) is None
+    assert store.finished(killed.key) == []
     with pytest.raises(UsageError, match="never finished"):
         store.fetch(killed.id)
     outcome = make("number")

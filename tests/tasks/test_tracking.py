@@ -418,17 +418,14 @@ def test_the_earliest_finished_artifact_of_a_key_is_found(store: Store, make: Ca
     key = store.record(first.id).key
     attempt(store, key=key)
     attempt(store, key=key).end("FAILED")
-    found = store.find(key)
-    assert found is not None
-    assert found.id == first.id
     assert [record.id for record in store.finished(key)] == [first.id, second.id]
-    assert store.find("0" * 64) is None
+    assert store.finished("0" * 64) == []
 
 
 def test_finished_without_a_digest_is_not_an_artifact(store: Store) -> None:
     run = attempt(store)
     store._client.set_terminated(run.id, "FINISHED")
-    assert store.find("k" * 64) is None
+    assert store.finished("k" * 64) == []
     assert not store.record(run.id).finished
 
 

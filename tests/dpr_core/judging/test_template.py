@@ -96,7 +96,11 @@ def test_ordinary_text_is_not_touched() -> None:
 
 
 def test_half_of_a_surrogate_pair_can_be_sent() -> None:
-    request_messages(single("\ud83d", "b"))[1]["content"].encode("utf-8")
+    content = request_messages(single("before\ud83dafter", "b"))[1]["content"]
+    sent = content.encode("utf-8").decode("utf-8")
+    assert "before" in sent
+    assert "after" in sent
+    assert "\ud83d" not in sent
 
 
 @pytest.mark.parametrize(
