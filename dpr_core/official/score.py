@@ -1,0 +1,43 @@
+"""What comes of scoring one model, and the warnings that go with it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpr_core.reporting.statistics import mean_interval
+
+RESAMPLES = 1000
+SEED = 0
+
+EXAMPLES = 3
+"""So many of the rows that a warning is about are named in it."""
+
+
+@dataclass
+class ModelScore:
+    """One judged model. `n` counts judgments (MT-Bench), or prompts; `unscored` those without a readable verdict."""
+
+    official: dict[str, Any]
+    paper: dict[str, Any]
+    n: int
+    unscored: int
+    warnings: list[str] = field(default_factory=list)
+
+
+def warning(found: Iterable[object], what: str) -> list[str]:
+    """One sentence with a count and a few examples, or nothing where nothing was found."""
+    cases = list(dict.fromkeys(map(str, found)))
+    if not cases:
+        return []
+    named = ", ".join(cases[:EXAMPLES]) + (", ..." if len(cases) > EXAMPLES else "")
+    return [f"{len(cases)} {what} ({named})"]
+
+
+def interval(values: list[float], scale: float = 1.0) -> list[float] | None:
+    """95% bootstrap interval of the mean, over what `values` has an entry for."""
+    found = mean_interval(values, RESAMPLES, SEED)
+    return None if found is None else [scale * found[0], scale * found[1]]
+
+
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
