@@ -65,18 +65,38 @@ States = tuple[Tensor, Tensor, Tensor | None]
 """Hidden states (N, D) with the weight (V, D) and the bias (V,) of the head that reads them."""
 
 
-def token_kl(p: States, q: States, *, logits_per_chunk: int = 2**24) -> Tensor:
+class Contrast(NamedTuple):
+    """The same N states of two models, which together are one policy: see `contrastive`."""
+
+    sft: States
+    reference: States
+    k: float
+
+
+def contrastive(log_sft: Tensor, log_ref: Tensor, k: float) -> Tensor:
+    """Logits log pi_SFT + k (log pi_SFT - log pi_ref) over the vocabulary, from two models' logits."""
+    log_sft, log_ref = torch.log_softmax(log_sft, dim=-1), torch.log_softmax(log_ref, dim=-1)
+    return log_sft + k * (log_sft - log_ref)
+
+
+def token_kl(p: States | Contrast, q: States, *, logits_per_chunk: int = 2**24) -> Tensor:
     """Exact KL(p || q) over the vocabulary in each of N states; no gradient."""
-    rows = max(1, logits_per_chunk // p[1].shape[0])
-    parts = [torch.zeros(0, device=p[0].device)]
+    hidden, head, _ = q
+    rows = max(1, logits_per_chunk // head.shape[0])
+    parts = [torch.zeros(0, device=hidden.device)]
     with torch.no_grad():
-        for start in range(0, len(p[0]), rows):
-            log_p, log_q = (
-                torch.log_softmax(float32_logits(hidden[start : start + rows], head, bias), dim=-1)
-                for hidden, head, bias in (p, q)
-            )
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
+            log_p, log_q = (torch.log_softmax(_logits(states, chunk), dim=-1) for states in (p, q))
             parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
     return torch.cat(parts)
+
+
+def _logits(states: States | Contrast, chunk: slice) -> Tensor:
+    if isinstance(states, Contrast):
+        return contrastive(_logits(states.sft, chunk), _logits(states.reference, chunk), states.k)
+    hidden, head, bias = states
+    return float32_logits(hidden[chunk], head, bias)
 
 
 def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:

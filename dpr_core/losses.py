@@ -23,3 +23,9 @@ def clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: 
 def k1_kl(log_probs: Tensor, reference_log_probs: Tensor, bound: float) -> Tensor:
     """The one-sample estimate log pi - log pi_SFT of the KL to SFT, clamped to plus or minus `bound`."""
     return (log_probs - reference_log_probs).clamp(-bound, bound)
+
+
+def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """The critic's pessimistic error: max((V - G)^2, (clamp(V, V_old - clip, V_old + clip) - G)^2) / 2."""
+    held = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (held - returns).square())

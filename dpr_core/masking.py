@@ -17,6 +17,12 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask].mean()
 
 
+def mean_by_position(values: Tensor, mask: Tensor) -> list[float]:
+    """For each of T positions, the mean over the rows that reach it."""
+    reached: list[float] = (masked_sum(values.T, mask.T) / mask.sum(dim=0)).tolist()
+    return reached
+
+
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Per-row sum over the True positions: (B, T) -> (B,)."""
     return torch.where(mask, values, 0).sum(dim=-1)

@@ -7,6 +7,7 @@ All arguments are (B, T) over response tokens; position t holds the token a_t ch
 | `baseline_relative` | log pi_SFT(a_t given s_t) - log pi_ref(a_t given s_t)      | Eq. 5: DPR          |
 | `with_value`        | log pi_SFT(a_t given s_t) + V_SFT(s_t) - V_SFT(s_{t+1})    | Table 2: w/V        |
 | `without_baseline`  | log pi_SFT(a_t given s_t)                                  | Table 2: wo/Baseline|
+| `random_sign`       | Eq. 5 times +1 or -1, by chance                            | a control of ours   |
 """
 
 import torch
@@ -28,3 +29,14 @@ def with_value(log_sft: Tensor, value_sft: Tensor, mask: Tensor) -> Tensor:
 def without_baseline(log_sft: Tensor) -> Tensor:
     """The shaped reward alone; never positive, so it favours short responses."""
     return log_sft
+
+
+def random_sign(log_sft: Tensor, log_ref: Tensor, signs: Tensor) -> Tensor:
+    """As large as Eq. 5 everywhere, and right about nothing: `signs` holds +1 and -1."""
+    return signs * baseline_relative(log_sft, log_ref)
+
+
+def scaled(rewards: Tensor, scale: float, clip_above: float | None) -> Tensor:
+    """min(r / scale, bound). Low rewards are left as low as they are."""
+    rewards = rewards / scale
+    return rewards if clip_above is None else rewards.clamp(max=clip_above)

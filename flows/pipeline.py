@@ -10,7 +10,7 @@ from prefect.artifacts import create_table_artifact
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes, wiring
 from flows.runs import pipeline_run, stage_entry
-from tasks.graph import Node, execute, preflight, rerun_nodes
+from tasks.graph import Node, execute, plan, preflight, rerun_nodes
 from tasks.prefect_task import stage_task
 from tasks.stage import Outcome
 from tasks.tracking import Store
@@ -45,7 +45,7 @@ def run_nodes(
     # A deployed flow shows on its page why each stage runs.
     logging.getLogger("dense_path").setLevel(logging.INFO)
     store = Store.open()
-    preflight(nodes, store)
+    preflight(nodes, plan(nodes, store))
     with pipeline_run(store, name, description, config) as document:
 
         def run(node: Node, inputs: dict[str, str]) -> Outcome:
@@ -61,11 +61,11 @@ def run_nodes(
             return outcome
 
         execute(nodes, run)
-    _show_links(store, document)
+    show_links(store, document)
     return document
 
 
-def _show_links(store: Store, document: Mapping[str, Any]) -> None:
+def show_links(store: Store, document: Mapping[str, Any]) -> None:
     """Links to the MLflow runs on the flow run's page."""
     rows = [
         {

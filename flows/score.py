@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpr_core.config.data import Columns
-from dpr_core.config.training import RewardConfig
+from dpr_core.config.reward import RewardConfig
 from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
@@ -59,17 +59,19 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
 
     lineage = Lineage(store)
     artifact = store.fetch(reference, stages=("reward",))
-    settings = RewardConfig.model_validate(artifact.config)
+    execution = RewardConfig.model_validate(artifact.config).execution
+    definition = lineage.definition(artifact)
     with StageProgress("scoring") as progress:
         scored = assign_credit(
-            lineage.dense_reward(artifact, settings),
+            lineage.dense_reward(artifact, execution),
             lineage.tokenizer(artifact),
             lineage.renderer(artifact),
             texts,
             on_progress=progress.advance,
         )
     if html is not None:
-        provenance = {"Reward": artifact.id, "Formula": settings.formula, "Reference": f"{settings.reference:g}"}
+        made_of = {"Formula": definition.formula, "Reference": definition.describe_reference()}
+        provenance = {"Reward": artifact.id, **made_of}
         try:
             html.write_text(credit.as_html(scored, "Token credit", provenance), encoding="utf-8")
         except OSError as error:

@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from dpr_core.reporting import report
+from tasks import diagnose
 from tasks.graph import Planned
 from tasks.records import Record
 from tasks.reward import CREDIT_PAGE
@@ -66,10 +67,20 @@ def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     else:
         parts += [Text(f"{name}: {value:.6g}") for name, value in results.items()]
     parts.append(table)
+    parts += [_verdict(diagnose.read(store.fetch(e["id"]).path)) for e in stages if e["stage"] == "diagnose"]
     if all(entry["status"] == "reused" for entry in stages):
         parts.append(Text("Nothing had changed: every stage was reused."))
     parts.append(_next_steps(store, stages))
     return Group(*parts)
+
+
+def _verdict(diagnosis: Mapping[str, Any]) -> Tree:
+    """What was said of a reward before it was trained on, the gravest reasons alone."""
+    tree = Tree(f"the reward: {diagnosis['verdict']}")
+    for reason in diagnosis["reasons"]:
+        if reason["level"] == diagnosis["verdict"]:
+            tree.add(Text(reason["text"]))
+    return tree
 
 
 def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -124,7 +135,9 @@ def record_table(records: Sequence[Record]) -> RenderableType:
 
 
 def artifact_document(store: Store, record: Record) -> dict[str, Any]:
-    """Everything about one artifact."""
+    """Everything about one artifact; of a diagnosis, what it says too."""
+    made = record.finished and record.stage == "diagnose"
+    diagnosis = {"diagnosis": diagnose.read(store.fetch(record.id).path)} if made else {}
     return {
         **record_document(record),
         "config": record.config,
@@ -132,6 +145,7 @@ def artifact_document(store: Store, record: Record) -> dict[str, Any]:
         "files": [dict(entry) for entry in store.manifest(record.id).files] if record.finished else [],
         "used_by": [user.id for user in store.users(record.id)],
         "reason": record.reason,
+        **diagnosis,
     }
 
 
@@ -142,6 +156,8 @@ def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> 
         if document[name] not in (None, ""):
             _add_row(facts, name, str(document[name]))
     parts: list[RenderableType] = [facts, _made_from(store, record), _used_by(store, record)]
+    if "diagnosis" in document:
+        parts.append(_verdict(document["diagnosis"]))
     settings = Tree("settings")
     _grow(settings, record.config)
     parts.append(settings)

@@ -7,8 +7,12 @@ from prefect import flow
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, ReportConfig
+from dpr_core.config.experiment import ExperimentConfig
+from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import LabBackbone
-from dpr_core.config.training import ReinforceConfig, RewardConfig, SFTConfig
+from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reward import DiagnoseConfig, RewardConfig
+from dpr_core.config.training import SFTConfig
 from flows.pipeline import run_nodes
 from tasks.graph import Node
 
@@ -38,9 +42,27 @@ def reward(sft: str, config: RewardConfig = RewardConfig(), force: bool = False)
 
 
 @flow
+def diagnose(reward: str, config: DiagnoseConfig = DiagnoseConfig(), force: bool = False) -> str:
+    """Measure a reward artifact before it is trained on."""
+    return _alone("diagnose", config, {"reward": reward}, force)
+
+
+@flow
 def reinforce(reward: str, config: ReinforceConfig = ReinforceConfig(), force: bool = False) -> str:
     """Improve the SFT policy against a reward artifact."""
     return _alone("reinforce", config, {"reward": reward}, force)
+
+
+@flow
+def self_play(sft: str, config: SelfPlayConfig = SelfPlayConfig(), force: bool = False) -> str:
+    """Improve the policy of an SFT artifact by SPIN or GSIL."""
+    return _alone("self_play", config, {"sft": sft}, force)
+
+
+@flow
+def continued_sft(sft: str, config: ContinuedSFTConfig = ContinuedSFTConfig(), force: bool = False) -> str:
+    """Fine-tune the policy of an SFT artifact further, on the same demonstrations."""
+    return _alone("continued_sft", config, {"sft": sft}, force)
 
 
 @flow
@@ -59,6 +81,12 @@ def judge(candidate: str, baseline: str, config: JudgeConfig = JudgeConfig(), fo
 def report(judgments: Mapping[str, str], config: ReportConfig = ReportConfig(), force: bool = False) -> str:
     """Tabulate judge artifacts, given as {"policy on benchmark": ID}."""
     return _alone("report", config, dict(judgments), force)
+
+
+@flow
+def experiment(reports: Mapping[str, str], config: ExperimentConfig = ExperimentConfig(), force: bool = False) -> str:
+    """Put report artifacts side by side, given as {"point": ID}; `config.points` says what sets each point apart."""
+    return _alone("experiment", config, dict(reports), force)
 
 
 def _alone(stage: str, config: StageConfig, inputs: dict[str, str], force: bool) -> str:

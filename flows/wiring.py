@@ -1,8 +1,11 @@
 """The pipeline's graph: which stages a configuration asks for, and what each is built on."""
 
+from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrained, Policy
 from dpr_core.config.model import LabBackbone
-from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.pipeline import PipelineConfig, Variant
+from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reward import RewardConfig
 from tasks.graph import Node
 
 TRAINED = "DPR"
@@ -22,14 +25,45 @@ def nodes(config: PipelineConfig) -> list[Node]:
         Node("subsample", "subsample", config.subsample, {}),
         Node("sft", "sft", sft, sft_inputs),
         Node("reward", "reward", config.reward, {"sft": "@sft"}),
-        Node("reinforce", "reinforce", config.reinforce, {"reward": "@reward"}),
     ]
+    if config.diagnose is not None:
+        graph.append(Node("diagnose", "diagnose", config.diagnose, {"reward": "@reward"}))
+    graph.append(Node("reinforce", "reinforce", config.reinforce, {"reward": "@reward"}))
+    policies: dict[str, tuple[Policy, str]] = {TRAINED: (AsTrained(), "@reinforce")}
+    for name in config.methods:
+        graph += _method(config, name)
+        policies[name] = AsTrained(), f"@{name}"
+    policies |= {name: (control, "@reward") for name, control in config.evaluation.controls.items()}
+    return graph + _evaluation(config, policies)
+
+
+def _method(config: PipelineConfig, name: str) -> list[Node]:
+    """The stages of one entry of `methods`; the last one has its name."""
+    method = config.methods[name]
+    if not isinstance(method, Variant):
+        stage: StageConfig = method
+        return [Node(name, method.type, stage, {"sft": "@sft"})]
+    reward, reinforce = config.variants()[name]
+    return _variant(config, name, reward, reinforce)
+
+
+def _variant(config: PipelineConfig, name: str, reward: RewardConfig, reinforce: ReinforceConfig) -> list[Node]:
+    if reward == config.reward:
+        return [Node(name, "reinforce", reinforce, {"reward": "@reward"})]
+    own = f"reward of {name}"
+    return [
+        Node(own, "reward", reward, {"sft": "@sft"}),
+        Node(name, "reinforce", reinforce, {"reward": f"@{own}"}),
+    ]
+
+
+def _evaluation(config: PipelineConfig, policies: dict[str, tuple[Policy, str]]) -> list[Node]:
+    """Every policy answers every benchmark and is judged against SFT."""
+    graph: list[Node] = []
     verdicts: dict[str, str] = {}
     for benchmark in config.evaluation.benchmarks:
         baseline = _answers(config, benchmark, "SFT", AsTrained(), "@sft")
         graph.append(baseline)
-        policies: dict[str, tuple[Policy, str]] = {TRAINED: (AsTrained(), "@reinforce")}
-        policies |= {name: (control, "@reward") for name, control in config.evaluation.controls.items()}
         for name, (policy, source) in policies.items():
             answers = _answers(config, benchmark, name, policy, source)
             verdict = Node(

@@ -3,31 +3,33 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, Extrapolated
+from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
 from dpr_core.errors import UsageError
-from tasks.lineage import Lineage
+from tasks.lineage import TRAINED, Lineage
+from tasks.policies import answering
 from tasks.stage import Stage, Workspace
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpr_core.models.dense_reward import ScoredTokens
+
 ANSWERS = "answers.jsonl"
+PROFILE = "profile.json"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core import benchmarks
     from dpr_core.benchmarks.base import is_right
     from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, end_token
-    from dpr_core.models.checkpoints import extrapolate
-    from dpr_core.models.scoring import sequence_kl
     from dpr_core.rollouts.engine import Sampling
-    from dpr_core.rollouts.in_process import InProcessEngine
 
     settings = cast(AnswerConfig, config)
     lineage = Lineage(work.store)
     source = work.input("policy")
-    if isinstance(settings.policy, Extrapolated) and source.stage != "reward":
-        raise UsageError(f"an extrapolated policy is made of a reward, but {source.id[:8]} is of stage {source.stage}")
     questions = benchmarks.load(settings.benchmark)
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
     prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
@@ -37,19 +39,14 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
                 f"question {question.id} has {len(prompt)} tokens, more than max_prompt_tokens="
                 f"{settings.max_prompt_tokens}"
             )
-    policy = lineage.load(lineage.policy_folder(source), source, settings.execution)
-    policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
-    if isinstance(settings.policy, Extrapolated):
-        extrapolate(policy.model, lineage.reference_folder(source), settings.policy.k)
+    asked = answering(settings, lineage, source)
+    asked.sft.check_length(max(map(len, prompts)) + settings.max_response_tokens)
     end = end_token(tokenizer)
-    completions = InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations).generate(
-        prompts, Sampling(settings.temperature, settings.max_response_tokens, end), settings.seed, work.advance
-    )
-    kl = [0.0] * len(completions)
-    if source.stage != "sft":
-        sequences = [TokenSequence(c.prompt, c.response) for c in completions]
-        sft = lineage.load(lineage.sft_folder(source), source, settings.execution)
-        kl = sequence_kl(policy, sft, sequences, settings.execution.tokens_per_micro_batch).tolist()
+    sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
+    completions = asked.draw(prompts, sampling, work.advance)
+    sequences = [TokenSequence(c.prompt, c.response) for c in completions]
+    state_kl = asked.kl_to_sft(sequences)
+    kl = [None] * len(completions) if state_kl is None else state_kl.sum(dim=1).tolist()
     read_result = benchmarks.result_reader(settings.benchmark)
     rows: list[dict[str, Any]] = []
     for question, completion, divergence in zip(questions, completions, kl, strict=True):
@@ -66,18 +63,53 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         )
     write_rows(work.output / ANSWERS, rows)
     work.table("samples/answers.json", rows[:16])
-    return statistics(rows)
+    if asked.reward is not None:
+        write_profile(work, profile(state_kl, asked.reward(sequences)))
+    return statistics(rows) | bound(settings)
+
+
+def profile(kl: "Tensor | None", scored: "ScoredTokens") -> list[dict[str, Any]]:
+    """At each response position: how many answers reach it, and their mean exact KL to SFT and mean token reward."""
+    from dpr_core.masking import mean_by_position
+
+    rewards = mean_by_position(scored.rewards, scored.mask)
+    kls = [None] * len(rewards) if kl is None else mean_by_position(kl, scored.mask)
+    return [
+        {"position": t, "answers": count, "kl_to_sft": kls[t], "reward": rewards[t]}
+        for t, count in enumerate(scored.mask.sum(dim=0).tolist())
+    ]
+
+
+def write_profile(work: Workspace, positions: list[dict[str, Any]]) -> None:
+    from dpr_core.reporting import plots
+
+    (work.output / PROFILE).write_text(json.dumps(positions, indent=1) + "\n", encoding="utf-8")
+    shown = {
+        name: [(float(p["position"]), float(p[name])) for p in positions]
+        for name in ("kl_to_sft", "reward", "answers")
+        if positions[0][name] is not None
+    }
+    plots.lines(work.scratch / "profile.png", "Along the answers", "position in the response", shown)
+    work.run.file(work.scratch / "profile.png", "plots")
+
+
+def bound(settings: AnswerConfig) -> dict[str, float]:
+    """What is known of best-of-n's KL to SFT without measuring it."""
+    from dpr_core.rollouts.best_of_n import kl_bound
+
+    return {"answer/kl_bound": kl_bound(settings.policy.n)} if isinstance(settings.policy, BestOfN) else {}
 
 
 def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the answers; accuracy where every question has a reference."""
+    """Means over the answers; the KL where the policy has one, accuracy where every question has a reference."""
     count = len(rows)
     measured = {
         "answer/response_tokens": sum(r["tokens"] for r in rows) / count,
         "answer/cut_share": sum(r["cut"] for r in rows) / count,
-        "answer/kl_to_sft": sum(r["kl_to_sft"] for r in rows) / count,
         "answer/prompts": float(count),
     }
+    if all(r["kl_to_sft"] is not None for r in rows):
+        measured["answer/kl_to_sft"] = sum(r["kl_to_sft"] for r in rows) / count
     if all(r["right"] is not None for r in rows):
         measured["answer/accuracy"] = sum(r["right"] for r in rows) / count
     return measured
@@ -101,15 +133,23 @@ def pin(config: AnswerConfig) -> AnswerConfig:
 
 def describe(config: StageConfig) -> str:
     settings = cast(AnswerConfig, config)
-    control = f", extrapolated by k = {settings.policy.k:g}" if isinstance(settings.policy, Extrapolated) else ""
+    match settings.policy:
+        case AsTrained():
+            control = ""
+        case Extrapolated(k=k):
+            control = f", extrapolated by k = {k:g}"
+        case Contrastive(k=k):
+            control = f", contrastive with k = {k:g}"
+        case BestOfN(n=n, by=by):
+            control = f", best of {n} by {by}"
     return f"Answers to {settings.benchmark.type} at temperature {settings.temperature:g}{control}."
 
 
 STAGE = Stage(
     name="answer",
-    version=1,
+    version=2,
     config=AnswerConfig,
-    inputs={"policy": ("sft", "reinforce", "reward")},
+    inputs={"policy": ("sft", "reward", *TRAINED)},
     body=body,
     describe=describe,
     pin=pin,

@@ -19,8 +19,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
 def describe(config: StageConfig) -> str:
     lab = cast(LabBackbone, config)
     return (
-        f"A {lab.family} network of {lab.layers} layers, width {lab.width}, taught chains of {lab.task.operations} "
-        f"additions modulo {lab.task.modulus}, then blended with careless answers (seed {lab.seed})."
+        f"A {lab.family} network of {lab.layers} layers, width {lab.width}, taught {lab.task.summary}, "
+        f"then blended with careless answers (seed {lab.seed})."
     )
 
 

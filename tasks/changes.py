@@ -36,15 +36,18 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {_shown(was)} -> {_shown(now)}" for name, was, now in pairs if was != now]
 
 
-def differences(wanted: Wanted, records: Sequence[Record], origin: str | None = None) -> list[str]:
-    """What keeps the finished artifacts among `records` from being reused, told of `origin` or else of the nearest."""
-    same = [r for r in records if r.id == origin or (r.stage == wanted.stage and r.name == wanted.name)]
+def differences(
+    wanted: Wanted, same: Sequence[Record], digests: Mapping[str, str | None], origin: str | None = None
+) -> list[str]:
+    """What keeps the finished artifacts among `same` from being reused, told of `origin` or else of the nearest.
+
+    `same`: what was made under the wanted name, newest first. `digests`: of what these were made from.
+    """
     finished = [record for record in same if record.finished]
     if not same:
         return [NEVER]
     if not finished:
         return [f"never finished: attempt {same[0].id[:8]} is {same[0].status}"]
-    digests = {record.id: record.digest for record in records}
     found = {record.id: _differences(wanted, record, digests) for record in finished}
     return found[origin] if origin in found else min(found.values(), key=len)
 

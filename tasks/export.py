@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from dpr_core.errors import UsageError
-from tasks.lineage import Lineage, checkpoint
+from tasks.lineage import TRAINED, Lineage, checkpoint
 from tasks.tracking import Artifact, Store
 
 
@@ -17,36 +17,51 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
         raise UsageError(f"{folder} is the folder that you are in; give the name of a new one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{folder} is there already and not an empty folder; give another one")
-    artifact = store.fetch(reference, stages=("backbone", "sft", "reward", "reinforce"))
-    source = _checkpoint_folder(Lineage(store), artifact, part)
+    artifact = store.fetch(reference, stages=("backbone", "sft", "reward", *TRAINED))
+    lineage = Lineage(store)
+    sources = _checkpoint_folders(lineage, artifact, part)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dpr-export-", dir=target.parent) as beside:
             copy = Path(beside) / "checkpoint"
             copy.mkdir(mode=0o755)
             mode = copy.stat().st_mode
-            shutil.copytree(source, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            if len(sources) == 1:
+                shutil.copytree(sources[0], copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            else:
+                _save_mean(sources, copy)
             copy.chmod(stat.S_IMODE(mode))
             copy.rename(target)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
-    return {"id": artifact.id, "checkpoint": f"{artifact.stage} {source.name}", "folder": str(folder)}
+    name = " + ".join(source.name for source in sources)
+    return {"id": artifact.id, "checkpoint": f"{artifact.stage} {name}", "folder": str(folder)}
 
 
-def _checkpoint_folder(lineage: Lineage, artifact: Artifact, part: str | None) -> Path:
+def _save_mean(folders: list[Path], target: Path) -> None:
+    from dpr_core.models.checkpoints import load_mean, load_tokenizer, save
+
+    save(load_mean(folders), load_tokenizer(folders[0]), target)
+
+
+def _checkpoint_folders(lineage: Lineage, artifact: Artifact, part: str | None) -> list[Path]:
+    """One checkpoint, or those whose mean is meant."""
     if artifact.stage == "reward":
-        folders = {"sft": lineage.sft_folder, "ref": lineage.reference_folder}
-        if part not in folders:
-            raise UsageError("a reward is two models: say which with --part sft or --part ref")
-        return folders[part](artifact)
+        if part == "sft":
+            return [lineage.sft_folder(artifact)]
+        if part == "ref":
+            return lineage.reference_folders(artifact, lineage.definition(artifact))
+        raise UsageError("a reward is two models: say which with --part sft or --part ref")
     if artifact.stage == "sft":
+        if part == "ema":
+            return [checkpoint(artifact, part)]
         try:
             fraction = float(part or 1.0)
         except ValueError:
             fraction = 0.0
         if not 0 < fraction <= 1:
-            raise UsageError(f"--part {part}: a fraction of the SFT run, such as 0.50, is needed")
-        return checkpoint(artifact, fraction)
+            raise UsageError(f"--part {part}: a fraction of the SFT run, such as 0.50, or ema is needed")
+        return [checkpoint(artifact, fraction)]
     if part is not None:
         raise UsageError(f"a {artifact.stage} artifact has one model; leave --part out")
-    return artifact.path / "model" if artifact.stage == "backbone" else lineage.policy_folder(artifact)
+    return [artifact.path / "model" if artifact.stage == "backbone" else lineage.policy_folder(artifact)]

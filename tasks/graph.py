@@ -1,7 +1,7 @@
 """Stages that build on each other: what would run and why, what a rerun makes again, and doing it in order."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dpr_core.config.base import StageConfig, override, parse
@@ -9,6 +9,7 @@ from dpr_core.errors import DensePathError, UsageError
 from tasks.changes import FORCED, NEVER, UNEXPLAINED, Wanted, differences
 from tasks.identity import canonical_json, stage_key
 from tasks.records import Record, usable_as, wrong_stage
+from tasks.snapshot import Snapshot
 from tasks.stage import Outcome, reusable
 from tasks.table import stage_named
 from tasks.tracking import Store
@@ -37,36 +38,38 @@ class Planned:
     status: Literal["reuse", "run"]
     id: str | None
     why: str
+    results: dict[str, float] = field(default_factory=dict)
+    """What the artifact that is there came to."""
 
 
 def plan(nodes: Sequence[Node], store: Store, force: Collection[str] = ()) -> list[Planned]:
     """Say what would run and why, and what would be reused. Runs nothing."""
-    ordered = _in_order(nodes)
+    ordered = in_order(nodes)
     by_name = {node.name: node for node in ordered}
     unknown = set(force) - set(by_name)
     if unknown:
         raise UsageError(f"cannot force {', '.join(sorted(unknown))}: the stages here are {', '.join(by_name)}")
-    records = store.records()
+    stored = store.snapshot()
     planned: dict[str, Planned] = {}
     for node in ordered:
-        digests = _input_digests(node, by_name, planned, store)
+        digests = _input_digests(node, by_name, planned, store, stored)
         if node.name in force:
             planned[node.name] = Planned(node.name, node.stage, "run", None, FORCED)
         else:
-            planned[node.name] = _plan_node(node, digests, store, records)
+            planned[node.name] = _plan_node(node, digests, stored)
     return list(planned.values())
 
 
-def preflight(nodes: Sequence[Node], store: Store) -> None:
+def preflight(nodes: Sequence[Node], planned: Sequence[Planned]) -> None:
     """Raise now what would make a stage fail that is still to run."""
-    to_run = {step.name for step in plan(nodes, store) if step.status == "run"}
+    to_run = {step.name for step in planned if step.status == "run"}
     for node in nodes:
         if node.name in to_run:
             stage_named(node.stage).preflight(node.config)
 
 
 def _input_digests(
-    node: Node, by_name: Mapping[str, Node], planned: Mapping[str, Planned], store: Store
+    node: Node, by_name: Mapping[str, Node], planned: Mapping[str, Planned], store: Store, stored: Snapshot
 ) -> dict[str, str | None]:
     """Check each input as a run would, short of re-hashing, and give its digest: none where it is yet to be made."""
     stage = stage_named(node.stage)
@@ -75,7 +78,7 @@ def _input_digests(
     for role, source in node.inputs.items():
         maker = by_name[source.removeprefix(OTHER)] if source.startswith(OTHER) else None
         artifact = source if maker is None else planned[maker.name].id
-        record = None if artifact is None else store.record(artifact)
+        record = None if artifact is None else stored.record(artifact) or store.record(artifact)
         if record is not None:
             problem = usable_as(record, stage.accepted(role))
         else:
@@ -86,18 +89,21 @@ def _input_digests(
     return digests
 
 
-def _plan_node(node: Node, digests: Mapping[str, str | None], store: Store, records: Sequence[Record]) -> Planned:
+def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot) -> Planned:
     stage = stage_named(node.stage)
     config = stage.pin(node.config)
     known = {role: digest for role, digest in digests.items() if digest is not None}
     damage: list[str] = []
     if len(known) == len(digests):
-        found, damage = reusable(store, stage_key(stage.name, stage.version, config.identity(), known))
+        key = stage_key(stage.name, stage.version, config.identity(), known)
+        found, damage = reusable(stored.finished(key), stored.problems)
         if found is not None:
             made = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
-            return Planned(node.name, node.stage, "reuse", found.id, made)
+            return Planned(node.name, node.stage, "reuse", found.id, made, found.results)
     wanted = Wanted(node.name, stage.name, stage.version, config, known, frozenset(digests))
-    reasons = damage or differences(wanted, records, node.origin)
+    origin = stored.record(node.origin) if node.origin else None
+    same = [*stored.alike(stage.name, node.name), *([origin] if origin else [])]
+    reasons = damage or differences(wanted, same, stored.digests, node.origin)
     if reasons != [NEVER]:
         reasons = reasons + [
             f"its input {role} ({node.inputs[role].removeprefix(OTHER)}) runs again"
@@ -158,16 +164,25 @@ def _stored_config(record: Record, overrides: Iterable[str]) -> StageConfig:
 def execute(nodes: Sequence[Node], run: Callable[[Node, dict[str, str]], Outcome]) -> list[Outcome]:
     """Run the nodes in order; `run` gets each with the IDs of its inputs."""
     outcomes: dict[str, Outcome] = {}
-    for node in _in_order(nodes):
-        inputs = {
-            role: outcomes[source.removeprefix(OTHER)].id if source.startswith(OTHER) else source
-            for role, source in node.inputs.items()
-        }
-        outcomes[node.name] = run(node, inputs)
+    for node in in_order(nodes):
+        outcomes[node.name] = run(node, resolved(node, outcomes))
     return list(outcomes.values())
 
 
-def _in_order(nodes: Sequence[Node]) -> list[Node]:
+def sources(node: Node) -> list[str]:
+    """The other nodes that this one needs."""
+    return [source.removeprefix(OTHER) for source in node.inputs.values() if source.startswith(OTHER)]
+
+
+def resolved(node: Node, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """The artifact ID of every input, now that what it needs is there."""
+    return {
+        role: outcomes[source.removeprefix(OTHER)].id if source.startswith(OTHER) else source
+        for role, source in node.inputs.items()
+    }
+
+
+def in_order(nodes: Sequence[Node]) -> list[Node]:
     """Each node after those that it builds on, otherwise as given."""
     by_name = {node.name: node for node in nodes}
     if len(by_name) != len(nodes):

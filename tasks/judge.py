@@ -13,6 +13,9 @@ from tasks.stage import Stage, Workspace
 WIN_RATE = "win_rate.json"
 GAMES = "games.jsonl"
 
+VERDICTS = "verdicts.sqlite"
+"""The cache of all verdicts that were paid for, in `DPR_HOME`."""
+
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core import benchmarks, judging
@@ -30,7 +33,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         for a, b in zip(ours, theirs, strict=True)
     ]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
-    judge = judging.build(settings.by, settings.execution, benchmarks.result_reader(benchmark))
+    reader = benchmarks.result_reader(benchmark)
+    judge = judging.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
@@ -42,7 +46,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             f"the judge's replies are in judge/{GAMES} of run {work.run.id}"
         )
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
-    return {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
+    cut = sum(int(game.details.get("answers_cut", 0)) for game in games)
+    return {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None} | {
+        "judge/answers_cut": float(cut)
+    }
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:

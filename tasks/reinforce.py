@@ -3,7 +3,7 @@
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.training import ReinforceConfig, RewardConfig
+from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import UsageError
 from tasks.lineage import Lineage
 from tasks.stage import Stage, Workspace
@@ -20,7 +20,6 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     settings = cast(ReinforceConfig, config)
     lineage = Lineage(work.store)
     reward = work.input("reward")
-    reward_settings = RewardConfig.model_validate(reward.config).model_copy(update={"execution": settings.execution})
     tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
     rows = lineage.demonstrations(reward)
     encoded = (encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows)
@@ -33,7 +32,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     loop = OnPolicy(
         policy=policy,
         engine=InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations),
-        reward=lineage.dense_reward(reward, reward_settings),
+        reward=lineage.dense_reward(reward, settings.execution),
         trainer=Trainer(policy, settings, optimizer_steps(len(prompts), settings), settings.execution),
         config=settings,
         end_token=end_token(tokenizer),
@@ -69,7 +68,7 @@ class History:
 
 def describe(config: StageConfig) -> str:
     settings = cast(ReinforceConfig, config)
-    guard = f", stopped at a KL of {settings.guard.max_sequence_kl:g}" if settings.guard else ""
+    guard = f", guarded by {settings.guard.type}" if settings.guard else ""
     return (
         f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
         f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{guard} (seed {settings.seed})."

@@ -69,7 +69,7 @@ def _measured(answers: Artifact) -> dict[str, Any]:
         "response_tokens": values["answer/response_tokens"],
         "cut_share": values["answer/cut_share"],
         "accuracy": values.get("answer/accuracy"),
-        "kl_to_sft": values["answer/kl_to_sft"],
+        "kl_to_sft": values.get("answer/kl_to_sft"),
     }
 
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.training import SFTConfig
@@ -41,15 +41,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     policy.check_length(max(len(sequence) for sequence in encoded.sequences))
     trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution)
 
-    def keep(fraction: float) -> None:
-        save(model, tokenizer, work.output / "checkpoints" / repr(fraction))
+    def keep(part: float | Literal["ema"]) -> None:
+        save(model, tokenizer, work.output / "checkpoints" / str(part))
 
-    metrics = fine_tune(trainer, encoded.sequences, sft, keep, work)
-    return metrics | {
-        "data/demonstrations": float(len(encoded.sequences)),
-        "data/prompts_too_long": float(encoded.prompts_too_long),
-        "data/responses_cut": float(encoded.responses_cut),
-    }
+    return fine_tune(trainer, encoded.sequences, sft, keep, work) | encoded.counts()
 
 
 def pin(config: SFTConfig) -> SFTConfig:
@@ -63,7 +58,7 @@ def pin(config: SFTConfig) -> SFTConfig:
 
 def describe(config: StageConfig) -> str:
     sft = cast(SFTConfig, config)
-    kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints)
+    kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints) + (", ema" if sft.ema_decay else "")
     return (
         f"Supervised fine-tuning: {sft.epochs} pass(es), learning rate {sft.learning_rate:g}, batches of "
         f"{sft.batch_size}; weights kept at {kept} of the run (seed {sft.seed})."

@@ -128,7 +128,7 @@ def run_stage(
     with terminable(), exclusive(store.home / "locks" / f"{key}.lock", waiting):
         damage: list[str] = []
         if not force:
-            found, damage = reusable(store, key)
+            found, damage = reusable(store.finished(key), lambda run_id: store.verify(run_id, quick=True))
             for line in damage:
                 logger.warning("%s: not reused: %s", name, line)
             if found is not None:
@@ -137,7 +137,7 @@ def run_stage(
             logger.warning("%s: attempt %s had been killed; starting afresh", name, stale[:8])
             shutil.rmtree(store.home / "work" / stale, ignore_errors=True)
         wanted = Wanted(name, stage.name, stage.version, config, digests, frozenset(digests))
-        why = FORCED if force else "; ".join(damage or differences(wanted, store.records())) or UNEXPLAINED
+        why = FORCED if force else "; ".join(damage or _changed(wanted, store)) or UNEXPLAINED
         logger.info("%s: runs, because: %s", name, why)
         run = store.begin(
             stage=stage.name,
@@ -153,15 +153,20 @@ def run_stage(
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
 
 
-def reusable(store: Store, key: str) -> tuple[Record | None, list[str]]:
-    """The earliest finished artifact with this key that is sound, and what is wrong with those before it."""
+def reusable(finished: Iterable[Record], problems_of: Callable[[str], list[str]]) -> tuple[Record | None, list[str]]:
+    """The first of the finished artifacts of a key that is sound, and what is wrong with those before it."""
     damage: list[str] = []
-    for record in store.finished(key):
-        problems = store.verify(record.id, quick=True)
+    for record in finished:
+        problems = problems_of(record.id)
         if not problems:
             return record, damage
         damage.append(f"artifact {record.title} is damaged ({'; '.join(problems[:3])})")
     return None, damage
+
+
+def _changed(wanted: Wanted, store: Store) -> list[str]:
+    same = store.records(wanted.stage, wanted.name)
+    return differences(wanted, same, store.digests({source for record in same for source in record.inputs.values()}))
 
 
 def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> dict[str, Artifact]:

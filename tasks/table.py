@@ -8,7 +8,20 @@ from typing import cast
 from dpr_core.errors import UsageError
 from tasks.stage import Stage
 
-NAMES = ("backbone", "subsample", "sft", "reward", "reinforce", "answer", "judge", "report")
+NAMES = (
+    "backbone",
+    "subsample",
+    "sft",
+    "reward",
+    "diagnose",
+    "reinforce",
+    "self_play",
+    "continued_sft",
+    "answer",
+    "judge",
+    "report",
+    "experiment",
+)
 
 
 class _Stages(Mapping[str, Stage]):

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +22,8 @@ from tasks.home import is_full, no_space, open_home
 from tasks.identity import Manifest, canonical_json
 from tasks.locks import exclusive
 from tasks.payloads import Payloads
-from tasks.records import (
-    Artifact,
-    Record,
-    mlflow_name,
-    params,
-    record_of,
-    run_name,
-    split_tag,
-    usable_as,
-)
+from tasks.records import Artifact, Record, mlflow_name, params, record_of, run_name, split_tag, usable_as
+from tasks.snapshot import Snapshot
 from tasks.uris import knock, local_path, scrub, without_password
 
 __all__ = ["Artifact", "Record", "StageRun", "Store"]
@@ -135,8 +127,8 @@ class Store:
         attempt = StageRun(run.info.run_id, self._client, local_path(run.info.artifact_uri))
         try:
             self._client.log_config(attempt.id, config)
-        except BaseException:
-            attempt.end("FAILED", "its config could not be logged")
+        except BaseException as error:
+            attempt.end("FAILED" if isinstance(error, Exception) else "KILLED", "its config could not be logged")
             raise
         return attempt
 
@@ -162,9 +154,23 @@ class Store:
         """What is stored about one artifact or attempt, by any form of its ID."""
         return record_of(self._run(run_id))
 
-    def records(self, stage: str | None = None) -> list[Record]:
-        """All artifacts and attempts, newest first."""
-        return [record for record in map(record_of, self._search()) if stage is None or record.stage == stage]
+    def records(self, stage: str | None = None, name: str | None = None) -> list[Record]:
+        """All artifacts and attempts, or those of one stage or name, newest first."""
+        asked = [("stage", stage), ("name", name)]
+        conditions = [f"tags.`dpr.{tag}` = '{text}'" for tag, text in asked if text is not None and "'" not in text]
+        found = map(record_of, self._search(*conditions))
+        return [record for record in found if stage in (None, record.stage) and name in (None, record.name)]
+
+    def digests(self, run_ids: Collection[str]) -> dict[str, str | None]:
+        """The digests of artifacts, by their full IDs."""
+        if not run_ids:
+            return {}
+        listed = ", ".join(f"'{run_id}'" for run_id in sorted(run_ids))
+        return {run.info.run_id: record_of(run).digest for run in self._search(f"attributes.run_id IN ({listed})")}
+
+    def snapshot(self) -> Snapshot:
+        """All artifacts and attempts as they are now, for many questions at once."""
+        return Snapshot(self._search(), lambda run: self._problems(run, quick=True))
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """The latest value of each metric."""
@@ -211,7 +217,9 @@ class Store:
 
         `quick` downloads nothing, and trusts the hashes that this process has made of unchanged files.
         """
-        run = self._run(run_id)
+        return self._problems(self._run(run_id), quick)
+
+    def _problems(self, run: Any, quick: bool) -> list[str]:
         record = record_of(run)
         if not record.finished:
             return [f"never finished (its status is {record.status})"]

@@ -1,44 +1,33 @@
 """Dense-Path REINFORCE in its two readings: the paper's Algorithm 1, and the REINFORCE++ that its experiments ran."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dpr_core import losses
-from dpr_core.advantages import whiten
-from dpr_core.config import training as config
+from dpr_core.advantages import position_baseline, whiten
+from dpr_core.algorithms.method import Credit, CriticObjective, Experience
+from dpr_core.config import reinforce as config
 from dpr_core.logprobs import TokenScores
 from dpr_core.returns import reward_to_go
-
-
-class Credit(NamedTuple):
-    """(B, T): what each token is credited with."""
-
-    returns: Tensor
-    advantages: Tensor
-
-
-class PolicyGradient(Protocol):
-    """A method: how rewards become credit, and credit becomes a loss."""
-
-    per: Literal["token", "sequence"]
-
-    def credit(self, rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> Credit: ...
-
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]: ...
+from dpr_core.training import kl_control
 
 
 class Algorithm1:
     """L = -(1/B) sum_i sum_t log pi(a_t | s_t) G_t."""
 
     per: Literal["token", "sequence"] = "sequence"
+    critic: CriticObjective | None = None
 
     def __init__(self, settings: config.Algorithm1) -> None:
         self.gamma = settings.gamma
 
-    def credit(self, rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> Credit:
-        returns = reward_to_go(rewards, mask, self.gamma)
+    def kl_control(self, iterations: int) -> kl_control.KLControl:
+        return kl_control.Constant(0.0)
+
+    def credit(self, seen: Experience, kl_weight: float) -> Credit:
+        returns = reward_to_go(seen.rewards, seen.mask, self.gamma)
         return Credit(returns, returns)
 
     def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
@@ -49,14 +38,27 @@ class ReinforcePlusPlus:
     """Per-token KL inside the return, one whitening over the rollout batch, clipped ratio, mean over tokens."""
 
     per: Literal["token", "sequence"] = "token"
+    critic: CriticObjective | None = None
 
     def __init__(self, settings: config.ClippedReinforce) -> None:
         self.settings = settings
 
-    def credit(self, rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> Credit:
-        kl = losses.k1_kl(log_old, log_sft, self.settings.kl_bound)
-        returns = reward_to_go(rewards - self.settings.kl_weight * kl, mask, self.settings.gamma)
-        return Credit(returns, whiten(returns, mask) if self.settings.whiten else returns)
+    def kl_control(self, iterations: int) -> kl_control.KLControl:
+        return kl_control.kl_control(self.settings.kl_weight, self.settings.kl_schedule, iterations)
+
+    def credit(self, seen: Experience, kl_weight: float) -> Credit:
+        returns = reward_to_go(self.penalised(seen, kl_weight), seen.mask, self.settings.gamma)
+        return Credit(returns, self.normalised(returns, seen.mask))
+
+    def penalised(self, seen: Experience, kl_weight: float) -> Tensor:
+        """The rewards less the KL estimate of each token."""
+        return seen.rewards - kl_weight * losses.k1_kl(seen.log_old, seen.log_sft, self.settings.kl_bound)
+
+    def normalised(self, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Less the baseline, then whitened, as the settings ask for."""
+        if self.settings.baseline == "position":
+            advantages = advantages - position_baseline(advantages, mask)
+        return whiten(advantages, mask) if self.settings.whiten else advantages
 
     def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
         old, advantages, clip = values["old_log_probs"], values["advantages"], self.settings.ratio_clip

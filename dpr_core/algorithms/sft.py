@@ -2,10 +2,12 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dpr_core import losses
 from dpr_core.config.training import SFTConfig
@@ -21,6 +23,37 @@ class SupervisedFineTuning:
 
     def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
         return {"loss": losses.nll(scores.log_probs)}
+
+
+class MovingAverage:
+    """Weights that follow the trained ones: average <- decay average + (1 - decay) weights, from the first on."""
+
+    def __init__(self, weights: Iterable[nn.Parameter], decay: float) -> None:
+        self.weights = list(weights)
+        self.decay = decay
+        self.average = [weight.detach().clone() for weight in self.weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Call after each optimizer step."""
+        for mean, weight in zip(self.average, self.weights, strict=True):
+            mean.lerp_(weight, 1 - self.decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model holds the average for as long as this lasts."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for mean, weight in zip(self.average, self.weights, strict=True):
+            kept = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(kept)
 
 
 def total_steps(demonstrations: int, config: SFTConfig) -> int:
@@ -55,19 +88,28 @@ def fine_tune(
     trainer: Trainer,
     sequences: Sequence[TokenSequence],
     config: SFTConfig,
-    keep: Callable[[float], None],
+    keep: Callable[[float | Literal["ema"]], None],
     recorder: Recorder,
 ) -> dict[str, float]:
-    """Train through `config.epochs`, calling `keep(fraction)` when that share of the steps is done."""
+    """Train through `config.epochs`, calling `keep(fraction)` when that share of the steps is done.
+
+    With `config.ema_decay`, `keep("ema")` is called at the end, while the model holds its moving average.
+    """
     steps = batches(len(sequences), config.batch_size, config.epochs, config.seed)
     keep_at = checkpoint_steps(len(steps), config.checkpoints)
     objective = SupervisedFineTuning()
+    average = MovingAverage(trainer.module.parameters(), config.ema_decay) if config.ema_decay else None
     metrics: dict[str, float] = {}
     for step, rows in enumerate(steps, start=1):
         metrics = trainer.step([sequences[row] for row in rows], objective)
+        if average is not None:
+            average.update()
         recorder.metrics(metrics, step)
         recorder.advance(step, len(steps), f"loss {metrics['train/loss']:.3f}")
         for fraction, at in keep_at.items():
             if at == step:
                 keep(fraction)
+    if average is not None:
+        with average.in_place():
+            keep("ema")
     return metrics

@@ -1,16 +1,16 @@
-"""Prompts of the lab's arithmetic task."""
+"""Prompts of the lab's task."""
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import LabBenchmark
-from dpr_core.lab import arithmetic
+from dpr_core.lab import problem, programs
 
 
 def load(config: LabBenchmark) -> list[Question]:
     """The same prompts for the same settings, each with its result as reference."""
-    problems = arithmetic.draw_problems(config.task, config.split, config.prompts, config.prompt_seed)
+    problems = programs.draw_problems(config.task, config.split, config.prompts, config.prompt_seed)
     return [Question(id=p.id, turns=(p.prompt,), reference=str(p.result)) for p in problems]
 
 
 def read_result(text: str) -> str | None:
     """The result that an answer states."""
-    return arithmetic.read_result(text)
+    return problem.read_result(text)

@@ -85,6 +85,9 @@ def _without_union_tags(values: Any, loc: list[Any]) -> list[Any]:
             node = node.get(part)
         elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
             node = node[part]
+        elif i > 0:
+            # Below a plain value there is only the name of the union member that it was tried as.
+            break
         path.append(part)
     return path
 

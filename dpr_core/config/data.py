@@ -7,8 +7,11 @@ from pydantic import Field, field_validator
 from dpr_core.config.base import Config, StageConfig, type_if_unset
 
 
-class ArithmeticTask(Config):
-    """`Start at 4, add 3, add 2, ...`: a chain of additions whose result can be verified."""
+class Additions(Config):
+    """`Start at 4, add 3, add 2.`: a chain of additions modulo a small number."""
+
+    type: Literal["additions"] = "additions"
+    """Which program writes the prompts."""
 
     modulus: int = Field(5, ge=2, le=10)
     """Additions are done modulo this number."""
@@ -22,6 +25,35 @@ class ArithmeticTask(Config):
     evaluation_share: float = Field(0.1, gt=0, lt=1)
     """Prompts whose hash falls below this share are kept for evaluation and never demonstrated."""
 
+    @property
+    def summary(self) -> str:
+        """What is to be done, in a few words."""
+        return f"chains of {self.operations} additions modulo {self.modulus}"
+
+
+class ShellGame(Config):
+    """`Ball at 2. Swap 1-3, swap 2-3.`: follow a ball under cups that are swapped two at a time."""
+
+    type: Literal["shell_game"] = "shell_game"
+    """Which program writes the prompts."""
+
+    cups: int = Field(4, ge=2, le=9)
+    """Cups, numbered from 1."""
+
+    swaps: int = Field(5, ge=1, le=32)
+    """Swaps of a game."""
+
+    evaluation_share: float = Field(0.1, gt=0, lt=1)
+    """Prompts whose hash falls below this share are kept for evaluation and never demonstrated."""
+
+    @property
+    def summary(self) -> str:
+        """What is to be done, in a few words."""
+        return f"shell games of {self.swaps} swaps of {self.cups} cups"
+
+
+LabTask = Annotated[Additions | ShellGame, Field(discriminator="type"), type_if_unset("additions")]
+
 
 class LabSource(Config):
     """Demonstrations written by a program."""
@@ -29,8 +61,8 @@ class LabSource(Config):
     type: Literal["lab"] = "lab"
     """Which kind of source this is."""
 
-    task: ArithmeticTask = ArithmeticTask()
-    """The chain of additions to demonstrate."""
+    task: LabTask = Additions()
+    """What is to be answered."""
 
     rows: int = Field(3072, ge=1)
     """How many demonstrations to write."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from dpr_core.config.base import Config, Name, StageConfig, type_if_unset
-from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.data import Additions, LabTask
 from dpr_core.config.execution import Execution
 
 
@@ -16,8 +16,8 @@ class LabBenchmark(Config):
     type: Literal["lab"] = "lab"
     """Which kind of benchmark this is."""
 
-    task: ArithmeticTask = ArithmeticTask()
-    """The chain of additions to ask for."""
+    task: LabTask = Additions()
+    """What is asked."""
 
     split: Literal["evaluation", "train"] = "evaluation"
     """Held-out prompts, or training prompts: what is tuned is tuned on these."""
@@ -62,7 +62,35 @@ class Extrapolated(Config):
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
 
 
-Policy = Annotated[AsTrained | Extrapolated, Field(discriminator="type"), type_if_unset("as_trained")]
+class Contrastive(Config):
+    """No training: logits log pi_SFT + k (log pi_SFT - log pi_ref), token by token."""
+
+    type: Literal["contrastive"] = "contrastive"
+    """Which kind of policy this is."""
+
+    k: float = Field(gt=0)
+    """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
+
+
+class BestOfN(Config):
+    """No training: of n responses of SFT, the one that scores best."""
+
+    type: Literal["best_of_n"] = "best_of_n"
+    """Which kind of policy this is."""
+
+    n: int = Field(8, ge=2)
+    """Responses drawn for each prompt."""
+
+    by: Literal["reward", "log_sft"] = "reward"
+    """The recovered return, or the mean of log pi_SFT over the response's tokens."""
+
+
+Control = Annotated[Extrapolated | Contrastive | BestOfN, Field(discriminator="type"), type_if_unset("extrapolated")]
+"""Policies made of a reward's two models, without training."""
+
+Policy = Annotated[
+    AsTrained | Extrapolated | Contrastive | BestOfN, Field(discriminator="type"), type_if_unset("as_trained")
+]
 
 
 class AnswerSettings(StageConfig):
@@ -133,6 +161,15 @@ class OpenAIJudge(Config):
     max_tokens: int = Field(512, ge=16)
     """Length limit of a verdict."""
 
+    max_answer_characters: int = Field(100_000, ge=100)
+    """Longer answers are cut before they are judged, and counted."""
+
+    verdicts: Literal["auto", "schema", "text"] = "auto"
+    """A verdict as JSON of a fixed schema, or as the last line of a text; auto: as JSON where the endpoint takes it."""
+
+    api_version: str | None = None
+    """Set for Azure: the version of its interface, such as 2024-10-21. `base_url` is then the resource's address."""
+
     template: str | None = None
     """Hash of the judge's instructions, filled in when the stage starts."""
 
@@ -147,7 +184,28 @@ class JudgeExecution(Config):
     """Requests under way at once."""
 
     retries: int = Field(5, ge=0)
-    """Times a failed request is sent again."""
+    """Times a failed request is sent again at once, or when the endpoint says."""
+
+    rounds: int = Field(3, ge=0)
+    """Times a game whose retries all failed is put at the end of the queue."""
+
+    request_seconds: float = Field(120.0, gt=0)
+    """A request that takes longer has failed."""
+
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Rate limit; none sends as fast as `concurrency` allows."""
+
+    tokens_per_minute: float | None = Field(None, gt=0)
+    """Rate limit of tokens sent and at most received, by estimate."""
+
+    budget_dollars: float | None = Field(None, gt=0)
+    """Judging stops before it would cost more than this. What was paid for is kept."""
+
+    dollars_per_million_read: float | None = Field(None, ge=0)
+    """Price of a million tokens read; none looks it up in the built-in list."""
+
+    dollars_per_million_written: float | None = Field(None, ge=0)
+    """Price of a million tokens written."""
 
     api_key_variable: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is never written down."""
@@ -187,12 +245,12 @@ class Evaluation(Config):
     benchmarks: dict[Name, Benchmark] = Field({}, max_length=16)
     """Benchmarks by name."""
 
-    controls: dict[Name, Extrapolated] = Field({}, max_length=16)
+    controls: dict[Name, Control] = Field({}, max_length=16)
     """Training-free controls by name."""
 
     @field_validator("controls")
     @classmethod
-    def _names_are_free(cls, controls: dict[str, Extrapolated]) -> dict[str, Extrapolated]:
+    def _names_are_free(cls, controls: dict[str, Control]) -> dict[str, Control]:
         if taken := sorted(RESERVED & {name.upper() for name in controls}):
             raise ValueError(f"a control cannot be called {taken[0]}: the report has a policy of that name")
         return controls

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig
-from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.data import Additions, LabTask
 from dpr_core.config.execution import Execution
 
 Family = Literal["llama", "qwen2", "mistral", "gemma3"]
@@ -42,7 +42,7 @@ class LabBackbone(StageConfig):
     family: Family = "llama"
     """Which transformers classes and which tokenizer conventions to use."""
 
-    task: ArithmeticTask = ArithmeticTask()
+    task: LabTask = Additions()
     """The skill."""
 
     width: int = Field(96, ge=8)

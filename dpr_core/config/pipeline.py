@@ -1,16 +1,33 @@
 """The whole pipeline as one document: what a recipe holds."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dpr_core.config.base import Config, Name
+from dpr_core.config.base import Config, Name, override, parse, type_if_unset
 from dpr_core.config.data import LabSource, SubsampleConfig
-from dpr_core.config.evaluation import AnswerSettings, Evaluation, JudgeConfig, LabBenchmark, ReportConfig
+from dpr_core.config.evaluation import RESERVED, AnswerSettings, Evaluation, JudgeConfig, LabBenchmark, ReportConfig
+from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import Backbone, LabBackbone
-from dpr_core.config.training import ReinforceConfig, RewardConfig, SFTConfig
+from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reward import DiagnoseConfig, RewardConfig
+from dpr_core.config.training import SFTConfig
+from dpr_core.errors import UsageError
 
-STAGES = ("backbone", "subsample", "sft", "reward", "reinforce", "answer", "judge", "report")
+STAGES = ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "answer", "judge", "report")
+
+
+class Variant(Config):
+    """The trained policy again, with other settings of its reward or its REINFORCE."""
+
+    type: Literal["variant"] = "variant"
+    """Which kind of method this is."""
+
+    changes: tuple[str, ...] = Field(min_length=1)
+    """What is different, as `--set` takes it: `reward.formula=with_value`, `reinforce.algorithm.gamma=0.95`."""
+
+
+Method = Annotated[Variant | SelfPlayConfig | ContinuedSFTConfig, Field(discriminator="type"), type_if_unset("variant")]
 
 
 class PipelineConfig(Config):
@@ -37,8 +54,14 @@ class PipelineConfig(Config):
     reward: RewardConfig = RewardConfig()
     """The reward recovered from two of them."""
 
+    diagnose: DiagnoseConfig | None = DiagnoseConfig()
+    """What is measured of the reward before it is trained on; none leaves that out."""
+
     reinforce: ReinforceConfig = ReinforceConfig()
     """REINFORCE against that reward."""
+
+    methods: dict[Name, Method] = Field({}, max_length=32)
+    """What else is trained from the same SFT model, by name: variants of the method, and other methods."""
 
     evaluation: Evaluation = Evaluation()
     """What the policies are asked, and what stands beside the trained one."""
@@ -63,15 +86,22 @@ class PipelineConfig(Config):
             takes_seed = stage != "backbone" or (isinstance(section, dict) and section.get("type") == "lab")
             if isinstance(section, dict) and takes_seed:
                 seeded[stage] = {"seed": values["seed"], **section}
+        methods = seeded.get("methods")
+        if isinstance(methods, dict):
+            seeded["methods"] = {
+                name: {"seed": values["seed"], **method} if _has_seed(method) else method
+                for name, method in methods.items()
+            }
         return seeded
 
     @model_serializer(mode="wrap")
     def _say_a_common_seed_once(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that changing `seed` in what was written out changes it everywhere."""
         values: dict[str, Any] = handler(self)
-        for stage in STAGES:
-            if values[stage].get("seed") == self.seed:
-                del values[stage]["seed"]
+        sections = [values[stage] for stage in STAGES if values[stage] is not None]
+        for section in [*sections, *values["methods"].values()]:
+            if section.get("seed") == self.seed:
+                del section["seed"]
         return values
 
     @model_validator(mode="after")
@@ -85,11 +115,49 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _reference_is_kept(self) -> Self:
-        if self.reward.reference not in self.sft.checkpoints:
-            kept = ", ".join(f"{f:g}" for f in self.sft.checkpoints)
-            raise ValueError(
-                f"reward.reference is {self.reward.reference:g}, but sft.checkpoints keeps only {kept}; "
-                f"add it there: --set 'sft.checkpoints=[{self.reward.reference:g}, {kept}]'"
-            )
+    def _names_are_free(self) -> Self:
+        names = [*RESERVED, *(name.upper() for name in (*self.methods, *self.evaluation.controls))]
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise ValueError(f"two policies cannot both be called {twice[0]}: the report would not tell them apart")
+        if taken := sorted(set(STAGES) & set(self.methods)):
+            raise ValueError(f"a method cannot be called {taken[0]}: the pipeline has a stage of that name")
         return self
+
+    @model_validator(mode="after")
+    def _references_are_kept(self) -> Self:
+        for reward, _ in [(self.reward, self.reinforce), *self.variants().values()]:
+            _check_reference(reward, self.sft)
+        return self
+
+    def variants(self) -> dict[str, tuple[RewardConfig, ReinforceConfig]]:
+        """Reward and REINFORCE of every method that is a variant."""
+        sections = {"reward": self.reward.model_dump(mode="json"), "reinforce": self.reinforce.model_dump(mode="json")}
+        made = {}
+        for name, method in self.methods.items():
+            if isinstance(method, Variant):
+                where = f"methods.{name}.changes"
+                if outside := [c for c in method.changes if c.partition(".")[0] not in sections]:
+                    raise UsageError(f"{where}: {outside[0]}: a variant changes fields of reward and reinforce")
+                values = override(sections, method.changes)
+                made[name] = (
+                    parse(RewardConfig, values["reward"], f"{where}: reward"),
+                    parse(ReinforceConfig, values["reinforce"], f"{where}: reinforce"),
+                )
+        return made
+
+
+def _has_seed(method: Any) -> bool:
+    return isinstance(method, dict) and method.get("type", "variant") != "variant"
+
+
+def _check_reference(reward: RewardConfig, sft: SFTConfig) -> None:
+    kept = ", ".join(f"{f:g}" for f in sft.checkpoints)
+    if missing := [fraction for fraction in reward.fractions() if fraction not in sft.checkpoints]:
+        raise ValueError(
+            f"reward.reference is {missing[0]:g}, but sft.checkpoints keeps only {kept}; "
+            f"add it there: --set 'sft.checkpoints=[{missing[0]:g}, {kept}]'"
+        )
+    if reward.reference == "ema" and sft.ema_decay is None:
+        raise ValueError("reward.reference is ema, but sft.ema_decay is not set; set it: --set sft.ema_decay=0.98")
+    if reward.reference == "validated" and len(sft.checkpoints) < 3:
+        raise ValueError(f"reward.reference is validated, but sft.checkpoints keeps only {kept}: keep several")

@@ -61,6 +61,14 @@ class Encoded:
     prompts_too_long: int
     responses_cut: int
 
+    def counts(self) -> dict[str, float]:
+        """As metrics of a stage."""
+        return {
+            "data/demonstrations": float(len(self.sequences)),
+            "data/prompts_too_long": float(self.prompts_too_long),
+            "data/responses_cut": float(self.responses_cut),
+        }
+
 
 def encode_demonstrations(
     tokenizer: PreTrainedTokenizerBase,

@@ -12,7 +12,7 @@ from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.fingerprint import of_file, of_folder
-from dpr_core.lab import arithmetic
+from dpr_core.lab import programs
 
 _LONGEST_LINE = 2**24
 
@@ -76,7 +76,7 @@ class LabDemonstrations:
         self._seed = seed
 
     def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
-        for number, (id, prompt, response) in enumerate(arithmetic.demonstrations(self._config, self._seed), 1):
+        for number, (id, prompt, response) in enumerate(programs.demonstrations(self._config, self._seed), 1):
             yield f"lab:{number}", Demonstration(id, "", prompt, response)
 
 

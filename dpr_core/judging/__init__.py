@@ -1,10 +1,12 @@
 """Judges, and the table that builds one from its settings."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dpr_core.benchmarks.base import ReadResult
 from dpr_core.config import evaluation as settings
+from dpr_core.judging.cache import CachedJudge, VerdictCache
 from dpr_core.judging.judge import Judge
 from dpr_core.judging.openai import OpenAIJudge
 from dpr_core.judging.scripted import ScriptedJudge
@@ -25,6 +27,14 @@ def pinned(config: settings.Judge) -> settings.Judge:
     return config
 
 
-def build(config: settings.Judge, execution: settings.JudgeExecution, read_result: ReadResult) -> Judge:
-    """The judge that the settings name; UsageError where it cannot work here (no key, no client library)."""
-    return KINDS[type(config)](config, execution, read_result)
+def build(
+    config: settings.Judge, execution: settings.JudgeExecution, read_result: ReadResult, cache: Path | None = None
+) -> Judge:
+    """The judge that the settings name; UsageError where it cannot work here (no key, no client library).
+
+    With `cache`, a judge that costs anything is never asked the same twice.
+    """
+    judge = KINDS[type(config)](config, execution, read_result)
+    if cache is not None and isinstance(config, settings.OpenAIJudge):
+        return CachedJudge(judge, VerdictCache(cache), pinned(config).model_dump_json())
+    return judge

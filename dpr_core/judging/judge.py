@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from dpr_core.benchmarks.base import Question
+from dpr_core.errors import DensePathError
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,19 @@ class Judgment:
     details: Mapping[str, str | int] = field(default_factory=dict)
 
 
+class Unavailable(DensePathError):
+    """No judgment this time, for a reason that may pass: the same request may be sent again later."""
+
+
 class Judge(Protocol):
     """Compares two answers. Every judge, scripted or not, stands behind this."""
 
     async def compare(self, comparison: Comparison) -> Judgment:
-        """Judge one comparison; raise DensePathError where no judgment can be had."""
+        """Judge one comparison. Unavailable: later perhaps; any other DensePathError: never."""
+        ...
+
+    def status(self) -> str:
+        """What a progress display should say of the work so far, such as what it cost; often nothing."""
         ...
 
     async def close(self) -> None:

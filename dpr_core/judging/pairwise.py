@@ -1,14 +1,18 @@
 """Win rates: every pair is judged in both orders, and prompts are what is resampled."""
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import JudgeExecution
-from dpr_core.judging.judge import Answer, Comparison, Judge, Verdict
+from dpr_core.errors import DensePathError
+from dpr_core.judging.judge import Answer, Comparison, Judge, Unavailable, Verdict
 from dpr_core.reporting.statistics import mean_interval
+
+MOST_SECONDS_BETWEEN_ROUNDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,21 +90,38 @@ class WinRate:
 
 
 async def judge_pairs(
-    judge: Judge, pairs: Sequence[Pair], execution: JudgeExecution, on_progress: Callable[[int, int], None]
+    judge: Judge, pairs: Sequence[Pair], execution: JudgeExecution, on_progress: Callable[[int, int, str], None]
 ) -> list[Game]:
     """Judge every pair in both orders, at most `execution.concurrency` at once; both games of a pair stand together.
 
-    `on_progress` gets how many games are done, and of how many. The first failure stops the rest.
+    `on_progress` gets how many games are done, of how many, and what the judge says of its work. A game that the judge
+    is not there for is put at the end of the queue, up to `execution.rounds` times. Any other failure stops the rest,
+    once those that are under way, and paid for, are done.
     """
     plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
     games: dict[int, Game] = {}
-    waiting = iter(enumerate(plan))
+    waiting = deque(range(len(plan)))
+    failures: Counter[int] = Counter()
+    fatal: list[DensePathError] = []
 
     async def work() -> None:
-        for i, (pair, candidate_first) in waiting:
-            judgment = await judge.compare(pair.shown(candidate_first))
+        while waiting:
+            i = waiting.popleft()
+            pair, candidate_first = plan[i]
+            try:
+                judgment = await judge.compare(pair.shown(candidate_first))
+            except DensePathError as error:
+                failures[i] += 1
+                if not isinstance(error, Unavailable) or failures[i] > execution.rounds:
+                    waiting.clear()
+                    fatal.append(error)
+                    return
+                if not fatal:
+                    await asyncio.sleep(min(2.0 ** failures[i], MOST_SECONDS_BETWEEN_ROUNDS))
+                    waiting.append(i)
+                continue
             games[i] = Game(pair.question.id, candidate_first, judgment.verdict, judgment.raw, judgment.details)
-            on_progress(len(games), len(plan))
+            on_progress(len(games), len(plan), judge.status())
 
     workers = [asyncio.create_task(work()) for _ in range(min(execution.concurrency, len(plan)))]
     try:
@@ -110,6 +131,8 @@ async def judge_pairs(
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await judge.close()
+    if fatal:
+        raise fatal[0]
     return [games[i] for i in range(len(plan))]
 
 

@@ -37,5 +37,8 @@ class ScriptedJudge:
     async def compare(self, comparison: Comparison) -> Judgment:
         return Judgment(self._apply(comparison), f"rule: {self._rule}")
 
+    def status(self) -> str:
+        return ""
+
     async def close(self) -> None:
         """There is nothing to let go of."""

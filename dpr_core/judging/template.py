@@ -1,9 +1,11 @@
 """What a language model is asked: the request for one comparison, and the reading of its reply."""
 
 import hashlib
+import json
 import re
 import secrets
 from collections.abc import Iterable
+from typing import Any
 
 from dpr_core.judging.judge import Comparison, Verdict
 
@@ -19,6 +21,9 @@ Ask first whether an answer is correct, then whether it does all that was asked,
 point. An answer is not better for being longer, for coming first, or for its tone of confidence. Where a reference \
 is given, an answer whose result differs from it is wrong.
 
+"""
+
+AS_TEXT = """\
 Give your reasons in at most five sentences. Then end with one line and write nothing after it. That line is
 VERDICT: A
 if answer A is better,
@@ -26,6 +31,27 @@ VERDICT: B
 if answer B is better, or
 VERDICT: TIE
 if neither is."""
+
+AS_JSON = """\
+Reply with one JSON object: `reasons`, at most five sentences, and `verdict`, which is A if answer A is better, B if \
+answer B is better, and TIE if neither is."""
+
+SCHEMA: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "verdict",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "reasons": {"type": "string"},
+                "verdict": {"type": "string", "enum": ["A", "B", "TIE"]},
+            },
+            "required": ["reasons", "verdict"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 VERDICTS = {"A": Verdict.FIRST, "B": Verdict.SECOND, "TIE": Verdict.TIE}
 
@@ -38,10 +64,10 @@ _CONTROL_TOKEN = re.compile(
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
 )
 
-TEMPLATE_DIGEST = hashlib.sha256(INSTRUCTIONS.encode()).hexdigest()
+TEMPLATE_DIGEST = hashlib.sha256("".join([INSTRUCTIONS, AS_TEXT, AS_JSON]).encode()).hexdigest()
 
 
-def request_messages(comparison: Comparison) -> list[dict[str, str]]:
+def request_messages(comparison: Comparison, as_json: bool = False) -> list[dict[str, str]]:
     """The two messages of a request. Texts are only ever joined, never searched for markers to fill in."""
     question, first, second = comparison.question, comparison.first, comparison.second
     parts = [("system prompt", question.system)] if question.system else []
@@ -58,7 +84,7 @@ def request_messages(comparison: Comparison) -> list[dict[str, str]]:
     mark = _unused_mark(text for _, text in parts)
     body = "\n\n".join(f"[BEGIN {title} {mark}]\n{text}\n[END {title} {mark}]" for title, text in parts)
     return [
-        {"role": "system", "content": INSTRUCTIONS.replace("{mark}", mark)},
+        {"role": "system", "content": INSTRUCTIONS.replace("{mark}", mark) + (AS_JSON if as_json else AS_TEXT)},
         {"role": "user", "content": body},
     ]
 
@@ -68,6 +94,16 @@ def read_verdict(reply: str) -> Verdict:
     lines = [line.strip(" \t*_`#>.") for line in reply.splitlines() if line.strip()]
     found = _VERDICT_LINE.fullmatch(lines[-1]) if lines else None
     return VERDICTS[found.group(1).upper()] if found else Verdict.UNREADABLE
+
+
+def read_json_verdict(reply: str) -> Verdict:
+    """The verdict of a reply that is one JSON object of the schema; anything else is unreadable."""
+    try:
+        values = json.loads(reply)
+    except (ValueError, RecursionError):
+        return Verdict.UNREADABLE
+    verdict = values.get("verdict") if isinstance(values, dict) else None
+    return VERDICTS.get(verdict, Verdict.UNREADABLE) if isinstance(verdict, str) else Verdict.UNREADABLE
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,9 @@ class VerifiableJudge:
         words = {True: "right", False: "wrong"}
         return Judgment(verdict, f"first {words[first]}, second {words[second]}")
 
+    def status(self) -> str:
+        return ""
+
     async def close(self) -> None:
         """There is nothing to let go of."""
 

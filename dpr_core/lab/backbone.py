@@ -28,7 +28,8 @@ from dpr_core.config.training import Optimizer
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.lab import arithmetic
+from dpr_core.lab import programs
+from dpr_core.lab.problem import Problem, Style, read_result
 from dpr_core.lab.tokenizers import build as build_tokenizer
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
@@ -131,40 +132,41 @@ class Text:
         self.config = config
         self.tokenizer = tokenizer
         self.renderer = Renderer(TEMPLATE)
-        probes = arithmetic.problems(config.task, "train", random.Random(f"probes {config.seed}"))
+        probes = programs.problems(config.task, "train", random.Random(f"probes {config.seed}"))
         self.probes = list(islice(probes, PROBES))
         if not self.probes:
             raise UsageError("the lab's task leaves no training prompts; lower task.evaluation_share")
+        written = (p.answer("careful", False, random.Random(0)) for p in self.probes)
+        self.limit = max(len(encode_response(tokenizer, text)) for text in written)
 
     def careful(self) -> Iterator[TokenSequence]:
         rng = random.Random(f"careful {self.config.seed}")
         while True:
-            for problem in arithmetic.problems(self.config.task, "train", rng):
-                yield self._encode(problem, arithmetic.answer(problem, "careful", False, rng))
+            for problem in programs.problems(self.config.task, "train", rng):
+                yield self._encode(problem, problem.answer("careful", False, rng))
 
     def blend(self) -> Iterator[TokenSequence]:
         rng = random.Random(f"blend {self.config.seed}")
         careful, jump = self.config.blend_careful, self.config.blend_jump
-        styles: tuple[arithmetic.Style, ...] = ("careful", "jump", "bare")
+        styles: tuple[Style, ...] = ("careful", "jump", "bare")
         weights = (careful, jump, max(0.0, 1 - careful - jump))
         while True:
-            for problem in arithmetic.problems(self.config.task, "train", rng):
+            for problem in programs.problems(self.config.task, "train", rng):
                 style = rng.choices(styles, weights)[0]
                 slip = rng.random() < self.config.blend_slips
-                yield self._encode(problem, arithmetic.answer(problem, style, slip, rng))
+                yield self._encode(problem, problem.answer(style, slip, rng))
 
     def probe(self, model: PreTrainedModel) -> float:
         """Greedy accuracy on training prompts."""
         prompts = [encode_prompt(self.tokenizer, self.renderer.render(p.prompt)) for p in self.probes]
-        limit = 16 + 8 * self.config.task.operations
-        sampling = Sampling(temperature=0.0, max_response_tokens=limit, end_token=end_token(self.tokenizer))
+        sampling = Sampling(temperature=0.0, max_response_tokens=self.limit, end_token=end_token(self.tokenizer))
         answers = InProcessEngine(model).generate(prompts, sampling, seed=0)
         right = [
-            arithmetic.read_result(decode_response(self.tokenizer, a.response)) == str(p.result)
+            read_result(decode_response(self.tokenizer, a.response)) == str(p.result)
             for a, p in zip(answers, self.probes, strict=True)
         ]
         return sum(right) / len(right)
 
-    def _encode(self, problem: arithmetic.Problem, response: str) -> TokenSequence:
+    def _encode(self, problem: Problem, response: str) -> TokenSequence:
         prompt = encode_prompt(self.tokenizer, self.renderer.render(problem.prompt))
         return TokenSequence(prompt, encode_response(self.tokenizer, response))

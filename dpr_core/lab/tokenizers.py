@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dpr_core.config.model import Family
 
-WORDS = ("Start", "at", "add", "Steps", "The", "answer", "is")
+WORDS = ("Start", "at", "add", "Steps", "The", "answer", "is", "Ball", "Swap", "swap")
 """Each becomes one token, with and without a space in front; everything else is single characters or bytes."""
 
 

@@ -1,6 +1,6 @@
 """Plain Hugging Face checkpoints: safetensors weights, config and tokenizer, as `from_pretrained` loads them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,19 @@ def load_model(
     return model
 
 
+@torch.no_grad()
+def load_mean(folders: Sequence[Path], *, attention: str = "sdpa") -> PreTrainedModel:
+    """The model whose weights are the mean over checkpoints, in float32; their order makes no difference."""
+    first, *others = sorted(folders)
+    mean = load_model(first, attention=attention)
+    for folder in others:
+        for ours, theirs in _paired(mean, load_model(folder)):
+            ours.add_(theirs)
+    for weight in mean.parameters():
+        weight.div_(len(folders))
+    return mean
+
+
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer that has an end token."""
     try:
@@ -74,14 +87,19 @@ def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTra
 
 
 @torch.no_grad()
-def extrapolate(model: PreTrainedModel, reference: Path, k: float) -> None:
-    """theta <- theta + k (theta - theta_ref), in place, with theta_ref read from a checkpoint folder."""
-    theirs = dict(load_model(reference, dtype=model.dtype).named_parameters())
-    ours = dict(model.named_parameters())
+def extrapolate(model: PreTrainedModel, reference: PreTrainedModel, k: float) -> None:
+    """theta <- theta + k (theta - theta_ref), in place."""
+    for weight, theirs in _paired(model, reference):
+        weight.add_(weight - theirs, alpha=k)
+
+
+def _paired(model: PreTrainedModel, other: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
+    """The weights of two models of one kind, name by name."""
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     if different := sorted(ours.keys() ^ theirs.keys()):
-        raise DensePathError(f"{reference} is a checkpoint of another model: {', '.join(different[:3])}")
+        raise DensePathError(f"these checkpoints are of different models: {', '.join(different[:3])}")
     for name, weight in ours.items():
-        weight.add_(weight - theirs[name].to(weight.device), alpha=k)
+        yield weight, theirs[name].to(weight.device, weight.dtype)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import UsageError
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import DenseReward, ScoredTokens
 from dpr_core.returns import reward_to_go
 
 UNFINISHED = "\ufffd"
@@ -30,17 +30,34 @@ def assign_credit(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[ScoredText]:
     """Score each response, end token included; returns are undiscounted."""
-    sequences = []
+    sequences = encode_texts(tokenizer, renderer, texts)
     limit = reward.sft.model.config.get_text_config().max_position_embeddings
+    for i, sequence in enumerate(sequences, start=1):
+        if len(sequence) > limit:
+            raise UsageError(f"text {i}: {len(sequence)} tokens are more than the model's {limit} positions")
+    return credit_of(tokenizer, texts, sequences, reward(sequences, on_progress))
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, renderer: Renderer, texts: Sequence[GivenText]
+) -> list[TokenSequence]:
+    """Each prompt rendered as in training, each response with its end token."""
+    sequences = []
     for i, text in enumerate(texts, start=1):
         if not text.prompt.strip() or not text.response.strip():
             raise UsageError(f"text {i}: prompt and response must not be empty")
         rendered = renderer.render(text.prompt, text.system)
-        sequence = TokenSequence(encode_prompt(tokenizer, rendered), encode_response(tokenizer, text.response))
-        if len(sequence) > limit:
-            raise UsageError(f"text {i}: {len(sequence)} tokens are more than the model's {limit} positions")
-        sequences.append(sequence)
-    scored = reward(sequences, on_progress)
+        sequences.append(TokenSequence(encode_prompt(tokenizer, rendered), encode_response(tokenizer, text.response)))
+    return sequences
+
+
+def credit_of(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[GivenText],
+    sequences: Sequence[TokenSequence],
+    scored: ScoredTokens,
+) -> list[ScoredText]:
+    """What was scored, as plain values beside the tokens' texts."""
     returns = reward_to_go(scored.rewards, scored.mask)
     return [
         ScoredText(

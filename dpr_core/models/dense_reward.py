@@ -1,5 +1,6 @@
 """The recovered reward: two frozen checkpoints of one SFT run and a formula."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,13 +22,18 @@ class ScoredTokens(NamedTuple):
     rewards: Tensor
     log_sft: Tensor
     log_ref: Tensor
+    value_gap: Tensor
+    """V_SFT(s) - V_ref(s) in the state in front of each token, with V = logsumexp of a model's logits."""
     mask: Tensor
 
 
-FORMULAS: dict[str, Callable[[TokenScores, TokenScores, Tensor], Tensor]] = {
-    "baseline_relative": lambda sft, ref, mask: rewards.baseline_relative(sft.log_probs, ref.log_probs),
-    "with_value": lambda sft, ref, mask: rewards.with_value(sft.log_probs, sft.values, mask),
-    "without_baseline": lambda sft, ref, mask: rewards.without_baseline(sft.log_probs),
+Signs = Callable[[], Tensor]
+
+FORMULAS: dict[str, Callable[[TokenScores, TokenScores, Tensor, Signs], Tensor]] = {
+    "baseline_relative": lambda sft, ref, mask, signs: rewards.baseline_relative(sft.log_probs, ref.log_probs),
+    "with_value": lambda sft, ref, mask, signs: rewards.with_value(sft.log_probs, sft.values, mask),
+    "without_baseline": lambda sft, ref, mask, signs: rewards.without_baseline(sft.log_probs),
+    "random_sign": lambda sft, ref, mask, signs: rewards.random_sign(sft.log_probs, ref.log_probs, signs()),
 }
 
 
@@ -39,6 +45,9 @@ class DenseReward:
     reference: Policy
     formula: str
     tokens_per_micro_batch: int = 8192
+    scale: float = 1.0
+    clip_above: float | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.sft.requires_grad_(False)
@@ -50,5 +59,17 @@ class DenseReward:
         mask = response_mask([len(s.response) for s in sequences])
         sft = score(self.sft, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
         ref = score(self.reference, sequences, self.tokens_per_micro_batch)
-        token_rewards = torch.where(mask, FORMULAS[self.formula](sft, ref, mask), 0)
-        return ScoredTokens(token_rewards, sft.log_probs, ref.log_probs, mask)
+        raw = FORMULAS[self.formula](sft, ref, mask, lambda: random_signs(sequences, self.seed))
+        token_rewards = torch.where(mask, rewards.scaled(raw, self.scale, self.clip_above), 0)
+        return ScoredTokens(token_rewards, sft.log_probs, ref.log_probs, sft.values - ref.values, mask)
+
+
+def random_signs(sequences: Sequence[TokenSequence], seed: int) -> Tensor:
+    """(B, T) of +1 and -1, decided by seed, state and token alone, whatever else is in the batch."""
+    signs = torch.ones(response_mask([len(s.response) for s in sequences]).shape)
+    for row, sequence in enumerate(sequences):
+        seen = hashlib.sha256(repr((seed, sequence.prompt)).encode())
+        for t, token in enumerate(sequence.response):
+            seen.update(b" %d" % token)
+            signs[row, t] = 1 - 2 * (seen.digest()[0] & 1)
+    return signs

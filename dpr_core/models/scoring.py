@@ -1,4 +1,4 @@
-"""Scores of whole responses under a frozen policy, as (B, T) tensors."""
+"""Scores of whole responses under a frozen policy or critic, as (B, T) tensors."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,6 +9,8 @@ from dpr_core.data.batching import collate, micro_batches
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores, token_kl
 from dpr_core.masking import response_mask
+from dpr_core.models.contrastive import Contrasted
+from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
 
 
@@ -40,10 +42,10 @@ def score(
 
 
 @torch.inference_mode()
-def sequence_kl(
-    policy: Policy, reference: Policy, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int
+def state_kl(
+    policy: Policy | Contrasted, reference: Policy, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int
 ) -> Tensor:
-    """(B,): the exact KL(policy || reference) of every state along a response, summed over the response."""
+    """(B, T): the exact KL(policy || reference) in the state in front of each response token; 0 outside."""
     policy.eval()
     reference.eval()
     mask = response_mask([len(s.response) for s in sequences])
@@ -53,7 +55,18 @@ def sequence_kl(
         states = policy.response_states(batch), reference.response_states(batch)
         kl = token_kl(*states, logits_per_chunk=policy.logits_per_chunk)
         _unflatten(out, mask, rows, kl)
-    return out.sum(dim=-1)
+    return out
+
+
+@torch.inference_mode()
+def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int) -> Tensor:
+    """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
+    critic.eval()
+    mask = response_mask([len(s.response) for s in sequences])
+    out = torch.zeros(mask.shape)
+    for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
+        _unflatten(out, mask, rows, critic(collate([sequences[row] for row in rows]).to(critic.device)))
+    return out
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

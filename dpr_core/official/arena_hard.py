@@ -15,6 +15,7 @@ import numpy as np
 
 from dpr_core.errors import UsageError
 from dpr_core.official.files import Row, need, unique
+from dpr_core.official.layouts import arena_answer, arena_question
 from dpr_core.official.score import RESAMPLES, SEED, ModelScore, interval, warning
 from dpr_core.reporting.statistics import bootstrap_means
 
@@ -39,8 +40,8 @@ SPELLED_BACKWARDS = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "
 
 def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dict[str, ModelScore]:
     need(judgments, ("model", "games"), "Arena-Hard judgments")
-    asked = {name: _question_text(row) for name, row in unique(questions, _id, "question").items()}
-    given = {name: _answer_text(row) for name, row in unique(answers, _answer_id, "answer").items()}
+    asked = {name: arena_question(row).prompt for name, row in unique(questions, _id, "question").items()}
+    given = dict(arena_answer(row) for row in answers)
     by_model: dict[str, list[Row]] = defaultdict(list)
     for row in judgments:
         _id(row)
@@ -215,26 +216,3 @@ def _id(row: Row) -> str:
     raise UsageError(
         f"these are not Arena-Hard rows: one has neither uid nor question_id ({', '.join(sorted(row)[:8])})"
     )
-
-
-def _question_text(row: Row) -> str:
-    if "prompt" in row:
-        return str(row["prompt"])
-    need([row], ("turns",), "Arena-Hard questions")
-    return str(row["turns"][0]["content"])
-
-
-def _answer_id(row: Row) -> tuple[str, str]:
-    model = row.get("model", row.get("model_id"))
-    if model is None:
-        raise UsageError(f"answer to {_id(row)} names no model")
-    return str(model), _id(row)
-
-
-def _answer_text(row: Row) -> str:
-    """The newer schema has messages, the older one FastChat's choices."""
-    if "messages" in row:
-        content = row["messages"][-1]["content"]
-        return str(content["answer"] if isinstance(content, dict) else content)
-    need([row], ("choices",), "Arena-Hard answers")
-    return str(row["choices"][0]["turns"][0]["content"])

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+Valued = tuple[float, float, float]
+"""A value with the low and the high end of its interval."""
+
 
 def lines(path: Path, title: str, x_label: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     """One panel for each series of (x, y) points, stacked above a common x axis."""
@@ -29,6 +32,64 @@ def intervals(path: Path, title: str, rows: Sequence[tuple[str, float, float, fl
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(even, linestyle="--", color="grey", linewidth=1)
     axes.set_xlabel(title)
+    _save(figure, path)
+
+
+def bands(
+    path: Path,
+    title: str,
+    x_label: str,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Valued]]]],
+    even: Mapping[str, float] | None = None,
+) -> None:
+    """One panel for each quantity, stacked above a common x axis: a line for each series, its interval as a band.
+
+    A series of one name has one colour in all panels.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    figure = Figure(figsize=(7, 2.4 * len(panels) + 0.6), layout="constrained")
+    every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (quantity, series) in zip(every, panels.items(), strict=True):
+        for name, points in series.items():
+            x, colour = [at for at, _ in points], f"C{names.index(name)}"
+            marker = "." if len(points) < 60 else ""
+            axes.plot(x, [value for _, (value, _, _) in points], color=colour, marker=marker, label=name)
+            low, high = [low for _, (_, low, _) in points], [high for _, (_, _, high) in points]
+            axes.fill_between(x, low, high, color=colour, alpha=0.2)
+        if even and quantity in even:
+            axes.axhline(even[quantity], linestyle="--", color="grey", linewidth=1)
+        axes.set_ylabel(quantity)
+        axes.grid(alpha=0.3)
+        if len(series) > 1:
+            axes.legend(fontsize="small")
+    every[0].set_title(title)
+    every[-1].set_xlabel(x_label)
+    _save(figure, path)
+
+
+def bars(
+    path: Path, title: str, y_label: str, groups: Mapping[str, Mapping[str, Valued]], *, even: float | None = None
+) -> None:
+    """Bars side by side in each group, with their intervals; a bar of one name has one colour."""
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    figure = Figure(figsize=(max(7.0, 0.4 * len(groups) * len(names)), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(names))
+    for i, name in enumerate(names):
+        found = [(at, group[name]) for at, group in enumerate(groups.values()) if name in group]
+        x = [at + (i - (len(names) - 1) / 2) * width for at, _ in found]
+        values = [value for _, (value, _, _) in found]
+        spread = [[value - low for _, (value, low, _) in found], [high - value for _, (value, _, high) in found]]
+        axes.bar(x, values, width, yerr=spread, capsize=3, label=name)
+    axes.set_xticks(range(len(groups)), list(groups))
+    if even is not None:
+        axes.axhline(even, linestyle="--", color="grey", linewidth=1)
+    axes.set_title(title)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    if len(names) > 1:
+        axes.legend(fontsize="small")
     _save(figure, path)
 
 

@@ -1,6 +1,5 @@
 """The final table: every policy over every benchmark, with what is needed to judge the win rate."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from dpr_core.reporting.page import Html, definitions, element, page
+from dpr_core.reporting.tables import NONE, escaped
 from dpr_core.reporting.visible import visible
 
 
@@ -94,13 +94,13 @@ def as_terminal(table: Table) -> TerminalTable:
 def as_markdown(table: Table) -> str:
     """The table as a Markdown section."""
     columns = _columns(table)
-    lines = [f"## {_markdown(table.title)}", ""]
+    lines = [f"## {escaped(table.title)}", ""]
     lines.append("| " + " | ".join(column.heading for column in columns) + " |")
     lines.append("|" + "|".join("---" if column.is_text else "--:" for column in columns) + "|")
     lines += ["| " + " | ".join(_markdown_cell(column, row) for column in columns) + " |" for row in table.rows]
-    lines += ["", _markdown(_caption(table))]
+    lines += ["", escaped(_caption(table))]
     if table.provenance:
-        lines += [""] + [f"- {_markdown(name)}: {_markdown(value)}" for name, value in table.provenance.items()]
+        lines += [""] + [f"- {escaped(name)}: {escaped(value)}" for name, value in table.provenance.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -131,7 +131,6 @@ def as_html(table: Table) -> str:
     )
 
 
-_NONE = "\u2013"
 _INTERVAL = " Brackets: 95% bootstrap interval over prompts."
 
 
@@ -168,11 +167,11 @@ def _win_rate(row: Row) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return _NONE if share is None else f"{100 * share:.1f}"
+    return NONE if share is None else f"{100 * share:.1f}"
 
 
 def _optional(value: float | None, form: str) -> str:
-    return _NONE if value is None else form.format(value)
+    return NONE if value is None else form.format(value)
 
 
 def _caption(table: Table) -> str:
@@ -184,11 +183,7 @@ def _sentence(text: str) -> str:
 
 
 def _markdown_cell(column: _Column, row: Row) -> str:
-    return _markdown(column.cell(row)) if column.is_text else column.cell(row)
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", visible(text))
+    return escaped(column.cell(row)) if column.is_text else column.cell(row)
 
 
 STYLE = """

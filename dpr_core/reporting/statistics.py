@@ -1,9 +1,11 @@
-"""Intervals by resampling."""
+"""Intervals: over prompts by resampling, over seeds by Student's t."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 _INDICES_AT_ONCE = 2**22
 
@@ -27,3 +29,14 @@ def mean_interval(values: Sequence[float], samples: int, seed: int, level: float
     tail = (1 - level) / 2
     low, high = np.quantile(bootstrap_means(values, samples, seed), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of the mean of a few independent values, such as one a seed; None for fewer than two."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(values) / count
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(special.stdtrit(count - 1, (1 + level) / 2)) * deviation / math.sqrt(count)
+    return mean - half, mean + half

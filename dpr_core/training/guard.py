@@ -1,28 +1,139 @@
-"""Stopping before over-optimisation: the proxy reward keeps rising long after quality falls."""
+"""Guards: end REINFORCE before the proxy reward is all that improves, and go back to a policy that was still good.
+
+A guard reads the signals of each rollout, none of which needs a label, and gives its verdict on the policy that was
+sampled. What each rule is worth is measured in `docs/guards.md`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dpr_core.config.training import KLStop
+from dpr_core.config.reinforce import GuardConfig, KLStop, WitnessStop
 from dpr_core.models.policy import Policy
+from dpr_core.training.recorder import Recorder
 
 
-class KLGuard:
-    """Remembers the newest policy whose KL to SFT was within the bound, and goes back to it once one is not."""
+class Verdict(NamedTuple):
+    keep: bool
+    """The policy is worth going back to."""
+    stop: str | None = None
+    """Why the run should end; None lets it go on."""
 
-    def __init__(self, settings: KLStop, policy: Policy) -> None:
+
+class Guard(Protocol):
+    def watch(self, signals: Mapping[str, float]) -> Verdict:
+        """Call once an iteration, in order, with what the rollout showed of the policy before its update."""
+
+
+class KLBound:
+    """Keeps every policy within a bound on the KL to SFT, and stops at the first beyond it."""
+
+    def __init__(self, settings: KLStop) -> None:
         self.bound = settings.max_sequence_kl
-        self.policy = policy
-        self._safe = self._copy()
 
-    def passes(self, sequence_kl: float) -> bool:
-        """Call with the policy's measured KL before it is trained further. False: it has been rolled back; stop."""
-        if sequence_kl <= self.bound:
-            self._safe = self._copy()
+    def watch(self, signals: Mapping[str, float]) -> Verdict:
+        kl = signals["rollout/kl"]
+        if kl <= self.bound:
+            return Verdict(keep=True)
+        return Verdict(keep=False, stop=f"the KL to SFT, {kl:.2f}, passed the bound of {self.bound:g}")
+
+
+class Measured(NamedTuple):
+    """A mean and its standard error."""
+
+    value: float
+    error: float
+
+    def below(self, other: "Measured") -> float:
+        """How far this is below the other, in standard errors of the difference."""
+        return (other.value - self.value) / max(math.hypot(self.error, other.error), 1e-9)
+
+
+class Witnesses:
+    """Two measurements of the policy's responses that should rise or hold. The mean over the last iterations of each is
+    held against the best such mean so far: clearly below it, the run ends. A policy is kept where neither is below its
+    best, and only once the contrast is clearly above that of SFT, where the run began."""
+
+    NAMES: Mapping[str, str] = {
+        "log_sft": "how likely SFT finds the responses",
+        "contrast": "how much more SFT likes the responses than the reference does",
+    }
+
+    def __init__(self, settings: WitnessStop) -> None:
+        self.settings = settings
+        self._start: Measured | None = None
+        self._recent: dict[str, deque[Measured]] = {name: deque(maxlen=settings.window) for name in self.NAMES}
+        self._best: dict[str, Measured] = {}
+
+    def watch(self, signals: Mapping[str, float]) -> Verdict:
+        keep, stop = True, None
+        for name, meaning in self.NAMES.items():
+            now = Measured(signals[f"rollout/{name}"], signals[f"rollout/{name}_error"])
+            if not (math.isfinite(now.value) and math.isfinite(now.error)):
+                return Verdict(keep=False, stop=f"{meaning} is no longer a number")
+            self._recent[name].append(now)
+            lately = _mean(self._recent[name])
+            best = self._best[name] = max(lately, self._best.get(name, lately))
+            # An average lags behind a rise, and with it behind a fall that follows at once: single values count too.
+            short = max(now.below(other) for other in (best, *self._recent[name]))
+            keep = keep and short <= self.settings.keep_within
+            if (fall := lately.below(best)) > self.settings.stop_beyond:
+                change = f"from {best.value:.3f} to {lately.value:.3f}"
+                stop = stop or f"{meaning} fell {change}, {fall:.1f} standard errors below its best"
+        return Verdict(keep and self._has_gained(), stop)
+
+    def _has_gained(self) -> bool:
+        lately = _mean(self._recent["contrast"])
+        if self._start is None:
+            self._start = lately
             return True
-        with torch.no_grad():
-            for name, parameter in self.policy.named_parameters():
-                parameter.copy_(self._safe[name])
-        return False
+        return self._start.below(lately) > self.settings.gain_beyond
 
-    def _copy(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self.policy.named_parameters()}
+
+def _mean(values: Collection[Measured]) -> Measured:
+    return Measured(
+        sum(each.value for each in values) / len(values), math.hypot(*(each.error for each in values)) / len(values)
+    )
+
+
+GUARDS: Mapping[type[GuardConfig], Callable[[Any], Guard]] = {KLStop: KLBound, WitnessStop: Witnesses}
+
+
+class RollBack:
+    """Carries out a guard's verdicts on a policy. It holds one copy of the weights: the newest worth going back to."""
+
+    def __init__(self, settings: GuardConfig, policy: Policy) -> None:
+        self.guard = GUARDS[type(settings)](settings)
+        self.policy = policy
+        self.iteration = self.kept_iteration = 1
+        self.reason: str | None = None
+        self._kept = {name: p.detach().clone() for name, p in policy.named_parameters()}
+
+    def watch(self, iteration: int, signals: Mapping[str, float]) -> bool:
+        """True where this policy is kept. `reason` says afterwards why the run should end, if it should."""
+        verdict = self.guard.watch(signals)
+        self.iteration, self.reason = iteration, verdict.stop
+        if verdict.keep:
+            self.kept_iteration = iteration
+            self._copy(self._kept, dict(self.policy.named_parameters()))
+        return verdict.keep
+
+    def finish(self, recorder: Recorder) -> dict[str, float]:
+        """Go back to the kept policy, and report where the run stopped and what came out of it."""
+        if self.kept_iteration == self.iteration and not self.reason:
+            return {}
+        self._copy(dict(self.policy.named_parameters()), self._kept)
+        told: dict[str, float] = {"guard/kept_iteration": self.kept_iteration}
+        if self.reason:
+            told["guard/stopped_at_iteration"] = self.iteration
+        recorder.table("guard.json", [{**told, "reason": self.reason or "the last policies were not worth keeping"}])
+        return told
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
+        for name, values in source.items():
+            target[name].copy_(values)

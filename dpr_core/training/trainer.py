@@ -4,21 +4,20 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from dpr_core.config.execution import Execution
 from dpr_core.config.training import Optimizer
 from dpr_core.data.batching import collate, micro_batches
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
-from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
-from dpr_core.models.policy import Policy
 
 
 class Objective(Protocol):
@@ -27,24 +26,33 @@ class Objective(Protocol):
     per: Literal["token", "sequence"]
     """The sum over the global batch is divided by its number of response tokens, or of sequences."""
 
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        """Losses of single tokens under "loss"; any other entry is a per-token quantity to report."""
+    def __call__(self, scores: Any, **values: Tensor) -> dict[str, Tensor]:
+        """Losses of single tokens under "loss"; any other entry is a per-token quantity to report.
+
+        `scores` are what the module's forward gave for the response tokens of a batch, such as a policy's TokenScores.
+        """
 
 
 class Trainer:
-    def __init__(self, policy: Policy, settings: Optimizer, total_steps: int, execution: Execution) -> None:
-        # Activations are the policy's own business; Accelerate must not change them for the trained model alone.
+    """Trains a module that scores the response tokens of a batch: a policy, or a critic."""
+
+    def __init__(
+        self, module: nn.Module, settings: Optimizer, total_steps: int, execution: Execution, name: str = "train"
+    ) -> None:
+        # Activations are the module's own business; Accelerate must not change them for the trained model alone.
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
         self.execution = execution
+        self.name = name
         self.steps_done = 0
-        parameters = [p for p in policy.parameters() if p.requires_grad]
+        parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, betas=settings.adam_betas, weight_decay=settings.weight_decay
         )
         if execution.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable()
-        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
+            for network in (part for part in module.children() if isinstance(part, PreTrainedModel)):
+                network.gradient_checkpointing_enable()
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
 
     def step(
@@ -56,7 +64,7 @@ class Trainer:
         of processes change it. Every process holds the whole batch and works on its share.
         """
         started = time.perf_counter()
-        self.policy.train()
+        self.module.train()
         lengths = [len(s.response) for s in sequences]
         mask = response_mask(lengths)
         count = sum(lengths) if objective.per == "token" else len(sequences)
@@ -66,20 +74,21 @@ class Trainer:
             batch = collate([sequences[row] for row in rows]).to(self.accelerator.device)
             flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in (values or {}).items()}
             last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
-                terms = objective(self.policy(batch), **flat)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                terms = objective(self.module(batch), **flat)
                 # Processes average their gradients; the sum over processes is wanted.
                 loss = weight * terms["loss"].sum() / count * self.accelerator.num_processes
                 self.accelerator.backward(loss)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + weight * float(term.detach().sum())
-        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.settings.max_gradient_norm)
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
         totals = self._summed(totals)
         loss_value = totals.pop("loss") / count
         if not (math.isfinite(loss_value) and math.isfinite(float(norm))):
             self.optimizer.zero_grad(set_to_none=True)
+            step = self.steps_done + 1
             raise DensePathError(
-                f"optimizer step {self.steps_done + 1}: the loss is {loss_value}, the gradient norm {float(norm)}; "
+                f"optimizer step {step}: {self.name}/loss is {loss_value}, the gradient norm {float(norm)}; "
                 "the step was not applied. Lower the learning rate or look at this batch"
             )
         learning_rate = self.schedule.get_last_lr()[0]
@@ -88,13 +97,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         tokens = sum(len(s) for s in sequences)
-        return {
-            "train/loss": loss_value,
-            "train/gradient_norm": float(norm),
-            "train/learning_rate": float(learning_rate),
-            "train/tokens_per_second": tokens / (time.perf_counter() - started),
-            **{f"train/{name}": total / sum(lengths) for name, total in totals.items()},
+        told = {
+            "loss": loss_value,
+            "gradient_norm": float(norm),
+            "learning_rate": float(learning_rate),
+            "tokens_per_second": tokens / (time.perf_counter() - started),
+            **{name: total / sum(lengths) for name, total in totals.items()},
         }
+        return {f"{self.name}/{name}": value for name, value in told.items()}
 
     def _share(self, batches: list[list[int]]) -> list[tuple[list[int], float]]:
         """This process's micro-batches. All processes take equally many: a missing one is a repeat of weight 0."""
@@ -111,13 +121,14 @@ class Trainer:
 
 
 def learning_rate_share(step: int, total_steps: int, settings: Optimizer) -> float:
-    """Linear warm-up from 0, then cosine decay: the share of the peak at which step number `step` (from 0) is taken."""
+    """Linear warm-up from 0, then decay: the share of the peak at which step number `step` (from 0) is taken."""
     warmup = math.ceil(settings.warmup_ratio * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total_steps - warmup)
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    left = 1 - progress if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     final = settings.final_learning_rate_share
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return final + (1 - final) * left
 
 
 def _flat(values: Tensor, mask: Tensor, rows: list[int]) -> Tensor:

@@ -1,8 +1,10 @@
 """The recipes that ship with the project, and configurations from files."""
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,61 @@ def names() -> list[str]:
 
 def load(recipe: str, assignments: Sequence[str] = ()) -> PipelineConfig:
     """A recipe by name, or a YAML file by path, with `field=value` changes applied."""
-    return parse(PipelineConfig, override(_values(recipe), assignments), recipe)
+    return parse(PipelineConfig, override(values(recipe), assignments), recipe)
 
 
-def _values(recipe: str) -> dict[str, Any]:
+def values(recipe: str) -> dict[str, Any]:
+    """What a recipe sets, with the recipe that it extends under it; not yet validated."""
+    return _extended(recipe, Path(), ())
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Section by section, `over` wins. An empty section, or one of another `type`, starts afresh."""
+    result = dict(under)
+    for name, value in over.items():
+        below = result.get(name)
+        if isinstance(value, dict) and value and isinstance(below, dict) and not _of_another_type(value, below):
+            result[name] = merged(below, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _of_another_type(section: Mapping[str, Any], below: Mapping[str, Any]) -> bool:
+    return "type" in section and section["type"] != below.get("type")
+
+
+def _extended(recipe: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Any]:
+    """`folder` is where the file lies that asked for this recipe; `chain` holds what led here."""
+    where, file = _find(recipe, folder, chain)
+    if where in chain:
+        raise UsageError(f"recipes extend each other in a circle: {' -> '.join((*chain, where))}")
+    own = read_yaml(_read(file, where), where)
+    parent = own.pop("extends", None)
+    if parent is None:
+        return own
+    if not isinstance(parent, str):
+        raise UsageError(f"{where}: extends: the name of a recipe or a .yaml file is expected (got {parent!r})")
+    return merged(_extended(parent, Path(where).parent, (*chain, where)), own)
+
+
+def _find(recipe: str, folder: Path, chain: Sequence[str]) -> tuple[str, Traversable | Path]:
+    """What to call a recipe, and its file."""
     if recipe in names():
-        return read_yaml((FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe)
-    path = Path(recipe)
+        return recipe, FOLDER / f"{recipe}.yaml"
+    path = Path(os.path.normpath(folder / recipe))
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(recipe, names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"recipes: {', '.join(names())}"
-        raise UsageError(f"there is no recipe {recipe!r}; {hint} (a file of your own must end in .yaml)")
+        asked = f"{chain[-1]}: extends: " if chain else ""
+        raise UsageError(f"{asked}there is no recipe {recipe!r}; {hint} (a file of your own must end in .yaml)")
+    return str(path), path
+
+
+def _read(file: Traversable | Path, where: str) -> str:
     try:
-        return read_yaml(path.read_text(encoding="utf-8"), str(path))
+        return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {where}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})") from None

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from dpr_core.config import training
+from dpr_core.config import imitation, reinforce, reward, training
 from dpr_core.config.base import Config, StageConfig, override, parse
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import UsageError
@@ -40,6 +40,7 @@ backbone.task.operations=4 backbone.task.evaluation_share=0.3
 backbone.teach_max_steps=10 backbone.probe_every=5 backbone.probe_accuracy=0 backbone.blend_steps=2
 subsample.source.task.operations=4 subsample.source.task.evaluation_share=0.3
 subsample.source.rows=40 subsample.size=40 sft.batch_size=4 reward.probe_demonstrations=4
+diagnose.prompts=4 diagnose.samples=2 diagnose.demonstrations=4 diagnose.max_response_tokens=12
 reinforce.rollout_batch_size=8 reinforce.batch_size=4 reinforce.iterations=2 reinforce.max_response_tokens=12
 evaluation.benchmarks.lab.prompts=12 evaluation.benchmarks.lab.task.operations=4
 evaluation.benchmarks.lab.task.evaluation_share=0.3 answer.max_response_tokens=12 judge.bootstrap_samples=100
@@ -235,6 +236,7 @@ def test_paths_and_make_targets_exist() -> None:
 
 def test_every_command_is_in_the_table_and_every_dpr_command_exists() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     used = {x[1] for _, x in commands() if x[:1] == ["dpr"] and len(x) > 1 and not x[1].startswith("-")}
     assert used <= known
     table = re.findall(r"^\| `dpr (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -326,7 +328,8 @@ def test_tables_of_defaults_are_the_defaults() -> None:
     tables = tables_of_defaults()
     assert {name for _, name, _ in tables} >= {"SFTConfig", "RewardConfig", "ReinforceConfig", "ReinforcePlusPlus"}
     for page, name, rows in tables:
-        config: Config = getattr(training, name)()
+        module = next(m for m in (training, reward, reinforce, imitation) if hasattr(m, name))
+        config: Config = getattr(module, name)()
         values = config.identity() if isinstance(config, StageConfig) else config.model_dump(mode="json")
         told = {row[0].strip("`"): yaml.safe_load(row[1].strip("`")) for row in rows}
         expected = {k: v for k, v in values.items() if k not in ("type", "algorithm")}
@@ -389,7 +392,7 @@ def test_names_in_the_glossary_stand_in_their_files() -> None:
 def test_metrics_in_the_docs_are_logged() -> None:
     folders = [ROOT / "dpr_core", ROOT / "tasks"]
     source = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
-    prefixes = "train|rollout|guard|data|answer|judge|probe|reward"
+    prefixes = "train|rollout|guard|data|answer|judge|probe|reward|diagnose"
     seen = 0
     for page in PAGES:
         for code in inline_code(page):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dpr_core import logprobs
-from dpr_core.logprobs import token_kl, token_scores
+from dpr_core.logprobs import contrastive, token_kl, token_scores
 
 N, D, V = 7, 5, 11
 
@@ -148,3 +148,24 @@ def test_kl_against_torch_distributions(logits_per_chunk: int) -> None:
 def test_kl_of_a_model_to_itself_is_zero() -> None:
     hidden, head, *_ = _inputs()
     assert token_kl((hidden, head, None), (hidden.clone(), head.clone(), None)).tolist() == [0.0] * N
+
+
+def test_contrastive_logits_by_hand() -> None:
+    """Odds of 3:1 against 1:1, once as far again: 9:1."""
+    found = contrastive(torch.tensor([0.75, 0.25]).log() + 5, torch.tensor([0.5, 0.5]).log() - 3, 1.0)
+    assert torch.softmax(found, -1).tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_contrastive_decoding_trades_reward_for_kl_best_in_every_state() -> None:
+    """Of 2000 other policies, none has a higher E[r] - KL(pi || pi_SFT) / k; its value is log E_SFT[exp(k r)] / k."""
+    generator, k = torch.Generator().manual_seed(0), 3.0
+    log_sft, log_ref = (torch.log_softmax(torch.randn(6, generator=generator).double(), -1) for _ in range(2))
+    best = torch.log_softmax(contrastive(log_sft, log_ref, k), -1)
+    noise = torch.randn(2000, 6, generator=generator).double() * torch.logspace(-3, 1, 2000)[:, None]
+
+    def objective(log_policy: Tensor) -> Tensor:
+        return (log_policy.exp() * (log_sft - log_ref - (log_policy - log_sft) / k)).sum(-1)
+
+    assert objective(torch.log_softmax(best + noise, -1)).max() < objective(best)
+    expected = torch.log((log_sft.exp() * (k * (log_sft - log_ref)).exp()).sum()) / k
+    assert objective(best).item() == pytest.approx(expected.item(), abs=1e-12)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dpr_core.losses import clipped, k1_kl, nll, reinforce
+from dpr_core.losses import clipped, clipped_value, k1_kl, nll, reinforce
 
 
 def test_nll_by_hand() -> None:
@@ -54,3 +54,26 @@ def test_before_the_first_update_its_gradient_is_reinforces() -> None:
 def test_the_kl_estimate_is_clamped_on_both_sides() -> None:
     found = k1_kl(torch.tensor([-1.0, -1.0, -30.0, -5.0]), torch.tensor([-3.0, -1.0, -1.0, -40.0]), bound=10.0)
     assert found.tolist() == [2.0, 0.0, -10.0, 10.0]
+
+
+VALUES = [
+    # new value, old value, return, loss, derivative by the new value
+    (1.0, 1.0, 3.0, 2.0, -2.0),
+    (1.1, 1.0, 3.0, 1.805, -1.9),
+    (2.0, 1.0, 3.0, 0.5 * 1.8**2, 0.0),  # beyond the clip on the way to the return: no further
+    (0.0, 1.0, 3.0, 4.5, -3.0),  # moved the wrong way: brought back
+    (2.0, 1.0, 0.0, 2.0, 2.0),
+    (0.5, 1.0, 0.0, 0.5 * 0.8**2, 0.0),
+    (5.0, 1.0, 1.5, 6.125, 3.5),  # beyond the return: brought back
+    (3.0, 3.0, 3.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("value", "old", "target", "loss", "derivative"), VALUES)
+def test_the_value_clip_by_hand(value: float, old: float, target: float, loss: float, derivative: float) -> None:
+    values = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    found = clipped_value(values, *(torch.tensor([x], dtype=torch.float64) for x in (old, target)), 0.2)
+    assert found.item() == pytest.approx(loss)
+    found.sum().backward()
+    assert values.grad is not None
+    assert values.grad.item() == pytest.approx(derivative, abs=1e-12)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dpr_core.masking import masked_mean, masked_sum, response_mask
+from dpr_core.masking import masked_mean, masked_sum, mean_by_position, response_mask
 
 
 def test_a_mask_is_true_exactly_where_a_row_has_tokens() -> None:
@@ -25,3 +25,8 @@ def test_the_mean_weighs_every_token_alike_whatever_row_it_is_in() -> None:
 def test_sums_are_per_row_and_ignore_what_lies_outside() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0], [10.0, math.nan, -math.inf], [math.nan, 1.0, 1.0]])
     assert masked_sum(values, response_mask([3, 1, 0])).tolist() == [6.0, 10.0, 0.0]
+
+
+def test_the_mean_at_a_position_is_over_the_rows_that_reach_it() -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0], [10.0, math.nan, math.inf], [4.0, 6.0, math.nan]])
+    assert mean_by_position(values, response_mask([3, 1, 2])) == [5.0, 4.0, 3.0]

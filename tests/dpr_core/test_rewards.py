@@ -4,7 +4,7 @@ import torch
 
 from dpr_core.logprobs import token_scores
 from dpr_core.masking import masked_sum, response_mask
-from dpr_core.rewards import baseline_relative, with_value, without_baseline
+from dpr_core.rewards import baseline_relative, random_sign, scaled, with_value, without_baseline
 
 
 def _log_policies(seed: int) -> torch.Tensor:
@@ -69,3 +69,16 @@ def test_without_baseline_is_the_log_probability_and_never_positive() -> None:
     log_sft = _log_policies(4)[..., 1]
     assert without_baseline(log_sft).equal(log_sft)
     assert without_baseline(log_sft).max() < 0
+
+
+def test_a_random_sign_by_hand() -> None:
+    log_sft, log_ref = torch.tensor([[0.5, 0.25]]).log(), torch.tensor([[0.25, 0.5]]).log()
+    found = random_sign(log_sft, log_ref, torch.tensor([[-1.0, -1.0]]))
+    torch.testing.assert_close(found, torch.tensor([[-math.log(2), math.log(2)]]))
+
+
+def test_scale_then_clip_from_above_alone() -> None:
+    rewards = torch.tensor([[-8.0, -1.0, 0.5, 3.0, 8.0]])
+    assert scaled(rewards, 2.0, 1.0).tolist() == [[-4.0, -0.5, 0.25, 1.0, 1.0]]
+    assert scaled(rewards, 2.0, None).tolist() == [[-4.0, -0.5, 0.25, 1.5, 4.0]]
+    assert scaled(rewards, 1.0, None).equal(rewards)

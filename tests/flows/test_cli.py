@@ -22,7 +22,20 @@ from tasks.tracking import Store
 pytestmark = pytest.mark.integration
 
 TINY = Path(__file__).with_name("tiny.yaml")
-COMMANDS = ["run", "rerun", "artifacts", "show", "verify", "export", "score", "reproduce", "recipes", "config", "ui"]
+COMMANDS = [
+    "run",
+    "rerun",
+    "sweep",
+    "reproduce",
+    "artifacts",
+    "show",
+    "verify",
+    "export",
+    "score",
+    "recipes",
+    "config",
+    "ui",
+]
 
 Dpr = Callable[..., Any]
 OpenStore = Callable[[Path], Store]
@@ -52,7 +65,7 @@ def test_no_arguments_show_the_help(dpr: Dpr) -> None:
     assert "Usage: " in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["rerun", "--help"], ["recipes"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["sweep", "--help"], ["recipes"]])
 def test_help_and_recipes_import_nothing_heavy(
     arguments: list[str], process_environment: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
@@ -80,6 +93,7 @@ def test_run_prints_one_document(made: Any) -> None:
         "subsample",
         "sft",
         "reward",
+        "diagnose",
         "reinforce",
         "answer",
         "answer",
@@ -106,6 +120,7 @@ def test_a_second_run_reuses_everything_and_says_so(dpr: Dpr, made: Any) -> None
     shown = dpr("run", TINY, home=made.home).stdout
     assert "Nothing had changed: every stage was reused." in shown
     assert made.id("reinforce") in shown
+    assert "the reward: caution" in shown
     assert f"dpr rerun {made.id('reinforce')[:8]} --set algorithm.gamma=0.95 --downstream" in shown
     assert "dpr ui" in shown
 
@@ -126,7 +141,7 @@ def test_the_plan_of_a_changed_run_names_the_field(dpr: Dpr, made: Any, open_sto
     assert by_name["sft"]["id"] == made.id("sft")
     assert len(store.records()) == before
     shown = dpr("run", TINY, "--set", "reward.formula=with_value", "--plan", home=made.home).stdout
-    assert "7 of 11 stages would run; nothing was run." in shown
+    assert "8 of 12 stages would run; nothing was run." in shown
 
 
 def test_a_failing_process_leaves_stdout_empty(dpr_process: Dpr, tmp_path: Path) -> None:
@@ -207,6 +222,17 @@ def test_an_empty_store_says_how_to_start(dpr: Dpr) -> None:
     assert "dpr run demo" in dpr("artifacts").stdout
     assert dpr("artifacts", "--json").json == []
     assert dpr("verify", "--all", "--json").json == []
+
+
+def test_show_gives_the_verdict_of_a_diagnosis(dpr: Dpr, made: Any) -> None:
+    diagnosis = dpr("show", made.id("diagnose"), "--json", home=made.home).json["diagnosis"]
+    gravest = [reason["text"] for reason in diagnosis["reasons"] if reason["level"] == diagnosis["verdict"]]
+    assert (diagnosis["verdict"], len(gravest) > 0) == ("caution", True)
+    text = " ".join(dpr("show", made.id("diagnose"), home=made.home).stdout.replace("│", " ").split())
+    for reason in gravest:
+        assert reason.split()[0] in text
+    assert f"the reward: {diagnosis['verdict']}" in text
+    assert "diagnosis" not in dpr("show", made.id("reward"), "--json", home=made.home).json
 
 
 def test_show_tells_all_about_an_artifact(dpr: Dpr, made: Any) -> None:

@@ -1,5 +1,6 @@
 """The whole method on the tiny lab, stage by stage, without Prefect."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_params_are_the_settings_by_their_dotted_names(built: Built) -> None:
         ("subsample", {"samples/demonstrations.json"}),
         ("sft", {f"output/checkpoints/{fraction}/model.safetensors" for fraction in ("0.34", "0.5", "1.0")}),
         ("reward", {"output/credit.html", "output/demonstrations.jsonl", "plots/reward_by_position.png"}),
+        ("diagnose", {"output/diagnosis.json", "output/diagnosis.md", "plots/return_by_length.png"}),
         ("reinforce", {"output/policy/model.safetensors", "plots/training.png"}),
         ("answer DPR on lab", {"output/answers.jsonl", "samples/answers.json"}),
         ("judge DPR on lab", {"output/games.jsonl", "output/win_rate.json"}),
@@ -202,3 +204,30 @@ def test_one_parent_run_holds_the_stages_and_the_results(built: Built) -> None:
         assert run.data.tags["mlflow.parentRunId"] == built.parent
         assert run.info.run_name == (name if name == outcome.stage else f"{outcome.stage} · {name}")
         assert len(run.data.tags["mlflow.note.content"]) > 20
+
+
+def test_a_reward_is_diagnosed_before_it_is_trained_on(built: Built) -> None:
+    found = json.loads((built.store.fetch(built.outcomes["diagnose"].id).path / "diagnosis.json").read_text())
+    metrics = built.outcomes["diagnose"].metrics
+    assert ["go", "caution", "stop"].index(found["verdict"]) == metrics["diagnose/verdict"]
+    assert all(reason["text"].endswith(".") for reason in found["reasons"])
+    assert metrics["diagnose/answers"] == 8
+    assert metrics["diagnose/corrupted"] == 4
+    assert metrics["diagnose/noise_share"] < 1e-3
+    assert found["measured"]["correctness"]["prompts"] == 4
+
+
+def test_a_reward_of_demonstrations_from_a_file_is_diagnosed_without_correctness(
+    built: Built, tmp_path: Path, run_graph: RunGraph, tiny: Tiny
+) -> None:
+    sample = built.store.fetch(built.outcomes["subsample"].id).path / "demonstrations.jsonl"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(sample.read_text())
+    source = f"subsample.source={{type: file, path: {rows}, columns: {{prompt: prompt, system: system}}}}"
+    wanted = ("backbone", "subsample", "sft", "reward", "diagnose")
+    outcomes = run_graph(built.store, [node for node in wiring.nodes(tiny(source)) if node.stage in wanted])
+    metrics = outcomes["diagnose"].metrics
+    assert not any("auroc_return" in name or "accuracy" in name for name in metrics)
+    assert metrics["diagnose/answers"] == 8
+    page = (built.store.fetch(outcomes["diagnose"].id).path / "diagnosis.md").read_text()
+    assert "not measured" in page

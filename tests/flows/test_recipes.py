@@ -1,11 +1,18 @@
+import copy
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from dpr_core.config.base import commented_yaml
-from dpr_core.config.training import Algorithm1, ReinforcePlusPlus
+from dpr_core.config.model import LabBackbone
+from dpr_core.config.reinforce import Algorithm1, ReinforcePlusPlus
+from dpr_core.data.encoding import encode_response
 from dpr_core.errors import UsageError
+from dpr_core.lab.programs import draw_problems
+from dpr_core.lab.tokenizers import build
 from flows import recipes
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -95,6 +102,94 @@ def test_a_mistyped_assignment_names_the_field() -> None:
         TINY, "reinforce.learning_rat=1"
     )
     assert "expected field=value" in problem(TINY, "gamma")
+
+
+def written(folder: Path, **recipes_by_name: str) -> Path:
+    """Recipe files in one folder; returns the first."""
+    for name, text in recipes_by_name.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(recipes_by_name))}.yaml"
+
+
+def test_a_recipe_that_extends_another_differs_from_it_in_what_it_says_alone(tmp_path: Path) -> None:
+    recipe = written(tmp_path, mine="extends: demo\nname: mine\nsft: {epochs: 2}\n")
+    demo = recipes.load("demo", ["name=mine", "sft.epochs=2"])
+    assert recipes.load(str(recipe)) == demo
+    assert recipes.load(str(recipe), ["sft.epochs=1"]) == recipes.load("demo", ["name=mine"])
+
+
+def test_files_extend_files_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    written(tmp_path, mine="extends: demo\nseed: 3\nsft: {epochs: 2, batch_size: 8}\n")
+    recipe = written(tmp_path / "below", mine="extends: ../mine.yaml\nsft: {epochs: 4}\n")
+    config = recipes.load(str(recipe))
+    assert (config.seed, config.sft.epochs, config.sft.batch_size) == (3, 4, 8)
+    assert config.sft.learning_rate == recipes.load("demo").sft.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("under", "over", "expected"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"a": {"b": 3, "c": 2}}),
+        ({"a": {"b": 1}, "d": 4}, {"a": None}, {"a": None, "d": 4}),
+        ({"a": {"b": {"c": 1, "d": 2}}}, {"a": {"b": {"d": 3}}}, {"a": {"b": {"c": 1, "d": 3}}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": {"b": 1}}, {"a": {}}, {"a": {}}),
+        ({"a": {"type": "x", "b": 1}}, {"a": {"type": "y"}}, {"a": {"type": "y"}}),
+        ({"a": {"type": "x", "b": 1}}, {"a": {"type": "x", "c": 2}}, {"a": {"type": "x", "b": 1, "c": 2}}),
+        ({"a": {"type": "x", "b": 1}}, {"a": {"c": 2}}, {"a": {"type": "x", "b": 1, "c": 2}}),
+        ({"a": {"b": 1}}, {"a": {"type": "y"}}, {"a": {"type": "y"}}),
+        ({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+        ({}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+    ],
+)
+def test_values_are_merged_section_by_section(under: Any, over: Any, expected: Any) -> None:
+    before = copy.deepcopy((under, over))
+    assert recipes.merged(under, over) == expected
+    assert (under, over) == before
+
+
+def test_a_parent_that_cannot_be_found_is_named_with_who_asked(tmp_path: Path) -> None:
+    assert problem(written(tmp_path, mine="extends: demmo\n")) == (
+        f"{tmp_path}/mine.yaml: extends: there is no recipe 'demmo'; did you mean demo? "
+        "(a file of your own must end in .yaml)"
+    )
+    assert problem(written(tmp_path, mine="extends: absent.yaml\n")) == (
+        f"cannot read {tmp_path}/absent.yaml: No such file or directory"
+    )
+    assert problem(written(tmp_path, mine="extends: [demo]\n")) == (
+        f"{tmp_path}/mine.yaml: extends: the name of a recipe or a .yaml file is expected (got ['demo'])"
+    )
+
+
+def test_recipes_that_extend_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
+    a = written(tmp_path, a="extends: b.yaml\n", b=f"extends: ../{tmp_path.name}/a.yaml\n")
+    assert problem(a) == (
+        f"recipes extend each other in a circle: {tmp_path}/a.yaml -> {tmp_path}/b.yaml -> {tmp_path}/a.yaml"
+    )
+    assert "in a circle" in problem(written(tmp_path, own="extends: own.yaml\n"))
+
+
+def test_a_mistake_in_a_parent_is_told(tmp_path: Path) -> None:
+    own = written(tmp_path, own="extends: parent.yaml\n", parent="backbone: {type: lab, widht: 4}\n")
+    assert "backbone.widht: no such field; did you mean width?" in problem(own)
+    assert problem(written(tmp_path, own="extends: parent.yaml\n", parent="a: [\n")).startswith(
+        f"{tmp_path}/parent.yaml: "
+    )
+
+
+LABS = [name for name in recipes.names() if isinstance(recipes.load(name).backbone, LabBackbone)]
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_careful_answers_are_long_enough_for_credit_to_matter(name: str) -> None:
+    config = recipes.load(name)
+    assert isinstance(config.backbone, LabBackbone)
+    tokenizer = build(config.backbone.family)
+    for task in draw_problems(config.backbone.task, "train", 20, seed=0):
+        response = encode_response(tokenizer, task.answer("careful", False, random.Random(0)))
+        assert 30 <= len(response) <= config.reinforce.max_response_tokens
+        assert len(response) <= config.answer.max_response_tokens
 
 
 def test_recipes_are_written_as_their_users_would_write_them() -> None:

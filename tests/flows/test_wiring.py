@@ -2,9 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.evaluation import AnswerConfig, AsTrained, Extrapolated
+from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
+from dpr_core.config.imitation import ContinuedSFTConfig, Gsil, SelfPlayConfig
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reward import RewardConfig
 from flows import recipes, wiring
 from tasks.graph import Node
 from tasks.table import stage_named
@@ -23,6 +26,7 @@ def test_the_whole_method_in_order() -> None:
         "subsample": ("subsample", {}),
         "sft": ("sft", {"data": "@subsample", "backbone": "@backbone"}),
         "reward": ("reward", {"sft": "@sft"}),
+        "diagnose": ("diagnose", {"reward": "@reward"}),
         "reinforce": ("reinforce", {"reward": "@reward"}),
         "answer SFT on lab": ("answer", {"policy": "@sft"}),
         "answer DPR on lab": ("answer", {"policy": "@reinforce"}),
@@ -40,9 +44,12 @@ def test_the_whole_method_in_order() -> None:
 
 
 @pytest.mark.parametrize("recipe", [*recipes.names(), TINY])
-def test_every_node_has_what_its_stage_needs_from_nodes_before_it(recipe: str) -> None:
+@pytest.mark.parametrize(
+    "methods", ["{}", "{a: {type: self_play}, b: {type: continued_sft}, c: {changes: [reward.seed=4]}}"]
+)
+def test_every_node_has_what_its_stage_needs_from_nodes_before_it(recipe: str, methods: str) -> None:
     made: dict[str, str] = {}
-    for node in wiring.nodes(recipes.load(recipe)):
+    for node in wiring.nodes(recipes.load(recipe, [f"methods={methods}"])):
         stage = stage_named(node.stage)
         assert isinstance(node.config, stage.config)
         stage.check_roles(node.inputs)
@@ -60,7 +67,73 @@ def test_a_pretrained_backbone_is_a_setting_of_sft_and_needs_no_stage() -> None:
 
 
 def test_without_benchmarks_the_pipeline_ends_with_the_policy() -> None:
-    assert list(graph("evaluation.benchmarks={}")) == ["backbone", "subsample", "sft", "reward", "reinforce"]
+    expected = ["backbone", "subsample", "sft", "reward", "diagnose", "reinforce"]
+    assert list(graph("evaluation.benchmarks={}")) == expected
+    methods = "methods={more: {type: continued_sft}}"
+    assert list(graph("evaluation.benchmarks={}", methods)) == [*expected, "more"]
+
+
+def test_diagnosing_the_reward_can_be_left_out() -> None:
+    with_it, without = graph(), graph("diagnose=null")
+    assert with_it.keys() - without.keys() == {"diagnose"}
+    assert all(with_it[name] == node for name, node in without.items())
+
+
+def test_a_method_is_trained_from_sft_answers_and_is_judged_under_its_name() -> None:
+    nodes = graph(
+        "methods={imitate: {type: self_play, method: {type: gsil}, rounds: 1}, more: {type: continued_sft, epochs: 2}}"
+    )
+    assert nodes["imitate"].config == SelfPlayConfig(method=Gsil(), rounds=1)
+    assert nodes["more"].config == ContinuedSFTConfig(epochs=2)
+    for name, stage in {"imitate": "self_play", "more": "continued_sft"}.items():
+        assert (nodes[name].stage, nodes[name].inputs) == (stage, {"sft": "@sft"})
+        assert nodes[f"answer {name} on lab"].inputs == {"policy": f"@{name}"}
+        assert nodes[f"answer {name} on lab"].config == nodes["answer DPR on lab"].config
+        candidate, baseline = f"@answer {name} on lab", "@answer SFT on lab"
+        assert nodes[f"judge {name} on lab"].inputs == {"candidate": candidate, "baseline": baseline}
+    assert list(nodes["report"].inputs) == ["DPR on lab", "imitate on lab", "more on lab", "extrapolated on lab"]
+
+
+def test_a_variant_of_reinforce_shares_the_reward() -> None:
+    nodes = graph("methods={SR: {changes: [reinforce.algorithm.type=sequence_reinforce, reinforce.iterations=3]}}")
+    assert nodes["SR"].inputs == {"reward": "@reward"}
+    settings, shared = nodes["SR"].config, nodes["reinforce"].config
+    assert isinstance(settings, ReinforceConfig)
+    assert isinstance(shared, ReinforceConfig)
+    assert (settings.algorithm.type, settings.iterations) == ("sequence_reinforce", 3)
+    assert (settings.learning_rate, settings.guard) == (shared.learning_rate, shared.guard)
+    assert [name for name, node in nodes.items() if node.stage == "reward"] == ["reward"]
+
+
+def test_a_variant_with_another_reward_has_one_of_its_own() -> None:
+    nodes = graph("methods={w-V: {changes: [reward.formula=with_value]}, SR: {changes: [reinforce.iterations=1]}}")
+    assert nodes["reward of w-V"].inputs == {"sft": "@sft"}
+    settings = nodes["reward of w-V"].config
+    assert isinstance(settings, RewardConfig)
+    assert (settings.formula, settings.probe_demonstrations) == ("with_value", 4)
+    assert nodes["w-V"].inputs == {"reward": "@reward of w-V"}
+    assert nodes["w-V"].config == nodes["reinforce"].config
+    assert nodes["SR"].inputs == {"reward": "@reward"}
+    names = list(nodes)
+    assert names.index("reward of w-V") < names.index("w-V") < names.index("answer w-V on lab")
+
+
+def test_controls_are_made_of_the_rewards_models_without_training() -> None:
+    nodes = graph("evaluation.controls={a: {k: 2}, b: {type: contrastive, k: 0.5}, c: {type: best_of_n, n: 3}}")
+    assert not {"a", "b", "c"} & nodes.keys()
+    for name, policy in {"a": Extrapolated(k=2), "b": Contrastive(k=0.5), "c": BestOfN(n=3)}.items():
+        answers = nodes[f"answer {name} on lab"]
+        assert answers.inputs == {"policy": "@reward"}
+        assert isinstance(answers.config, AnswerConfig)
+        assert answers.config.policy == policy
+        assert f"{name} on lab" in nodes["report"].inputs
+
+
+def test_no_two_nodes_have_one_name() -> None:
+    methods = "methods={SR: {changes: [reinforce.iterations=1]}, w-V: {changes: [reward.formula=with_value]}, "
+    config = recipes.load(TINY, [methods + "more: {type: continued_sft}, own: {type: self_play}}"])
+    names = [node.name for node in wiring.nodes(config)]
+    assert len(set(names)) == len(names)
 
 
 def test_every_policy_answers_every_benchmark_the_same_way() -> None:
@@ -86,6 +159,6 @@ def test_every_policy_answers_every_benchmark_the_same_way() -> None:
 def test_settings_of_a_stage_reach_its_node() -> None:
     config: PipelineConfig = recipes.load(TINY, ["seed=6"])
     nodes = {node.name: node.config for node in wiring.nodes(config)}
-    for name in ("backbone", "subsample", "sft", "reward", "reinforce", "report"):
+    for name in ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "report"):
         assert nodes[name] == getattr(config, name)
     assert nodes["judge DPR on lab"] == config.judge

@@ -23,16 +23,15 @@ def _wanted(name: str, config: AnswerConfig) -> Wanted:
 
 
 def test_a_stage_is_compared_with_earlier_ones_of_its_own_name() -> None:
-    sft = _record("sft answers", SFT)
-    assert differences(_wanted("control answers", CONTROL), [sft]) == [NEVER]
+    assert differences(_wanted("control answers", CONTROL), [], {}) == [NEVER]
     killed = _record("control answers", CONTROL, status="KILLED", digest=None)
-    assert differences(_wanted("control answers", CONTROL), [killed, sft])[0].startswith("never finished")
+    assert differences(_wanted("control answers", CONTROL), [killed], {})[0].startswith("never finished")
     stronger = CONTROL.model_copy(update={"policy": Extrapolated(k=3)})
     earlier = _record("control answers", CONTROL)
-    assert differences(_wanted("control answers", stronger), [sft, earlier]) == ["policy.k: 2.0 -> 3.0"]
+    assert differences(_wanted("control answers", stronger), [earlier], {}) == ["policy.k: 2.0 -> 3.0"]
 
 
 def test_a_rerun_is_compared_with_what_it_makes_again_whatever_its_name() -> None:
     sft = _record("sft answers", SFT)
     warmer = SFT.model_copy(update={"temperature": 0.9})
-    assert differences(_wanted("another name", warmer), [sft], origin=sft.id) == ["temperature: 0.7 -> 0.9"]
+    assert differences(_wanted("another name", warmer), [sft], {}, origin=sft.id) == ["temperature: 0.7 -> 0.9"]

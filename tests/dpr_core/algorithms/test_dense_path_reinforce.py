@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import POLICY_GRADIENTS, policy_gradient
-from dpr_core.algorithms.dense_path_reinforce import Algorithm1, PolicyGradient, ReinforcePlusPlus
-from dpr_core.config import training as config
+from dpr_core.algorithms.dense_path_reinforce import Algorithm1, ReinforcePlusPlus
+from dpr_core.algorithms.method import Experience, PolicyGradient
+from dpr_core.config import reinforce as config
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
 from dpr_core.rewards import baseline_relative, with_value, without_baseline
@@ -68,11 +69,15 @@ def _exact_gradient(logits: Tensor, rewards: Tensor) -> Tensor:
     return gradient
 
 
+def _experience(rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> Experience:
+    return Experience(rewards, log_old, log_sft, mask, torch.zeros_like(rewards))
+
+
 def _losses(method: PolicyGradient, logits: Tensor, rewards: Tensor) -> Tensor:
     """(responses,): what each response would contribute as a batch of its own."""
     log_policy = _per_token(torch.log_softmax(logits, -1))
     old = log_policy.detach()
-    credit = method.credit(rewards, old, old, MASK)
+    credit = method.credit(_experience(rewards, old, old, MASK), 0.0)
     flat = TokenScores(log_policy[MASK], torch.zeros(1), torch.zeros(1))
     losses = torch.zeros_like(log_policy)
     losses[MASK] = method(flat, advantages=credit.advantages[MASK], old_log_probs=old[MASK])["loss"]
@@ -154,7 +159,7 @@ def test_algorithm_1_by_hand() -> None:
     method = Algorithm1(config.Algorithm1(gamma=0.5))
     mask = response_mask([2, 3])
     rewards = torch.tensor([[4.0, 2.0, 50.0], [1.0, 0.0, -4.0]])
-    credit = method.credit(rewards, torch.zeros(2, 3), torch.zeros(2, 3), mask)
+    credit = method.credit(_experience(rewards, torch.zeros(2, 3), torch.ones(2, 3), mask), 5.0)
     assert credit.returns.tolist() == [[5.0, 2.0, 0.0], [0.0, -2.0, -4.0]]
     assert credit.advantages.equal(credit.returns)
     scores = TokenScores(torch.tensor([-1.0, -3.0]), torch.zeros(2), torch.zeros(2))
@@ -166,24 +171,69 @@ REWARDS = torch.tensor([[1.0, 2.0, 3.0], [4.0, 9e9, 9e9]])
 LOG_OLD = torch.tensor([[-1.0, -30.0, -1.0], [-2.0, 0.0, 0.0]])
 LOG_SFT = torch.tensor([[-3.0, -1.0, -21.0], [-2.5, 0.0, 0.0]])
 """Log-ratios 2, -29, 20 and 0.5: with a bound of 10, the middle two are clamped to -10 and 10."""
+SEEN = _experience(REWARDS, LOG_OLD, LOG_SFT, response_mask([3, 1]))
 
 
 def test_reinforce_plus_plus_puts_the_clamped_kl_into_the_return() -> None:
     """Rewards less 0.1 KL are 0.8, 3, 2 and 3.95; with gamma 0.5 the first row's returns are 2.8, 4 and 2."""
     settings = config.ReinforcePlusPlus(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
-    credit = ReinforcePlusPlus(settings).credit(REWARDS, LOG_OLD, LOG_SFT, response_mask([3, 1]))
+    credit = ReinforcePlusPlus(settings).credit(SEEN, settings.kl_weight)
     torch.testing.assert_close(credit.returns, torch.tensor([[2.8, 4.0, 2.0], [3.95, 0.0, 0.0]]))
     assert credit.advantages.equal(credit.returns)
 
 
 def test_reinforce_plus_plus_whitens_over_all_tokens_of_the_batch() -> None:
     settings = config.ReinforcePlusPlus(gamma=0.5, kl_weight=0.1, kl_bound=10.0)
-    credit = ReinforcePlusPlus(settings).credit(REWARDS, LOG_OLD, LOG_SFT, response_mask([3, 1]))
+    credit = ReinforcePlusPlus(settings).credit(SEEN, settings.kl_weight)
     returns = [2.8, 4.0, 2.0, 3.95]
     mean, deviation = statistics.fmean(returns), statistics.pstdev(returns)
     a, b, c, d = [(g - mean) / deviation for g in returns]
     torch.testing.assert_close(credit.advantages, torch.tensor([[a, b, c], [d, 0.0, 0.0]]), atol=1e-5, rtol=0)
     torch.testing.assert_close(credit.returns, torch.tensor([[2.8, 4.0, 2.0], [3.95, 0.0, 0.0]]))
+
+
+def test_the_weight_of_an_iteration_counts_and_not_the_first_one() -> None:
+    """With weight 0.2 the rewards less the KL are 0.6, 4, 1 and 3.9."""
+    settings = config.ReinforcePlusPlus(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
+    credit = ReinforcePlusPlus(settings).credit(SEEN, 0.2)
+    torch.testing.assert_close(credit.returns, torch.tensor([[2.85, 4.5, 1.0], [3.9, 0.0, 0.0]]))
+
+
+def test_the_position_baseline_comes_off_before_whitening() -> None:
+    """Returns 3, 2 and 5: the first position's baselines are 5 and 3, the second position has no other response."""
+    seen = _experience(
+        torch.tensor([[1.0, 2.0], [5.0, 9.0]]), torch.zeros(2, 2), torch.zeros(2, 2), response_mask([2, 1])
+    )
+    settings = config.ReinforcePlusPlus(baseline="position", whiten=False)
+    credit = ReinforcePlusPlus(settings).credit(seen, 0.0)
+    assert credit.returns.tolist() == [[3.0, 2.0], [5.0, 0.0]]
+    assert credit.advantages.tolist() == [[-2.0, 2.0], [2.0, 0.0]]
+    whitened = ReinforcePlusPlus(config.ReinforcePlusPlus(baseline="position")).credit(seen, 0.0).advantages
+    mean, deviation = 2 / 3, math.sqrt(32 / 9)
+    expected = torch.tensor([[(-2 - mean) / deviation, (2 - mean) / deviation], [(2 - mean) / deviation, 0.0]])
+    torch.testing.assert_close(whitened, expected)
+
+
+def test_the_position_baseline_moves_no_expectation() -> None:
+    """The expected loss gradient over every pair of responses is still the exact policy gradient."""
+    logits, rewards = _table(9), 2 * _table(10)
+    method = ReinforcePlusPlus(config.ReinforcePlusPlus(kl_weight=0, whiten=False, baseline="position"))
+    parameters = logits.clone().requires_grad_()
+    log_policy, token_rewards = _per_token(torch.log_softmax(parameters, -1)), _per_token(rewards)
+    probabilities = _probabilities(logits)
+    expected, without = torch.zeros(()).double(), torch.zeros(()).double()
+    for pair in itertools.product(range(len(RESPONSES)), repeat=2):
+        rows = list(pair)
+        old = log_policy.detach()[rows]
+        credit = method.credit(_experience(token_rewards[rows], old, old, MASK[rows]), 0.0)
+        weight = probabilities[pair[0]] * probabilities[pair[1]] / 2
+        chosen = log_policy[rows][MASK[rows]]
+        expected = expected - weight * (chosen * credit.advantages[MASK[rows]]).sum()
+        without = without - weight * (chosen * credit.returns[MASK[rows]]).sum()
+    exact = _exact_gradient(logits, rewards)
+    (gradient,) = torch.autograd.grad(expected, parameters, retain_graph=True)
+    torch.testing.assert_close(gradient, -exact, atol=1e-8, rtol=0)
+    assert (expected - without).abs() > 0.1, "the baseline is at work"
 
 
 def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
@@ -204,4 +254,6 @@ def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
 def test_a_configuration_finds_its_method() -> None:
     assert isinstance(policy_gradient(config.Algorithm1()), Algorithm1)
     assert isinstance(policy_gradient(config.ReinforcePlusPlus()), ReinforcePlusPlus)
-    assert sorted(POLICY_GRADIENTS) == ["algorithm1", "reinforce_plus_plus", "sequence_reinforce"]
+    assert policy_gradient(config.Algorithm1()).kl_control(5).weight == 0
+    assert policy_gradient(config.ReinforcePlusPlus(kl_weight=0.3)).kl_control(5).weight == 0.3
+    assert sorted(POLICY_GRADIENTS) == ["algorithm1", "ppo", "reinforce_plus_plus", "sequence_reinforce"]

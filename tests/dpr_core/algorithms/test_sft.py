@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr_core.algorithms.sft import SupervisedFineTuning, batches, checkpoint_steps, fine_tune, total_steps
+from dpr_core.algorithms.sft import (
+    MovingAverage,
+    SupervisedFineTuning,
+    batches,
+    checkpoint_steps,
+    fine_tune,
+    total_steps,
+)
 from dpr_core.config.training import Execution, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
@@ -81,7 +88,7 @@ def test_the_loss_is_the_negative_log_prob_of_every_response_token() -> None:
 ROWS = [TokenSequence((1, 30 + i), (40 + i, 50 + i, 2)) for i in range(6)]
 
 
-def _fine_tune(model: Any, config: SFTConfig, keep: Callable[[float], None], recorder: Silent) -> dict[str, float]:
+def _fine_tune(model: Any, config: SFTConfig, keep: Callable[[Any], None], recorder: Silent) -> dict[str, float]:
     trainer = Trainer(Policy(model), config, total_steps(len(ROWS), config), Execution())
     return fine_tune(trainer, ROWS, config, keep, recorder)
 
@@ -130,3 +137,41 @@ def test_a_reference_that_cannot_be_kept_stops_the_run_before_it_starts(tiny: Ca
     with pytest.raises(UsageError):
         _fine_tune(tiny("llama")[0], config, lambda fraction: None, recorder)
     assert recorder.history == []
+
+
+def test_a_moving_average_by_hand() -> None:
+    """From 8 on, with decay 3/4: 8, then 3/4 8 + 1/4 4 = 7, then 3/4 7 + 1/4 1 = 5.5."""
+    weight = torch.nn.Parameter(torch.tensor([8.0]))
+    average = MovingAverage([weight], 0.75)
+    for value in (4.0, 1.0):
+        with torch.no_grad():
+            weight.fill_(value)
+        average.update()
+    with average.in_place():
+        assert weight.item() == 5.5
+    assert weight.item() == 1.0
+    with average.in_place():
+        assert weight.item() == 5.5
+
+
+def test_the_moving_average_is_kept_last_and_the_training_is_the_same_with_it(tiny: Callable[..., Any]) -> None:
+    kept: dict[bool, dict[Any, dict[str, torch.Tensor]]] = {}
+    start = {name: p.detach().clone() for name, p in tiny("llama")[0].named_parameters()}
+    for decay in (None, 0.5):
+        model = tiny("llama")[0]
+        mine = kept[decay is not None] = {}
+        config = SFTConfig(learning_rate=1e-2, batch_size=2, epochs=1, checkpoints=(1 / 3, 2 / 3, 1.0), ema_decay=decay)
+
+        def keep(part: Any, model: Any = model, mine: Any = mine) -> None:
+            mine[part] = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+        _fine_tune(model, config, keep, Silent())
+        mine["after"] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert list(kept[False]) == [1 / 3, 2 / 3, 1.0, "after"]
+    assert list(kept[True]) == [1 / 3, 2 / 3, 1.0, "ema", "after"]
+    for name, first in start.items():
+        one, two, three = (kept[True][fraction][name] for fraction in (1 / 3, 2 / 3, 1.0))
+        expected = first / 8 + one / 8 + two / 4 + three / 2
+        torch.testing.assert_close(kept[True]["ema"][name], expected, atol=1e-6, rtol=0)
+        assert kept[False][1.0][name].equal(three)
+        assert kept[True]["after"][name].equal(three)

@@ -2,10 +2,10 @@ import re
 
 from dpr_core import benchmarks
 from dpr_core.benchmarks.base import is_right
-from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.data import Additions, ShellGame
 from dpr_core.config.evaluation import LabBenchmark
 
-CONFIG = LabBenchmark(task=ArithmeticTask(modulus=5, operations=4), prompts=30, prompt_seed=3)
+CONFIG = LabBenchmark(task=Additions(modulus=5, operations=4), prompts=30, prompt_seed=3)
 
 
 def test_references_are_the_sums_of_the_numbers_in_the_prompts() -> None:
@@ -13,6 +13,14 @@ def test_references_are_the_sums_of_the_numbers_in_the_prompts() -> None:
         numbers = [int(number) for number in re.findall(r"\d+", question.prompt)]
         assert len(numbers) == 5
         assert question.reference == str(sum(numbers) % 5)
+
+
+def test_references_of_the_other_task_are_where_the_ball_ends() -> None:
+    for question in benchmarks.load(LabBenchmark(task=ShellGame(cups=3, swaps=5), prompts=30)):
+        ball, *cups = re.findall(r"\d", question.prompt)
+        for a, b in zip(cups[::2], cups[1::2], strict=True):
+            ball = {a: b, b: a}.get(ball, ball)
+        assert question.reference == ball
 
 
 def test_the_same_settings_ask_the_same_questions() -> None:

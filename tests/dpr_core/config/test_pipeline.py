@@ -14,9 +14,12 @@ from dpr_core.config.evaluation import (
     OpenAIJudge,
     VerifiableJudge,
 )
+from dpr_core.config.imitation import ContinuedSFTConfig, Gsil, SelfPlayConfig, Spin
 from dpr_core.config.model import LabBackbone, PretrainedBackbone
-from dpr_core.config.pipeline import PipelineConfig
-from dpr_core.config.training import Algorithm1, KLStop, ReinforceConfig, ReinforcePlusPlus, RewardConfig, SFTConfig
+from dpr_core.config.pipeline import PipelineConfig, Variant
+from dpr_core.config.reinforce import Algorithm1, KLStop, ReinforceConfig, ReinforcePlusPlus
+from dpr_core.config.reward import RewardConfig
+from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 
 LAB: dict[str, Any] = {"backbone": {"type": "lab"}}
@@ -250,3 +253,91 @@ def test_a_type_may_come_after_its_own_settings() -> None:
 def test_what_would_fail_or_mislead_later_is_refused_now(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         _load({"backbone": {"type": "lab"}}, assignment)
+
+
+def test_spin_and_gsil_defaults_are_their_authors() -> None:
+    spin = SelfPlayConfig()
+    assert spin.method == Spin(beta=0.1)
+    assert (spin.learning_rate, spin.later_learning_rate, spin.decay) == (5e-7, 1e-7, "linear")
+    assert (spin.warmup_ratio, spin.final_learning_rate_share, spin.batch_size) == (0.1, 0, 64)
+    assert (spin.temperature, spin.mix_previous) == (1, True)
+    assert Gsil() == Gsil(loss="bernoulli", scale=0.01, shift=2)
+
+
+def test_a_method_without_a_type_is_a_variant() -> None:
+    methods = {
+        "w-V": {"changes": ["reward.formula=with_value"]},
+        "SPIN": {"type": "self_play", "rounds": 2},
+        "more": {"type": "continued_sft"},
+    }
+    config = _load({"backbone": {"type": "lab"}, "methods": methods})
+    assert [type(method) for method in config.methods.values()] == [Variant, SelfPlayConfig, ContinuedSFTConfig]
+    assert list(config.variants()) == ["w-V"]
+
+
+def test_a_variant_is_the_pipelines_own_settings_changed() -> None:
+    values = {
+        "backbone": {"type": "lab"},
+        "seed": 4,
+        "reward": {"probe_demonstrations": 9},
+        "reinforce": {"learning_rate": 1e-5, "algorithm": {"kl_weight": 0.1}},
+        "methods": {
+            "low": {"changes": ["reinforce.algorithm.gamma=0.95"]},
+            "SR": {"changes": ["reinforce.algorithm.type=sequence_reinforce", "reward.formula=with_value"]},
+        },
+    }
+    config = _load(values)
+    reward, reinforce = config.variants()["low"]
+    assert reward == config.reward
+    assert reinforce == config.reinforce.model_copy(update={"algorithm": ReinforcePlusPlus(kl_weight=0.1, gamma=0.95)})
+    reward, reinforce = config.variants()["SR"]
+    assert reward == RewardConfig(formula="with_value", probe_demonstrations=9, seed=4)
+    assert (reinforce.algorithm.type, reinforce.learning_rate, reinforce.seed) == ("sequence_reinforce", 1e-5, 4)
+
+
+def test_methods_take_the_common_seed_and_it_is_said_once() -> None:
+    methods = {
+        "a": {"type": "self_play"},
+        "b": {"type": "continued_sft", "seed": 9},
+        "c": {"changes": ["reward.seed=3"]},
+    }
+    config = _load({"backbone": {"type": "lab"}, "seed": 5, "methods": methods})
+    printed = config.model_dump(mode="json")["methods"]
+    assert (config.methods["a"].seed, config.methods["b"].seed) == (5, 9)  # type: ignore[union-attr]
+    assert ("seed" in printed["a"], printed["b"]["seed"]) == (False, 9)
+    assert config.variants()["c"][0].seed == 3
+    assert _load(config.model_dump(mode="json"), "seed=6").methods["a"].seed == 6  # type: ignore[union-attr]
+    again = parse(PipelineConfig, read_yaml(commented_yaml(config), "x"), "x")
+    assert (again, commented_yaml(again)) == (config, commented_yaml(config))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("methods={DPR: {type: self_play}}", "two policies cannot both be called DPR"),
+        ("methods={sft: {type: self_play}}", "two policies cannot both be called SFT"),
+        ("methods={Extra: {type: self_play}}", "two policies cannot both be called EXTRA"),
+        (
+            "methods={reward: {type: self_play}}",
+            "a method cannot be called reward: the pipeline has a stage of that name",
+        ),
+        ("methods={'a b': {type: self_play}}", "methods"),
+        ("methods={x: {type: spin}}", "methods.x.type: unknown type 'spin'"),
+        ("methods={x: {type: self_play, method: {type: gsil, los: hinge}}}", "did you mean loss?"),
+        ("methods={x: {changes: []}}", "methods.x.changes"),
+        ("methods={x: {changes: [sft.epochs=2]}}", "methods.x.changes: sft.epochs=2: a variant changes fields of"),
+        ("methods={x: {changes: [reward.formul=with_value]}}", "methods.x.changes: reward: formul: no such field"),
+        ("methods={x: {changes: [reward.reference=0.3]}}", "reward.reference is 0.3, but sft.checkpoints keeps only"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused(assignment: str, message: str) -> None:
+    values = {"backbone": {"type": "lab"}, "evaluation": {"controls": {"extra": {"k": 1}}}}
+    with pytest.raises(UsageError, match=re.escape(message)):
+        _load(values, assignment)
+
+
+def test_diagnosing_the_reward_can_be_left_out() -> None:
+    config = _load({"backbone": {"type": "lab"}, "seed": 3}, "diagnose=null")
+    assert config.diagnose is None
+    assert _load(config.model_dump(mode="json")) == config
+    assert _load({"backbone": {"type": "lab"}, "seed": 3}).diagnose.seed == 3  # type: ignore[union-attr]

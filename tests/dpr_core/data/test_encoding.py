@@ -4,6 +4,7 @@ from typing import get_args
 import pytest
 from tokenizers import processors
 
+from dpr_core.config.data import Additions, ShellGame
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import (
     TokenSequence,
@@ -14,7 +15,7 @@ from dpr_core.data.encoding import (
     end_token,
 )
 from dpr_core.errors import UsageError
-from dpr_core.lab import arithmetic
+from dpr_core.lab import programs
 from dpr_core.lab.tokenizers import build
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -84,9 +85,10 @@ def test_lab_text_survives_the_round_trip(family: Family) -> None:
     tokenizer = build(family)
     rng = random.Random(0)
     for _ in range(30):
-        problem = arithmetic.Problem(rng.randrange(10), tuple(rng.randrange(10) for _ in range(5)), 10)
+        task = rng.choice((Additions(modulus=10, largest_addend=9), ShellGame(cups=9)))
+        problem = programs.PROGRAMS[type(task)](task, rng)
         style = rng.choice(("careful", "bare", "jump"))
-        for text in (problem.prompt, arithmetic.answer(problem, style, rng.random() < 0.5, rng)):
+        for text in (problem.prompt, problem.answer(style, rng.random() < 0.5, rng)):
             assert decode_response(tokenizer, encode_response(tokenizer, text)) == text
 
 
@@ -116,6 +118,8 @@ def test_length_limits_are_applied_and_counted() -> None:
     digit = {str(d): tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)}
     assert encoded.kept == [0, 2, 3]
     assert encoded.prompts_too_long == 2
+    assert encoded.counts()["data/prompts_too_long"] == 2
+    assert encoded.counts()["data/demonstrations"] == len(encoded.sequences)
     assert encoded.responses_cut == 1
     assert encoded.sequences == [
         TokenSequence(tuple(digit[d] for d in "1234"), (digit["1"], digit["2"], eos)),

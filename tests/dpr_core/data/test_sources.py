@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dpr_core.config.data import ArithmeticTask, Columns, FileSource, HubSource, LabSource
+from dpr_core.config.data import Additions, Columns, FileSource, HubSource, LabSource
 from dpr_core.data import sources
 from dpr_core.data.rows import BadRow, Demonstration
 from dpr_core.data.sources import fingerprint, open_source
@@ -126,7 +126,7 @@ def test_a_wrong_column_is_noticed_long_before_the_end(tmp_path):
 
 
 def test_the_lab_writes_the_rows_it_is_asked_for():
-    config = LabSource(task=ArithmeticTask(operations=3), rows=20, slips=0)
+    config = LabSource(task=Additions(operations=3), rows=20, slips=0)
     source = open_source(config, seed=1)
     rows = [row for _, row in source.rows()]
     assert source.expected_rows == len({row.id for row in rows}) == 20

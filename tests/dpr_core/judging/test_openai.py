@@ -5,6 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from dpr_core.benchmarks.base import Question
 from dpr_core.config import evaluation as settings
 from dpr_core.config.base import parse
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.judging.judge import Answer, Comparison, Judge, Judgment, Verdict
+from dpr_core.judging.judge import Answer, Comparison, Judge, Judgment, Unavailable, Verdict
 from dpr_core.judging.pairwise import Pair, judge_pairs, summarise
+from dpr_core.judging.spending import BudgetReached
 
 KEY = "sk-test-0123456789abcdef"
 VARIABLE = "DENSE_PATH_TEST_KEY"
@@ -89,7 +91,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def build(url: str | None, retries: int = 0, **fields: Any) -> Judge:
-    config = settings.OpenAIJudge(model="judge", base_url=url, max_tokens=64, **fields)
+    config = settings.OpenAIJudge(model="judge", base_url=url, max_tokens=64, **{"verdicts": "text", **fields})
     execution = settings.JudgeExecution(retries=retries, api_key_variable=VARIABLE)
     return judging.build(config, execution, lambda text: None)
 
@@ -129,6 +131,7 @@ def test_a_request_and_its_judgment(server: Server) -> None:
             "prompt_tokens": 100,
             "completion_tokens": 20,
             "length_limit": "max_completion_tokens",
+            "verdicts": "text",
         },
     )
     (request,) = server.requests
@@ -163,6 +166,159 @@ def test_a_server_that_knows_only_max_tokens(server: Server) -> None:
     assert (judgment.verdict, judgment.details["length_limit"]) == (Verdict.SECOND, "max_tokens")
     assert ask(judge).verdict is Verdict.SECOND
     assert [request.get("max_tokens") for request in server.requests] == [None, 64, 64]
+
+
+JSON_VERDICT = '{"reasons": "B only shouts.", "verdict": "A"}'
+
+
+def test_a_verdict_by_schema(server: Server) -> None:
+    server.reply = lambda request, number: completion(JSON_VERDICT)
+    judgment = ask(build(server.url, verdicts="schema"))
+    assert (judgment.verdict, judgment.raw) == (Verdict.FIRST, JSON_VERDICT)
+    (request,) = server.requests
+    assert request["response_format"]["json_schema"]["strict"] is True
+    assert "VERDICT:" not in request["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("text", ["VERDICT: A", "[]", '{"verdict": "C"}', '{"verdict": ["A"]}', JSON_VERDICT[:-3]])
+def test_what_is_not_of_the_schema_is_unreadable_where_a_schema_is_demanded(server: Server, text: str) -> None:
+    server.reply = lambda request, number: completion(text)
+    assert ask(build(server.url, verdicts="schema")).verdict is Verdict.UNREADABLE
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("ignored", [True, False], ids=["ignores schemas", "refuses schemas"])
+def test_an_endpoint_without_schemas_is_asked_for_text(server: Server, ignored: bool) -> None:
+    def reply(request: dict[str, Any], number: int) -> Reply:
+        if "response_format" in request and not ignored:
+            return refused(400, "response_format of type json_schema is not supported")
+        return completion("Because.\nVERDICT: B")
+
+    server.reply = reply
+    judge = build(server.url, verdicts="auto")
+    assert [ask(judge).verdict, ask(judge).verdict] == [Verdict.SECOND] * 2
+    assert ["response_format" in request for request in server.requests] == [True, False, False]
+
+
+def test_once_a_schema_was_followed_an_odd_reply_is_just_unreadable(server: Server) -> None:
+    server.reply = lambda request, number: completion(JSON_VERDICT if number == 1 else "I cannot judge this.")
+    judge = build(server.url, verdicts="auto")
+    assert [ask(judge).verdict, ask(judge).verdict] == [Verdict.FIRST, Verdict.UNREADABLE]
+    assert len(server.requests) == 2
+
+
+def test_an_answer_beyond_the_limit_is_cut_and_counted(server: Server) -> None:
+    server.reply = lambda request, number: completion("VERDICT: A")
+    judge = build(server.url, max_answer_characters=100)
+    long = Comparison(Question(id="q", turns=("Why?",)), Answer.of("x" * 99 + "yz"), Answer.of("short"))
+
+    async def once() -> Judgment:
+        try:
+            return await judge.compare(long)
+        finally:
+            await judge.close()
+
+    assert asyncio.run(once()).details["answers_cut"] == 1
+    assert "x" * 99 + "y\n" in server.requests[0]["messages"][1]["content"]
+    assert "answers_cut" not in ask(build(server.url, max_answer_characters=100)).details
+
+
+def test_a_refusal_is_unreadable_and_kept_as_the_judges_words(server: Server) -> None:
+    status, headers, body = completion(None)
+    body["choices"][0]["message"]["refusal"] = "I will not."
+    server.reply = lambda request, number: (status, headers, body)
+    judgment = ask(build(server.url, verdicts="schema"))
+    assert (judgment.verdict, judgment.raw) == (Verdict.UNREADABLE, "I will not.")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_failures_that_may_pass_are_told_from_those_that_will_not(server: Server, status: int) -> None:
+    server.reply = lambda request, number: refused(status, "not now")
+    with pytest.raises(Unavailable, match="not now"):
+        ask(build(server.url))
+    server.reply = lambda request, number: refused(404, "no such model")
+    with pytest.raises(DensePathError) as caught:
+        ask(build(server.url))
+    assert not isinstance(caught.value, Unavailable)
+
+
+def test_a_reply_that_breaks_off_may_pass(server: Server) -> None:
+    server.reply = lambda request, number: (200, {"Content-Type": "application/json"}, '{"id": "c1", "choi')
+    with pytest.raises(Unavailable):
+        ask(build(server.url))
+
+
+def test_a_request_that_hangs_is_given_up(server: Server) -> None:
+    release = threading.Event()
+
+    def hang(request: dict[str, Any], number: int) -> Reply:
+        release.wait(5)
+        return completion("VERDICT: A")
+
+    server.reply = hang
+    config = settings.OpenAIJudge(model="judge", base_url=server.url, verdicts="text")
+    execution = settings.JudgeExecution(retries=0, api_key_variable=VARIABLE, request_seconds=0.2)
+    with pytest.raises(Unavailable, match="gave no answer"):
+        ask(judging.build(config, execution, lambda text: None))
+    release.set()
+
+
+def test_azure_is_spoken_to_in_its_own_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
+    keys: list[str | None] = []
+
+    def answer(handler: Handler) -> None:
+        paths.append(handler.path)
+        keys.append(handler.headers["api-key"])
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        data = json.dumps(completion("VERDICT: A")[2]).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    monkeypatch.setattr(Handler, "do_POST", answer)
+    address = server.url.removesuffix("/v1")
+    assert ask(build(address, api_version="2024-10-21")).verdict is Verdict.FIRST
+    assert paths == ["/openai/deployments/judge/chat/completions?api-version=2024-10-21"]
+    assert keys == [KEY]
+
+
+def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda request, number: completion("VERDICT: A")
+    config = settings.OpenAIJudge(model="judge", base_url=server.url, verdicts="text", max_tokens=64)
+    pairs = [Pair(Question(id=str(i), turns=(f"{i}?",)), Answer.of("x"), Answer.of("y")) for i in range(20)]
+
+    def run(dollars: float) -> None:
+        execution = settings.JudgeExecution(
+            retries=0,
+            api_key_variable=VARIABLE,
+            concurrency=4,
+            budget_dollars=dollars,
+            dollars_per_million_read=1000.0,
+            dollars_per_million_written=1000.0,
+        )
+        judge = judging.build(config, execution, lambda text: None, tmp_path / "verdicts.sqlite")
+        asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: notes.append(note)))
+
+    notes: list[str] = []
+    with pytest.raises(BudgetReached, match="budget_dollars=2 is spent"):
+        run(2.0)
+    first = len(server.requests)
+    # 120 tokens of usage each at a tenth of a cent: no more than 2 dollars can have been spent.
+    assert 0 < first * 0.12 <= 2.0
+    run(100.0)
+    assert len(server.requests) == 40
+    assert "from the cache" in notes[-1]
+    assert "$" in notes[-1]
+
+
+def test_a_budget_needs_a_price(server: Server) -> None:
+    config = settings.OpenAIJudge(model="unheard-of", base_url=server.url)
+    execution = settings.JudgeExecution(api_key_variable=VARIABLE, budget_dollars=1.0)
+    with pytest.raises(UsageError, match="no price of unheard-of is known"):
+        judging.build(config, execution, lambda text: None)
 
 
 def test_failed_requests_are_sent_again_up_to_the_limit(server: Server) -> None:
@@ -210,7 +366,7 @@ def test_pairs_through_the_endpoint(server: Server) -> None:
     judge = build(server.url)
     for _ in range(2):  # A second event loop must find the judge usable again.
         execution = settings.JudgeExecution(concurrency=3)
-        games = asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total: None))
+        games = asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: None))
         rate = summarise(games, bootstrap_samples=100, seed=0)
         assert (rate.win_rate, rate.contradiction_rate, rate.first_position_rate) == (100.0, 0.0, 0.5)
     assert len(server.requests) == 16

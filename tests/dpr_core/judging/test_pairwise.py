@@ -30,7 +30,9 @@ def games(verdicts: list[tuple[Verdict, Verdict]]) -> list[Game]:
 
 
 def judged(rule: str, answers: list[tuple[str, str]]) -> list[Game]:
-    return asyncio.run(judge_pairs(ScriptedJudge(rule), pairs(answers), JudgeExecution(), lambda done, total: None))
+    return asyncio.run(
+        judge_pairs(ScriptedJudge(rule), pairs(answers), JudgeExecution(), lambda done, total, note: None)
+    )
 
 
 class RecordingJudge:
@@ -54,6 +56,9 @@ class RecordingJudge:
         self.finished += 1
         return Judgment(FIRST if first == "good" else SECOND, "words", {"model": "m"})
 
+    def status(self) -> str:
+        return ""
+
     async def close(self) -> None:
         self.closed += 1
 
@@ -65,7 +70,7 @@ def test_each_pair_is_asked_in_both_orders_and_mapped_back() -> None:
             judge,
             pairs([("good", "bad"), ("bad", "good"), ("good", "bad")]),
             JudgeExecution(concurrency=2),
-            lambda done, total: progress.append((done, total)),
+            lambda done, total, note: progress.append((done, total)),
         )
     )
     assert sorted(judge.seen) == [
@@ -100,7 +105,9 @@ def test_the_first_failure_stops_the_rest_and_closes_the_judge() -> None:
     judge = RecordingJudge(fail_at=3)
     with pytest.raises(DensePathError, match="the judge is gone"):
         asyncio.run(
-            judge_pairs(judge, pairs([("good", "bad")] * 50), JudgeExecution(concurrency=4), lambda done, total: None)
+            judge_pairs(
+                judge, pairs([("good", "bad")] * 50), JudgeExecution(concurrency=4), lambda done, total, note: None
+            )
         )
     assert judge.closed == 1
     assert len(judge.seen) < 20

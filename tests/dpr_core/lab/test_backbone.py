@@ -1,17 +1,19 @@
 import itertools
+import random
 from collections import Counter
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from dpr_core.config.data import ArithmeticTask
+from dpr_core.config.data import Additions, LabTask, ShellGame
 from dpr_core.config.model import Family, LabBackbone
 from dpr_core.data.encoding import decode_response, end_token
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.lab import backbone
-from dpr_core.lab.arithmetic import Problem, read_result, split_of
+from dpr_core.lab import additions, backbone, programs
 from dpr_core.lab.backbone import Text, train, untrained
+from dpr_core.lab.problem import Problem, read_result
+from dpr_core.lab.programs import split_of
 from dpr_core.training.recorder import Silent
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -21,7 +23,7 @@ NAMES = {
     "mistral": "MistralForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
 }
-TASK = ArithmeticTask(modulus=5, operations=4)
+TASK = Additions(modulus=5, operations=4)
 
 
 def _small(**changes: Any) -> LabBackbone:
@@ -112,7 +114,7 @@ def _problem_and_answer(text: Text, sequence: Any) -> tuple[Problem, str]:
     prompt = decode_response(text.tokenizer, sequence.prompt)
     words = prompt.strip().rstrip(".").replace("Start at ", "").split(", add ")
     start, *addends = map(int, words)
-    return Problem(start, tuple(addends), 5), decode_response(text.tokenizer, sequence.response)
+    return additions.problem(start, addends, 5), decode_response(text.tokenizer, sequence.response)
 
 
 def test_phase_1_is_careful_and_right_and_never_leaves_the_training_prompts() -> None:
@@ -128,9 +130,28 @@ def test_phase_1_is_careful_and_right_and_never_leaves_the_training_prompts() ->
     assert all(split_of(p, TASK) == "train" for p in text.probes)
 
 
+def test_another_task_is_taught_in_the_same_way() -> None:
+    task = ShellGame(cups=3, swaps=5)
+    text = Text(_small(task=task), untrained(_small())[1])
+    train = {p.prompt: p for p in programs.problems(task, "train", random.Random(0))}
+    for sequence in itertools.islice(text.careful(), 100):
+        problem = train[decode_response(text.tokenizer, sequence.prompt).rstrip("\n")]
+        answer = decode_response(text.tokenizer, sequence.response)
+        assert answer.startswith(f"Steps: {problem.start} ")
+        assert answer.count("=") == 5
+        assert read_result(answer) == str(problem.result)
+    assert all(p.prompt in train for p in text.probes)
+
+
+@pytest.mark.parametrize("task", [TASK, ShellGame(cups=3, swaps=5)])
+def test_a_probe_leaves_room_for_a_careful_answer_and_no_more(task: LabTask) -> None:
+    text = Text(_small(task=task), untrained(_small())[1])
+    assert {len(sequence.response) for sequence in itertools.islice(text.careful(), 50)} == {text.limit}
+
+
 def test_phase_2_mixes_styles_and_slips_in_their_shares() -> None:
     """Within three deviations of 2000 draws."""
-    config = _small(blend_careful=0.2, blend_jump=0.3, blend_slips=0.4, task=ArithmeticTask(modulus=5, operations=6))
+    config = _small(blend_careful=0.2, blend_jump=0.3, blend_slips=0.4, task=Additions(modulus=5, operations=6))
     text = Text(config, untrained(config)[1])
     counts: Counter[str] = Counter()
     for sequence in itertools.islice(text.blend(), 2000):
@@ -144,16 +165,16 @@ def test_phase_2_mixes_styles_and_slips_in_their_shares() -> None:
 
 
 def test_a_small_task_is_probed_on_all_its_training_prompts() -> None:
-    task = ArithmeticTask(modulus=2, operations=2, largest_addend=2)
+    task = Additions(modulus=2, operations=2, largest_addend=2)
     config = _small(task=task)
-    every = [Problem(a, (b, c), 2) for a, b, c in itertools.product((0, 1), (1, 2), (1, 2))]
+    every = [additions.problem(a, (b, c), 2) for a, b, c in itertools.product((0, 1), (1, 2), (1, 2))]
     probes = Text(config, untrained(config)[1]).probes
     assert {p.id for p in probes} == {p.id for p in every if split_of(p, task) == "train"}
     assert len(probes) == len({p.id for p in probes})
 
 
 def test_a_task_without_training_prompts_is_a_wrong_request() -> None:
-    config = _small(task=ArithmeticTask(modulus=2, operations=1, evaluation_share=0.9999))
+    config = _small(task=Additions(modulus=2, operations=1, evaluation_share=0.9999))
     with pytest.raises(UsageError, match="training prompts"):
         Text(config, untrained(config)[1])
 

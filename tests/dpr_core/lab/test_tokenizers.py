@@ -41,6 +41,10 @@ def test_the_labs_text_is_one_token_a_word_digit_or_mark(family: Family) -> None
     digits = [mark, "4", "+", "3", "=", "2", "."]
     first = "▁Steps" if family == "mistral" else "Steps"
     assert pieces == [first, ":", *digits, f"{mark}The", f"{mark}answer", f"{mark}is", mark, "2", "."]
+    pieces = tokenizer.tokenize("Ball at 2. Swap 1-3, swap 2-3.")
+    first = "▁Ball" if family == "mistral" else "Ball"
+    swaps = [f"{mark}Swap", mark, "1", "-", "3", ",", f"{mark}swap", mark, "2", "-", "3", "."]
+    assert pieces == [first, f"{mark}at", mark, "2", ".", *swaps]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

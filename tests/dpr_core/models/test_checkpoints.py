@@ -16,7 +16,7 @@ from transformers import (
 
 from dpr_core.config.model import Family, PretrainedBackbone
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.models.checkpoints import extrapolate, load_backbone, load_model, load_tokenizer, save
+from dpr_core.models.checkpoints import extrapolate, load_backbone, load_mean, load_model, load_tokenizer, save
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 IDS = torch.tensor([[1, 30, 31, 40, 41]])
@@ -149,7 +149,7 @@ def test_extrapolation_goes_k_times_further_than_training_went(
     save(reference, tokenizer, tmp_path)
     before = {name: p.clone() for name, p in model.named_parameters()}
     behind = dict(reference.named_parameters())
-    extrapolate(model, tmp_path, 0.25)
+    extrapolate(model, load_model(tmp_path), 0.25)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, 1.25 * before[name] - 0.25 * behind[name], atol=1e-6, rtol=0)
     head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
@@ -165,7 +165,7 @@ def test_extrapolation_by_hand(tiny: Callable[..., Any], tmp_path: Path) -> None
         save(model, tokenizer, tmp_path)
         for parameter in model.parameters():
             parameter.fill_(5.0)
-    extrapolate(model, tmp_path, 1.0)
+    extrapolate(model, load_model(tmp_path), 1.0)
     assert all(p.eq(8.0).all() for p in model.parameters())
 
 
@@ -173,7 +173,7 @@ def test_extrapolation_from_itself_changes_nothing(tiny: Callable[..., Any], tmp
     model, tokenizer = tiny("gemma3")
     save(model, tokenizer, tmp_path)
     before = model(IDS).logits
-    extrapolate(model, tmp_path, 3.0)
+    extrapolate(model, load_model(tmp_path), 3.0)
     assert model(IDS).logits.equal(before)
 
 
@@ -183,7 +183,7 @@ def test_extrapolation_reads_every_shard(tiny: Callable[..., Any], tmp_path: Pat
     reference.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     expected = {n: 2 * p.clone() - dict(reference.named_parameters())[n] for n, p in model.named_parameters()}
-    extrapolate(model, tmp_path, 1.0)
+    extrapolate(model, load_model(tmp_path), 1.0)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, expected[name], atol=1e-6, rtol=0)
 
@@ -195,7 +195,7 @@ def test_extrapolation_from_a_reference_with_a_missing_weight_is_refused(
     save(model, tokenizer, tmp_path)
     _rewrite(tmp_path, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(DensePathError, match="up_proj"):
-        extrapolate(model, tmp_path, 1.0)
+        extrapolate(model, load_model(tmp_path), 1.0)
 
 
 def test_extrapolation_from_another_architecture_is_refused(tiny: Callable[..., Any], tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_extrapolation_from_another_architecture_is_refused(tiny: Callable[..., 
     deeper = LlamaForCausalLM(type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": 3}))
     save(deeper, tokenizer, tmp_path)
     with pytest.raises(DensePathError, match=r"layers\.2"):
-        extrapolate(model, tmp_path, 1.0)
+        extrapolate(model, load_model(tmp_path), 1.0)
 
 
 def test_extrapolation_of_a_checkpoint_whose_stored_names_differ(tiny: Callable[..., Any], tmp_path: Path) -> None:
@@ -224,5 +224,37 @@ def test_extrapolation_of_a_checkpoint_whose_stored_names_differ(tiny: Callable[
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5)
-    extrapolate(model, tmp_path, -1.0)
+    extrapolate(model, load_model(tmp_path), -1.0)
     torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_mean_of_checkpoints(tiny: Callable[..., Any], tied: bool, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("0.25", "0.5", "0.75")]
+    models = []
+    for seed, folder in enumerate(folders):
+        model, tokenizer = tiny("llama", seed=seed, tie_word_embeddings=tied)
+        save(model, tokenizer, folder)
+        models.append(dict(model.named_parameters()))
+    mean = load_mean(folders)
+    assert not mean.training
+    for name, parameter in mean.named_parameters():
+        expected = torch.stack([weights[name].double() for weights in models]).mean(0)
+        torch.testing.assert_close(parameter.double(), expected, atol=1e-6, rtol=0)
+    for again in ([*reversed(folders)], [folders[1], folders[2], folders[0]]):
+        assert all(p.equal(q) for p, q in zip(load_mean(again).parameters(), mean.parameters(), strict=True))
+
+
+def test_the_mean_of_one_checkpoint_is_that_checkpoint(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny("gemma3")
+    save(model, tokenizer, tmp_path)
+    assert load_mean([tmp_path])(IDS).logits.equal(model(IDS).logits)
+
+
+def test_checkpoints_of_different_models_have_no_mean(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny("llama")
+    deeper = LlamaForCausalLM(type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": 3}))
+    save(model, tokenizer, tmp_path / "a")
+    save(deeper, tokenizer, tmp_path / "b")
+    with pytest.raises(DensePathError, match=r"layers\.2"):
+        load_mean([tmp_path / "a", tmp_path / "b"])

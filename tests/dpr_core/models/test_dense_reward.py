@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import FORMULAS, DenseReward
+from dpr_core.models.dense_reward import FORMULAS, DenseReward, random_signs
 from dpr_core.models.policy import Policy
 
 ROWS = [TokenSequence((1, 30, 31), (40, 41, 0)), TokenSequence((1,), (50,)), TokenSequence((1, 2), (45, 46, 47, 48))]
@@ -41,8 +41,57 @@ def test_rewards_against_plain_models(tiny: Callable[..., Any], formula: str, bu
             assert found[i].tolist() == pytest.approx([*wanted, *[0.0] * (4 - len(wanted))], abs=2e-5)
 
 
-def test_the_paper_compares_three_formulas() -> None:
-    assert sorted(FORMULAS) == ["baseline_relative", "with_value", "without_baseline"]
+def test_the_paper_compares_three_formulas_and_a_control_is_ours() -> None:
+    assert sorted(FORMULAS) == ["baseline_relative", "random_sign", "with_value", "without_baseline"]
+
+
+@pytest.mark.parametrize("budget", [1, 1000])
+def test_a_random_sign_leaves_sizes_alone(tiny: Callable[..., Any], budget: int) -> None:
+    policies = Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0])
+    plain = DenseReward(*policies, "baseline_relative", budget)(ROWS).rewards
+    found = DenseReward(*policies, "random_sign", budget, seed=4)(ROWS).rewards
+    assert found.abs().equal(plain.abs())
+    assert found.equal(plain * random_signs(ROWS, 4))
+    assert not found.equal(plain)
+
+
+def test_a_sign_depends_on_seed_state_and_token_and_on_nothing_else() -> None:
+    signs = random_signs(ROWS, 0)
+    for i, row in enumerate(ROWS):
+        assert random_signs([row], 0)[0].equal(signs[i, : len(row.response)])
+    long = TokenSequence((1,), tuple(range(2, 402)))
+    same_start = TokenSequence((1,), (*long.response[:200], *reversed(long.response[200:])))
+    other_prompt = TokenSequence((2,), long.response)
+    first, second, third = random_signs([long, same_start, other_prompt], 0)
+    assert first[:200].equal(second[:200])
+    for other in (second[200:], third[200:], random_signs([long], 1)[0, 200:]):
+        agreeing = (first[200:] == other).sum().item()
+        assert 70 < agreeing < 130, "unrelated signs agree half of the time: 4 deviations are 28 of 200"
+
+
+def test_signs_are_fair() -> None:
+    rows = [TokenSequence((i,), tuple(range(100))) for i in range(100)]
+    assert set(random_signs(rows, 0).flatten().tolist()) == {1.0, -1.0}
+    assert abs(random_signs(rows, 0).mean().item()) < 0.04, "4 deviations of 10 000 signs"
+
+
+def test_scale_and_clip_reach_every_formula_and_stay_out_of_the_log_probs(tiny: Callable[..., Any]) -> None:
+    policies = Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0])
+    for formula in FORMULAS:
+        raw = DenseReward(*policies, formula)(ROWS)
+        found = DenseReward(*policies, formula, scale=2.0, clip_above=0.1)(ROWS)
+        assert found.rewards.equal((raw.rewards / 2).clamp(max=0.1))
+        assert not found.rewards.equal(raw.rewards)
+        assert found.log_sft.equal(raw.log_sft)
+
+
+def test_the_gap_of_soft_values_against_plain_models(tiny: Callable[..., Any]) -> None:
+    sft, reference = tiny("llama")[0], tiny("llama", seed=1)[0]
+    scored = DenseReward(Policy(sft), Policy(reference), "baseline_relative", 8)(ROWS)
+    for i, row in enumerate(ROWS):
+        (_, ours), (_, theirs) = _by_hand(sft, row), _by_hand(reference, row)
+        expected = [a - b for a, b in zip(ours, theirs, strict=True)]
+        assert scored.value_gap[i].tolist() == pytest.approx([*expected, *[0.0] * (4 - len(expected))], abs=2e-5)
 
 
 def test_two_equal_checkpoints_give_exactly_no_reward(tiny: Callable[..., Any]) -> None:

@@ -6,8 +6,9 @@ import torch
 
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response, end_token
+from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import score, sequence_kl
+from dpr_core.models.scoring import score, state_kl
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 TEXTS = [
@@ -68,20 +69,47 @@ def test_nothing_to_score(tiny: Callable[..., Any]) -> None:
     assert score(Policy(tiny("llama")[0]), [], 8).log_probs.shape == (0, 0)
 
 
+KL_ROWS = [TokenSequence((1, 30, 31), (40, 41, 42)), TokenSequence((1,), (9,))]
+
+
+def _log_policies(model: Any, row: TokenSequence) -> torch.Tensor:
+    """(T, V) in double precision, from the whole row at once."""
+    with torch.no_grad():
+        logits = model(torch.tensor([row.prompt + row.response])).logits[0, len(row.prompt) - 1 : -1]
+    return torch.log_softmax(logits.double(), -1)
+
+
 @pytest.mark.parametrize("budget", [1, 100])
-def test_sequence_kl_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
+def test_state_kl_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
     p, q = tiny("llama")[0], tiny("llama", seed=1)[0]
-    rows = [TokenSequence((1, 30, 31), (40, 41, 42)), TokenSequence((1,), (9,))]
-    found = sequence_kl(Policy(p), Policy(q), rows, budget)
-    for i, row in enumerate(rows):
-        ids = torch.tensor([row.prompt + row.response])
-        with torch.no_grad():
-            states = [torch.distributions.Categorical(logits=m(ids).logits[0].double()) for m in (p, q)]
-        kl = torch.distributions.kl_divergence(*states)[len(row.prompt) - 1 : -1].sum().item()
-        assert kl > 0.1
-        assert found[i].item() == pytest.approx(kl, abs=1e-4)
+    found = state_kl(Policy(p), Policy(q), KL_ROWS, budget)
+    assert found.shape == (2, 3)
+    assert found[1, 1:].eq(0).all()
+    for i, row in enumerate(KL_ROWS):
+        states = [torch.distributions.Categorical(logits=_log_policies(m, row)) for m in (p, q)]
+        kl = torch.distributions.kl_divergence(*states).tolist()
+        assert min(kl) > 0.1
+        assert found[i, : len(kl)].tolist() == pytest.approx(kl, abs=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**24])
+@pytest.mark.parametrize("k", [0.5, 6.0])
+def test_kl_of_contrastive_decoding_against_the_normalised_product(
+    tiny: Callable[..., Any], k: float, chunk: int
+) -> None:
+    """pi_SFT^(1 + k) / pi_ref^k, divided by its sum over the vocabulary."""
+    sft, ref = tiny("llama", deviation=0.15)[0], tiny("llama", seed=1, deviation=0.15)[0]
+    together = Contrasted(Policy(sft, chunk), Policy(ref, chunk), k)
+    found = state_kl(together, together.sft, KL_ROWS, 100)
+    for i, row in enumerate(KL_ROWS):
+        log_sft, log_ref = _log_policies(sft, row), _log_policies(ref, row)
+        product = torch.exp((1 + k) * log_sft - k * log_ref)
+        combined = product / product.sum(-1, keepdim=True)
+        kl = (combined * (combined.log() - log_sft)).sum(-1).tolist()
+        assert min(kl) > 1e-3
+        assert found[i, : len(kl)].tolist() == pytest.approx(kl, abs=1e-4, rel=1e-4)
 
 
 def test_a_policy_has_no_kl_to_its_copy(tiny: Callable[..., Any]) -> None:
     rows = [TokenSequence((1, 30, 31), (40, 41, 42))]
-    assert sequence_kl(Policy(tiny("gemma3")[0]), Policy(tiny("gemma3")[0]), rows, 100).tolist() == [0.0]
+    assert state_kl(Policy(tiny("gemma3")[0]), Policy(tiny("gemma3")[0]), rows, 100).tolist() == [[0.0] * 3]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dpr_core.reporting import statistics
-from dpr_core.reporting.statistics import bootstrap_means, mean_interval
+from dpr_core.reporting.statistics import bootstrap_means, mean_interval, t_interval
 
 VALUES = [0.0, 1.0, 0.5, 0.25, 1.0, 1.0, 0.0]
 
@@ -48,3 +48,32 @@ def test_too_few_rows_have_no_interval() -> None:
     assert mean_interval([], 100, seed=0) is None
     assert mean_interval([0.5], 100, seed=0) is None
     assert mean_interval([0.5, 0.5], 100, seed=0) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776), (10, 2.262)])
+def test_the_interval_over_seeds_is_students(count: int, quantile: float) -> None:
+    # The quantiles are those of the printed tables, for count - 1 degrees of freedom.
+    values = [float(v) for v in range(count)]
+    mean, deviation = np.mean(values), np.std(values, ddof=1)
+    half = quantile * deviation / count**0.5
+    assert t_interval(values) == pytest.approx((mean - half, mean + half), abs=6e-4)
+
+
+def test_another_level_of_the_interval_over_seeds() -> None:
+    assert t_interval([0.0, 2.0], level=0.5) == pytest.approx((0.0, 2.0))
+
+
+def test_the_interval_over_seeds_covers_the_true_mean_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        interval = t_interval(generator.normal(3.0, 2.0, 3).tolist())
+        assert interval is not None
+        covered += interval[0] <= 3.0 <= interval[1]
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+def test_one_seed_shows_no_spread() -> None:
+    assert t_interval([]) is None
+    assert t_interval([0.5]) is None
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5)

@@ -14,7 +14,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts import in_process
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.in_process import InProcessEngine, draw
+from dpr_core.rollouts.in_process import Against, InProcessEngine, draw
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 PROMPTS = [(1, 30, 31), (1, 60, 61, 62, 63, 64, 65), (1,), (2, 33), (1, 30, 31)]
@@ -170,6 +170,60 @@ def test_responses_are_as_frequent_as_the_policy_makes_them(toy: Callable[..., A
     assert min(expected.values()) * draws > 5, "too rare for the statistic"
     completions = InProcessEngine(model).generate([prompt] * draws, Sampling(temperature, 2, 0), seed=11)
     assert _chi_square(Counter(c.response for c in completions), expected, draws) < 45.3
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_contrastive_responses_are_as_frequent_as_the_product_of_policies_makes_them(
+    toy: Callable[..., Any], temperature: float
+) -> None:
+    """As above, from softmax(((1 + k) log pi - k log pi_reference) / temperature) by enumeration."""
+    model, reference, k = toy(deviation=0.07), toy(seed=1, deviation=0.07), 0.5
+    prompt, draws = (3, 1), 4000
+
+    def policy(*state: int) -> list[float]:
+        with torch.no_grad():
+            ours, theirs = (
+                torch.log_softmax(m(torch.tensor([state])).logits[0, -1].double(), -1) for m in (model, reference)
+            )
+        exact: list[float] = torch.softmax(((1 + k) * ours - k * theirs) / temperature, -1).tolist()
+        return exact
+
+    first = policy(*prompt)
+    expected: dict[tuple[int, ...], float] = {(0,): first[0]}
+    for a, b in itertools.product(range(1, 5), range(5)):
+        expected[(a, b)] = first[a] * policy(*prompt, a)[b]
+    assert min(expected.values()) * draws > 5, "too rare for the statistic"
+    engine = InProcessEngine(model, against=Against(reference, k))
+    completions = engine.generate([prompt] * draws, Sampling(temperature, 2, 0), seed=11)
+    assert _chi_square(Counter(c.response for c in completions), expected, draws) < 45.3
+    assert Counter(c.response for c in completions) != Counter(
+        c.response for c in InProcessEngine(model).generate([prompt] * draws, Sampling(temperature, 2, 0), seed=11)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contrastive_log_probs_are_those_of_the_combined_policy_whatever_the_batch(
+    tiny: Callable[..., Any], family: Family
+) -> None:
+    """Rows of different length, some ending early: both caches must follow."""
+    model, k = _model(tiny, family, sliding=True), 0.2
+    reference = tiny(family, seed=3, **SLIDING.get(family, {}))[0]
+    engine = InProcessEngine(model, rows=3, against=Against(reference, k))
+    end = _some_token_in_the_middle(engine.generate(PROMPTS, Sampling(0.7, 12, NEVER), seed=1))
+    completions = engine.generate(PROMPTS * 3, Sampling(0.7, 12, end), seed=1)
+    assert len({c.length for c in completions}) > 2
+    for c in completions:
+        with torch.no_grad():
+            ours, theirs = (
+                torch.log_softmax(m(torch.tensor([c.prompt + c.response])).logits[0, len(c.prompt) - 1 : -1], -1)
+                for m in (model, reference)
+            )
+        combined = torch.log_softmax((1 + k) * ours - k * theirs, -1)
+        expected = combined[range(c.length), list(c.response)].tolist()
+        assert list(c.log_probs) == pytest.approx(expected, abs=1e-4)
+    alone = InProcessEngine(model, rows=1, against=Against(reference, k)).generate(PROMPTS, Sampling(0.7, 12, end), 1)
+    together = InProcessEngine(model, against=Against(reference, k)).generate(PROMPTS, Sampling(0.7, 12, end), 1)
+    assert [c.response for c in alone] == [c.response for c in together]
 
 
 def test_draw_by_hand() -> None:

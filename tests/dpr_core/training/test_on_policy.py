@@ -1,5 +1,6 @@
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,15 +10,27 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpr_core.config.training import Algorithm1, Execution, KLStop, ReinforceConfig, ReinforcePlusPlus
+from dpr_core.config.reinforce import (
+    PPO,
+    Algorithm1,
+    KLLinear,
+    KLStop,
+    KLTarget,
+    ReinforceConfig,
+    ReinforcePlusPlus,
+    SequenceReinforce,
+    WitnessStop,
+)
+from dpr_core.config.training import Execution
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.on_policy import OnPolicy, iterations, prompt_batches
+from dpr_core.training.on_policy import OnPolicy, iterations, optimizer_steps, prompt_batches
 from dpr_core.training.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
@@ -76,9 +89,25 @@ def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., 
     last = method.run(PROMPTS)
     assert len(recorder.rollouts()) == 3 + 1, "the last one measures the policy that comes out"
     assert len(recorder.updates()) == 6
-    names = ("reward", "return", "kl", "entropy", "length", "eos_rate", "engine_log_prob_gap", "eos_advantage")
+    names = (
+        "reward",
+        "return",
+        "return_deviation",
+        "kl",
+        "kl_weight",
+        "entropy",
+        "length",
+        "eos_rate",
+        "eos_advantage",
+        "log_sft",
+        "log_sft_error",
+        "contrast",
+        "contrast_error",
+        "repetition",
+        "reward_drift",
+    )
     for values in recorder.rollouts():
-        assert sorted(values) == sorted(f"rollout/{name}" for name in names)
+        assert sorted(values) == sorted(f"rollout/{name}" for name in (*names, "engine_log_prob_gap"))
         assert all(math.isfinite(value) for value in values.values())
     for values in recorder.updates():
         names = ("clip_fraction", "gradient_norm", "learning_rate", "loss", "tokens_per_second")
@@ -117,6 +146,7 @@ def test_what_is_reported_of_a_scripted_rollout(toy: Callable[..., Any]) -> None
     flat = [r for row in token_rewards for r in row]
     assert told["rollout/reward"] == pytest.approx(sum(flat) / 9, abs=1e-5)
     assert told["rollout/return"] == pytest.approx(sum(flat) / 4, abs=1e-5)
+    assert told["rollout/return_deviation"] == pytest.approx(statistics.pstdev(map(sum, token_rewards)), abs=1e-5)
     assert told["rollout/entropy"] == pytest.approx(sum(entropies) / 9, abs=1e-5)
     assert told["rollout/length"] == 9 / 4
     assert told["rollout/eos_rate"] == 0.5
@@ -202,6 +232,7 @@ def test_the_guard_goes_back_to_exactly_the_last_policy_within_the_bound(toy: Ca
     method, recorder = _method(toy, config)
     last = method.run(PROMPTS)
     stopped_at = last.pop("guard/stopped_at_iteration")
+    assert last.pop("guard/kept_iteration") == stopped_at - 1
     assert 2 <= stopped_at <= 40
     *safe, over = recorder.rollouts()
     assert len(safe) == stopped_at - 1
@@ -220,6 +251,15 @@ def test_the_guard_also_looks_at_the_policy_after_the_last_update(toy: Callable[
     last = method.run(PROMPTS)
     assert last["guard/stopped_at_iteration"] == 2
     assert all(p.equal(recorder.weights[0][name]) for name, p in method.policy.model.named_parameters())
+
+
+def test_a_run_of_which_nothing_is_worth_keeping_ends_where_it_began(toy: Callable[..., Any]) -> None:
+    method, recorder = _method(toy, _config(guard=WitnessStop(stop_beyond=1e9, gain_beyond=1e9)))
+    last = method.run(PROMPTS)
+    assert len(recorder.rollouts()) == 3 + 1, "it was not stopped"
+    assert last == {**recorder.rollouts()[0], "guard/kept_iteration": 1}
+    assert all(p.equal(recorder.weights[0][name]) for name, p in method.policy.model.named_parameters())
+    assert list(recorder.tables)[-1] == "guard.json"
 
 
 def test_a_guard_that_never_acts_changes_nothing(toy: Callable[..., Any]) -> None:
@@ -250,7 +290,10 @@ def _exact_return(policy: PreTrainedModel, sft: PreTrainedModel, ref: PreTrained
     return float((probabilities * (totals[1] - totals[2])).sum()) / len(PROMPTS)
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm1(), ReinforcePlusPlus()])
+@pytest.mark.parametrize(
+    "algorithm",
+    [Algorithm1(), ReinforcePlusPlus(), PPO(critic_learning_rate=1e-2), ReinforcePlusPlus(baseline="position")],
+)
 def test_the_exact_expected_return_rises(toy: Callable[..., Any], algorithm: Any) -> None:
     """No sampling noise in the measurement: only the training is random."""
     config = _config(algorithm=algorithm, iterations=25, rollout_batch_size=64, batch_size=64, max_response_tokens=3)
@@ -262,6 +305,71 @@ def test_the_exact_expected_return_rises(toy: Callable[..., Any], algorithm: Any
     reported = [values["rollout/return"] for values in recorder.rollouts()]
     assert reported[0] == pytest.approx(returns[0], abs=0.8)
     assert reported[-1] == pytest.approx(returns[1], abs=0.8)
+
+
+def test_a_critic_learns_beside_the_policy_and_is_reported(toy: Callable[..., Any]) -> None:
+    algorithm = PPO(critic_learning_rate=3e-2, value_clip=10.0)
+    config = _config(algorithm=algorithm, iterations=12, rollout_batch_size=64, batch_size=32, learning_rate=1e-3)
+    method, recorder = _method(toy, config)
+    method.run(PROMPTS)
+    explained = [values["critic/explained_variance"] for values in recorder.rollouts()]
+    assert explained[0] == pytest.approx(0, abs=1e-6), "it starts by expecting nothing"
+    assert explained[-1] > 0.1
+    steps = [(step, values) for step, values in recorder.history if "critic/loss" in values]
+    assert [step for step, _ in steps] == list(range(1, 25))
+    names = ("gradient_norm", "learning_rate", "loss", "tokens_per_second")
+    assert all(sorted(values) == [f"critic/{name}" for name in names] for _, values in steps)
+    assert steps[0][1]["critic/learning_rate"] == pytest.approx(3e-2)
+    assert [step for step, values in recorder.history if "train/loss" in values] == list(range(1, 25))
+
+
+def test_the_policy_waits_for_the_warm_up_of_its_critic(toy: Callable[..., Any]) -> None:
+    config = _config(algorithm=PPO(critic_warmup_iterations=2), iterations=4)
+    method, recorder = _method(toy, config)
+    method.run(PROMPTS)
+    before = dict(toy(0).named_parameters())
+    moved = [any(not p.equal(before[name]) for name, p in weights.items()) for weights in recorder.weights]
+    assert moved == [False, False, False, True, True]
+    assert [step for step, values in recorder.history if "critic/loss" in values] == [1, 2, 3, 4]
+    assert [step for step, values in recorder.history if "train/loss" in values] == [3, 4]
+    assert optimizer_steps(4, config) == 2
+    assert optimizer_steps(4, _config(iterations=4)) == 4
+    with pytest.raises(UsageError, match="critic_warmup_iterations"):
+        optimizer_steps(4, _config(algorithm=PPO(critic_warmup_iterations=4), iterations=4))
+
+
+def test_the_first_update_of_ppo_is_that_of_sr(toy: Callable[..., Any]) -> None:
+    """The critic expects nothing yet, and it learns from weights of its own."""
+    weights = []
+    for algorithm in (PPO(), SequenceReinforce()):
+        method, _ = _method(toy, _config(algorithm=algorithm, iterations=1))
+        method.run(PROMPTS)
+        weights.append([p.detach() for p in method.policy.parameters()])
+    assert all(a.equal(b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("schedule", [KLLinear(final_weight=0.7), KLTarget(sequence_kl=0.05, gain=0.2)])
+def test_the_weight_of_the_kl_changes_from_iteration_to_iteration(toy: Callable[..., Any], schedule: Any) -> None:
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(kl_weight=0.1, kl_schedule=schedule)))
+    method.run(PROMPTS)
+    found = [values["rollout/kl_weight"] for values in recorder.rollouts()]
+    expected = [0.1, 0.4, 0.7, 0.7]
+    if isinstance(schedule, KLTarget):
+        expected = [0.1]
+        for values in recorder.rollouts()[:-1]:
+            error = values["rollout/kl"] / 0.05 - 1
+            expected.append(expected[-1] * (1 + max(-0.2, min(0.2, error))))
+    assert found == pytest.approx(expected)
+
+
+def test_the_reported_return_has_the_kl_of_its_iterations_weight(toy: Callable[..., Any]) -> None:
+    schedule = KLLinear(final_weight=0.7)
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(kl_weight=0.1, kl_schedule=schedule)))
+    method.run(PROMPTS)
+    for values in recorder.rollouts():
+        rewards = values["rollout/reward"] * values["rollout/length"]
+        expected = rewards - values["rollout/kl_weight"] * values["rollout/kl"]
+        assert values["rollout/return"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_frozen_models_stay_as_they_are(toy: Callable[..., Any]) -> None:

@@ -255,6 +255,14 @@ def test_a_step_does_not_depend_on_the_number_of_processes() -> None:
         assert weights == pytest.approx(other_weights, rel=1e-5)
 
 
+def test_metrics_can_stand_under_another_name(tiny: Callable[..., Any]) -> None:
+    trainer = Trainer(Policy(tiny("llama")[0]), Optimizer(learning_rate=1, batch_size=4), 1, Execution(), name="other")
+    metrics = trainer.step(ROWS, SupervisedFineTuning())
+    assert {name.split("/")[0] for name in metrics} == {"other"}
+    with pytest.raises(DensePathError, match="other/loss is nan"):
+        trainer.step(ROWS, Broken("undefined loss"))
+
+
 def test_metrics_are_named(tiny: Callable[..., Any]) -> None:
     trainer = _trainer(tiny("llama")[0])
     metrics = trainer.step(ROWS, SupervisedFineTuning())
@@ -285,11 +293,26 @@ def test_warm_up_and_cosine_by_hand(step: int, share: float) -> None:
     assert learning_rate_share(step, 10, settings) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(("step", "share"), [(0, 1 / 3), (2, 1.0), (4, 0.775), (6, 0.55), (10, 0.1), (11, 0.1)])
+def test_warm_up_and_linear_decay_by_hand(step: int, share: float) -> None:
+    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0.2, decay="linear")
+    assert learning_rate_share(step, 10, settings) == pytest.approx(share)
+
+
 def test_the_schedule_without_warm_up_or_decay() -> None:
     settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=1)
     assert [learning_rate_share(step, 4, settings) for step in range(5)] == [1.0] * 5
     settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=0)
     assert [learning_rate_share(s, 2, settings) for s in range(3)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_linear_decay_by_hand() -> None:
+    linear = {"learning_rate": 1, "batch_size": 1, "decay": "linear"}
+    settings = Optimizer.model_validate({**linear, "warmup_ratio": 0.2, "final_learning_rate_share": 0})
+    shares = [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0, 0]
+    assert [learning_rate_share(step, 10, settings) for step in range(12)] == pytest.approx(shares)
+    settings = Optimizer.model_validate({**linear, "warmup_ratio": 0, "final_learning_rate_share": 0.2})
+    assert [learning_rate_share(step, 2, settings) for step in range(3)] == pytest.approx([1.0, 0.6, 0.2])
 
 
 def test_the_papers_warm_up_of_a_hundred_steps() -> None:

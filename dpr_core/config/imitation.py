@@ -1,0 +1,103 @@
+"""Methods without a reward: SPIN, GSIL, and SFT that simply goes on. Defaults are those of their authors' code."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dpr_core.config.base import Config, StageConfig, type_if_unset
+from dpr_core.config.execution import Execution
+from dpr_core.config.training import Lengths, Optimizer
+
+
+class Spin(Config):
+    """Self-play fine-tuning (Chen et al., 2024): tell a demonstration from the opponent's own response."""
+
+    type: Literal["spin"] = "spin"
+    """Which kind of method this is."""
+
+    beta: float = Field(0.1, gt=0)
+    """Scale of the difference of log-ratios."""
+
+
+class Gsil(Config):
+    """Generalised self-imitation (Xiao et al., 2024): a density-ratio loss for demonstrations and own responses."""
+
+    type: Literal["gsil"] = "gsil"
+    """Which kind of method this is."""
+
+    loss: Literal["bernoulli", "brier", "hinge", "kliep", "lsif"] = "bernoulli"
+    """Which density-ratio loss."""
+
+    scale: float = Field(0.01, gt=0)
+    """a in u = a (log pi - log pi_opponent) + c."""
+
+    shift: float = 2.0
+    """c in the same."""
+
+
+SelfPlayMethod = Annotated[Spin | Gsil, Field(discriminator="type"), type_if_unset("spin")]
+
+
+class SelfPlayConfig(StageConfig, Optimizer, Lengths):
+    """Rounds of: freeze the policy as the opponent, draw its responses, learn to prefer the demonstrations."""
+
+    type: Literal["self_play"] = "self_play"
+    """Which kind of stage this is."""
+
+    method: SelfPlayMethod = Spin()
+    """What is learned from a demonstration and the opponent's response to the same prompt."""
+
+    rounds: int = Field(3, ge=1)
+    """Opponents, one after the other. GSIL's authors use one."""
+
+    pairs: int | None = Field(None, ge=1)
+    """Demonstrations drawn for each round, if there are so many; none means all."""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over the pairs of a round (the scripts of SPIN's authors: 3 in the first round, 6 later on)."""
+
+    mix_previous: bool = True
+    """From the second round on, learn from the previous round's pairs too (as SPIN's authors do)."""
+
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature of the opponent; 0 is greedy, as in the script of GSIL's authors."""
+
+    learning_rate: float = Field(5e-7, gt=0)
+    """Peak learning rate of the first round."""
+
+    later_learning_rate: float | None = Field(1e-7, gt=0)
+    """Peak learning rate of the rounds after it; none leaves it the same."""
+
+    batch_size: int = Field(64, ge=1)
+    """Pairs of one optimizer step."""
+
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of a round's steps in which the learning rate rises from 0."""
+
+    decay: Literal["cosine", "linear"] = "linear"
+    """How the learning rate falls after that."""
+
+    final_learning_rate_share: float = Field(0.0, ge=0, le=1)
+    """The decay ends at this share of the peak."""
+
+    execution: Execution = Execution()
+    """How the work is done."""
+
+
+class ContinuedSFTConfig(StageConfig, Optimizer, Lengths):
+    """A control that the paper lacks: more supervised fine-tuning of the SFT model, on the same demonstrations."""
+
+    type: Literal["continued_sft"] = "continued_sft"
+    """Which kind of stage this is."""
+
+    learning_rate: float = Field(5e-6, gt=0)
+    """Peak learning rate. Tune it: the control is only fair at its best."""
+
+    batch_size: int = Field(256, ge=1)
+    """Sequences of one optimizer step, over all processes and micro-batches."""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over the demonstrations."""
+
+    execution: Execution = Execution()
+    """How the work is done."""

@@ -1,0 +1,181 @@
+"""REINFORCE: the algorithms, the guards and the loop. Defaults are the paper's (its table 4)."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dpr_core.config.base import Config, StageConfig, type_if_unset
+from dpr_core.config.execution import Execution
+from dpr_core.config.training import Lengths, Optimizer
+
+
+class Algorithm1(Config):
+    """The paper's Algorithm 1 to the letter: sum over tokens, mean over sequences; no clip, no KL, no whitening."""
+
+    type: Literal["algorithm1"] = "algorithm1"
+    """Which kind of algorithm this is."""
+
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of the return."""
+
+
+class KLLinear(Config):
+    """The KL weight moves along a line, from `kl_weight` in the first iteration to another in the last."""
+
+    type: Literal["linear"] = "linear"
+    """Which kind of schedule this is."""
+
+    final_weight: float = Field(ge=0)
+    """KL weight of the last iteration."""
+
+
+class KLTarget(Config):
+    """The KL weight follows the measured KL: more of it above the target, less below (Ziegler et al., 2019)."""
+
+    type: Literal["target"] = "target"
+    """Which kind of schedule this is."""
+
+    sequence_kl: float = Field(gt=0)
+    """The KL to SFT of a response to be held, in nats."""
+
+    gain: float = Field(0.2, gt=0, le=1)
+    """An iteration changes the weight by at most this share."""
+
+
+class ClippedReinforce(Config):
+    """What the methods that run on OpenRLHF's REINFORCE++ share."""
+
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of the return."""
+
+    kl_weight: float = Field(1e-5, ge=0)
+    """Weight of the per-token KL estimate that is subtracted from the reward."""
+
+    kl_schedule: Annotated[KLLinear | KLTarget, Field(discriminator="type")] | None = None
+    """Beyond the paper: how that weight changes from iteration to iteration; none leaves it as it is."""
+
+    kl_bound: float = Field(10.0, gt=0)
+    """The per-token KL estimate is clamped to plus or minus this."""
+
+    ratio_clip: float = Field(0.2, gt=0)
+    """PPO's clip of the probability ratio (the paper's "value clip": there is no critic)."""
+
+    whiten: bool = True
+    """Shift and scale the advantages by one mean and one deviation over the rollout batch."""
+
+    baseline: Literal["none", "position"] = "none"
+    """Beyond the paper: `position` subtracts from each return the mean of the other responses' there."""
+
+
+class ReinforcePlusPlus(ClippedReinforce):
+    """What the paper's experiments ran: OpenRLHF's REINFORCE++ on the dense reward."""
+
+    type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    """The name of this algorithm."""
+
+
+class SequenceReinforce(ClippedReinforce):
+    """The paper's SR: the same total reward, paid at the last token alone."""
+
+    type: Literal["sequence_reinforce"] = "sequence_reinforce"
+    """The name of this algorithm."""
+
+
+class PPO(ClippedReinforce):
+    """The paper's PPO: the sentence-level reward of SR, with a learned critic."""
+
+    type: Literal["ppo"] = "ppo"
+    """The name of this algorithm."""
+
+    gae_lambda: float = Field(1.0, ge=0, le=1)
+    """Lambda of generalised advantage estimation (OpenRLHF's default is 1)."""
+
+    value_clip: float = Field(0.2, gt=0)
+    """The critic's new values are held within this distance of the old ones."""
+
+    critic_learning_rate: float = Field(9e-6, gt=0)
+    """Peak learning rate of the critic (OpenRLHF's default)."""
+
+    critic_warmup_iterations: int = Field(0, ge=0)
+    """Iterations in which only the critic learns."""
+
+
+Algorithm = Annotated[
+    ReinforcePlusPlus | SequenceReinforce | PPO | Algorithm1,
+    Field(discriminator="type"),
+    type_if_unset("reinforce_plus_plus"),
+]
+
+
+class KLStop(Config):
+    """Label-free guard: when the policy's KL to SFT passes the bound, go back one iteration and stop."""
+
+    type: Literal["kl_stop"] = "kl_stop"
+    """Which kind of guard this is."""
+
+    max_sequence_kl: float = Field(0.5, gt=0)
+    """Bound on the mean over sequences of the summed log-ratio to SFT, in nats."""
+
+
+class WitnessStop(Config):
+    """Label-free guard: stop when what SFT, or SFT against its reference, says of the responses has clearly fallen."""
+
+    type: Literal["witness_stop"] = "witness_stop"
+    """Which kind of guard this is."""
+
+    window: int = Field(4, ge=1)
+    """Iterations over which each witness is averaged."""
+
+    stop_beyond: float = Field(4.0, gt=0)
+    """The run ends where that mean is more standard errors than this below its best so far."""
+
+    keep_within: float = Field(1.5, ge=0)
+    """A policy is worth going back to where no witness is more standard errors than this below that best, or below
+    any single value within the window."""
+
+    gain_beyond: float = Field(3.0, ge=0)
+    """And where SFT's lead over the reference has grown since the start, by more standard errors than this."""
+
+
+GuardConfig = KLStop | WitnessStop
+
+
+class ReinforceConfig(StageConfig, Optimizer, Lengths):
+    """Token-level REINFORCE against the recovered reward."""
+
+    algorithm: Algorithm = ReinforcePlusPlus()
+    """How rewards become a loss."""
+
+    learning_rate: float = Field(5e-7, gt=0)
+    """Peak learning rate."""
+
+    batch_size: int = Field(128, ge=1)
+    """Sequences of one optimizer step, over all processes and micro-batches."""
+
+    rollout_batch_size: int = Field(1024, ge=1)
+    """Prompts of one iteration."""
+
+    samples_per_prompt: int = Field(1, ge=1)
+    """Responses drawn for each prompt."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of the rollouts. Rewards are scored at temperature 1 whatever this is."""
+
+    iterations: int | None = Field(None, ge=1)
+    """Rollout batches to learn from; none means one pass over the prompts (the paper does not say)."""
+
+    guard: Annotated[GuardConfig, Field(discriminator="type"), type_if_unset("kl_stop")] | None = None
+    """Stop before over-optimisation, and go back to a policy that was still good. The paper has none."""
+
+    execution: Execution = Execution()
+    """How the work is done."""
+
+    @model_validator(mode="after")
+    def _algorithm_1_steps_once(self) -> Self:
+        rollouts = self.rollout_batch_size * self.samples_per_prompt
+        if self.algorithm.type == "algorithm1" and self.batch_size != rollouts:
+            raise ValueError(
+                f"algorithm1 takes one step on each rollout batch, so batch_size ({self.batch_size}) must be "
+                f"rollout_batch_size x samples_per_prompt ({rollouts})"
+            )
+        return self

@@ -1,0 +1,96 @@
+"""The reward that is recovered from an SFT run: the paper's Eq. 5, its ablations, and options beyond the paper."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.execution import Execution
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+"""A place in the SFT run, before its end."""
+
+Formula = Literal["baseline_relative", "with_value", "without_baseline", "random_sign"]
+
+
+class RewardConfig(StageConfig):
+    """Which two models make the token reward, and by which formula."""
+
+    formula: Formula = "baseline_relative"
+    """Eq. 5 of the paper, one of its two ablations, or a control: Eq. 5 with a sign drawn at random for every token."""
+
+    reference: Fraction | tuple[Fraction, ...] | Literal["ema", "validated"] = 0.5
+    """Fraction alpha of the SFT run whose checkpoint is the reference. Beyond the paper: several, whose weights
+    are averaged; `ema`, the run's moving average; `validated`, the kept checkpoint that finds corrupted tokens best."""
+
+    clip_above: float | None = Field(None, gt=0)
+    """Beyond the paper: token rewards above this count as this. Losses are not clipped."""
+
+    normalise: bool = False
+    """Beyond the paper: divide by the deviation of the token reward on demonstrations."""
+
+    probe_demonstrations: int = Field(256, ge=1)
+    """Demonstrations that the reward is measured on; those that SFT saw cut or not at all are passed over."""
+
+    execution: Execution = Execution()
+    """How the work is done."""
+
+    @field_validator("reference")
+    @classmethod
+    def _several_are_several(cls, reference: float | tuple[float, ...] | str) -> float | tuple[float, ...] | str:
+        if isinstance(reference, tuple) and len(set(reference)) < 2:
+            raise ValueError("a mean of checkpoints needs at least two different fractions")
+        return tuple(sorted(set(reference))) if isinstance(reference, tuple) else reference
+
+    def fractions(self) -> tuple[float, ...]:
+        """The checkpoints that this reference names outright."""
+        if isinstance(self.reference, str):
+            return ()
+        return self.reference if isinstance(self.reference, tuple) else (self.reference,)
+
+
+class RewardDefinition(Config):
+    """A reward as its artifact holds it: every choice made, every constant measured. It names models and holds none."""
+
+    formula: Formula = "baseline_relative"
+    """How the two models' log-probabilities become a token reward."""
+
+    reference: tuple[Fraction | Literal["ema"], ...] = Field(min_length=1)
+    """The parts of the SFT run whose weights are averaged to the reference; one part stands for itself."""
+
+    scale: float = Field(1.0, gt=0)
+    """Token rewards are divided by this."""
+
+    clip_above: float | None = Field(None, gt=0)
+    """Token rewards above this, after the division, count as this."""
+
+    seed: int = 0
+    """Decides the signs of `random_sign`."""
+
+    candidates: dict[str, float] = Field({})
+    """Where the reference was chosen: AUROC of finding corrupted tokens, by candidate."""
+
+    def describe_reference(self) -> str:
+        """As a reader would say it."""
+        parts = [f"{part:g}" if isinstance(part, float) else part for part in self.reference]
+        chosen = " (chosen by validation)" if self.candidates else ""
+        return (f"mean of {', '.join(parts)}" if len(parts) > 1 else parts[0]) + chosen
+
+
+class DiagnoseConfig(StageConfig):
+    """What can be known of a reward before it is trained on."""
+
+    prompts: int = Field(40, ge=2)
+    """Training prompts that the SFT policy answers several times."""
+
+    samples: int = Field(8, ge=2)
+    """Answers to each of them."""
+
+    demonstrations: int = Field(500, ge=2)
+    """Demonstrations of which one token is replaced by another."""
+
+    max_response_tokens: int = Field(1024, ge=1)
+    """Longer answers are cut."""
+
+    execution: Execution = Execution()
+    """How the work is done."""

@@ -1,0 +1,1 @@
+"""What can be known of a reward before it is trained on."""

@@ -1,0 +1,73 @@
+"""Does a number that is put on answers tell right from wrong ones to the same prompt?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from dpr_core.diagnostics.ranking import auroc
+from dpr_core.reporting.statistics import mean_interval
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts with its 95% interval; one prompt has no interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float], seed: int) -> Self | None:
+        """None where there is nothing to average."""
+        if not values:
+            return None
+        low, high = mean_interval(values, RESAMPLES, seed) or (None, None)
+        return cls(sum(values) / len(values), low, high)
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """Mean over prompts of the AUROC among the answers to a prompt; prompts with answers of one kind do not count."""
+
+    prompts: int
+    all_right: int
+    all_wrong: int
+    accuracy: float
+    of_return: Estimate | None
+    of_log_sft: Estimate | None
+    """Of the mean of log pi_SFT over an answer's tokens."""
+    of_length: Estimate | None
+    """Of the number of tokens alone: what a reward would reach that saw nothing else."""
+
+    @property
+    def counted(self) -> int:
+        return self.prompts - self.all_right - self.all_wrong
+
+
+def within_prompts(values: Tensor, right: Tensor) -> list[float]:
+    """From (prompts, samples): the AUROC of each prompt that has both right and wrong answers."""
+    return [
+        auroc(row[is_right], row[~is_right])
+        for row, is_right in zip(values, right, strict=True)
+        if bool(is_right.any()) and not bool(is_right.all())
+    ]
+
+
+def correctness(returns: Tensor, mean_log_sft: Tensor, lengths: Tensor, right: Tensor, seed: int) -> Correctness:
+    """All arguments but the seed are (prompts, samples)."""
+    of_return, of_log_sft, of_length = (
+        Estimate.of(within_prompts(values, right), seed) for values in (returns, mean_log_sft, lengths)
+    )
+    return Correctness(
+        prompts=len(right),
+        all_right=int(right.all(dim=1).sum()),
+        all_wrong=int((~right).all(dim=1).sum()),
+        accuracy=float(right.double().mean()),
+        of_return=of_return,
+        of_log_sft=of_log_sft,
+        of_length=of_length,
+    )

@@ -1,0 +1,114 @@
+"""Claims as paired effects, and how a verdict on one is reached."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from dpr_core.experiments.observations import Observation
+from dpr_core.experiments.quantities import ACCURACY, WIN_RATE, Quantity, estimate_of
+
+Where = Callable[[Observation], bool]
+Unit = tuple[int, str]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not run"]
+Author = Literal["paper", "project"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`first` minus `second` of a quantity is above 0; with a margin, no further from 0 than that."""
+
+    name: str
+    says: str
+    """In words."""
+    first: Where
+    second: Where | None = None
+    """None compares with `level`."""
+    level: float = 0.0
+    margin: float | None = None
+    """For claims of equality."""
+    quantity: Quantity = WIN_RATE
+    by: Author = "paper"
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """What an experiment says about a claim. The effect is positive where it is as claimed."""
+
+    claim: str
+    by: Author
+    verdict: Verdict
+    effect: float | None
+    """Mean over seeds."""
+    interval: tuple[float, float] | None
+    """95% interval over seeds."""
+    seeds: int
+    unit: str
+    margin: float | None = None
+    accuracy_effect: float | None = None
+    """Where the effect is one of win rate: the same difference in accuracy."""
+    accuracy_interval: tuple[float, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The verdict that `as_dict` and JSON made these of."""
+        plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        return cls(**plain)
+
+
+def judged(claim: Claim, observations: Sequence[Observation]) -> ClaimVerdict:
+    """The verdict that these observations allow on a claim."""
+    effects = paired(claim, claim.quantity, observations)
+    if not effects:
+        return ClaimVerdict(claim.name, claim.by, "not run", None, None, 0, claim.quantity.unit, claim.margin)
+    mean, interval, seeds = estimate_of(list(effects.values()))
+    beside = paired(claim, ACCURACY, observations) if claim.quantity is WIN_RATE else {}
+    accuracy = estimate_of(list(beside.values())) if beside else None
+    return ClaimVerdict(
+        claim.name,
+        claim.by,
+        verdict(interval, claim.margin),
+        mean,
+        interval,
+        seeds,
+        claim.quantity.unit,
+        claim.margin,
+        accuracy.mean if accuracy else None,
+        accuracy.interval if accuracy else None,
+    )
+
+
+def verdict(interval: tuple[float, float] | None, margin: float | None = None) -> Verdict:
+    """By the interval alone: on which side of 0 it lies or, for a claim of equality, of the margin."""
+    if interval is None:
+        return "undecided"
+    low, high = interval
+    if margin is not None:
+        if -margin < low and high < margin:
+            return "reproduced"
+        return "not reproduced" if low > margin or high < -margin else "undecided"
+    if low > 0:
+        return "reproduced"
+    return "not reproduced" if high < 0 else "undecided"
+
+
+def paired(claim: Claim, quantity: Quantity, observations: Sequence[Observation]) -> Mapping[Unit, float]:
+    """The effect in every unit, a seed with its SFT model, that has all of both sides."""
+    effects = {}
+    for unit in dict.fromkeys(each.unit for each in observations):
+        members = [each for each in observations if each.unit == unit]
+        first = _mean(members, claim.first, quantity)
+        second = claim.level if claim.second is None else _mean(members, claim.second, quantity)
+        if first is not None and second is not None:
+            effects[unit] = first - second
+    return effects
+
+
+def _mean(members: Sequence[Observation], where: Where, quantity: Quantity) -> float | None:
+    """Over the settings and benchmarks of one unit; None where one of them has no value."""
+    values = [quantity.read(each) for each in members if where(each)]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -1,0 +1,92 @@
+"""What judging costs: prices, an estimate before, a meter during, and a cap that is never passed."""
+
+from dataclasses import dataclass
+
+from dpr_core.errors import DensePathError
+from dpr_core.judging.judge import Comparison
+from dpr_core.judging.template import request_messages
+
+PRICES_AS_OF = "2025-06"
+
+PRICES: dict[str, tuple[float, float]] = {
+    "gpt-4o": (2.50, 10.00),
+    "gpt-4o-mini": (0.15, 0.60),
+    "gpt-4.1": (2.00, 8.00),
+    "gpt-4.1-mini": (0.40, 1.60),
+    "gpt-4-turbo": (10.00, 30.00),
+}
+"""Dollars for a million tokens read and a million written, as OpenAI listed them in the month above."""
+
+CHARACTERS_PER_TOKEN = 3.5
+"""Rather too many tokens than too few: English text has about four characters a token."""
+
+OVERHEAD_TOKENS = 16
+
+
+class BudgetReached(DensePathError):
+    """The next request could cost more than what is left."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars for a million tokens."""
+
+    read: float
+    written: float
+
+    def of(self, read: int, written: int) -> float:
+        return (read * self.read + written * self.written) / 1e6
+
+
+def price_of(model: str, read: float | None, written: float | None) -> Price | None:
+    """The price that was set, or the listed one of the model or of the model it is a dated version of."""
+    if read is not None and written is not None:
+        return Price(read, written)
+    for name in sorted(PRICES, key=len, reverse=True):
+        if model == name or model.startswith(f"{name}-20"):
+            return Price(*PRICES[name])
+    return None
+
+
+def tokens_of(comparison: Comparison) -> int:
+    """About how many tokens a request has."""
+    characters = sum(len(message["content"]) for message in request_messages(comparison))
+    return int(characters / CHARACTERS_PER_TOKEN) + OVERHEAD_TOKENS
+
+
+class Meter:
+    """Counts what was spent. A request reserves the most it can cost, and settles for what it did cost."""
+
+    def __init__(self, price: Price | None, cap: float | None) -> None:
+        self.price = price
+        self.cap = cap
+        self.requests = self.read = self.written = 0
+        self._reserved = 0.0
+
+    @property
+    def spent(self) -> float | None:
+        return None if self.price is None else self.price.of(self.read, self.written)
+
+    def reserve(self, read: int, written: int) -> float:
+        """Set the request's largest cost aside, or refuse it."""
+        if self.price is None or self.cap is None:
+            return 0.0
+        most = self.price.of(read, written)
+        spent = self.price.of(self.read, self.written)
+        if spent + self._reserved + most > self.cap:
+            raise BudgetReached(
+                f"${spent:.2f} of judge.execution.budget_dollars={self.cap:g} is spent, and the next request could "
+                "pass it; raise the budget and run the same command again: verdicts that were paid for are kept"
+            )
+        self._reserved += most
+        return most
+
+    def settle(self, reserved: float, read: int, written: int) -> None:
+        self._reserved -= reserved
+        self.requests += 1
+        self.read += read
+        self.written += written
+
+    def release(self, reserved: float) -> None:
+        """A request that came to nothing cost nothing."""
+        self._reserved -= reserved

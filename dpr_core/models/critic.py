@@ -1,0 +1,35 @@
+"""A critic: a policy's body with a head of its own, and one expected return for each response token out."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_core.data.batching import Batch
+from dpr_core.models.policy import Policy, computing_in
+
+
+class Critic(nn.Module):
+    """V(s) = w h(s) + b in float32, with a copy of the policy's body. w and b start at 0, and so does V."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.activations = policy.activations
+        self.model = copy.deepcopy(policy.model.get_decoder()).requires_grad_(True)
+        width = policy.model.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(N,): the value of the state in front of each of the batch's response tokens."""
+        body: Any = self.model
+        with computing_in(self.activations, self.device):
+            hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+        values: Tensor = self.head(hidden.float())[:, 0]
+        return values

@@ -1,0 +1,175 @@
+"""The self-play loop: the policy against an opponent, which is the policy as it was when the round began.
+
+The opponent needs no second copy of the weights. It draws its responses, and it scores them and the demonstrations,
+before the round's first update.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpr_core.algorithms import PairLoss, self_play_loss
+from dpr_core.algorithms.sft import batches
+from dpr_core.config.imitation import SelfPlayConfig
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.logprobs import TokenScores
+from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score
+from dpr_core.rollouts.engine import Engine, Sampling
+from dpr_core.training.recorder import Recorder
+from dpr_core.training.trainer import Trainer
+
+
+class Pair(NamedTuple):
+    """Two responses to one prompt."""
+
+    demonstration: TokenSequence
+    generated: TokenSequence
+
+
+class Tangent:
+    """The pairs' loss as a sum over tokens: it has the value and, through log pi, the gradient of the loss itself.
+
+    The two responses of a pair may be in different micro-batches. With `slope` the derivative of the loss by a
+    response's summed log-prob, slope x log pi of each of its tokens has the loss's gradient wherever the token is.
+    """
+
+    per: Literal["token", "sequence"] = "sequence"
+
+    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
+        return {"loss": values["loss"] + values["slope"] * (scores.log_probs - scores.log_probs.detach())}
+
+
+def tangent_values(losses: Tensor, slopes: Tensor, width: int) -> dict[str, Tensor]:
+    """What `Tangent` needs of B pairs, for B demonstrations and then B generated responses: (2B, width) each."""
+    # The trainer divides by the number of sequences, and a pair has two.
+    slope = 2 * slopes.reshape(-1, 1).expand(-1, width)
+    loss = torch.zeros(slope.shape)
+    loss[: len(losses), 0] = 2 * losses.float()
+    return {"slope": slope.float(), "loss": loss}
+
+
+def losses_and_slopes(method: PairLoss, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses (B,) at the log-ratios (2, B), and their derivatives (2, B) by these."""
+    at = log_ratios.detach().requires_grad_()
+    losses = method(at[0], at[1])
+    (slopes,) = torch.autograd.grad(losses.sum(), at)
+    return losses.detach(), slopes
+
+
+@dataclass
+class SelfPlay:
+    """Improves `policy` in place."""
+
+    policy: Policy
+    engine: Engine
+    config: SelfPlayConfig
+    end_token: int
+    decode: Callable[[Sequence[int]], str]
+    recorder: Recorder
+
+    def run(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
+        """All rounds; returns the last measurements."""
+        method = self_play_loss(self.config.method)
+        plan = steps_of_rounds(len(demonstrations), self.config)
+        previous: list[Pair] = []
+        measured: dict[str, float] = {}
+        for number in range(1, self.config.rounds + 1):
+            done = sum(plan[: number - 1])
+            fresh = self.play(demonstrations, number, partial(self._advance, done, plan))
+            described = self._describe(fresh)
+            self.recorder.metrics(described, done)
+            self.recorder.table(f"samples/round-{number:02d}.json", self._samples(fresh))
+            measured = described | self._learn(method, fresh + previous, number, plan)
+            previous = fresh if self.config.mix_previous else []
+        return measured
+
+    def play(
+        self, demonstrations: Sequence[TokenSequence], number: int, advance: Callable[[str], None] = lambda note: None
+    ) -> list[Pair]:
+        """Draw the demonstrations of a round and the opponent's response to each of their prompts."""
+        config = self.config
+        count = min(config.pairs or len(demonstrations), len(demonstrations))
+        rows = random.Random(f"self-play {config.seed} {number}").sample(list(demonstrations), count)
+        completions = self.engine.generate(
+            [row.prompt for row in rows],
+            Sampling(config.temperature, config.max_response_tokens, self.end_token),
+            seed=config.seed * 1_000_003 + number,
+            on_progress=lambda done, total: advance(f"round {number}: {done} of {total} responses drawn"),
+        )
+        return [Pair(row, TokenSequence(row.prompt, c.response)) for row, c in zip(rows, completions, strict=True)]
+
+    def log_probs(self, pairs: Sequence[Pair]) -> Tensor:
+        """(2, B): log pi(y | x) of the demonstrations and of the generated responses under the policy as it is now."""
+        scores = score(self.policy, _sequences(pairs), self.config.execution.tokens_per_micro_batch)
+        return scores.log_probs.double().sum(dim=-1).view(2, len(pairs))
+
+    def _learn(self, method: PairLoss, pairs: Sequence[Pair], number: int, plan: Sequence[int]) -> dict[str, float]:
+        config = self.config
+        later = config.later_learning_rate if number > 1 else None
+        settings = config.model_copy(update={"learning_rate": later or config.learning_rate})
+        trainer = Trainer(self.policy, settings, plan[number - 1], config.execution)
+        opponent = self.log_probs(pairs)
+        metrics: dict[str, float] = {}
+        done = sum(plan[: number - 1])
+        for rows in batches(len(pairs), config.batch_size, config.epochs, config.seed * 1_000_003 + number):
+            batch = [pairs[row] for row in rows]
+            sequences = _sequences(batch)
+            log_ratios = self.log_probs(batch) - opponent[:, rows]
+            values = tangent_values(*losses_and_slopes(method, log_ratios), max(len(s.response) for s in sequences))
+            metrics = trainer.step(sequences, Tangent(), values) | _measure(log_ratios)
+            done += 1
+            self.recorder.metrics(metrics, done)
+            note = f"round {number}: loss {metrics['train/loss']:.3f}, accuracy {metrics['train/accuracy']:.2f}"
+            self._advance(done, plan, note)
+        return metrics
+
+    def _advance(self, done: int, plan: Sequence[int], note: str) -> None:
+        self.recorder.advance(done, sum(plan), note)
+
+    def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        responses = [pair.generated.response for pair in pairs]
+        return {
+            "rollout/length": sum(map(len, responses)) / len(pairs),
+            "rollout/eos_rate": sum(response[-1] == self.end_token for response in responses) / len(pairs),
+            "rollout/copies": sum(pair.generated == pair.demonstration for pair in pairs) / len(pairs),
+        }
+
+    def _samples(self, pairs: Sequence[Pair], count: int = 8) -> list[dict[str, object]]:
+        return [
+            {
+                "prompt": self.decode(pair.demonstration.prompt),
+                "demonstration": self.decode(pair.demonstration.response),
+                "generated": self.decode(pair.generated.response),
+                "tokens": len(pair.generated.response),
+                "ended": pair.generated.response[-1] == self.end_token,
+            }
+            for pair in pairs[:count]
+        ]
+
+
+def steps_of_rounds(demonstrations: int, config: SelfPlayConfig) -> list[int]:
+    """Optimizer steps of each round; a learning rate schedule spans one round."""
+    fresh = min(config.pairs or demonstrations, demonstrations)
+    sizes = [fresh] + [fresh * (1 + config.mix_previous)] * (config.rounds - 1)
+    return [config.epochs * math.ceil(size / config.batch_size) for size in sizes]
+
+
+def _sequences(pairs: Sequence[Pair]) -> list[TokenSequence]:
+    return [pair.demonstration for pair in pairs] + [pair.generated for pair in pairs]
+
+
+def _measure(log_ratios: Tensor) -> dict[str, float]:
+    demonstration, generated = log_ratios
+    return {
+        "train/accuracy": float((demonstration > generated).double().mean()),
+        "train/margin": float((demonstration - generated).mean()),
+        "train/log_ratio_demonstrations": float(demonstration.mean()),
+        "train/log_ratio_generated": float(generated.mean()),
+    }

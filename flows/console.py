@@ -1,0 +1,69 @@
+"""What all commands share: their options, how they print, and how errors are told."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpr_core.errors import DensePathError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's log.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a setting; may be given several times.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Say what would run and why; run nothing.")]
+Identifier = Annotated[
+    str, typer.Argument(metavar="ID", help="An artifact ID, a unique prefix of one, or a runs:/ URI.")
+]
+
+
+def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]") -> None:
+    """The JSON document or the view for people, on stdout; the view is made only where it is shown."""
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+        return
+    view = make_view()
+    if isinstance(view, str):
+        print(view)
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(view, overflow="ignore", crop=False)
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Errors as a sentence on stderr and an exit status: 2 a wrong request, 1 a failure, 130 an interrupt."""
+    level = logging.INFO if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("dense_path").setLevel(logging.INFO)
+    try:
+        yield
+    except DensePathError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
+    except KeyboardInterrupt:
+        print("interrupted; nothing unfinished will be taken for whole", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,91 @@
+"""The points of an experiment as flow runs of a deployment, made by whoever serves its work pool."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkPoolFilter, WorkPoolFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments.flow_runs import arun_deployment
+
+from dpr_core.errors import UsageError
+from flows.merging import Experiment
+from tasks.graph import Planned
+
+FLOW = "dense-path"
+
+Submit = Callable[[UUID, str, dict[str, Any]], Awaitable[FlowRun]]
+"""Starts a flow run of a deployment under a name, with parameters, and waits until it has ended."""
+
+
+async def submit(deployment: UUID, name: str, parameters: dict[str, Any]) -> FlowRun:
+    return await arun_deployment(deployment, flow_run_name=name, parameters=parameters, timeout=None)
+
+
+def run_points(
+    asked: Experiment, planned: Sequence[Planned], name: str, pool: str, send: Submit = submit
+) -> dict[str, str]:
+    """Have every point made whose report is not there yet; returns why some were not, by the names of the points."""
+    return asyncio.run(_run_points(asked, planned, name, pool, send))
+
+
+async def _run_points(
+    asked: Experiment, planned: Sequence[Planned], name: str, pool: str, send: Submit
+) -> dict[str, str]:
+    deployment = await deployment_on(pool)
+    names = list(asked.reports)
+    configs = [point.config for points in asked.points for point in points]
+    problems: dict[str, str] = {}
+
+    async def point(index: int) -> None:
+        parameters = {"config": configs[index].model_dump(mode="json")}
+        ended = await send(deployment, f"{name}, {names[index]}", parameters)
+        if ended.state is None or not ended.state.is_completed():
+            state = ended.state.name if ended.state else "no state"
+            why = (ended.state.message if ended.state else None) or "its page in Prefect says more"
+            problems[names[index]] = f"flow run {ended.name} ended as {state}: {why}"
+
+    async def group(first: int, *others: int) -> None:
+        await point(first)
+        await asyncio.gather(*map(point, others))
+
+    await asyncio.gather(*(group(*members) for members in groups(asked, planned)))
+    return problems
+
+
+def groups(asked: Experiment, planned: Sequence[Planned]) -> list[list[int]]:
+    """Points to be made, those together that need the same stage. The first of a group makes it for the others."""
+    to_run = {step.name for step in planned if step.status == "run"}
+    found: dict[object, list[int]] = {}
+    for index, report in enumerate(asked.merged.reports):
+        if report in to_run:
+            found.setdefault(_first_shared(asked, to_run, index), []).append(index)
+    return list(found.values())
+
+
+def _first_shared(asked: Experiment, to_run: set[str], index: int) -> object:
+    for node, users in zip(asked.merged.nodes, asked.merged.points_of, strict=True):
+        if node.name in to_run and len(users) > 1 and index in users:
+            return node.name
+    return index
+
+
+async def deployment_on(pool: str) -> UUID:
+    """The pipeline's deployment on a work pool."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise UsageError(f"the pool {pool} needs a Prefect server: set PREFECT_API_URL (docs/deployment.md)")
+    async with get_client() as client:
+        found = await client.read_deployments(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            limit=1,
+        )
+    if not found:
+        raise UsageError(
+            f"the flow {FLOW} is not deployed on a pool {pool!r}; deploy it with: "
+            "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml"
+        )
+    return found[0].id

@@ -1,0 +1,65 @@
+"""The paper's exhibits as studies of one recipe, and the document that says what came of them."""
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpr_core.config.base import override, parse
+from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.experiments.claims import ClaimVerdict
+from dpr_core.experiments.exhibits import EXHIBITS
+from dpr_core.experiments.points import REFERENCE, Study, with_references
+from dpr_core.experiments.results import claims_table, summary, training_times
+from flows import recipes
+from tasks.experiment import PLOTS, RESULTS
+from tasks.tracking import Store
+
+
+def studies(recipe: str, assignments: Sequence[str], exhibits: Collection[str], seeds: int, quick: bool) -> list[Study]:
+    """Each exhibit on the recipe, over seeds 1 to `seeds`.
+
+    SFT keeps what any exhibit refers to, asked for or not, so that one SFT run a seed serves every request.
+    """
+    references = [value for each in EXHIBITS.values() for value in each.over(quick).get(REFERENCE, ())]
+    base = with_references(override(recipes.values(recipe), assignments), {REFERENCE: references})
+    return [
+        Study(
+            title=each.title,
+            exhibit=each.name,
+            config=parse(PipelineConfig, override(base, each.assignments), f"{recipe}, {each.name}"),
+            over={**each.over(quick), "seed": list(range(1, seeds + 1))},
+        )
+        for each in EXHIBITS.values()
+        if each.name in exhibits
+    ]
+
+
+def claims_in(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The verdicts of every exhibit."""
+    return [claim for table in document["results"].values() for claim in table["claims"]]
+
+
+def write(store: Store, document: Mapping[str, Any], command: str, theory: str | None, file: Path) -> None:
+    """All exhibits in one document; their plots lie beside it, in a folder of its name."""
+    parts = ["# What reproduces, and what does not", f"Made by `{command}`."]
+    if verdicts := [ClaimVerdict.of(claim) for claim in claims_in(document)]:
+        parts += [summary(verdicts), claims_table(verdicts, beside=False).as_markdown()]
+    if failed := document.get("failed"):
+        parts.append(
+            "\n".join(["Not there, because it failed:", "", *(f"- {name}: {failed[name]}" for name in failed)])
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for entry in document["stages"]:
+        if entry["stage"] == "experiment":
+            made = store.fetch(entry["id"]).path
+            folder = Path(file.stem) / entry["name"].replace(" ", "-")
+            if (made / PLOTS).is_dir():
+                shutil.copytree(made / PLOTS, file.parent / folder, dirs_exist_ok=True)
+            text = (made / RESULTS).read_text(encoding="utf-8")
+            parts.append(text.replace(f"]({PLOTS}/", f"]({folder.as_posix()}/").rstrip())
+            if times := training_times(entry["metrics"]):
+                parts.append(times)
+    if theory:
+        parts += ["## Theory", theory]
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+
+from dpr_core.experiments.claims import Claim, ClaimVerdict, judged, verdict
+from dpr_core.experiments.exhibit import DPR, SFT, of
+from dpr_core.experiments.observations import Observation
+from dpr_core.experiments.quantities import TOKENS
+
+Runs = Callable[..., list[Observation]]
+
+BETTER = Claim("DPR > SR", "DPR beats SR.", DPR, of("SR"))
+SAME = Claim("PPO = SR", "They are the same.", of("PPO"), of("SR"), margin=2.0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.1, 3.0), "reproduced"),
+        ((-3.0, -0.1), "not reproduced"),
+        ((-0.1, 3.0), "undecided"),
+        ((0.0, 3.0), "undecided"),
+        ((-3.0, 0.0), "undecided"),
+        (None, "undecided"),
+    ],
+)
+def test_a_direction_is_decided_by_the_side_of_zero(interval: tuple[float, float] | None, expected: str) -> None:
+    assert verdict(interval) == expected
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((-1.9, 1.9), "reproduced"),
+        ((0.5, 1.5), "reproduced"),
+        ((1.0, 3.0), "undecided"),
+        ((-5.0, 5.0), "undecided"),
+        ((-2.0, 1.0), "undecided"),
+        ((2.1, 3.0), "not reproduced"),
+        ((-3.0, -2.1), "not reproduced"),
+        (None, "undecided"),
+    ],
+)
+def test_equality_is_decided_by_the_margin(interval: tuple[float, float] | None, expected: str) -> None:
+    assert verdict(interval, margin=2.0) == expected
+
+
+def test_the_effect_is_paired_by_seed(runs: Runs) -> None:
+    # Differences 2, 4 and 6: mean 4, deviation 2, and t of 2 degrees of freedom is 4.3027 at 97.5%.
+    seen = runs("DPR", [60.0, 70.0, 80.0]) + runs("SR", [58.0, 66.0, 74.0])
+    found = judged(BETTER, seen)
+    half = 4.302653 * 2 / math.sqrt(3)
+    assert found.effect == pytest.approx(4)
+    assert found.interval == pytest.approx((4 - half, 4 + half))
+    assert (found.verdict, found.seeds, found.unit) == ("undecided", 3, "points")
+
+
+def test_the_order_of_observations_does_not_matter(runs: Runs) -> None:
+    seen = runs("DPR", [60.0, 70.0, 80.0]) + runs("SR", [58.0, 66.0, 74.0])
+    assert judged(BETTER, seen[::-1]).effect == pytest.approx(4)
+
+
+def test_a_common_shift_of_a_seed_cancels(runs: Runs) -> None:
+    # Unpaired, seeds this far apart would decide nothing.
+    found = judged(BETTER, runs("DPR", [51.0, 71.1, 90.9]) + runs("SR", [50.0, 70.0, 90.0]))
+    assert found.verdict == "reproduced"
+    assert found.effect == pytest.approx(1.0)
+
+
+def test_only_seeds_with_both_sides_count(runs: Runs) -> None:
+    found = judged(BETTER, runs("DPR", [60.0, 61.0, 62.0]) + runs("SR", [50.0, 50.5]))
+    assert found.seeds == 2
+
+
+def test_unreadable_win_rates_leave_their_seed_out(runs: Runs) -> None:
+    found = judged(BETTER, runs("DPR", [60.0, None, 62.0]) + runs("SR", [50.0, 50.0, 50.0]))
+    assert (found.seeds, found.effect) == (2, pytest.approx(11.0))
+
+
+def test_models_from_different_sft_runs_are_not_paired(runs: Runs) -> None:
+    seen = runs("DPR", [60.0, 61.0]) + runs("SR", [50.0, 50.0], sft=["sft0", "other"])
+    assert judged(BETTER, seen).seeds == 1
+
+
+def test_one_seed_has_an_effect_and_no_verdict(runs: Runs) -> None:
+    found = judged(BETTER, runs("DPR", [90.0]) + runs("SR", [50.0]))
+    assert (found.verdict, found.effect, found.interval, found.seeds) == ("undecided", 40.0, None, 1)
+
+
+def test_absent_policies_are_not_run(runs: Runs) -> None:
+    found = judged(BETTER, runs("DPR", [60.0, 61.0]))
+    assert (found.verdict, found.effect, found.interval, found.seeds) == ("not run", None, None, 0)
+
+
+def test_several_benchmarks_are_averaged_within_a_seed(runs: Runs) -> None:
+    seen = [
+        *runs("DPR", [60.0, 61.0], benchmark="a"),
+        *runs("DPR", [70.0, 71.0], benchmark="b"),
+        *runs("SR", [50.0, 50.0], benchmark="a"),
+        *runs("SR", [50.0, 50.0], benchmark="b"),
+    ]
+    found = judged(BETTER, seen)
+    assert (found.effect, found.seeds) == (pytest.approx(15.5), 2)
+
+
+def test_equality_has_its_margin_in_the_verdict(runs: Runs) -> None:
+    close = judged(SAME, runs("PPO", [50.1, 60.2, 55.0]) + runs("SR", [50.0, 60.0, 55.1]))
+    far = judged(SAME, runs("PPO", [60.0, 70.1, 64.9]) + runs("SR", [50.0, 60.0, 55.0]))
+    assert (close.verdict, close.margin) == ("reproduced", 2.0)
+    assert far.verdict == "not reproduced"
+
+
+def test_accuracy_stands_beside_the_win_rate(runs: Runs, sft: Runs) -> None:
+    claim = Claim("DPR > SFT", "", DPR, SFT)
+    seen = runs("DPR", [60.0, 62.0], accuracy=[0.8, 0.9]) + sft(2, accuracy=[0.6, 0.6])
+    found = judged(claim, seen)
+    assert found.effect == pytest.approx(11)
+    assert found.accuracy_effect == pytest.approx(25)
+    # Differences 20 and 30: deviation sqrt(50), and t of 1 degree of freedom is 12.706.
+    assert found.accuracy_interval == pytest.approx((25 - 12.7062 * 5, 25 + 12.7062 * 5), rel=1e-5)
+
+
+def test_an_effect_of_another_quantity_has_no_accuracy_beside_it(runs: Runs, sft: Runs) -> None:
+    claim = Claim("short", "", SFT, DPR, quantity=TOKENS)
+    seen = runs("DPR", [60.0, 62.0], accuracy=0.8, response_tokens=[10.0, 12.0]) + sft(2, accuracy=0.6)
+    found = judged(claim, seen)
+    assert (found.effect, found.accuracy_effect, found.unit) == (pytest.approx(29.0), None, "tokens")
+
+
+def test_json_holds_all_of_a_verdict(runs: Runs) -> None:
+    found = judged(SAME, runs("PPO", [50.1, 60.2]) + runs("SR", [50.0, 60.0]))
+    values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert {"claim", "verdict", "effect", "interval", "seeds"} <= set(values)
+    assert ClaimVerdict.of(values) == found

@@ -1,0 +1,96 @@
+"""`dpr benchmark` on small files of the official layouts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_core.benchmarks.base import Question
+from dpr_core.official.layouts import LAYOUTS
+
+pytestmark = pytest.mark.integration
+
+Dpr = Any
+
+QUESTIONS = [{"question_id": 81, "category": "writing", "turns": ["Write.", "Rewrite."]}]
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rating(turn: int, score: int) -> dict[str, Any]:
+    return {"question_id": 81, "model": "<b>m</b>\x1b[31m", "judge": ["gpt-4", "s"], "turn": turn, "score": score}
+
+
+def answers(path: Path, model: str, turns: tuple[str, ...]) -> Path:
+    path.write_text(LAYOUTS["mt-bench"].write(model, [(Question("81", ("Write.", "Rewrite.")), turns)]))
+    return path
+
+
+def test_score_prints_a_document_and_a_view(dpr: Dpr, tmp_path: Path) -> None:
+    file = lines(tmp_path / "judgments.jsonl", [rating(1, 8), rating(2, -1)])
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    arguments = ["benchmark", "score", "--format", "mt-bench", str(file), "--questions", str(questions)]
+    (found,) = dpr(*arguments, "--json").json["models"].values()
+    assert found["official"] == {"turn1": 8.0, "turn2": None, "average": 8.0, "categories": {"writing": 8.0}}
+    assert (found["n"], found["unscored"]) == (2, 1)
+    assert found["warnings"] == ["1 ratings could not be read (81 turn 2)"]
+    shown = dpr(*arguments)
+    assert shown.status == 0
+    assert "ratings could not be read" in shown.stdout
+    assert "\x1b[31m" not in shown.stdout
+
+
+def test_two_answer_files_are_judged_without_a_pipeline(dpr: Dpr, tmp_path: Path) -> None:
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("a longer text", "and more"))
+    theirs = answers(tmp_path / "theirs.jsonl", "theirs", ("short", "text"))
+    games = tmp_path / "games.jsonl"
+    common = ["benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--set", "by.type=scripted"]
+    result = dpr(*common, "--answers", str(mine), "--baseline", str(theirs), "--output", str(games), "--json").json
+    assert (result["candidate"], result["baseline"], result["win_rate"], result["prompts"]) == (
+        "mine",
+        "theirs",
+        100.0,
+        1,
+    )
+    again = dpr("benchmark", "score", "--format", "lima", str(games), "--json").json["models"]["candidate"]
+    assert again["paper"]["win_rate"] == 100.0
+    assert "50.0 %" in dpr(*common, "--answers", str(mine), "--baseline", str(mine)).stdout
+
+
+def test_a_dry_run_says_what_it_would_cost_and_asks_nobody(dpr: Dpr, tmp_path: Path) -> None:
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("a", "b"))
+    common = ["benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--dry-run", "--json"]
+    cost = dpr(*common, "--answers", str(mine), "--baseline", str(mine)).json
+    assert cost["requests"] == 2
+    assert cost["tokens_written_at_most"] == 2 * 512
+    assert 0 < cost["dollars_at_most"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"answers": [{"question_id": 81, "turns": ["x"]}]}, "not MT-Bench answers"),
+        (
+            {"questions": [{"question_id": 99, "turns": ["Write.", "Rewrite."]}]},
+            "that are not in the questions file",
+        ),
+        ({"questions": [{"question_id": 81, "turns": ["Write."]}]}, "answered by both models in all its turns"),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(
+    dpr: Dpr, tmp_path: Path, change: dict[str, list[dict[str, Any]]], expected: str
+) -> None:
+    questions = lines(tmp_path / "question.jsonl", change.get("questions", QUESTIONS))
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("a", "b"))
+    other = lines(tmp_path / "other.jsonl", change["answers"]) if "answers" in change else mine
+    result = dpr(
+        "benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--set", "by.type=scripted",
+        "--answers", str(other), "--baseline", str(mine), "--json",
+    )  # fmt: skip
+    result.assert_refused(2, expected)

@@ -1,0 +1,178 @@
+"""Reward options, policies without training, and the position profile, on the tiny pipeline's models."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from dpr_core.config.evaluation import AnswerConfig, BestOfN, Contrastive
+from dpr_core.config.execution import Execution
+from dpr_core.config.reward import RewardConfig
+from dpr_core.errors import UsageError
+from tasks.answer import read_answers
+from tasks.lineage import Lineage
+from tasks.stage import Outcome, run_stage
+from tasks.table import stage_named
+from tasks.tracking import Store
+
+Tiny = Callable[..., Any]
+
+
+@pytest.fixture
+def store(made: Any, open_store: Callable[[Path], Store]) -> Store:
+    return open_store(made.home)
+
+
+@pytest.fixture
+def sft(made: Any, store: Store, tiny: Tiny) -> str:
+    """The tiny SFT run with its moving average kept."""
+    inputs = {"data": made.id("subsample"), "backbone": made.id("backbone")}
+    return run_stage(stage_named("sft"), tiny("sft.ema_decay=0.5").sft, inputs, store=store).id
+
+
+def reward_of(store: Store, sft: str, **settings: Any) -> Outcome:
+    config = RewardConfig(probe_demonstrations=4, **settings)
+    return run_stage(stage_named("reward"), config, {"sft": sft}, store=store)
+
+
+def answer(store: Store, source: str, tiny: Tiny, **settings: Any) -> Outcome:
+    base = tiny()
+    config = AnswerConfig(**{**dict(base.answer), "benchmark": base.evaluation.benchmarks["lab"], **settings})
+    return run_stage(stage_named("answer"), config, {"policy": source}, store=store)
+
+
+def definition(store: Store, outcome: Outcome) -> dict[str, Any]:
+    text = (store.fetch(outcome.id).path / "reward.json").read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+def token_rewards(store: Store, outcome: Outcome) -> list[float]:
+    lines = (store.fetch(outcome.id).path / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [token["reward"] for line in lines for token in json.loads(line)["tokens"]]
+
+
+def test_a_plain_reward_is_equation_5_unscaled(store: Store, sft: str) -> None:
+    plain = reward_of(store, sft)
+    assert definition(store, plain) == {
+        "formula": "baseline_relative", "reference": [0.5], "scale": 1.0, "clip_above": None, "seed": 0,
+        "candidates": {},
+    }  # fmt: skip
+    assert plain.metrics["reward/value_gap_rms"] >= abs(plain.metrics["reward/value_gap_mean"]) > 0
+
+
+def test_normalising_makes_the_deviation_one_and_a_clip_comes_after_it(store: Store, sft: str) -> None:
+    plain = reward_of(store, sft)
+    normal = reward_of(store, sft, normalise=True, clip_above=0.5)
+    scale = definition(store, normal)["scale"]
+    raw = token_rewards(store, plain)
+    mean = sum(raw) / len(raw)
+    assert scale == pytest.approx(math.sqrt(sum((r - mean) ** 2 for r in raw) / len(raw)), rel=1e-5)
+    assert token_rewards(store, normal) == pytest.approx([min(r / scale, 0.5) for r in raw], rel=1e-5, abs=1e-6)
+    assert max(raw) / scale > 0.5
+    alone = reward_of(store, sft, normalise=True)
+    assert alone.metrics["reward/token_deviation"] == pytest.approx(1, rel=1e-5)
+
+
+def test_what_is_built_on_a_reward_uses_its_definition(store: Store, sft: str) -> None:
+    made = reward_of(store, sft, normalise=True, clip_above=0.5, formula="random_sign", seed=3)
+    reward = Lineage(store).dense_reward(store.fetch(made.id), Execution())
+    scale = definition(store, made)["scale"]
+    found = reward.formula, reward.scale, reward.clip_above, reward.seed
+    assert found == ("random_sign", scale, 0.5, 3)
+
+
+def test_a_mean_of_checkpoints_is_computed_and_exported_and_never_stored(
+    store: Store, made: Any, sft: str, dpr: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = reward_of(store, sft, reference=(0.5, 0.34))
+    assert definition(store, outcome)["reference"] == [0.34, 0.5]
+    folder = store.fetch(outcome.id).path
+    assert not list(folder.rglob("*.safetensors"))
+    written = dpr("export", outcome.id, tmp_path / "ref", "--part", "ref", "--json", home=made.home).json
+    assert written["checkpoint"] == "reward 0.34 + 0.5"
+    checkpoints = store.fetch(sft).path / "checkpoints"
+    parts = [load_file(checkpoints / name / "model.safetensors") for name in ("0.34", "0.5")]
+    for name, weight in load_file(tmp_path / "ref" / "model.safetensors").items():
+        assert weight.allclose((parts[0][name] + parts[1][name]) / 2, atol=1e-6)
+
+
+def test_the_moving_average_as_the_reference(
+    store: Store, made: Any, sft: str, dpr: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = reward_of(store, sft, reference="ema")
+    assert definition(store, outcome)["reference"] == ["ema"]
+    weights = (store.fetch(sft).path / "checkpoints" / "ema" / "model.safetensors").read_bytes()
+    for artifact, part in ((sft, "ema"), (outcome.id, "ref")):
+        dpr("export", artifact, tmp_path / artifact, "--part", part, home=made.home)
+        assert (tmp_path / artifact / "model.safetensors").read_bytes() == weights
+    with pytest.raises(UsageError, match="keeps no moving average"):
+        reward_of(store, made.id("sft"), reference="ema")
+
+
+def test_the_validated_reference_is_the_candidate_with_the_best_score(store: Store, sft: str) -> None:
+    outcome = reward_of(store, sft, reference="validated")
+    found = definition(store, outcome)
+    assert set(found["candidates"]) == {"0.34", "0.5"}
+    best = max(found["candidates"], key=found["candidates"].get)
+    assert found["reference"] == [float(best)]
+    assert outcome.metrics["reward/chosen_reference"] == float(best)
+    for name, score in found["candidates"].items():
+        assert outcome.metrics[f"reward/detection_auroc/{name}"] == score
+        assert 0 <= score <= 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_kl"),
+    [
+        (Contrastive(k=3), True),
+        (BestOfN(n=3), False),
+        (BestOfN(n=3, by="log_sft"), False),
+    ],
+)
+def test_policies_without_training_answer(
+    store: Store, made: Any, tiny: Tiny, policy: Contrastive | BestOfN, has_kl: bool
+) -> None:
+    outcome = answer(store, made.id("reward"), tiny, policy=policy)
+    rows = read_answers(store.fetch(outcome.id).path)
+    assert len(rows) == 12
+    assert ("answer/kl_to_sft" in outcome.metrics) == has_kl
+    assert all((row["kl_to_sft"] is not None) == has_kl for row in rows)
+    bound = outcome.metrics.get("answer/kl_bound")
+    assert bound is None if has_kl else bound == pytest.approx(math.log(3) - 2 / 3)
+    with pytest.raises(UsageError, match="is made of a reward"):
+        answer(store, made.id("sft"), tiny, policy=policy)
+
+
+@pytest.mark.parametrize("source", ["reinforce", "reward"])
+def test_the_profile_counts_the_answers_at_each_position_and_adds_up_to_the_mean_kl(
+    store: Store, made: Any, tiny: Tiny, source: str
+) -> None:
+    settings = {"policy": Contrastive(k=3)} if source == "reward" else {}
+    outcome = answer(store, made.id(source), tiny, **settings)
+    folder = store.fetch(outcome.id).path
+    profile, rows = json.loads((folder / "profile.json").read_text(encoding="utf-8")), read_answers(folder)
+    assert [p["position"] for p in profile] == list(range(max(row["tokens"] for row in rows)))
+    for p in profile:
+        assert p["answers"] == sum(row["tokens"] > p["position"] for row in rows)
+        assert p["kl_to_sft"] >= -1e-6
+    total = sum(p["kl_to_sft"] * p["answers"] for p in profile)
+    assert total / len(rows) == pytest.approx(outcome.metrics["answer/kl_to_sft"], abs=1e-5)
+
+
+def test_answers_of_sft_have_no_profile(store: Store, made: Any) -> None:
+    assert not (store.fetch(made.id("answer SFT on lab")).path / "profile.json").exists()
+    assert (store.fetch(made.id("answer DPR on lab")).path / "profile.json").is_file()
+
+
+def test_a_reward_of_an_earlier_version_says_how_to_make_it_again(
+    store: Store, sft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = reward_of(store, sft)
+    monkeypatch.setattr("tasks.lineage.REWARD", "elsewhere.json")
+    with pytest.raises(UsageError, match=f"dpr rerun {outcome.id[:8]}"):
+        Lineage(store).definition(store.fetch(outcome.id))
