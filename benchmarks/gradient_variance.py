@@ -83,7 +83,7 @@ def rollouts(
         yield [TokenSequence(c.prompt, c.response) for c in drawn]
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reward", help="ID of a reward artifact")
     parser.add_argument("--batches", type=int, default=64, help="mini-batches, two at least")
@@ -91,7 +91,9 @@ def main() -> None:
     parser.add_argument("--max-response-tokens", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
+    if arguments.batches < 2:
+        parser.error("--batches: a variance needs two mini-batches at least")
     store = Store.open()
     artifact = store.fetch(store.resolve(arguments.reward), stages=("reward",))
     lineage, execution = Lineage(store), Execution()

@@ -163,6 +163,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", type=Path, dest="read", metavar="FILE", help="replay on curves that were kept")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     arguments = parser.parse_args(words)
+    if arguments.rollouts < 4 or arguments.rollouts % 4:
+        parser.error("--rollouts: a multiple of four is needed, one batch for each of four steps")
     runs: dict[str, Curve] = json.loads(arguments.read.read_text()) if arguments.read else {}
     if not arguments.read:
         store = Store.open()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError
+from dpr_core.reporting.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,7 +55,7 @@ def reported(debug: bool) -> Iterator[None]:
     except DensePathError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(error)}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         print("interrupted; nothing unfinished will be taken for whole", file=sys.stderr)
@@ -65,5 +66,10 @@ def reported(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {_shown(error)} (--debug shows where)", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _shown(error: Exception) -> str:
+    """What an error says; it may quote data, an answer or a server."""
+    return "\n".join(map(visible, str(error).split("\n")))

@@ -1,9 +1,12 @@
 """The paper's exhibits as studies of one recipe, and the document that says what came of them."""
 
+import json
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dpr_core.config.base import override, parse
 from dpr_core.config.pipeline import PipelineConfig
@@ -11,9 +14,13 @@ from dpr_core.experiments.claims import ClaimVerdict
 from dpr_core.experiments.exhibits import EXHIBITS
 from dpr_core.experiments.points import REFERENCE, Study, with_references
 from dpr_core.experiments.results import claims_table, summary, training_times
+from dpr_core.reporting.tables import escaped
+from dpr_core.reporting.visible import visible
 from flows import recipes
 from tasks.experiment import PLOTS, RESULTS
 from tasks.tracking import Store
+
+VERDICTS = "verdicts.json"
 
 
 def studies(recipe: str, assignments: Sequence[str], exhibits: Collection[str], seeds: int, quick: bool) -> list[Study]:
@@ -40,26 +47,39 @@ def claims_in(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [claim for table in document["results"].values() for claim in table["claims"]]
 
 
-def write(store: Store, document: Mapping[str, Any], command: str, theory: str | None, file: Path) -> None:
-    """All exhibits in one document; their plots lie beside it, in a folder of its name."""
-    parts = ["# What reproduces, and what does not", f"Made by `{command}`."]
+def write(
+    store: Store, document: Mapping[str, Any], command: str, judged: Mapping[str, Any], theory: str | None, file: Path
+) -> None:
+    """All exhibits in one document. Their plots lie beside it in a folder of its name, with what was judged as JSON."""
+    parts = ["# What reproduces, and what does not", f"Made by {_code(command)}."]
     if verdicts := [ClaimVerdict.of(claim) for claim in claims_in(document)]:
         parts += [summary(verdicts), claims_table(verdicts, beside=False).as_markdown()]
     if failed := document.get("failed"):
         parts.append(
-            "\n".join(["Not there, because it failed:", "", *(f"- {name}: {failed[name]}" for name in failed)])
+            "\n".join(
+                ["Not there, because it failed:", "", *(f"- {escaped(f'{n}: {why}')}" for n, why in failed.items())]
+            )
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix("")
+    beside.mkdir(parents=True, exist_ok=True)
+    (beside / VERDICTS).write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
     for entry in document["stages"]:
         if entry["stage"] == "experiment":
             made = store.fetch(entry["id"]).path
-            folder = Path(file.stem) / entry["name"].replace(" ", "-")
+            folder = Path(file.stem, entry["name"].replace(" ", "-"))
             if (made / PLOTS).is_dir():
                 shutil.copytree(made / PLOTS, file.parent / folder, dirs_exist_ok=True)
             text = (made / RESULTS).read_text(encoding="utf-8")
-            parts.append(text.replace(f"]({PLOTS}/", f"]({folder.as_posix()}/").rstrip())
+            parts.append(text.replace(f"]({PLOTS}/", f"]({quote(folder.as_posix())}/").rstrip())
             if times := training_times(entry["metrics"]):
                 parts.append(times)
     if theory:
         parts += ["## Theory", theory]
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _code(text: str) -> str:
+    """Text as code in a line of Markdown, whatever backticks it has."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{visible(text)}{pad}{fence}"

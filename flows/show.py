@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from dpr_core.reporting import report
+from dpr_core.reporting.visible import visible
 from tasks import diagnose
 from tasks.graph import Planned
 from tasks.records import Record
@@ -220,5 +221,5 @@ def _table(*columns: str) -> Table:
 
 
 def _add_row(table: Table, *cells: str) -> None:
-    """As plain text: square brackets in a name are no markup."""
-    table.add_row(*map(Text, cells))
+    """As plain text: neither markup nor a sign that steers the terminal, in a name or in what an error quotes."""
+    table.add_row(*(Text("\n".join(map(visible, cell.split("\n")))) for cell in cells))

@@ -67,7 +67,7 @@ def continued_sft(sft: str, config: ContinuedSFTConfig = ContinuedSFTConfig(), f
 
 @flow
 def answer(policy: str, config: AnswerConfig, force: bool = False) -> str:
-    """Let the policy of an SFT, reward or REINFORCE artifact answer a benchmark."""
+    """Let the policy of an artifact answer a benchmark: SFT, a reward, or what was trained from either."""
     return _alone("answer", config, {"policy": policy}, force)
 
 

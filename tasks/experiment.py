@@ -37,21 +37,22 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     exhibit = exhibits.named(settings.exhibit)
     ancestry = Ancestry(work)
     seen: list[Observation] = []
-    for done, (role, report) in enumerate(ancestry.reports.items(), start=1):
-        if role not in settings.points:
-            raise UsageError(f"the report {role!r} is of none of the points: {', '.join(settings.points) or 'none'}")
-        seen += observed(role, settings.points[role], report, ancestry, exhibit.by_position)
-        work.advance(done, len(ancestry.reports), role)
+    if strange := [role for role in ancestry.reports if role not in settings.points]:
+        raise UsageError(f"the report {strange[0]!r} is of none of the points: {', '.join(settings.points) or 'none'}")
+    for done, role in enumerate(there := [name for name in settings.points if name in ancestry.reports], start=1):
+        seen += observed(role, settings.points[role], ancestry.reports[role], ancestry, exhibit.by_position)
+        work.advance(done, len(there), role)
     if not seen:
         raise UsageError("an experiment needs at least one report; give each the name of its point as its role")
+    missing = [name for name in settings.points if name not in ancestry.reports]
     verdicts = exhibit.claims(seen)
     plots = figures.draw(exhibit, seen, work.output / PLOTS)
     links = {caption: f"{PLOTS}/{file}" for caption, file in plots.items()}
     files = {
         OBSERVATIONS: observations.as_json(seen),
         "observations.csv": observations.as_csv(seen),
-        RESULTS: results.as_markdown(settings.title, exhibit, seen, verdicts, links),
-        "results.html": results.as_html(settings.title, exhibit, seen, verdicts),
+        RESULTS: results.as_markdown(settings.title, exhibit, seen, verdicts, links, missing),
+        "results.html": results.as_html(settings.title, exhibit, seen, verdicts, missing),
     }
     if verdicts:
         files[CLAIMS] = json.dumps([each.as_dict() for each in verdicts], indent=2, allow_nan=False) + "\n"
@@ -73,8 +74,11 @@ def observed(
     for row in json.loads((report.path / TABLE).read_text(encoding="utf-8"))["rows"]:
         policy, benchmark = row["policy"], row["benchmark"]
         is_baseline = policy == BASELINE
-        ending = f" on {benchmark}" if is_baseline else f"{policy} on {benchmark}"
-        judge = next(judge for role, judge in report.inputs.items() if role.endswith(ending))
+        judge = next(
+            judge
+            for role, judge in report.inputs.items()
+            if role == f"{policy} on {benchmark}" or (is_baseline and role.endswith(f" on {benchmark}"))
+        )
         answers = ancestry.record(judge).inputs["baseline" if is_baseline else "candidate"]
         source = ancestry.policy(policy, answers)
         sft = ancestry.sft(source)

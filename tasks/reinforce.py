@@ -1,5 +1,6 @@
 """Improve the SFT policy by REINFORCE against its own recovered reward."""
 
+from collections.abc import Mapping
 from typing import cast
 
 from dpr_core.config.base import StageConfig
@@ -57,10 +58,10 @@ class History:
         self._metrics = work.metrics
         self._points: list[tuple[int, dict[str, float]]] = []
 
-    def metrics(self, values: dict[str, float], step: int) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._metrics(values, step)
         if self.SHOWN[0] in values:
-            self._points.append((step, values))
+            self._points.append((step, dict(values)))
 
     def series(self) -> dict[str, list[tuple[float, float]]]:
         return {name: [(float(step), values[name]) for step, values in self._points] for name in self.SHOWN}

@@ -43,7 +43,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             **_measured(candidate),
         )
     table = report.Table(settings.title, tuple(rows.values()))
-    (work.output / TABLE).write_text(json.dumps(report.as_dict(table), indent=2, ensure_ascii=False) + "\n")
+    (work.output / TABLE).write_text(
+        json.dumps(report.as_dict(table), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (work.output / "report.md").write_text(report.as_markdown(table), encoding="utf-8")
     (work.output / "report.html").write_text(report.as_html(table), encoding="utf-8")
     bars = [

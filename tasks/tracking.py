@@ -99,6 +99,10 @@ class Store:
         self._client.log_metrics(run_id, values)
         self._client.set_terminated(run_id, status)
 
+    def keep(self, run_id: str, folder: Path, under: str) -> None:
+        """Keep the files of a folder with a parent run."""
+        self._client.log_artifacts(run_id, str(folder), under)
+
     def begin(
         self,
         *,
@@ -391,8 +395,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in values:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})

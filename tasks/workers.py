@@ -19,6 +19,11 @@ from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
 from tasks.tracking import Store
 
+MOST = 64
+"""Processes at once, at the most."""
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 PATIENCE = 30.0
 """Seconds that a process is given to end its stage as KILLED."""
 
@@ -53,6 +58,16 @@ def make(job: Job) -> Outcome:
             force=job.force,
             progress=progress,
         )
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: its affinity, and the quota of its container."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, QUOTA.read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return cores
+    return max(1, min(cores, quota // period))
 
 
 class Workers:

@@ -118,7 +118,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     """Parse a YAML mapping, or say where it is broken."""
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{where}: a mapping of settings is expected, not {type(values).__name__}")
@@ -141,7 +141,8 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
             node = child
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
+            # ValueError: a date that there is not.
             value = text
         if last == "type" and node.get("type") != value:
             node.clear()

@@ -38,7 +38,7 @@ class KLTarget(Config):
     sequence_kl: float = Field(gt=0)
     """The KL to SFT of a response to be held, in nats."""
 
-    gain: float = Field(0.2, gt=0, le=1)
+    gain: float = Field(0.2, gt=0, lt=1)
     """An iteration changes the weight by at most this share."""
 
 
@@ -65,6 +65,12 @@ class ClippedReinforce(Config):
 
     baseline: Literal["none", "position"] = "none"
     """Beyond the paper: `position` subtracts from each return the mean of the other responses' there."""
+
+    @model_validator(mode="after")
+    def _a_target_moves_a_weight(self) -> Self:
+        if isinstance(self.kl_schedule, KLTarget) and self.kl_weight == 0:
+            raise ValueError("a kl_schedule of type target multiplies kl_weight, which must be above 0 for that")
+        return self
 
 
 class ReinforcePlusPlus(ClippedReinforce):

@@ -1,5 +1,6 @@
 """Claims as paired effects, and how a verdict on one is reached."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -97,18 +98,19 @@ def verdict(interval: tuple[float, float] | None, margin: float | None = None) -
 
 def paired(claim: Claim, quantity: Quantity, observations: Sequence[Observation]) -> Mapping[Unit, float]:
     """The effect in every unit, a seed with its SFT model, that has all of both sides."""
-    effects = {}
-    for unit in dict.fromkeys(each.unit for each in observations):
-        members = [each for each in observations if each.unit == unit]
-        first = _mean(members, claim.first, quantity)
-        second = claim.level if claim.second is None else _mean(members, claim.second, quantity)
-        if first is not None and second is not None:
-            effects[unit] = first - second
-    return effects
+    first = _means(claim.first, quantity, observations)
+    if claim.second is None:
+        return {unit: mean - claim.level for unit, mean in first.items()}
+    second = _means(claim.second, quantity, observations)
+    return {unit: mean - second[unit] for unit, mean in first.items() if unit in second}
 
 
-def _mean(members: Sequence[Observation], where: Where, quantity: Quantity) -> float | None:
-    """Over the settings and benchmarks of one unit; None where one of them has no value."""
-    values = [quantity.read(each) for each in members if where(each)]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+def _means(where: Where, quantity: Quantity, observations: Sequence[Observation]) -> dict[Unit, float]:
+    """Over the settings and benchmarks of every unit; those are left out that lack one which another unit has."""
+    values: dict[Unit, list[float | None]] = {}
+    for each in observations:
+        if where(each):
+            values.setdefault(each.unit, []).append(quantity.read(each))
+    most = max(map(len, values.values()), default=0)
+    known = {unit: [value for value in found if value is not None] for unit, found in values.items()}
+    return {unit: statistics.mean(found) for unit, found in known.items() if len(found) == most}

@@ -108,7 +108,7 @@ def _by_position(observations: Sequence[Observation]) -> Mapping[str, Mapping[st
             for at in each.profile:
                 if at.answers >= FEWEST_ANSWERS * most:
                     by_place.setdefault(at.position, []).append((at.kl_to_sft, at.reward))
-        name = label(cell[0].values, short) or TRAINED
+        name = " ".join([label(cell[0].values, short) or TRAINED, *_asked_on(cell[0], observations)])
         for i, panel in enumerate(panels.values()):
             panel[name] = [
                 (float(position), _valued(estimate_of([pair[i] for pair in pairs])))
@@ -118,7 +118,8 @@ def _by_position(observations: Sequence[Observation]) -> Mapping[str, Mapping[st
 
 
 def _detection(observations: Sequence[Observation]) -> Mapping[str, Mapping[str, Valued]]:
-    trained = [each for each in observations if each.policy == TRAINED]
+    # Each benchmark repeats what was measured of the reward.
+    trained = list({each.unit: each for each in observations if each.policy == TRAINED}.values())
     kinds = {"AUROC": (q.AUROC, q.AUROC_LOG_SFT), "top-1": (q.TOP1, q.TOP1_LOG_SFT)}
     groups: dict[str, dict[str, Valued]] = {}
     for group, pair in kinds.items():
@@ -137,9 +138,12 @@ def _name(
     each: Observation, observations: Sequence[Observation], values: Mapping[str, Any], short: Mapping[str, str]
 ) -> str:
     """The policy, with its benchmark where there are several, and what else sets it apart."""
+    return " ".join(filter(None, [each.policy, *_asked_on(each, observations), label(values, short)]))
+
+
+def _asked_on(each: Observation, observations: Sequence[Observation]) -> list[str]:
     several = len({other.benchmark for other in observations}) > 1
-    parts = [each.policy, *([f"({each.benchmark})"] if several else []), label(values, short)]
-    return " ".join(filter(None, parts))
+    return [f"({each.benchmark})"] if several else []
 
 
 def _valued(found: Estimate) -> Valued:

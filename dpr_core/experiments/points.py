@@ -89,10 +89,11 @@ def read_over(assignments: Iterable[str]) -> dict[str, list[Any]]:
             raise UsageError(f"--over {assignment}: expected field=value,value,... such as {example}")
         text = RANGE.sub(_range, text)
         try:
-            if SEXAGESIMAL.search(text):
-                raise yaml.YAMLError
+            # A text can be well formed and no value, such as a date that there is not.
             values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            if SEXAGESIMAL.search(text) or not isinstance(values, list):
+                raise ValueError
+        except (yaml.YAMLError, ValueError):
             raise UsageError(
                 f"--over {assignment}: cannot be read as values with commas between; try {example}"
             ) from None
@@ -172,7 +173,10 @@ def _number(value: Any) -> Any:
 
 def _range(found: re.Match[str]) -> str:
     first, last, step = map(Decimal, found.groups())
-    count = (last - first) / step if step else Decimal(-1)
+    try:
+        count = (last - first) / step
+    except ArithmeticError:
+        count = Decimal(-1)
     if not 0 <= count < MOST_POINTS:
         raise UsageError(f"{found[0]}: a range is first:last:step with at most {MOST_POINTS} values")
     return ", ".join(str(first + step * k) for k in range(int(count) + 1))

@@ -1,5 +1,6 @@
 """What can be read off an observation and averaged over seeds."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -40,7 +41,8 @@ def estimate(observations: Sequence[Observation], quantity: Quantity) -> Estimat
 
 
 def estimate_of(values: Sequence[float]) -> Estimate:
-    return Estimate(sum(values) / len(values), t_interval(values), len(values))
+    # Exact, so that equal values have that mean and their order does not matter.
+    return Estimate(statistics.mean(values), t_interval(values), len(values))
 
 
 def metric(name: str, label: str, digits: int = 3) -> Quantity:

@@ -32,9 +32,12 @@ def as_markdown(
     observations: Sequence[Observation],
     verdicts: Sequence[ClaimVerdict],
     plots: Mapping[str, str],
+    missing: Sequence[str] = (),
 ) -> str:
-    """One section. `plots` maps a caption to a file beside the document."""
+    """One section. `plots` maps a caption to a file beside the document; `missing` names points without a report."""
     parts = [f"## {escaped(title)}", f"{escaped(exhibit.runs)} {escaped(extent(observations))}"]
+    if missing:
+        parts.append(escaped(lacking(missing)))
     if verdicts:
         parts.append(claims_table(verdicts).as_markdown())
         parts += [f"- {escaped(best)}" for best in best_values(exhibit, observations)]
@@ -43,12 +46,19 @@ def as_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def as_html(title: str, exhibit: Exhibit, observations: Sequence[Observation], verdicts: Sequence[ClaimVerdict]) -> str:
+def as_html(
+    title: str,
+    exhibit: Exhibit,
+    observations: Sequence[Observation],
+    verdicts: Sequence[ClaimVerdict],
+    missing: Sequence[str] = (),
+) -> str:
     """One self-contained page, without the plots."""
     return page(
         title,
         element("h1", visible(title)),
         element("p", visible(f"{exhibit.runs} {extent(observations)}"), class_="quiet"),
+        element("p", visible(lacking(missing))) if missing else Html(""),
         claims_table(verdicts).as_html() if verdicts else Html(""),
         *(element("p", visible(best)) for best in best_values(exhibit, observations)),
         table(exhibit, observations).as_html(),
@@ -114,6 +124,8 @@ def table(exhibit: Exhibit, observations: Sequence[Observation]) -> Table:
                 continue
             baselines.add(first.benchmark)
             places = ["any"] * len(fields)
+            cell = _one_a_unit(first, observations)
+            measured = [_cell(cell, quantity) for quantity in shown]
         names = [first.policy, *[first.benchmark] * several]
         rows.append([*places, *names, *measured, _stopped(cell), str(len({each.unit for each in cell}))])
     return Table([*headings, *(quantity.label for quantity in shown), "stopped", "seeds"], rows, texts)
@@ -138,6 +150,11 @@ def extent(observations: Sequence[Observation]) -> str:
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; "
         f"asked on {', '.join(benchmarks)}."
     )
+
+
+def lacking(missing: Sequence[str]) -> str:
+    """Which points an experiment was to have and has not."""
+    return f"Missing, without a report: {', '.join(missing)}."
 
 
 def best_values(exhibit: Exhibit, observations: Sequence[Observation]) -> list[str]:
@@ -177,9 +194,18 @@ def _cell(cell: Sequence[Observation], quantity: Quantity) -> str:
 
 def _same_everywhere(like: Observation, observations: Sequence[Observation], shown: Sequence[Quantity]) -> bool:
     """Whether a policy is the same at all settings, as SFT is where they change what comes after it."""
-    same = [each for each in observations if (each.policy, each.benchmark) == (like.policy, like.benchmark)]
+    same = _like(like, observations)
     measured = {(each.unit, *(quantity.read(each) for quantity in shown)) for each in same}
     return len({each.point for each in same}) > 1 and len(measured) == len({each.unit for each in same})
+
+
+def _one_a_unit(like: Observation, observations: Sequence[Observation]) -> list[Observation]:
+    """Of a policy that is the same everywhere, every seed once: a setting may lack one that another has."""
+    return list({each.unit: each for each in _like(like, observations)}.values())
+
+
+def _like(like: Observation, observations: Sequence[Observation]) -> list[Observation]:
+    return [each for each in observations if (each.policy, each.benchmark) == (like.policy, like.benchmark)]
 
 
 def _stopped(cell: Sequence[Observation]) -> str:

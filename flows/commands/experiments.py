@@ -1,6 +1,9 @@
 """Commands that run many pipelines: sweeps over settings, and the paper's exhibits."""
 
+import os
+import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +26,15 @@ Over = Annotated[
         help="Values of a setting, or first:last:step; given several times, all combinations.",
     ),
 ]
-Jobs = Annotated[int, typer.Option(min=1, max=64, help="Processes on this machine that share the work.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        help="Processes on this machine that share the work; if left out, as many as cores can be used "
+        "for recipes on the lab, and 1 for others.",
+    ),
+]
 Pool = Annotated[str | None, typer.Option(metavar="NAME", help="Have the points made over a Prefect work pool.")]
 
 
@@ -44,7 +55,7 @@ def sweep(
     over: Over = [],  # noqa: B006
     assignments: Set = [],  # noqa: B006
     plan: Plan = False,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     pool: Pool = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -84,10 +95,11 @@ def reproduce(
     ] = False,
     recipe: Annotated[str | None, typer.Option(help="A recipe or a .yaml file; lab if left out.")] = None,
     assignments: Set = [],  # noqa: B006
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     pool: Pool = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.md", help="Where to write the results, plots beside.")
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Where to write the results; plots go into a folder beside it."),
     ] = None,
     plan: Plan = False,
     instances: Annotated[int, typer.Option(min=1, help="Theory: random instances of each claim.")] = 50,
@@ -103,11 +115,15 @@ def reproduce(
         if what is Reproduced.theory:
             from dpr_core.theory.checks import table
 
+            if recipe or assignments or jobs or pool or out or plan:
+                raise UsageError("theory trains nothing: it takes --instances, --seed and --json alone")
             identities = _theory(seed, instances)
             emit({"identities": _rows(identities)}, as_json, lambda: table(identities))
             return
         from flows import reproduction
 
+        if out is not None:
+            _check_out(out)
         names = [each.value for each in Reproduced] if what is Reproduced.all else [what.value]
         asked = recipe or ("lab-quick" if quick else "lab")
         studies = reproduction.studies(asked, assignments, names, seeds, quick)
@@ -123,7 +139,7 @@ class Wish(NamedTuple):
     """The options that `sweep` and `reproduce` share."""
 
     plan: bool
-    jobs: int
+    jobs: int | None
     pool: str | None
     as_json: bool
     debug: bool
@@ -136,7 +152,7 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
     from tasks.graph import plan
     from tasks.tracking import Store
 
-    if wish.pool and wish.jobs > 1:
+    if wish.pool and wish.jobs:
         raise UsageError("--jobs is for this machine, --pool for the workers of a pool; give one of them")
     asked = Experiment.of(studies)
     store = Store.open()
@@ -148,17 +164,40 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
     if all(step.status == "reuse" for step in planned):
         return runs.reuse_all(store, planned, name, asked.description, asked.settings, runs.tables_of), None
     embedded.prepare(store.home, wish.debug)
+    embedded.start_server()
+    jobs = wish.jobs or (1 if wish.pool else processes(studies, sum(step.status == "run" for step in planned)))
     from flows.experiment import Incomplete
     from flows.experiment import sweep as sweep_flow
 
     try:
-        return sweep_flow(studies, name, wish.jobs, wish.pool), None
+        return sweep_flow(studies, name, jobs, wish.pool), None
     except Incomplete as incomplete:
         return incomplete.document, incomplete
 
 
+def processes(studies: "Sequence[Study]", to_run: int) -> int:
+    """How many share the work where nothing is said: every core for the lab, whose stages have one thread each."""
+    from dpr_core.config.model import LabBackbone
+    from tasks.workers import MOST, usable_cores
+
+    on_lab = all(isinstance(study.config.backbone, LabBackbone) for study in studies)
+    return max(1, min(usable_cores(), to_run, MOST)) if on_lab else 1
+
+
+def _check_out(file: Path) -> None:
+    """Before hours of work, not after them."""
+    if not file.suffix or file.is_dir():
+        raise UsageError(f"--out {file}: give the name of a file, such as results.md")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {file}: {file.parent} cannot be made: {error.strerror}") from None
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"--out {file}: it cannot be written there")
+
+
 def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: Path | None, as_json: bool) -> None:
-    """Write the results down, and show the verdicts."""
+    """Write the results down, keep them with the run, and show the verdicts."""
     from dpr_core.theory.checks import table
     from flows import reproduction, show_experiment
     from tasks.tracking import Store
@@ -166,11 +205,17 @@ def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: P
     store = Store.open()
     file = out or store.home / "results" / document["run_id"] / "results.md"
     theory = table(list(identities)) if identities else None
-    command = " ".join(["dpr", *sys.argv[1:]])
-    reproduction.write(store, document, command, theory, file)
-    told = {
+    command = shlex.join(["dpr", *sys.argv[1:]])
+    judged = {
         "claims": reproduction.claims_in(document),
         **({"identities": _rows(identities)} if identities else {}),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for place in (Path(folder, file.name), file):
+            reproduction.write(store, document, command, judged, theory, place)
+        store.keep(document["run_id"], Path(folder), "results")
+    told = {
+        **judged,
         "run_id": document["run_id"],
         "document": str(file),
         **({"failed": document["failed"]} if "failed" in document else {}),

@@ -101,5 +101,6 @@ def _run_or_plan(
         document = runs.reuse_all(store, planned, *about)
     else:
         embedded.prepare(store.home, wish.debug)
+        embedded.start_server()
         document = start()
     emit(document, wish.as_json, lambda: view.run_summary(store, document))

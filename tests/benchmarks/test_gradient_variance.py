@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gradient_variance import ESTIMATORS, describe, gradients, markdown, rollouts
+from benchmarks.gradient_variance import ESTIMATORS, describe, gradients, main, markdown, rollouts
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
@@ -69,3 +69,9 @@ def test_rollouts_are_fresh_and_repeatable(toy: Callable[..., Any]) -> None:
     assert first[0] != first[1]
     assert drawn(0) == first
     assert drawn(1) != first
+
+
+def test_one_mini_batch_has_no_variance(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["reward", "--batches", "1"])
+    assert "two mini-batches" in capsys.readouterr().err

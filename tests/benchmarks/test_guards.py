@@ -52,3 +52,10 @@ def test_kept_curves_are_shown_again(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     main(["--from", str(file), "--json"])
     assert json.loads(capsys.readouterr().out) == as_rows({"bad": BAD})
+
+
+@pytest.mark.parametrize("rollouts", ["2", "6", "0"])
+def test_four_steps_need_four_equal_batches(rollouts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["reward", "--rollouts", rollouts])
+    assert "multiple of four" in capsys.readouterr().err

@@ -137,6 +137,12 @@ def test_an_export_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_an_error_quotes_cannot_steer_the_terminal(dpr: Dpr) -> None:
+    said = dpr("run", TINY, "--set", "name=\x1b[2Jx").assert_refused(2, "name: ")
+    assert "\x1b" not in said
+    assert dpr("run", "\x9b31m.yaml").assert_refused(2, "cannot read \u27e8U+009B\u27e931m.yaml")
+
+
 # Wrong surroundings
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -477,3 +478,25 @@ def test_the_theory_as_a_document_and_as_a_table(dpr: Dpr) -> None:
     assert any("Prop. 1" in name and row["holds"] for name, row in by_name.items())
     assert any("Theorem 2" in name and not row["holds"] for name, row in by_name.items())
     assert dpr("reproduce", "theory", "--instances", 1).stdout.startswith("| claim | holds |")
+
+
+@pytest.mark.parametrize("command", [("run", TINY), ("sweep", TINY, "--over", "seed=1,2", "--jobs", 2)])
+def test_an_interrupt_of_the_whole_terminal_ends_it_soon(
+    process_environment: Callable[..., dict[str, str]], tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *map(str, command), "--set", "reinforce.iterations=5000"],
+        env=process_environment(tmp_path / "home"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert started.stderr is not None
+    for line in started.stderr:
+        if line.startswith("reinforce"):
+            break
+    os.killpg(started.pid, signal.SIGINT)
+    # Without a server, Prefect tries for more than a minute to say how the flow ended.
+    _, said = started.communicate(timeout=50)
+    assert started.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; nothing unfinished will be taken for whole"

@@ -42,3 +42,10 @@ def test_every_claim_can_be_judged_on_the_lab(exhibit: Exhibit) -> None:
 
 def test_the_policy_of_the_paper_has_its_name() -> None:
     assert wiring.TRAINED == TRAINED
+
+
+def test_the_regime_of_few_demonstrations_has_the_rival_that_matters_there() -> None:
+    (study,) = reproduction.studies("lab-mixed", [], ["table1"], seeds=2, quick=False)
+    seen = [each for point in study.points() for each in made_up(point, False)]
+    verdicts = {each.claim: each.verdict for each in EXHIBITS["table1"].claims(seen)}
+    assert "not run" not in (verdicts["DPR > SFT"], verdicts["DPR > continued SFT"])

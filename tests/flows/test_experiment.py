@@ -14,6 +14,7 @@ import pytest
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.experiments.points import Study
 from flows import wiring
+from flows.commands.experiments import processes
 from flows.merging import Experiment
 from tasks.graph import Planned, plan
 from tasks.stage import Outcome
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.integration
 TINY = Path(__file__).with_name("tiny.yaml")
 GAMMA = "reinforce.algorithm.gamma"
 SWEEP = ("sweep", TINY, "--over", f"{GAMMA}=0.9,1", "--set", "evaluation.controls={}")
+ONE = ("--jobs", 1)
 
 Dpr = Callable[..., Any]
 Tiny = Callable[..., PipelineConfig]
@@ -115,7 +117,7 @@ def test_a_point_that_fails_is_named_and_the_others_are_tabulated(
     swept: Swept, dpr: Dpr, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
 ) -> None:
     over = ("sweep", TINY, "--over", "backbone.probe_accuracy=0,0.99", "--set", "evaluation.controls={}", "--json")
-    result = dpr(*over, home=swept.home)
+    result = dpr(*over, *ONE, home=swept.home)
     assert result.status == 1
     assert "error: 1 failed; everything else is made and kept" in result.stderr
     assert "probe_accuracy=0.99: backbone (probe_accuracy=0.99): the lab backbone did not learn" in result.stderr
@@ -143,11 +145,11 @@ def test_after_an_interrupt_it_goes_on_where_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "stage_task", interrupted)
-        stopped = dpr(*SWEEP, "--json", home=tmp_path / "home")
+        stopped = dpr(*SWEEP, *ONE, "--json", home=tmp_path / "home")
     assert (stopped.status, stopped.stdout) == (130, "")
     before = {record.id for record in open_store(tmp_path / "home").records()}
     assert before
-    document = dpr(*SWEEP, "--json", home=tmp_path / "home").json
+    document = dpr(*SWEEP, *ONE, "--json", home=tmp_path / "home").json
     assert before == set(stages(document, "reused").values())
     assert len(document["stages"]) == 15
 
@@ -163,6 +165,38 @@ def test_after_an_interrupt_it_goes_on_where_it_was(
 )
 def test_a_wrong_request_is_told_before_anything_is_made(dpr: Dpr, arguments: list[str], words: str) -> None:
     dpr("sweep", TINY, *arguments).assert_refused(2, words)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "cores", "to_run", "expected"),
+    [
+        ([], 8, 100, 8),
+        ([], 8, 3, 3),
+        ([], 1, 100, 1),
+        ([], 200, 1000, 64),
+        (["backbone={type: pretrained, name: x}"], 8, 100, 1),
+    ],
+)
+def test_on_the_lab_every_core_is_used_where_nothing_is_said(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, backbone: list[str], cores: int, to_run: int, expected: int
+) -> None:
+    monkeypatch.setattr("tasks.workers.usable_cores", lambda: cores)
+    study = Study(title="t", config=tiny(*backbone), over={"seed": [1, 2]})
+    assert processes([study], to_run) == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), [((), 3), (("--jobs", 2), 2), (("--pool", "gpu"), 1)])
+def test_the_number_of_processes_reaches_the_flow(
+    dpr: Dpr, monkeypatch: pytest.MonkeyPatch, given: tuple[object, ...], expected: int
+) -> None:
+    from dpr_core.errors import DensePathError
+
+    def flow(studies: object, name: str, jobs: int, pool: str | None) -> None:
+        raise DensePathError(f"{jobs} jobs")
+
+    monkeypatch.setattr("flows.experiment.sweep", flow)
+    monkeypatch.setattr("tasks.workers.usable_cores", lambda: 3)
+    dpr(*SWEEP, *given).assert_refused(1, f"error: {expected} jobs")
 
 
 @pytest.mark.usefixtures("prefect_here")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,38 @@ def test_a_sweep_has_a_table_and_claims_nothing(experiments: Experiments) -> Non
     outcome = experiments.run("sweep", {"seed=0": {"seed": 0, "x": 1}, "seed=1": {"seed": 1, "x": 1}})
     assert not (experiments.store.fetch(outcome.id).path / "claims.json").exists()
     assert "| 1 | DPR | " in experiments.read(outcome, "results.md")
+
+
+def test_points_stand_in_the_order_asked_for_and_the_missing_are_named(experiments: Experiments) -> None:
+    points = {name: {"seed": seed} for name, seed in (("seed=1", 1), ("gone", 2), ("seed=0", 0))}
+    outcome = experiments.run("table2", points)
+    seen = experiments.read(outcome, "observations.json")
+    assert list(dict.fromkeys(each["point"] for each in seen)) == ["seed=1", "seed=0"]
+    for page in ("results.md", "results.html"):
+        assert "Missing, without a report: gone." in experiments.read(outcome, page)
+
+
+def test_a_policy_whose_name_ends_like_another_is_not_taken_for_it(experiments: Experiments) -> None:
+    from tasks.experiment import observed
+
+    records = {
+        "judge of A-DPR": SimpleNamespace(inputs={"candidate": "A-DPR", "baseline": "SFT"}),
+        "judge of DPR": SimpleNamespace(inputs={"candidate": "DPR", "baseline": "SFT"}),
+    }
+    report = SimpleNamespace(
+        path=experiments.store.fetch(experiments.outcomes[0]["report"].id).path,
+        inputs={"A-DPR on lab": "judge of A-DPR", "DPR on lab": "judge of DPR", "with-value on lab": "judge of DPR",
+                "without-baseline on lab": "judge of DPR"},
+    )  # fmt: skip
+    asked: list[tuple[str, str]] = []
+    ancestry = SimpleNamespace(
+        record=records.get,
+        policy=lambda name, answers: asked.append((name, answers)),
+        sft=lambda source: SimpleNamespace(config={"seed": 0}, digest="d"),
+        metrics=lambda source: {},
+    )
+    observed("p", {}, report, ancestry, False)  # type: ignore[arg-type]
+    assert asked[:2] == [("SFT", "SFT"), ("DPR", "DPR")]
 
 
 def test_the_same_inputs_are_the_same_bytes(experiments: Experiments) -> None:

@@ -14,7 +14,7 @@ from dpr_core.config.data import LabSource, SubsampleConfig, Template
 from dpr_core.config.model import LabBackbone
 from dpr_core.errors import DensePathError, UsageError
 from tasks.tracking import Store
-from tasks.workers import Job, Workers
+from tasks.workers import Job, Workers, usable_cores
 
 pytestmark = pytest.mark.integration
 
@@ -86,3 +86,17 @@ def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
     thread.join()
     assert children() == []
     assert [record.status for record in here.records("backbone")] == ["KILLED", "KILLED"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [(None, 6), ("max 100000\n", 6), ("250000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000", 6), ("odd", 6)],
+)
+def test_cores_are_counted_within_affinity_and_quota(
+    quota: str | None, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr("tasks.workers.QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores() == cores

@@ -244,3 +244,9 @@ def test_any_text_survives_commented_yaml(text: str) -> None:
     assert parse(Template, read_yaml(commented_yaml(template), "x"), "x") == template
     house = House(rooms=1, pets={text: Cat()})
     assert parse(House, read_yaml(commented_yaml(house), "x"), "x") == house
+
+
+def test_a_date_that_there_is_not_is_text() -> None:
+    assert override({}, ["name=2026-13-45"]) == {"name": "2026-13-45"}
+    with pytest.raises(UsageError, match="mine: not valid YAML: month must be"):
+        read_yaml("name: 2026-13-45", "mine")

@@ -62,6 +62,23 @@ def test_the_order_of_observations_does_not_matter(runs: Runs) -> None:
     assert judged(BETTER, seen[::-1]).effect == pytest.approx(4)
 
 
+def test_equal_values_have_no_effect_however_many_and_in_whatever_order(runs: Runs) -> None:
+    # 0.1 + 0.2 + 0.3 depends on the order of the terms, and a third of 0.1 + 0.1 + 0.1 is not 0.1.
+    claim = Claim("a = b", "", of("a"), of("b"))
+    same = [each for at in range(3) for each in runs("a", [0.1, 0.1], {"x": at})] + runs("b", [0.1, 0.1])
+    assert (judged(claim, same).effect, judged(claim, same).verdict) == (0.0, "undecided")
+    seen = [each for at in (0.1, 0.2, 0.3) for each in runs("a", [at, 2 * at], {"x": at})] + runs("b", [0.0, 0.0])
+    assert judged(claim, seen) == judged(claim, seen[::-1])
+
+
+def test_a_seed_that_lacks_a_setting_of_one_side_is_left_out(runs: Runs) -> None:
+    claim = Claim("one > the others", "", of("one"), of("other"))
+    seen = [*runs("one", [60.0, 60.0, 60.0]), *runs("other", [50.0, 50.0, 50.0], {"x": 1})]
+    seen += runs("other", [40.0, 40.0], {"x": 2})
+    found = judged(claim, seen)
+    assert (found.effect, found.seeds) == (pytest.approx(15.0), 2)
+
+
 def test_a_common_shift_of_a_seed_cancels(runs: Runs) -> None:
     # Unpaired, seeds this far apart would decide nothing.
     found = judged(BETTER, runs("DPR", [51.0, 71.1, 90.9]) + runs("SR", [50.0, 70.0, 90.0]))

@@ -103,3 +103,18 @@ def test_the_same_observations_are_the_same_bytes(runs: Runs, tmp_path: Path) ->
     (file,) = figures.draw(EXHIBITS["figure2"], seen, tmp_path / "a").values()
     figures.draw(EXHIBITS["figure2"], seen, tmp_path / "b")
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_benchmarks_are_apart_by_position(runs: Runs, drawn: Mapping[str, Any]) -> None:
+    profile = (Position(0, 2, 0.2, 0.2), Position(1, 2, 0.1, 0.1))
+    seen = [each for on in ("a", "b") for each in runs("DPR", [60.0], {GAMMA: 1.0}, benchmark=on, profile=profile)]
+    figures.draw(EXHIBITS["figure4a"], seen, Path())
+    assert {name for panel in drawn["by_position.png"][2].values() for name in panel} == {"gamma=1 (a)", "gamma=1 (b)"}
+
+
+def test_a_second_benchmark_is_no_second_measurement_of_the_reward(runs: Runs, drawn: Mapping[str, Any]) -> None:
+    metrics = [{"diagnose/credit_auroc": 0.7}, {"diagnose/credit_auroc": 0.9}]
+    seen = [each for on in ("a", "b") for each in runs("DPR", [60.0, 60.0], benchmark=on, metrics=metrics)]
+    figures.draw(EXHIBITS["figure1"], seen, Path())
+    # The mean of two seeds: deviation sqrt(0.02), and t of 1 degree of freedom is 12.706.
+    assert drawn["detection.png"][2]["AUROC"]["r"] == pytest.approx((0.8, 0.8 - 1.2706, 0.8 + 1.2706), abs=1e-4)

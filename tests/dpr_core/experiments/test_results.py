@@ -69,6 +69,26 @@ def test_sft_stands_once_where_the_settings_do_not_reach_it(runs: Runs, sft: Run
     ]
 
 
+def test_sft_that_stands_once_is_over_the_seeds_of_all_settings(runs: Runs, sft: Runs) -> None:
+    seen = [
+        *sft(1, {GAMMA: 0.95}, accuracy=0.5),
+        *sft(2, {GAMMA: 1.0}, accuracy=[0.5, 0.7]),
+        *runs("DPR", [60.0, 61.0], {GAMMA: 1.0}),
+    ]
+    [row] = [row for row in results.table(FIGURE2, seen).rows if row[1] == "SFT"]
+    assert (row[0], row[3][:4], row[-1]) == ("any", "60.0", "2")
+
+
+def test_points_without_a_report_are_named(runs: Runs, sft: Runs) -> None:
+    seen = [*sft(1, {GAMMA: 1.0}), *runs("DPR", [60.0], {GAMMA: 1.0})]
+    missing = ["gamma=0.95 seed=0", "<b>"]
+    text = results.as_markdown("t", FIGURE2, seen, [], {}, missing)
+    assert "\n\nMissing, without a report: gamma=0.95 seed=0, \\<b\\>.\n\n" in text
+    page = results.as_html("t", FIGURE2, seen, [], missing)
+    assert "Missing, without a report: gamma=0.95 seed=0, &lt;b&gt;." in page
+    assert "Missing" not in results.as_markdown("t", FIGURE2, seen, [], {}) + results.as_html("t", FIGURE2, seen, [])
+
+
 def test_stops_are_counted_where_there_is_a_guard(runs: Runs) -> None:
     seen = [
         *runs("DPR", [60.0, 61.0], metrics={"rollout/return": 0.3}),

@@ -5,6 +5,7 @@ import pytest
 
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics.corruption import corrupt, detection
+from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.reference import detection_by_candidate
@@ -37,3 +38,9 @@ def test_a_candidate_is_scored_by_how_well_equation_5_finds_corrupted_tokens(tin
 def test_a_reference_that_knows_what_sft_knows_finds_nothing(tiny: Callable[..., Any]) -> None:
     sft = Policy(tiny("llama")[0])
     assert detection_by_candidate(sft, {0.9: lambda: Policy(tiny("llama")[0])}, ROWS, 0, 100) == {0.9: 0.5}
+
+
+def test_demonstrations_in_which_nothing_can_be_replaced_are_refused(tiny: Callable[..., Any]) -> None:
+    sft = Policy(tiny("llama")[0])
+    with pytest.raises(UsageError, match="no demonstration has a token to replace"):
+        detection_by_candidate(sft, {0.9: lambda: sft}, [TokenSequence((1,), (40, 0))], 0, 100)

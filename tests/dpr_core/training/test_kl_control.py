@@ -1,6 +1,6 @@
 import pytest
 
-from dpr_core.config.reinforce import KLLinear, KLTarget
+from dpr_core.config.reinforce import KLLinear, KLTarget, ReinforcePlusPlus
 from dpr_core.training.kl_control import KLControl, kl_control
 
 
@@ -40,3 +40,12 @@ def test_the_target_is_held_where_kl_answers_to_the_weight() -> None:
         for _ in range(100):
             control.update(1 / control.weight)
         assert control.weight == pytest.approx(2, rel=1e-3)
+
+
+def test_a_controller_that_could_never_move_its_weight_is_refused() -> None:
+    """It multiplies. The first KL is 0, so with a gain of 1 the weight would be 0 from the second iteration on."""
+    with pytest.raises(ValueError, match="kl_weight, which must be above 0"):
+        ReinforcePlusPlus(kl_weight=0.0, kl_schedule=KLTarget(sequence_kl=0.5))
+    with pytest.raises(ValueError, match="less than 1"):
+        KLTarget(sequence_kl=0.5, gain=1.0)
+    assert ReinforcePlusPlus(kl_weight=0.0, kl_schedule=KLLinear(final_weight=0.1)).kl_weight == 0
