@@ -180,7 +180,7 @@ def describe(config: StageConfig) -> str:
 
 STAGE = Stage(
     name="experiment",
-    version=1,
+    version=2,
     config=ExperimentConfig,
     inputs={"*": ("report", "diagnose")},
     body=body,
