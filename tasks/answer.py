@@ -7,65 +7,97 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
-from dpr_core.errors import UsageError
 from tasks.lineage import TRAINED, Lineage
 from tasks.policies import answering
 from tasks.stage import Stage, Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
+    from dpr_core.benchmarks.base import Question
     from dpr_core.models.dense_reward import ScoredTokens
+    from dpr_core.rollouts.engine import Completion
 
 ANSWERS = "answers.jsonl"
 PROFILE = "profile.json"
 
+OFFICIAL = "official"
+"""The folder of the answers in a public benchmark's own layout."""
+
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core import benchmarks
-    from dpr_core.benchmarks.base import is_right
-    from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, end_token
+    from dpr_core.data.encoding import TokenSequence, end_token
+    from dpr_core.rollouts.conversation import converse, script
     from dpr_core.rollouts.engine import Sampling
 
     settings = cast(AnswerConfig, config)
     lineage = Lineage(work.store)
     source = work.input("policy")
-    questions = benchmarks.load(settings.benchmark)
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
-    prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
-    for question, prompt in zip(questions, prompts, strict=True):
-        if len(prompt) > settings.max_prompt_tokens:
-            raise UsageError(
-                f"question {question.id} has {len(prompt)} tokens, more than max_prompt_tokens="
-                f"{settings.max_prompt_tokens}"
-            )
+    questions = benchmarks.load(settings.benchmark)
+    own = [benchmarks.temperature(settings.benchmark, question) for question in questions]
+    scripts = [
+        script(tokenizer, renderer, question, settings.temperature if t is None else t, settings.max_prompt_tokens)
+        for question, t in zip(questions, own, strict=True)
+    ]
     asked = answering(settings, lineage, source)
-    asked.sft.check_length(max(map(len, prompts)) + settings.max_response_tokens)
     end = end_token(tokenizer)
     sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
-    completions = asked.draw(prompts, sampling, work.advance)
-    sequences = [TokenSequence(c.prompt, c.response) for c in completions]
+    answers = converse(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work.advance)
+    sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
     state_kl = asked.kl_to_sft(sequences)
-    kl = [None] * len(completions) if state_kl is None else state_kl.sum(dim=1).tolist()
-    read_result = benchmarks.result_reader(settings.benchmark)
-    rows: list[dict[str, Any]] = []
-    for question, completion, divergence in zip(questions, completions, kl, strict=True):
-        text = decode_response(tokenizer, completion.response)
-        rows.append(
-            {
-                "question": asdict(question),
-                "text": text,
-                "right": is_right(question, text, read_result),
-                "tokens": completion.length,
-                "cut": not completion.ended(end),
-                "kl_to_sft": divergence,
-            }
-        )
+    rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
     write_rows(work.output / ANSWERS, rows)
+    _write_official(settings, source.stage, rows, work.output)
     work.table("samples/answers.json", rows[:16])
     if asked.reward is not None:
         write_profile(work, profile(state_kl, asked.reward(sequences)))
     return statistics(rows) | bound(settings)
+
+
+def _rows(
+    settings: AnswerConfig,
+    questions: "list[Question]",
+    answers: "list[list[Completion]]",
+    tokenizer: "PreTrainedTokenizerBase",
+    kl: list[float] | None,
+) -> list[dict[str, Any]]:
+    """A row for each question: what was asked, the text of every turn's answer, and sums over the turns."""
+    from dpr_core import benchmarks
+    from dpr_core.benchmarks.base import is_right
+    from dpr_core.data.encoding import decode_response, end_token
+
+    end = end_token(tokenizer)
+    read_result = benchmarks.result_reader(settings.benchmark)
+    left = iter(kl) if kl is not None else None
+    rows = []
+    for question, completions in zip(questions, answers, strict=True):
+        turns = [decode_response(tokenizer, completion.response) for completion in completions]
+        rows.append(
+            {
+                "question": asdict(question),
+                "turns": turns,
+                "right": is_right(question, turns[-1], read_result),
+                "tokens": sum(completion.length for completion in completions),
+                "cut": any(not completion.ended(end) for completion in completions),
+                "kl_to_sft": None if left is None else sum(next(left) for _ in completions),
+            }
+        )
+    return rows
+
+
+def _write_official(settings: AnswerConfig, stage: str, rows: list[dict[str, Any]], folder: Path) -> None:
+    """The answers to a public benchmark once more, as its own tools read them."""
+    from dpr_core import benchmarks
+
+    policy = stage if isinstance(settings.policy, AsTrained) else settings.policy.type
+    official = benchmarks.official_file(settings.benchmark, f"dense-path-{policy}", answered(rows))
+    if official is not None:
+        name, text = official
+        (folder / OFFICIAL).mkdir()
+        (folder / OFFICIAL / name).write_text(text, encoding="utf-8")
 
 
 def profile(kl: "Tensor | None", scored: "ScoredTokens") -> list[dict[str, Any]]:
@@ -106,6 +138,7 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
     measured = {
         "answer/response_tokens": sum(r["tokens"] for r in rows) / count,
         "answer/cut_share": sum(r["cut"] for r in rows) / count,
+        "answer/empty_share": sum(not all(map(str.strip, r["turns"])) for r in rows) / count,
         "answer/prompts": float(count),
     }
     if all(r["kl_to_sft"] is not None for r in rows):
@@ -116,8 +149,17 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an artifact; those of version 2 hold the text of their only turn."""
     with (folder / ANSWERS).open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [row if "turns" in row else {**row, "turns": [row["text"]]} for row in rows]
+
+
+def answered(rows: list[dict[str, Any]]) -> "list[tuple[Question, tuple[str, ...]]]":
+    """The questions of rows, each with the text of the answer to every turn."""
+    from dpr_core.benchmarks.base import Question
+
+    return [(Question.of(row["question"]), tuple(row["turns"])) for row in rows]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -147,7 +189,7 @@ def describe(config: StageConfig) -> str:
 
 STAGE = Stage(
     name="answer",
-    version=2,
+    version=3,
     config=AnswerConfig,
     inputs={"policy": ("sft", "reward", *TRAINED)},
     body=body,

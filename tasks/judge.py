@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import logging
 from typing import cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
 from dpr_core.errors import DensePathError, UsageError
-from tasks.answer import read_answers, write_rows
+from tasks.answer import answered, read_answers, write_rows
 from tasks.stage import Stage, Workspace
+
+logger = logging.getLogger("dense_path")
 
 WIN_RATE = "win_rate.json"
 GAMES = "games.jsonl"
@@ -19,22 +22,24 @@ VERDICTS = "verdicts.sqlite"
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core import benchmarks, judging
-    from dpr_core.benchmarks.base import Question
+    from dpr_core.judging import canaries
     from dpr_core.judging.judge import Answer
     from dpr_core.judging.pairwise import Pair, judge_pairs, summarise
 
     settings = cast(JudgeConfig, config)
     candidate, baseline = work.input("candidate"), work.input("baseline")
-    ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
-    if [row["question"] for row in ours] != [row["question"] for row in theirs]:
+    ours, theirs = (answered(read_answers(side.path)) for side in (candidate, baseline))
+    if [question for question, _ in ours] != [question for question, _ in theirs]:
         raise UsageError(f"answers {candidate.id[:8]} and {baseline.id[:8]} are not to the same questions")
-    pairs = [
-        Pair(Question.of(a["question"]), Answer.of(a["text"]), Answer.of(b["text"]))
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+    pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
     reader = benchmarks.result_reader(benchmark)
     judge = judging.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
+    tried = {}
+    if judging.costs_money(settings.by) and settings.execution.canaries:
+        tried = asyncio.run(canaries.try_out(judge, pairs, settings.execution)).as_metrics()
+        for complaint in canaries.complaints(tried):
+            logger.warning("%s", complaint)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
@@ -47,9 +52,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         )
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
     cut = sum(int(game.details.get("answers_cut", 0)) for game in games)
-    return {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None} | {
-        "judge/answers_cut": float(cut)
-    }
+    measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
+    return measured | {"judge/answers_cut": float(cut)} | tried
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:

@@ -32,7 +32,7 @@ class Answering:
     reward: "DenseReward | None"
 
     def draw(
-        self, prompts: Sequence[tuple[int, ...]], sampling: "Sampling", on_progress: "Progress"
+        self, prompts: Sequence[tuple[int, ...]], sampling: "Sampling", seed: int, on_progress: "Progress"
     ) -> "list[Completion]":
         """One answer to each prompt."""
         from dpr_core.models.contrastive import Contrasted
@@ -46,9 +46,9 @@ class Answering:
             engine = InProcessEngine(self.policy.model, rows, self.policy.activations)
         chosen = self.settings.policy
         if not isinstance(chosen, BestOfN):
-            return engine.generate(prompts, sampling, self.settings.seed, on_progress)
+            return engine.generate(prompts, sampling, seed, on_progress)
         repeated = [prompt for prompt in prompts for _ in range(chosen.n)]
-        return self._best(engine.generate(repeated, sampling, self.settings.seed, on_progress), chosen)
+        return self._best(engine.generate(repeated, sampling, seed, on_progress), chosen)
 
     def _best(self, completions: "list[Completion]", chosen: BestOfN) -> "list[Completion]":
         from dpr_core.data.encoding import TokenSequence

@@ -16,20 +16,26 @@ TABLE = "table.json"
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     """Each input is a judge artifact; its role, "policy on benchmark", names the row."""
+    from dpr_core.judging import canaries
     from dpr_core.reporting import plots, report
+    from dpr_core.reporting.published import published
 
     settings = cast(ReportConfig, config)
     rows: dict[tuple[str, str], report.Row] = {}
     baselines: dict[str, str] = {}
+    notes: list[str] = []
     for role in work.inputs:
         judged = work.input(role)
         policy, _, benchmark = role.partition(" on ")
         baseline, candidate = (work.artifact(judged.inputs[side]) for side in ("baseline", "candidate"))
-        if work.artifact(baseline.inputs["policy"]).stage != "sft":
+        sft = work.artifact(baseline.inputs["policy"])
+        if sft.stage != "sft":
             raise UsageError(f"{role}: judged against {baseline.id[:8]}, whose answers are not those of an SFT model")
         if baselines.setdefault(benchmark, baseline.id) != baseline.id:
             raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
         rows.setdefault(("SFT", benchmark), report.Row("SFT", benchmark, is_baseline=True, **_measured(baseline)))
+        for complaint in canaries.complaints(work.store.record(judged.id).results):
+            notes.append(f"Canaries of {role}: {complaint}")
         win = json.loads((judged.path / WIN_RATE).read_text(encoding="utf-8"))
         # A judge that checks results cannot favour a position.
         sees_order = judged.config["by"]["type"] != "verifiable"
@@ -40,9 +46,12 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             win_rate_interval=None if win["low"] is None else (win["low"], win["high"]),
             contradiction_rate=win["contradiction_rate"] if sees_order else None,
             first_position_rate=win["first_position_rate"] if sees_order else None,
+            published=published(
+                (sft.config["backbone"] or {}).get("name", ""), policy, candidate.config["benchmark"]["type"]
+            ),
             **_measured(candidate),
         )
-    table = report.Table(settings.title, tuple(rows.values()))
+    table = report.Table(settings.title, tuple(rows.values()), notes=tuple(notes))
     (work.output / TABLE).write_text(
         json.dumps(report.as_dict(table), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -1,12 +1,16 @@
 """Benchmarks: one file each, and the table of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpr_core.benchmarks import file, lab
+from dpr_core.benchmarks import file, lab, official
 from dpr_core.benchmarks.base import Question, ReadResult
 from dpr_core.config.evaluation import Benchmark, FileBenchmark, LabBenchmark
+from dpr_core.config.official import AlpacaEval, ArenaHard, Lima, MTBench
+
+Answered = Sequence[tuple[Question, tuple[str, ...]]]
+"""Questions, each with the text of the answer to every turn."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,21 @@ class Kind:
     read_result: ReadResult
     pinned: Callable[[Any], Benchmark] = lambda config: config
     """The config with a hash of whatever lies outside it."""
+    temperature: Callable[[Any, Question], float | None] = lambda config, question: None
+    """The benchmark's own temperature for a question; None where it is the answer stage's."""
+    official_file: Callable[[Any, str, Answered], tuple[str, str] | None] = lambda config, model, answered: None
+    """Name and text of a file of a model's answers in the benchmark's own layout, where it has one."""
 
+
+_OFFICIAL = Kind(official.load, official.read_result, official.pinned, official.temperature, official.file_of)
 
 KINDS: dict[type[Benchmark], Kind] = {
     LabBenchmark: Kind(lab.load, lab.read_result),
     FileBenchmark: Kind(file.load, file.read_result, file.pinned),
+    AlpacaEval: _OFFICIAL,
+    ArenaHard: _OFFICIAL,
+    Lima: _OFFICIAL,
+    MTBench: _OFFICIAL,
 }
 
 
@@ -38,3 +52,13 @@ def pinned(config: Benchmark) -> Benchmark:
 def result_reader(config: Benchmark) -> ReadResult:
     """How the result that an answer states is read for this benchmark."""
     return KINDS[type(config)].read_result
+
+
+def temperature(config: Benchmark, question: Question) -> float | None:
+    """The benchmark's own temperature for a question; None where it is the answer stage's."""
+    return KINDS[type(config)].temperature(config, question)
+
+
+def official_file(config: Benchmark, model: str, answered: Answered) -> tuple[str, str] | None:
+    """Name and text of a file of a model's answers in the benchmark's own layout, where it has one."""
+    return KINDS[type(config)].official_file(config, model, answered)

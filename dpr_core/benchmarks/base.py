@@ -16,11 +16,16 @@ class Question:
     turns: tuple[str, ...]
     system: str = ""
     reference: str | None = None
+    """The result that a right answer states, to be checked by a program."""
+    references: tuple[str, ...] = ()
+    """A reference answer to each turn, for a judge to read."""
+    category: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """The question that `asdict` made these values of."""
-        return cls(**{**values, "turns": tuple(values["turns"])})
+        texts = {name: tuple(values.get(name, ())) for name in ("turns", "references")}
+        return cls(**{**values, **texts})
 
     @property
     def prompt(self) -> str:

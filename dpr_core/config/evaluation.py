@@ -1,13 +1,14 @@
 """What is asked of the trained policies, who judges the answers, and what is compared."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from dpr_core.config.base import Config, Name, StageConfig, type_if_unset
 from dpr_core.config.data import Additions, LabTask
 from dpr_core.config.execution import Execution
+from dpr_core.config.official import AlpacaEval, ArenaHard, Lima, MTBench
 
 
 class LabBenchmark(Config):
@@ -42,7 +43,12 @@ class FileBenchmark(Config):
     """Hash of the file, filled in when the stage starts: an edited file is another benchmark."""
 
 
-Benchmark = Annotated[LabBenchmark | FileBenchmark, Field(discriminator="type")]
+Benchmark = Annotated[
+    LabBenchmark | FileBenchmark | AlpacaEval | ArenaHard | Lima | MTBench, Field(discriminator="type")
+]
+
+OFFICIAL = frozenset({"alpaca_eval", "arena_hard", "lima", "mt_bench"})
+"""A benchmark that is called by one of these names, and says no `type`, is of that type."""
 
 
 class AsTrained(Config):
@@ -97,13 +103,13 @@ class AnswerSettings(StageConfig):
     """How answers are drawn; the same for every policy and benchmark."""
 
     temperature: float = Field(0.7, ge=0)
-    """Sampling temperature; 0 is greedy. The paper decodes everything at 0.7."""
+    """Sampling temperature; 0 is greedy. The paper decodes everything at 0.7. Benchmarks may set their own."""
 
     max_prompt_tokens: int = Field(1024, ge=1)
-    """A longer prompt is refused."""
+    """A longer question, all its turns together, is refused; a policy's own earlier answers do not count."""
 
     max_response_tokens: int = Field(1024, ge=1)
-    """Longer answers are cut, and counted."""
+    """Longer answers are cut, and counted; of several turns, each."""
 
     execution: Execution = Execution()
     """How the work is done."""
@@ -213,6 +219,9 @@ class JudgeExecution(Config):
     max_unreadable_share: float = Field(0.05, ge=0, le=1)
     """The stage fails where more verdicts than this share cannot be read."""
 
+    canaries: int = Field(2, ge=0, le=100)
+    """Questions on which a judge that costs money is tried first: an answer against itself, and against a constant."""
+
     @field_validator("api_key_variable")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
@@ -243,10 +252,20 @@ class Evaluation(Config):
     """Which benchmarks are asked, and which controls stand beside the trained policy."""
 
     benchmarks: dict[Name, Benchmark] = Field({}, max_length=16)
-    """Benchmarks by name."""
+    """Benchmarks by name. Those called alpaca_eval, arena_hard, lima or mt_bench need no `type`."""
 
     controls: dict[Name, Control] = Field({}, max_length=16)
     """Training-free controls by name."""
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _names_say_the_type(cls, benchmarks: Any) -> Any:
+        if not isinstance(benchmarks, dict):
+            return benchmarks
+        return {
+            name: {"type": name, **values} if name in OFFICIAL and isinstance(values, dict) else values
+            for name, values in benchmarks.items()
+        }
 
     @field_validator("controls")
     @classmethod

@@ -6,9 +6,18 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from dpr_core.config.base import Config, Name, override, parse, type_if_unset
 from dpr_core.config.data import LabSource, SubsampleConfig
-from dpr_core.config.evaluation import RESERVED, AnswerSettings, Evaluation, JudgeConfig, LabBenchmark, ReportConfig
+from dpr_core.config.evaluation import (
+    RESERVED,
+    AnswerSettings,
+    Evaluation,
+    JudgeConfig,
+    LabBenchmark,
+    ReportConfig,
+    VerifiableJudge,
+)
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import Backbone, LabBackbone
+from dpr_core.config.official import OfficialBenchmark
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
@@ -121,6 +130,16 @@ class PipelineConfig(Config):
             raise ValueError(f"two policies cannot both be called {twice[0]}: the report would not tell them apart")
         if taken := sorted(set(STAGES) & set(self.methods)):
             raise ValueError(f"a method cannot be called {taken[0]}: the pipeline has a stage of that name")
+        return self
+
+    @model_validator(mode="after")
+    def _results_can_be_checked(self) -> Self:
+        public = [name for name, each in self.evaluation.benchmarks.items() if isinstance(each, OfficialBenchmark)]
+        if public and isinstance(self.judge.by, VerifiableJudge):
+            raise ValueError(
+                f"evaluation.benchmarks.{public[0]} has no results that a program can check, which "
+                "judge.by.type=verifiable needs; choose another judge, such as judge.by.type=openai"
+            )
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[in
     return tuple(_plain_ids(tokenizer, rendered, with_prefix=True))
 
 
+def encode_later_turn(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[int, ...]:
+    """What follows an answer in a conversation: nothing is put in front."""
+    return tuple(_plain_ids(tokenizer, rendered, with_prefix=False))
+
+
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """The response and exactly one end token."""
     return (*_plain_ids(tokenizer, text, with_prefix=False), end_token(tokenizer))

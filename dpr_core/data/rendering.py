@@ -10,6 +10,7 @@ from dpr_core.config.data import Template
 from dpr_core.errors import DensePathError
 
 TEMPLATE_FILE = "template.json"
+BETWEEN_TURNS = "\n\n"
 
 _MARKER = re.compile(r"\{(prompt|system)\}")
 
@@ -25,6 +26,10 @@ class Renderer:
         system = system if system.strip() else self.template.default_system
         heading = _fill(self.template.system, {"system": system}) if system else ""
         return _fill(self.template.text, {"prompt": prompt, "system": heading})
+
+    def render_later(self, prompt: str) -> str:
+        """A later turn of a conversation: after an empty line the template again, without a system prompt."""
+        return BETWEEN_TURNS + _fill(self.template.text, {"prompt": prompt, "system": ""})
 
     def save(self, folder: Path) -> None:
         text = json.dumps(self.template.model_dump(mode="json"), ensure_ascii=False, sort_keys=True, indent=2)

@@ -27,6 +27,11 @@ def pinned(config: settings.Judge) -> settings.Judge:
     return config
 
 
+def costs_money(config: settings.Judge) -> bool:
+    """Whether a verdict has to be paid for."""
+    return isinstance(config, settings.OpenAIJudge)
+
+
 def build(
     config: settings.Judge, execution: settings.JudgeExecution, read_result: ReadResult, cache: Path | None = None
 ) -> Judge:
@@ -35,6 +40,6 @@ def build(
     With `cache`, a judge that costs anything is never asked the same twice.
     """
     judge = KINDS[type(config)](config, execution, read_result)
-    if cache is not None and isinstance(config, settings.OpenAIJudge):
+    if cache is not None and costs_money(config):
         return CachedJudge(judge, VerdictCache(cache), pinned(config).model_dump_json())
     return judge

@@ -78,6 +78,8 @@ def request_messages(comparison: Comparison, as_json: bool = False) -> list[dict
             (f"answer A{turn}", first.turns[i]),
             (f"answer B{turn}", second.turns[i]),
         ]
+        if i < len(question.references):
+            parts.append((f"reference{turn}", question.references[i]))
     if question.reference is not None:
         parts.append(("reference", question.reference))
     parts = [(title, _plain(text)) for title, text in parts]

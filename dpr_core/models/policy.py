@@ -30,12 +30,16 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def positions(self) -> int:
+        """The longest sequence that the model can read."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
     def check_length(self, tokens: int) -> None:
         """Refuse sequences that are longer than the model has positions."""
-        limit = self.model.config.get_text_config().max_position_embeddings
-        if tokens > limit:
+        if tokens > self.positions:
             raise UsageError(
-                f"sequences of up to {tokens} tokens are more than the model's {limit} positions; "
+                f"sequences of up to {tokens} tokens are more than the model's {self.positions} positions; "
                 "lower max_prompt_tokens or max_response_tokens"
             )
 

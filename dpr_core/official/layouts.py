@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.errors import UsageError
@@ -19,6 +20,10 @@ class Layout:
 
     title: str
     prompts: int
+    turns: int
+    """Turns of each question."""
+    file: str
+    """What its tools call the answers of a `{model}`."""
     questions: Callable[[list[Row]], list[Question]]
     answers: Callable[[list[Row]], dict[str, Answers]]
     """By model."""
@@ -27,20 +32,65 @@ class Layout:
 
 
 def _mt_bench_questions(rows: list[Row]) -> list[Question]:
+    """FastChat's `question_id` and `turns`; on the hub the turns are called `prompt`."""
+    rows = [{"turns": row["prompt"], **row} if isinstance(row.get("prompt"), list) else row for row in rows]
     need(rows, ("question_id", "turns"), "MT-Bench questions")
-    return [Question(str(row["question_id"]), _turns(row["turns"], row["question_id"])) for row in rows]
+    return [
+        Question(
+            str(row["question_id"]),
+            _turns(row["turns"], f"question {row['question_id']}"),
+            category=str(row.get("category", "")),
+        )
+        for row in rows
+    ]
 
 
-def _turns(turns: object, where: object) -> tuple[str, ...]:
+def _turns(turns: object, where: str) -> tuple[str, ...]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise UsageError(f"question {where}: `turns` must be a list of texts, none of them empty")
-    return tuple(turns)
+        raise UsageError(f"{where}: `turns` must be a list of texts, none of them empty")
+    return tuple(_text(turn, "turns", where) for turn in turns)
+
+
+def _text(value: object, field: str, where: str, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: `{field}` must be text, not {type(value).__name__}")
+    if not may_be_empty and not value.strip():
+        raise UsageError(f"{where}: `{field}` is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where}: `{field}` holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def _answer(value: object, where: str) -> str:
+    """An empty answer is an answer."""
+    return _text(value, "answer", where, may_be_empty=True)
+
+
+def _part(row: Row, what: str, *path: str | int) -> Any:
+    """What stands at a path inside a row, such as choices[0].turns."""
+    value: Any = row
+    for step in path:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+            raise UsageError(f"{what} has no {name}") from None
+    return value
 
 
 def _mt_bench_answers(rows: list[Row]) -> dict[str, Answers]:
     need(rows, ("question_id", "model_id", "choices"), "MT-Bench answers")
-    found = unique(rows, lambda row: (row["model_id"], str(row["question_id"])), "answer")
-    return _by_model({key: tuple(row["choices"][0]["turns"]) for key, row in found.items()})
+    found = unique(rows, lambda row: (str(row["model_id"]), str(row["question_id"])), "answer")
+    texts = {}
+    for key, row in found.items():
+        where = f"the answer of {key[0]} to question {key[1]}"
+        turns = _part(row, where, "choices", 0, "turns")
+        if not isinstance(turns, list):
+            raise UsageError(f"{where}: `turns` must be a list of texts")
+        texts[key] = tuple(_answer(turn, where) for turn in turns)
+    return _by_model(texts)
 
 
 def _mt_bench_write(model: str, answered: Iterable[tuple[Question, tuple[str, ...]]]) -> str:
@@ -62,10 +112,11 @@ def arena_question(row: Row) -> Question:
         raise UsageError(
             f"an Arena-Hard question has neither uid nor question_id (it has {', '.join(sorted(row)[:8])})"
         )
+    where = f"Arena-Hard question {name}"
     if "prompt" in row:
-        return Question(str(name), (str(row["prompt"]),))
+        return Question(str(name), (_text(row["prompt"], "prompt", where),))
     need([row], ("turns",), "Arena-Hard questions")
-    return Question(str(name), (str(row["turns"][0]["content"]),))
+    return Question(str(name), (_text(_part(row, where, "turns", 0, "content"), "content", where),))
 
 
 def arena_answer(row: Row) -> tuple[tuple[str, str], str]:
@@ -74,11 +125,13 @@ def arena_answer(row: Row) -> tuple[tuple[str, str], str]:
     model = row.get("model", row.get("model_id"))
     if name is None or model is None:
         raise UsageError(f"an Arena-Hard answer names no question or no model (it has {', '.join(sorted(row)[:8])})")
+    where = f"the answer of {model} to question {name}"
     if "messages" in row:
-        content = row["messages"][-1]["content"]
-        return (str(model), str(name)), str(content["answer"] if isinstance(content, dict) else content)
+        content = _part(row, where, "messages", -1, "content")
+        text = _part(content, where, "answer") if isinstance(content, dict) else content
+        return (str(model), str(name)), _answer(text, where)
     need([row], ("choices",), "Arena-Hard answers")
-    return (str(model), str(name)), str(row["choices"][0]["turns"][0]["content"])
+    return (str(model), str(name)), _answer(_part(row, where, "choices", 0, "turns", 0, "content"), where)
 
 
 def _arena_answers(rows: list[Row]) -> dict[str, Answers]:
@@ -104,17 +157,36 @@ def _arena_write(model: str, answered: Iterable[tuple[Question, tuple[str, ...]]
 
 def _alpaca_questions(rows: list[Row]) -> list[Question]:
     need(rows, ("instruction",), "AlpacaEval instructions")
-    return [Question(_short_hash(row["instruction"]), (row["instruction"],)) for row in rows]
+    return [
+        _prompt(_text(row["instruction"], "instruction", f"row {number}"), str(row.get("dataset", "")))
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _prompt(text: str, category: str = "") -> Question:
+    return Question(_short_hash(text), (text,), category=category)
 
 
 def _alpaca_answers(rows: list[Row]) -> dict[str, Answers]:
     need(rows, ("instruction", "output", "generator"), "AlpacaEval outputs")
-    found = unique(rows, lambda row: (row["generator"], _short_hash(row["instruction"])), "output")
-    return _by_model({key: (row["output"],) for key, row in found.items()})
+    asked = [_text(row["instruction"], "instruction", f"row {number}") for number, row in enumerate(rows, start=1)]
+    keyed = [{**row, "id": _short_hash(text)} for row, text in zip(rows, asked, strict=True)]
+    found = unique(keyed, lambda row: (str(row["generator"]), row["id"]), "output")
+    return _by_model(
+        {key: (_answer(row["output"], f"the answer of {key[0]} to {key[1]}"),) for key, row in found.items()}
+    )
 
 
 def _alpaca_write(model: str, answered: Iterable[tuple[Question, tuple[str, ...]]]) -> str:
-    rows = [{"instruction": q.prompt, "output": turns[0], "generator": model} for q, turns in answered]
+    rows = [
+        {
+            "instruction": q.prompt,
+            "output": turns[0],
+            "generator": model,
+            **({"dataset": q.category} if q.category else {}),
+        }
+        for q, turns in answered
+    ]
     return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -126,17 +198,25 @@ def _lima_questions(rows: list[Row]) -> list[Question]:
         text = talk[0] if isinstance(talk, list) and talk else row.get("instruction", row.get("prompt"))
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"LIMA prompt {number} has none of conversations, instruction and prompt")
-        texts.append(text)
-    return [Question(_short_hash(text), (text,)) for text in texts]
+        texts.append(_text(text, "prompt", f"LIMA prompt {number}"))
+    return [_prompt(text) for text in texts]
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "mt-bench": Layout("MT-Bench", 80, _mt_bench_questions, _mt_bench_answers, _mt_bench_write),
+    "mt-bench": Layout("MT-Bench", 80, 2, "{model}.jsonl", _mt_bench_questions, _mt_bench_answers, _mt_bench_write),
     "arena-hard": Layout(
-        "Arena-Hard", 500, lambda rows: [arena_question(row) for row in rows], _arena_answers, _arena_write
+        "Arena-Hard",
+        500,
+        1,
+        "{model}.jsonl",
+        lambda rows: [arena_question(row) for row in rows],
+        _arena_answers,
+        _arena_write,
     ),
-    "alpaca-eval": Layout("AlpacaEval", 805, _alpaca_questions, _alpaca_answers, _alpaca_write),
-    "lima": Layout("LIMA", 300, _lima_questions, _alpaca_answers, _alpaca_write),
+    "alpaca-eval": Layout(
+        "AlpacaEval", 805, 1, "model_outputs.json", _alpaca_questions, _alpaca_answers, _alpaca_write
+    ),
+    "lima": Layout("LIMA", 300, 1, "model_outputs.json", _lima_questions, _alpaca_answers, _alpaca_write),
 }
 
 

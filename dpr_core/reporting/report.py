@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from dpr_core.reporting import tables
 from dpr_core.reporting.page import Html, definitions, element, page
 from dpr_core.reporting.tables import NONE, escaped
 from dpr_core.reporting.visible import visible
@@ -33,6 +34,8 @@ class Row:
     win_rate_interval: tuple[float, float] | None = None
     contradiction_rate: float | None = None
     first_position_rate: float | None = None
+    published: float | None = None
+    """The paper's win rate for the same backbone, policy and benchmark."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,29 @@ def as_terminal(table: Table) -> TerminalTable:
     return view
 
 
+def overview(table: Table) -> tables.Table | None:
+    """Win rates in the paper's layout, policies by benchmarks; None where there is but one benchmark, and no paper's
+    figure for it."""
+    benchmarks = list(dict.fromkeys(row.benchmark for row in table.rows))
+    policies = list(dict.fromkeys(row.policy for row in table.rows if not row.is_baseline))
+    if len(benchmarks) < 2 and not _any(table.rows, "published"):
+        return None
+    cells = {(row.policy, row.benchmark): _beside_the_paper(row) for row in table.rows}
+    return tables.Table(
+        ["win rate %", *benchmarks],
+        [[policy, *(cells.get((policy, benchmark), NONE) for benchmark in benchmarks)] for policy in policies],
+    )
+
+
+def _beside_the_paper(row: Row) -> str:
+    return _win_rate(row) if row.published is None else f"{_win_rate(row)} (paper {row.published:.1f})"
+
+
 def as_markdown(table: Table) -> str:
     """The table as a Markdown section."""
     columns = _columns(table)
-    lines = [f"## {escaped(table.title)}", ""]
+    first = overview(table)
+    lines = [f"## {escaped(table.title)}", "", *([first.as_markdown(), ""] if first else [])]
     lines.append("| " + " | ".join(column.heading for column in columns) + " |")
     lines.append("|" + "|".join("---" if column.is_text else "--:" for column in columns) + "|")
     lines += ["| " + " | ".join(_markdown_cell(column, row) for column in columns) + " |" for row in table.rows]
@@ -106,7 +128,7 @@ def as_markdown(table: Table) -> str:
 
 def as_html(table: Table) -> str:
     """The table as one self-contained page."""
-    columns = _columns(table)
+    columns, first = _columns(table), overview(table)
     head = [element("th", c.heading, scope="col", class_="text" if c.is_text else "number") for c in columns]
     rows = [
         element(
@@ -120,6 +142,7 @@ def as_html(table: Table) -> str:
         table.title,
         element("h1", visible(table.title)),
         element("p", visible(_sentence(table.estimand) + _INTERVAL), class_="quiet"),
+        *([first.as_html()] if first else []),
         element(
             "div",
             element("table", element("thead", element("tr", *head)), element("tbody", *rows)),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dpr_core.config.evaluation import JudgeConfig
+    from dpr_core.judging.judge import Answer
     from dpr_core.judging.pairwise import Pair
     from dpr_core.official.layouts import Answers, Layout
 
@@ -99,6 +100,7 @@ def judge(
         mine, theirs = (_only_model(layout, file) for file in (answers, baseline))
         pairs, missing = _pairs(layout, read_rows(questions), mine[1], theirs[1])
         about = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
+        about["empty_answers"] = sum(_is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline))
         if dry_run:
             cost = _cost(settings, pairs)
             emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
@@ -118,15 +120,14 @@ def export(
 ) -> None:
     """Write the answers of an artifact in a benchmark's own layout, so that the official tools can read them."""
     with reported(debug):
-        from dpr_core.benchmarks.base import Question
         from dpr_core.official.layouts import LAYOUTS
-        from tasks.answer import read_answers
+        from tasks.answer import answered, read_answers
         from tasks.tracking import Store
 
         if file.exists():
             raise UsageError(f"{file} is there already; give another name")
         found = Store.open().fetch(artifact, stages=("answer",))
-        rows = [(Question.of(row["question"]), (row["text"],)) for row in read_answers(found.path)]
+        rows = answered(read_answers(found.path))
         try:
             file.write_text(LAYOUTS[kind.value].write(model, rows), encoding="utf-8")
         except OSError as error:
@@ -170,18 +171,24 @@ def _pairs(
     return pairs, missing
 
 
+def _is_empty(answer: "Answer") -> bool:
+    return not all(map(str.strip, answer.turns))
+
+
 def _cost(settings: "JudgeConfig", pairs: "Sequence[Pair]") -> dict[str, Any]:
     from dpr_core.config.evaluation import OpenAIJudge
+    from dpr_core.judging.canaries import pairs_of
     from dpr_core.judging.spending import PRICES_AS_OF, price_of, tokens_of
 
     if not isinstance(settings.by, OpenAIJudge):
         return {"requests": 0, "dollars_at_most": 0.0}
-    read = sum(tokens_of(pair.shown(first)) for pair in pairs for first in (True, False))
-    written = 2 * len(pairs) * settings.by.max_tokens
+    asked = [*pairs, *(each for kind in pairs_of(pairs, settings.execution.canaries) for each in kind)]
+    read = sum(tokens_of(pair.shown(first)) for pair in asked for first in (True, False))
+    written = 2 * len(asked) * settings.by.max_tokens
     own = (settings.execution.dollars_per_million_read, settings.execution.dollars_per_million_written)
     price = price_of(settings.by.model, *own)
     return {
-        "requests": 2 * len(pairs),
+        "requests": 2 * len(asked),
         "tokens_read_about": read,
         "tokens_written_at_most": written,
         "dollars_at_most": None if price is None else round(price.of(read, written), 2),
@@ -191,18 +198,23 @@ def _cost(settings: "JudgeConfig", pairs: "Sequence[Pair]") -> dict[str, Any]:
 
 def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
     from dpr_core import judging
+    from dpr_core.judging.canaries import complaints, try_out
     from dpr_core.judging.pairwise import judge_pairs, summarise
     from tasks.home import open_home
     from tasks.judge import VERDICTS
     from tasks.progress import StageProgress
 
     judge = judging.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
+    tried: dict[str, float] = {}
+    if judging.costs_money(settings.by) and settings.execution.canaries:
+        tried = asyncio.run(try_out(judge, pairs, settings.execution)).as_metrics()
     with StageProgress("judge") as progress:
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
         output.write_text("".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games))
     print(judge.status(), file=sys.stderr)
-    return summarise(games, settings.bootstrap_samples, settings.seed).as_dict()
+    result = summarise(games, settings.bootstrap_samples, settings.seed).as_dict()
+    return {**result, **tried, "warnings": complaints(tried)}
 
 
 def _score_view(models: dict[str, Any]) -> "RenderableType":
@@ -252,4 +264,7 @@ def _judged_view(about: dict[str, Any], result: dict[str, Any]) -> str:
     ]
     if about["unanswered"]:
         lines.append(f"{len(about['unanswered'])} questions are left out: not answered by both in all turns")
+    if about["empty_answers"]:
+        lines.append(f"{about['empty_answers']} answers are empty; they are judged as they are")
+    lines += [f"! {line}" for line in result["warnings"]]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dpr_core import judging
 from dpr_core.benchmarks.base import Question
 from dpr_core.official.layouts import LAYOUTS
 
@@ -67,9 +68,37 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nobody(dpr: Dpr, tmp_path: P
     mine = answers(tmp_path / "mine.jsonl", "mine", ("a", "b"))
     common = ["benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--dry-run", "--json"]
     cost = dpr(*common, "--answers", str(mine), "--baseline", str(mine)).json
-    assert cost["requests"] == 2
-    assert cost["tokens_written_at_most"] == 2 * 512
+    # Both orders of the pair, and of the two canaries.
+    assert cost["requests"] == 2 + 4
+    assert cost["tokens_written_at_most"] == 6 * 512
     assert 0 < cost["dollars_at_most"] < 0.05
+    without = [*common, "--set", "execution.canaries=0"]
+    assert dpr(*without, "--answers", str(mine), "--baseline", str(mine)).json["requests"] == 2
+
+
+def test_an_empty_answer_is_counted_and_judged_as_it_is(dpr: Dpr, tmp_path: Path) -> None:
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("something", ""))
+    theirs = answers(tmp_path / "theirs.jsonl", "theirs", ("a", "b"))
+    common = ["benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--set", "by.type=scripted"]
+    result = dpr(*common, "--answers", str(mine), "--baseline", str(theirs), "--json").json
+    assert (result["empty_answers"], result["prompts"], result["win_rate"]) == (1, 1, 100.0)
+    assert "1 answers are empty" in dpr(*common, "--answers", str(mine), "--baseline", str(theirs)).stdout
+
+
+def test_a_judge_that_costs_money_is_tried_out_first(dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "costs_money", lambda config: True)
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("a", "b"))
+    result = dpr(
+        "benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--set", "by.type=scripted",
+        "--set", "by.rule=first", "--answers", str(mine), "--baseline", str(mine), "--json",
+    ).json  # fmt: skip
+    assert (result["judge/canary_self"], result["judge/canary_constant"]) == (1.0, 0.5)
+    assert [line.split(":")[0] for line in result["warnings"]] == [
+        "The judge favours the first place",
+        "The judge is fooled by an answer that says nothing",
+    ]
 
 
 @pytest.mark.parametrize(

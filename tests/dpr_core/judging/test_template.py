@@ -21,6 +21,16 @@ def parts(comparison: Comparison) -> tuple[str, dict[str, str]]:
     return mark, {m["title"]: m["text"] for m in found}
 
 
+def test_reference_answers_stand_with_their_turns() -> None:
+    question = Question(id="q", turns=("1+1?", "2+2?"), references=("Two.", "Four."))
+    _, found = parts(Comparison(question, Answer(("a1", "a2")), Answer(("b1", "b2"))))
+    assert [(title, text) for title, text in found.items() if "reference" in title] == [
+        ("reference to turn 1", "Two."),
+        ("reference to turn 2", "Four."),
+    ]
+    assert list(found)[-1] == "reference to turn 2"
+
+
 def single(first: str, second: str, prompt: str = "Why?", **fields: str) -> Comparison:
     return Comparison(Question(id="q", turns=(prompt,), **fields), Answer.of(first), Answer.of(second))
 

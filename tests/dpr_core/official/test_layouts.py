@@ -63,6 +63,12 @@ def test_questions_of_every_schema(kind: str, row: Row, turns: tuple[str, ...]) 
         ("arena-hard", [{"prompt": "Why?"}], "neither uid nor question_id"),
         ("alpaca-eval", [{"prompt": "Why?"}], "not AlpacaEval instructions"),
         ("lima", [{"text": "Why?"}], "LIMA prompt 1 has none of"),
+        ("arena-hard", [{"uid": "a", "prompt": ["Why?"]}], "Arena-Hard question a: `prompt` must be text, not list"),
+        ("arena-hard", [{"uid": "a", "prompt": " "}], "Arena-Hard question a: `prompt` is empty"),
+        ("arena-hard", [{"question_id": "a", "turns": []}], r"question a has no turns\[0\].content"),
+        ("alpaca-eval", [{"instruction": 5}], "row 1: `instruction` must be text, not int"),
+        ("alpaca-eval", [{"instruction": "Why?"}] * 2, "AlpacaEval question .* stands twice"),
+        ("mt-bench", [{"question_id": 81, "turns": ["\ud800"]}], "question 81: `turns` holds half of a surrogate pair"),
     ],
 )
 def test_a_file_of_another_schema_is_refused(kind: str, rows: list[Row], expected: str) -> None:
@@ -74,3 +80,30 @@ def test_an_answer_that_stands_twice_is_refused() -> None:
     rows = rows_of(LAYOUTS["arena-hard"].write("mine", ONE_TURN))
     with pytest.raises(UsageError, match="stands twice"):
         LAYOUTS["arena-hard"].answers([*rows, rows[0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        (
+            "mt-bench",
+            {"question_id": 1, "model_id": "m", "choices": []},
+            r"of m to question 1 has no choices\[0\].turns",
+        ),
+        ("mt-bench", {"question_id": 1, "model_id": "m", "choices": [{"turns": "text"}]}, "must be a list of texts"),
+        ("mt-bench", {"question_id": 1, "model_id": "m", "choices": [{"turns": [None]}]}, "must be text, not NoneType"),
+        ("arena-hard", {"uid": "a", "model": "m", "messages": []}, r"question a has no messages\[-1\].content"),
+        ("arena-hard", {"uid": "a", "model": "m", "messages": [{"content": {}}]}, "question a has no answer"),
+        ("arena-hard", {"uid": "a", "model": "m", "choices": [{"turns": []}]}, "question a has no choices"),
+        ("alpaca-eval", {"instruction": "Why?", "generator": "m", "output": 3}, "must be text, not int"),
+    ],
+)
+def test_an_answer_of_another_schema_is_refused(kind: str, row: Row, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        LAYOUTS[kind].answers([row])
+
+
+def test_an_empty_answer_is_an_answer() -> None:
+    assert LAYOUTS["alpaca-eval"].answers([{"instruction": "Why?", "generator": "m", "output": ""}])["m"].popitem()[
+        1
+    ] == ("",)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from dpr_core.reporting.report import Row, Table, as_dict, as_html, as_markdown, as_terminal
+from dpr_core.reporting.report import Row, Table, as_dict, as_html, as_markdown, as_terminal, overview
 
 ESTIMAND = "Win rate against SFT, both orders, ties 0.5."
 SFT = Row("SFT", "lab", prompts=600, response_tokens=42.14, cut_share=0.0, accuracy=0.64, is_baseline=True)
@@ -98,3 +98,23 @@ def test_the_page_is_escaped_and_loads_nothing() -> None:
     assert "<script" not in markdown.replace("\\<", "")
     assert "\\|" in markdown
     assert "\u202e" not in markdown + terminal(table)
+
+
+def test_several_benchmarks_stand_side_by_side_with_the_papers_figures() -> None:
+    rows = (
+        SFT,
+        DPR,
+        replace(DPR, benchmark="lima", published=62.7),
+        replace(DPR, policy="SR", benchmark="lima", win_rate=None),
+    )
+    table = Table("Demo", rows)
+    assert as_markdown(table).split("\n")[2:6] == [
+        "| win rate % | lab | lima |",
+        "|---|--:|--:|",
+        "| DPR | 63.2 \\[60.1, 66.4\\] | 63.2 \\[60.1, 66.4\\] (paper 62.7) |",
+        "| SR | \u2013 | unreadable |",
+    ]
+    assert "(paper 62.7)" in as_html(table)
+    assert overview(TABLE) is None
+    alone = Table("Demo", (replace(DPR, published=62.7),))
+    assert "63.2 [60.1, 66.4] (paper 62.7)" in as_html(alone)

@@ -1,0 +1,91 @@
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpr_core.benchmarks.base import Question
+from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.judging.cache import CachedJudge, VerdictCache
+from dpr_core.judging.canaries import CONSTANT, Canaries, complaints, pairs_of, try_out
+from dpr_core.judging.judge import Answer, Comparison, Judge, Judgment, Verdict
+from dpr_core.judging.pairwise import Pair
+from dpr_core.judging.scripted import ScriptedJudge
+
+PAIRS = [
+    Pair(Question("empty", ("Why?",)), Answer.of("x"), Answer.of(" ")),
+    Pair(Question("a", ("Why?",)), Answer.of("x"), Answer.of("A real answer." * 20)),
+    Pair(Question("b", ("One?", "Two?")), Answer(("x", "y")), Answer(("Real." * 40, "More." * 40))),
+    Pair(Question("c", ("How?",)), Answer.of("x"), Answer.of("Real.")),
+]
+
+
+class Judging:
+    """Decides by a function of the two answers, and counts what it was asked."""
+
+    def __init__(self, decide: Callable[[Answer, Answer], Verdict]) -> None:
+        self._decide = decide
+        self.asked: list[Comparison] = []
+
+    async def compare(self, comparison: Comparison) -> Judgment:
+        self.asked.append(comparison)
+        return Judgment(self._decide(comparison.first, comparison.second), "")
+
+    def status(self) -> str:
+        return ""
+
+    async def close(self) -> None:
+        pass
+
+
+def tried(judge: Judge, canaries: int = 2) -> Canaries:
+    return asyncio.run(try_out(judge, PAIRS, JudgeExecution(canaries=canaries)))
+
+
+def test_the_pairs_are_the_first_questions_with_a_real_answer() -> None:
+    same, constant = pairs_of(PAIRS, 2)
+    assert [pair.question.id for pair in same] == ["a", "b"]
+    assert all(pair.candidate == pair.baseline for pair in same)
+    assert [pair.candidate.turns for pair in constant] == [(CONSTANT,), (CONSTANT, CONSTANT)]
+    assert [pair.baseline for pair in constant] == [PAIRS[1].baseline, PAIRS[2].baseline]
+
+
+@pytest.mark.parametrize(
+    ("rule", "between_equals", "constant", "words"),
+    [
+        ("longer", 0.5, 0.0, []),
+        ("tie", 0.5, 0.5, ["fooled by an answer that says nothing: it won 50%"]),
+        ("shorter", 0.5, 1.0, ["fooled by an answer that says nothing: it won 100%"]),
+        ("first", 1.0, 0.5, ["favours the first place: between two equal answers the first won 100%", "fooled"]),
+        ("unreadable", None, None, []),
+    ],
+)
+def test_what_judges_make_of_them(
+    rule: str, between_equals: float | None, constant: float | None, words: list[str]
+) -> None:
+    found = tried(ScriptedJudge(rule))
+    assert found == Canaries(between_equals, constant)
+    said = complaints(found.as_metrics())
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))
+
+
+def test_a_judge_that_always_chooses_the_second_of_two_equal_answers() -> None:
+    found = tried(Judging(lambda a, b: Verdict.SECOND if a == b else Verdict.TIE))
+    assert found.between_equals == 0.0
+    assert "favours the second place" in complaints(found.as_metrics())[0]
+
+
+def test_nothing_is_said_without_canaries() -> None:
+    assert complaints({"judge/win_rate": 50.0}) == []
+    assert complaints({"judge/canary_self": 0.75, "judge/canary_constant": 0.49}) == []
+
+
+def test_with_the_cache_they_are_asked_once(tmp_path: Path) -> None:
+    judge = Judging(lambda a, b: Verdict.TIE)
+    execution = JudgeExecution(canaries=2, concurrency=1)
+    for _ in range(2):
+        cached = CachedJudge(judge, VerdictCache(tmp_path / "v.sqlite"), "me")
+        asyncio.run(try_out(cached, PAIRS, execution))
+    # Both orders of an answer against itself are one question.
+    assert len(judge.asked) == 2 + 4
