@@ -159,7 +159,12 @@ def pipeline(site: Site, tiny: Tiny) -> dict[str, str]:
 def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -> None:
     flows = {flow["id"]: flow["name"] for flow in site.api("flows/filter", limit=200)}
     deployed = {f"{flows[d['flow_id']]}/{d['name']}": d for d in site.api("deployments/filter", limit=200)}
-    assert set(deployed) == {"dense-path/demo", "rerun/rerun", "sweep/sweep", *(f"{stage}/stage" for stage in STAGES)}
+    assert set(deployed) == {
+        "dense-path/demo",
+        "rerun/rerun",
+        "sweep/sweep",
+        *(f"{stage.replace('_', '-')}/stage" for stage in STAGES),
+    }
     for name, deployment in deployed.items():
         assert deployment["pull_steps"] in (None, []), name
         assert deployment["enforce_parameter_schema"], name
