@@ -490,6 +490,8 @@ def test_an_interrupt_of_the_whole_terminal_ends_it_soon(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell ignores this signal for what it runs in the background, and so would all that these tests start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert started.stderr is not None
     for line in started.stderr:
