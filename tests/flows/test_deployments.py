@@ -175,7 +175,7 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
     settings = deployed["reinforce/stage"]["parameter_openapi_schema"]
     assert settings["required"] == ["reward"]
     assert "learning_rate" in settings["definitions"]["ReinforceConfig"]["properties"]
-    settings = deployed["self_play/stage"]["parameter_openapi_schema"]
+    settings = deployed["self-play/stage"]["parameter_openapi_schema"]
     assert settings["required"] == ["sft"]
     assert {"rounds", "method"} <= settings["definitions"]["SelfPlayConfig"]["properties"].keys()
 
