@@ -15,7 +15,7 @@ import numpy as np
 
 from dpr_core.errors import UsageError
 from dpr_core.official.files import Row, need, unique
-from dpr_core.official.layouts import arena_answer, arena_question
+from dpr_core.official.layouts import LAYOUTS, Answers, arena_question
 from dpr_core.official.score import RESAMPLES, SEED, ModelScore, interval, warning
 from dpr_core.reporting.statistics import bootstrap_means
 
@@ -41,7 +41,7 @@ SPELLED_BACKWARDS = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "
 def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dict[str, ModelScore]:
     need(judgments, ("model", "games"), "Arena-Hard judgments")
     asked = {name: arena_question(row).prompt for name, row in unique(questions, _id, "question").items()}
-    given = dict(arena_answer(row) for row in answers)
+    given = LAYOUTS["arena-hard"].answers(answers)
     by_model: dict[str, list[Row]] = defaultdict(list)
     for row in judgments:
         _id(row)
@@ -49,7 +49,7 @@ def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dic
     return {model: _score_model(model, rows, given, asked) for model, rows in sorted(by_model.items())}
 
 
-def _score_model(model: str, rows: list[Row], answers: dict[Any, str], questions: dict[Any, str]) -> ModelScore:
+def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, str]) -> ModelScore:
     games = [(row, [_outcome(game, place) for place, game in enumerate(_games(row))]) for row in rows]
     old = [
         _expanded(outcome)
@@ -160,7 +160,7 @@ def _warnings(rows: list[Row], questions: dict[Any, str]) -> list[str]:
     return found
 
 
-def _join_warnings(model: str, rows: list[Row], answers: dict[Any, str], questions: dict[Any, str]) -> list[str]:
+def _join_warnings(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, str]) -> list[str]:
     found = []
     if questions:
         found += warning((_id(r) for r in rows if _id(r) not in questions), "judgments are of unknown questions")
@@ -168,10 +168,10 @@ def _join_warnings(model: str, rows: list[Row], answers: dict[Any, str], questio
             (_id(r) for r in rows if _id(r) in questions and not _shown(r, questions[_id(r)])),
             "judgments show another question than the one of their id",
         )
-    mine = {question: text for (name, question), text in answers.items() if name == model}
+    mine = {question: turns[0] for question, turns in answers.get(model, {}).items()}
     if answers and not mine:
-        others = sorted({name for name, _ in answers})
-        found.append(f"the answers given are not this model's but those of {', '.join(others)}; nothing was compared")
+        others = ", ".join(sorted(answers))
+        found.append(f"the answers given are not this model's but those of {others}; nothing was compared")
     elif answers:
         found += warning(
             (_id(r) for r in rows if not _shown(r, mine.get(_id(r), "\0"))),

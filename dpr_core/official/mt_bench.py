@@ -5,10 +5,13 @@ Official score: ratings of -1 are dropped, then the mean over all remaining rows
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
+from dpr_core.errors import UsageError
 from dpr_core.official.files import Row, need, unique
+from dpr_core.official.layouts import LAYOUTS, Answers
 from dpr_core.official.score import ModelScore, interval, mean, warning
 
 QUESTIONS = 80
@@ -30,17 +33,21 @@ def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dic
     if "g1_winner" in judgments[0]:
         return _score_pairs(judgments)
     need(judgments, ("question_id", "model", "score", "turn"), "MT-Bench judgments")
-    need(answers, ("question_id", "model_id", "choices"), "MT-Bench answers")
     need(questions, ("question_id", "turns"), "MT-Bench questions")
     asked = unique(questions, lambda row: row["question_id"], "question")
-    given = unique(answers, lambda row: (row["model_id"], row["question_id"]), "answer")
+    given = LAYOUTS["mt-bench"].answers(answers)
+    for row in judgments:
+        if not isinstance(row["score"], int | float):
+            raise UsageError(
+                f"question {row['question_id']}: `score` is {row['score']!r}, not a number (-1: unreadable)"
+            )
     by_model: dict[str, list[Row]] = defaultdict(list)
     for row in judgments:
         by_model[row["model"]].append(row)
     return {model: _score_model(model, rows, given, asked) for model, rows in sorted(by_model.items())}
 
 
-def _score_model(model: str, rows: list[Row], answers: dict[Any, Row], questions: dict[Any, Row]) -> ModelScore:
+def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, Row]) -> ModelScore:
     read = [row for row in rows if row["score"] != UNREADABLE]
     turns = {turn: [float(row["score"]) for row in read if row["turn"] == turn] for turn in (1, 2)}
     judgings: dict[tuple[Any, int], list[float]] = defaultdict(list)
@@ -102,7 +109,7 @@ def _warnings(model: str, rows: list[Row], questions: dict[Any, Row]) -> list[st
     return found
 
 
-def _join_warnings(model: str, rows: list[Row], answers: dict[Any, Row], questions: dict[Any, Row]) -> list[str]:
+def _join_warnings(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, Row]) -> list[str]:
     """Whether what was judged is what was asked, and what is answered now."""
     found = []
     shown = [row for row in rows if "user_prompt" in row]
@@ -114,20 +121,20 @@ def _join_warnings(model: str, rows: list[Row], answers: dict[Any, Row], questio
             (_place(row) for row in shown if not _shows(row, questions.get(row["question_id"], {}).get("turns", []))),
             "judgments show another question than the one of their id",
         )
-    mine = {question: row["choices"][0]["turns"] for (name, question), row in answers.items() if name == model}
+    mine = answers.get(model, {})
     if answers and not mine:
-        others = sorted({name for name, _ in answers})
-        found.append(f"the answers given are not this model's but those of {', '.join(others)}; nothing was compared")
+        others = ", ".join(sorted(answers))
+        found.append(f"the answers given are not this model's but those of {others}; nothing was compared")
     elif answers:
         found += warning(
-            (_place(row) for row in shown if not _shows(row, mine.get(row["question_id"], []))),
+            (_place(row) for row in shown if not _shows(row, mine.get(str(row["question_id"]), ()))),
             "judgments are of answers that are no longer the current ones",
         )
         found += warning((q for q, turns in mine.items() if not all(map(str.strip, turns))), "answers are empty")
     return found
 
 
-def _shows(row: Row, texts: list[str]) -> bool:
+def _shows(row: Row, texts: Sequence[str]) -> bool:
     """A judgment of the first turn shows the first text only; one of the second turn shows both."""
     return all(text.strip() in row["user_prompt"] for text in texts[: row["turn"]])
 

@@ -123,5 +123,9 @@ def test_pairwise_verdicts_that_disagree_are_ties() -> None:
 def test_another_format_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="not MT-Bench judgments: row 1 has no 'question_id'"):
         mt_bench.score([{"model": "m"}], [], [])
+    with pytest.raises(UsageError, match="question 81: `score` is None, not a number"):
+        mt_bench.score([judgment(81, 1, 8) | {"score": None}], [], [])
+    with pytest.raises(UsageError, match="answer"):
+        mt_bench.score(WHOLE, [ANSWERS[0] | {"choices": []}], [])
     with pytest.raises(UsageError, match="question 81 stands twice"):
         mt_bench.score(WHOLE, [], [QUESTIONS[0], QUESTIONS[0]])
