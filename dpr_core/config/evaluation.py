@@ -142,11 +142,8 @@ class ScriptedJudge(Config):
     """Which answer it prefers."""
 
 
-class OpenAIJudge(Config):
+class ChatCompletions(Config):
     """A language model behind any endpoint that speaks OpenAI's chat completions."""
-
-    type: Literal["openai"] = "openai"
-    """Which kind of judge this is."""
 
     model: str = "gpt-4o"
     """The judging model."""
@@ -170,14 +167,25 @@ class OpenAIJudge(Config):
     max_answer_characters: int = Field(100_000, ge=100)
     """Longer answers are cut before they are judged, and counted."""
 
-    verdicts: Literal["auto", "schema", "text"] = "auto"
-    """A verdict as JSON of a fixed schema, or as the last line of a text; auto: as JSON where the endpoint takes it."""
-
     api_version: str | None = None
     """Set for Azure: the version of its interface, such as 2024-10-21. `base_url` is then the resource's address."""
 
     template: str | None = None
     """Hash of the judge's instructions, filled in when the stage starts."""
+
+
+class ChatJudge(ChatCompletions):
+    """How such a model gives its verdict."""
+
+    verdicts: Literal["auto", "schema", "text"] = "auto"
+    """A verdict as JSON of a fixed schema, or as the last line of a text; auto: as JSON where the endpoint takes it."""
+
+
+class OpenAIJudge(ChatJudge):
+    """A language model behind any endpoint that speaks OpenAI's chat completions."""
+
+    type: Literal["openai"] = "openai"
+    """Which kind of judge this is."""
 
 
 Judge = Annotated[VerifiableJudge | ScriptedJudge | OpenAIJudge, Field(discriminator="type"), type_if_unset("openai")]

@@ -22,14 +22,14 @@ KINDS: dict[type[settings.Judge], Callable[[Any, settings.JudgeExecution, ReadRe
 
 def pinned(config: settings.Judge) -> settings.Judge:
     """The judge together with the hash of the instructions that it is given."""
-    if isinstance(config, settings.OpenAIJudge):
+    if isinstance(config, settings.ChatCompletions):
         return config.model_copy(update={"template": TEMPLATE_DIGEST})
     return config
 
 
 def costs_money(config: settings.Judge) -> bool:
     """Whether a verdict has to be paid for."""
-    return isinstance(config, settings.OpenAIJudge)
+    return isinstance(config, settings.ChatCompletions)
 
 
 def build(

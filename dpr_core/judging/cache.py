@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,12 @@ class CachedJudge:
         self._cache = cache
         self._identity = identity
         self._reused = 0
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        """Only what is not known has to be prepared."""
+        unknown = [each for each in comparisons if self._cache.get(comparison_key(self._identity, each)) is None]
+        if unknown:
+            await self._judge.prepare(unknown)
 
     async def compare(self, comparison: Comparison) -> Judgment:
         key = comparison_key(self._identity, comparison)

@@ -1,6 +1,6 @@
 """What a judge is asked and what it says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -54,6 +54,10 @@ class Unavailable(DensePathError):
 
 class Judge(Protocol):
     """Compares two answers. Every judge, scripted or not, stands behind this."""
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        """Told all that will be asked, before the first is. A judge that is cheaper in bulk may do its work here."""
+        ...
 
     async def compare(self, comparison: Comparison) -> Judgment:
         """Judge one comparison. Unavailable: later perhaps; any other DensePathError: never."""

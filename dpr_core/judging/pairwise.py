@@ -123,8 +123,10 @@ async def judge_pairs(
             games[i] = Game(pair.question.id, candidate_first, judgment.verdict, judgment.raw, judgment.details)
             on_progress(len(games), len(plan), judge.status())
 
-    workers = [asyncio.create_task(work()) for _ in range(min(execution.concurrency, len(plan)))]
+    workers: list[asyncio.Task[None]] = []
     try:
+        await judge.prepare([pair.shown(candidate_first) for pair, candidate_first in plan])
+        workers += [asyncio.create_task(work()) for _ in range(min(execution.concurrency, len(plan)))]
         await asyncio.gather(*workers)
     finally:
         for worker in workers:

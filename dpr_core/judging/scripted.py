@@ -1,6 +1,6 @@
 """A judge that follows a rule: the twin of a real one, for tests and dry runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dpr_core.judging.judge import Answer, Comparison, Judgment, Verdict
 
@@ -33,6 +33,9 @@ class ScriptedJudge:
     def __init__(self, rule: str) -> None:
         self._rule = rule
         self._apply = RULES[rule]
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        """There is nothing to prepare."""
 
     async def compare(self, comparison: Comparison) -> Judgment:
         return Judgment(self._apply(comparison), f"rule: {self._rule}")

@@ -1,5 +1,6 @@
 """What judging costs: prices, an estimate before, a meter during, and a cap that is never passed."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dpr_core.errors import DensePathError
@@ -49,8 +50,13 @@ def price_of(model: str, read: float | None, written: float | None) -> Price | N
 
 
 def tokens_of(comparison: Comparison) -> int:
+    """About how many tokens the request for a comparison has."""
+    return tokens_in(request_messages(comparison))
+
+
+def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
     """About how many tokens a request has."""
-    characters = sum(len(message["content"]) for message in request_messages(comparison))
+    characters = sum(len(message["content"]) for message in messages)
     return int(characters / CHARACTERS_PER_TOKEN) + OVERHEAD_TOKENS
 
 

@@ -1,5 +1,7 @@
 """The judge of benchmarks whose results can be checked."""
 
+from collections.abc import Sequence
+
 from dpr_core.benchmarks.base import ReadResult, is_right
 from dpr_core.errors import UsageError
 from dpr_core.judging.judge import Answer, Comparison, Judgment, Verdict
@@ -10,6 +12,9 @@ class VerifiableJudge:
 
     def __init__(self, read_result: ReadResult) -> None:
         self._read_result = read_result
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        """There is nothing to prepare."""
 
     async def compare(self, comparison: Comparison) -> Judgment:
         first, second = self._right(comparison, comparison.first), self._right(comparison, comparison.second)

@@ -1,5 +1,6 @@
 import asyncio
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,9 @@ class Counting:
     def __init__(self, verdict: Verdict) -> None:
         self.verdict = verdict
         self.asked = 0
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        pass
 
     async def compare(self, comparison: Comparison) -> Judgment:
         self.asked += 1

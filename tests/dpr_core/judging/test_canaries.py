@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,9 @@ class Judging:
     def __init__(self, decide: Callable[[Answer, Answer], Verdict]) -> None:
         self._decide = decide
         self.asked: list[Comparison] = []
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        pass
 
     async def compare(self, comparison: Comparison) -> Judgment:
         self.asked.append(comparison)

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ class RecordingJudge:
         self.seen: list[tuple[str, str, str]] = []
         self.open = self.most_open = self.closed = self.finished = 0
         self.fail_at = fail_at
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        pass
 
     async def compare(self, comparison: Comparison) -> Judgment:
         first, second = comparison.first.turns[0], comparison.second.turns[0]

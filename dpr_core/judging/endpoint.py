@@ -1,0 +1,208 @@
+"""An endpoint that speaks OpenAI's chat completions: requests, limits, failures and the meter; nothing of judging."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from dpr_core.config import evaluation as settings
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.judging.judge import Unavailable
+from dpr_core.judging.pace import Pace
+from dpr_core.judging.spending import Meter, price_of, tokens_in
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+CUT_SHORT = ("length", "content_filter")
+"""Reasons to end after which a reply is not the model's whole say."""
+
+MAY_PASS = (408, 409, 425, 429)
+"""Refusals, besides the server's own failures, that another time may not bring."""
+
+Messages = list[dict[str, str]]
+
+
+class SchemaRefused(DensePathError):
+    """The endpoint does not know how to answer in a given schema."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, and what the endpoint told about its work."""
+
+    text: str
+    is_whole: bool
+    """False where it was cut at the length limit or by a filter."""
+    details: Mapping[str, str | int]
+
+
+class Endpoint:
+    """One model behind one address. Whoever calls it bounds how many calls are open."""
+
+    def __init__(self, config: settings.ChatCompletions, execution: settings.JudgeExecution) -> None:
+        self.config = config
+        self.execution = execution
+        self.url = _checked_url(config.base_url or OPENAI_URL)
+        self.library = _library()
+        self._key()
+        self._client: Any = None
+        self._limit = "max_completion_tokens"
+        self._requests = Pace(execution.requests_per_minute)
+        self._tokens = Pace(execution.tokens_per_minute)
+        price = price_of(config.model, execution.dollars_per_million_read, execution.dollars_per_million_written)
+        if price is None and execution.budget_dollars is not None:
+            raise UsageError(
+                f"judge.execution.budget_dollars is set, but no price of {config.model} is known; set "
+                "dollars_per_million_read and dollars_per_million_written beside it"
+            )
+        self.meter = Meter(price, execution.budget_dollars)
+
+    async def ask(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> Reply:
+        """One completion. SchemaRefused: ask without; Unavailable: later perhaps; other DensePathError: never."""
+        asked = tokens_in(messages)
+        reserved = self.meter.reserve(asked, self.config.max_tokens)
+        await self._requests.wait()
+        await self._tokens.wait(asked + self.config.max_tokens)
+        failure: DensePathError | None = None
+        try:
+            completion = await self._complete(messages, schema)
+        except self.library.APIError as error:
+            failure = self.failure(error, schema is not None)
+        except ValueError as error:
+            # The client passes on what its JSON reader says of a reply that was cut off.
+            failure = Unavailable(f"{self.url} sent a reply that could not be read: {error}")
+        if failure is not None:
+            self.meter.release(reserved)
+            # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
+            raise failure
+        usage = getattr(completion, "usage", None)
+        self.meter.settle(reserved, usage.prompt_tokens if usage else asked, usage.completion_tokens if usage else 0)
+        return self.reply(completion)
+
+    def body(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The request as the endpoint takes it."""
+        body: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": messages,
+            "temperature": self.config.temperature,
+            self._limit: self.config.max_tokens,
+        }
+        return body | ({"response_format": dict(schema)} if schema is not None else {})
+
+    def reply(self, completion: Any) -> Reply:
+        """What is read of a completion."""
+        choices = getattr(completion, "choices", None)
+        if not choices:
+            raise DensePathError(
+                f"{self.url} answered, but not with a chat completion; check judge.by.base_url and the model's name"
+            )
+        choice, usage = choices[0], completion.usage
+        details = {
+            "model": completion.model,
+            "system_fingerprint": completion.system_fingerprint,
+            "finish_reason": choice.finish_reason,
+            "prompt_tokens": usage and usage.prompt_tokens,
+            "completion_tokens": usage and usage.completion_tokens,
+            "length_limit": self._limit,
+        }
+        return Reply(
+            choice.message.content or getattr(choice.message, "refusal", None) or "",
+            choice.finish_reason not in CUT_SHORT,
+            {name: value for name, value in details.items() if value is not None},
+        )
+
+    def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
+        """The client's error as one of ours, in one line and without the key."""
+        said = " ".join(str(error).split()).replace(self._key(), "<key>")[:500]
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            return DensePathError(
+                f"{self.url} refused the key in {self.execution.api_key_variable} (HTTP {status}); "
+                "check the key and its rights to this model"
+            )
+        if status is None:
+            return Unavailable(
+                f"{self.url} gave no answer after {self.execution.retries} retries: {said}; "
+                "check the address and the network"
+            )
+        if status in MAY_PASS or status >= 500:
+            return Unavailable(f"{self.url} failed {self.execution.retries} retries long (HTTP {status}): {said}")
+        if with_schema and status in (400, 422) and _is_about_schemas(said):
+            return SchemaRefused(f"{self.url} does not take a schema for the reply: {said}")
+        return DensePathError(f"{self.url} refused a request for the model {self.config.model}: {said}")
+
+    def status(self) -> str:
+        """How many requests were answered, and what they cost."""
+        if not self.meter.requests:
+            return ""
+        spent = self.meter.spent
+        return f"{self.meter.requests} requests" + ("" if spent is None else f", ${spent:.2f}")
+
+    @property
+    def client(self) -> Any:
+        """The library's client, connected at the first use."""
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Any:
+        while True:
+            limit = self._limit
+            try:
+                return await self.client.chat.completions.create(**self.body(messages, schema))
+            except self.library.APIStatusError as error:
+                if error.status_code not in (400, 422) or limit not in str(error) or limit == "max_tokens":
+                    raise
+                # Servers older than this name know the same limit as `max_tokens`.
+                self._limit = "max_tokens"
+
+    def _connect(self) -> Any:
+        common = {
+            "api_key": self._key(),
+            "max_retries": self.execution.retries,
+            "timeout": self.execution.request_seconds,
+        }
+        if self.config.api_version is not None:
+            return self.library.AsyncAzureOpenAI(azure_endpoint=self.url, api_version=self.config.api_version, **common)
+        return self.library.AsyncOpenAI(base_url=self.url, **common)
+
+    def _key(self) -> str:
+        """Read at each use, so that no object of ours holds it."""
+        name = self.execution.api_key_variable
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise UsageError(
+                f"the environment variable {name}, which should hold the judge's API key, is not set; "
+                "set it (any value for an endpoint without keys), or name another in judge.execution.api_key_variable"
+            )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise UsageError(f"the environment variable {name} holds characters that no API key has; set it again")
+        return key
+
+
+def _is_about_schemas(message: str) -> bool:
+    return any(word in message for word in ("response_format", "json_schema", "structured output", "guided"))
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("openai")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "the OpenAI judge needs the `openai` package, which is not installed; pip install 'dense-path[judge]'"
+        ) from None
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"judge.by.base_url: {url!r} is no address; expected something like http://127.0.0.1:8000/v1")
+    return url.rstrip("/")
