@@ -16,7 +16,7 @@ from flows.merging import Experiment
 from flows.pipeline import show_links
 from flows.runs import pipeline_run, reused, stage_entry, tables_of
 from tasks.graph import Node, plan, preflight
-from tasks.locks import terminable
+from tasks.ending import terminable
 from tasks.prefect_task import stage_task
 from tasks.schedule import Done, Failure, Here, execute_all
 from tasks.stage import Outcome

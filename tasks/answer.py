@@ -92,12 +92,16 @@ def _write_official(settings: AnswerConfig, stage: str, rows: list[dict[str, Any
     """The answers to a public benchmark once more, as its own tools read them."""
     from dpr_core import benchmarks
 
-    policy = stage if isinstance(settings.policy, AsTrained) else settings.policy.type
-    official = benchmarks.official_file(settings.benchmark, f"dense-path-{policy}", answered(rows))
+    official = benchmarks.official_file(settings.benchmark, model_name(settings, stage), answered(rows))
     if official is not None:
         name, text = official
         (folder / OFFICIAL).mkdir()
         (folder / OFFICIAL / name).write_text(text, encoding="utf-8")
+
+
+def model_name(settings: AnswerConfig, stage: str) -> str:
+    """What a policy is called in the benchmarks' own files."""
+    return f"dense-path-{stage if isinstance(settings.policy, AsTrained) else settings.policy.type}"
 
 
 def profile(kl: "Tensor | None", scored: "ScoredTokens") -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from tasks.identity import Manifest
+from tasks.identity import Manifest, check_files
 from tasks.records import MANIFEST, PAYLOAD, mlflow_name, split_tag
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class StageRun:
         columns = dict.fromkeys(name for row in rows for name in row)
         self._client.log_table(self.id, {c: [row.get(c) for row in rows] for c in columns}, _beside_payload(path))
 
+    def unpublished(self, directory: Path, manifest: Manifest) -> list[str]:
+        """What keeps `directory` from being published. Its files may have been moved into their place already."""
+        moved = self._root is not None and not any(directory.iterdir())
+        return check_files(self._root / PAYLOAD if self._root is not None and moved else directory, manifest)
+
     def publish(self, directory: Path, manifest: Manifest) -> str:
         """Make `directory` the artifact's payload, and return its digest. A local store takes the directory itself.
 
@@ -75,7 +80,8 @@ class StageRun:
         self.flush()
         if self._root is None:
             self._client.log_artifacts(self.id, str(directory), PAYLOAD)
-        else:
+        elif any(directory.iterdir()):
+            shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
             _move(directory, self._root / PAYLOAD)
         self._client.log_text(self.id, manifest.to_json(), MANIFEST)
         digest = manifest.digest()
@@ -103,6 +109,7 @@ def _move(directory: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(directory, partial)
         partial.rename(target)
 

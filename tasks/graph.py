@@ -63,9 +63,12 @@ def plan(nodes: Sequence[Node], store: Store, force: Collection[str] = ()) -> li
 def preflight(nodes: Sequence[Node], planned: Sequence[Planned]) -> None:
     """Raise now what would make a stage fail that is still to run."""
     to_run = {step.name for step in planned if step.status == "run"}
+    configs: dict[str, list[StageConfig]] = {}
     for node in nodes:
         if node.name in to_run:
-            stage_named(node.stage).preflight(node.config)
+            configs.setdefault(node.stage, []).append(node.config)
+    for stage, asked in configs.items():
+        stage_named(stage).preflight(asked)
 
 
 def _input_digests(

@@ -94,7 +94,7 @@ class Manifest:
     ) -> Self:
         """Hash every file below `directory`. Anything but plain files and folders is refused."""
         files: list[FileEntry] = []
-        for path, name in _walk(directory):
+        for path, name in files_below(directory):
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path}: only plain files can be published")
@@ -144,7 +144,7 @@ class Manifest:
 def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = None) -> list[str]:
     """Every difference between a payload and its manifest, file by file; empty means sound."""
     hashes = hashes or HashCache()
-    present = {name: path for path, name in _walk(directory)}
+    present = {name: path for path, name in files_below(directory)}
     problems = [f"{name}: not in the manifest" for name in sorted(set(present) - {e["path"] for e in manifest.files})]
     for entry in manifest.files:
         name = entry["path"]
@@ -160,7 +160,7 @@ def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = 
     return problems
 
 
-def _walk(directory: Path) -> Iterator[tuple[Path, str]]:
+def files_below(directory: Path) -> Iterator[tuple[Path, str]]:
     """Everything below `directory` that is not a folder; links are listed and never followed."""
     if directory.is_symlink():
         yield directory, directory.name

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
+from dpr_core.config.evaluation import AnswerConfig, ChatCompletions, JudgeConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.answer import answered, read_answers, write_rows
 from tasks.stage import Stage, Workspace
@@ -62,11 +63,21 @@ def pin(config: JudgeConfig) -> JudgeConfig:
     return config.model_copy(update={"by": judging.pinned(config.by)})
 
 
-def preflight(config: JudgeConfig) -> None:
-    """A judge without its key, its library or a usable address is better known before the training than after."""
-    from dpr_core import judging
+def preflight(configs: Sequence[JudgeConfig]) -> None:
+    """A judge without its key, its library or an endpoint that knows it is better known before the training than after.
 
-    judging.build(config.by, config.execution, lambda text: None)
+    Each endpoint is asked once, however many stages need it.
+    """
+    from dpr_core import judging
+    from dpr_core.judging.probe import endpoint_of, probe
+
+    asked = set()
+    for config in configs:
+        by, execution = config.by, config.execution
+        judging.build(by, execution, lambda text: None)
+        if isinstance(by, ChatCompletions) and execution.check_endpoint and endpoint_of(by, execution) not in asked:
+            asked.add(endpoint_of(by, execution))
+            probe(by, execution)
 
 
 def describe(config: StageConfig) -> str:

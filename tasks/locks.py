@@ -1,12 +1,9 @@
-"""One process at a time, and an orderly end: file locks that die with their holder, and SIGTERM as an exception."""
+"""One process at a time: file locks that die with their holder."""
 
 import fcntl
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from dpr_core.errors import DensePathError
 
@@ -26,34 +23,3 @@ def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
                 f"{path}: files cannot be locked here ({error.strerror}); set DPR_HOME to a folder on a local disk"
             ) from error
         yield
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside the block the first SIGTERM raises Terminated, and the others wait until the block has cleaned up.
-
-    Where somebody else handles SIGTERM already, as Prefect does in its workers' flow runs, it stays with them. Threads
-    other than the main one get no signals.
-    """
-    previous = signal.getsignal(signal.SIGTERM)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or previous is not signal.SIG_DFL:
-        yield
-        return
-    received = False
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if not received:
-            received = True
-            raise Terminated("terminated by SIGTERM")
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

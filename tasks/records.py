@@ -59,7 +59,7 @@ class Artifact:
 def record_of(run: Any) -> Record:
     """Read a run of MLflow."""
     tags = run.data.tags
-    ended = run.info.end_time
+    ended = None if run.info.status == "RUNNING" else run.info.end_time
     version = tags.get("dpr.version", "")
     return Record(
         id=run.info.run_id,

@@ -1,21 +1,24 @@
 """Running one stage: check its inputs, reuse what is there, else do the work and publish it whole or not at all."""
 
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.bench import Bench
 from tasks.changes import FORCED, UNEXPLAINED, Wanted, differences
+from tasks.ending import Ending, terminable
 from tasks.home import is_full, no_space
 from tasks.identity import InputEntry, Manifest, stage_key
-from tasks.locks import exclusive, terminable
+from tasks.locks import exclusive
 from tasks.tracking import Artifact, Record, StageRun, Store
+
+if TYPE_CHECKING:
+    from dpr_core.training.state import State
 
 logger = logging.getLogger("dense_path")
 
@@ -30,13 +33,24 @@ class Workspace:
     """What the body of a stage works with. Whatever it writes into `output` is the artifact."""
 
     def __init__(
-        self, run: StageRun, store: Store, inputs: Mapping[str, str], scratch: Path, progress: Progress | None
+        self,
+        run: StageRun,
+        store: Store,
+        inputs: Mapping[str, str],
+        bench: Bench,
+        *,
+        execution: Any = None,
+        ending: Ending | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.run = run
         self.store = store
         self.inputs = dict(sorted(inputs.items()))
-        self.scratch = scratch
-        self.output = scratch / "output"
+        self.scratch = bench.scratch
+        self.output = bench.output
+        self._bench = bench
+        self._every = (getattr(execution, "checkpoint_minutes", None), getattr(execution, "checkpoint_steps", None))
+        self._ending = ending or Ending()
         self._progress = progress
 
     def input(self, role: str) -> Artifact:
@@ -57,6 +71,17 @@ class Workspace:
         if self._progress is not None:
             self._progress.advance(step, total, note)
 
+    def restore(self) -> dict[str, Any] | None:
+        """The newest sound state of an interrupted attempt, with the output as it was then; None begins anew."""
+        return self._bench.newest()
+
+    def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
+        """Keep the state if it is time, or if an end was asked for, which then comes here."""
+        if self._ending.asked or self._bench.is_due(step, *self._every):
+            self.run.flush()
+            self._bench.keep(step, state)
+        self._ending.point()
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -71,8 +96,8 @@ class Stage:
     optional: frozenset[str] = frozenset()
     pin: Callable[[Any], StageConfig] = lambda config: config
     """Fills in what the config refers to but does not hold, such as the hash of a file's content."""
-    preflight: Callable[[Any], None] = lambda config: None
-    """Raises, before any stage of a pipeline is started, what would make this one fail for certain."""
+    preflight: Callable[[Sequence[Any]], None] = lambda configs: None
+    """Gets all configs that are to run, before any stage is started, and raises what would make one fail for certain."""
 
     def check_roles(self, given: Iterable[str]) -> None:
         """Refuse roles that this stage does not have, and the lack of one that it needs."""
@@ -125,7 +150,7 @@ def run_stage(
     def waiting() -> None:
         logger.info("%s: another process is making this; waiting for it", name)
 
-    with terminable(), exclusive(store.home / "locks" / f"{key}.lock", waiting):
+    with terminable() as ending, exclusive(store.home / "locks" / f"{key}.lock", waiting):
         damage: list[str] = []
         if not force:
             found, damage = reusable(store.finished(key), lambda run_id: store.verify(run_id, quick=True))
@@ -133,24 +158,45 @@ def run_stage(
                 logger.warning("%s: not reused: %s", name, line)
             if found is not None:
                 return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
-        for stale in store.end_stale(key):
-            logger.warning("%s: attempt %s had been killed; starting afresh", name, stale[:8])
-            shutil.rmtree(store.home / "work" / stale, ignore_errors=True)
-        wanted = Wanted(name, stage.name, stage.version, config, digests, frozenset(digests))
-        why = FORCED if force else "; ".join(damage or _changed(wanted, store)) or UNEXPLAINED
-        logger.info("%s: runs, because: %s", name, why)
-        run = store.begin(
-            stage=stage.name,
-            name=name,
-            version=stage.version,
-            key=key,
-            config=config,
-            inputs={role: artifact.id for role, artifact in artifacts.items()},
-            parent=parent,
-            description=f"{stage.describe(config)}\n\nRan because: {why}.",
+        bench = Bench(store.home / "work" / key)
+        run = None if force else _taken_up(store, bench, key, name, parent)
+        for stale in store.end_stale(key, but=run):
+            logger.warning("%s: attempt %s had been killed; it had left nothing to go on from", name, stale[:8])
+        if run is None:
+            wanted = Wanted(name, stage.name, stage.version, config, digests, frozenset(digests))
+            why = FORCED if force else "; ".join(damage or _changed(wanted, store)) or UNEXPLAINED
+            logger.info("%s: runs, because: %s", name, why)
+            bench.clear()
+            run = store.begin(
+                stage=stage.name,
+                name=name,
+                version=stage.version,
+                key=key,
+                config=config,
+                inputs={role: artifact.id for role, artifact in artifacts.items()},
+                parent=parent,
+                description=f"{stage.describe(config)}\n\nRan because: {why}.",
+            )
+        work = Workspace(
+            run,
+            store,
+            {role: artifact.id for role, artifact in artifacts.items()},
+            bench,
+            execution=getattr(config, "execution", None),
+            ending=ending,
+            progress=progress,
         )
-        metrics = _attempt(stage, config, artifacts, store, run, progress)
+        metrics = _attempt(stage, config, artifacts, work, bench)
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
+
+
+def _taken_up(store: Store, bench: Bench, key: str, name: str, parent: str | None) -> StageRun | None:
+    """The interrupted attempt whose work lies on the bench, if there is one."""
+    attempt = bench.attempt()
+    run = None if attempt is None else store.take_up(attempt, key, parent)
+    if run is not None:
+        logger.info("%s: goes on with attempt %s, which was interrupted", name, run.id[:8])
+    return run
 
 
 def reusable(finished: Iterable[Record], problems_of: Callable[[str], list[str]]) -> tuple[Record | None, list[str]]:
@@ -181,40 +227,59 @@ def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> d
 
 
 def _attempt(
-    stage: Stage,
-    config: StageConfig,
-    artifacts: Mapping[str, Artifact],
-    store: Store,
-    run: StageRun,
-    progress: Progress | None,
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: Bench
 ) -> dict[str, float]:
-    scratch = store.home / "work" / run.id
-    work = Workspace(run, store, {role: artifact.id for role, artifact in artifacts.items()}, scratch, progress)
-    entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
+    run = work.run
     try:
-        work.output.mkdir(parents=True)
-        with _threads_of(config):
-            metrics = stage.body(config, work)
-        manifest = Manifest.of_directory(
-            work.output,
-            stage=stage.name,
-            stage_version=stage.version,
-            config=config.identity(),
-            seed=config.seed,
-            inputs=entries,
-        )
-        if not manifest.files:
-            raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
+        bench.open(run.id)
+        manifest, metrics = _finished(run, bench) or _worked(stage, config, artifacts, work, bench)
         run.results(metrics)
         run.publish(work.output, manifest)
     except BaseException as error:
+        if bench.holds_work:
+            logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)
+        else:
+            bench.clear()
         _end(run, "FAILED" if isinstance(error, Exception) else "KILLED", f"{type(error).__name__}: {error}")
         if is_full(error) and not isinstance(error, DensePathError):
-            raise no_space(store.home) from error
+            raise no_space(work.store.home) from error
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    bench.clear()
     return metrics
+
+
+def _worked(
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: Bench
+) -> tuple[Manifest, dict[str, float]]:
+    """Do what the stage does, and say what came of it."""
+    entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
+    with _threads_of(config):
+        metrics = stage.body(config, work)
+    manifest = Manifest.of_directory(
+        work.output,
+        stage=stage.name,
+        stage_version=stage.version,
+        config=config.identity(),
+        seed=config.seed,
+        inputs=entries,
+    )
+    if not manifest.files:
+        raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
+    bench.finish(manifest, metrics)
+    return manifest, metrics
+
+
+def _finished(run: StageRun, bench: Bench) -> tuple[Manifest, dict[str, float]] | None:
+    """What an attempt came to that was interrupted while it was published; None where it has to work on."""
+    done = bench.finished()
+    if done is None:
+        return None
+    problems = run.unpublished(bench.output, done[0])
+    if not problems:
+        return done
+    logger.warning("%s was to be published, but is damaged (%s); it is made again", run.id[:8], "; ".join(problems[:3]))
+    bench.reopen()
+    return None
 
 
 def _threads_of(config: StageConfig) -> AbstractContextManager[None]:

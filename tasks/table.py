@@ -19,6 +19,7 @@ NAMES = (
     "continued_sft",
     "answer",
     "judge",
+    "rate",
     "report",
     "experiment",
 )

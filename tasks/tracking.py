@@ -141,11 +141,21 @@ class Store:
         runs = self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'FINISHED'", order="ASC")
         return [record for record in map(record_of, runs) if record.finished]
 
-    def end_stale(self, key: str) -> list[str]:
+    def take_up(self, run_id: str, key: str, parent: str | None) -> StageRun | None:
+        """An attempt that was interrupted, as running again. Only for the holder of the key's lock."""
+        found = list(self._search(f"attributes.run_id = '{run_id}'", f"tags.`dpr.key` = '{key}'"))
+        if not found or record_of(found[0]).finished:
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        if parent is not None:
+            self._client.set_tag(run_id, "mlflow.parentRunId", parent)
+        return StageRun(run_id, self._client, local_path(found[0].info.artifact_uri))
+
+    def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
         """End the attempts at this key whose process is gone. Only for the holder of the key's lock."""
         ended = []
         for run in self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'RUNNING'"):
-            if run.data.tags.get("dpr.owner") == self._owner:
+            if run.data.tags.get("dpr.owner") == self._owner and (but is None or run.info.run_id != but.id):
                 StageRun(run.info.run_id, self._client, None).end("KILLED", "its process ended without a word")
                 ended.append(str(run.info.run_id))
         return ended

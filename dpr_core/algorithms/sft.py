@@ -15,6 +15,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
 from dpr_core.training.recorder import Recorder
+from dpr_core.training.state import State
 from dpr_core.training.trainer import Trainer
 
 
@@ -100,7 +101,16 @@ def fine_tune(
     objective = SupervisedFineTuning()
     average = MovingAverage(trainer.module.parameters(), config.ema_decay) if config.ema_decay else None
     metrics: dict[str, float] = {}
-    for step, rows in enumerate(steps, start=1):
+
+    def state() -> State:
+        return {"trainer": trainer.state(), "metrics": metrics, "average": average.average if average else []}
+
+    if (left := recorder.restore()) is not None:
+        trainer.load_state(left["trainer"])
+        metrics = left["metrics"]
+        if average is not None:
+            average.average = left["average"]
+    for step, rows in list(enumerate(steps, start=1))[trainer.steps_done :]:
         metrics = trainer.step([sequences[row] for row in rows], objective)
         if average is not None:
             average.update()
@@ -109,6 +119,7 @@ def fine_tune(
         for fraction, at in keep_at.items():
             if at == step:
                 keep(fraction)
+        recorder.checkpoint(step, state)
     if average is not None:
         with average.in_place():
             keep("ema")

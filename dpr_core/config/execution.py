@@ -22,3 +22,9 @@ class Execution(Config):
 
     threads: int | None = Field(None, ge=1)
     """CPU threads of this stage; none leaves torch's own choice."""
+
+    checkpoint_minutes: float | None = Field(10.0, gt=0)
+    """A killed run goes on from a state that is at most this old; none keeps no states by the clock."""
+
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Also keep a state after every so many steps: optimizer steps of SFT, iterations of REINFORCE."""

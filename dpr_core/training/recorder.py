@@ -1,7 +1,9 @@
-"""Where a running method reports to. The library prints and stores nothing by itself."""
+"""Where a running method reports to, and where it may leave its state. The library prints and stores nothing itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+from dpr_core.training.state import State
 
 
 class Recorder(Protocol):
@@ -14,9 +16,18 @@ class Recorder(Protocol):
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         """A table for people to read."""
 
+    def restore(self) -> dict[str, Any] | None:
+        """The newest state that an interrupted run of the same work left behind; None at a fresh start."""
+
+    def checkpoint(self, step: int, state: Callable[[], State]) -> None:
+        """Call after each step, with what gives the state that `restore` should bring back. Seldom is it asked for.
+
+        An interruption that has been announced takes place in here, once the state is kept.
+        """
+
 
 class Silent:
-    """A recorder for notebooks and tests that keeps the metrics in memory."""
+    """A recorder for notebooks and tests that keeps the metrics in memory, and no state."""
 
     def __init__(self) -> None:
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -28,4 +39,10 @@ class Silent:
         pass
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        pass
+
+    def restore(self) -> dict[str, Any] | None:
+        return None
+
+    def checkpoint(self, step: int, state: Callable[[], State]) -> None:
         pass

@@ -18,6 +18,7 @@ from dpr_core.data.batching import collate, micro_batches
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
+from dpr_core.training.state import State
 
 
 class Objective(Protocol):
@@ -106,6 +107,35 @@ class Trainer:
         }
         return {f"{self.name}/{name}": value for name, value in told.items()}
 
+    def state(self) -> State:
+        """Weights, optimizer, schedule and random numbers."""
+        optimizer = self.optimizer.state
+        return {
+            "steps_done": self.steps_done,
+            "weights": {name: p.detach() for name, p in self._trained()},
+            "optimizer": [dict(optimizer.get(p, {})) for _, p in self._trained()],
+            "schedule": {name: v for name, v in self.schedule.state_dict().items() if name != "lr_lambdas"},
+            "random": random_state(),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: State) -> None:
+        """Go on where `state` was taken."""
+        self.steps_done = state["steps_done"]
+        for name, parameter in self._trained():
+            parameter.copy_(state["weights"][name])
+        groups = self.optimizer.state_dict()["param_groups"]
+        kept = {i: each for i, each in enumerate(state["optimizer"]) if each}
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None]})
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        set_random_state(state["random"])
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        module = self.accelerator.unwrap_model(self.module)
+        return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
     def _share(self, batches: list[list[int]]) -> list[tuple[list[int], float]]:
         """This process's micro-batches. All processes take equally many: a missing one is a repeat of weight 0."""
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -118,6 +148,18 @@ class Trainer:
             return totals
         values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(totals, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+
+
+def random_state() -> State:
+    """Of torch's generators, which nothing but dropout draws from."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": list(devices)}
+
+
+def set_random_state(state: State) -> None:
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def learning_rate_share(step: int, total_steps: int, settings: Optimizer) -> float:

@@ -210,7 +210,7 @@ def test_a_stage_and_a_rerun_take_artifact_ids(
     site: Site, pipeline: dict[str, str], open_store: Callable[[Path], Store], tiny: Tiny
 ) -> None:
     config = tiny("reinforce.seed=5").reinforce.model_dump_json()
-    prefix = pipeline["reward"][:8]
+    prefix = f"runs:/{pipeline['reward'][:8]}"
     site.done("deployment", "run", "reinforce/stage", "-p", f"reward={prefix}", "-p", f"config={config}", "--watch")
     parameters = ("-p", f"artifact={pipeline['reinforce']}", "-p", 'overrides=["seed=5"]', "-p", "downstream=true")
     site.done("deployment", "run", "rerun/rerun", *parameters, "--watch")

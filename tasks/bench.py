@@ -1,0 +1,200 @@
+"""The folder where a stage works until its work is an artifact: what is written so far, and states to go on from.
+
+It is `DPR_HOME/work/<key>`, and belongs to whoever holds the key's lock. Whoever finds it after an interruption goes on
+with the attempt that is named in it.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpr_core import fingerprint
+from tasks.home import is_full
+from tasks.identity import HashCache, Manifest, files_below
+
+if TYPE_CHECKING:
+    from dpr_core.training.state import State
+
+logger = logging.getLogger("dense_path")
+
+KEPT = 2
+"""States on disk: should the newest be damaged, there is one before it."""
+
+SEAL = "SEAL.json"
+ATTEMPT = "ATTEMPT"
+DONE = "DONE.json"
+
+
+class Bench:
+    """One stage's folder. All that is in it is either whole or not looked at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        self.scratch = folder / "scratch"
+        self._states = folder / "states"
+        self._hashes = HashCache()
+        self._last_written = time.monotonic()
+
+    def attempt(self) -> str | None:
+        """The run whose work this is; None where there is nothing to go on with."""
+        try:
+            return (self.folder / ATTEMPT).read_text(encoding="ascii") or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def open(self, run_id: str) -> None:
+        """Make it the place of this attempt: of one that goes on, everything stays but the scratch."""
+        if self.attempt() != run_id:
+            self.clear()
+        if not self.holds_work:
+            shutil.rmtree(self.output, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for folder in (self.output, self.scratch, self._states):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / ATTEMPT, run_id)
+        self._last_written = time.monotonic()
+
+    def clear(self) -> None:
+        """Nothing of it is needed any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is something that another attempt would have to do again."""
+        return (self.folder / DONE).exists() or any(self._states.glob("*/" + SEAL))
+
+    def is_due(self, step: int, every_minutes: float | None, every_steps: int | None) -> bool:
+        """Whether it is time to keep a state."""
+        if every_steps is not None and step % every_steps == 0:
+            return True
+        return every_minutes is not None and time.monotonic() - self._last_written >= 60 * every_minutes
+
+    def keep(self, step: int, state: "Callable[[], State]") -> int:
+        """Keep a state and, by their hashes, the files written so far. Returns its bytes; 0 where the disk is full."""
+        from dpr_core.training.state import write
+
+        new = self._states / f"{step:09d}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir()
+            write(state(), new)
+            seal = {"output": self._sealed(self.output), "state": self._sealed(new)}
+            write_whole(new / SEAL, json.dumps(seal))
+            size = sum(path.stat().st_size for path in new.iterdir())
+            whole = self._states / f"{step:09d}"
+            shutil.rmtree(whole, ignore_errors=True)
+            new.rename(whole)
+            sync(self._states)
+        except Exception as error:
+            if not is_full(error):
+                raise
+            needed = sum(path.stat().st_size for path in new.glob("*"))
+            shutil.rmtree(new, ignore_errors=True)
+            free = shutil.disk_usage(self.folder).free
+            logger.warning(
+                "the disk is full: no state could be kept at step %d (%s were written when it ended, %s are free now); "
+                "the one before it stays, and the work goes on",
+                step,
+                in_bytes(needed),
+                in_bytes(free),
+            )
+            return 0
+        finally:
+            self._last_written = time.monotonic()
+        for old in sorted(self._states.glob("*[0-9]"))[:-KEPT]:
+            shutil.rmtree(old)
+        return size
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest sound state, with the output as it was then; None: begin at the beginning, with no output."""
+        from dpr_core.training.state import read
+
+        for folder in sorted(self._states.glob("*[0-9]"), reverse=True):
+            problem = self._problem(folder)
+            if not problem:
+                self._only(json.loads((folder / SEAL).read_text(encoding="utf-8"))["output"])
+                return read(folder)
+            logger.warning("the state of step %d is not used: %s", int(folder.name), problem)
+            shutil.rmtree(folder)
+        self._only({})
+        return None
+
+    def finish(self, manifest: Manifest, results: Mapping[str, float]) -> None:
+        """The work is done; what is left is to publish it."""
+        for path, _ in files_below(self.output):
+            sync(path)
+        write_whole(self.folder / DONE, json.dumps({"manifest": asdict(manifest), "results": dict(results)}))
+
+    def finished(self) -> tuple[Manifest, dict[str, float]] | None:
+        """What `finish` wrote down."""
+        try:
+            done = json.loads((self.folder / DONE).read_text(encoding="utf-8"))
+            return Manifest.from_json(json.dumps(done["manifest"])), dict(done["results"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def reopen(self) -> None:
+        """What was finished turned out to be damaged."""
+        (self.folder / DONE).unlink(missing_ok=True)
+        self.output.mkdir(exist_ok=True)
+
+    def _sealed(self, folder: Path) -> dict[str, str]:
+        """Name and hash of every file, once they are sure to be on the disk."""
+        sealed = {}
+        for path, name in files_below(folder):
+            sync(path)
+            sealed[name] = self._hashes.sha256(path)
+        return sealed
+
+    def _problem(self, folder: Path) -> str:
+        try:
+            seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+            for place, sealed in ((folder, seal["state"]), (self.output, seal["output"])):
+                for name, digest in sealed.items():
+                    if fingerprint.of_file(place / name) != digest:
+                        return f"{place.name}/{name} has changed"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _only(self, names: Mapping[str, str]) -> None:
+        """Remove what was written into the output after a state."""
+        for path, name in list(files_below(self.output)):
+            if name not in names:
+                path.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file by one that is whole, whatever happens meanwhile."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def in_bytes(count: float) -> str:
+    """As people write it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,133 @@
+"""Rate every turn of a policy's answers from 1 to 10, one answer at a time."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, ChatCompletions, RateConfig
+from dpr_core.errors import DensePathError
+from tasks.answer import answered, model_name, read_answers, write_rows
+from tasks.judge import VERDICTS
+from tasks.stage import Stage, Workspace
+from tasks.tracking import Artifact
+
+if TYPE_CHECKING:
+    from dpr_core.benchmarks.base import Question
+    from dpr_core.reporting.ratings import Rated
+
+logger = logging.getLogger("dense_path")
+
+RATED = ", rated"
+"""What the role of a rate artifact ends with among the inputs of a report, after "policy on benchmark"."""
+
+RATINGS = "ratings.json"
+
+JUDGMENTS = "model_judgment.jsonl"
+"""Every rating as a row in FastChat's layout."""
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core import rating
+    from dpr_core.rating import canary
+    from dpr_core.rating.results import as_rows, summarise
+
+    settings = cast(RateConfig, config)
+    answers = work.input("answers")
+    pairs = answered(read_answers(answers.path))
+    warn_of_references([question for question, _ in pairs])
+    rater = rating.build(settings, rating.prompts_of(settings), work.store.home / VERDICTS)
+    rated, tried = asyncio.run(rating.rate_answers(rater, settings, pairs, work.advance))
+    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), rating.judge_name(settings)))
+    result = summarise(rated, settings.bootstrap_samples, settings.seed)
+    if result.unscored_share > settings.execution.max_unreadable_share:
+        work.run.file(work.output / JUDGMENTS, "rate")
+        raise DensePathError(
+            f"{result.unscored} of {result.n} ratings could not be read, more than "
+            f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "
+            f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}"
+        )
+    (work.output / RATINGS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
+    measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | tried
+    for complaint in canary.complaints(measured):
+        logger.warning("%s", complaint)
+    return measured
+
+
+def _model(answers: Artifact, work: Workspace) -> str:
+    """What the answers' own official file calls the policy."""
+    settings = AnswerConfig.model_validate(answers.config)
+    return model_name(settings, work.store.record(answers.inputs["policy"]).stage)
+
+
+def warn_of_references(questions: "Sequence[Question]") -> None:
+    """MT-Bench shows its judge a reference answer where there is one right result."""
+    from dpr_core.official.mt_bench import WITH_REFERENCES
+
+    without = [question for question in questions if question.category in WITH_REFERENCES and not question.references]
+    if without:
+        logger.warning(
+            "%d questions of %s have no reference answer and are rated without one, such as %s; MT-Bench's own score "
+            "needs them: give the benchmark its `references`",
+            len(without),
+            ", ".join(sorted({question.category for question in without})),
+            without[0].id,
+        )
+
+
+def rated_in(work: Workspace) -> "list[Rated]":
+    """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
+    from dpr_core import rating
+    from dpr_core.rating.results import Ratings
+    from dpr_core.reporting.ratings import Rated
+
+    found = []
+    for role in work.inputs:
+        artifact = work.input(role)
+        if artifact.stage == STAGE.name:
+            policy, _, benchmark = role.removesuffix(RATED).partition(" on ")
+            ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
+            judge = rating.judge_name(RateConfig.model_validate(artifact.config))
+            found.append(Rated(policy, benchmark, judge, ratings))
+    return found
+
+
+def pin(config: RateConfig) -> RateConfig:
+    from dpr_core import rating
+
+    return rating.pinned(config)
+
+
+def preflight(configs: Sequence[RateConfig]) -> None:
+    """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
+    from dpr_core import rating
+    from dpr_core.judging.probe import endpoint_of, probe
+
+    asked = set()
+    for config in configs:
+        by, execution = config.by, config.execution
+        rating.build(config, rating.prompts_of(config))
+        if isinstance(by, ChatCompletions) and execution.check_endpoint and endpoint_of(by, execution) not in asked:
+            asked.add(endpoint_of(by, execution))
+            probe(by, execution)
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(RateConfig, config)
+    times = f", {settings.judgings} times each" if settings.judgings > 1 else ""
+    return f"Ratings from 1 to 10 by {settings.by.type}{times}."
+
+
+STAGE = Stage(
+    name="rate",
+    version=1,
+    config=RateConfig,
+    inputs={"answers": ("answer",)},
+    body=body,
+    describe=describe,
+    pin=pin,
+    preflight=preflight,
+)

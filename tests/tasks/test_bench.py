@@ -1,0 +1,168 @@
+import errno
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dpr_core.training.state
+from tasks.bench import KEPT, Bench
+from tasks.identity import Manifest
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    bench = Bench(tmp_path / "work" / "key")
+    bench.open("run-1")
+    return bench
+
+
+def put(bench: Bench, name: str, text: str) -> None:
+    (bench.output / name).parent.mkdir(parents=True, exist_ok=True)
+    (bench.output / name).write_text(text)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "weights": torch.full((3,), float(step))}
+
+
+def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: Bench) -> None:
+    put(bench, "half/model", "at half")
+    assert bench.keep(5, lambda: state(5)) > 0
+    put(bench, "whole/model", "written after the state")
+    again = Bench(bench.folder)
+    assert again.attempt() == "run-1"
+    again.open("run-1")
+    found = again.newest()
+    assert found is not None
+    assert (found["step"], found["weights"].tolist()) == (5, [5.0, 5.0, 5.0])
+    assert files(again.output) == ["half/model"]
+
+
+def test_two_states_are_kept(bench: Bench) -> None:
+    for step in (1, 2, 10):
+        bench.keep(step, lambda step=step: state(step))
+    assert KEPT == 2
+    assert {path.split("/")[0] for path in files(bench.folder / "states")} == {"000000002", "000000010"}
+
+
+@pytest.mark.parametrize(
+    "damage", ["states/000000002/state.safetensors", "states/000000002/state.json", "states/000000002/SEAL.json"]
+)
+@pytest.mark.parametrize("how", ["flip", "cut", "missing"])
+def test_a_damaged_state_gives_way_to_the_one_before(
+    bench: Bench, damage: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.keep(1, lambda: state(1))
+    bench.keep(2, lambda: state(2))
+    harm(bench.folder / damage, how)
+    found = bench.newest()
+    assert found is not None
+    assert found["step"] == 1
+    assert "the state of step 2 is not used: " in caplog.text
+
+
+def harm(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def test_output_that_changed_after_the_state_takes_the_state_with_it(bench: Bench) -> None:
+    put(bench, "model", "at 1")
+    bench.keep(1, lambda: state(1))
+    put(bench, "model", "torn")
+    assert bench.newest() is None
+    assert files(bench.output) == []
+
+
+def test_without_a_state_the_output_is_emptied(bench: Bench) -> None:
+    put(bench, "model", "left over")
+    again = Bench(bench.folder)
+    again.open("run-1")
+    assert files(again.output) == []
+    assert again.newest() is None
+
+
+def test_another_attempt_gets_an_empty_bench(bench: Bench) -> None:
+    bench.keep(1, lambda: state(1))
+    bench.open("run-2")
+    assert bench.attempt() == "run-2"
+    assert bench.newest() is None
+
+
+def test_half_a_state_is_no_state(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.keep(1, lambda: state(1))
+
+    def die(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.bench.write_whole", die)
+    with pytest.raises(KeyboardInterrupt):
+        bench.keep(2, lambda: state(2))
+    found = bench.newest()
+    assert found is not None
+    assert found["step"] == 1
+
+
+def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.keep(1, lambda: state(1))
+
+    def full(state: Any, folder: Path) -> None:
+        (folder / "state.safetensors").write_bytes(bytes(1500))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dpr_core.training.state, "write", full)
+    caplog.set_level(logging.WARNING)
+    assert bench.keep(2, lambda: state(2)) == 0
+    assert "no state could be kept at step 2 (1.5 kB were written when it ended" in caplog.text
+    monkeypatch.undo()
+    found = bench.newest()
+    assert found is not None
+    assert found["step"] == 1
+
+
+def test_any_other_failure_to_keep_a_state_is_raised(bench: Bench) -> None:
+    with pytest.raises(TypeError, match="cannot be kept"):
+        bench.keep(1, lambda: {"strange": object()})
+
+
+def test_when_it_is_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("tasks.bench.time.monotonic", lambda: now)
+    bench.open("run-1")
+    assert [step for step in range(1, 8) if bench.is_due(step, None, 3)] == [3, 6]
+    assert not bench.is_due(1, None, None)
+    now = 100.0 + 59
+    assert not bench.is_due(1, 1.0, None)
+    now = 100.0 + 60
+    assert bench.is_due(1, 1.0, None)
+    bench.keep(1, lambda: state(1))
+    assert not bench.is_due(2, 1.0, None)
+
+
+def test_what_is_finished_is_written_down(bench: Bench) -> None:
+    put(bench, "model", "done")
+    assert bench.finished() is None
+    assert not bench.holds_work
+    manifest = Manifest.of_directory(bench.output, stage="s", stage_version=1, config={}, seed=0, inputs={})
+    bench.finish(manifest, {"loss": 0.5})
+    again = Bench(bench.folder)
+    assert again.holds_work
+    again.open("run-1")
+    assert again.finished() == (manifest, {"loss": 0.5})
+    assert files(again.output) == ["model"]
+    again.reopen()
+    assert again.finished() is None
