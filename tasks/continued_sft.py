@@ -23,7 +23,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     encoded = encode_demonstrations(tokenizer, texts, settings.max_prompt_tokens, settings.max_response_tokens)
     policy = lineage.load(lineage.sft_folder(sft), sft, settings.execution)
     policy.check_length(max(len(sequence) for sequence in encoded.sequences))
-    trainer = Trainer(policy, settings, total_steps(len(encoded.sequences), settings), settings.execution)
+    trainer = Trainer(
+        policy, settings, total_steps(len(encoded.sequences), settings), settings.execution, recorder=work
+    )
 
     def keep(part: float | Literal["ema"]) -> None:
         save(policy.model, tokenizer, work.output / "policy")

@@ -1,13 +1,16 @@
 """Improve the SFT policy by REINFORCE against its own recovered reward."""
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import UsageError
 from tasks.lineage import Lineage
 from tasks.stage import Stage, Workspace
+
+if TYPE_CHECKING:
+    from dpr_core.training.state import State
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
@@ -34,7 +37,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         policy=policy,
         engine=InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations),
         reward=lineage.dense_reward(reward, settings.execution),
-        trainer=Trainer(policy, settings, optimizer_steps(len(prompts), settings), settings.execution),
+        trainer=Trainer(
+            policy, settings, optimizer_steps(len(prompts), settings), settings.execution, recorder=history
+        ),
         config=settings,
         end_token=end_token(tokenizer),
         decode=lambda ids: decode_response(tokenizer, ids),
@@ -48,20 +53,31 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
 
 
 class History:
-    """Passes everything on to the workspace, and remembers the rollouts' metrics for the plot."""
+    """Passes everything on to the workspace, and remembers the rollouts' metrics for the plot, also when interrupted."""
 
     SHOWN = ("rollout/return", "rollout/kl", "rollout/length", "rollout/entropy")
 
     def __init__(self, work: Workspace) -> None:
         self.advance = work.advance
         self.table = work.table
-        self._metrics = work.metrics
+        self._work = work
         self._points: list[tuple[int, dict[str, float]]] = []
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self._metrics(values, step)
+        self._work.metrics(values, step)
         if self.SHOWN[0] in values:
-            self._points.append((step, dict(values)))
+            self._points.append((step, {name: values[name] for name in self.SHOWN}))
+
+    def restore(self) -> dict[str, Any] | None:
+        left = self._work.restore()
+        if left is None:
+            return None
+        self._points = left["points"]
+        loop: dict[str, Any] = left["loop"]
+        return loop
+
+    def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
+        self._work.checkpoint(step, lambda: {"loop": state(), "points": self._points})
 
     def series(self) -> dict[str, list[tuple[float, float]]]:
         return {name: [(float(step), values[name]) for step, values in self._points] for name in self.SHOWN}

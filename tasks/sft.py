@@ -39,7 +39,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     activations = getattr(torch, sft.backbone.dtype) if sft.backbone else torch.float32
     policy = Policy(model, sft.execution.logits_per_chunk, activations)
     policy.check_length(max(len(sequence) for sequence in encoded.sequences))
-    trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution)
+    trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution, recorder=work)
 
     def keep(part: float | Literal["ema"]) -> None:
         save(model, tokenizer, work.output / "checkpoints" / str(part))

@@ -28,3 +28,6 @@ class Execution(Config):
 
     checkpoint_steps: int | None = Field(None, ge=1)
     """Also keep a state after every so many steps: optimizer steps of SFT, iterations of REINFORCE."""
+
+    skipped_steps: int = Field(3, ge=0)
+    """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpr_core.data.batching import collate, micro_batches
+from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores, token_kl
 from dpr_core.masking import response_mask
 from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.critic import Critic
+from dpr_core.models.memory import in_micro_batches
 from dpr_core.models.policy import Policy
 
 
@@ -30,15 +31,19 @@ def score(
     policy.eval()
     mask = response_mask([len(s.response) for s in sequences])
     out = TokenScores(*(torch.zeros(mask.shape) for _ in range(3)))
-    done = 0
-    for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
-        scores = policy(collate([sequences[row] for row in rows]).to(policy.device), entropy=entropy)
-        for column, flat in zip(out, scores, strict=True):
-            _unflatten(column, mask, rows, flat)
-        done += len(rows)
-        if on_progress is not None:
-            on_progress(done, len(sequences))
-    return out
+
+    def fill(batches: list[list[int]]) -> TokenScores:
+        done = 0
+        for rows in batches:
+            scores = policy(collate([sequences[row] for row in rows]).to(policy.device), entropy=entropy)
+            for column, flat in zip(out, scores, strict=True):
+                _unflatten(column, mask, rows, flat)
+            done += len(rows)
+            if on_progress is not None:
+                on_progress(done, len(sequences))
+        return out
+
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, fill)
 
 
 @torch.inference_mode()
@@ -50,12 +55,16 @@ def state_kl(
     reference.eval()
     mask = response_mask([len(s.response) for s in sequences])
     out = torch.zeros(mask.shape)
-    for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
-        batch = collate([sequences[row] for row in rows]).to(policy.device)
-        states = policy.response_states(batch), reference.response_states(batch)
-        kl = token_kl(*states, logits_per_chunk=policy.logits_per_chunk)
-        _unflatten(out, mask, rows, kl)
-    return out
+
+    def fill(batches: list[list[int]]) -> Tensor:
+        for rows in batches:
+            batch = collate([sequences[row] for row in rows]).to(policy.device)
+            states = policy.response_states(batch), reference.response_states(batch)
+            kl = token_kl(*states, logits_per_chunk=policy.logits_per_chunk)
+            _unflatten(out, mask, rows, kl)
+        return out
+
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, fill)
 
 
 @torch.inference_mode()
@@ -64,9 +73,13 @@ def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_
     critic.eval()
     mask = response_mask([len(s.response) for s in sequences])
     out = torch.zeros(mask.shape)
-    for rows in micro_batches([len(s) for s in sequences], tokens_per_micro_batch):
-        _unflatten(out, mask, rows, critic(collate([sequences[row] for row in rows]).to(critic.device)))
-    return out
+
+    def fill(batches: list[list[int]]) -> Tensor:
+        for rows in batches:
+            _unflatten(out, mask, rows, critic(collate([sequences[row] for row in rows]).to(critic.device)))
+        return out
+
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, fill)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

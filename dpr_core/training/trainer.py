@@ -1,6 +1,7 @@
 """One optimizer step over a global batch, on any number of processes; what is minimised is the method's business."""
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,15 @@ from transformers import PreTrainedModel
 
 from dpr_core.config.execution import Execution
 from dpr_core.config.training import Optimizer
-from dpr_core.data.batching import collate, micro_batches
+from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
+from dpr_core.models.memory import in_micro_batches
+from dpr_core.training.recorder import Recorder, Silent
 from dpr_core.training.state import State
+
+logger = logging.getLogger("dense_path")
 
 
 class Objective(Protocol):
@@ -38,14 +43,22 @@ class Trainer:
     """Trains a module that scores the response tokens of a batch: a policy, or a critic."""
 
     def __init__(
-        self, module: nn.Module, settings: Optimizer, total_steps: int, execution: Execution, name: str = "train"
+        self,
+        module: nn.Module,
+        settings: Optimizer,
+        total_steps: int,
+        execution: Execution,
+        name: str = "train",
+        recorder: Recorder | None = None,
     ) -> None:
         # Activations are the module's own business; Accelerate must not change them for the trained model alone.
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
         self.execution = execution
         self.name = name
+        self.recorder = recorder or Silent()
         self.steps_done = 0
+        self.skipped_in_a_row = 0
         parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, betas=settings.adam_betas, weight_decay=settings.weight_decay
@@ -67,31 +80,18 @@ class Trainer:
         started = time.perf_counter()
         self.module.train()
         lengths = [len(s.response) for s in sequences]
-        mask = response_mask(lengths)
         count = sum(lengths) if objective.per == "token" else len(sequences)
-        parts = self._share(micro_batches([len(s) for s in sequences], self.execution.tokens_per_micro_batch))
-        totals: dict[str, float] = {}
-        for i, (rows, weight) in enumerate(parts):
-            batch = collate([sequences[row] for row in rows]).to(self.accelerator.device)
-            flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in (values or {}).items()}
-            last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                terms = objective(self.module(batch), **flat)
-                # Processes average their gradients; the sum over processes is wanted.
-                loss = weight * terms["loss"].sum() / count * self.accelerator.num_processes
-                self.accelerator.backward(loss)
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + weight * float(term.detach().sum())
+        totals = in_micro_batches(
+            [len(s) for s in sequences],
+            self.execution.tokens_per_micro_batch,
+            lambda batches: self._backward(batches, sequences, objective, values or {}, count),
+        )
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
         totals = self._summed(totals)
         loss_value = totals.pop("loss") / count
         if not (math.isfinite(loss_value) and math.isfinite(float(norm))):
-            self.optimizer.zero_grad(set_to_none=True)
-            step = self.steps_done + 1
-            raise DensePathError(
-                f"optimizer step {step}: {self.name}/loss is {loss_value}, the gradient norm {float(norm)}; "
-                "the step was not applied. Lower the learning rate or look at this batch"
-            )
+            return self._skip(sequences, values or {}, loss_value, float(norm))
+        self.skipped_in_a_row = 0
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
@@ -107,11 +107,60 @@ class Trainer:
         }
         return {f"{self.name}/{name}": value for name, value in told.items()}
 
+    def _backward(
+        self,
+        batches: list[list[int]],
+        sequences: Sequence[TokenSequence],
+        objective: Objective,
+        values: Mapping[str, Tensor],
+        count: int,
+    ) -> dict[str, float]:
+        """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mask = response_mask([len(s.response) for s in sequences])
+        parts = self._share(batches)
+        totals: dict[str, float] = {}
+        for i, (rows, weight) in enumerate(parts):
+            batch = collate([sequences[row] for row in rows]).to(self.accelerator.device)
+            flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in values.items()}
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                terms = objective(self.module(batch), **flat)
+                # Processes average their gradients; the sum over processes is wanted.
+                loss = weight * terms["loss"].sum() / count * self.accelerator.num_processes
+                self.accelerator.backward(loss)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + weight * float(term.detach().sum())
+        return totals
+
+    def _skip(
+        self, sequences: Sequence[TokenSequence], values: Mapping[str, Tensor], loss: float, norm: float
+    ) -> dict[str, float]:
+        """Leave the weights as they are and the batch beside the run; fail where this happens again and again."""
+        self.optimizer.zero_grad(set_to_none=True)
+        step = self.steps_done + 1
+        where = f"not_finite/{self.name}-{step:06d}.json"
+        self.recorder.table(where, _rows(sequences, values))
+        self.skipped_in_a_row += 1
+        said = f"optimizer step {step}: {self.name}/loss is {loss}, the gradient norm {norm}; the step was not applied"
+        if self.skipped_in_a_row > self.execution.skipped_steps:
+            raise DensePathError(
+                f"{said}, after {self.skipped_in_a_row - 1} others that were not. The batch is in {where} of this run: "
+                "look at it, or lower the learning rate"
+            )
+        logger.warning("%s; its batch is in %s of this run", said, where)
+        # Without gradients this changes nothing; the schedule asks for it.
+        self.optimizer.step()
+        self.schedule.step()
+        self.steps_done += 1
+        return {f"{self.name}/loss": loss, f"{self.name}/gradient_norm": norm, f"{self.name}/skipped": 1.0}
+
     def state(self) -> State:
         """Weights, optimizer, schedule and random numbers."""
         optimizer = self.optimizer.state
         return {
             "steps_done": self.steps_done,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "weights": {name: p.detach() for name, p in self._trained()},
             "optimizer": [dict(optimizer.get(p, {})) for _, p in self._trained()],
             "schedule": {name: v for name, v in self.schedule.state_dict().items() if name != "lr_lambdas"},
@@ -122,6 +171,7 @@ class Trainer:
     def load_state(self, state: State) -> None:
         """Go on where `state` was taken."""
         self.steps_done = state["steps_done"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
         for name, parameter in self._trained():
             parameter.copy_(state["weights"][name])
         groups = self.optimizer.state_dict()["param_groups"]
@@ -176,3 +226,15 @@ def learning_rate_share(step: int, total_steps: int, settings: Optimizer) -> flo
 def _flat(values: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
     """The (B, T) values of some rows as (N,), in the order in which a batch of these rows lists its targets."""
     return values[rows][mask[rows]]
+
+
+def _rows(sequences: Sequence[TokenSequence], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """A batch as a table: the ids of every sequence, and its values a response token."""
+    return [
+        {
+            "prompt": list(s.prompt),
+            "response": list(s.response),
+            **{name: value[row, : len(s.response)].tolist() for name, value in values.items()},
+        }
+        for row, s in enumerate(sequences)
+    ]

@@ -297,7 +297,8 @@ def test_self_play_moves_the_policy_towards_the_demonstrations(toy: Callable[...
 
 
 def test_a_loss_that_overflows_is_refused_and_the_step_not_applied(toy: Callable[..., Any]) -> None:
-    loop, recorder = _loop(toy(0), _config(method=Gsil(loss="lsif", shift=800)))
+    config = _config(method=Gsil(loss="lsif", shift=800), execution=Execution(skipped_steps=0))
+    loop, recorder = _loop(toy(0), config)
     with pytest.raises(DensePathError, match="the step was not applied"):
         loop.run(DEMONSTRATIONS)
     assert recorder.updates() == []
