@@ -6,15 +6,15 @@ from prefect import flow
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import SubsampleConfig
-from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, ReportConfig
+from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, RateConfig, ReportConfig
 from dpr_core.config.experiment import ExperimentConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import LabBackbone
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
+from flows.asked import Alone
 from flows.pipeline import run_nodes
-from tasks.graph import Node
 
 
 @flow
@@ -78,8 +78,14 @@ def judge(candidate: str, baseline: str, config: JudgeConfig = JudgeConfig(), fo
 
 
 @flow
+def rate(answers: str, config: RateConfig = RateConfig(), force: bool = False) -> str:
+    """Rate an answer artifact from 1 to 10."""
+    return _alone("rate", config, {"answers": answers}, force)
+
+
+@flow
 def report(judgments: Mapping[str, str], config: ReportConfig = ReportConfig(), force: bool = False) -> str:
-    """Tabulate judge artifacts, given as {"policy on benchmark": ID}."""
+    """Tabulate judge artifacts, given as {"policy on benchmark": ID}; rate artifacts have ", rated" after it."""
     return _alone("report", config, dict(judgments), force)
 
 
@@ -90,6 +96,7 @@ def experiment(reports: Mapping[str, str], config: ExperimentConfig = Experiment
 
 
 def _alone(stage: str, config: StageConfig, inputs: dict[str, str], force: bool) -> str:
-    document = run_nodes([Node(stage, stage, config, inputs)], stage, f"{stage} alone.", config.identity(), force)
+    settings = config.model_dump(mode="json")
+    document = run_nodes(Alone(stage=stage, config=settings, inputs=inputs, force=force))
     made: str = document["stages"][0]["id"]
     return made

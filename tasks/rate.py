@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, ChatCompletions, RateConfig
+from dpr_core.config.evaluation import AnswerConfig, RateConfig
 from dpr_core.errors import DensePathError
 from tasks.answer import answered, model_name, read_answers, write_rows
 from tasks.judge import VERDICTS
@@ -25,12 +25,16 @@ RATED = ", rated"
 
 RATINGS = "ratings.json"
 
+JUDGE = "judge.json"
+"""Who rated: the settings, and the models and versions that the replies name."""
+
 JUDGMENTS = "model_judgment.jsonl"
 """Every rating as a row in FastChat's layout."""
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core import rating
+    from dpr_core.judging.judged_by import complaints, judged_by
     from dpr_core.rating import canary
     from dpr_core.rating.results import as_rows, summarise
 
@@ -50,9 +54,11 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}"
         )
     (work.output / RATINGS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    raters = judged_by(settings.by, (given.details for _, given in rated))
+    (work.output / JUDGE).write_text(json.dumps(raters, indent=2) + "\n", encoding="utf-8")
     cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
     measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | tried
-    for complaint in canary.complaints(measured):
+    for complaint in [*complaints(raters), *canary.complaints(measured)]:
         logger.warning("%s", complaint)
     return measured
 
@@ -81,6 +87,7 @@ def warn_of_references(questions: "Sequence[Question]") -> None:
 def rated_in(work: Workspace) -> "list[Rated]":
     """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
     from dpr_core import rating
+    from dpr_core.rating import canary
     from dpr_core.rating.results import Ratings
     from dpr_core.reporting.ratings import Rated
 
@@ -91,7 +98,8 @@ def rated_in(work: Workspace) -> "list[Rated]":
             policy, _, benchmark = role.removesuffix(RATED).partition(" on ")
             ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
             judge = rating.judge_name(RateConfig.model_validate(artifact.config))
-            found.append(Rated(policy, benchmark, judge, ratings))
+            complaints = canary.complaints(work.store.record(artifact.id).results)
+            found.append(Rated(policy, benchmark, judge, ratings, tuple(complaints)))
     return found
 
 
@@ -104,15 +112,11 @@ def pin(config: RateConfig) -> RateConfig:
 def preflight(configs: Sequence[RateConfig]) -> None:
     """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
     from dpr_core import rating
-    from dpr_core.judging.probe import endpoint_of, probe
+    from dpr_core.judging.probe import probe_each
 
-    asked = set()
     for config in configs:
-        by, execution = config.by, config.execution
         rating.build(config, rating.prompts_of(config))
-        if isinstance(by, ChatCompletions) and execution.check_endpoint and endpoint_of(by, execution) not in asked:
-            asked.add(endpoint_of(by, execution))
-            probe(by, execution)
+    probe_each((config.by, config.execution) for config in configs)
 
 
 def describe(config: StageConfig) -> str:

@@ -1,7 +1,7 @@
-"""What many tests need: one CPU thread, and networks small enough to check by hand."""
+"""What many tests need: one CPU thread, networks small enough to check by hand, and a server in place of a model's."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from dpr_core.config.model import Family, LabBackbone
 from dpr_core.lab.backbone import CLASSES, untrained
+from tests.loopback import KEY, Loopback, serving
 
 torch.set_num_threads(1)
 
@@ -68,3 +69,13 @@ def toy() -> ToyModel:
         return _spread(LlamaForCausalLM(config), seed, deviation)
 
     return build
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    """A server that speaks the OpenAI API and calls everything a tie, unless the test sets its `answer`."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server

@@ -21,13 +21,25 @@ class Kind:
     read_result: ReadResult
     pinned: Callable[[Any], Benchmark] = lambda config: config
     """The config with a hash of whatever lies outside it."""
+    missing: Callable[[Any], str | None] = lambda config: None
+    """What has to be fetched before the questions can be read; None where they are here."""
+    outline: Callable[[Any], list[Question]] = lambda config: []
+    """Where they are not: as many questions as there should be, without their texts."""
     temperature: Callable[[Any, Question], float | None] = lambda config, question: None
     """The benchmark's own temperature for a question; None where it is the answer stage's."""
     official_file: Callable[[Any, str, Answered], tuple[str, str] | None] = lambda config, model, answered: None
     """Name and text of a file of a model's answers in the benchmark's own layout, where it has one."""
 
 
-_OFFICIAL = Kind(official.load, official.read_result, official.pinned, official.temperature, official.file_of)
+_OFFICIAL = Kind(
+    official.load,
+    official.read_result,
+    official.pinned,
+    official.missing,
+    official.outline,
+    official.temperature,
+    official.file_of,
+)
 
 KINDS: dict[type[Benchmark], Kind] = {
     LabBenchmark: Kind(lab.load, lab.read_result),
@@ -47,6 +59,16 @@ def load(config: Benchmark) -> list[Question]:
 def pinned(config: Benchmark) -> Benchmark:
     """The benchmark as it is now, whatever happens to its file later."""
     return KINDS[type(config)].pinned(config)
+
+
+def missing(config: Benchmark) -> str | None:
+    """What has to be fetched before the questions can be read; None where they are here."""
+    return KINDS[type(config)].missing(config)
+
+
+def outline(config: Benchmark) -> list[Question]:
+    """As many questions as a benchmark that is not here should have, without their texts."""
+    return KINDS[type(config)].outline(config)
 
 
 def result_reader(config: Benchmark) -> ReadResult:

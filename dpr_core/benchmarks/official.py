@@ -53,6 +53,24 @@ def pinned(config: Official) -> Official:
     return config.model_copy(update=update)
 
 
+def missing(config: Official) -> str | None:
+    """What has to be fetched from the hub before the questions can be read."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if config.path is not None:
+        return None
+    here = try_to_load_from_cache(config.repository, config.file, revision=config.revision, repo_type="dataset")
+    if isinstance(here, str):
+        return None
+    return f"{config.file} of the dataset {config.repository} is not on this machine yet"
+
+
+def outline(config: Official) -> list[Question]:
+    """As many questions, and turns of each, as the benchmark is known to have; without their texts."""
+    layout = _layout(config)
+    return [Question(str(number), ("",) * layout.turns) for number in range(layout.prompts)]
+
+
 def temperature(config: Official, question: Question) -> float | None:
     """The benchmark's own temperature for a question, where that is wanted."""
     if isinstance(config, ArenaHard) and config.temperatures == "own":

@@ -170,6 +170,9 @@ class ChatCompletions(Config):
     api_version: str | None = None
     """Set for Azure: the version of its interface, such as 2024-10-21. `base_url` is then the resource's address."""
 
+    system_fingerprint: str | None = Field(None, min_length=1)
+    """The one version of the model that may judge, as its replies name it; none takes any, and writes down which."""
+
     template: str | None = None
     """Hash of the judge's instructions, filled in when the stage starts."""
 
@@ -188,7 +191,21 @@ class OpenAIJudge(ChatJudge):
     """Which kind of judge this is."""
 
 
-Judge = Annotated[VerifiableJudge | ScriptedJudge | OpenAIJudge, Field(discriminator="type"), type_if_unset("openai")]
+class OpenAIBatchJudge(ChatJudge):
+    """The same model through OpenAI's Batch API: half the price, and up to a day to wait.
+
+    `verdicts: auto` asks for JSON: a batch cannot find out by trying.
+    """
+
+    type: Literal["openai-batch"] = "openai-batch"
+    """Which kind of judge this is."""
+
+
+Judge = Annotated[
+    VerifiableJudge | ScriptedJudge | OpenAIJudge | OpenAIBatchJudge,
+    Field(discriminator="type"),
+    type_if_unset("openai"),
+]
 
 
 class JudgeExecution(Config):
@@ -201,7 +218,13 @@ class JudgeExecution(Config):
     """Times a failed request is sent again at once, or when the endpoint says."""
 
     rounds: int = Field(3, ge=0)
-    """Times a game whose retries all failed is put at the end of the queue."""
+    """Times a game whose retries all failed is put at the end of the queue, or what a batch left out is sent again."""
+
+    unreadable_retries: int = Field(2, ge=0)
+    """Times a reply that cannot be read is asked for again, and paid again, before it counts as unreadable."""
+
+    check_endpoint: bool = True
+    """Ask the endpoint for one short reply before any work. Without, verdicts that are all kept need no endpoint."""
 
     request_seconds: float = Field(120.0, gt=0)
     """A request that takes longer has failed."""
@@ -211,6 +234,15 @@ class JudgeExecution(Config):
 
     tokens_per_minute: float | None = Field(None, gt=0)
     """Rate limit of tokens sent and at most received, by estimate."""
+
+    batch_requests: int = Field(50_000, ge=1, le=50_000)
+    """Most requests in one batch. Fewer are for accounts that may not have so many tokens waiting at once."""
+
+    batch_poll_seconds: float = Field(30.0, gt=0)
+    """How often a batch is looked at."""
+
+    batch_wait_hours: float = Field(26.0, gt=0)
+    """A batch that takes longer is left under way, and the judge gives up; the next run waits for the same batch."""
 
     budget_dollars: float | None = Field(None, gt=0)
     """Judging stops before it would cost more than this. What was paid for is kept."""
@@ -250,6 +282,51 @@ class JudgeConfig(StageConfig):
 
     execution: JudgeExecution = JudgeExecution()
     """How judging is done."""
+
+
+class ScriptedRater(Config):
+    """Ratings by a rule, for tests and dry runs of a pipeline."""
+
+    type: Literal["scripted"] = "scripted"
+    """Which kind of rater this is."""
+
+    rule: Literal["length", "unreadable"] = "length"
+    """How it rates: from 1 for an empty answer, a point more for every 20 characters; or never readably."""
+
+
+class OpenAIRater(ChatCompletions):
+    """A language model behind any endpoint that speaks OpenAI's chat completions."""
+
+    type: Literal["openai"] = "openai"
+    """Which kind of rater this is."""
+
+    max_tokens: int = Field(2048, ge=16)
+    """Length limit of a rating and its reasons; MT-Bench's own."""
+
+
+Rater = Annotated[ScriptedRater | OpenAIRater, Field(discriminator="type"), type_if_unset("openai")]
+
+
+class RateConfig(StageConfig):
+    """Every turn of every answer is rated from 1 to 10, without another answer beside it, as MT-Bench does."""
+
+    by: Rater = OpenAIRater()
+    """Who rates."""
+
+    judgings: int = Field(1, ge=1, le=100)
+    """How many times each answer is rated; several are several draws, if `by.temperature` is not 0."""
+
+    prompts: str | None = Field(None, min_length=1)
+    """A local file of instructions in the layout of FastChat's judge_prompts.jsonl, in place of this project's own."""
+
+    prompts_content: str | None = None
+    """Hash of that file, filled in when the stage starts."""
+
+    bootstrap_samples: int = Field(2000, ge=100)
+    """Resamples of the questions for the interval."""
+
+    execution: JudgeExecution = JudgeExecution()
+    """How the work is done."""
 
 
 RESERVED = frozenset({"SFT", "DPR"})

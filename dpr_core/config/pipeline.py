@@ -12,6 +12,7 @@ from dpr_core.config.evaluation import (
     Evaluation,
     JudgeConfig,
     LabBenchmark,
+    RateConfig,
     ReportConfig,
     VerifiableJudge,
 )
@@ -23,7 +24,10 @@ from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 
-STAGES = ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "answer", "judge", "report")
+STAGES = ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "answer", "judge", "rate", "report")
+
+OPTIONAL = frozenset({"rate"})
+"""Stages that there are only where their section is set."""
 
 
 class Variant(Config):
@@ -81,6 +85,9 @@ class PipelineConfig(Config):
     judge: JudgeConfig = JudgeConfig()
     """Who compares the answers, and how."""
 
+    rate: RateConfig | None = None
+    """Ratings from 1 to 10 of all answers to MT-Bench, those of SFT too; none leaves that out."""
+
     report: ReportConfig = ReportConfig()
     """The table at the end."""
 
@@ -91,6 +98,8 @@ class PipelineConfig(Config):
             return values
         seeded = dict(values)
         for stage in STAGES:
+            if stage in OPTIONAL and stage not in seeded:
+                continue
             section = seeded.get(stage, {})
             takes_seed = stage != "backbone" or (isinstance(section, dict) and section.get("type") == "lab")
             if isinstance(section, dict) and takes_seed:

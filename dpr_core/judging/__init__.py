@@ -6,6 +6,7 @@ from typing import Any
 
 from dpr_core.benchmarks.base import ReadResult
 from dpr_core.config import evaluation as settings
+from dpr_core.judging.batch import OpenAIBatchJudge
 from dpr_core.judging.cache import CachedJudge, VerdictCache
 from dpr_core.judging.judge import Judge
 from dpr_core.judging.openai import OpenAIJudge
@@ -13,10 +14,13 @@ from dpr_core.judging.scripted import ScriptedJudge
 from dpr_core.judging.template import TEMPLATE_DIGEST
 from dpr_core.judging.verifiable import VerifiableJudge
 
-KINDS: dict[type[settings.Judge], Callable[[Any, settings.JudgeExecution, ReadResult], Judge]] = {
-    settings.VerifiableJudge: lambda config, execution, read_result: VerifiableJudge(read_result),
-    settings.ScriptedJudge: lambda config, execution, read_result: ScriptedJudge(config.rule),
-    settings.OpenAIJudge: lambda config, execution, read_result: OpenAIJudge(config, execution),
+KINDS: dict[type[settings.Judge], Callable[[Any, settings.JudgeExecution, ReadResult, Path | None], Judge]] = {
+    settings.VerifiableJudge: lambda config, execution, read_result, cache: VerifiableJudge(read_result),
+    settings.ScriptedJudge: lambda config, execution, read_result, cache: ScriptedJudge(config.rule),
+    settings.OpenAIJudge: lambda config, execution, read_result, cache: OpenAIJudge(config, execution),
+    settings.OpenAIBatchJudge: lambda config, execution, read_result, cache: OpenAIBatchJudge(
+        config, execution, identity(config), cache
+    ),
 }
 
 
@@ -25,6 +29,13 @@ def pinned(config: settings.Judge) -> settings.Judge:
     if isinstance(config, settings.ChatCompletions):
         return config.model_copy(update={"template": TEMPLATE_DIGEST})
     return config
+
+
+def identity(config: settings.Judge) -> str:
+    """All of a judge that a verdict depends on. How a request is delivered is not: a batch shares what it knows."""
+    if isinstance(config, settings.OpenAIBatchJudge):
+        config = settings.OpenAIJudge.model_validate(config.model_dump(exclude={"type"}))
+    return pinned(config).model_dump_json()
 
 
 def costs_money(config: settings.Judge) -> bool:
@@ -39,7 +50,7 @@ def build(
 
     With `cache`, a judge that costs anything is never asked the same twice.
     """
-    judge = KINDS[type(config)](config, execution, read_result)
+    judge = KINDS[type(config)](config, execution, read_result, cache)
     if cache is not None and costs_money(config):
-        return CachedJudge(judge, VerdictCache(cache), pinned(config).model_dump_json())
+        return CachedJudge(judge, VerdictCache(cache), identity(config))
     return judge

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.judging.judge import Unavailable
+from dpr_core.judging.judge import Unavailable, Unreachable
 from dpr_core.judging.pace import Pace
 from dpr_core.judging.spending import Meter, price_of, tokens_in
 
@@ -21,11 +21,21 @@ CUT_SHORT = ("length", "content_filter")
 MAY_PASS = (408, 409, 425, 429)
 """Refusals, besides the server's own failures, that another time may not bring."""
 
+NO_MONEY = "insufficient_quota"
+"""The code of a 429 that no waiting helps against."""
+
+NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
+"""What httpx calls a failure before anything was sent."""
+
 Messages = list[dict[str, str]]
 
 
 class SchemaRefused(DensePathError):
     """The endpoint does not know how to answer in a given schema."""
+
+
+class OtherVersion(DensePathError):
+    """The reply is not of the version of the model that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +44,16 @@ class Reply:
 
     text: str
     is_whole: bool
-    """False where it was cut at the length limit or by a filter."""
+    """False where it was cut at the length limit or by a filter, or is a refusal in words."""
     details: Mapping[str, str | int]
 
 
 class Endpoint:
     """One model behind one address. Whoever calls it bounds how many calls are open."""
 
-    def __init__(self, config: settings.ChatCompletions, execution: settings.JudgeExecution) -> None:
+    def __init__(
+        self, config: settings.ChatCompletions, execution: settings.JudgeExecution, batched: bool = False
+    ) -> None:
         self.config = config
         self.execution = execution
         self.url = _checked_url(config.base_url or OPENAI_URL)
@@ -51,7 +63,8 @@ class Endpoint:
         self._limit = "max_completion_tokens"
         self._requests = Pace(execution.requests_per_minute)
         self._tokens = Pace(execution.tokens_per_minute)
-        price = price_of(config.model, execution.dollars_per_million_read, execution.dollars_per_million_written)
+        own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
+        price = price_of(config.model, *own, batched)
         if price is None and execution.budget_dollars is not None:
             raise UsageError(
                 f"judge.execution.budget_dollars is set, but no price of {config.model} is known; set "
@@ -73,6 +86,12 @@ class Endpoint:
         except ValueError as error:
             # The client passes on what its JSON reader says of a reply that was cut off.
             failure = Unavailable(f"{self.url} sent a reply that could not be read: {error}")
+        else:
+            if not getattr(completion, "choices", None):
+                failure = Unreachable(
+                    f"{self.url} answered, but not with a chat completion; check judge.by.base_url, which often ends "
+                    "in /v1, and the model's name"
+                )
         if failure is not None:
             self.meter.release(reserved)
             # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
@@ -92,46 +111,53 @@ class Endpoint:
         return body | ({"response_format": dict(schema)} if schema is not None else {})
 
     def reply(self, completion: Any) -> Reply:
-        """What is read of a completion."""
-        choices = getattr(completion, "choices", None)
-        if not choices:
-            raise DensePathError(
-                f"{self.url} answered, but not with a chat completion; check judge.by.base_url and the model's name"
+        """What is read of a completion; OtherVersion where another version of the model wrote it than may judge."""
+        wanted, version = self.config.system_fingerprint, completion.system_fingerprint
+        if wanted is not None and version != wanted:
+            raise OtherVersion(
+                f"{self.url} answers as {version or 'a version without a name'}, not as "
+                f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
+                "take any"
             )
-        choice, usage = choices[0], completion.usage
+        choice, usage = completion.choices[0], completion.usage
+        refusal = getattr(choice.message, "refusal", None)
         details = {
             "model": completion.model,
-            "system_fingerprint": completion.system_fingerprint,
+            "system_fingerprint": version,
             "finish_reason": choice.finish_reason,
             "prompt_tokens": usage and usage.prompt_tokens,
             "completion_tokens": usage and usage.completion_tokens,
             "length_limit": self._limit,
         }
         return Reply(
-            choice.message.content or getattr(choice.message, "refusal", None) or "",
-            choice.finish_reason not in CUT_SHORT,
+            # A reply may end in half of an emoji, which no file takes.
+            (choice.message.content or refusal or "").encode("utf-8", "replace").decode(),
+            choice.finish_reason not in CUT_SHORT and not refusal,
             {name: value for name, value in details.items() if value is not None},
         )
 
     def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
         """The client's error as one of ours, in one line and without the key."""
-        said = " ".join(str(error).split()).replace(self._key(), "<key>")[:500]
+        said = _in_a_line(error).replace(self._key(), "<key>")[:500]
         status = getattr(error, "status_code", None)
+        tried = f" after {self.execution.retries} retries" if self.execution.retries else ""
         if status in (401, 403):
             return DensePathError(
                 f"{self.url} refused the key in {self.execution.api_key_variable} (HTTP {status}); "
                 "check the key and its rights to this model"
             )
+        if status is None and type(error.__cause__).__name__ in NO_CONNECTION:
+            return Unreachable(f"{self.url} cannot be reached{tried}: {said}; check judge.by.base_url and the network")
         if status is None:
-            return Unavailable(
-                f"{self.url} gave no answer after {self.execution.retries} retries: {said}; "
-                "check the address and the network"
-            )
+            return Unavailable(f"{self.url} gave no answer{tried}: {said}; check the address and the network")
+        if getattr(error, "code", None) == NO_MONEY:
+            return DensePathError(f"{self.url}: the account of this key has nothing left to spend: {said}")
         if status in MAY_PASS or status >= 500:
-            return Unavailable(f"{self.url} failed {self.execution.retries} retries long (HTTP {status}): {said}")
+            return Unavailable(f"{self.url} failed{tried} (HTTP {status}): {said}")
         if with_schema and status in (400, 422) and _is_about_schemas(said):
             return SchemaRefused(f"{self.url} does not take a schema for the reply: {said}")
-        return DensePathError(f"{self.url} refused a request for the model {self.config.model}: {said}")
+        where = "; check judge.by.model, and judge.by.base_url, which often ends in /v1" if status == 404 else ""
+        return DensePathError(f"{self.url} refused a request for the model {self.config.model}: {said}{where}")
 
     def status(self) -> str:
         """How many requests were answered, and what they cost."""
@@ -186,6 +212,14 @@ class Endpoint:
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UsageError(f"the environment variable {name} holds characters that no API key has; set it again")
         return key
+
+
+def _in_a_line(error: Any) -> str:
+    """What the client says of an error, and the reason beneath it; an error page is only named as one."""
+    body = getattr(error, "body", None)
+    if isinstance(body, str) and body.lstrip().startswith("<"):
+        return f"HTTP {error.status_code} with a page of HTML"
+    return " ".join(" ".join(filter(None, (str(error), str(error.__cause__ or "")))).split())
 
 
 def _is_about_schemas(message: str) -> bool:

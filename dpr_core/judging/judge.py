@@ -52,6 +52,10 @@ class Unavailable(DensePathError):
     """No judgment this time, for a reason that may pass: the same request may be sent again later."""
 
 
+class Unreachable(Unavailable):
+    """Nobody is there, or somebody who does not speak this language. It may pass; before a run it is a mistake."""
+
+
 class Judge(Protocol):
     """Compares two answers. Every judge, scripted or not, stands behind this."""
 

@@ -23,24 +23,26 @@ class OpenAIJudge:
 
     async def compare(self, comparison: Comparison) -> Judgment:
         shown, cut = within_limit(comparison, self.endpoint.config.max_answer_characters)
-        judgment = await self._compare(shown)
+        reply, as_json = await self._ask(shown)
+        judgment = judgment_of(reply, as_json)
         if judgment.verdict is not Verdict.UNREADABLE:
-            self._json_was_read |= self._as_json
-        elif judgment.details.get("verdicts") == "schema" and not self._json_was_read:
+            self._json_was_read |= as_json
+        elif as_json and reply.is_whole and not self._json_was_read:
             # Some endpoints take a schema and then pay no heed to it.
             self._as_json = False
-            judgment = await self._compare(shown)
+            judgment = judgment_of(*await self._ask(shown))
         return replace(judgment, details={**judgment.details, "answers_cut": cut}) if cut else judgment
 
-    async def _compare(self, comparison: Comparison) -> Judgment:
+    async def _ask(self, comparison: Comparison) -> tuple[Reply, bool]:
+        """The reply, and whether it should be JSON."""
         as_json = self._as_json
         try:
-            return judgment_of(await self.endpoint.ask(*request(comparison, as_json)), as_json)
+            return await self.endpoint.ask(*request(comparison, as_json)), as_json
         except SchemaRefused:
             if not self._may_change:
                 raise
             self._as_json = False
-            return judgment_of(await self.endpoint.ask(*request(comparison, as_json=False)), as_json=False)
+            return await self.endpoint.ask(*request(comparison, as_json=False)), False
 
     def status(self) -> str:
         return self.endpoint.status()

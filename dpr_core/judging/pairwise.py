@@ -1,18 +1,18 @@
 """Win rates: every pair is judged in both orders, and prompts are what is resampled."""
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import JudgeExecution
-from dpr_core.errors import DensePathError
-from dpr_core.judging.judge import Answer, Comparison, Judge, Unavailable, Verdict
+from dpr_core.judging.judge import Answer, Comparison, Judge, Verdict
+from dpr_core.judging.queue import ask_all
 from dpr_core.reporting.statistics import mean_interval
 
-MOST_SECONDS_BETWEEN_ROUNDS = 60.0
+SECONDS_BETWEEN_NOTES = 1.0
+"""While a judge prepares itself, which in a batch takes hours."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Game:
     verdict: Verdict
     raw: str
     details: Mapping[str, str | int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The game that `as_dict` made these values of."""
+        verdict = Verdict(values["verdict"])
+        return cls(values["question_id"], values["candidate_first"], verdict, values["raw"], values["details"])
 
     @property
     def score(self) -> float | None:
@@ -94,48 +100,41 @@ async def judge_pairs(
 ) -> list[Game]:
     """Judge every pair in both orders, at most `execution.concurrency` at once; both games of a pair stand together.
 
-    `on_progress` gets how many games are done, of how many, and what the judge says of its work. A game that the judge
-    is not there for is put at the end of the queue, up to `execution.rounds` times. Any other failure stops the rest,
-    once those that are under way, and paid for, are done.
+    `on_progress` gets how many games are done, of how many, and what the judge says of its work.
     """
     plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
-    games: dict[int, Game] = {}
-    waiting = deque(range(len(plan)))
-    failures: Counter[int] = Counter()
-    fatal: list[DensePathError] = []
 
-    async def work() -> None:
-        while waiting:
-            i = waiting.popleft()
-            pair, candidate_first = plan[i]
-            try:
-                judgment = await judge.compare(pair.shown(candidate_first))
-            except DensePathError as error:
-                failures[i] += 1
-                if not isinstance(error, Unavailable) or failures[i] > execution.rounds:
-                    waiting.clear()
-                    fatal.append(error)
-                    return
-                if not fatal:
-                    await asyncio.sleep(min(2.0 ** failures[i], MOST_SECONDS_BETWEEN_ROUNDS))
-                    waiting.append(i)
-                continue
-            games[i] = Game(pair.question.id, candidate_first, judgment.verdict, judgment.raw, judgment.details)
-            on_progress(len(games), len(plan), judge.status())
+    async def play(planned: tuple[Pair, bool]) -> Game:
+        pair, candidate_first = planned
+        judgment = await judge.compare(pair.shown(candidate_first))
+        return Game(pair.question.id, candidate_first, judgment.verdict, judgment.raw, judgment.details)
 
-    workers: list[asyncio.Task[None]] = []
     try:
-        await judge.prepare([pair.shown(candidate_first) for pair, candidate_first in plan])
-        workers += [asyncio.create_task(work()) for _ in range(min(execution.concurrency, len(plan)))]
-        await asyncio.gather(*workers)
+        await _meanwhile(
+            judge.prepare([pair.shown(candidate_first) for pair, candidate_first in plan]),
+            lambda: on_progress(0, len(plan), judge.status()),
+        )
+        return await ask_all(
+            plan,
+            play,
+            execution,
+            lambda done, total: on_progress(done, total, judge.status()),
+            is_readable=lambda game: game.verdict is not Verdict.UNREADABLE,
+        )
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
         await judge.close()
-    if fatal:
-        raise fatal[0]
-    return [games[i] for i in range(len(plan))]
+
+
+async def _meanwhile(work: Coroutine[Any, Any, None], tell: Callable[[], None]) -> None:
+    """Do the work, and tell now and then how far it is."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=SECONDS_BETWEEN_NOTES))[0]:
+            tell()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    task.result()
 
 
 def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int) -> WinRate:
@@ -163,6 +162,11 @@ def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int) -> WinRa
         prompts=len(by_prompt),
         scored_prompts=len(means),
     )
+
+
+def answers_cut(games: Iterable[Game]) -> int:
+    """How many answers the judge saw only the beginning of. Each stands in two games, and is counted in one."""
+    return sum(int(game.details.get("answers_cut", 0)) for game in games if game.candidate_first)
 
 
 _DECIDED = (Verdict.FIRST, Verdict.SECOND)

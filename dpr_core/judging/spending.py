@@ -38,14 +38,21 @@ class Price:
     def of(self, read: int, written: int) -> float:
         return (read * self.read + written * self.written) / 1e6
 
+    def halved(self) -> "Price":
+        """What the same costs in a batch."""
+        return Price(self.read / 2, self.written / 2)
 
-def price_of(model: str, read: float | None, written: float | None) -> Price | None:
-    """The price that was set, or the listed one of the model or of the model it is a dated version of."""
+
+def price_of(model: str, read: float | None, written: float | None, batched: bool = False) -> Price | None:
+    """The price that was set, or the listed one of the model or of the model it is a dated version of.
+
+    A listed price is halved for a batch. One that was set is what a request costs, however it is sent.
+    """
     if read is not None and written is not None:
         return Price(read, written)
     for name in sorted(PRICES, key=len, reverse=True):
         if model == name or model.startswith(f"{name}-20"):
-            return Price(*PRICES[name])
+            return Price(*PRICES[name]).halved() if batched else Price(*PRICES[name])
     return None
 
 
@@ -73,16 +80,17 @@ class Meter:
     def spent(self) -> float | None:
         return None if self.price is None else self.price.of(self.read, self.written)
 
-    def reserve(self, read: int, written: int) -> float:
-        """Set the request's largest cost aside, or refuse it."""
+    def reserve(self, read: int, written: int, what: str = "the next request") -> float:
+        """Set the largest cost of a request, or of a whole batch, aside, or refuse it."""
         if self.price is None or self.cap is None:
             return 0.0
         most = self.price.of(read, written)
         spent = self.price.of(self.read, self.written)
         if spent + self._reserved + most > self.cap:
             raise BudgetReached(
-                f"${spent:.2f} of judge.execution.budget_dollars={self.cap:g} is spent, and the next request could "
-                "pass it; raise the budget and run the same command again: verdicts that were paid for are kept"
+                f"${spent:.2f} of judge.execution.budget_dollars={self.cap:g} is spent, and {what}, at "
+                f"most ${most:.2f}, could pass it; raise the budget and run the same command again: verdicts that were "
+                "paid for are kept"
             )
         self._reserved += most
         return most

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpr_core.judging.judge import Comparison, Verdict
@@ -55,16 +55,17 @@ SCHEMA: dict[str, Any] = {
 
 VERDICTS = {"A": Verdict.FIRST, "B": Verdict.SECOND, "TIE": Verdict.TIE}
 
-_VERDICT_LINE = re.compile(r"VERDICT\s*:\s*(A|B|TIE)", re.IGNORECASE)
+_VERDICT_LINE = re.compile(r"VERDICT\s*:\s*(A|B|TIE)", re.IGNORECASE | re.ASCII)
 
 _CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c])"
-    r"|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn)>)"
+    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|think|(?:start|end)_of_(?:turn|image))>)"
     r"|<(?=</?SYS>>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID|THINK)\])"
+    r"|\[(?=(?:PREFIX|MIDDLE|SUFFIX|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO)\])"
 )
 
-TEMPLATE_DIGEST = hashlib.sha256("".join([INSTRUCTIONS, AS_TEXT, AS_JSON]).encode()).hexdigest()
+TEMPLATE_DIGEST = hashlib.sha256("".join([INSTRUCTIONS, AS_TEXT, AS_JSON, _CONTROL_TOKEN.pattern]).encode()).hexdigest()
 
 
 def request_messages(comparison: Comparison, as_json: bool = False) -> list[dict[str, str]]:
@@ -82,13 +83,23 @@ def request_messages(comparison: Comparison, as_json: bool = False) -> list[dict
             parts.append((f"reference{turn}", question.references[i]))
     if question.reference is not None:
         parts.append(("reference", question.reference))
-    parts = [(title, _plain(text)) for title, text in parts]
-    mark = _unused_mark(text for _, text in parts)
-    body = "\n\n".join(f"[BEGIN {title} {mark}]\n{text}\n[END {title} {mark}]" for title, text in parts)
+    mark, body = marked([(title, plain(text)) for title, text in parts])
     return [
         {"role": "system", "content": INSTRUCTIONS.replace("{mark}", mark) + (AS_JSON if as_json else AS_TEXT)},
         {"role": "user", "content": body},
     ]
+
+
+def marked(parts: Sequence[tuple[str, str]], mark: str | None = None) -> tuple[str, str]:
+    """A mark, by default a random one that occurs in none of the texts, and the parts between lines that hold it."""
+    mark = mark or _unused_mark(text for _, text in parts)
+    return mark, "\n\n".join(f"[BEGIN {title} {mark}]\n{text}\n[END {title} {mark}]" for title, text in parts)
+
+
+def plain(text: str) -> str:
+    """Chat control tokens broken by a space: a server that tokenises them anywhere must not take them for its own."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return _CONTROL_TOKEN.sub(lambda found: found.group() + " ", text)
 
 
 def read_verdict(reply: str) -> Verdict:
@@ -106,12 +117,6 @@ def read_json_verdict(reply: str) -> Verdict:
         return Verdict.UNREADABLE
     verdict = values.get("verdict") if isinstance(values, dict) else None
     return VERDICTS.get(verdict, Verdict.UNREADABLE) if isinstance(verdict, str) else Verdict.UNREADABLE
-
-
-def _plain(text: str) -> str:
-    """Chat control tokens broken by a space: a server that tokenises them anywhere must not take them for its own."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return _CONTROL_TOKEN.sub(lambda found: found.group() + " ", text)
 
 
 def _unused_mark(texts: Iterable[str]) -> str:

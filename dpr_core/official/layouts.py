@@ -96,13 +96,18 @@ def _mt_bench_answers(rows: list[Row]) -> dict[str, Answers]:
 def _mt_bench_write(model: str, answered: Iterable[tuple[Question, tuple[str, ...]]]) -> str:
     return _lines(
         {
-            "question_id": int(question.id) if question.id.isdigit() else question.id,
+            "question_id": mt_bench_id(question.id),
             "answer_id": _short_hash(model, question.id),
             "model_id": model,
             "choices": [{"index": 0, "turns": list(turns)}],
         }
         for question, turns in answered
     )
+
+
+def mt_bench_id(name: str) -> int | str:
+    """Its own questions are called by numbers."""
+    return int(name) if name.isdecimal() else name
 
 
 def arena_question(row: Row) -> Question:

@@ -18,6 +18,9 @@ QUESTIONS = 80
 UNREADABLE = -1
 FAILED = "$ERROR$"
 
+WITH_REFERENCES = ("math", "reasoning", "coding")
+"""Categories whose judge is shown a reference answer."""
+
 RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 

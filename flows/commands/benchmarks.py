@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -92,17 +91,18 @@ def judge(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
+        from dpr_core.judging.cost import judging_cost, prices
         from dpr_core.official.files import read_rows
         from dpr_core.official.layouts import LAYOUTS
 
         settings = parse(JudgeConfig, override({}, assignments), "judge")
         layout = LAYOUTS[kind.value]
-        mine, theirs = (_only_model(layout, file) for file in (answers, baseline))
+        mine, theirs = (only_model(layout, file) for file in (answers, baseline))
         pairs, missing = _pairs(layout, read_rows(questions), mine[1], theirs[1])
         about = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
         about["empty_answers"] = sum(_is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline))
         if dry_run:
-            cost = _cost(settings, pairs)
+            cost = judging_cost(settings, pairs).as_dict() | {"prices": prices(settings.execution)}
             emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
             return
         result = _judged(settings, pairs, output)
@@ -136,7 +136,7 @@ def export(
         emit(written, as_json, lambda: f"{len(rows)} answers -> {file}")
 
 
-def _only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
+def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
     from dpr_core.official.files import read_rows
 
     models = layout.answers(read_rows(file))
@@ -175,46 +175,26 @@ def _is_empty(answer: "Answer") -> bool:
     return not all(map(str.strip, answer.turns))
 
 
-def _cost(settings: "JudgeConfig", pairs: "Sequence[Pair]") -> dict[str, Any]:
-    from dpr_core.config.evaluation import OpenAIJudge
-    from dpr_core.judging.canaries import pairs_of
-    from dpr_core.judging.spending import PRICES_AS_OF, price_of, tokens_of
-
-    if not isinstance(settings.by, OpenAIJudge):
-        return {"requests": 0, "dollars_at_most": 0.0}
-    asked = [*pairs, *(each for kind in pairs_of(pairs, settings.execution.canaries) for each in kind)]
-    read = sum(tokens_of(pair.shown(first)) for pair in asked for first in (True, False))
-    written = 2 * len(asked) * settings.by.max_tokens
-    own = (settings.execution.dollars_per_million_read, settings.execution.dollars_per_million_written)
-    price = price_of(settings.by.model, *own)
-    return {
-        "requests": 2 * len(asked),
-        "tokens_read_about": read,
-        "tokens_written_at_most": written,
-        "dollars_at_most": None if price is None else round(price.of(read, written), 2),
-        "prices": "as set" if None not in own else f"of {PRICES_AS_OF}",
-    }
-
-
 def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
     from dpr_core import judging
     from dpr_core.judging.canaries import complaints, try_out
-    from dpr_core.judging.pairwise import judge_pairs, summarise
+    from dpr_core.judging.pairwise import answers_cut, judge_pairs, summarise
     from tasks.home import open_home
-    from tasks.judge import VERDICTS
+    from tasks.judge import VERDICTS, preflight
     from tasks.progress import StageProgress
 
+    preflight([settings])
     judge = judging.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
     tried: dict[str, float] = {}
-    if judging.costs_money(settings.by) and settings.execution.canaries:
-        tried = asyncio.run(try_out(judge, pairs, settings.execution)).as_metrics()
     with StageProgress("judge") as progress:
+        if judging.costs_money(settings.by) and settings.execution.canaries:
+            tried = asyncio.run(try_out(judge, pairs, settings.execution, progress.advance)).as_metrics()
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
         output.write_text("".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games))
     print(judge.status(), file=sys.stderr)
     result = summarise(games, settings.bootstrap_samples, settings.seed).as_dict()
-    return {**result, **tried, "warnings": complaints(tried)}
+    return {**result, "answers_cut": answers_cut(games), **tried, "warnings": complaints(tried)}
 
 
 def _score_view(models: dict[str, Any]) -> "RenderableType":
@@ -266,5 +246,7 @@ def _judged_view(about: dict[str, Any], result: dict[str, Any]) -> str:
         lines.append(f"{len(about['unanswered'])} questions are left out: not answered by both in all turns")
     if about["empty_answers"]:
         lines.append(f"{about['empty_answers']} answers are empty; they are judged as they are")
+    if result["answers_cut"]:
+        lines.append(f"{result['answers_cut']} answers were longer than by.max_answer_characters and were cut there")
     lines += [f"! {line}" for line in result["warnings"]]
     return "\n".join(lines)

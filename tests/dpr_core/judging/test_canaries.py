@@ -1,11 +1,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.errors import DensePathError
 from dpr_core.judging.cache import CachedJudge, VerdictCache
 from dpr_core.judging.canaries import CONSTANT, Canaries, complaints, pairs_of, try_out
 from dpr_core.judging.judge import Answer, Comparison, Judge, Judgment, Verdict
@@ -32,6 +34,7 @@ class Judging:
 
     async def compare(self, comparison: Comparison) -> Judgment:
         self.asked.append(comparison)
+        await asyncio.sleep(0)
         return Judgment(self._decide(comparison.first, comparison.second), "")
 
     def status(self) -> str:
@@ -41,8 +44,8 @@ class Judging:
         pass
 
 
-def tried(judge: Judge, canaries: int = 2) -> Canaries:
-    return asyncio.run(try_out(judge, PAIRS, JudgeExecution(canaries=canaries)))
+def tried(judge: Judge, **execution: Any) -> Canaries:
+    return asyncio.run(try_out(judge, PAIRS, JudgeExecution(**{"canaries": 2, **execution})))
 
 
 def test_the_pairs_are_the_first_questions_with_a_real_answer() -> None:
@@ -60,14 +63,13 @@ def test_the_pairs_are_the_first_questions_with_a_real_answer() -> None:
         ("tie", 0.5, 0.5, ["fooled by an answer that says nothing: it won 50%"]),
         ("shorter", 0.5, 1.0, ["fooled by an answer that says nothing: it won 100%"]),
         ("first", 1.0, 0.5, ["favours the first place: between two equal answers the first won 100%", "fooled"]),
-        ("unreadable", None, None, []),
     ],
 )
 def test_what_judges_make_of_them(
     rule: str, between_equals: float | None, constant: float | None, words: list[str]
 ) -> None:
     found = tried(ScriptedJudge(rule))
-    assert found == Canaries(between_equals, constant)
+    assert found == Canaries(between_equals, constant, unreadable=0.0)
     said = complaints(found.as_metrics())
     assert len(said) == len(words)
     assert all(word in line for word, line in zip(words, said, strict=True))
@@ -79,6 +81,29 @@ def test_a_judge_that_always_chooses_the_second_of_two_equal_answers() -> None:
     assert "favours the second place" in complaints(found.as_metrics())[0]
 
 
+def test_of_a_judge_that_cannot_be_read_at_all_nothing_more_is_asked() -> None:
+    judge = Judging(lambda a, b: Verdict.UNREADABLE)
+    with pytest.raises(DensePathError, match="none of the 8 verdicts on the canaries could be read.*wrote.*''"):
+        tried(judge)
+    found = tried(judge, max_unreadable_share=1.0)
+    assert found == Canaries(None, None, unreadable=1.0)
+    assert complaints(found.as_metrics()) == [
+        "The judge does not keep to its form: 100% of its verdicts could not be read."
+    ]
+
+
+def test_a_judge_that_can_be_read_half_of_the_time() -> None:
+    found = tried(Judging(lambda a, b: Verdict.UNREADABLE if a == b else Verdict.SECOND))
+    assert found == Canaries(None, 0.5, unreadable=0.5)
+    assert complaints(found.as_metrics())[-1].endswith("50% of its verdicts could not be read.")
+
+
+def test_without_a_real_answer_there_are_no_canaries() -> None:
+    judge = Judging(lambda a, b: Verdict.TIE)
+    assert asyncio.run(try_out(judge, PAIRS[:1], JudgeExecution())).as_metrics() == {}
+    assert judge.asked == []
+
+
 def test_nothing_is_said_without_canaries() -> None:
     assert complaints({"judge/win_rate": 50.0}) == []
     assert complaints({"judge/canary_self": 0.75, "judge/canary_constant": 0.49}) == []
@@ -86,7 +111,7 @@ def test_nothing_is_said_without_canaries() -> None:
 
 def test_with_the_cache_they_are_asked_once(tmp_path: Path) -> None:
     judge = Judging(lambda a, b: Verdict.TIE)
-    execution = JudgeExecution(canaries=2, concurrency=1)
+    execution = JudgeExecution(canaries=2)
     for _ in range(2):
         cached = CachedJudge(judge, VerdictCache(tmp_path / "v.sqlite"), "me")
         asyncio.run(try_out(cached, PAIRS, execution))

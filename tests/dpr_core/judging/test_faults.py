@@ -1,13 +1,7 @@
 """Two thousand judgments through the real client, against a server of which almost every third reply is a fault."""
 
 import asyncio
-import hashlib
-import json
-import random
-import threading
-import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,127 +9,74 @@ import pytest
 from dpr_core import judging
 from dpr_core.benchmarks.base import Question
 from dpr_core.config import evaluation as settings
-from dpr_core.judging import pairwise
-from dpr_core.judging.judge import Answer
+from dpr_core.judging import queue
+from dpr_core.judging.judge import Answer, Verdict
 from dpr_core.judging.pairwise import Game, Pair, judge_pairs, summarise
+from tests.loopback import JUDGES, PASSING, UNREADABLE, Faults, Loopback, completion
+from tests.loopback import judging as deciding
 
 pytestmark = pytest.mark.integration
 
-VARIABLE = "DENSE_PATH_TEST_KEY"
 PROMPTS = 1000
 SHARE_OF_FAULTS = 0.3
-
-FAULTS = ("429", "429 retry-after", "500", "hang", "drop", "cut", "html")
-
-
-class FaultyServer(ThreadingHTTPServer):
-    """Prefers by a hash of the two answers, and fails at random before it says so."""
-
-    request_queue_size = 256
-    daemon_threads = True
-
-    def __init__(self, faults: float) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.faults = faults
-        self.random = random.Random(0)
-        self.injected: Counter[str] = Counter()
-        self.requests = 0
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has given up is no news."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FaultyServer
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests += 1
-        if self.server.random.random() < self.server.faults:
-            fault = self.server.random.choice(FAULTS)
-            self.server.injected[fault] += 1
-            self.fail(fault)
-            return
-        body = request["messages"][1]["content"]
-        parts = [block.partition("\n")[2].rpartition("\n")[0] for block in body.split("\n\n")]
-        first, second = (hashlib.sha256(text.encode()).hexdigest() for text in parts[-2:])
-        verdict = json.dumps({"reasons": "By hash.", "verdict": "A" if first < second else "B"})
-        self.reply(200, completion(verdict))
-
-    def fail(self, fault: str) -> None:
-        if fault == "hang":
-            time.sleep(1.5)
-            self.close_connection = True
-        elif fault == "drop":
-            self.close_connection = True
-        elif fault == "cut":
-            self.reply(200, completion("{}")[:60])
-        elif fault == "html":
-            self.reply(502, "<html>bad gateway</html>", "text/html")
-        else:
-            error = json.dumps({"error": {"message": "busy"}})
-            extra = {"retry-after-ms": "10"} if "retry-after" in fault else {}
-            self.reply(int(fault[:3]), error, extra=extra)
-
-    def reply(
-        self, status: int, text: str, kind: str = "application/json", extra: dict[str, str] | None = None
-    ) -> None:
-        data = text.encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(extra or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
-
-
-def completion(text: str) -> str:
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    return json.dumps(
-        {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-    )
+BY_HASH = deciding(JUDGES["hash"])
 
 
 @pytest.fixture(autouse=True)
-def quick_and_local(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("openai._base_client")
     monkeypatch.setattr(constants, "INITIAL_RETRY_DELAY", 0.02)
     monkeypatch.setattr(constants, "MAX_RETRY_DELAY", 0.1)
-    monkeypatch.setattr(pairwise, "MOST_SECONDS_BETWEEN_ROUNDS", 0.1)
-    monkeypatch.setenv(VARIABLE, "any")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(queue, "MOST_SECONDS_BETWEEN_ROUNDS", 0.1)
 
 
-def judged(faults: float, cache: Path) -> tuple[list[Game], FaultyServer]:
-    with FaultyServer(faults) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        config = settings.OpenAIJudge(
-            model="m", base_url=f"http://127.0.0.1:{server.server_port}/v1", verdicts="schema", template="t"
-        )
-        execution = settings.JudgeExecution(
-            retries=2, rounds=20, concurrency=64, request_seconds=1.0, api_key_variable=VARIABLE
-        )
-        judge = judging.build(config, execution, lambda text: None, cache)
-        pairs = [
-            Pair(Question(id=str(i), turns=("?",)), Answer.of(f"mine {i}"), Answer.of(f"theirs {i}"))
-            for i in range(PROMPTS)
-        ]
-        games = asyncio.run(judge_pairs(judge, pairs, execution, lambda *progress: None))
-        server.shutdown()
-        return games, server
+def judged(
+    server: Loopback, cache: Path, prompts: int, unreadable_retries: int, verdicts: str = "schema"
+) -> tuple[list[Game], str]:
+    """The games, and what the judge says of its work at the end."""
+    config = settings.OpenAIJudge(model="m", base_url=server.url, verdicts=verdicts)
+    execution = settings.JudgeExecution(
+        retries=2, rounds=20, unreadable_retries=unreadable_retries, concurrency=64, request_seconds=1.0
+    )
+    judge = judging.build(config, execution, lambda text: None, cache)
+    pairs = [
+        Pair(Question(id=str(i), turns=("?",)), Answer.of(f"mine {i}"), Answer.of(f"theirs {i}"))
+        for i in range(prompts)
+    ]
+    games = asyncio.run(judge_pairs(judge, pairs, execution, lambda *progress: None))
+    return games, judge.status()
 
 
-def test_every_verdict_is_there_once_and_as_without_faults(tmp_path: Path) -> None:
-    whole, healthy = judged(0.0, tmp_path / "healthy.sqlite")
-    games, faulty = judged(SHARE_OF_FAULTS, tmp_path / "faulty.sqlite")
-    assert healthy.requests == 2 * PROMPTS
-    assert set(faulty.injected) == set(FAULTS)
-    assert faulty.injected.total() > 0.25 * faulty.requests
+@pytest.mark.parametrize("verdicts", ["schema", "auto"])
+def test_every_verdict_is_there_once_and_as_without_faults(loopback: Loopback, tmp_path: Path, verdicts: str) -> None:
+    prompts = PROMPTS if verdicts == "schema" else 100
+    loopback.answer = BY_HASH
+    whole, _ = judged(loopback, tmp_path / "healthy.sqlite", prompts, 0, verdicts)
+    assert len(loopback.calls) == 2 * prompts
+    loopback.calls.clear()
+    faults = loopback.answer = Faults(BY_HASH, SHARE_OF_FAULTS)
+    games, said = judged(loopback, tmp_path / "faulty.sqlite", prompts, 20, verdicts)
+    assert set(faults.injected) == {*PASSING, *UNREADABLE}
+    assert faults.injected.total() > 0.25 * len(loopback.calls)
     seen = Counter((game.question_id, game.candidate_first) for game in games)
-    assert seen == Counter({(str(i), first): 1 for i in range(PROMPTS) for first in (True, False)})
+    assert seen == Counter({(str(i), first): 1 for i in range(prompts) for first in (True, False)})
     assert [game.verdict for game in games] == [game.verdict for game in whole]
     assert summarise(games, 100, 0) == summarise(whole, 100, 0)
+    # What could not be read was paid for as well.
+    paid = 2 * prompts + sum(faults.injected[kind] for kind in UNREADABLE)
+    assert said.startswith(f"{paid} requests")
+    # All is kept: the same again asks nobody.
+    loopback.calls.clear()
+    again, said = judged(loopback, tmp_path / "faulty.sqlite", prompts, 20, verdicts)
+    assert (again, said, loopback.calls) == (games, f"{2 * prompts} from the cache", [])
+
+
+def test_what_stays_unreadable_is_asked_for_so_often_and_counted(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.answer = lambda call: completion(None, refusal="Never.")
+    for retries in (0, 3):
+        loopback.calls.clear()
+        games, said = judged(loopback, tmp_path / "verdicts.sqlite", 5, retries)
+        assert [game.verdict for game in games] == [Verdict.UNREADABLE] * 10
+        assert len(loopback.calls) == 10 * (1 + retries)
+        assert said == f"{10 * (1 + retries)} requests"
+        assert summarise(games, 100, 0).unreadable_share == 1.0

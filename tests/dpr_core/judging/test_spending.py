@@ -14,6 +14,8 @@ def test_prices() -> None:
     assert price_of("gpt-4o-mini-2024-07-18", None, None) == Price(0.15, 0.6)
     assert price_of("gpt-4o-audio", None, None) is None
     assert price_of("mine", 1.0, 2.0) == Price(1.0, 2.0)
+    assert price_of("gpt-4o", None, None, batched=True) == Price(1.25, 5.0)
+    assert price_of("gpt-4o", 1.0, 2.0, batched=True) == Price(1.0, 2.0)
     assert Price(2.5, 10.0).of(1_000_000, 100_000) == pytest.approx(3.5)
 
 
