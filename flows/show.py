@@ -15,11 +15,16 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from dpr_core.reporting import report
+from dpr_core.reporting import layout
+from dpr_core.reporting.rows import Row
+from dpr_core.reporting.rows import Table as Results
 from dpr_core.reporting.visible import visible
 from tasks import diagnose
 from tasks.graph import Planned
+from tasks.pipelines import Pipeline
 from tasks.records import Record
+from tasks.report import BESIDE
+from tasks.report import PAGE as REPORT_PAGE
 from tasks.reward import CREDIT_PAGE
 from tasks.tracking import Store
 
@@ -48,23 +53,23 @@ class _PlanTable:
                 yield Text(f"{p.name}: {p.status} {(p.id or '')[:SHORT]}".rstrip(), overflow="fold")
                 yield Padding(Text(p.why, overflow="fold"), (0, 0, 0, 2))
             return
-        table = _table("stage", "would", "artifact", "why")
+        table = grid("stage", "would", "artifact", "why")
         for p in self.planned:
-            _add_row(table, p.name, p.status, (p.id or "")[:SHORT], p.why)
+            add_row(table, p.name, p.status, (p.id or "")[:SHORT], p.why)
         yield table
 
 
 def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     """The results, every stage's artifact, and what to do next."""
     stages = document["stages"]
-    table = _table("stage", "artifact", "status", "seconds")
+    table = grid("stage", "artifact", "status", "seconds")
     for entry in stages:
-        _add_row(table, entry["name"], entry["id"], entry["status"], f"{entry['seconds']:.1f}")
+        add_row(table, entry["name"], entry["id"], entry["status"], f"{entry['seconds']:.1f}")
     parts: list[RenderableType] = []
     results = document["results"]
     if "rows" in results:
-        rows = tuple(report.Row(**row) for row in results["rows"])
-        parts.append(report.as_terminal(report.Table(results["title"], rows, notes=tuple(results["notes"]))))
+        rows = tuple(Row(**row) for row in results["rows"])
+        parts.append(layout.as_terminal(Results(results["title"], rows, notes=tuple(results["notes"]))))
     else:
         parts += [Text(f"{name}: {value:.6g}") for name, value in results.items()]
     parts.append(table)
@@ -88,6 +93,11 @@ def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> Renderable
     ids = {entry["stage"]: entry["id"] for entry in stages}
     dpr = _dpr()
     steps = [("look at the runs in the MLflow UI", f"{dpr} ui")]
+    if "report" in ids:
+        payload = store.fetch(ids["report"]).path
+        # The copy beside the payload links to the artifacts; of a store elsewhere, only the payload is here.
+        beside = payload.parent / BESIDE / REPORT_PAGE
+        steps.append(("read the report in a browser", str(beside if beside.is_file() else payload / REPORT_PAGE)))
     if "reward" in ids:
         page = store.fetch(ids["reward"]).path / CREDIT_PAGE
         short = ids["reward"][:SHORT]
@@ -127,11 +137,11 @@ def record_document(record: Record) -> dict[str, Any]:
 def record_table(records: Sequence[Record]) -> RenderableType:
     if not records:
         return Text("Nothing has been made yet; start with: dpr run demo")
-    table = _table("artifact", "stage", "name", "status", "started (UTC)", "seconds")
+    table = grid("artifact", "stage", "name", "status", "started (UTC)", "seconds")
     for r in records:
         seconds = "" if r.seconds is None else f"{r.seconds:.1f}"
         status = r.status.lower() if r.finished or r.status != "FINISHED" else "unfinished"
-        _add_row(table, r.id, r.stage, r.name, status, f"{r.started:%Y-%m-%d %H:%M:%S}", seconds)
+        add_row(table, r.id, r.stage, r.name, status, f"{r.started:%Y-%m-%d %H:%M:%S}", seconds)
     return table
 
 
@@ -155,7 +165,7 @@ def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> 
     facts = Table.grid(padding=(0, 2))
     for name in ("id", "stage", "name", "status", "reason", "key", "digest", "started", "seconds"):
         if document[name] not in (None, ""):
-            _add_row(facts, name, str(document[name]))
+            add_row(facts, name, str(document[name]))
     parts: list[RenderableType] = [facts, _made_from(store, record), _used_by(store, record)]
     if "diagnosis" in document:
         parts.append(_verdict(document["diagnosis"]))
@@ -198,6 +208,35 @@ def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
             tree.add(Text(f"{name}: {json.dumps(value, ensure_ascii=False)}"))
 
 
+def pipeline_document(store: Store, pipeline: Pipeline) -> dict[str, Any]:
+    """A parent run and the stages that were made for it, newest first."""
+    stages = [store.seen(record) for record in store.records() if record.parent == pipeline.id]
+    return {
+        "id": pipeline.id,
+        "pipeline": pipeline.name,
+        "status": pipeline.status,
+        "reason": pipeline.reason,
+        "started": pipeline.started.isoformat(),
+        "asked": dict(pipeline.request.what) if pipeline.request else {},
+        "stages": [record_document(record) for record in stages],
+    }
+
+
+def pipeline_view(store: Store, pipeline: Pipeline) -> RenderableType:
+    facts = Table.grid(padding=(0, 2))
+    status = pipeline.status.lower()
+    for name, value in (("id", pipeline.id), ("pipeline", pipeline.name), ("status", status)):
+        add_row(facts, name, value)
+    if pipeline.reason:
+        add_row(facts, "reason", pipeline.reason)
+    add_row(facts, "started", pipeline.started.isoformat())
+    asked = Tree("asked for")
+    _grow(asked, pipeline.request.what if pipeline.request else {})
+    stages = [store.seen(record) for record in store.records() if record.parent == pipeline.id]
+    hint = [Text(f"Go on with: dpr resume {pipeline.id[:SHORT]}")] if pipeline.may_go_on else []
+    return Group(facts, asked, Text("made for it"), record_table(stages), *hint)
+
+
 Checked = Sequence[tuple[Record, list[str]]]
 
 
@@ -206,20 +245,21 @@ def verification_document(checked: Checked) -> list[dict[str, Any]]:
 
 
 def verification_table(checked: Checked) -> RenderableType:
-    table = _table("artifact", "stage", "result")
+    table = grid("artifact", "stage", "result")
     for record, problems in checked:
-        _add_row(table, record.id, record.name, "; ".join(problems) or "sound")
+        add_row(table, record.id, record.name, "; ".join(problems) or "sound")
     damaged = sum(bool(problems) for _, problems in checked)
     return Group(table, Text(f"{len(checked)} checked, {damaged} damaged."))
 
 
-def _table(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _add_row(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
     """As plain text: neither markup nor a sign that steers the terminal, in a name or in what an error quotes."""
     table.add_row(*(Text("\n".join(map(visible, cell.split("\n")))) for cell in cells))

@@ -47,12 +47,13 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     missing = [name for name in settings.points if name not in ancestry.reports]
     verdicts = exhibit.claims(seen)
     plots = figures.draw(exhibit, seen, work.output / PLOTS)
+    drawn = {caption: (work.output / PLOTS / file).read_bytes() for caption, file in plots.items()}
     links = {caption: f"{PLOTS}/{file}" for caption, file in plots.items()}
     files = {
         OBSERVATIONS: observations.as_json(seen),
         "observations.csv": observations.as_csv(seen),
         RESULTS: results.as_markdown(settings.title, exhibit, seen, verdicts, links, missing),
-        "results.html": results.as_html(settings.title, exhibit, seen, verdicts, missing),
+        "results.html": results.as_html(settings.title, exhibit, seen, verdicts, drawn, missing),
     }
     if verdicts:
         files[CLAIMS] = json.dumps([each.as_dict() for each in verdicts], indent=2, allow_nan=False) + "\n"
@@ -180,7 +181,7 @@ def describe(config: StageConfig) -> str:
 
 STAGE = Stage(
     name="experiment",
-    version=2,
+    version=3,
     config=ExperimentConfig,
     inputs={"*": ("report", "diagnose")},
     body=body,

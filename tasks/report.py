@@ -1,91 +1,88 @@
-"""One table of every policy over every benchmark."""
+"""One report of every policy over every benchmark: a page, a Markdown document and the numbers of both."""
 
 import json
-from typing import Any, cast
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import ReportConfig
-from dpr_core.errors import UsageError
-from tasks.answer import read_answers, statistics
-from tasks.judge import WIN_RATE
+from tasks.judgments import BASELINE, Judgments
+from tasks.rate import rated_in
 from tasks.stage import Stage, Workspace
-from tasks.tracking import Artifact
+
+if TYPE_CHECKING:
+    from dpr_core.reporting.rows import Table
 
 TABLE = "table.json"
+PAGE = "report.html"
+DOCUMENT = "report.md"
+
+BESIDE = "report"
+"""The folder beside the payload with the page and the document once more, with links to the artifacts.
+
+IDs and addresses are those of one store. The payload has none, so that the same work gives the same digest anywhere.
+"""
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    """Each input is a judge artifact; its role, "policy on benchmark", names the row."""
-    from dpr_core.judging import canaries
-    from dpr_core.reporting import plots, report
-    from dpr_core.reporting.published import published
+    """Each input is a judge artifact, whose role, "policy on benchmark", names the row, or a rate artifact."""
+    from dpr_core.reporting import examples, lengths, links, pairs, ratings, report, rows
 
-    settings = cast(ReportConfig, config)
-    rows: dict[tuple[str, str], report.Row] = {}
-    baselines: dict[str, str] = {}
-    notes: list[str] = []
-    for role in work.inputs:
-        judged = work.input(role)
-        policy, _, benchmark = role.partition(" on ")
-        baseline, candidate = (work.artifact(judged.inputs[side]) for side in ("baseline", "candidate"))
-        sft = work.artifact(baseline.inputs["policy"])
-        if sft.stage != "sft":
-            raise UsageError(f"{role}: judged against {baseline.id[:8]}, whose answers are not those of an SFT model")
-        if baselines.setdefault(benchmark, baseline.id) != baseline.id:
-            raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
-        rows.setdefault(("SFT", benchmark), report.Row("SFT", benchmark, is_baseline=True, **_measured(baseline)))
-        for complaint in canaries.complaints(work.store.record(judged.id).results):
-            notes.append(f"Canaries of {role}: {complaint}")
-        win = json.loads((judged.path / WIN_RATE).read_text(encoding="utf-8"))
-        # A judge that checks results cannot favour a position.
-        sees_order = judged.config["by"]["type"] != "verifiable"
-        rows[policy, benchmark] = report.Row(
-            policy,
-            benchmark,
-            win_rate=win["win_rate"],
-            win_rate_interval=None if win["low"] is None else (win["low"], win["high"]),
-            contradiction_rate=win["contradiction_rate"] if sees_order else None,
-            first_position_rate=win["first_position_rate"] if sees_order else None,
-            published=published(
-                (sft.config["backbone"] or {}).get("name", ""), policy, candidate.config["benchmark"]["type"]
-            ),
-            **_measured(candidate),
-        )
-    table = report.Table(settings.title, tuple(rows.values()), notes=tuple(notes))
-    (work.output / TABLE).write_text(
-        json.dumps(report.as_dict(table), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    (work.output / "report.md").write_text(report.as_markdown(table), encoding="utf-8")
-    (work.output / "report.html").write_text(report.as_html(table), encoding="utf-8")
+    read = Judgments(work)
+    judged = [role for role in work.inputs if work.input(role).stage == "judge"]
+    for done, role in enumerate(judged, start=1):
+        read.add(role)
+        work.advance(done, len(judged), role)
+    title = cast(ReportConfig, config).title
+    table = rows.Table(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
+    compared, rated = pairs.compare(read.judged), rated_in(work)
+    parts = [
+        ratings.section(rated),
+        pairs.section(compared),
+        lengths.section(read.judged, BASELINE),
+        examples.section(read.judged, BASELINE),
+    ]
+    sections = [part for part in parts if part is not None]
+    values = rows.as_dict(table) | {
+        "paired_tests": [asdict(pair) for pair in compared],
+        "ratings": [asdict(each) for each in rated],
+    }
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (work.output / TABLE).write_text(text, encoding="utf-8")
+    address = work.store.run_url if work.store.where.startswith("http") else lambda run_id: None
+    linked = [*sections, links.section(read.linked, address)]
+    for folder, shown in ((work.output, sections), (work.scratch / BESIDE, linked)):
+        folder.mkdir(exist_ok=True)
+        (folder / PAGE).write_text(report.as_html(table, shown), encoding="utf-8")
+        (folder / DOCUMENT).write_text(report.as_markdown(table, shown), encoding="utf-8")
+    for name in (PAGE, DOCUMENT):
+        work.run.file(work.scratch / BESIDE / name, BESIDE)
+    _plot(work, table)
+    return {
+        f"{row.benchmark}/{row.policy}/{name}": float(value)
+        for row in table.rows
+        for name in ("win_rate", "length_adjusted_rate", "accuracy", "response_tokens", "kl_to_sft")
+        if (value := getattr(row, name)) is not None
+    }
+
+
+def _plot(work: Workspace, table: "Table") -> None:
+    from dpr_core.reporting import plots
+
     bars = [
         (f"{row.policy} ({row.benchmark})", row.win_rate, *row.win_rate_interval)
-        for row in rows.values()
+        for row in table.rows
         if row.win_rate is not None and row.win_rate_interval is not None
     ]
     if bars:
         plots.intervals(work.scratch / "win_rates.png", f"{table.estimand} (%)", bars, even=50)
         work.run.file(work.scratch / "win_rates.png", "plots")
-    return {
-        f"{row.benchmark}/{row.policy}/{name}": float(value)
-        for row in rows.values()
-        for name in ("win_rate", "accuracy", "response_tokens", "kl_to_sft")
-        if (value := getattr(row, name)) is not None
-    }
-
-
-def _measured(answers: Artifact) -> dict[str, Any]:
-    values = statistics(read_answers(answers.path))
-    return {
-        "prompts": int(values["answer/prompts"]),
-        "response_tokens": values["answer/response_tokens"],
-        "cut_share": values["answer/cut_share"],
-        "accuracy": values.get("answer/accuracy"),
-        "kl_to_sft": values.get("answer/kl_to_sft"),
-    }
 
 
 def describe(config: StageConfig) -> str:
     return f"{cast(ReportConfig, config).title}: every policy over every benchmark."
 
 
-STAGE = Stage(name="report", version=1, config=ReportConfig, inputs={"*": ("judge",)}, body=body, describe=describe)
+STAGE = Stage(
+    name="report", version=2, config=ReportConfig, inputs={"*": ("judge", "rate")}, body=body, describe=describe
+)

@@ -161,6 +161,7 @@ FIGURE4B = Exhibit(
     assignments=UNDIAGNOSED,
     grid={TEMPERATURE: _TEMPERATURES},
     quick_grid={TEMPERATURE: (0.3, 0.7, 1.0)},
+    shows=(q.TOKENS,),
     claimed=(
         *(
             Claim(

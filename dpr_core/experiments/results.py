@@ -10,7 +10,7 @@ from dpr_core.experiments.exhibit import TRAINED, Exhibit
 from dpr_core.experiments.observations import BASELINE, Observation, cells, swept
 from dpr_core.experiments.points import short_names
 from dpr_core.experiments.quantities import ACCURACY, CUT, KL, TOKENS, WIN_RATE, Quantity, estimate, estimate_of
-from dpr_core.reporting.page import Html, element, page
+from dpr_core.reporting.page import Html, element, image, page
 from dpr_core.reporting.report import STYLE
 from dpr_core.reporting.tables import NONE, Table, escaped
 from dpr_core.reporting.visible import visible
@@ -51,9 +51,10 @@ def as_html(
     exhibit: Exhibit,
     observations: Sequence[Observation],
     verdicts: Sequence[ClaimVerdict],
+    plots: Mapping[str, bytes],
     missing: Sequence[str] = (),
 ) -> str:
-    """One self-contained page, without the plots."""
+    """One self-contained page. `plots` maps a caption to the bytes of a PNG file."""
     return page(
         title,
         element("h1", visible(title)),
@@ -63,7 +64,9 @@ def as_html(
         *(element("p", visible(best)) for best in best_values(exhibit, observations)),
         table(exhibit, observations).as_html(),
         element("p", visible(CAPTION), class_="quiet"),
+        *(image(png, caption) for caption, png in plots.items()),
         style=STYLE,
+        images=bool(plots),
     )
 
 
@@ -109,7 +112,7 @@ def table(exhibit: Exhibit, observations: Sequence[Observation]) -> Table:
     """One row for each policy in each combination of the fields, averaged over seeds."""
     fields = short_names(swept(observations))
     several = len({each.benchmark for each in observations}) > 1
-    kinds = (WIN_RATE, ACCURACY, *BESIDE, *exhibit.shows)
+    kinds = dict.fromkeys((WIN_RATE, ACCURACY, *BESIDE, *exhibit.shows))
     shown = [quantity for quantity in kinds if any(quantity.read(each) is not None for each in observations)]
     headings = [*fields.values(), "policy", *(["benchmark"] if several else [])]
     texts = len(headings)

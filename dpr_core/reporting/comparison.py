@@ -1,18 +1,25 @@
 """Beyond the plain win rate: a rate at equal lengths, and the paired test of two policies against one baseline."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from dpr_core.reporting.statistics import mean_interval
 
 Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
 
 STEPS = 50
 RIDGE = 1e-3
 """A little pull towards 0, without which a policy that always wins has no finite fit."""
+
+_CELLS_AT_ONCE = 2**18
+"""Resamples times prompts that are fitted together: as many as stay in a processor's cache."""
 
 
 class Rate(NamedTuple):
@@ -37,25 +44,34 @@ def length_adjusted_rate(
     spread = difference.std()
     x = np.tanh(difference / spread) if spread > 0 else np.zeros_like(difference)
     y = np.asarray(scores, dtype=np.float64)
+    fitted = _fits(np.ones((1, len(y))), x, y, np.zeros((1, 2)))
     generator = np.random.default_rng(seed)
-    resampled = [_at_equal_length(y[rows], x[rows]) for rows in generator.integers(0, len(y), (samples, len(y)))]
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Rate(100 * _at_equal_length(y, x), 100 * float(low), 100 * float(high))
+    at_once = max(1, _CELLS_AT_ONCE // len(y))
+    resampled = []
+    for start in range(0, samples, at_once):
+        drawn = generator.multinomial(len(y), np.full(len(y), 1 / len(y)), min(at_once, samples - start))
+        resampled.append(_fits(drawn.astype(np.float64), x, y, fitted)[:, 0])
+    low, high = special.expit(np.quantile(np.concatenate(resampled), [0.025, 0.975]))
+    return Rate(100 * float(special.expit(fitted[0, 0])), 100 * float(low), 100 * float(high))
 
 
-def _at_equal_length(y: Vector, x: Vector) -> float:
-    """sigmoid(a) of the fit, by Newton's method."""
-    inputs = np.stack([np.ones_like(x), x], axis=1)
-    weights = np.zeros(2)
+def _fits(counts: Matrix, x: Vector, y: Vector, start: Matrix) -> Matrix:
+    """(a, b) for each row of `counts`, which says how often each prompt was drawn: all by Newton's method at once."""
+    a, b = np.broadcast_to(start, (len(counts), 2)).T.copy()
     for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-inputs @ weights))
-        gradient = inputs.T @ (p - y) + RIDGE * weights
-        curvature = (inputs * (p * (1 - p))[:, None]).T @ inputs + RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        weights -= np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-10:
+        p = special.expit(a[:, None] + b[:, None] * x)
+        off = counts * (p - y)
+        gradient_a, gradient_b = off.sum(axis=1) + RIDGE * a, off @ x + RIDGE * b
+        weight = counts * (p * (1 - p))
+        aa, ab, bb = weight.sum(axis=1) + RIDGE, weight @ x, weight @ (x * x) + RIDGE
+        determinant = aa * bb - ab * ab
+        step_a = (bb * gradient_a - ab * gradient_b) / determinant
+        step_b = (aa * gradient_b - ab * gradient_a) / determinant
+        a -= np.clip(step_a, -2, 2)
+        b -= np.clip(step_b, -2, 2)
+        if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-9:
             break
-    return float(1 / (1 + np.exp(-weights[0])))
+    return np.stack([a, b], axis=1)
 
 
 class PairedTest(NamedTuple):
@@ -68,15 +84,49 @@ class PairedTest(NamedTuple):
 
 
 def paired_test(first: Sequence[float], second: Sequence[float], samples: int, seed: int) -> PairedTest | None:
-    """Bootstrap interval of the mean difference over prompts, and the p-value of random sign flips. None below two."""
+    """Bootstrap interval of the mean difference over prompts, and the p-value of sign flips. None below two prompts.
+
+    Scores are means of at most two games, so that they and their differences are quarters.
+    """
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     interval = mean_interval(differences.tolist(), samples, seed)
     if interval is None:
         return None
-    generator = np.random.default_rng(seed)
-    signs = generator.choice([-1.0, 1.0], (samples, len(differences)))
-    flipped = np.abs((signs * differences).mean(axis=1))
-    # The observed arrangement is one of those that are possible.
-    as_far = int((flipped >= abs(differences.mean()) - 1e-12).sum())
-    p_value = (as_far + 1) / (samples + 1)
+    p_value = _sign_flips(differences)
     return PairedTest(100 * float(differences.mean()), 100 * interval[0], 100 * interval[1], p_value)
+
+
+def _sign_flips(differences: Vector) -> float:
+    """The share of all ways to flip the signs of differences whose sum is as far from 0 as the observed one.
+
+    k differences of the size m add up to m (2 heads - k), with heads of k coins; sizes add up by convolution.
+    """
+    quarters = np.rint(4 * differences)
+    if not np.allclose(quarters, 4 * differences, rtol=0, atol=1e-9):
+        raise ValueError("a score is the mean of at most two games, so differences are quarters")
+    sums = np.ones(1)
+    for size, count in Counter(np.abs(quarters[quarters != 0]).astype(int).tolist()).items():
+        spaced = np.zeros(2 * size * count + 1)
+        spaced[:: 2 * size] = _heads(count)
+        sums = np.convolve(sums, spaced)
+    reach = len(sums) // 2
+    far = np.abs(np.arange(-reach, reach + 1)) >= abs(quarters.sum())
+    return min(1.0, math.fsum(sums[far]))
+
+
+def _heads(coins: int) -> Vector:
+    """The chance of each number of heads."""
+    heads = np.arange(coins + 1)
+    ways = special.gammaln(coins + 1) - special.gammaln(heads + 1) - special.gammaln(coins - heads + 1)
+    return np.asarray(np.exp(ways - coins * math.log(2)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for as many comparisons as there are, by Holm's method."""
+    count = len(p_values)
+    adjusted = [0.0] * count
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (count - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

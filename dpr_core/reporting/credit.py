@@ -11,7 +11,7 @@ from rich.text import Text
 from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.reporting.credit_style import INK, SCRIPT, STEPS, STYLE, WHITE, hue, takes_white_ink
 from dpr_core.reporting.page import Html, definitions, element, join, page
-from dpr_core.reporting.visible import visible
+from dpr_core.reporting.visible import visible, visible_lines
 
 _SATURATED = 0.95
 """Colours span the values up to this quantile of their sizes, so that one extreme token does not pale all others."""
@@ -142,7 +142,7 @@ def _card(index: int, scored: ScoredText, reward_limit: float, return_limit: flo
     return element(
         "section",
         element("h2", "Prompt"),
-        element("p", _visible_lines(scored.prompt), class_="prompt"),
+        element("p", visible_lines(scored.prompt), class_="prompt"),
         element("h2", "Response"),
         element("p", *spans, class_="tokens"),
         definitions(_totals(scored.tokens), "totals"),
@@ -172,10 +172,6 @@ def significant(value: float) -> str:
     if not math.isfinite(value) or abs(value) < _SHORTEST_IN_FULL:
         return f"{value:+.2e}".replace("-", "\u2212")
     return _number(value, max(2, 2 - math.floor(math.log10(abs(value)))))
-
-
-def _visible_lines(text: str) -> str:
-    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def _number(value: float, digits: int = 4) -> str:

@@ -33,10 +33,22 @@ def join(*children: str) -> Html:
     return Html("".join(child if isinstance(child, Html) else html.escape(child) for child in children))
 
 
-def page(title: str, *body: str, style: str = "", script: str = "") -> str:
-    """A whole document. `style` and `script` are this project's own constants: data never goes into them."""
+def image(png: bytes, caption: str) -> Html:
+    """A picture that stands in the page itself; the page has to be made with `images`."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    shown = element("img", src=source, alt=visible(caption))
+    return element("figure", element("figcaption", visible(caption)), shown)
+
+
+def page(title: str, *body: str, style: str = "", script: str = "", images: bool = False) -> str:
+    """A whole document. `style` and `script` are this project's own constants: data never goes into them.
+
+    With `images`, pictures may be shown that stand in the document itself; in a picture no script runs.
+    """
     style = BASE_STYLE + style
     policy = ["default-src 'none'", f"style-src {_source(style)}", "base-uri 'none'", "form-action 'none'"]
+    if images:
+        policy.insert(1, "img-src data:")
     if script:
         policy.insert(1, f"script-src {_source(script)}")
     head = join(
@@ -63,7 +75,7 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-_VOID = {"meta", "input", "br"}
+_VOID = {"meta", "input", "br", "img"}
 
 BASE_STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #fafafa; --ink: #1c1e21; --quiet: #646a73; --line: #e2e4e8;

@@ -12,6 +12,11 @@ def visible(text: str) -> str:
     return "\u25cc" + shown if shown and unicodedata.combining(shown[0]) else shown
 
 
+def visible_lines(text: str) -> str:
+    """The same with its line breaks kept, for where a page keeps them too."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def _sign(character: str) -> str:
     if character in _NAMED:
         return _NAMED[character]

@@ -7,7 +7,7 @@ import pytest
 from dpr_core.experiments import figures
 from dpr_core.experiments.exhibits import EXHIBITS, SWEEP
 from dpr_core.experiments.observations import Observation, Position
-from dpr_core.experiments.paper_figures import GAMMA, REFERENCE
+from dpr_core.experiments.paper_figures import GAMMA, REFERENCE, TEMPERATURE
 from dpr_core.reporting import plots
 
 Runs = Callable[..., list[Observation]]
@@ -46,6 +46,14 @@ def test_numbers_are_curves_with_what_the_exhibit_shows(runs: Runs, sft: Runs, d
     assert panels["win rate %"] == {"DPR": [(0.25, (60.0, 60.0, 60.0)), (0.5, (61.0, 61.0, 61.0))]}
     assert panels["rms of V_SFT - V_ref"]["DPR"][0] == (0.25, (0.5, 0.5, 0.5))
     assert even == {"win rate %": 50.0}
+
+
+def test_lengths_are_drawn_over_the_temperature(runs: Runs, drawn: Mapping[str, Any]) -> None:
+    seen = [each for t in (0.3, 0.7) for each in runs("DPR", [60.0], {TEMPERATURE: t}, response_tokens=40.0 + t)]
+    figures.draw(EXHIBITS["figure4b"], seen, Path())
+    panels = drawn["curves.png"][2]
+    assert list(panels) == ["win rate %", "tokens"]
+    assert panels["tokens"]["DPR"] == [(0.3, (40.3,) * 3), (0.7, (40.7,) * 3)]
 
 
 def test_a_second_field_and_benchmarks_name_the_series(runs: Runs, drawn: Mapping[str, Any]) -> None:

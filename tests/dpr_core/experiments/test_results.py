@@ -84,9 +84,11 @@ def test_points_without_a_report_are_named(runs: Runs, sft: Runs) -> None:
     missing = ["gamma=0.95 seed=0", "<b>"]
     text = results.as_markdown("t", FIGURE2, seen, [], {}, missing)
     assert "\n\nMissing, without a report: gamma=0.95 seed=0, \\<b\\>.\n\n" in text
-    page = results.as_html("t", FIGURE2, seen, [], missing)
+    page = results.as_html("t", FIGURE2, seen, [], {}, missing)
     assert "Missing, without a report: gamma=0.95 seed=0, &lt;b&gt;." in page
-    assert "Missing" not in results.as_markdown("t", FIGURE2, seen, [], {}) + results.as_html("t", FIGURE2, seen, [])
+    assert "Missing" not in results.as_markdown("t", FIGURE2, seen, [], {}) + results.as_html(
+        "t", FIGURE2, seen, [], {}
+    )
 
 
 def test_stops_are_counted_where_there_is_a_guard(runs: Runs) -> None:
@@ -121,10 +123,22 @@ def test_the_best_value_is_over_all_benchmarks(runs: Runs) -> None:
 
 
 def test_the_page_escapes_what_it_is_given(runs: Runs) -> None:
-    page = results.as_html("<script>", SWEEP, runs("<b>", [60.0], {"x": "<i>"}), [])
+    page = results.as_html("<script>", SWEEP, runs("<b>", [60.0], {"x": "<i>"}), [], {})
     assert "<script>" not in page
     assert "&lt;b&gt;" in page
     assert "&lt;i&gt;" in page
+
+
+def test_the_page_holds_its_plots(runs: Runs) -> None:
+    page = results.as_html("t", SWEEP, runs("DPR", [60.0]), [], {"Win <rate>": b"PNG"})
+    assert '<img src="data:image/png;base64,UE5H" alt="Win &lt;rate&gt;">' in page
+    assert "img-src data:" in page
+    assert "img-src" not in results.as_html("t", SWEEP, runs("DPR", [60.0]), [], {})
+
+
+def test_a_quantity_that_stands_in_the_table_anyway_stands_there_once(runs: Runs) -> None:
+    text = results.as_markdown("t", EXHIBITS["figure4b"], runs("DPR", [60.0]), [], {})
+    assert lines(text, "| policy") == ["| policy | win rate % | tokens | cut % | stopped | seeds |"]
 
 
 def test_the_terminal_shows_verdicts(runs: Runs, sft: Runs) -> None:

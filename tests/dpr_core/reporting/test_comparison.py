@@ -1,9 +1,10 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 
-from dpr_core.reporting.comparison import length_adjusted_rate, paired_test
+from dpr_core.reporting.comparison import holm, length_adjusted_rate, paired_test
 
 
 def test_without_a_difference_of_length_the_rate_is_the_plain_one() -> None:
@@ -55,10 +56,10 @@ def test_the_paired_test_against_all_sign_flips() -> None:
     differences = np.subtract(first, second)
     flips = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=6)]
     exact = np.mean([flip >= abs(differences.sum()) for flip in flips])
-    test = paired_test(first, second, samples=20_000, seed=0)
+    test = paired_test(first, second, samples=1000, seed=0)
     assert test is not None
     assert test.difference == pytest.approx(50.0)
-    assert test.p_value == pytest.approx(exact, abs=0.01)
+    assert test.p_value == pytest.approx(exact, rel=1e-12)
     assert test.low < 50 < test.high
 
 
@@ -71,3 +72,49 @@ def test_equal_policies_do_not_differ() -> None:
 def test_one_prompt_shows_nothing() -> None:
     assert length_adjusted_rate([1.0], [1], [1], samples=100, seed=0) is None
     assert paired_test([1.0], [0.0], samples=100, seed=0) is None
+
+
+def test_the_paired_test_is_exact() -> None:
+    """Against every one of the 2^9 ways to flip the signs, and far below what drawing some of them could show."""
+    first = [1.0, 0.75, 0.5, 0.25, 1.0, 0.5, 0.0, 1.0, 0.5, 0.25]
+    second = [0.0, 0.5, 0.75, 0.0, 0.25, 0.5, 0.5, 0.25, 0.0, 0.0]
+    differences = np.subtract(first, second)
+    moving = differences[differences != 0]
+    flips = [abs(np.dot(signs, moving)) for signs in itertools.product([-1, 1], repeat=len(moving))]
+    test = paired_test(first, second, samples=100, seed=0)
+    assert test is not None
+    assert test.p_value == pytest.approx(np.mean([flip >= abs(differences.sum()) for flip in flips]), rel=1e-12)
+    always = paired_test([1.0] * 40, [0.0] * 40, samples=100, seed=0)
+    assert always is not None
+    assert always.p_value == pytest.approx(2 / 2**40, rel=1e-9)
+    many = paired_test([1.0] * 410 + [0.5] * 390, [0.5] * 410 + [1.0] * 390, samples=100, seed=0)
+    assert many is not None
+    # Of 800 coins at least 410 heads, or at most 390.
+    heads = sum(math.comb(800, k) for k in range(410, 801)) * 2 / 2**800
+    assert many.p_value == pytest.approx(heads, rel=1e-9)
+
+
+def test_scores_of_more_than_two_games_are_not_quarters() -> None:
+    with pytest.raises(ValueError, match="quarters"):
+        paired_test([1 / 3, 1.0], [0.0, 0.0], samples=100, seed=0)
+
+
+def test_the_interval_at_equal_length_covers_as_often_as_it_says() -> None:
+    """Of 60 samples from one truth, about 95% of the intervals hold it: at least 50 do."""
+    generator = np.random.default_rng(3)
+    held = 0
+    for seed in range(60):
+        difference = generator.normal(20, 50, 200)
+        x = np.tanh(difference / difference.std())
+        wins = (generator.random(200) < 1 / (1 + np.exp(-(0.4 + x)))).astype(float)
+        lengths = (1000 + difference).round().astype(int).tolist()
+        rate = length_adjusted_rate(wins.tolist(), lengths, [1000] * 200, samples=200, seed=seed)
+        assert rate is not None
+        held += rate.low <= 100 / (1 + np.exp(-0.4)) <= rate.high
+    assert 50 <= held < 60
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -6,7 +6,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from dpr_core.reporting.report import Row, Table, as_dict, as_html, as_markdown, as_terminal, overview
+from dpr_core.reporting import tables
+from dpr_core.reporting.layout import as_terminal, overview
+from dpr_core.reporting.page import element
+from dpr_core.reporting.report import as_html, as_markdown
+from dpr_core.reporting.rows import Row, Table, as_dict
+from dpr_core.reporting.section import Section
 
 ESTIMAND = "Win rate against SFT, both orders, ties 0.5."
 SFT = Row("SFT", "lab", prompts=600, response_tokens=42.14, cut_share=0.0, accuracy=0.64, is_baseline=True)
@@ -20,6 +25,11 @@ DPR = Row(
     kl_to_sft=0.3141,
     win_rate=63.17,
     win_rate_interval=(60.14, 66.36),
+    length_adjusted_rate=55.04,
+    length_adjusted_interval=(52.0, 58.16),
+    baseline_tokens=42.14,
+    unreadable_rate=0.0125,
+    scored_prompts=598,
 )
 TABLE = Table("Demo", (SFT, DPR), notes=("One seed.",), provenance={"sft": "abc"})
 
@@ -31,18 +41,45 @@ def terminal(table: Table) -> str:
 
 
 def test_markdown_to_the_letter() -> None:
-    assert as_markdown(TABLE) == (
+    document = as_markdown(TABLE, [Section("More", element("p", "page"), "words"), Section("Page", element("p"), "")])
+    assert document == (
         "## Demo\n"
         "\n"
-        "| policy | accuracy % | win rate % | tokens | cut % | KL (nats) | prompts |\n"
-        "|---|--:|--:|--:|--:|--:|--:|\n"
-        "| SFT | 64.0 | baseline | 42.1 | 0.0 | \u2013 | 600 |\n"
-        "| DPR | 89.7 | 63.2 [60.1, 66.4] | 43.2 | 0.2 | 0.314 | 600 |\n"
+        f"{ESTIMAND} Brackets: 95% bootstrap interval over prompts.\n"
         "\n"
-        f"{ESTIMAND} Brackets: 95% bootstrap interval over prompts. One seed.\n"
+        "**Warning:** One seed.\n"
+        "\n"
+        "| win rate % | lab |\n"
+        "|---|--:|\n"
+        "| SFT | baseline |\n"
+        "| DPR | 63.2 \\[60.1, 66.4\\] |\n"
+        "\n"
+        "### Beside the win rates\n"
+        "\n"
+        "| policy | win rate % | length-adjusted % | tokens | tokens of SFT | unreadable % | prompts |\n"
+        "|---|--:|--:|--:|--:|--:|--:|\n"
+        "| DPR | 63.2 \\[60.1, 66.4\\] | 55.0 \\[52.0, 58.2\\] | 43.2 | 42.1 | 1.2 | 598 of 600 |\n"
+        "\n"
+        f"{beside_of(document)}\n"
+        "\n"
+        "### Answers\n"
+        "\n"
+        "| policy | accuracy % | tokens | cut % | KL (nats) | prompts |\n"
+        "|---|--:|--:|--:|--:|--:|\n"
+        "| SFT | 64.0 | 42.1 | 0.0 | \u2013 | 600 |\n"
+        "| DPR | 89.7 | 43.2 | 0.2 | 0.314 | 600 |\n"
+        "\n"
+        "### More\n"
+        "\n"
+        "words\n"
         "\n"
         "- sft: abc\n"
     )
+
+
+def beside_of(document: str) -> str:
+    (line,) = [line for line in document.splitlines() if line.startswith("The length-adjusted rate is")]
+    return line
 
 
 def test_the_terminal_table_fits_eighty_columns_and_names_its_estimand() -> None:
@@ -60,6 +97,7 @@ def test_the_dict_is_json() -> None:
     assert values["rows"][1]["win_rate_interval"] == [60.14, 66.36]
     assert values["rows"][0]["win_rate"] is None
     assert (values["notes"], values["provenance"]) == (["One seed."], {"sft": "abc"})
+    assert Row(**values["rows"][1]).scored_prompts == 598
 
 
 @pytest.mark.parametrize("show", [terminal, as_markdown, as_html])
@@ -77,6 +115,7 @@ def test_columns_without_any_value_are_left_out(show: object) -> None:
 def test_a_policy_whose_verdicts_cannot_be_read_has_no_number() -> None:
     row = Row("DPR", "lab", prompts=3, response_tokens=1.0, cut_share=0.0)
     assert "| DPR | unreadable | 1.0 |" in as_markdown(Table("t", (row,)))
+    assert '<td class="number">unreadable</td>' in as_html(Table("t", (row,)))
 
 
 def test_one_prompt_has_a_win_rate_without_interval() -> None:
@@ -91,7 +130,7 @@ def test_the_page_is_escaped_and_loads_nothing() -> None:
     page = as_html(table)
     assert "<script" not in page
     assert "\u202e" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 7
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 9
     assert "default-src &#x27;none&#x27;" in page
     assert not re.search(r"(?:src|href|style|url)\s*[=(]", page)
     markdown = as_markdown(table)
@@ -108,13 +147,29 @@ def test_several_benchmarks_stand_side_by_side_with_the_papers_figures() -> None
         replace(DPR, policy="SR", benchmark="lima", win_rate=None),
     )
     table = Table("Demo", rows)
-    assert as_markdown(table).split("\n")[2:6] == [
+    assert overview(table).as_markdown().split("\n") == [
         "| win rate % | lab | lima |",
         "|---|--:|--:|",
+        "| SFT | baseline | \u2013 |",
         "| DPR | 63.2 \\[60.1, 66.4\\] | 63.2 \\[60.1, 66.4\\] (paper 62.7) |",
         "| SR | \u2013 | unreadable |",
     ]
-    assert "(paper 62.7)" in as_html(table)
-    assert overview(TABLE) is None
-    alone = Table("Demo", (replace(DPR, published=62.7),))
-    assert "63.2 [60.1, 66.4] (paper 62.7)" in as_html(alone)
+    assert overview(table).as_markdown() in as_markdown(table)
+    assert '<small class="paper">paper 62.7</small>' in as_html(table)
+
+
+def test_the_highest_is_bold_and_the_second_underlined_where_there_are_three() -> None:
+    rows = [replace(DPR, policy=name, win_rate=rate) for name, rate in (("a", 55.0), ("b", 61.0), ("c", 50.0))]
+    page = as_html(Table("t", (SFT, *rows)))
+    assert re.findall(r"<(strong|u)>([\d.]+)<", page) == [("u", "55.0"), ("strong", "61.0")]
+    assert re.findall(r"<(strong|u)>([\d.]+)<", as_html(Table("t", (SFT, *rows[:2])))) == [("strong", "61.0")]
+    assert not re.findall(r"<(strong|u)>[\d.]+<", as_html(Table("t", (SFT, rows[0]))))
+
+
+def test_sections_stand_below_the_main_table_in_their_order() -> None:
+    parts = [Section("One <1>", tables.Table(["x"], [["y"]]).as_html(), ""), Section("Two", element("p", "z"), "z")]
+    page = as_html(TABLE, parts)
+    places = [
+        page.index(text) for text in ("Warning: ", "overview", "Beside the win", "Answers", "One &lt;1&gt;", "Two")
+    ]
+    assert places[1:] == sorted(places[1:])

@@ -1,0 +1,100 @@
+"""One judgment with all that it was made of: the questions, both sides' answers, and every game."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dpr_core.benchmarks.base import Question
+from dpr_core.judging.pairwise import Game
+from dpr_core.reporting.comparison import Rate, length_adjusted_rate
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer: the text of every turn, and the tokens of all of them."""
+
+    turns: tuple[str, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question, the answers of both sides, and the games between them."""
+
+    question: Question
+    candidate: Answered
+    baseline: Answered
+    games: tuple[Game, ...]
+
+    @cached_property
+    def scores(self) -> tuple[float, ...]:
+        """Of the readable games, for the candidate."""
+        return tuple(score for game in self.games if (score := game.score) is not None)
+
+    @property
+    def score(self) -> float | None:
+        """Their mean; None where no verdict could be read."""
+        return sum(self.scores) / len(self.scores) if self.scores else None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A policy's answers to a benchmark, judged against the baseline's."""
+
+    policy: str
+    benchmark: str
+    prompts: tuple[Prompt, ...]
+    judge: str = ""
+    """Who judged, in words: what is compared in pairs has the same judge."""
+    samples: int = 2000
+    """Resamples of the prompts, as for the win rate's own interval."""
+    seed: int = 0
+
+    @cached_property
+    def scored(self) -> tuple[tuple[Prompt, float], ...]:
+        """The prompts with a readable game, and what they are worth."""
+        return tuple((prompt, score) for prompt in self.prompts if (score := prompt.score) is not None)
+
+    @cached_property
+    def scores(self) -> Mapping[str, float]:
+        """By question."""
+        return {prompt.question.id: score for prompt, score in self.scored}
+
+    def length_adjusted(self) -> Rate | None:
+        """The win rate at equal lengths, in tokens."""
+        return length_adjusted_rate(
+            [score for _, score in self.scored],
+            [prompt.candidate.tokens for prompt, _ in self.scored],
+            [prompt.baseline.tokens for prompt, _ in self.scored],
+            self.samples,
+            self.seed,
+        )
+
+
+def fingerprints(every: Sequence[Judged]) -> Counter[str]:
+    """What the endpoints said that they ran, and in how many games."""
+    told: Counter[str] = Counter()
+    for judged in every:
+        for prompt in judged.prompts:
+            for game in prompt.games:
+                said = [str(game.details[name]) for name in ("model", "system_fingerprint") if game.details.get(name)]
+                if said:
+                    told[", ".join(said)] += 1
+    return told
+
+
+def complaints(every: Sequence[Judged]) -> list[str]:
+    """What is to be known before the judgments of one report are read side by side."""
+    found = []
+    if len(served := fingerprints(every)) > 1:
+        shares = "; ".join(f"{name} in {count:,} games" for name, count in served.most_common())
+        found.append(f"The judging model was not the same all the time: {shares}.")
+    judges: dict[str, set[str]] = {}
+    for judged in every:
+        judges.setdefault(judged.benchmark, set()).add(judged.judge)
+    for benchmark, different in judges.items():
+        if len(different) > 1:
+            names = " and ".join(sorted(different))
+            found.append(f"Win rates on {benchmark} are by different judges, so they do not compare: {names}.")
+    return found

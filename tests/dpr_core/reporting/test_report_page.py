@@ -1,0 +1,104 @@
+"""The report in a browser: it opens without a complaint, folds open, and runs nothing of what models wrote."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpr_core.reporting import examples, lengths, links, pairs
+from dpr_core.reporting.judged import Judged
+from dpr_core.reporting.page import element, image, page
+from dpr_core.reporting.report import as_html
+from dpr_core.reporting.rows import Row, Table
+from tests.browser import CHROMIUM, Browser, browser
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+Make = Callable[..., Judged]
+
+HOSTILE = (
+    "</p></details></script><script>document.title = 'taken'</script>"
+    "<img src=x onerror=\"document.title = 'taken'\"><svg onload=\"document.title = 'taken'\"></svg>"
+    "<style>body { display: none }</style><meta http-equiv=refresh content='0; url=about:blank'>\u202e${7*7}"
+)
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360f8cf500f0003840180eb2b2f5b0000000049454e44ae426082"
+)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as ready:
+        yield ready
+
+
+def report_of(judged: Make) -> str:
+    scores = [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0)] * 20
+    every = [
+        judged(
+            name, scores, answers=(HOSTILE, HOSTILE), turns=(HOSTILE,), words=HOSTILE, benchmark=HOSTILE, judge=HOSTILE
+        )
+        for name in (HOSTILE, "DPR")
+    ]
+    rows = [Row(each.policy, HOSTILE, 60, 20.0, 0.0, win_rate=50.0, win_rate_interval=(40, 60)) for each in every]
+    linked = [links.Linked(HOSTILE, HOSTILE, {"answers": "1" * 32})]
+    parts = [
+        pairs.section(pairs.compare(every)),
+        lengths.section(every, HOSTILE),
+        examples.section(every, HOSTILE),
+        links.section(linked, lambda run_id: f"https://mlflow.example/{run_id}"),
+    ]
+    table = Table(HOSTILE, tuple(rows), HOSTILE, (HOSTILE,), {HOSTILE: HOSTILE})
+    return as_html(table, [part for part in parts if part is not None])
+
+
+def test_nothing_that_a_model_wrote_runs_or_hides(opened: Browser, judged: Make, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report_of(judged), "utf-8")
+    opened.open(path)
+    assert opened.complaints == []
+    assert opened.evaluate("document.title") == HOSTILE.replace("\u202e", "\u27e8U+202E\u27e9")
+    assert opened.evaluate("document.querySelectorAll('script, img, iframe, object, [onerror], [onload]').length") == 0
+    assert opened.evaluate("document.querySelectorAll('style').length") == 1
+    assert opened.evaluate("getComputedStyle(document.body).display") == "block"
+    said = opened.evaluate("document.querySelector('.ours .said').textContent")
+    assert said == HOSTILE.replace("\u202e", "\u27e8U+202E\u27e9")
+
+
+def test_details_fold_open(opened: Browser, judged: Make, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report_of(judged), "utf-8")
+    opened.open(path)
+    seen = "document.querySelector('.example .said').checkVisibility()"
+    assert opened.evaluate("document.querySelectorAll('details[open]').length") == 0
+    assert opened.evaluate(seen) is False
+    opened.click("details:has(> .example) > summary")
+    opened.click(".example > summary")
+    assert opened.evaluate("document.querySelectorAll('details[open]').length") == 2
+    assert opened.evaluate(seen) is True
+    assert opened.complaints == []
+
+
+def test_charts_are_drawn_in_the_page_and_nothing_is_wider_than_it(
+    opened: Browser, judged: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report_of(judged), "utf-8")
+    opened.open(path)
+    assert opened.evaluate("document.querySelectorAll('svg').length") == 1
+    assert opened.evaluate("document.querySelector('svg .box').getBoundingClientRect().height") > 10
+    assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_pictures_are_shown_only_where_the_page_says_so(opened: Browser, tmp_path: Path) -> None:
+    width = "document.querySelector('img').naturalWidth"
+    allowed, refused = tmp_path / "allowed.html", tmp_path / "refused.html"
+    allowed.write_text(page("t", image(PIXEL, "A <dot>"), images=True), "utf-8")
+    opened.open(allowed)
+    assert (opened.evaluate(width), opened.complaints) == (1, [])
+    refused.write_text(page("t", image(PIXEL, "A <dot>"), element("p", "x")), "utf-8")
+    opened.open(refused)
+    assert opened.evaluate(width) == 0
+    assert "Content Security Policy" in opened.complaints.pop()
+    opened.complaints.clear()
