@@ -13,16 +13,19 @@ TORCH ?=
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit check format clean
+.PHONY: help install install-vllm demo test test-services unit check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo 'PYTHON=python3.12 names the interpreter of .venv. TORCH=keep leaves torch alone; TORCH="torch==2.9.1 --index-url URL"'
 	@echo 'installs that one. An active virtual environment is used in place of .venv, and a torch that it has stays.'
 
 install: ## Make .venv and install everything
 	@bash .ci/install "$(ENV)"
+
+install-vllm: ## Make .venv-vllm, 3.5 GB, from which make test-services serves a judge
+	@bash .ci/install-vllm
 
 demo: install ## Run the whole method on the built-in demonstrations
 	@"$(BIN)/dpr" run demo
@@ -32,6 +35,9 @@ test: install ## Run the unit and integration tests
 
 unit: install ## Run the unit tests alone
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q -m "not integration and not services and not gpu"
+
+test-services: install ## Run the tests against real servers, such as vLLM; those of a server that is not there are skipped
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q -rs -m services
 
 check: install ## Check format, lint, types and layering
 	"$(BIN)/ruff" format --check
@@ -43,6 +49,6 @@ format: install ## Format the code and mend what the linter can mend
 	"$(BIN)/ruff" check --fix
 	"$(BIN)/ruff" format
 
-clean: ## Remove .venv and all caches; artifacts in .dpr stay
-	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove .venv, .venv-vllm and all caches; artifacts in .dpr stay
+	rm -rf .venv .venv-vllm build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

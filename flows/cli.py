@@ -2,7 +2,7 @@
 
 import typer
 
-from flows.commands import benchmarks, experiments, looking, making, settings
+from flows.commands import benchmarks, experiments, looking, making, rating, settings, unfinished
 
 app = typer.Typer(
     name="dpr",
@@ -20,6 +20,8 @@ app = typer.Typer(
 
       dpr artifacts           what has been made
 
+      dpr resume              go on with what was interrupted
+
       dpr rerun ID --plan --downstream --set reference=0.3   what would change
 
       dpr score ID --text "Start at 1, add 2." "The answer is 3."   token rewards
@@ -30,6 +32,7 @@ app = typer.Typer(
 for command in (
     making.run,
     making.rerun,
+    unfinished.resume,
     experiments.sweep,
     experiments.reproduce,
     looking.artifacts,
@@ -37,8 +40,10 @@ for command in (
     looking.verify,
     looking.export,
     looking.score,
+    unfinished.gc,
 ):
     app.command()(command)
+benchmarks.app.command()(rating.rate)
 app.add_typer(benchmarks.app, name="benchmark")
 app.command("recipes")(settings.list_recipes)
 app.command("config")(settings.show_config)

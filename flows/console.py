@@ -21,7 +21,15 @@ Set = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a setting; may be given several times.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
-Plan = Annotated[bool, typer.Option("--plan", help="Say what would run and why; run nothing.")]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan", "--dry-run", help="Say what would run and why, and what judging it would cost; run nothing."
+    ),
+]
+RESUME = "; go on with: dpr resume"
+"""What follows an interrupt of a command that makes artifacts."""
+
 Identifier = Annotated[
     str, typer.Argument(metavar="ID", help="An artifact ID, a unique prefix of one, or a runs:/ URI.")
 ]
@@ -45,8 +53,11 @@ def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]"
 
 
 @contextmanager
-def reported(debug: bool) -> Iterator[None]:
-    """Errors as a sentence on stderr and an exit status: 2 a wrong request, 1 a failure, 130 an interrupt."""
+def reported(debug: bool, then: str = "") -> Iterator[None]:
+    """Errors as a sentence on stderr and an exit status: 2 a wrong request, 1 a failure, 130 an interrupt.
+
+    `then` is what to do after an interrupt.
+    """
     level = logging.INFO if debug else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dense_path").setLevel(logging.INFO)
@@ -58,7 +69,7 @@ def reported(debug: bool) -> Iterator[None]:
         print(f"error: {_shown(error)}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
-        print("interrupted; nothing unfinished will be taken for whole", file=sys.stderr)
+        print(f"interrupted; nothing unfinished will be taken for whole{then}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         sys.stderr.close()

@@ -12,11 +12,12 @@ from prefect import flow
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
 from flows import pool as pools
+from flows.asked import Sweep
 from flows.merging import Experiment
 from flows.pipeline import show_links
 from flows.runs import pipeline_run, reused, stage_entry, tables_of
-from tasks.graph import Node, plan, preflight
 from tasks.ending import terminable
+from tasks.graph import Node, plan, preflight
 from tasks.prefect_task import stage_task
 from tasks.schedule import Done, Failure, Here, execute_all
 from tasks.stage import Outcome
@@ -54,9 +55,10 @@ def run_experiment(
     preflight(stages, planned)
     there = reused(planned)
     logger.info("%s, %d of them there already", asked.description, len(there))
+    about = Sweep(studies=asked.studies, name=name, jobs=jobs, pool=pool).about(store)
     total = len(asked.tables()) + (0 if pool else len(stages) - len(there))
     with (
-        pipeline_run(store, name, asked.description, asked.settings, tables_of) as document,
+        pipeline_run(store, about, tables_of) as document,
         terminable(),
         _maker(document, total, jobs) as all_of,
     ):
@@ -98,9 +100,7 @@ def _maker(document: dict[str, Any], total: int, jobs: int) -> Iterator[AllOf]:
     executor: Executor = Here()
 
     def run(node: Node, inputs: dict[str, str]) -> Outcome:
-        outcome: Outcome = stage_task(
-            node.stage, node.name, node.config, inputs, document["run_id"], force=False, by=by
-        )
+        outcome: Outcome = stage_task(node.stage, node.name, node.config, inputs, document["run_id"], by=by)
         document["stages"].append(stage_entry(outcome))
         told = f"{node.name} {outcome.status} in {outcome.seconds:.0f} s"
         logger.info("stage %d of %d: %s", next(numbers), total, told)

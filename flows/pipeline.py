@@ -1,16 +1,17 @@
 """The Prefect flows: the whole pipeline, and a rerun of any artifact. Stages exchange artifact IDs only."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from dpr_core.config.pipeline import PipelineConfig
-from flows import recipes, wiring
+from flows import recipes
+from flows.asked import Alone, Asked, Rerun, Whole
 from flows.runs import pipeline_run, stage_entry
-from tasks.graph import Node, execute, plan, preflight, rerun_nodes
+from tasks.graph import Node, execute, plan, preflight
 from tasks.prefect_task import stage_task
 from tasks.stage import Outcome
 from tasks.tracking import Store
@@ -21,7 +22,7 @@ DEMO = recipes.load("demo")
 @flow(name="dense-path", flow_run_name="{config.name}")
 def dense_path(config: PipelineConfig = DEMO, force: bool = False) -> dict[str, Any]:
     """Demonstrations -> SFT with checkpoints -> dense reward -> REINFORCE -> judged answers."""
-    return run_nodes(wiring.nodes(config), config.name, config.description, config.model_dump(mode="json"), force)
+    return run_nodes(Whole(config=config, force=force))
 
 
 @flow(name="rerun")
@@ -29,24 +30,25 @@ def rerun(
     artifact: str, overrides: list[str] | None = None, downstream: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Make one artifact again from its stored inputs, with `field=value` overrides; downstream: all built on it too."""
-    store = Store.open()
-    target = store.record(artifact)
-    changes = overrides or []
-    nodes = rerun_nodes(store, target.id, changes, downstream)
-    config = {"artifact": target.id, "overrides": changes, "downstream": downstream}
-    description = f"{target.title} again" + (f" with {', '.join(changes)}." if changes else ".")
-    return run_nodes(nodes, f"rerun {target.stage}", description, config, force)
+    target = Store.open().resolve(artifact)
+    return run_nodes(Rerun(artifact=target, overrides=overrides or [], downstream=downstream, force=force))
 
 
-def run_nodes(
-    nodes: Sequence[Node], name: str, description: str, config: Mapping[str, Any], force: bool = False
-) -> dict[str, Any]:
+@flow(name="stage", flow_run_name="{asked.stage}", validate_parameters=False)
+def alone(asked: Alone) -> dict[str, Any]:
+    """A single stage again, as it was asked for."""
+    return run_nodes(asked)
+
+
+def run_nodes(asked: Asked) -> dict[str, Any]:
     """Run a graph under one parent run; returns the document that `dpr run --json` prints."""
     # A deployed flow shows on its page why each stage runs.
     logging.getLogger("dense_path").setLevel(logging.INFO)
     store = Store.open()
-    preflight(nodes, plan(nodes, store))
-    with pipeline_run(store, name, description, config) as document:
+    nodes, about = asked.nodes(store), asked.about(store)
+    not_before = store.pipelines.since(about.request) if asked.force else None
+    preflight(nodes, plan(nodes, store, not_before))
+    with pipeline_run(store, about) as document:
 
         def run(node: Node, inputs: dict[str, str]) -> Outcome:
             outcome: Outcome = stage_task(
@@ -55,7 +57,7 @@ def run_nodes(
                 config=node.config,
                 inputs=inputs,
                 parent=document["run_id"],
-                force=force,
+                not_before=not_before,
             )
             document["stages"].append(stage_entry(outcome))
             return outcome

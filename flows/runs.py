@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.experiment import CLAIMS, OBSERVATIONS
 from tasks.graph import Planned
+from tasks.pipelines import About
 from tasks.report import TABLE
 from tasks.stage import Outcome
 from tasks.tracking import Store
@@ -40,32 +41,28 @@ def tables_of(store: Store, stages: Sequence[Mapping[str, Any]]) -> dict[str, An
 
 
 @contextmanager
-def pipeline_run(
-    store: Store, name: str, description: str, config: Mapping[str, Any], results_of: Results = report_of
-) -> Iterator[dict[str, Any]]:
-    """A parent run, and its document to be filled in."""
-    parent = store.begin_pipeline(name, description, config)
-    document: dict[str, Any] = {"run_id": parent, "stages": [], "results": {}}
-    try:
-        yield document
-        document["results"] = results_of(store, document["stages"])
-    except BaseException as error:
-        store.end_pipeline(parent, "FAILED" if isinstance(error, Exception) else "KILLED", document)
-        raise
-    status = "FAILED" if document.get("failed") else "FINISHED"
-    store.end_pipeline(parent, status, document, document["stages"][-1]["metrics"] if document["stages"] else {})
+def pipeline_run(store: Store, about: About, results_of: Results = report_of) -> Iterator[dict[str, Any]]:
+    """A parent run, new or taken up, and its document to be filled in."""
+    with store.pipelines.running(about) as parent:
+        document: dict[str, Any] = {"run_id": parent, "stages": [], "results": {}}
+        try:
+            yield document
+            document["results"] = results_of(store, document["stages"])
+        except BaseException as error:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            store.pipelines.end(parent, status, document, reason=f"{type(error).__name__}: {error}")
+            raise
+        failed = document.get("failed", {})
+        last = document["stages"][-1]["metrics"] if document["stages"] else {}
+        reason = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        store.pipelines.end(parent, "FAILED" if failed else "FINISHED", document, last, reason)
 
 
 def reuse_all(
-    store: Store,
-    planned: Sequence[Planned],
-    name: str,
-    description: str,
-    config: Mapping[str, Any],
-    results_of: Results = report_of,
+    store: Store, planned: Sequence[Planned], about: About, results_of: Results = report_of
 ) -> dict[str, Any]:
     """The document of a run in which there is nothing to do, so that no flow need be started."""
-    with pipeline_run(store, name, description, config, results_of) as document:
+    with pipeline_run(store, about, results_of) as document:
         document["stages"] += [stage_entry(outcome) for outcome in reused(planned).values()]
     return document
 

@@ -3,10 +3,12 @@
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrained, Policy
 from dpr_core.config.model import LabBackbone
+from dpr_core.config.official import MTBench
 from dpr_core.config.pipeline import PipelineConfig, Variant
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
 from tasks.graph import Node
+from tasks.rate import RATED
 
 TRAINED = "DPR"
 """What the trained policy is called in the report."""
@@ -58,7 +60,7 @@ def _variant(config: PipelineConfig, name: str, reward: RewardConfig, reinforce:
 
 
 def _evaluation(config: PipelineConfig, policies: dict[str, tuple[Policy, str]]) -> list[Node]:
-    """Every policy answers every benchmark and is judged against SFT."""
+    """Every policy answers every benchmark and is judged against SFT; where that is asked for, it is rated too."""
     graph: list[Node] = []
     verdicts: dict[str, str] = {}
     for benchmark in config.evaluation.benchmarks:
@@ -74,6 +76,11 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[Policy, str]])
             )
             graph += [answers, verdict]
             verdicts[f"{name} on {benchmark}"] = f"@{verdict.name}"
+        if config.rate is not None and isinstance(config.evaluation.benchmarks[benchmark], MTBench):
+            for name in ("SFT", *policies):
+                on = f"{name} on {benchmark}"
+                graph.append(Node(f"rate {on}", "rate", config.rate, {"answers": f"@answer {on}"}))
+                verdicts[on + RATED] = f"@rate {on}"
     if verdicts:
         graph.append(Node("report", "report", config.report, verdicts))
     return graph

@@ -1,6 +1,7 @@
 """One policy answers one benchmark."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -45,7 +46,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     asked = answering(settings, lineage, source)
     end = end_token(tokenizer)
     sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
-    answers = converse(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work.advance)
+    answers = converse(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work)
     sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
     state_kl = asked.kl_to_sft(sequences)
     rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
@@ -177,6 +178,20 @@ def pin(config: AnswerConfig) -> AnswerConfig:
     return config.model_copy(update={"benchmark": benchmarks.pinned(config.benchmark)})
 
 
+def missing(config: AnswerConfig) -> str | None:
+    from dpr_core import benchmarks
+
+    return benchmarks.missing(config.benchmark)
+
+
+def preflight(configs: Sequence[AnswerConfig]) -> None:
+    """Questions that cannot be had are better known before the training than after."""
+    from dpr_core import benchmarks
+
+    for benchmark in {config.benchmark for config in configs}:
+        benchmarks.load(benchmark)
+
+
 def describe(config: StageConfig) -> str:
     settings = cast(AnswerConfig, config)
     match settings.policy:
@@ -199,4 +214,6 @@ STAGE = Stage(
     body=body,
     describe=describe,
     pin=pin,
+    missing=missing,
+    preflight=preflight,
 )

@@ -3,53 +3,60 @@
 import errno
 import json
 import shutil
-import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.identity import Manifest, check_files
+from tasks.outbox import Outbox
 from tasks.records import MANIFEST, PAYLOAD, mlflow_name, split_tag
 
 if TYPE_CHECKING:
-    from tasks.tracking import Client
+    from tasks.mlflow_client import Client
 
-FLUSH_SECONDS = 2.0
-FLUSH_ENTRIES = 500
+SECONDS_TO_SAY_KILLED = 5.0
+"""Who is told to end has little time, and MLflow may be away."""
 
 
 class StageRun:
-    """One MLflow run in progress. Metrics are buffered; everything else is written at once."""
+    """One MLflow run in progress. Metrics are sent every few seconds, everything else at once."""
 
     def __init__(self, run_id: str, client: "Client", root: Path | None) -> None:
         self.id = run_id
         self._client = client
         self._root = root
-        self._buffer: list[tuple[str, float, int, int]] = []
-        self._guard = threading.Lock()
-        self._flushed = time.monotonic()
-        self._last_step = 0
+        self._outbox = Outbox(lambda entries: client.try_metrics(run_id, entries))
+        self.last_step = 0
+
+    def keep_unsent_in(self, file: Path) -> None:
+        """Where metrics are kept while MLflow is away. Those of an interrupted attempt are sent first."""
+        self._outbox.keep_in(file)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log values over steps. They reach MLflow within seconds, with the time of this call."""
+        """Log values over steps, with the time of this call. They reach MLflow within seconds of its being there."""
         now = time.time_ns() // 1_000_000
-        with self._guard:
-            self._buffer += [(mlflow_name(name), float(value), now, step) for name, value in values.items()]
-            self._last_step = max(self._last_step, step)
-            due = len(self._buffer) >= FLUSH_ENTRIES or time.monotonic() - self._flushed >= FLUSH_SECONDS
-        if due:
-            self.flush()
+        self.last_step = max(self.last_step, step)
+        self._outbox.add([(mlflow_name(name), float(value), now, step) for name, value in values.items()])
 
     def flush(self) -> None:
-        """Send what is buffered."""
-        with self._guard:
-            entries, self._buffer, self._flushed = self._buffer, [], time.monotonic()
-        self._client.log_metrics(self.id, entries)
+        """Have all metrics with MLflow or, while it is away, on disk."""
+        self._outbox.flush()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether MLflow has been away for longer than it may be."""
+        return self._client.patience.over
+
+    def give_up_if_lost(self) -> None:
+        """Call this where nothing would be lost by it."""
+        if self.is_lost:
+            raise self._client.patience.lost()
 
     def results(self, values: Mapping[str, float]) -> None:
         """Log what the stage came to, as metrics of the last step and as the results that a reuse shows again."""
-        self.metrics(values, self._last_step)
+        self.metrics(values, self.last_step)
         text = json.dumps({name: float(value) for name, value in values.items()}, ensure_ascii=False)
         for tag, piece in split_tag("dpr.results", text).items():
             self._client.set_tag(self.id, tag, piece)
@@ -77,9 +84,9 @@ class StageRun:
 
         Files come first, then the manifest, then its digest, then the status. A reader asks for all four.
         """
-        self.flush()
+        self._outbox.drain(lambda entries: self._client.log_metrics(self.id, entries))
         if self._root is None:
-            self._client.log_artifacts(self.id, str(directory), PAYLOAD)
+            self._client.log_folder(self.id, directory, PAYLOAD)
         elif any(directory.iterdir()):
             shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
             _move(directory, self._root / PAYLOAD)
@@ -91,14 +98,15 @@ class StageRun:
 
     def end(self, status: str, reason: str = "") -> None:
         """End an attempt that made nothing, as FAILED or KILLED. What is already finished stays so."""
-        if self._client.get_run(self.id).info.status == "FINISHED":
-            return
-        try:
-            self.flush()
-            if reason:
-                self._client.set_tag(self.id, "dpr.reason", reason[:2000])
-        finally:
-            self._client.set_terminated(self.id, status)
+        self.flush()
+        with self._client.patience.at_most(SECONDS_TO_SAY_KILLED) if status == "KILLED" else nullcontext():
+            if self._client.get_run(self.id).info.status == "FINISHED":
+                return
+            try:
+                if reason:
+                    self._client.set_tag(self.id, "dpr.reason", reason[:2000])
+            finally:
+                self._client.set_terminated(self.id, status)
 
 
 def _move(directory: Path, target: Path) -> None:

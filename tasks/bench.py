@@ -38,6 +38,7 @@ class Bench:
         self.folder = folder
         self.output = folder / "output"
         self.scratch = folder / "scratch"
+        self.unsent = folder / "metrics.jsonl"
         self._states = folder / "states"
         self._hashes = HashCache()
         self._last_written = time.monotonic()
@@ -126,17 +127,18 @@ class Bench:
         self._only({})
         return None
 
-    def finish(self, manifest: Manifest, results: Mapping[str, float]) -> None:
-        """The work is done; what is left is to publish it."""
+    def finish(self, manifest: Manifest, results: Mapping[str, float], last_step: int) -> None:
+        """The work is done; what is left is to publish it, with the results as metrics of the last step."""
         for path, _ in files_below(self.output):
             sync(path)
-        write_whole(self.folder / DONE, json.dumps({"manifest": asdict(manifest), "results": dict(results)}))
+        done = {"manifest": asdict(manifest), "results": dict(results), "last_step": last_step}
+        write_whole(self.folder / DONE, json.dumps(done))
 
-    def finished(self) -> tuple[Manifest, dict[str, float]] | None:
+    def finished(self) -> tuple[Manifest, dict[str, float], int] | None:
         """What `finish` wrote down."""
         try:
             done = json.loads((self.folder / DONE).read_text(encoding="utf-8"))
-            return Manifest.from_json(json.dumps(done["manifest"])), dict(done["results"])
+            return Manifest.from_json(json.dumps(done["manifest"])), dict(done["results"]), int(done["last_step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -1,7 +1,8 @@
 """Stages that build on each other: what would run and why, what a rerun makes again, and doing it in order."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from dpr_core.config.base import StageConfig, override, parse
@@ -10,7 +11,7 @@ from tasks.changes import FORCED, NEVER, UNEXPLAINED, Wanted, differences
 from tasks.identity import canonical_json, stage_key
 from tasks.records import Record, usable_as, wrong_stage
 from tasks.snapshot import Snapshot
-from tasks.stage import Outcome, reusable
+from tasks.stage import Outcome, recent, reusable
 from tasks.table import stage_named
 from tasks.tracking import Store
 
@@ -42,21 +43,15 @@ class Planned:
     """What the artifact that is there came to."""
 
 
-def plan(nodes: Sequence[Node], store: Store, force: Collection[str] = ()) -> list[Planned]:
-    """Say what would run and why, and what would be reused. Runs nothing."""
+def plan(nodes: Sequence[Node], store: Store, not_before: datetime | None = None) -> list[Planned]:
+    """Say what would run and why, and what would be reused: nothing begun before `not_before`. Runs nothing."""
     ordered = in_order(nodes)
     by_name = {node.name: node for node in ordered}
-    unknown = set(force) - set(by_name)
-    if unknown:
-        raise UsageError(f"cannot force {', '.join(sorted(unknown))}: the stages here are {', '.join(by_name)}")
     stored = store.snapshot()
     planned: dict[str, Planned] = {}
     for node in ordered:
         digests = _input_digests(node, by_name, planned, store, stored)
-        if node.name in force:
-            planned[node.name] = Planned(node.name, node.stage, "run", None, FORCED)
-        else:
-            planned[node.name] = _plan_node(node, digests, stored)
+        planned[node.name] = _plan_node(node, digests, stored, not_before)
     return list(planned.values())
 
 
@@ -92,17 +87,21 @@ def _input_digests(
     return digests
 
 
-def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot) -> Planned:
+def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot, not_before: datetime | None) -> Planned:
     stage = stage_named(node.stage)
+    if missing := stage.missing(node.config):
+        return Planned(node.name, node.stage, "run", None, missing)
     config = stage.pin(node.config)
     known = {role: digest for role, digest in digests.items() if digest is not None}
     damage: list[str] = []
     if len(known) == len(digests):
         key = stage_key(stage.name, stage.version, config.identity(), known)
-        found, damage = reusable(stored.finished(key), stored.problems)
+        found, damage = reusable(recent(stored.finished(key), not_before), stored.problems)
         if found is not None:
             made = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
             return Planned(node.name, node.stage, "reuse", found.id, made, found.results)
+    if not_before is not None:
+        return Planned(node.name, node.stage, "run", None, "; ".join(damage) or FORCED)
     wanted = Wanted(node.name, stage.name, stage.version, config, known, frozenset(digests))
     origin = stored.record(node.origin) if node.origin else None
     same = [*stored.alike(stage.name, node.name), *([origin] if origin else [])]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, ChatCompletions, JudgeConfig
+from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.answer import answered, read_answers, write_rows
 from tasks.stage import Stage, Workspace
@@ -17,6 +17,9 @@ logger = logging.getLogger("dense_path")
 WIN_RATE = "win_rate.json"
 GAMES = "games.jsonl"
 
+JUDGE = "judge.json"
+"""Who judged: the settings, and the models and versions that the replies name."""
+
 VERDICTS = "verdicts.sqlite"
 """The cache of all verdicts that were paid for, in `DPR_HOME`."""
 
@@ -25,7 +28,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core import benchmarks, judging
     from dpr_core.judging import canaries
     from dpr_core.judging.judge import Answer
-    from dpr_core.judging.pairwise import Pair, judge_pairs, summarise
+    from dpr_core.judging.judged_by import complaints, judged_by
+    from dpr_core.judging.pairwise import Pair, answers_cut, judge_pairs, summarise
 
     settings = cast(JudgeConfig, config)
     candidate, baseline = work.input("candidate"), work.input("baseline")
@@ -38,7 +42,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     judge = judging.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
     tried = {}
     if judging.costs_money(settings.by) and settings.execution.canaries:
-        tried = asyncio.run(canaries.try_out(judge, pairs, settings.execution)).as_metrics()
+        tried = asyncio.run(canaries.try_out(judge, pairs, settings.execution, work.advance)).as_metrics()
         for complaint in canaries.complaints(tried):
             logger.warning("%s", complaint)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
@@ -52,9 +56,12 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             f"the judge's replies are in judge/{GAMES} of run {work.run.id}"
         )
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
-    cut = sum(int(game.details.get("answers_cut", 0)) for game in games)
+    judges = judged_by(settings.by, (game.details for game in games))
+    (work.output / JUDGE).write_text(json.dumps(judges, indent=2) + "\n")
+    for complaint in complaints(judges):
+        logger.warning("%s", complaint)
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
-    return measured | {"judge/answers_cut": float(cut)} | tried
+    return measured | {"judge/answers_cut": float(answers_cut(games))} | tried
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:
@@ -64,20 +71,13 @@ def pin(config: JudgeConfig) -> JudgeConfig:
 
 
 def preflight(configs: Sequence[JudgeConfig]) -> None:
-    """A judge without its key, its library or an endpoint that knows it is better known before the training than after.
-
-    Each endpoint is asked once, however many stages need it.
-    """
+    """A judge without key, library or an endpoint that knows it is better known before the training than after."""
     from dpr_core import judging
-    from dpr_core.judging.probe import endpoint_of, probe
+    from dpr_core.judging.probe import probe_each
 
-    asked = set()
     for config in configs:
-        by, execution = config.by, config.execution
-        judging.build(by, execution, lambda text: None)
-        if isinstance(by, ChatCompletions) and execution.check_endpoint and endpoint_of(by, execution) not in asked:
-            asked.add(endpoint_of(by, execution))
-            probe(by, execution)
+        judging.build(config.by, config.execution, lambda text: None)
+    probe_each((config.by, config.execution) for config in configs)
 
 
 def describe(config: StageConfig) -> str:
@@ -86,7 +86,7 @@ def describe(config: StageConfig) -> str:
 
 STAGE = Stage(
     name="judge",
-    version=1,
+    version=2,
     config=JudgeConfig,
     inputs={"candidate": ("answer",), "baseline": ("answer",)},
     body=body,

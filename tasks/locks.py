@@ -1,9 +1,11 @@
 """One process at a time: file locks that die with their holder."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from dpr_core.errors import DensePathError
 
@@ -11,15 +13,49 @@ from dpr_core.errors import DensePathError
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`. The kernel frees it when the process ends, however it ends."""
+    while True:
+        with path.open("a") as file:
+            if not _lock(file, path):
+                if waiting is not None:
+                    waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_there(file, path):
+                yield
+                return
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` if nobody else does, and say whether that is so."""
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise DensePathError(
-                f"{path}: files cannot be locked here ({error.strerror}); set DPR_HOME to a folder on a local disk"
-            ) from error
-        yield
+        yield _lock(file, path) and _is_there(file, path)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process that lives holds the lock file `path`."""
+    try:
+        with path.open() as file:
+            # Two who only ask do not stand in each other's way.
+            return not _lock(file, path, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str], path: Path, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise DensePathError(
+            f"{path}: files cannot be locked here ({error.strerror}); set DPR_HOME to a folder on a local disk"
+        ) from error
+    return True
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    """Whether the file that was locked still has its name: `dpr gc` removes lock files that nobody holds."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

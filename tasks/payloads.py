@@ -11,7 +11,7 @@ from tasks.records import MANIFEST, PAYLOAD, disagreements, record_of
 from tasks.uris import local_path
 
 if TYPE_CHECKING:
-    from tasks.tracking import Client
+    from tasks.mlflow_client import Client
 
 _HASHES = HashCache()
 """One for all stores of this process: a pipeline opens its store once a stage."""
@@ -48,15 +48,22 @@ class Payloads:
             if not cached or check_files(payload, manifest, hashes):
                 shutil.rmtree(payload.parent, ignore_errors=True)
                 payload.parent.mkdir(parents=True)
-                self._client.download_artifacts(run.info.run_id, PAYLOAD, str(payload.parent))
+                if PAYLOAD in self._names(run):
+                    self._client.download_artifacts(run.info.run_id, PAYLOAD, str(payload.parent))
             return manifest, payload, check_files(payload, manifest, hashes)
 
     def _manifest_text(self, run: Any) -> str:
         root = local_path(run.info.artifact_uri)
         if root is None:
+            if MANIFEST not in self._names(run):
+                raise FileNotFoundError(MANIFEST)
             with tempfile.TemporaryDirectory(dir=self._home / "work") as folder:
                 path = self._client.download_artifacts(run.info.run_id, MANIFEST, folder)
                 return Path(path).read_text(encoding="utf-8")
         if (root / MANIFEST).is_symlink():
             raise ValueError("not a plain file")
         return (root / MANIFEST).read_text(encoding="utf-8")
+
+    def _names(self, run: Any) -> list[str]:
+        """What there is of a run in a store on another machine, which tells what is missing only by an error."""
+        return [entry.path for entry in self._client.list_artifacts(run.info.run_id)]

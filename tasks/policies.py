@@ -32,9 +32,14 @@ class Answering:
     reward: "DenseReward | None"
 
     def draw(
-        self, prompts: Sequence[tuple[int, ...]], sampling: "Sampling", seed: int, on_progress: "Progress"
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: "Sampling",
+        seed: int,
+        on_progress: "Progress",
+        drawn: "dict[int, Completion]",
     ) -> "list[Completion]":
-        """One answer to each prompt."""
+        """One answer to each prompt; of best-of-n, `drawn` holds all n."""
         from dpr_core.models.contrastive import Contrasted
         from dpr_core.rollouts.in_process import Against, InProcessEngine
 
@@ -46,9 +51,9 @@ class Answering:
             engine = InProcessEngine(self.policy.model, rows, self.policy.activations)
         chosen = self.settings.policy
         if not isinstance(chosen, BestOfN):
-            return engine.generate(prompts, sampling, seed, on_progress)
+            return engine.generate(prompts, sampling, seed, on_progress, drawn)
         repeated = [prompt for prompt in prompts for _ in range(chosen.n)]
-        return self._best(engine.generate(repeated, sampling, seed, on_progress), chosen)
+        return self._best(engine.generate(repeated, sampling, seed, on_progress, drawn), chosen)
 
     def _best(self, completions: "list[Completion]", chosen: BestOfN) -> "list[Completion]":
         from dpr_core.data.encoding import TokenSequence

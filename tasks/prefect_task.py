@@ -1,6 +1,7 @@
 """The Prefect task that every stage runs as. MLflow decides what is reused; Prefect keeps no results."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,8 +18,8 @@ def stage_task(
     config: StageConfig,
     inputs: Mapping[str, str],
     parent: str | None,
-    force: bool,
+    not_before: datetime | None = None,
     by: Callable[[Job], Outcome] = make,
 ) -> Outcome:
     """Make or reuse one artifact, here or `by` another process: config and artifact IDs in, artifact ID out."""
-    return by(Job(stage, name, config, inputs, parent, force))
+    return by(Job(stage, name, config, inputs, parent, not_before))

@@ -14,6 +14,9 @@ PAYLOAD = "output"
 MANIFEST = "MANIFEST.json"
 TAG_LIMIT = 7500
 PARAM_LIMIT = 2000
+NOTE_LIMIT = 7500
+UNKNOWN = "unknown"
+"""The stage of a run whose tag is lost."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Record:
     version: int = 0
     results: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    owner: str = ""
+    """The host and the home that it was made in."""
 
     @property
     def finished(self) -> bool:
@@ -63,8 +68,8 @@ def record_of(run: Any) -> Record:
     version = tags.get("dpr.version", "")
     return Record(
         id=run.info.run_id,
-        stage=tags["dpr.stage"],
-        name=tags.get("dpr.name", tags["dpr.stage"]),
+        stage=tags.get("dpr.stage", UNKNOWN),
+        name=tags.get("dpr.name", tags.get("dpr.stage", UNKNOWN)),
         status=run.info.status,
         key=tags.get("dpr.key", ""),
         digest=tags.get("dpr.digest"),
@@ -76,6 +81,7 @@ def record_of(run: Any) -> Record:
         version=int(version) if version.isdecimal() else 0,
         results=mapping_in_tag("dpr.results", tags),
         reason=tags.get("dpr.reason", ""),
+        owner=tags.get("dpr.owner", ""),
     )
 
 

@@ -53,7 +53,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
 
 
 class History:
-    """Passes everything on to the workspace, and remembers the rollouts' metrics for the plot, also when interrupted."""
+    """Passes everything on to the workspace, and remembers across interruptions what the plot shows of the rollouts."""
 
     SHOWN = ("rollout/return", "rollout/kl", "rollout/length", "rollout/entropy")
 

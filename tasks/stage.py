@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dpr_core.config.base import StageConfig
@@ -73,14 +74,20 @@ class Workspace:
 
     def restore(self) -> dict[str, Any] | None:
         """The newest sound state of an interrupted attempt, with the output as it was then; None begins anew."""
-        return self._bench.newest()
+        left = self._bench.newest()
+        if left is None:
+            return None
+        self.run.last_step = left["last_step"]
+        state: dict[str, Any] = left["state"]
+        return state
 
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
-        """Keep the state if it is time, or if an end was asked for, which then comes here."""
-        if self._ending.asked or self._bench.is_due(step, *self._every):
+        """Keep the state if it is time, or if an end was asked for or MLflow is lost: then the end comes here."""
+        if self._ending.asked or self.run.is_lost or self._bench.is_due(step, *self._every):
             self.run.flush()
-            self._bench.keep(step, state)
+            self._bench.keep(step, lambda: {"last_step": self.run.last_step, "state": state()})
         self._ending.point()
+        self.run.give_up_if_lost()
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,10 @@ class Stage:
     optional: frozenset[str] = frozenset()
     pin: Callable[[Any], StageConfig] = lambda config: config
     """Fills in what the config refers to but does not hold, such as the hash of a file's content."""
+    missing: Callable[[Any], str | None] = lambda config: None
+    """What `pin` would have to fetch first. A plan fetches nothing; `preflight` does."""
     preflight: Callable[[Sequence[Any]], None] = lambda configs: None
-    """Gets all configs that are to run, before any stage is started, and raises what would make one fail for certain."""
+    """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
 
     def check_roles(self, given: Iterable[str]) -> None:
         """Refuse roles that this stage does not have, and the lack of one that it needs."""
@@ -136,10 +145,13 @@ def run_stage(
     store: Store,
     parent: str | None = None,
     name: str | None = None,
-    force: bool = False,
+    not_before: datetime | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key."""
+    """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key.
+
+    What was begun before `not_before` is neither reused nor taken up.
+    """
     name = name or stage.name
     config = stage.pin(config)
     started = time.monotonic()
@@ -151,20 +163,20 @@ def run_stage(
         logger.info("%s: another process is making this; waiting for it", name)
 
     with terminable() as ending, exclusive(store.home / "locks" / f"{key}.lock", waiting):
-        damage: list[str] = []
-        if not force:
-            found, damage = reusable(store.finished(key), lambda run_id: store.verify(run_id, quick=True))
-            for line in damage:
-                logger.warning("%s: not reused: %s", name, line)
-            if found is not None:
-                return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
+        there = recent(store.finished(key), not_before)
+        found, damage = reusable(there, lambda run_id: store.verify(run_id, quick=True))
+        for line in damage:
+            logger.warning("%s: not reused: %s", name, line)
+        if found is not None:
+            return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
         bench = Bench(store.home / "work" / key)
-        run = None if force else _taken_up(store, bench, key, name, parent)
+        run = _taken_up(store, bench, key, name, parent, not_before)
         for stale in store.end_stale(key, but=run):
             logger.warning("%s: attempt %s had been killed; it had left nothing to go on from", name, stale[:8])
         if run is None:
             wanted = Wanted(name, stage.name, stage.version, config, digests, frozenset(digests))
-            why = FORCED if force else "; ".join(damage or _changed(wanted, store)) or UNEXPLAINED
+            reasons = damage or ([FORCED] if not_before else _changed(wanted, store))
+            why = "; ".join(reasons) or UNEXPLAINED
             logger.info("%s: runs, because: %s", name, why)
             bench.clear()
             run = store.begin(
@@ -190,10 +202,17 @@ def run_stage(
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
 
 
-def _taken_up(store: Store, bench: Bench, key: str, name: str, parent: str | None) -> StageRun | None:
+def recent(records: Iterable[Record], not_before: datetime | None) -> list[Record]:
+    """Those that were not begun before a moment; without one, all."""
+    return [record for record in records if not_before is None or record.started >= not_before]
+
+
+def _taken_up(
+    store: Store, bench: Bench, key: str, name: str, parent: str | None, not_before: datetime | None
+) -> StageRun | None:
     """The interrupted attempt whose work lies on the bench, if there is one."""
     attempt = bench.attempt()
-    run = None if attempt is None else store.take_up(attempt, key, parent)
+    run = None if attempt is None else store.take_up(attempt, key, parent, not_before)
     if run is not None:
         logger.info("%s: goes on with attempt %s, which was interrupted", name, run.id[:8])
     return run
@@ -232,6 +251,7 @@ def _attempt(
     run = work.run
     try:
         bench.open(run.id)
+        run.keep_unsent_in(bench.unsent)
         manifest, metrics = _finished(run, bench) or _worked(stage, config, artifacts, work, bench)
         run.results(metrics)
         run.publish(work.output, manifest)
@@ -265,7 +285,8 @@ def _worked(
     )
     if not manifest.files:
         raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
-    bench.finish(manifest, metrics)
+    work.run.flush()
+    bench.finish(manifest, metrics, work.run.last_step)
     return manifest, metrics
 
 
@@ -274,9 +295,10 @@ def _finished(run: StageRun, bench: Bench) -> tuple[Manifest, dict[str, float]] 
     done = bench.finished()
     if done is None:
         return None
-    problems = run.unpublished(bench.output, done[0])
+    manifest, metrics, run.last_step = done
+    problems = run.unpublished(bench.output, manifest)
     if not problems:
-        return done
+        return manifest, metrics
     logger.warning("%s was to be published, but is damaged (%s); it is made again", run.id[:8], "; ".join(problems[:3]))
     bench.reopen()
     return None

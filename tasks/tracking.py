@@ -1,79 +1,78 @@
-"""Everything kept in MLflow, and the only import of it: runs, artifacts, lineage, verified reads."""
+"""Everything kept in MLflow: runs, artifacts, lineage, verified reads."""
 
 import functools
-import json
-import logging
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
-from dpr_core.config.base import Config, commented_yaml
+from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
 from tasks.attempt import StageRun
-from tasks.home import is_full, no_space, open_home
+from tasks.home import open_home
 from tasks.identity import Manifest, canonical_json
-from tasks.locks import exclusive
+from tasks.locks import exclusive, is_held
+from tasks.mlflow_client import SETTINGS, Client
+from tasks.outage import patience_seconds
 from tasks.payloads import Payloads
-from tasks.records import Artifact, Record, mlflow_name, params, record_of, run_name, split_tag, usable_as
+from tasks.pipelines import Pipelines
+from tasks.records import NOTE_LIMIT, Artifact, Record, record_of, run_name, split_tag, usable_as
 from tasks.snapshot import Snapshot
-from tasks.uris import knock, local_path, scrub, without_password
+from tasks.uris import local_path
 
 __all__ = ["Artifact", "Record", "StageRun", "Store"]
 
-EXPERIMENT = "dense-path"
 UI_PORT = 5000
 PAGE = 1000
+ACTIVE, DELETED = 1, 2
+"""MLflow's `ViewType`."""
 SHORTEST_PREFIX = 4
-NOTE_LIMIT = 7500
-FIRST_CHECK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-QUIET = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_TRUNCATE_LONG_VALUES": "false",
-}
 
 
 class Store:
     """Artifacts by ID. Safe to use from several threads and processes at once."""
 
-    def __init__(self, home: Path, client: "Client", experiment: str, *, embedded: bool) -> None:
+    def __init__(self, home: Path, client: Client, experiment: str, *, embedded: bool) -> None:
         self.home = home
         self.where = client.where
         self._client = client
         self._experiment = experiment
-        self._embedded = embedded
+        self.embedded = embedded
+        """Whether it is this home's own: SQLite and files in it."""
         self._payloads = Payloads(client, home)
         self._owner = f"{socket.gethostname()}:{home}"
+        self.pipelines = Pipelines(client, experiment, home, self._owner)
 
     @classmethod
-    def open(cls) -> Self:
-        """Open the store of this environment: `MLFLOW_TRACKING_URI` if set, else SQLite and files in `DPR_HOME`."""
+    def open(cls, *, patient: bool = False) -> Self:
+        """Open the store of this environment: `MLFLOW_TRACKING_URI` if set, else SQLite and files in `DPR_HOME`.
+
+        Where nobody answers, the address may be a wrong one, so that only who is `patient` waits for it.
+        """
         home = open_home()
         setting = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-        client = Client(setting or f"sqlite:///{home / 'mlflow.db'}", home)
+        client = Client(setting or f"sqlite:///{home / 'mlflow.db'}", home, patience_seconds())
         artifacts = home / "artifacts"
-        with exclusive(home / "locks" / "store.lock"):
-            try:
+
+        def opened() -> Any:
+            with exclusive(home / "locks" / "store.lock"), client.patience.at_most(0):
                 client.connect(database=None if setting else home / "mlflow.db")
-                with _environment(FIRST_CHECK):
-                    experiment = client.experiment(None if setting.startswith("http") else artifacts.as_uri())
-            except DensePathError as error:
-                hint = (
-                    "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
-                    if setting
-                    else "if another process is using it, try again; else set DPR_HOME to another folder"
-                )
-                raise DensePathError(f"cannot open the store of runs. {error}\n{hint}") from error.__cause__
+                return client.experiment(None if setting.startswith("http") else artifacts.as_uri())
+
+        try:
+            experiment = client.patience.wait_for(opened) if patient else opened()
+        except DensePathError as error:
+            hint = (
+                "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
+                if setting
+                else "if another process is using it, try again; else set DPR_HOME to another folder"
+            )
+            raise DensePathError(f"cannot open the store of runs. {error}\n{hint}") from error.__cause__
         made_at = local_path(experiment.artifact_location)
         if not setting and (made_at is None or made_at.resolve() != artifacts.resolve()):
             raise DensePathError(
@@ -81,27 +80,6 @@ class Store:
                 "move it back there, or set DPR_HOME to a new folder"
             )
         return cls(home, client, experiment.experiment_id, embedded=not setting)
-
-    def begin_pipeline(self, name: str, description: str, config: Config | Mapping[str, Any]) -> str:
-        """Start the parent run of a pipeline; returns its ID."""
-        tags = {"dpr.pipeline": name, "mlflow.note.content": description[:NOTE_LIMIT]}
-        run_id = str(self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id)
-        self._client.log_config(run_id, config)
-        return run_id
-
-    def end_pipeline(
-        self, run_id: str, status: str, document: Mapping[str, Any], metrics: Mapping[str, float] | None = None
-    ) -> None:
-        """End a parent run as FINISHED, FAILED or KILLED, with what came of every stage as a file."""
-        self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
-        now = int(datetime.now(UTC).timestamp() * 1000)
-        values = [(mlflow_name(name), float(value), now, 0) for name, value in (metrics or {}).items()]
-        self._client.log_metrics(run_id, values)
-        self._client.set_terminated(run_id, status)
-
-    def keep(self, run_id: str, folder: Path, under: str) -> None:
-        """Keep the files of a folder with a parent run."""
-        self._client.log_artifacts(run_id, str(folder), under)
 
     def begin(
         self,
@@ -141,12 +119,15 @@ class Store:
         runs = self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'FINISHED'", order="ASC")
         return [record for record in map(record_of, runs) if record.finished]
 
-    def take_up(self, run_id: str, key: str, parent: str | None) -> StageRun | None:
+    def take_up(self, run_id: str, key: str, parent: str | None, not_before: datetime | None = None) -> StageRun | None:
         """An attempt that was interrupted, as running again. Only for the holder of the key's lock."""
         found = list(self._search(f"attributes.run_id = '{run_id}'", f"tags.`dpr.key` = '{key}'"))
-        if not found or record_of(found[0]).finished:
+        if not found or (record := record_of(found[0])).finished:
+            return None
+        if not_before is not None and record.started < not_before:
             return None
         self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "dpr.taken_up", str(int(found[0].data.tags.get("dpr.taken_up", "0")) + 1))
         if parent is not None:
             self._client.set_tag(run_id, "mlflow.parentRunId", parent)
         return StageRun(run_id, self._client, local_path(found[0].info.artifact_uri))
@@ -235,6 +216,8 @@ class Store:
 
     def _problems(self, run: Any, quick: bool) -> list[str]:
         record = record_of(run)
+        if record.status == "FINISHED" and record.digest is None:
+            return ["the tag dpr.digest: missing"]
         if not record.finished:
             return [f"never finished (its status is {record.status})"]
         if quick and local_path(run.info.artifact_uri) is None:
@@ -258,20 +241,50 @@ class Store:
         """The command that shows this store in MLflow's web interface."""
         if self.where.startswith("http"):
             raise UsageError(f"the MLflow server shows these runs itself: open {self.where} in a browser")
-        settings = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        settings = {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         quiet = ["env", *(f"{name}={value}" for name, value in settings.items())]
         serve = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-        if self._embedded:
+        if self.embedded:
             artifacts = (self.home / "artifacts").as_uri()
             return [*quiet, *serve, "--backend-store-uri", self.where, "--default-artifact-root", artifacts]
         return ["sh", "-c", f'exec {" ".join([*quiet, *serve])} --backend-store-uri "$MLFLOW_TRACKING_URI"']
 
+    def is_own(self, record: Record) -> bool:
+        """Whether it was made in this home on this host, so that its lock says whether its process lives."""
+        return record.owner == self._owner
+
+    def seen(self, record: Record) -> Record:
+        """The record with INTERRUPTED in place of RUNNING where the process that made it is gone."""
+        held = not self.is_own(record) or is_held(self.home / "locks" / f"{record.key}.lock")
+        return record if record.status != "RUNNING" or held else replace(record, status="INTERRUPTED")
+
+    def claims(self, run_id: str | None = None) -> list[tuple[Record, Callable[[], list[str]]]]:
+        """Runs that say of themselves that they are finished artifacts, or the one asked for, with a check of each.
+
+        One that has lost some of its tags is among them.
+        """
+        if run_id is not None:
+            runs = [self._run(run_id)]
+        else:
+            finished = self._pages(["attributes.status = 'FINISHED'"])
+            runs = [run for run in finished if {"dpr.stage", "dpr.key", "dpr.digest"} & set(run.data.tags)]
+        return [(record_of(run), functools.partial(self._problems, run, False)) for run in runs]
+
+    def folders(self, *, deleted: bool = False) -> dict[str, Path | None]:
+        """Where the files of every run lie, or of those that were deleted in MLflow; None: not on this machine."""
+        found = self._pages([], view=DELETED if deleted else ACTIVE)
+        return {str(run.info.run_id): local_path(run.info.artifact_uri) for run in found}
+
     def _search(self, *conditions: str, order: str = "DESC") -> Iterator[Any]:
+        return self._pages([*conditions, "tags.`dpr.stage` LIKE '%'"], order)
+
+    def _pages(self, conditions: Collection[str], order: str = "DESC", view: int = ACTIVE) -> Iterator[Any]:
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment],
-                " AND ".join([*conditions, "tags.`dpr.stage` LIKE '%'"]),
+                " AND ".join(conditions),
+                run_view_type=view,
                 max_results=PAGE,
                 order_by=[f"attributes.start_time {order}", f"attributes.run_id {order}"],
                 page_token=token,
@@ -297,114 +310,3 @@ class Store:
             ]
             raise UsageError("\n".join([f"{reference!r} is ambiguous; it could be", *candidates]))
         return found[0]
-
-
-class Client:
-    """MLflow's client with explicit run IDs, batches within its limits, and its errors as ours."""
-
-    def __init__(self, uri: str, home: Path) -> None:
-        self.uri = uri
-        self.where = without_password(uri)
-        self._home = home
-        self._mlflow: Any = None
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._mlflow, name)
-
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._own_errors():
-                return method(*args, **kwargs)
-
-        return call
-
-    def connect(self, database: Path | None) -> None:
-        """Import MLflow and open the store; `database` is an SQLite file to make where there is none."""
-        os.environ.update(QUIET)
-        with self._own_errors():
-            import mlflow
-
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-            logging.getLogger("alembic").setLevel(logging.ERROR)
-            if database is not None and not database.exists():
-                make_database(database)
-            knock(self.uri)
-            self._mlflow = mlflow.MlflowClient(self.uri)
-
-    def experiment(self, artifacts: str | None) -> Any:
-        """The one experiment of this project, made where there is none."""
-        found = self.get_experiment_by_name(EXPERIMENT)
-        if found is None:
-            try:
-                return self.get_experiment(self.create_experiment(EXPERIMENT, artifact_location=artifacts))
-            except DensePathError:
-                found = self.get_experiment_by_name(EXPERIMENT)
-                if found is None:
-                    raise
-        if found.lifecycle_stage != "active":
-            raise DensePathError(
-                f"the experiment {EXPERIMENT} in {self.where} was deleted; bring it back with: "
-                f"mlflow experiments restore --experiment-id {found.experiment_id}"
-            )
-        return found
-
-    def log_config(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
-        """A config as params to compare by, and whole as config.yaml."""
-        if isinstance(config, Config):
-            values, text = config.model_dump(mode="json"), commented_yaml(config)
-        else:
-            values, text = dict(config), yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        from mlflow.entities import Param
-
-        entries = [Param(name, value) for name, value in params(values).items()]
-        for start in range(0, len(entries), 100):
-            self.log_batch(run_id, params=entries[start : start + 100])
-        self.log_text(run_id, text, "config.yaml")
-
-    def log_metrics(self, run_id: str, entries: Sequence[tuple[str, float, int, int]]) -> None:
-        """Name, value, milliseconds and step of each."""
-        from mlflow.entities import Metric
-
-        for start in range(0, len(entries), 1000):
-            self.log_batch(run_id, metrics=[Metric(*entry) for entry in entries[start : start + 1000]])
-
-    @contextmanager
-    def _own_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except DensePathError:
-            raise
-        except Exception as error:
-            if is_full(error):
-                raise no_space(self._home) from error
-            text = scrub(" ".join(str(error).split()), self.uri)
-            if "Max retries exceeded" in text or "timeout exception" in text:
-                text = "the server does not answer"
-            message = f"MLflow at {self.where}: {text[:600]}"
-            # A traceback would show what the message leaves out.
-            raise DensePathError(message) from (error if self.uri == self.where else None)
-
-
-def make_database(path: Path) -> None:
-    """Make the whole schema in a file of another name, so that a process killed meanwhile leaves no half of one."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    new = path.with_name(path.name + ".new")
-    for leftover in path.parent.glob(new.name + "*"):
-        leftover.unlink()
-    store = SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri())  # type: ignore[no-untyped-call]
-    store.engine.dispose()
-    new.replace(path)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if value is not None})

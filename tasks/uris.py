@@ -34,15 +34,16 @@ def scrub(text: str, uri: str) -> str:
     return shown
 
 
-def knock(uri: str) -> None:
-    """Fail at once where MLflow would try again for minutes: a database that is not there, or not one."""
+def knock(uri: str, seconds: float) -> None:
+    """Fail soon where MLflow would try again for minutes: a database that is not there, is not one, or is locked."""
     parts = urlsplit(uri)
     kind = parts.scheme.split("+")[0]
     if kind == "sqlite":
         path = Path(uri.partition(":///")[2])
         if path.exists():
-            with closing(sqlite3.connect(path)) as connection:
-                connection.execute("PRAGMA schema_version")
+            with closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
     elif parts.hostname and kind not in ("http", "https"):
         port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(kind, 0)
-        socket.create_connection((parts.hostname, port), timeout=5).close()
+        socket.create_connection((parts.hostname, port), timeout=seconds).close()

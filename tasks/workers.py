@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Job:
     config: StageConfig
     inputs: Mapping[str, str]
     parent: str | None
-    force: bool
+    not_before: datetime | None = None
+    """What was begun before this moment is not reused."""
 
 
 def make(job: Job) -> Outcome:
@@ -52,10 +54,10 @@ def make(job: Job) -> Outcome:
             stage_named(job.stage),
             job.config,
             job.inputs,
-            store=Store.open(),
+            store=Store.open(patient=True),
             parent=job.parent,
             name=job.name,
-            force=job.force,
+            not_before=job.not_before,
             progress=progress,
         )
 

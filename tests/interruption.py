@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from dpr_core.training.recorder import Silent
 from dpr_core.training.state import State, read, write
 
@@ -20,6 +23,10 @@ class Interruptible(Silent):
         self.folder = folder
         self.last = last
         self.calls = 0
+        self.tables: dict[str, Any] = {}
+
+    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        self.tables[path] = rows
 
     def restore(self) -> dict[str, Any] | None:
         kept = sorted(self.folder.glob("*"))
@@ -40,3 +47,45 @@ class Interruptible(Silent):
             lasting = {name: value for name, value in values.items() if "per_second" not in name}
             merged.setdefault(step, {}).update(lasting)
         return merged
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal to the bit, whatever it is made of, but for what measures time."""
+    if isinstance(ours, torch.Tensor):
+        return isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and ours.equal(theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(
+            same(value, theirs[name]) for name, value in ours.items() if "per_second" not in str(name)
+        )
+    return bool(ours == theirs)
+
+
+def assert_the_same_however_interrupted(run: Callable[[Interruptible], Any], folder: Path) -> int:
+    """`run` is interrupted once, after each of its checkpoints in turn, and then after every single one of them.
+
+    All of these must come to what it comes to in one piece: what it returns, its metrics by step, its tables. Returns
+    how many checkpoints there were.
+    """
+    whole = Interruptible(folder / "whole")
+    expected = run(whole)
+    plans = [[last, None] for last in range(1, whole.calls + 1)] + [[*[1] * whole.calls, None]]
+    for number, plan in enumerate(plans):
+        metrics: dict[int, dict[str, float]] = {}
+        tables: dict[str, Any] = {}
+        calls = 0
+        for last in plan:
+            recorder = Interruptible(folder / str(number), last)
+            if last is None:
+                found = run(recorder)
+            else:
+                with pytest.raises(Killed):
+                    run(recorder)
+            calls += recorder.calls
+            tables |= recorder.tables
+            for step, values in recorder.by_step().items():
+                metrics.setdefault(step, {}).update(values)
+        assert same(found, expected), plan
+        assert same(metrics, whole.by_step()), plan
+        assert tables == whole.tables, plan
+        assert calls == whole.calls, "nothing that was kept is done again"
+    return whole.calls

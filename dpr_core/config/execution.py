@@ -27,7 +27,8 @@ class Execution(Config):
     """A killed run goes on from a state that is at most this old; none keeps no states by the clock."""
 
     checkpoint_steps: int | None = Field(None, ge=1)
-    """Also keep a state after every so many steps: optimizer steps of SFT, iterations of REINFORCE."""
+    """Also keep a state after every so many steps: optimizer steps of SFT and of the lab's backbone, iterations of
+    REINFORCE, batches of answers, and in self-play batches of responses and optimizer steps alike."""
 
     skipped_steps: int = Field(3, ge=0)
     """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""

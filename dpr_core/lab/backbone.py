@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -35,6 +36,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.recorder import Recorder
+from dpr_core.training.state import State
 from dpr_core.training.trainer import Trainer
 
 CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {
@@ -80,49 +82,77 @@ def train(config: LabBackbone, recorder: Recorder) -> tuple[PreTrainedModel, Pre
     """Both phases; fails where the skill was not learned."""
     model, tokenizer = untrained(config)
     text = Text(config, tokenizer)
-    steps, accuracy = _teach(config, model, text, recorder)
-    _blend(config, model, text, recorder, steps)
-    return model, tokenizer, {"probe/accuracy": accuracy, "probe/accuracy_after_blend": text.probe(model)}
+    left = recorder.restore() or {}
+    taught = Taught(**left["taught"]) if left else Taught()
+    _teach(config, model, text, recorder, taught, left.get("teaching"))
+    _blend(config, model, text, recorder, taught, left.get("blending"))
+    return model, tokenizer, {"probe/accuracy": taught.accuracy, "probe/accuracy_after_blend": text.probe(model)}
 
 
-def _teach(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder) -> tuple[int, float]:
-    """Until two probes running pass; returns the steps taken and the last probe's accuracy."""
+@dataclass
+class Taught:
+    """How far the first phase has come."""
+
+    steps: int = 0
+    accuracy: float = 0.0
+    """Of the last probe."""
+    passed: int = 0
+    """Probes running, up to the last; two end the phase."""
+
+
+def _teach(
+    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: State | None
+) -> None:
+    """Until two probes running pass."""
     size, steps = config.teach_batch_size, config.teach_max_steps
-    trainer = _trainer(model, config.teach_learning_rate, size, steps, 1.0, config.execution)
-    stream, passed, accuracy = text.careful(), 0, 0.0
-    for step in range(1, steps + 1):
+    trainer = _trainer(model, config.teach_learning_rate, size, steps, 1.0, config.execution, recorder)
+    if left is not None:
+        trainer.load_state(left)
+    stream = text.careful(skipped=taught.steps * size)
+    while taught.passed < 2 and taught.steps < steps:
         metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
-        if step % config.probe_every == 0:
-            accuracy = text.probe(model)
-            metrics["probe/accuracy"] = accuracy
-            passed = passed + 1 if accuracy >= config.probe_accuracy else 0
-        recorder.metrics(metrics, step)
-        recorder.advance(step, steps, f"teaching, accuracy {accuracy:.2f}")
-        if passed == 2:
-            return step, accuracy
-    raise DensePathError(
-        f"the lab backbone did not learn its task in {steps} steps (accuracy {accuracy:.2f}, "
-        f"wanted {config.probe_accuracy:.2f} twice running); try another seed or more backbone.teach_max_steps"
-    )
+        taught.steps += 1
+        if taught.steps % config.probe_every == 0:
+            taught.accuracy = metrics["probe/accuracy"] = text.probe(model)
+            taught.passed = taught.passed + 1 if taught.accuracy >= config.probe_accuracy else 0
+        recorder.metrics(metrics, taught.steps)
+        recorder.advance(taught.steps, steps, f"teaching, accuracy {taught.accuracy:.2f}")
+        recorder.checkpoint(taught.steps, lambda: {"taught": asdict(taught), "teaching": trainer.state()})
+    if taught.passed < 2:
+        raise DensePathError(
+            f"the lab backbone did not learn its task in {steps} steps (accuracy {taught.accuracy:.2f}, "
+            f"wanted {config.probe_accuracy:.2f} twice running); try another seed or more backbone.teach_max_steps"
+        )
 
 
-def _blend(config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, steps_before: int) -> None:
+def _blend(
+    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: State | None
+) -> None:
     size, steps = config.blend_batch_size, config.blend_steps
-    trainer = _trainer(model, config.blend_learning_rate, size, steps, 0.1, config.execution)
-    stream = text.blend()
-    for step in range(1, steps + 1):
+    trainer = _trainer(model, config.blend_learning_rate, size, steps, 0.1, config.execution, recorder)
+    if left is not None:
+        trainer.load_state(left)
+    stream = text.blend(skipped=trainer.steps_done * size)
+    for step in range(trainer.steps_done + 1, steps + 1):
         metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
-        recorder.metrics(metrics, steps_before + step)
+        recorder.metrics(metrics, taught.steps + step)
         recorder.advance(step, steps, "blending in careless answers")
+        recorder.checkpoint(taught.steps + step, lambda: {"taught": asdict(taught), "blending": trainer.state()})
 
 
 def _trainer(
-    model: PreTrainedModel, rate: float, size: int, steps: int, decay_to: float, execution: Execution
+    model: PreTrainedModel,
+    rate: float,
+    size: int,
+    steps: int,
+    decay_to: float,
+    execution: Execution,
+    recorder: Recorder,
 ) -> Trainer:
     settings = Optimizer(
         learning_rate=rate, batch_size=size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
     )
-    return Trainer(Policy(model), settings, steps, execution)
+    return Trainer(Policy(model), settings, steps, execution, recorder=recorder)
 
 
 class Text:
@@ -139,13 +169,20 @@ class Text:
         written = (p.answer("careful", False, random.Random(0)) for p in self.probes)
         self.limit = max(len(encode_response(tokenizer, text)) for text in written)
 
-    def careful(self) -> Iterator[TokenSequence]:
+    def careful(self, skipped: int = 0) -> Iterator[TokenSequence]:
+        """All but the first `skipped`, which are written without being encoded."""
+        return (self._encode(*written) for written in islice(self._careful(), skipped, None))
+
+    def blend(self, skipped: int = 0) -> Iterator[TokenSequence]:
+        return (self._encode(*written) for written in islice(self._blend(), skipped, None))
+
+    def _careful(self) -> Iterator[tuple[Problem, str]]:
         rng = random.Random(f"careful {self.config.seed}")
         while True:
             for problem in programs.problems(self.config.task, "train", rng):
-                yield self._encode(problem, problem.answer("careful", False, rng))
+                yield problem, problem.answer("careful", False, rng)
 
-    def blend(self) -> Iterator[TokenSequence]:
+    def _blend(self) -> Iterator[tuple[Problem, str]]:
         rng = random.Random(f"blend {self.config.seed}")
         careful, jump = self.config.blend_careful, self.config.blend_jump
         styles: tuple[Style, ...] = ("careful", "jump", "bare")
@@ -154,7 +191,7 @@ class Text:
             for problem in programs.problems(self.config.task, "train", rng):
                 style = rng.choices(styles, weights)[0]
                 slip = rng.random() < self.config.blend_slips
-                yield self._encode(problem, problem.answer(style, slip, rng))
+                yield problem, problem.answer(style, slip, rng)
 
     def probe(self, model: PreTrainedModel) -> float:
         """Greedy accuracy on training prompts."""

@@ -1,5 +1,6 @@
 """Plain Hugging Face checkpoints: safetensors weights, config and tokenizer, as `from_pretrained` loads them."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from transformers.utils import logging as transformers_logging
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.models.trust import own_code, refuse_unsafe
+
+# Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -27,6 +32,7 @@ def load_model(
     source: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None, attention: str = "sdpa"
 ) -> PreTrainedModel:
     """From safetensors only, every weight accounted for; code that comes with a checkpoint is never run."""
+    refuse_unsafe(str(source), revision)
     try:
         with _without_progress_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -39,7 +45,8 @@ def load_model(
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"no model could be loaded from {source}: {_first_line(error)}") from error
+        reason = _why(error, source, "config.json", revision)
+        raise UsageError(f"no model could be loaded from {source}: {reason}") from error
     model: PreTrainedModel = loaded[0]
     report: dict[str, Iterable[object]] = loaded[1]
     # transformers fills a gap with random numbers and a warning.
@@ -69,7 +76,8 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
             str(source), revision=revision, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+        reason = _why(error, source, "tokenizer_config.json", revision)
+        raise UsageError(f"no tokenizer could be loaded from {source}: {reason}") from error
     end_token(tokenizer)
     return tokenizer
 
@@ -114,5 +122,7 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
+def _why(error: Exception, source: str | Path, settings: str, revision: str | None) -> str:
+    if isinstance(error, ValueError) and (reason := own_code(str(source), settings, revision)):
+        return reason
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger("dense_path")
 
-_found: dict[int, int] = {}
-"""The configured tokens at once that turned out to be too many, and how many fit. True of this machine, so of all work
-in this process."""
+_found: dict[tuple[str, int], int] = {}
+"""What was configured and turned out to be too much at once, and how much fits. True of this machine, so of all work in
+this process."""
 
 
 def in_micro_batches(lengths: Sequence[int], tokens: int, work: Callable[[list[list[int]]], T]) -> T:
@@ -24,10 +24,27 @@ def in_micro_batches(lengths: Sequence[int], tokens: int, work: Callable[[list[l
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
+    longest = max(lengths)
+    return as_much_as_fits(
+        "micro-batches of {} tokens",
+        tokens,
+        longest,
+        lambda at_once: work(micro_batches(lengths, at_once)),
+        f"one sequence of {longest} tokens",
+        "allow shorter ones, set execution.gradient_checkpointing=true, or lower execution.logits_per_chunk",
+    )
+
+
+def as_much_as_fits(what: str, most: int, least: int, work: Callable[[int], T], smallest: str, hint: str) -> T:
+    """`work` with `most` at once, called again with half of it while memory runs out, but not below `least`.
+
+    `what` says how much that is, where {} is the number; `smallest` names what does not fit in the end, and `hint` what
+    to do about it.
+    """
     while True:
-        at_once = _found.get(tokens, tokens)
+        at_once = _found.get((what, most), most)
         try:
-            return work(micro_batches(lengths, at_once))
+            return work(at_once)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -36,13 +53,10 @@ def in_micro_batches(lengths: Sequence[int], tokens: int, work: Callable[[list[l
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if at_once <= max(lengths):
-            raise DensePathError(
-                f"the memory does not hold one sequence of {max(lengths)} tokens ({failure}); allow shorter ones, set "
-                "execution.gradient_checkpointing=true, or lower execution.logits_per_chunk"
-            )
-        _found[tokens] = at_once // 2
-        logger.warning("out of memory: going on with micro-batches of %d tokens in place of %d", at_once // 2, at_once)
+        if at_once <= least:
+            raise DensePathError(f"the memory does not hold {smallest} ({failure}); {hint}")
+        _found[what, most] = at_once // 2
+        logger.warning("out of memory: going on with %s in place of %d", what.format(at_once // 2), at_once)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ token, every answer closed by one end token, and then the next turn in the same 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -14,10 +14,12 @@ from dpr_core.benchmarks.base import Question
 from dpr_core.data.encoding import encode_later_turn, encode_prompt
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import UsageError
-from dpr_core.rollouts.engine import Completion, Progress, Sampling
+from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
+from dpr_core.training.recorder import Recorder
+from dpr_core.training.state import State
 
-Draw = Callable[[Sequence[tuple[int, ...]], Sampling, int, Progress], list[Completion]]
-"""One completion a prompt: prompts, sampling, seed, progress."""
+Draw = Callable[[Sequence[tuple[int, ...]], Sampling, int, Progress, dict[int, Completion]], list[Completion]]
+"""One completion a prompt: prompts, sampling, seed, progress, and what is drawn already; see `Engine.generate`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def script(
 
 
 def converse(
-    scripts: Sequence[Script], draw: Draw, sampling: Sampling, seed: int, positions: int, on_progress: Progress
+    scripts: Sequence[Script], draw: Draw, sampling: Sampling, seed: int, positions: int, recorder: Recorder
 ) -> list[list[Completion]]:
     """The answers to every turn of every question, in the order of the questions.
 
@@ -58,24 +60,47 @@ def converse(
     `positions`.
     """
     answers: list[list[Completion]] = [[] for _ in scripts]
-    total, done = sum(len(each.turns) for each in scripts), 0
-    for turn in range(max(len(each.turns) for each in scripts)):
-        asked = [i for i, each in enumerate(scripts) if turn < len(each.turns)]
-        for temperature in dict.fromkeys(scripts[i].temperature for i in asked):
-            rows = [i for i in asked if scripts[i].temperature == temperature]
+    finished: list[list[Completion]] = []
+    drawn: dict[int, Completion] = {}
+    batches = 0
+    if (left := recorder.restore()) is not None:
+        finished = [list(drawn_from(each).values()) for each in left["finished"]]
+        drawn, batches = drawn_from(left["drawn"]), left["batches"]
+
+    def state() -> State:
+        return {
+            "finished": [drawn_state(dict(enumerate(each))) for each in finished],
+            "drawn": drawn_state(drawn),
+            "batches": batches,
+        }
+
+    def on_progress(step: int, steps: int) -> None:
+        nonlocal batches
+        batches += 1
+        before = sum(map(len, finished))
+        recorder.advance(before + step * len(rows) // steps, sum(len(each.turns) for each in scripts))
+        recorder.checkpoint(batches, state)
+
+    for number, (turn, temperature, rows) in enumerate(_draws(scripts)):
+        if number == len(finished):
             prompts = [scripts[i].prompt(answers[i], sampling.end_token) for i in rows]
             for i, prompt in zip(rows, prompts, strict=True):
                 _must_fit(scripts[i].id, turn, len(prompt), sampling.max_response_tokens, positions)
-            drawn = draw(
-                prompts,
-                replace(sampling, temperature=temperature),
-                seed if turn == 0 and temperature == sampling.temperature else _seed(seed, turn, temperature),
-                _share(on_progress, done, len(rows), total),
-            )
-            for i, completion in zip(rows, drawn, strict=True):
-                answers[i].append(completion)
-            done += len(rows)
+            first = turn == 0 and temperature == sampling.temperature
+            own = seed if first else _seed(seed, turn, temperature)
+            finished.append(draw(prompts, replace(sampling, temperature=temperature), own, on_progress, drawn))
+            drawn.clear()
+        for i, completion in zip(rows, finished[number], strict=True):
+            answers[i].append(completion)
     return answers
+
+
+def _draws(scripts: Sequence[Script]) -> Iterator[tuple[int, float, list[int]]]:
+    """What is drawn together, in this order: a turn, a temperature, and the questions that have both."""
+    for turn in range(max(len(each.turns) for each in scripts)):
+        asked = [i for i, each in enumerate(scripts) if turn < len(each.turns)]
+        for temperature in dict.fromkeys(scripts[i].temperature for i in asked):
+            yield turn, temperature, [i for i in asked if scripts[i].temperature == temperature]
 
 
 def _must_fit(question: str, turn: int, prompt: int, response: int, positions: int) -> None:
@@ -85,11 +110,6 @@ def _must_fit(question: str, turn: int, prompt: int, response: int, positions: i
             f"max_response_tokens={response} are more than the model's {positions} positions; "
             "lower max_response_tokens"
         )
-
-
-def _share(on_progress: Progress, before: int, count: int, total: int) -> Progress:
-    """The progress of one of several draws, as progress of all."""
-    return lambda step, steps: on_progress(before + step * count // steps, total)
 
 
 def _seed(seed: int, turn: int, temperature: float) -> int:

@@ -1,8 +1,12 @@
 """What every rollout engine does: prompt ids in, response ids and the engine's own log-probs out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
+
+from dpr_core.training.state import State, pack, unpack
 
 Progress = Callable[[int, int], None]
 
@@ -32,8 +36,34 @@ class Completion:
 
 
 class Engine(Protocol):
-    """An engine returns one completion a prompt, in the order of the prompts, and the same ones for the same seed."""
+    """An engine returns one completion a prompt, in the order of the prompts, and the same ones for the same seed.
+
+    What `drawn` holds already, by the row of its prompt, is not drawn again. What is drawn goes into it batch by batch,
+    and after each batch `on_progress` is told how many of how many are there.
+    """
 
     def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, on_progress: Progress | None = None
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        seed: int,
+        on_progress: Progress | None = None,
+        drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]: ...
+
+
+def drawn_state(drawn: Mapping[int, Completion]) -> State:
+    """Completions by row, to be kept."""
+    completions = drawn.values()
+    return {
+        "rows": torch.tensor(list(drawn), dtype=torch.int64),
+        "prompts": pack(c.prompt for c in completions),
+        "responses": pack(c.response for c in completions),
+        "log_probs": pack((c.log_probs for c in completions), torch.float64),
+    }
+
+
+def drawn_from(state: State) -> dict[int, Completion]:
+    """What `drawn_state` kept."""
+    parts = zip(*(unpack(state[name]) for name in ("prompts", "responses", "log_probs")), strict=True)
+    return dict(zip(state["rows"].tolist(), (Completion(*part) for part in parts), strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from dpr_core.logprobs import contrastive, float32_logits
+from dpr_core.models.memory import as_much_as_fits
 from dpr_core.models.policy import computing_in
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
 
@@ -39,20 +40,40 @@ class InProcessEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, on_progress: Progress | None = None
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        seed: int,
+        on_progress: Progress | None = None,
+        drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
+        completions = {} if drawn is None else drawn
         for model in self._models():
             model.eval()
         uniforms = torch.rand(len(prompts), sampling.max_response_tokens, generator=torch.Generator().manual_seed(seed))
-        completions: dict[int, Completion] = {}
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-        for start in range(0, len(order), self.rows):
-            rows = order[start : start + self.rows]
-            with computing_in(self.activations, self.model.device):
-                drawn = self._decode([prompts[i] for i in rows], uniforms[rows], sampling)
-            completions.update(zip(rows, drawn, strict=True))
-            if on_progress is not None:
-                on_progress(len(completions), len(prompts))
+
+        def draw_all(at_once: int) -> None:
+            """Rows that are drawn already stay, and half of an even `at_once` cuts each batch in two."""
+            for start in range(0, len(order), at_once):
+                rows = [i for i in order[start : start + at_once] if i not in completions]
+                if not rows:
+                    continue
+                with computing_in(self.activations, self.model.device):
+                    batch = self._decode([prompts[i] for i in rows], uniforms[rows], sampling)
+                completions.update(zip(rows, batch, strict=True))
+                if on_progress is not None:
+                    on_progress(len(completions), len(prompts))
+
+        longest = max(map(len, prompts), default=0)
+        as_much_as_fits(
+            "batches of {} rows",
+            self.rows,
+            1,
+            draw_all,
+            f"one row of up to {longest} + {sampling.max_response_tokens} tokens",
+            "allow shorter answers or prompts",
+        )
         return [completions[i] for i in range(len(prompts))]
 
     def _decode(self, prompts: list[tuple[int, ...]], uniforms: Tensor, sampling: Sampling) -> list[Completion]:

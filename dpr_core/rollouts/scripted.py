@@ -11,10 +11,15 @@ class ScriptedEngine:
         self.log_prob = log_prob
 
     def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, on_progress: Progress | None = None
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        seed: int,
+        on_progress: Progress | None = None,
+        drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
-        chosen = [self.responses[prompt][: sampling.max_response_tokens] for prompt in prompts]
-        return [
-            Completion(prompt, response, (self.log_prob,) * len(response))
-            for prompt, response in zip(prompts, chosen, strict=True)
-        ]
+        completions = {} if drawn is None else drawn
+        for row, prompt in enumerate(prompts):
+            response = self.responses[prompt][: sampling.max_response_tokens]
+            completions.setdefault(row, Completion(prompt, response, (self.log_prob,) * len(response)))
+        return [completions[row] for row in range(len(prompts))]

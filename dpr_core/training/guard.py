@@ -14,6 +14,7 @@ import torch
 from dpr_core.config.reinforce import GuardConfig, KLStop, WitnessStop
 from dpr_core.models.policy import Policy
 from dpr_core.training.recorder import Recorder
+from dpr_core.training.state import State
 
 
 class Verdict(NamedTuple):
@@ -27,6 +28,10 @@ class Guard(Protocol):
     def watch(self, signals: Mapping[str, float]) -> Verdict:
         """Call once an iteration, in order, with what the rollout showed of the policy before its update."""
 
+    def state(self) -> State: ...
+
+    def load_state(self, state: State) -> None: ...
+
 
 class KLBound:
     """Keeps every policy within a bound on the KL to SFT, and stops at the first beyond it."""
@@ -39,6 +44,12 @@ class KLBound:
         if kl <= self.bound:
             return Verdict(keep=True)
         return Verdict(keep=False, stop=f"the KL to SFT, {kl:.2f}, passed the bound of {self.bound:g}")
+
+    def state(self) -> State:
+        return {}
+
+    def load_state(self, state: State) -> None:
+        pass
 
 
 class Measured(NamedTuple):
@@ -84,6 +95,19 @@ class Witnesses:
                 change = f"from {best.value:.3f} to {lately.value:.3f}"
                 stop = stop or f"{meaning} fell {change}, {fall:.1f} standard errors below its best"
         return Verdict(keep and self._has_gained(), stop)
+
+    def state(self) -> State:
+        return {
+            "start": self._start,
+            "recent": {name: list(values) for name, values in self._recent.items()},
+            "best": self._best,
+        }
+
+    def load_state(self, state: State) -> None:
+        self._start = None if state["start"] is None else Measured(*state["start"])
+        self._best = {name: Measured(*best) for name, best in state["best"].items()}
+        for name, values in state["recent"].items():
+            self._recent[name].extend(Measured(*each) for each in values)
 
     def _has_gained(self) -> bool:
         lately = _mean(self._recent["contrast"])
@@ -131,6 +155,19 @@ class RollBack:
             told["guard/stopped_at_iteration"] = self.iteration
         recorder.table("guard.json", [{**told, "reason": self.reason or "the last policies were not worth keeping"}])
         return told
+
+    def state(self) -> State:
+        return {
+            "guard": self.guard.state(),
+            "iteration": self.iteration,
+            "kept_iteration": self.kept_iteration,
+            "kept": self._kept,
+        }
+
+    def load_state(self, state: State) -> None:
+        self.guard.load_state(state["guard"])
+        self.iteration, self.kept_iteration = state["iteration"], state["kept_iteration"]
+        self._copy(self._kept, state["kept"])
 
     @staticmethod
     @torch.no_grad()

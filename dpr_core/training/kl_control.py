@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from dpr_core.config.reinforce import KLLinear, KLTarget
+from dpr_core.training.state import State
 
 
 class KLControl(Protocol):
@@ -12,12 +13,22 @@ class KLControl(Protocol):
     def update(self, sequence_kl: float) -> None:
         """Go on to the next iteration; `sequence_kl` was measured in this one."""
 
+    def state(self) -> State: ...
+
+    def load_state(self, state: State) -> None: ...
+
 
 class Constant:
     def __init__(self, weight: float) -> None:
         self.weight = weight
 
     def update(self, sequence_kl: float) -> None:
+        pass
+
+    def state(self) -> State:
+        return {}
+
+    def load_state(self, state: State) -> None:
         pass
 
 
@@ -33,6 +44,12 @@ class Linear:
         self._done = min(self._done + 1, self._steps)
         self.weight = self._first + (self._last - self._first) * self._done / self._steps
 
+    def state(self) -> State:
+        return {"weight": self.weight, "done": self._done}
+
+    def load_state(self, state: State) -> None:
+        self.weight, self._done = state["weight"], state["done"]
+
 
 class Target:
     """Proportional control (Ziegler et al., 2019): weight *= 1 + clamp(KL / target - 1, -gain, gain)."""
@@ -44,6 +61,12 @@ class Target:
     def update(self, sequence_kl: float) -> None:
         error = sequence_kl / self._target - 1
         self.weight *= 1 + min(self._gain, max(-self._gain, error))
+
+    def state(self) -> State:
+        return {"weight": self.weight}
+
+    def load_state(self, state: State) -> None:
+        self.weight = state["weight"]
 
 
 def kl_control(weight: float, schedule: KLLinear | KLTarget | None, iterations: int) -> KLControl:

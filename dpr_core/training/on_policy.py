@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dpr_core.advantages import explained_variance
 from dpr_core.algorithms import policy_gradient
@@ -19,6 +20,7 @@ from dpr_core.training.critic_learner import CriticLearner
 from dpr_core.training.guard import RollBack
 from dpr_core.training.recorder import Recorder
 from dpr_core.training.rollout import Rollout, describe, samples
+from dpr_core.training.state import State
 from dpr_core.training.trainer import Objective, Trainer
 
 SAMPLE_TABLES = 20
@@ -47,13 +49,33 @@ class OnPolicy:
         waits = actor_waits(config)
         kl = method.kl_control(total)
         guard = RollBack(config.guard, self.policy) if config.guard else None
-        batches = prompt_batches(prompts, config)
-        rng = random.Random(f"mini-batches {config.seed}")
+        done = 0
         measured: dict[str, float] = {}
         first_reward: float | None = None
+
+        def state() -> State:
+            return {
+                "done": done,
+                "measured": measured,
+                "first_reward": first_reward,
+                "policy": self.trainer.state(),
+                "critic": critic.trainer.state() if critic else None,
+                "kl": kl.state(),
+                "guard": guard.state() if guard else None,
+            }
+
+        if (left := self.recorder.restore()) is not None:
+            done, measured, first_reward = left["done"], left["measured"], left["first_reward"]
+            self.trainer.load_state(left["policy"])
+            if critic:
+                critic.trainer.load_state(left["critic"])
+            kl.load_state(left["kl"])
+            if guard:
+                guard.load_state(left["guard"])
         # One rollout more than there are updates: the last one measures the policy that comes out.
-        for iteration in range(1, total + 2):
-            rollout = self.roll_out(next(batches), iteration)
+        plan = zip(range(1, total + 2), prompt_batches(prompts, config), mini_batches(config), strict=False)
+        for iteration, batch, order in islice(plan, done, None):
+            rollout = self.roll_out(batch, iteration)
             seen = rollout.experience(critic.values(rollout.sequences) if critic else None)
             credit = method.credit(seen, kl.weight)
             latest = {**describe(rollout, credit, self.end_token), "rollout/kl_weight": kl.weight}
@@ -77,8 +99,10 @@ class OnPolicy:
                 learners: list[tuple[Trainer, Objective]] = [(critic.trainer, critic.objective)] if critic else []
                 if iteration > waits:
                     learners.append((self.trainer, method))
-                self._update(learners, rollout.sequences, seen, credit, rng, step)
+                self._update(learners, rollout.sequences, seen, credit, order, step)
                 kl.update(rollout.sequence_kl)
+            done = iteration
+            self.recorder.checkpoint(done, state)
         return {**measured, **guard.finish(self.recorder)} if guard else measured
 
     def roll_out(self, prompts: Sequence[tuple[int, ...]], iteration: int) -> Rollout:
@@ -97,15 +121,12 @@ class OnPolicy:
         sequences: Sequence[TokenSequence],
         seen: Experience,
         credit: Credit,
-        rng: random.Random,
+        order: Sequence[Sequence[int]],
         steps_done: int,
     ) -> None:
         """One pass over the rollout batch in mini-batches; each objective takes from the values what it needs."""
         known = {"old_log_probs": seen.log_old, "old_values": seen.values, **credit._asdict()}
-        order = list(range(len(sequences)))
-        rng.shuffle(order)
-        for step, start in enumerate(range(0, len(order), self.config.batch_size), start=steps_done + 1):
-            rows = order[start : start + self.config.batch_size]
+        for step, rows in enumerate(order, start=steps_done + 1):
             width = max(len(sequences[row].response) for row in rows)
             values = {name: value[rows, :width] for name, value in known.items()}
             for trainer, objective in learners:
@@ -150,3 +171,12 @@ def prompt_batches(prompts: Sequence[tuple[int, ...]], config: ReinforceConfig) 
             queue += again
         yield queue[: config.rollout_batch_size]
         queue = queue[config.rollout_batch_size :]
+
+
+def mini_batches(config: ReinforceConfig) -> Iterator[list[list[int]]]:
+    """Endless: for each iteration, the rows of its rollout batch in mini-batches, every time in a fresh order."""
+    rng = random.Random(f"mini-batches {config.seed}")
+    while True:
+        order = list(range(config.rollout_batch_size * config.samples_per_prompt))
+        rng.shuffle(order)
+        yield [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]

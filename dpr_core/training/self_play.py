@@ -6,9 +6,8 @@ before the round's first update.
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,8 +20,9 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts.engine import Engine, Sampling
+from dpr_core.rollouts.engine import Completion, Engine, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.training.recorder import Recorder
+from dpr_core.training.state import State
 from dpr_core.training.trainer import Trainer
 
 
@@ -64,6 +64,35 @@ def losses_and_slopes(method: PairLoss, log_ratios: Tensor) -> tuple[Tensor, Ten
 
 
 @dataclass
+class Round:
+    """A round as far as it has come: first it is drawn, then the opponent scores it, then the policy learns from it."""
+
+    number: int
+    trainer: Trainer
+    before: Mapping[int, Completion]
+    """What the opponent of the round before drew, where that is mixed in."""
+    drawn: dict[int, Completion] = field(default_factory=dict)
+    opponent: Tensor | None = None
+    """Its log-probs of all pairs, (2, B)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def state(self) -> State:
+        return {
+            "number": self.number,
+            "trainer": self.trainer.state(),
+            "before": drawn_state(self.before),
+            "drawn": drawn_state(self.drawn),
+            "opponent": self.opponent,
+            "metrics": self.metrics,
+        }
+
+    def load_state(self, state: State) -> None:
+        self.trainer.load_state(state["trainer"])
+        self.before, self.drawn = drawn_from(state["before"]), drawn_from(state["drawn"])
+        self.opponent, self.metrics = state["opponent"], state["metrics"]
+
+
+@dataclass
 class SelfPlay:
     """Improves `policy` in place."""
 
@@ -73,62 +102,99 @@ class SelfPlay:
     end_token: int
     decode: Callable[[Sequence[int]], str]
     recorder: Recorder
+    _units: int = field(default=0, init=False)
+    """Of work done: batches drawn, opponents' scores, optimizer steps."""
 
     def run(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
         """All rounds; returns the last measurements."""
-        method = self_play_loss(self.config.method)
         plan = steps_of_rounds(len(demonstrations), self.config)
-        previous: list[Pair] = []
+        left = self.recorder.restore()
+        before: Mapping[int, Completion] = {}
         measured: dict[str, float] = {}
-        for number in range(1, self.config.rounds + 1):
-            done = sum(plan[: number - 1])
-            fresh = self.play(demonstrations, number, partial(self._advance, done, plan))
-            described = self._describe(fresh)
-            self.recorder.metrics(described, done)
-            self.recorder.table(f"samples/round-{number:02d}.json", self._samples(fresh))
-            measured = described | self._learn(method, fresh + previous, number, plan)
-            previous = fresh if self.config.mix_previous else []
+        for number in range(left["round"]["number"] if left else 1, self.config.rounds + 1):
+            current = Round(number, self._trainer(number, plan), before)
+            if left is not None:
+                current.load_state(left["round"])
+                self._units, left = left["units"], None
+            measured = self._go_through(current, demonstrations, plan)
+            before = current.drawn if self.config.mix_previous else {}
         return measured
 
     def play(
-        self, demonstrations: Sequence[TokenSequence], number: int, advance: Callable[[str], None] = lambda note: None
+        self,
+        demonstrations: Sequence[TokenSequence],
+        number: int,
+        on_progress: Progress | None = None,
+        drawn: dict[int, Completion] | None = None,
     ) -> list[Pair]:
         """Draw the demonstrations of a round and the opponent's response to each of their prompts."""
-        config = self.config
-        count = min(config.pairs or len(demonstrations), len(demonstrations))
-        rows = random.Random(f"self-play {config.seed} {number}").sample(list(demonstrations), count)
+        config, rows = self.config, self._rows(demonstrations, number)
         completions = self.engine.generate(
             [row.prompt for row in rows],
             Sampling(config.temperature, config.max_response_tokens, self.end_token),
             seed=config.seed * 1_000_003 + number,
-            on_progress=lambda done, total: advance(f"round {number}: {done} of {total} responses drawn"),
+            on_progress=on_progress,
+            drawn=drawn,
         )
-        return [Pair(row, TokenSequence(row.prompt, c.response)) for row, c in zip(rows, completions, strict=True)]
+        return _pairs(rows, completions)
 
     def log_probs(self, pairs: Sequence[Pair]) -> Tensor:
         """(2, B): log pi(y | x) of the demonstrations and of the generated responses under the policy as it is now."""
         scores = score(self.policy, _sequences(pairs), self.config.execution.tokens_per_micro_batch)
         return scores.log_probs.double().sum(dim=-1).view(2, len(pairs))
 
-    def _learn(self, method: PairLoss, pairs: Sequence[Pair], number: int, plan: Sequence[int]) -> dict[str, float]:
-        config = self.config
-        later = config.later_learning_rate if number > 1 else None
-        settings = config.model_copy(update={"learning_rate": later or config.learning_rate})
-        trainer = Trainer(self.policy, settings, plan[number - 1], config.execution)
-        opponent = self.log_probs(pairs)
-        metrics: dict[str, float] = {}
-        done = sum(plan[: number - 1])
-        for rows in batches(len(pairs), config.batch_size, config.epochs, config.seed * 1_000_003 + number):
+    def _go_through(
+        self, current: Round, demonstrations: Sequence[TokenSequence], plan: Sequence[int]
+    ) -> dict[str, float]:
+        """What is left of a round; returns its last measurements."""
+        number, done = current.number, sum(plan[: current.number - 1])
+
+        def on_progress(count: int, total: int) -> None:
+            self._advance(done, plan, f"round {number}: {count} of {total} responses drawn")
+            self._checkpoint(current)
+
+        fresh = self.play(demonstrations, number, on_progress, current.drawn)
+        described = self._describe(fresh)
+        before = [current.before[row] for row in range(len(current.before))]
+        pairs = fresh + (_pairs(self._rows(demonstrations, number - 1), before) if before else [])
+        if current.opponent is None:
+            self.recorder.metrics(described, done)
+            self.recorder.table(f"samples/round-{number:02d}.json", self._samples(fresh))
+            current.opponent = self.log_probs(pairs)
+            self._checkpoint(current)
+        self._learn(current, pairs, current.opponent, plan)
+        return described | current.metrics
+
+    def _learn(self, current: Round, pairs: Sequence[Pair], opponent: Tensor, plan: Sequence[int]) -> None:
+        config, number, trainer = self.config, current.number, current.trainer
+        method = self_play_loss(config.method)
+        steps = batches(len(pairs), config.batch_size, config.epochs, config.seed * 1_000_003 + number)
+        for rows in steps[trainer.steps_done :]:
             batch = [pairs[row] for row in rows]
             sequences = _sequences(batch)
             log_ratios = self.log_probs(batch) - opponent[:, rows]
             values = tangent_values(*losses_and_slopes(method, log_ratios), max(len(s.response) for s in sequences))
-            metrics = trainer.step(sequences, Tangent(), values) | _measure(log_ratios)
-            done += 1
-            self.recorder.metrics(metrics, done)
-            note = f"round {number}: loss {metrics['train/loss']:.3f}, accuracy {metrics['train/accuracy']:.2f}"
-            self._advance(done, plan, note)
-        return metrics
+            current.metrics = trainer.step(sequences, Tangent(), values) | _measure(log_ratios)
+            done = sum(plan[: number - 1]) + trainer.steps_done
+            self.recorder.metrics(current.metrics, done)
+            loss, accuracy = current.metrics["train/loss"], current.metrics["train/accuracy"]
+            self._advance(done, plan, f"round {number}: loss {loss:.3f}, accuracy {accuracy:.2f}")
+            self._checkpoint(current)
+
+    def _rows(self, demonstrations: Sequence[TokenSequence], number: int) -> list[TokenSequence]:
+        """The demonstrations of a round."""
+        count = min(self.config.pairs or len(demonstrations), len(demonstrations))
+        return random.Random(f"self-play {self.config.seed} {number}").sample(list(demonstrations), count)
+
+    def _trainer(self, number: int, plan: Sequence[int]) -> Trainer:
+        config = self.config
+        later = config.later_learning_rate if number > 1 else None
+        settings = config.model_copy(update={"learning_rate": later or config.learning_rate})
+        return Trainer(self.policy, settings, plan[number - 1], config.execution, recorder=self.recorder)
+
+    def _checkpoint(self, current: Round) -> None:
+        self._units += 1
+        self.recorder.checkpoint(self._units, lambda: {"units": self._units, "round": current.state()})
 
     def _advance(self, done: int, plan: Sequence[int], note: str) -> None:
         self.recorder.advance(done, sum(plan), note)
@@ -159,6 +225,10 @@ def steps_of_rounds(demonstrations: int, config: SelfPlayConfig) -> list[int]:
     fresh = min(config.pairs or demonstrations, demonstrations)
     sizes = [fresh] + [fresh * (1 + config.mix_previous)] * (config.rounds - 1)
     return [config.epochs * math.ceil(size / config.batch_size) for size in sizes]
+
+
+def _pairs(rows: Sequence[TokenSequence], completions: Sequence[Completion]) -> list[Pair]:
+    return [Pair(row, TokenSequence(row.prompt, c.response)) for row, c in zip(rows, completions, strict=True)]
 
 
 def _sequences(pairs: Sequence[Pair]) -> list[TokenSequence]:

@@ -1,10 +1,11 @@
 """Where a training loop stands, as files: tensors in safetensors, everything else in JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +32,24 @@ def read(folder: Path) -> dict[str, Any]:
     with safe_open(folder / TENSORS, framework="pt") as tensors:
         state: dict[str, Any] = _put_together(values, tensors)
     return state
+
+
+def pack(rows: Iterable[Sequence[float]], dtype: torch.dtype = torch.int64) -> State:
+    """Rows of any lengths, such as token ids, as two tensors: as lists they would be long texts."""
+    listed = list(rows)
+    return {
+        "values": torch.tensor([value for row in listed for value in row], dtype=dtype),
+        "lengths": torch.tensor([len(row) for row in listed], dtype=torch.int64),
+    }
+
+
+def unpack(packed: State) -> list[tuple[Any, ...]]:
+    """The rows again."""
+    values, rows, start = packed["values"].tolist(), [], 0
+    for length in packed["lengths"].tolist():
+        rows.append(tuple(values[start : start + length]))
+        start += length
+    return rows
 
 
 def _taken_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
-from flows.console import Debug, Json, Plan, Set, emit, reported
+from flows.console import RESUME, Debug, Json, Plan, Set, emit, reported
 
 if TYPE_CHECKING:
     from dpr_core.experiments.points import Study
@@ -66,7 +66,7 @@ def sweep(
 
     A sweep that was stopped goes on where it was when it is started again.
     """
-    with reported(debug):
+    with reported(debug, RESUME):
         from dpr_core.experiments.points import Study, missing_references, read_over
         from flows import recipes, show_experiment
         from tasks.tracking import Store
@@ -111,7 +111,7 @@ def reproduce(
 
     The exit status is 0 also where a claim does not reproduce. Example: dpr reproduce table2 --quick --seeds 2
     """
-    with reported(debug):
+    with reported(debug, RESUME):
         if what is Reproduced.theory:
             from dpr_core.theory.checks import table
 
@@ -148,6 +148,7 @@ class Wish(NamedTuple):
 def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[str, Any] | None, DensePathError | None]:
     """The document of the run, none if it was only planned; and the error that names what failed, if anything did."""
     from flows import embedded, runs, show_experiment
+    from flows.asked import Sweep
     from flows.merging import Experiment
     from tasks.graph import plan
     from tasks.tracking import Store
@@ -156,13 +157,18 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
         raise UsageError("--jobs is for this machine, --pool for the workers of a pool; give one of them")
     asked = Experiment.of(studies)
     store = Store.open()
-    planned = plan([*asked.merged.nodes, *asked.tables()], store)
+    nodes = [*asked.merged.nodes, *asked.tables()]
+    planned = plan(nodes, store)
     if wish.plan:
+        from flows.show_costs import emit_plan
+
         document = show_experiment.experiment_plan_document(asked, planned)
-        emit(document, wish.as_json, lambda: show_experiment.experiment_plan_table(asked, planned))
+        table = show_experiment.experiment_plan_table
+        emit_plan(store, nodes, planned, document, wish.as_json, lambda: table(asked, planned))
         return None, None
     if all(step.status == "reuse" for step in planned):
-        return runs.reuse_all(store, planned, name, asked.description, asked.settings, runs.tables_of), None
+        about = Sweep(studies=studies, name=name).about(store)
+        return runs.reuse_all(store, planned, about, runs.tables_of), None
     embedded.prepare(store.home, wish.debug)
     embedded.start_server()
     jobs = wish.jobs or (1 if wish.pool else processes(studies, sum(step.status == "run" for step in planned)))
@@ -213,7 +219,7 @@ def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: P
     with tempfile.TemporaryDirectory() as folder:
         for place in (Path(folder, file.name), file):
             reproduction.write(store, document, command, judged, theory, place)
-        store.keep(document["run_id"], Path(folder), "results")
+        store.pipelines.keep(document["run_id"], Path(folder), "results")
     told = {
         **judged,
         "run_id": document["run_id"],

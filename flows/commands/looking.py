@@ -1,11 +1,13 @@
 """Commands about artifacts that are there: list, show, check, write out, score."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dpr_core.errors import UsageError
+from dpr_core.reporting.visible import visible
 from flows.console import Debug, Identifier, Json, emit, reported
 
 
@@ -14,44 +16,66 @@ def artifacts(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what has been made, newest first."""
+    """List what has been made, newest first. What was interrupted is told, too: dpr resume goes on with it."""
     with reported(debug):
         from flows import show
         from tasks.table import stage_named
         from tasks.tracking import Store
 
-        records = Store.open().records(stage_named(stage).name if stage else None)
+        store = Store.open()
+        records = [store.seen(record) for record in store.records(stage_named(stage).name if stage else None)]
         emit([show.record_document(record) for record in records], as_json, lambda: show.record_table(records))
+        if interrupted := [pipeline for pipeline in store.pipelines.to_go_on() if pipeline.interrupted]:
+            names = ", ".join(visible(pipeline.title) for pipeline in interrupted)
+            print(f"interrupted: {names}; go on with: dpr resume", file=sys.stderr)
 
 
 def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> None:
-    """Show one artifact: settings, what it was made from, what it was used for, metrics and files."""
+    """Show one artifact: settings, what it was made from, what it was used for, metrics and files.
+
+    With the ID of a pipeline's run: what was asked for, its state, and the stages made for it.
+    """
     with reported(debug):
         from flows import show as view
         from tasks.tracking import Store
 
         store = Store.open()
-        record = store.record(artifact)
+        if (pipeline := store.pipelines.find(artifact)) is not None:
+            about = view.pipeline_document(store, pipeline)
+            emit(about, as_json, lambda: view.pipeline_view(store, pipeline))
+            return
+        record = store.seen(store.record(artifact))
         document = view.artifact_document(store, record)
         emit(document, as_json, lambda: view.artifact_view(store, record, document))
 
 
 def verify(
     artifact: Annotated[str | None, typer.Argument(metavar="[ID]", help="One artifact.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every finished artifact.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every artifact that claims to be finished, with progress on stderr.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Hash every file of an artifact again and compare. Exit status 1 if anything is wrong."""
+    """Hash every file of an artifact again and compare. Exit status 1 if anything is wrong.
+
+    Every file and tag that is not as it was published is named. A damaged artifact is not used: the next run that
+    needs it makes it again.
+    """
     with reported(debug):
         from flows import show as view
+        from tasks.progress import StageProgress
         from tasks.tracking import Store
 
         if (artifact is None) == (not everything):
             raise UsageError("give one artifact ID, or --all")
         store = Store.open()
-        records = [r for r in store.records() if r.finished] if artifact is None else [store.record(artifact)]
-        checked = [(record, store.verify(record.id)) for record in records]
+        checked = []
+        with StageProgress("verify") as progress:
+            claims = store.claims(artifact)
+            for number, (record, problems) in enumerate(claims, 1):
+                progress.advance(number, len(claims), record.title)
+                checked.append((record, problems()))
         emit(view.verification_document(checked), as_json, lambda: view.verification_table(checked))
         if any(problems for _, problems in checked):
             raise SystemExit(1)

@@ -224,7 +224,7 @@ def _headings(page: Path) -> set[str]:
 
 
 def test_paths_and_make_targets_exist() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     missing = [f"{w}: make {x[1]}" for w, x in commands() if x[:1] == ["make"] and x[1:] and x[1] not in targets]
     for page in PAGES:
         for code in inline_code(page):
@@ -392,7 +392,7 @@ def test_names_in_the_glossary_stand_in_their_files() -> None:
 def test_metrics_in_the_docs_are_logged() -> None:
     folders = [ROOT / "dpr_core", ROOT / "tasks"]
     source = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
-    prefixes = "train|rollout|guard|data|answer|judge|probe|reward|diagnose"
+    prefixes = "train|rollout|guard|data|answer|judge|rate|probe|reward|diagnose"
     seen = 0
     for page in PAGES:
         for code in inline_code(page):

@@ -72,6 +72,9 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nobody(dpr: Dpr, tmp_path: P
     assert cost["requests"] == 2 + 4
     assert cost["tokens_written_at_most"] == 6 * 512
     assert 0 < cost["dollars_at_most"] < 0.05
+    batched = dpr(*common, "--answers", str(mine), "--baseline", str(mine), "--set", "by.type=openai-batch").json
+    assert batched["requests"] == cost["requests"]
+    assert batched["dollars_at_most"] == pytest.approx(cost["dollars_at_most"] / 2, abs=0.01)
     without = [*common, "--set", "execution.canaries=0"]
     assert dpr(*without, "--answers", str(mine), "--baseline", str(mine)).json["requests"] == 2
 

@@ -26,6 +26,7 @@ TINY = Path(__file__).with_name("tiny.yaml")
 COMMANDS = [
     "run",
     "rerun",
+    "resume",
     "sweep",
     "reproduce",
     "artifacts",
@@ -33,6 +34,7 @@ COMMANDS = [
     "verify",
     "export",
     "score",
+    "gc",
     "recipes",
     "config",
     "ui",
@@ -501,4 +503,4 @@ def test_an_interrupt_of_the_whole_terminal_ends_it_soon(
     # Without a server, Prefect tries for more than a minute to say how the flow ended.
     _, said = started.communicate(timeout=50)
     assert started.returncode == 130, said
-    assert said.splitlines()[-1] == "interrupted; nothing unfinished will be taken for whole"
+    assert said.splitlines()[-1] == "interrupted; nothing unfinished will be taken for whole; go on with: dpr resume"

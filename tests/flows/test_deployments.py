@@ -14,11 +14,12 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
 from tasks.table import STAGES
-from tasks.tracking import Store
+from tasks.tracking import Record, Store
 
 pytestmark = pytest.mark.integration
 
@@ -102,6 +103,12 @@ class Site:
             except OSError:
                 assert time.monotonic() < deadline, self.log("server")
                 time.sleep(0.3)
+
+    def wait_for(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, self.log("worker")
+            time.sleep(0.3)
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -259,6 +266,59 @@ def test_the_automation_for_lost_runs_is_accepted(site: Site) -> None:
         ]
     )
     assert automation["trigger"]["within"] >= 3 * heartbeat
+
+
+ENDLESS = {
+    "width": 32,
+    "layers": 1,
+    "heads": 2,
+    "feed_forward": 32,
+    "task": {"type": "additions", "operations": 3},
+    "teach_max_steps": 1_000_000,
+    "probe_every": 1_000_000,
+}
+"""A backbone that is taught until it is stopped."""
+
+
+def test_a_cancelled_stage_keeps_its_state_and_the_next_run_goes_on_from_it(
+    site: Site, open_store: Callable[[Path], Store]
+) -> None:
+    store = open_store(site.home)
+
+    def attempt() -> Record | None:
+        return next((record for record in store.records("backbone") if record.config["probe_every"] == 1_000_000), None)
+
+    def steps() -> list[int]:
+        if (record := attempt()) is None:
+            return []
+        history = MlflowClient(store._client.uri).get_metric_history(record.id, "train/loss")
+        return [metric.step for metric in history]
+
+    def cancelled_in_the_middle() -> tuple[str, Record]:
+        """Start the stage, cancel it some steps later; the flow run and the attempt."""
+        before = len(steps())
+        parameters = ("-p", f"config={json.dumps(ENDLESS)}", "--flow-run-name", f"endless from {before}")
+        site.done("deployment", "run", "backbone/stage", *parameters)
+        site.wait_for(lambda: len(steps()) > before + 20)
+        [flow_run] = site.api("flow_runs/filter", flow_runs={"name": {"any_": [f"endless from {before}"]}})
+        site.done("flow-run", "cancel", flow_run["id"])
+        # The process that ends says that it crashed, before its worker, which knows better, has the last word.
+        site.wait_for(lambda: site.api(f"flow_runs/{flow_run['id']}")["state_type"] == "CANCELLED")
+        site.wait_for(lambda: (found := attempt()) and found.status != "RUNNING")
+        record = attempt()
+        assert record is not None
+        return flow_run["id"], record
+
+    first_run, first = cancelled_in_the_middle()
+    assert first.status == "KILLED"
+    taught = steps()
+    states = store.home / "work" / first.key / "states"
+    assert [int(folder.name) for folder in states.iterdir()] == [taught[-1]]
+    _, second = cancelled_in_the_middle()
+    assert (second.id, second.status) == (first.id, "KILLED")
+    assert steps()[: len(taught)] == taught
+    assert steps() == list(range(1, len(steps()) + 1)), "no step was done twice"
+    assert site.api(f"flow_runs/{first_run}")["state_type"] == "CANCELLED"
 
 
 def test_no_deployment_names_a_gpu() -> None:

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
+from flows.asked import Whole
 from flows.runs import pipeline_run, stage_entry
 from tasks.graph import plan
 from tasks.stage import Outcome
@@ -52,7 +53,7 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory, open_store: OpenStore, run_graph: RunGraph, tiny: Tiny) -> Built:
     store = open_store(tmp_path_factory.mktemp("built") / "home")
     config = tiny()
-    with pipeline_run(store, config.name, config.description, config.model_dump(mode="json")) as document:
+    with pipeline_run(store, Whole(config=config).about(store)) as document:
         outcomes = run_graph(store, wiring.nodes(config), document["run_id"])
         document["stages"] += [stage_entry(outcome) for outcome in outcomes.values()]
     return Built(store, document["run_id"], outcomes)

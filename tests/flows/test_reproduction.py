@@ -12,6 +12,7 @@ import pytest
 from dpr_core.experiments.exhibits import EXHIBITS
 from flows.merging import Experiment
 from flows.reproduction import studies
+from tasks.pipelines import About, Request
 from tasks.tracking import Store
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -90,7 +91,7 @@ def an_ended_run(monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]
     document = {"stages": [], "results": results, **more}
 
     def ended(*_: object) -> tuple[dict[str, Any], None]:
-        document["run_id"] = Store.open().begin_pipeline("reproduce", "", {})
+        document["run_id"] = Store.open().pipelines.begin(About("reproduce", "", {}, Request({})))
         return document, None
 
     monkeypatch.setattr("flows.commands.experiments._run_or_plan", ended)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 import tasks.table
 from dpr_core.config.base import StageConfig
+from tasks.mlflow_client import SETTINGS, make_database
+from tasks.pipelines import About, Request
 from tasks.stage import Outcome, Stage, Workspace, run_stage
-from tasks.tracking import QUIET, Store, make_database
+from tasks.tracking import Store
 
 
 class Number(StageConfig):
@@ -75,7 +78,7 @@ Make = Callable[..., Outcome]
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow takes seconds to make its schema, so it is made once and copied."""
     database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    os.environ.update(QUIET)
+    os.environ.update(SETTINGS)
     make_database(database)
     return database
 
@@ -102,9 +105,20 @@ def make(store: Store) -> Make:
 
     def make(stage: str, inputs: dict[str, str] | None = None, *, force: bool = False, **fields: Any) -> Outcome:
         toy = TOYS[stage]
-        return run_stage(toy, toy.config(**fields), inputs or {}, store=store, force=force)
+        moment = datetime.now(UTC) if force else None
+        return run_stage(toy, toy.config(**fields), inputs or {}, store=store, not_before=moment)
 
     return make
+
+
+@pytest.fixture
+def about() -> Callable[..., About]:
+    """What a parent run says of its pipeline: about("demo", {"a": 1})."""
+
+    def build(name: str = "demo", settings: dict[str, Any] | None = None) -> About:
+        return About(name, "What it is.", settings or {}, Request({"flow": "toy", "name": name, **(settings or {})}))
+
+    return build
 
 
 @pytest.fixture

@@ -158,11 +158,11 @@ def test_what_is_finished_is_written_down(bench: Bench) -> None:
     assert bench.finished() is None
     assert not bench.holds_work
     manifest = Manifest.of_directory(bench.output, stage="s", stage_version=1, config={}, seed=0, inputs={})
-    bench.finish(manifest, {"loss": 0.5})
+    bench.finish(manifest, {"loss": 0.5}, 7)
     again = Bench(bench.folder)
     assert again.holds_work
     again.open("run-1")
-    assert again.finished() == (manifest, {"loss": 0.5})
+    assert again.finished() == (manifest, {"loss": 0.5}, 7)
     assert files(again.output) == ["model"]
     again.reopen()
     assert again.finished() is None

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -142,12 +143,17 @@ def test_a_new_version_is_named(
     assert lines(plan([node("number")], store)) == {"number": ("run", "stage version: 1 -> 2")}
 
 
-def test_force_is_named(store: Store, diamond: Callable[..., list[Node]], run: Run) -> None:
+def test_force_is_named_until_it_is_done(
+    store: Store, diamond: Callable[..., list[Node]], run: Run, make: Make
+) -> None:
     execute(diamond(), run)
-    planned = lines(plan(diamond(), store, force=["double"]))
-    assert planned["number"][0] == "reuse"
-    assert planned["double"] == ("run", "it was asked for by force")
-    assert planned["add"] == ("run", "its input double (double) runs again")
+    moment = datetime.now(UTC)
+    forced = ("run", "it was asked for by force")
+    assert set(lines(plan(diamond(), store, moment)).values()) == {forced}
+    again = make("number", force=True)
+    [number, *others] = plan(diamond(), store, moment)
+    assert (number.status, number.id) == ("reuse", again.id)
+    assert {(step.status, step.why) for step in others} == {forced}
 
 
 def test_damage_is_named(store: Store, make: Make, node: Callable[..., Node]) -> None:
@@ -178,22 +184,20 @@ def test_a_failed_attempt_is_named(store: Store, toys: dict[str, Stage], node: C
 def test_requests_that_mean_nothing(store: Store, make: Make, node: Callable[..., Node]) -> None:
     number = make("number").id
     double = make("double", {"number": number}).id
-    for nodes, force, message in (
-        ([node("double", {"number": "@nowhere"})], (), "input number of double: there is no stage called nowhere"),
-        ([node("double", {"number": "@double"})], (), "double would have to be built on itself"),
-        ([node("number"), node("number")], (), "two stages of this pipeline have the same name"),
-        ([node("number")], ("numbr",), "cannot force numbr: the stages here are number"),
-        ([node("double")], (), r"double needs the input number \(an artifact of number\)"),
-        ([node("double", {"number": double})], (), "is an artifact of stage double; one of stage number is needed"),
+    for nodes, message in (
+        ([node("double", {"number": "@nowhere"})], "input number of double: there is no stage called nowhere"),
+        ([node("double", {"number": "@double"})], "double would have to be built on itself"),
+        ([node("number"), node("number")], "two stages of this pipeline have the same name"),
+        ([node("double")], r"double needs the input number \(an artifact of number\)"),
+        ([node("double", {"number": double})], "is an artifact of stage double; one of stage number is needed"),
         (
             [node("add", {"number": "@double", "double": double}), node("double", {"number": number}, factor=9)],
-            (),
             "@double is an artifact of stage double",
         ),
-        ([node("double", {"number": "abcdef"})], (), "there is no artifact 'abcdef'"),
+        ([node("double", {"number": "abcdef"})], "there is no artifact 'abcdef'"),
     ):
         with pytest.raises(UsageError, match=message):
-            plan(nodes, store, force)
+            plan(nodes, store)
 
 
 # Reruns

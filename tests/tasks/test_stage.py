@@ -17,6 +17,7 @@ import tasks.attempt
 from dpr_core.errors import DensePathError, UsageError
 from tasks.ending import Terminated, terminable
 from tasks.locks import exclusive
+from tasks.pipelines import About
 from tasks.stage import Outcome, Stage, Workspace, run_stage
 from tasks.tracking import Store
 
@@ -124,8 +125,8 @@ def test_progress_is_passed_on(store: Store, toys: dict[str, Stage]) -> None:
     assert seen == [(1, 3, ""), (2, 3, ""), (3, 3, "")]
 
 
-def test_name_and_parent_are_stored(store: Store, toys: dict[str, Stage]) -> None:
-    parent = store.begin_pipeline("demo", "", {})
+def test_name_and_parent_are_stored(store: Store, toys: dict[str, Stage], about: Callable[..., About]) -> None:
+    parent = store.pipelines.begin(about())
     outcome = run_stage(toys["number"], toys["number"].config(), {}, store=store, parent=parent, name="first")
     record = store.record(outcome.id)
     assert (outcome.name, record.name, record.parent) == ("first", "first", parent)

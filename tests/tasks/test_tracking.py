@@ -16,6 +16,7 @@ import pytest
 from dpr_core import fingerprint
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.pipelines import About
 from tasks.records import flatten, join_tag, mlflow_name, params, split_tag
 from tasks.tracking import Store
 
@@ -185,9 +186,7 @@ def silent_server() -> Iterator[int]:
 
 
 def test_a_silent_server_is_given_up_on(home: Path, monkeypatch: pytest.MonkeyPatch, silent_server: int) -> None:
-    monkeypatch.setattr(
-        "tasks.tracking.FIRST_CHECK", {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
-    )
+    monkeypatch.setattr("tasks.mlflow_client.KNOCK_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent_server}")
     with pytest.raises(DensePathError, match=f"MLflow at http://127.0.0.1:{silent_server}: the server does not answer"):
         Store.open()
@@ -255,9 +254,9 @@ def test_params_are_text_of_limited_length() -> None:
 # Runs
 
 
-def test_an_attempt_is_recorded_whole(store: Store, toys: Any) -> None:
+def test_an_attempt_is_recorded_whole(store: Store, toys: Any, about: Callable[..., About]) -> None:
     config = toys["number"].config(value=4, note="n" * 20_000, execution=3)
-    pipeline = store.begin_pipeline("demo", "What it is.", config)
+    pipeline = store.pipelines.begin(about())
     run = attempt(store, config, name="first", inputs={"a": ABSENT}, parent=pipeline)
     record = store.record(run.id)
     assert (record.stage, record.name, record.status, record.key) == ("number", "first", "RUNNING", "k" * 64)
@@ -289,8 +288,8 @@ def test_metrics_keep_their_steps_and_times(store: Store) -> None:
 def test_metrics_are_sent_in_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = attempt(store)
     sent: list[int] = []
-    monkeypatch.setattr(store._client, "log_metrics", lambda run_id, entries: sent.append(len(entries)))
-    monkeypatch.setattr("tasks.attempt.FLUSH_SECONDS", float("inf"))
+    monkeypatch.setattr(store._client, "try_metrics", lambda run_id, entries: sent.append(len(entries)) or True)
+    monkeypatch.setattr("tasks.outbox.FLUSH_SECONDS", float("inf"))
     for step in range(260):
         run.metrics({"a": 1.0, "b": 2.0}, step)
     run.flush()
@@ -299,7 +298,7 @@ def test_metrics_are_sent_in_batches(store: Store, monkeypatch: pytest.MonkeyPat
 
 def test_metrics_reach_the_store_after_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = attempt(store)
-    monkeypatch.setattr("tasks.attempt.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.outbox.FLUSH_SECONDS", 0.0)
     run.metrics({"loss": 3.0}, 0)
     assert store.metrics(run.id) == {"loss": 3.0}
 
@@ -330,9 +329,9 @@ def test_nothing_else_is_written_into_the_payload(store: Store, path: str) -> No
         run.text(path, "x")
 
 
-def test_pipeline_ends_with_its_results(store: Store) -> None:
-    pipeline = store.begin_pipeline("demo", "What it is.", {"a": {"b": 1}})
-    store.end_pipeline(pipeline, "FINISHED", {"stages": []}, {"dpr/win rate (%)": 60.0})
+def test_pipeline_ends_with_its_results(store: Store, about: Callable[..., About]) -> None:
+    pipeline = store.pipelines.begin(about("demo", {"a": {"b": 1}}))
+    store.pipelines.end(pipeline, "FINISHED", {"stages": []}, {"dpr/win rate (%)": 60.0})
     run = store._client.get_run(pipeline)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"dpr/win rate ___": 60.0}
@@ -429,10 +428,12 @@ def test_finished_without_a_digest_is_not_an_artifact(store: Store) -> None:
     assert not store.record(run.id).finished
 
 
-def test_records_go_through_all_pages_newest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_go_through_all_pages_newest_first(
+    store: Store, about: Callable[..., About], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tasks.tracking.PAGE", 2)
     made = [attempt(store, stage=stage).id for stage in ("number", "double", "number", "number", "double")]
-    store.begin_pipeline("demo", "", {})
+    store.pipelines.begin(about())
     assert {record.id for record in store.records()} == set(made)
     starts = [record.started for record in store.records()]
     assert starts == sorted(starts, reverse=True)

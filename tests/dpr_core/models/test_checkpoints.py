@@ -70,28 +70,6 @@ def test_weights_are_loaded_in_float32_whatever_type_they_are_stored_in(
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
-def test_pickled_weights_are_refused(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model, tokenizer = tiny("llama")
-    save(model, tokenizer, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="safetensors"):
-        load_model(tmp_path)
-
-
-def test_code_that_comes_with_a_checkpoint_is_never_run(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model, tokenizer = tiny("llama")
-    save(model, tokenizer, tmp_path)
-    config = (tmp_path / "config.json").read_text()
-    auto_map = '{"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}, '
-    changed = config.replace("{", auto_map, 1).replace('"model_type": "llama"', '"model_type": "evil"')
-    (tmp_path / "config.json").write_text(changed)
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(UsageError):
-        load_model(tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_a_folder_that_is_not_there(load: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):

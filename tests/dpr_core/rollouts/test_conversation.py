@@ -10,6 +10,7 @@ from dpr_core.errors import UsageError
 from dpr_core.lab import tokenizers
 from dpr_core.rollouts.conversation import Script, converse, script
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
+from dpr_core.training.recorder import Silent
 
 END = 0
 SAMPLING = Sampling(0.7, 3, END)
@@ -22,12 +23,26 @@ class Echo:
         self.asked: list[tuple[list[tuple[int, ...]], float, int]] = []
 
     def __call__(
-        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int, on_progress: Progress
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        seed: int,
+        on_progress: Progress,
+        drawn: dict[int, Completion],
     ) -> list[Completion]:
         self.asked.append((list(prompts), sampling.temperature, seed))
         on_progress(len(prompts), len(prompts))
         answers = [(p[-1],) if p[-1] % 2 else (p[-1], END) for p in prompts]
         return [Completion(p, a, (0.0,) * len(a)) for p, a in zip(prompts, answers, strict=True)]
+
+
+class Watching(Silent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress: list[tuple[int, int]] = []
+
+    def advance(self, step: int, total: int, note: str = "") -> None:
+        self.progress.append((step, total))
 
 
 def test_a_later_turn_follows_the_policys_own_answers_closed_by_one_end_token() -> None:
@@ -36,8 +51,8 @@ def test_a_later_turn_follows_the_policys_own_answers_closed_by_one_end_token() 
         Script("cut", ((1, 7), (8, 8)), 0.7),
         Script("short", ((9,),), 0.7),
     ]
-    draw, progress = Echo(), []
-    answers = converse(scripts, draw, SAMPLING, 5, 100, lambda step, steps: progress.append((step, steps)))
+    draw, recorder = Echo(), Watching()
+    answers = converse(scripts, draw, SAMPLING, 5, 100, recorder)
     assert [asked[0] for asked in draw.asked] == [
         [(1, 2), (1, 7), (9,)],
         [(1, 2, 2, END, 3, 4), (1, 7, 7, END, 8, 8)],
@@ -48,13 +63,13 @@ def test_a_later_turn_follows_the_policys_own_answers_closed_by_one_end_token() 
         [(7,), (8, END)],
         [(9,)],
     ]
-    assert progress == [(3, 6), (5, 6), (6, 6)]
+    assert recorder.progress == [(3, 6), (5, 6), (6, 6)]
 
 
 def test_questions_of_one_turn_are_drawn_as_ever_and_other_draws_have_seeds_of_their_own() -> None:
     scripts = [Script("a", ((2,), (4,)), 0.7), Script("b", ((6,), (8,)), 0.0), Script("c", ((2,),), 0.7)]
     draw = Echo()
-    converse(scripts, draw, SAMPLING, 5, 100, lambda step, steps: None)
+    converse(scripts, draw, SAMPLING, 5, 100, Silent())
     assert [(len(prompts), temperature) for prompts, temperature, _ in draw.asked] == [
         (2, 0.7),
         (1, 0.0),
@@ -65,14 +80,14 @@ def test_questions_of_one_turn_are_drawn_as_ever_and_other_draws_have_seeds_of_t
     assert seeds[0] == 5
     assert len(set(seeds)) == 4
     again = Echo()
-    converse(scripts, again, SAMPLING, 5, 100, lambda step, steps: None)
+    converse(scripts, again, SAMPLING, 5, 100, Silent())
     assert [seed for _, _, seed in again.asked] == seeds
 
 
 def test_a_conversation_that_outgrows_the_model_is_an_error_that_names_the_question() -> None:
     scripts = [Script("fits", ((2,), (2,)), 0.7), Script("grows", ((2, 2), (2, 2)), 0.7)]
     with pytest.raises(UsageError, match=r"question grows: before turn 2 the conversation has 6 tokens.*8 positions"):
-        converse(scripts, Echo(), SAMPLING, 0, 8, lambda step, steps: None)
+        converse(scripts, Echo(), SAMPLING, 0, 8, Silent())
 
 
 def test_the_ids_are_those_of_the_rendered_conversation() -> None:

@@ -1,0 +1,114 @@
+"""Answers for which the memory is too small: fewer at once, and the same ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dpr_core.errors import DensePathError
+from dpr_core.models import memory
+from dpr_core.rollouts import in_process
+from dpr_core.rollouts.engine import Completion, Sampling
+from dpr_core.rollouts.in_process import InProcessEngine
+from tests.interruption import Killed
+
+SAMPLING = Sampling(0.8, 12, 10_000)
+"""Nothing ends before the limit."""
+PROMPTS = [(1, 30 + i, 31, *range(32, 32 + i % 5)) for i in range(11)]
+
+
+@pytest.fixture
+def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """`crowd(room)`: memory runs out once a batch holds more than `room` tokens, wherever in an answer that is.
+
+    What it returns is filled with how many rows each batch had that came to its end.
+    """
+    monkeypatch.setattr(memory, "_found", {})
+    logits, decode = in_process._Reader.logits, InProcessEngine._decode
+    whole: list[int] = []
+
+    def limit(room: int) -> list[int]:
+        def crowded(self: Any, ids: Any, mask: Any, positions: Any) -> Any:
+            if mask.numel() > room:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+            return logits(self, ids, mask, positions)
+
+        def counted(self: Any, prompts: Any, uniforms: Any, sampling: Any) -> list[Completion]:
+            drawn = decode(self, prompts, uniforms, sampling)
+            whole.append(len(drawn))
+            return drawn
+
+        monkeypatch.setattr(in_process._Reader, "logits", crowded)
+        monkeypatch.setattr(InProcessEngine, "_decode", counted)
+        return whole
+
+    return limit
+
+
+def _assert_same(found: list[Completion], expected: list[Completion]) -> None:
+    assert [(c.prompt, c.response) for c in found] == [(c.prompt, c.response) for c in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
+
+
+def test_the_rows_are_halved_and_every_row_keeps_its_numbers(
+    tiny: Callable[..., Any], crowd: Callable[[int], list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")[0]
+    expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
+    told: list[tuple[int, int]] = []
+    # Four rows with prompts of up to 4 tokens fit, which are 15 each when the last is drawn; four longer ones do not.
+    batches = crowd(4 * 16)
+    found = InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, lambda *done: told.append(done))
+    _assert_same(found, expected)
+    assert told == [(4, 11), (6, 11), (8, 11), (10, 11), (11, 11)]
+    assert batches == [4, 2, 2, 2, 1], "what was drawn before the memory ran out is not drawn again"
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"out of memory: going on with batches of {n} rows in place of {2 * n}" for n in (4, 2)]
+    # What was found holds for the next call.
+    batches.clear()
+    _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, seed=4), expected)
+    assert (batches, len(caplog.records)) == ([2, 2, 2, 2, 2, 1], 2)
+
+
+def test_what_was_kept_before_an_interruption_is_not_drawn_again(
+    tiny: Callable[..., Any], crowd: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama")[0]
+    expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
+    batches = crowd(4 * 16)
+    for last in (4, 6, 8, 10):
+        drawn: dict[int, Completion] = {}
+
+        def die(done: int, total: int, last: int = last) -> None:
+            if done == last:
+                raise Killed
+
+        with pytest.raises(Killed):
+            InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, die, drawn)
+        # A process that is started again does not know yet what fits.
+        monkeypatch.setattr(memory, "_found", {})
+        _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, drawn=drawn), expected)
+        assert sum(batches) == len(PROMPTS)
+        batches.clear()
+        monkeypatch.setattr(memory, "_found", {})
+
+
+def test_a_row_that_does_not_fit_alone_is_told(tiny: Callable[..., Any], crowd: Callable[[int], list[int]]) -> None:
+    crowd(17)
+    with pytest.raises(DensePathError, match=r"does not hold one row of up to 7 \+ 12 tokens .*can't allocate memory"):
+        InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory(
+    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_found", {})
+
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(in_process._Reader, "logits", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
+    assert memory._found == {}

@@ -1,0 +1,118 @@
+"""REINFORCE and self-play, interrupted after any of their steps and taken up again, end with the same bits."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpr_core.config.imitation import Gsil, SelfPlayConfig, Spin
+from dpr_core.config.reinforce import (
+    PPO,
+    Algorithm1,
+    KLLinear,
+    KLStop,
+    KLTarget,
+    ReinforceConfig,
+    ReinforcePlusPlus,
+    SequenceReinforce,
+    WitnessStop,
+)
+from dpr_core.config.training import Execution
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.policy import Policy
+from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.on_policy import OnPolicy, optimizer_steps
+from dpr_core.training.self_play import SelfPlay
+from dpr_core.training.trainer import Trainer
+from tests.interruption import Interruptible, assert_the_same_however_interrupted
+
+PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,), (1, 1)]
+ROWS = [
+    TokenSequence((1, 2), (3, 3, 0)),
+    TokenSequence((3,), (1, 0)),
+    TokenSequence((4, 4, 1), (2, 4, 1, 3, 0)),
+    TokenSequence((2,), (0,)),
+    TokenSequence((1,), (4, 2, 0)),
+]
+EOS = 0
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def decode(ids: Any) -> str:
+    return " ".join(map(str, ids))
+
+
+def disturbed(toy: Callable[..., Any]) -> Any:
+    """The model of a new process, whose random numbers are anywhere."""
+    model = toy(0)
+    torch.manual_seed(random.randrange(1000))
+    return model
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "algorithm 1": {"algorithm": Algorithm1(), "batch_size": 8},
+    "target control": {"algorithm": ReinforcePlusPlus(kl_weight=0.1, kl_schedule=KLTarget(sequence_kl=0.05))},
+    "linear control": {"algorithm": ReinforcePlusPlus(kl_weight=0.1, kl_schedule=KLLinear(final_weight=0.0))},
+    "sequence reward": {"algorithm": SequenceReinforce(), "samples_per_prompt": 2},
+    "critic": {"algorithm": PPO(critic_learning_rate=1e-2, critic_warmup_iterations=1, gae_lambda=0.9)},
+    "stopped": {"guard": KLStop(max_sequence_kl=0.35), "learning_rate": 5e-3},
+    "rolled back": {"guard": WitnessStop(window=2), "learning_rate": 5e-2},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    small = {"batch_size": 4, "rollout_batch_size": 8, "iterations": 4, "max_response_tokens": 3, "learning_rate": 1e-2}
+    config = ReinforceConfig(**{**small, **SETTINGS[name]})
+
+    def run(recorder: Interruptible) -> Any:
+        model = disturbed(toy)
+        policy = Policy(model)
+        trainer = Trainer(policy, config, optimizer_steps(len(PROMPTS), config), Execution(), recorder=recorder)
+        reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
+        loop = OnPolicy(policy, InProcessEngine(model), reward, trainer, config, EOS, decode, recorder)
+        return {"measured": loop.run(PROMPTS), "weights": weights(model)}
+
+    kept = assert_the_same_however_interrupted(run, tmp_path / "runs")
+    measured = run(Interruptible(tmp_path / "once more"))["measured"]
+    assert ("guard/stopped_at_iteration" in measured) == (name == "stopped")
+    assert ("guard/kept_iteration" in measured) == (name in ("stopped", "rolled back"))
+    assert kept == 5 if name != "stopped" else 1 < kept < 5
+
+
+@pytest.mark.parametrize("pairs", [None, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": Spin(beta=0.3), "mix_previous": True, "rounds": 3},
+        {"method": Gsil(loss="brier", scale=0.2, shift=0.3), "rounds": 2, "later_learning_rate": 3e-3},
+    ],
+    ids=["spin", "gsil"],
+)
+def test_self_play(toy: Callable[..., Any], tmp_path: Path, settings: dict[str, Any], pairs: int | None) -> None:
+    config = SelfPlayConfig(
+        **{"learning_rate": 1e-2, "batch_size": 2, "max_response_tokens": 4, "pairs": pairs, "epochs": 1} | settings
+    )
+    decoded = []
+
+    def run(recorder: Interruptible) -> Any:
+        model = disturbed(toy)
+        engine = InProcessEngine(model, rows=2)
+        decode_batch = engine._decode
+        engine._decode = lambda *batch: decoded.append(0) or decode_batch(*batch)  # type: ignore[method-assign]
+        loop = SelfPlay(Policy(model), engine, config, EOS, decode, recorder)
+        return {"measured": loop.run(ROWS), "weights": weights(model)}
+
+    run(Interruptible(tmp_path / "whole"))
+    drawn_in_one = len(decoded)
+    kept = assert_the_same_however_interrupted(run, tmp_path / "runs")
+    assert len(decoded) == drawn_in_one * (kept + 3), "no batch is drawn twice"
+    batches = 3 if pairs is None else 2
+    assert drawn_in_one == batches * config.rounds

@@ -1,0 +1,219 @@
+"""Pipelines that were cut off: `dpr resume`, the same command, `dpr gc` and `dpr verify --all` after it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.errors import DensePathError
+from flows.asked import Alone, Rerun, Sweep, Whole, asked_of
+from flows.resume import chosen, unfinished
+from tasks.pipelines import Pipeline, Request
+from tasks.tracking import Store
+
+pytestmark = pytest.mark.integration
+
+TINY = Path(__file__).with_name("tiny.yaml")
+LONG = ("--set", "reinforce.iterations=6", "--set", "reinforce.execution.checkpoint_steps=1")
+
+Dpr = Callable[..., Any]
+OpenStore = Callable[[Path], Store]
+
+
+@pytest.fixture
+def cut_off(process_environment: Callable[..., dict[str, str]]) -> Callable[..., None]:
+    """`cut_off(home, *arguments)`: start a command, and kill all its processes once REINFORCE has kept a state."""
+
+    def cut(home: Path, *arguments: object) -> None:
+        kill = (
+            "import os, signal, sys; from tasks.bench import Bench; from flows.cli import main; keep = Bench.keep\n"
+            "def kept(bench, *more):\n"
+            "    keep(bench, *more)\n"
+            "    if len(list(bench.folder.glob('states/*'))) == 2: os.killpg(0, signal.SIGKILL)\n"
+            "Bench.keep = kept; main()"
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", kill, *map(str, arguments)],
+            env=process_environment(home),
+            start_new_session=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+
+    return cut
+
+
+def by_name(store: Store) -> dict[str, Any]:
+    return {record.name: record for record in store.records()}
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["", "forced"])
+def test_what_was_killed_goes_on_in_its_own_runs(
+    cut_off: Callable[..., None],
+    dpr: Dpr,
+    dpr_process: Dpr,
+    open_store: OpenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forced: bool,
+) -> None:
+    home = tmp_path / "home"
+    command = ("run", TINY, *LONG, *(["--force"] if forced else []))
+    cut_off(home, *command)
+    store = open_store(home)
+    before = by_name(store)
+    [pipeline] = store.pipelines.to_go_on()
+    assert pipeline.status == "INTERRUPTED"
+
+    listed = dpr("artifacts", home=home)
+    assert "interrupted" in listed.stdout
+    assert f"interrupted: {pipeline.title}; go on with: dpr resume" in listed.stderr
+    shown = dpr("show", pipeline.id[:8], "--json", home=home).json
+    assert (shown["status"], shown["asked"]["force"]) == ("INTERRUPTED", forced)
+    assert {stage["name"]: stage["status"] for stage in shown["stages"]}["reinforce"] == "INTERRUPTED"
+    assert [piece["kind"] for piece in dpr("gc", "--plan", "--json", home=home).json["pieces"] if piece["bytes"]] == []
+
+    [planned] = dpr("resume", "--plan", "--json", home=home).json["unfinished"]
+    assert (planned["id"], planned["goes_on"], planned["there"]) == (pipeline.id, True, 5)
+    assert planned["to_run"][0] == "reinforce"
+    assert by_name(store) == before
+
+    [resumed] = dpr_process("resume", "--json", home=home).json["resumed"]
+    assert resumed["document"]["run_id"] == pipeline.id
+    after = by_name(store)
+    assert after["reinforce"].id == before["reinforce"].id
+    assert len(store.records()) == 12, "no stage was begun twice"
+    assert {record.parent for record in after.values()} == {pipeline.id}
+    assert [(p.id, p.status) for p in store.pipelines.all()] == [(pipeline.id, "FINISHED")]
+    assert all(check["sound"] for check in dpr("verify", "--all", "--json", home=home).json)
+    assert "Nothing is unfinished." in dpr("resume", home=home).stdout
+
+
+def test_the_same_command_goes_on_and_another_does_not(
+    cut_off: Callable[..., None], dpr_process: Dpr, open_store: OpenStore, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    cut_off(home, "run", TINY, *LONG)
+    [left] = open_store(home).pipelines.all()
+    other = dpr_process("run", TINY, *LONG, "--set", "name=other", "--json", home=home).json
+    assert other["run_id"] != left.id
+    store = open_store(home)
+    assert {p.id: p.status for p in store.pipelines.all()} == {left.id: "KILLED", other["run_id"]: "FINISHED"}
+    assert len(store.records()) == 12, "the stage that was cut off was taken up all the same"
+    again = dpr_process("run", TINY, *LONG, "--json", home=home).json
+    assert again["run_id"] == left.id
+    assert {stage["status"] for stage in again["stages"]} == {"reused"}
+
+
+# What is stored of a request
+
+
+def stored(asked: Any) -> Pipeline:
+    from datetime import UTC, datetime
+
+    request: Request = asked.request()
+    return Pipeline("0" * 32, "x", "KILLED", datetime.now(UTC), request)
+
+
+def test_every_request_is_read_as_it_was_written(tiny: Callable[..., PipelineConfig]) -> None:
+    from dpr_core.experiments.points import Study
+
+    study = Study(title="t", config=tiny(), over={"seed": [1, 2]})
+    for asked in (
+        Whole(config=tiny("seed=3"), force=True),
+        Rerun(artifact="a" * 32, overrides=["seed=1"], downstream=True),
+        Alone(stage="sft", config=tiny().sft.model_dump(mode="json"), inputs={"data": "b" * 32}),
+        Sweep(studies=[study], name="sweep tiny", jobs=3),
+    ):
+        assert asked_of(stored(asked)) == asked
+
+
+def test_force_is_another_request_and_the_number_of_processes_is_not(tiny: Callable[..., PipelineConfig]) -> None:
+    def key(**changes: Any) -> str:
+        return Sweep(studies=[], name="s", **changes).request().key
+
+    assert key(jobs=1) == key(jobs=4) == key(pool="gpu")
+    assert Whole(config=tiny()).request().key != Whole(config=tiny(), force=True).request().key
+
+
+def test_a_request_of_another_version_is_told(tiny: Callable[..., PipelineConfig]) -> None:
+    pipeline = stored(Whole(config=tiny()))
+    assert pipeline.request is not None
+    what = {**pipeline.request.what, "config": {"nonsense": 1}}
+    import dataclasses
+
+    with pytest.raises(DensePathError, match="asked for in another version"):
+        asked_of(dataclasses.replace(pipeline, request=Request(what)))
+
+
+# What is unfinished
+
+
+def test_failed_pipelines_go_on_only_by_name_and_stages_without_a_pipeline_are_found(
+    open_store: OpenStore, tmp_path: Path, tiny: Callable[..., PipelineConfig]
+) -> None:
+    store = open_store(tmp_path / "home")
+    failed = store.pipelines.begin(Whole(config=tiny()).about(store))
+    store.pipelines.end(failed, "FAILED", {}, reason="ValueError: no")
+    killed = store.pipelines.begin(Whole(config=tiny("seed=2")).about(store))
+    subsample = tiny("seed=5").subsample
+    alone = store.begin(
+        stage="subsample", name="s", version=1, key="a" * 64, config=subsample, inputs={}, parent=None, description=""
+    )
+    there = unfinished(store)
+    assert [each.run.id for each in there] == [killed, failed, alone.id]
+    assert [each.run.id for each in chosen(there, [])] == [killed, alone.id]
+    assert [each.run.id for each in chosen(there, [failed[:8]])] == [failed]
+    assert [each.note for each in there if each.failed] == ["ValueError: no"]
+    with pytest.raises(DensePathError, match="'abc' is not one unfinished run"):
+        chosen(there, ["abc"])
+
+
+# Removing
+
+
+def test_gc_asks_and_removes(dpr: Dpr, open_store: OpenStore, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    open_store(home)
+    assert "There is nothing to remove." in dpr("gc", "--plan", home=home).stdout
+    orphan = home / "artifacts" / ("e" * 32)
+    orphan.mkdir(parents=True)
+    (orphan / "file").write_bytes(bytes(2000))
+    assert "2 kB can be removed; nothing was." in dpr("gc", "--plan", home=home).stdout
+    dpr("gc", home=home).assert_refused(2, "look at them with --plan, then say --yes")
+    dpr("gc", "--older-than", "soon", home=home).assert_refused(2, "such as 12h, 7d or 2w")
+    assert dpr("gc", "--older-than", "7d", "--yes", "--json", home=home).json["pieces"] == []
+    document = dpr("gc", "--yes", "--json", home=home).json
+    assert (document["removed"], document["bytes"]) == (True, 2000)
+    assert not orphan.exists()
+
+
+def test_verify_all_names_every_problem_and_goes_on(dpr: Dpr, open_store: OpenStore, tmp_path: Path) -> None:
+    from dpr_core.config.data import LabSource, SubsampleConfig, Template
+    from tasks.stage import run_stage
+    from tasks.table import stage_named
+
+    home = tmp_path / "home"
+    store = open_store(home)
+    made = []
+    for seed in (1, 2, 3):
+        data = SubsampleConfig(source=LabSource(rows=8), size=8, template=Template(text="{prompt}\n"), seed=seed)
+        made.append(run_stage(stage_named("subsample"), data, {}, store=store).id)
+    files = [store.fetch(made[number]).path / "demonstrations.jsonl" for number in (0, 1)]
+    files[0].unlink()
+    os.truncate(files[1], 3)
+    result = dpr("verify", "--all", "--json", home=home)
+    assert result.status == 1
+    problems = {check["id"]: check["problems"] for check in result.json}
+    assert problems[made[0]] == ["demonstrations.jsonl: missing"]
+    assert problems[made[1]][0].startswith("demonstrations.jsonl: 3 bytes, expected")
+    assert problems[made[2]] == []
+    assert "3 checked, 2 damaged." in dpr("verify", "--all", home=home).stdout
