@@ -10,17 +10,25 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import values
+from dpr_core.training.recorder import Recorder
 from dpr_core.training.trainer import Trainer
 
 
 class CriticLearner:
     """Starts from the policy's body. Everything but the learning rate is set as for the policy."""
 
-    def __init__(self, objective: CriticObjective, policy: Policy, config: ReinforceConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        objective: CriticObjective,
+        policy: Policy,
+        config: ReinforceConfig,
+        total_steps: int,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.objective = objective
         self.critic = Critic(policy)
         settings = config.model_copy(update={"learning_rate": objective.learning_rate})
-        self.trainer = Trainer(self.critic, settings, total_steps, config.execution, name="critic")
+        self.trainer = Trainer(self.critic, settings, total_steps, config.execution, "critic", recorder)
 
     def values(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """(B, T), before the update."""

@@ -45,7 +45,11 @@ class OnPolicy:
         config = self.config
         method = policy_gradient(config.algorithm)
         total, per_iteration = iterations(len(prompts), config), steps_per_iteration(config)
-        critic = CriticLearner(method.critic, self.policy, config, total * per_iteration) if method.critic else None
+        critic = (
+            CriticLearner(method.critic, self.policy, config, total * per_iteration, self.recorder)
+            if method.critic
+            else None
+        )
         waits = actor_waits(config)
         kl = method.kl_control(total)
         guard = RollBack(config.guard, self.policy) if config.guard else None
