@@ -1,6 +1,5 @@
 """What all commands share: their options, how they print, and how errors are told."""
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError
-from dpr_core.reporting.visible import visible
+from dpr_core.reporting.visible import json_text, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +37,7 @@ Identifier = Annotated[
 def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]") -> None:
     """The JSON document or the view for people, on stdout; the view is made only where it is shown."""
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+        print(json_text(document, indent=2))
         return
     view = make_view()
     if isinstance(view, str):
@@ -59,14 +58,16 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
     `then` is what to do after an interrupt.
     """
     level = logging.INFO if debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("dense_path").setLevel(logging.INFO)
     try:
         yield
     except DensePathError as error:
         if debug:
             raise
-        print(f"error: {_shown(error)}", file=sys.stderr)
+        print(f"error: {visible_lines(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         print(f"interrupted; nothing unfinished will be taken for whole{then}", file=sys.stderr)
@@ -77,10 +78,12 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {_shown(error)} (--debug shows where)", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {visible_lines(str(error))} (--debug shows where)", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def _shown(error: Exception) -> str:
-    """What an error says; it may quote data, an answer or a server."""
-    return "\n".join(map(visible, str(error).split("\n")))
+class _Visible(logging.Formatter):
+    """A message, too, may quote data, an answer or a server."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))

@@ -1,6 +1,5 @@
 """`dpr score`: token rewards of given text, for the terminal, as JSON and as a page."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from dpr_core.config.reward import RewardConfig
 from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
+from dpr_core.reporting.visible import json_text
 from tasks.lineage import Lineage
 from tasks.tracking import Store
 
@@ -78,7 +78,7 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
             raise UsageError(f"cannot write {html}: {error.strerror}") from None
     if as_json:
         for text in scored:
-            print(json.dumps(credit.as_json(text), ensure_ascii=False))
+            print(json_text(credit.as_json(text)))
         return
     console = Console()
     for text in scored:

@@ -18,7 +18,7 @@ from rich.tree import Tree
 from dpr_core.reporting import layout
 from dpr_core.reporting.rows import Row
 from dpr_core.reporting.rows import Table as Results
-from dpr_core.reporting.visible import visible
+from dpr_core.reporting.visible import visible_lines
 from tasks import diagnose
 from tasks.graph import Planned
 from tasks.pipelines import Pipeline
@@ -50,8 +50,8 @@ class _PlanTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if options.max_width < NARROW:
             for p in self.planned:
-                yield Text(f"{p.name}: {p.status} {(p.id or '')[:SHORT]}".rstrip(), overflow="fold")
-                yield Padding(Text(p.why, overflow="fold"), (0, 0, 0, 2))
+                yield plain(f"{p.name}: {p.status} {(p.id or '')[:SHORT]}".rstrip(), overflow="fold")
+                yield Padding(plain(p.why, overflow="fold"), (0, 0, 0, 2))
             return
         table = grid("stage", "would", "artifact", "why")
         for p in self.planned:
@@ -71,7 +71,7 @@ def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
         rows = tuple(Row(**row) for row in results["rows"])
         parts.append(layout.as_terminal(Results(results["title"], rows, notes=tuple(results["notes"]))))
     else:
-        parts += [Text(f"{name}: {value:.6g}") for name, value in results.items()]
+        parts += [plain(f"{name}: {value:.6g}") for name, value in results.items()]
     parts.append(table)
     parts += [_verdict(diagnose.read(store.fetch(e["id"]).path)) for e in stages if e["stage"] == "diagnose"]
     if all(entry["status"] == "reused" for entry in stages):
@@ -85,7 +85,7 @@ def _verdict(diagnosis: Mapping[str, Any]) -> Tree:
     tree = Tree(f"the reward: {diagnosis['verdict']}")
     for reason in diagnosis["reasons"]:
         if reason["level"] == diagnosis["verdict"]:
-            tree.add(Text(reason["text"]))
+            tree.add(plain(reason["text"]))
     return tree
 
 
@@ -174,10 +174,10 @@ def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> 
     parts.append(settings)
     metrics = Tree("metrics")
     for name, value in sorted(document["metrics"].items()):
-        metrics.add(Text(f"{name}: {value:.6g}"))
+        metrics.add(plain(f"{name}: {value:.6g}"))
     files = Tree("files")
     for entry in document["files"]:
-        files.add(Text(f"{entry['path']}  {entry['size']:,} bytes  sha256 {entry['sha256'][:12]}"))
+        files.add(plain(f"{entry['path']}  {entry['size']:,} bytes  sha256 {entry['sha256'][:12]}"))
     return Group(*parts, metrics, files)
 
 
@@ -187,7 +187,7 @@ def _made_from(store: Store, record: Record) -> Tree:
     def grow(branch: Tree, made: Record) -> None:
         for role, source in sorted(made.inputs.items()):
             parent = store.record(source)
-            grow(branch.add(Text(f"{role}: {parent.title}")), parent)
+            grow(branch.add(plain(f"{role}: {parent.title}")), parent)
 
     grow(tree, record)
     return tree
@@ -196,16 +196,16 @@ def _made_from(store: Store, record: Record) -> Tree:
 def _used_by(store: Store, record: Record) -> Tree:
     tree = Tree("used by")
     for user in store.users(record.id):
-        tree.add(Text(f"{user.title}, {user.status.lower()}"))
+        tree.add(plain(f"{user.title}, {user.status.lower()}"))
     return tree
 
 
 def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
-            _grow(tree.add(Text(name)), value)
+            _grow(tree.add(plain(name)), value)
         else:
-            tree.add(Text(f"{name}: {json.dumps(value, ensure_ascii=False)}"))
+            tree.add(plain(f"{name}: {json.dumps(value, ensure_ascii=False)}"))
 
 
 def pipeline_document(store: Store, pipeline: Pipeline) -> dict[str, Any]:
@@ -261,5 +261,9 @@ def grid(*columns: str) -> Table:
 
 
 def add_row(table: Table, *cells: str) -> None:
-    """As plain text: neither markup nor a sign that steers the terminal, in a name or in what an error quotes."""
-    table.add_row(*(Text("\n".join(map(visible, cell.split("\n")))) for cell in cells))
+    table.add_row(*map(plain, cells))
+
+
+def plain(text: str, **options: Any) -> Text:
+    """Neither markup nor a sign that steers the terminal, in a name or in what an error quotes."""
+    return Text(visible_lines(text), **options)

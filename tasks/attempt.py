@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,6 @@ from tasks.records import MANIFEST, PAYLOAD, mlflow_name, split_tag
 
 if TYPE_CHECKING:
     from tasks.mlflow_client import Client
-
-SECONDS_TO_SAY_KILLED = 5.0
-"""Who is told to end has little time, and MLflow may be away."""
 
 
 class StageRun:
@@ -99,7 +95,7 @@ class StageRun:
     def end(self, status: str, reason: str = "") -> None:
         """End an attempt that made nothing, as FAILED or KILLED. What is already finished stays so."""
         self.flush()
-        with self._client.patience.at_most(SECONDS_TO_SAY_KILLED) if status == "KILLED" else nullcontext():
+        with self._client.ending(status):
             if self._client.get_run(self.id).info.status == "FINISHED":
                 return
             try:

@@ -79,16 +79,17 @@ class Bench:
 
     def keep(self, step: int, state: "Callable[[], State]") -> int:
         """Keep a state and, by their hashes, the files written so far. Returns its bytes; 0 where the disk is full."""
-        from dpr_core.training.state import write
+        from dpr_core.training.state import size, write
 
+        now = state()
         new = self._states / f"{step:09d}.new"
         shutil.rmtree(new, ignore_errors=True)
         try:
             new.mkdir()
-            write(state(), new)
+            write(now, new)
             seal = {"output": self._sealed(self.output), "state": self._sealed(new)}
             write_whole(new / SEAL, json.dumps(seal))
-            size = sum(path.stat().st_size for path in new.iterdir())
+            written = sum(path.stat().st_size for path in new.iterdir())
             whole = self._states / f"{step:09d}"
             shutil.rmtree(whole, ignore_errors=True)
             new.rename(whole)
@@ -96,14 +97,13 @@ class Bench:
         except Exception as error:
             if not is_full(error):
                 raise
-            needed = sum(path.stat().st_size for path in new.glob("*"))
             shutil.rmtree(new, ignore_errors=True)
             free = shutil.disk_usage(self.folder).free
             logger.warning(
-                "the disk is full: no state could be kept at step %d (%s were written when it ended, %s are free now); "
+                "the disk is full: no state could be kept at step %d (it needs %s, and %s are free); "
                 "the one before it stays, and the work goes on",
                 step,
-                in_bytes(needed),
+                in_bytes(size(now)),
                 in_bytes(free),
             )
             return 0
@@ -111,7 +111,7 @@ class Bench:
             self._last_written = time.monotonic()
         for old in sorted(self._states.glob("*[0-9]"))[:-KEPT]:
             shutil.rmtree(old)
-        return size
+        return written
 
     def newest(self) -> dict[str, Any] | None:
         """The newest sound state, with the output as it was then; None: begin at the beginning, with no output."""

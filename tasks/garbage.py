@@ -14,11 +14,9 @@ from pathlib import Path
 from tasks.bench import Bench
 from tasks.identity import files_below
 from tasks.locks import if_free, is_held
-from tasks.records import MANIFEST, PAYLOAD, Record
+from tasks.records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.tracking import Store
 
-ID = re.compile(r"[0-9a-f]{32}")
-KEY = re.compile(r"[0-9a-f]{64}")
 LOCK = re.compile(r"(?:[0-9a-f]{32}){1,2}\.lock")
 SCRATCH = timedelta(hours=1)
 """Scratch that no lock belongs to is left alone this long: it is used for seconds."""

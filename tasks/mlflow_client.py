@@ -32,6 +32,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 KNOCK_SECONDS = 3.0
+SECONDS_TO_SAY_KILLED = 5.0
 ADVISORY_LOCK = int.from_bytes(b"dense-pa", "big", signed=True)
 
 MADE_BY = "dpr.made_by"
@@ -145,6 +146,12 @@ class Client:
         entry = {"path": path, "type": "table"}
         if entry not in tables:
             self.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*tables, entry]))
+
+    @contextmanager
+    def ending(self, status: str) -> Iterator[None]:
+        """Inside the block a run is ended. Who was told to end has little time, and does not wait for MLflow."""
+        with self.patience.at_most(SECONDS_TO_SAY_KILLED if status == "KILLED" else self.patience.seconds):
+            yield
 
     def _knock(self) -> None:
         """Fail soon where MLflow would be long about it: a server that is silent, a database in use or none at all."""

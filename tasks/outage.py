@@ -96,6 +96,10 @@ def patience_seconds() -> float:
     return seconds
 
 
+_SILENT_SINCE: dict[str, float] = {}
+"""By address: a pipeline and its stages open the store each for itself, and wait together."""
+
+
 class Patience:
     """How long a server may be silent. The time runs from its first failure since it last answered, whoever asked."""
 
@@ -106,12 +110,11 @@ class Patience:
         self.seconds = seconds
         self._knock = knock
         self._explain = explain
-        self._silent_since: float | None = None
 
     @property
     def over(self) -> bool:
         """Whether it has been silent for longer than it may be."""
-        return self._silent_since is not None and self._left() <= 0
+        return self.where in _SILENT_SINCE and self._left() <= 0
 
     def tried(self, call: Callable[[], object]) -> bool:
         """Whether `call` succeeded; False if the server is away. It is not waited for longer than a knock takes."""
@@ -129,7 +132,7 @@ class Patience:
         pause = FIRST_PAUSE
         while True:
             try:
-                if self._silent_since is not None:
+                if self.where in _SILENT_SINCE:
                     self._knock()
                 result = call()
             except Exception as error:
@@ -165,8 +168,8 @@ class Patience:
         """Take note of a failure that may pass; raise any other."""
         if not may_pass(error):
             raise error
-        if self._silent_since is None:
-            self._silent_since = time.monotonic()
+        if self.where not in _SILENT_SINCE:
+            _SILENT_SINCE[self.where] = time.monotonic()
             logger.warning(
                 "MLflow at %s does not answer (%s); it is tried again for up to %.0f s, and nothing is lost meanwhile",
                 self.where,
@@ -175,12 +178,13 @@ class Patience:
             )
 
     def _answered(self) -> None:
-        if self._silent_since is not None:
+        if self.where in _SILENT_SINCE:
             logger.warning("MLflow at %s answers again, after %.0f s", self.where, self._silent())
-            self._silent_since = None
+            _SILENT_SINCE.pop(self.where, None)
 
     def _silent(self) -> float:
-        return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+        now = time.monotonic()
+        return now - _SILENT_SINCE.get(self.where, now)
 
     def _left(self) -> float:
         return self.seconds - self._silent()

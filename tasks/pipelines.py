@@ -125,12 +125,13 @@ class Pipelines:
         reason: str = "",
     ) -> None:
         """End a parent run as FINISHED, FAILED or KILLED, with what came of every stage as a file."""
-        self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
-        now = int(datetime.now(UTC).timestamp() * 1000)
-        values = [(mlflow_name(name), float(value), now, 0) for name, value in (metrics or {}).items()]
-        self._client.log_metrics(run_id, values)
-        self._client.set_tag(run_id, "dpr.reason", reason[:2000])
-        self._client.set_terminated(run_id, status)
+        with self._client.ending(status):
+            self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
+            now = int(datetime.now(UTC).timestamp() * 1000)
+            values = [(mlflow_name(name), float(value), now, 0) for name, value in (metrics or {}).items()]
+            self._client.log_metrics(run_id, values)
+            self._client.set_tag(run_id, "dpr.reason", reason[:2000])
+            self._client.set_terminated(run_id, status)
 
     def keep(self, run_id: str, folder: Path, under: str) -> None:
         """Keep the files of a folder with a parent run."""

@@ -6,6 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dpr_core.reporting.visible import visible
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -13,7 +15,7 @@ class StageProgress:
     """Shows one stage: its name, step, rate, time left and a note."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = visible(name)
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -41,6 +43,7 @@ class StageProgress:
             self._bar.stop()
 
     def advance(self, step: int, total: int | None, note: str = "") -> None:
+        note = visible(note)
         now = time.monotonic()
         if self._first is None or step < self._first[1]:
             self._first = (now, step)

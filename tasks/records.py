@@ -15,6 +15,9 @@ MANIFEST = "MANIFEST.json"
 TAG_LIMIT = 7500
 PARAM_LIMIT = 2000
 NOTE_LIMIT = 7500
+ID = re.compile(r"[0-9a-f]{32}")
+KEY = re.compile(r"[0-9a-f]{64}")
+"""IDs and keys become names of files, wherever they came from."""
 UNKNOWN = "unknown"
 """The stage of a run whose tag is lost."""
 
@@ -71,7 +74,7 @@ def record_of(run: Any) -> Record:
         stage=tags.get("dpr.stage", UNKNOWN),
         name=tags.get("dpr.name", tags.get("dpr.stage", UNKNOWN)),
         status=run.info.status,
-        key=tags.get("dpr.key", ""),
+        key=key if KEY.fullmatch(key := tags.get("dpr.key", "")) else "",
         digest=tags.get("dpr.digest"),
         inputs=mapping_in_tag("dpr.inputs", tags),
         config=mapping_in_tag("dpr.config", tags),

@@ -21,7 +21,7 @@ from tasks.mlflow_client import SETTINGS, Client
 from tasks.outage import patience_seconds
 from tasks.payloads import Payloads
 from tasks.pipelines import Pipelines
-from tasks.records import NOTE_LIMIT, Artifact, Record, record_of, run_name, split_tag, usable_as
+from tasks.records import ID, NOTE_LIMIT, Artifact, Record, record_of, run_name, split_tag, usable_as
 from tasks.snapshot import Snapshot
 from tasks.uris import local_path
 
@@ -289,7 +289,7 @@ class Store:
                 order_by=[f"attributes.start_time {order}", f"attributes.run_id {order}"],
                 page_token=token,
             )
-            yield from page
+            yield from (run for run in page if ID.fullmatch(run.info.run_id))
             token = page.token
             if not token:
                 return

@@ -148,7 +148,10 @@ def _explained(config: Official, error: Exception) -> DensePathError:
     from huggingface_hub import errors
 
     detail = " ".join(str(error).split()).rstrip(".")[:300]
-    instead = f"or give a local file: --set evaluation.benchmarks.{config.type}.path=FILE"
+    instead = (
+        f"or give a local file: --set evaluation.benchmarks.{config.type}.path=FILE, "
+        "for `dpr benchmark judge` --questions FILE"
+    )
     place = f"{config.file} of the dataset {config.repository}"
     if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
         return DensePathError(

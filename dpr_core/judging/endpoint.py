@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
@@ -85,7 +85,7 @@ class Endpoint:
             failure = self.failure(error, schema is not None)
         except ValueError as error:
             # The client passes on what its JSON reader says of a reply that was cut off.
-            failure = Unavailable(f"{self.url} sent a reply that could not be read: {error}")
+            failure = Unavailable(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
         else:
             if not getattr(completion, "choices", None):
                 failure = Unreachable(
@@ -112,7 +112,7 @@ class Endpoint:
 
     def reply(self, completion: Any) -> Reply:
         """What is read of a completion; OtherVersion where another version of the model wrote it than may judge."""
-        wanted, version = self.config.system_fingerprint, completion.system_fingerprint
+        wanted, version = self.config.system_fingerprint, self._without_key(completion.system_fingerprint)
         if wanted is not None and version != wanted:
             raise OtherVersion(
                 f"{self.url} answers as {version or 'a version without a name'}, not as "
@@ -122,23 +122,24 @@ class Endpoint:
         choice, usage = completion.choices[0], completion.usage
         refusal = getattr(choice.message, "refusal", None)
         details = {
-            "model": completion.model,
+            "model": self._without_key(completion.model),
             "system_fingerprint": version,
             "finish_reason": choice.finish_reason,
             "prompt_tokens": usage and usage.prompt_tokens,
             "completion_tokens": usage and usage.completion_tokens,
             "length_limit": self._limit,
         }
+        # A reply may end in half of an emoji, which no file takes.
+        said = (choice.message.content or refusal or "").encode("utf-8", "replace").decode()
         return Reply(
-            # A reply may end in half of an emoji, which no file takes.
-            (choice.message.content or refusal or "").encode("utf-8", "replace").decode(),
+            self._without_key(said),
             choice.finish_reason not in CUT_SHORT and not refusal,
             {name: value for name, value in details.items() if value is not None},
         )
 
     def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
         """The client's error as one of ours, in one line and without the key."""
-        said = _in_a_line(error).replace(self._key(), "<key>")[:500]
+        said = self._without_key(_in_a_line(error))[:500]
         status = getattr(error, "status_code", None)
         tried = f" after {self.execution.retries} retries" if self.execution.retries else ""
         if status in (401, 403):
@@ -212,6 +213,14 @@ class Endpoint:
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UsageError(f"the environment variable {name} holds characters that no API key has; set it again")
         return key
+
+    def _without_key(self, said: Any) -> Any:
+        """What the endpoint says, which knows the key and may repeat it: as it is, or as it stands in an address."""
+        if not isinstance(said, str):
+            return said
+        for form in (key := self._key(), quote(key), quote(key, safe="")):
+            said = said.replace(form, "<key>")
+        return said
 
 
 def _in_a_line(error: Any) -> str:

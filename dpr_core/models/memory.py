@@ -24,7 +24,7 @@ def in_micro_batches(lengths: Sequence[int], tokens: int, work: Callable[[list[l
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
-    longest = max(lengths)
+    longest = max(lengths, default=0)
     return as_much_as_fits(
         "micro-batches of {} tokens",
         tokens,

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from statistics import fmean, stdev
 from typing import Any
 
-from dpr_core.official.files import Row, need, unique
+from dpr_core.official.files import Row, check, need, unique
 from dpr_core.official.score import ModelScore, interval, warning
 
 EXAMPLES = 805
@@ -18,8 +18,11 @@ DRAW = 1.5
 
 def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dict[str, ModelScore]:
     need(judgments, ("instruction", "generator_2", "preference"), "AlpacaEval annotations")
+    check(judgments, "AlpacaEval annotations", instruction=str, generator_2=str)
     need(answers, ("instruction", "output", "generator"), "AlpacaEval outputs")
+    check(answers, "AlpacaEval outputs", instruction=str, generator=str)
     need(questions, ("instruction",), "AlpacaEval instructions")
+    check(questions, "AlpacaEval instructions", instruction=str)
     asked = unique(questions, lambda row: row["instruction"], "instruction")
     given = unique(answers, lambda row: (row["generator"], row["instruction"]), "output")
     by_model: dict[str, list[Row]] = defaultdict(list)
@@ -60,7 +63,7 @@ def preference(row: Row) -> float | None:
     """Between 1 and 2, or None where there is none. An older file's 0 is a draw."""
     try:
         value = float(row["preference"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if value == 0:
         return DRAW

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from dpr_core.errors import UsageError
-from dpr_core.official.files import Row, need, unique
+from dpr_core.official.files import Row, check, need, shows, unique
 from dpr_core.official.layouts import LAYOUTS, Answers, arena_question
 from dpr_core.official.score import RESAMPLES, SEED, ModelScore, interval, warning
-from dpr_core.reporting.statistics import bootstrap_means
 
 WEIGHT = 3
-LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
+LABEL = re.compile(r"\[([AB<>=]+)\]")
+"""In double brackets, or in single ones, which the newer script takes as well."""
+
+PROMPTS = {"arena-hard-v0.1": 500, "hard_prompt": 500, "creative_writing": 250}
+"""By category; files of the older schema name none, and have 500."""
 
 Outcome = tuple[float, int]
 """Points and weight."""
@@ -40,6 +43,7 @@ SPELLED_BACKWARDS = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "
 
 def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dict[str, ModelScore]:
     need(judgments, ("model", "games"), "Arena-Hard judgments")
+    check(judgments, "Arena-Hard judgments", model=str, baseline=str, category=str)
     asked = {name: arena_question(row).prompt for name, row in unique(questions, _id, "question").items()}
     given = LAYOUTS["arena-hard"].answers(answers)
     by_model: dict[str, list[Row]] = defaultdict(list)
@@ -87,9 +91,13 @@ def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], quest
 
 def _games(row: Row) -> list[Row | None]:
     games = row["games"]
-    if not isinstance(games, list) or not all(game is None or isinstance(game, dict) for game in games):
+    if not isinstance(games, list) or not all(game is None or _is_game(game) for game in games):
         raise UsageError(f"question {_id(row)}: `games` must be a list of two games")
     return games
+
+
+def _is_game(game: object) -> bool:
+    return isinstance(game, dict) and isinstance(game.get("score"), str | None)
 
 
 def _outcome(game: Row | None, place: int) -> Outcome | None:
@@ -113,11 +121,13 @@ def _percent(outcomes: list[list[float]]) -> float | None:
 
 
 def _bootstrap(outcomes: list[list[float]], tail: float) -> list[float] | None:
-    """As the official scripts do, over outcomes rather than over questions."""
-    values = [value for repeated in outcomes for value in repeated]
-    if len(values) < 2:
+    """As the official scripts do, over outcomes rather than over questions; only how often each is drawn matters."""
+    times = Counter(value for repeated in outcomes for value in repeated)
+    count = times.total()
+    if count < 2:
         return None
-    low, high = np.quantile(bootstrap_means(values, RESAMPLES, SEED), [tail, 1 - tail])
+    drawn = np.random.default_rng(SEED).multinomial(count, np.array(list(times.values())) / count, RESAMPLES)
+    low, high = np.quantile(drawn @ np.array(list(times)) / count, [tail, 1 - tail])
     return [100 * float(low), 100 * float(high)]
 
 
@@ -155,9 +165,14 @@ def _warnings(rows: list[Row], questions: dict[Any, str]) -> list[str]:
         found.append(f"{len(judges)} judges are mixed in one score ({', '.join(judges)})")
     if questions and len(times.keys() & questions.keys()) < len(questions):
         found.append(f"{len(times.keys() & questions.keys())} of {len(questions)} questions were judged")
-    elif not questions and len(times) < 500 and not any("category" in row for row in rows):
-        found.append(f"{len(times)} of 500 questions were judged")
+    elif not questions and len(times) < (expected := _expected(rows)):
+        found.append(f"{len(times)} of {expected} questions were judged")
     return found
+
+
+def _expected(rows: list[Row]) -> int:
+    """How many questions there should be in all the categories that are there."""
+    return sum(PROMPTS.get(category, 0) for category in {row.get("category", "arena-hard-v0.1") for row in rows})
 
 
 def _join_warnings(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, str]) -> list[str]:
@@ -193,20 +208,21 @@ def _written(game: Row | None) -> set[str]:
     """The labels in the judge's text; all of them where the text is not in the file."""
     judgment = None if game is None else game.get("judgment")
     text = judgment.get("answer") if isinstance(judgment, dict) else judgment
-    return set(LABEL.findall(text)) if isinstance(text, str) else {*LABELS, *SPELLED_BACKWARDS}
+    return set(LABEL.findall(text.upper())) if isinstance(text, str) else {*LABELS, *SPELLED_BACKWARDS}
 
 
 def _shown(row: Row, text: str) -> bool:
     """Whether every game that says what the judge was shown shows this text."""
     prompts = [_prompt(game) for game in _games(row) if game is not None]
-    return all(text.strip() in prompt for prompt in prompts if prompt is not None)
+    return all(shows(prompt, text) for prompt in prompts if prompt is not None)
 
 
 def _prompt(game: Row) -> str | None:
     if "user_prompt" in game:
         return str(game["user_prompt"])
     messages = game.get("prompt")
-    return str(messages[-1]["content"]) if isinstance(messages, list) and messages else None
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return str(last["content"]) if isinstance(last, dict) and "content" in last else None
 
 
 def _id(row: Row) -> str:

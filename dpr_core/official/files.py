@@ -56,6 +56,32 @@ def need(rows: Sequence[Row], fields: Sequence[str], what: str) -> None:
             )
 
 
+def check(rows: Sequence[Row], what: str, **kinds: type | tuple[type, ...]) -> None:
+    """Refuse rows in which a field that is there holds something of another kind."""
+    for number, row in enumerate(rows, start=1):
+        for name, kind in kinds.items():
+            if name in row and (not isinstance(row[name], kind) or isinstance(row[name], bool)):
+                raise UsageError(f"these are not {what}: `{name}` of row {number} is {type(row[name]).__name__}")
+
+
+def shows(prompt: str, text: str) -> bool:
+    """Whether a judge who read this prompt read this text.
+
+    The official templates give every text lines of its own, so there the beginning of a text is another text.
+    """
+    wanted = text.strip()
+    start = prompt.find(wanted)
+    if not wanted or "The Start of " not in prompt:
+        return start >= 0
+    while start >= 0:
+        end = start + len(wanted)
+        before, after = prompt[prompt.rfind("\n", 0, start) + 1 : start], prompt[end:].partition("\n")[0]
+        if not before.strip() and not after.strip():
+            return True
+        start = prompt.find(wanted, start + 1)
+    return False
+
+
 def unique(rows: Sequence[Row], key: Callable[[Row], Any], what: str) -> dict[Any, Row]:
     """Rows by key; a key that stands twice is refused, since either row could be meant."""
     found: dict[Any, Row] = {}

@@ -46,7 +46,7 @@ def _mt_bench_questions(rows: list[Row]) -> list[Question]:
 
 
 def _turns(turns: object, where: str) -> tuple[str, ...]:
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+    if not isinstance(turns, list | tuple) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise UsageError(f"{where}: `turns` must be a list of texts, none of them empty")
     return tuple(_text(turn, "turns", where) for turn in turns)
 

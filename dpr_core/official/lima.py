@@ -3,6 +3,7 @@
 from collections import defaultdict
 from statistics import fmean
 
+from dpr_core.errors import UsageError
 from dpr_core.official import alpaca_eval
 from dpr_core.official.files import Row, need
 from dpr_core.official.score import ModelScore, interval, warning
@@ -22,7 +23,13 @@ def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dic
 
 
 def _score_games(games: list[Row]) -> ModelScore:
-    need(games, ("question_id", "candidate_first", "score"), "LIMA judgments (annotations or games.jsonl)")
+    what = "LIMA judgments (annotations or games.jsonl)"
+    need(games, ("question_id", "candidate_first", "score"), what)
+    for number, game in enumerate(games, start=1):
+        if not isinstance(game["question_id"], str) or not isinstance(game["candidate_first"], bool):
+            raise UsageError(f"these are not {what}: row {number} is not a game of this project")
+        if game["score"] not in (None, 0, 0.5, 1):
+            raise UsageError(f"these are not {what}: `score` of row {number} is none of 0, 0.5, 1 and null")
     orders: dict[str, list[bool]] = defaultdict(list)
     points: dict[str, list[float]] = defaultdict(list)
     for game in games:

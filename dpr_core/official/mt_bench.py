@@ -10,12 +10,13 @@ from statistics import fmean, median
 from typing import Any
 
 from dpr_core.errors import UsageError
-from dpr_core.official.files import Row, need, unique
+from dpr_core.official.files import Row, check, need, shows, unique
 from dpr_core.official.layouts import LAYOUTS, Answers
 from dpr_core.official.score import ModelScore, interval, mean, warning
 
 QUESTIONS = 80
 UNREADABLE = -1
+ID = (int, str)
 FAILED = "$ERROR$"
 
 WITH_REFERENCES = ("math", "reasoning", "coding")
@@ -36,18 +37,37 @@ def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dic
     if "g1_winner" in judgments[0]:
         return _score_pairs(judgments)
     need(judgments, ("question_id", "model", "score", "turn"), "MT-Bench judgments")
+    check(
+        judgments,
+        "MT-Bench judgments",
+        question_id=ID,
+        model=str,
+        turn=int,
+        judgment=str,
+        user_prompt=str,
+        judge=(list, str),
+    )
     need(questions, ("question_id", "turns"), "MT-Bench questions")
+    check(questions, "MT-Bench questions", question_id=ID, category=str)
+    LAYOUTS["mt-bench"].questions(questions)
     asked = unique(questions, lambda row: row["question_id"], "question")
     given = LAYOUTS["mt-bench"].answers(answers)
-    for row in judgments:
-        if not isinstance(row["score"], int | float):
-            raise UsageError(
-                f"question {row['question_id']}: `score` is {row['score']!r}, not a number (-1: unreadable)"
-            )
     by_model: dict[str, list[Row]] = defaultdict(list)
     for row in judgments:
-        by_model[row["model"]].append(row)
+        by_model[row["model"]].append({**row, "score": _score(row)})
     return {model: _score_model(model, rows, given, asked) for model, rows in sorted(by_model.items())}
+
+
+def _score(row: Row) -> float:
+    """A row without a score counts as unreadable; the official script leaves it out, too."""
+    score = row["score"]
+    if score is None or score != score:
+        return UNREADABLE
+    if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > 100:
+        raise UsageError(
+            f"question {row['question_id']}: `score` is {str(score)[:40]!r}, not a number (-1: unreadable)"
+        )
+    return score
 
 
 def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, Row]) -> ModelScore:
@@ -134,12 +154,15 @@ def _join_warnings(model: str, rows: list[Row], answers: dict[str, Answers], que
             "judgments are of answers that are no longer the current ones",
         )
         found += warning((q for q, turns in mine.items() if not all(map(str.strip, turns))), "answers are empty")
+        found += warning(
+            (q for q, turns in mine.items() if any(FAILED in turn for turn in turns)), "answers are failed requests"
+        )
     return found
 
 
 def _shows(row: Row, texts: Sequence[str]) -> bool:
     """A judgment of the first turn shows the first text only; one of the second turn shows both."""
-    return all(text.strip() in row["user_prompt"] for text in texts[: row["turn"]])
+    return all(shows(row["user_prompt"], text) for text in texts[: row["turn"]])
 
 
 def _place(row: Row) -> str:
@@ -148,12 +171,14 @@ def _place(row: Row) -> str:
 
 def _judge(row: Row) -> Any:
     judge = row.get("judge")
-    return judge[0] if isinstance(judge, list) else judge
+    return judge[0] if isinstance(judge, list) and judge else judge
 
 
 def _score_pairs(rows: list[Row]) -> dict[str, ModelScore]:
     """FastChat's pairwise mode: both games must agree on a winner, anything else is a tie; error rows are dropped."""
-    need(rows, ("question_id", "model_1", "model_2", "g1_winner", "g2_winner"), "MT-Bench pairwise judgments")
+    what = "MT-Bench pairwise judgments"
+    need(rows, ("question_id", "model_1", "model_2", "g1_winner", "g2_winner"), what)
+    check(rows, what, question_id=ID, model_1=str, model_2=str, g1_winner=str, g2_winner=str, turn=int)
     outcomes: dict[str, dict[tuple[Any, Any], list[float]]] = defaultdict(lambda: defaultdict(list))
     games: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     failed: Counter[str] = Counter()

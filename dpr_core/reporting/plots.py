@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import rcParams
 from matplotlib.figure import Figure
+
+# A dollar sign in a name is no formula.
+rcParams["text.parse_math"] = False
 
 Valued = tuple[float, float, float]
 """A value with the low and the high end of its interval."""

@@ -1,6 +1,8 @@
 """Text as it can be shown: nothing hidden, nothing that steers a terminal or a page."""
 
+import json
 import unicodedata
+from typing import Any
 
 _NAMED = {"\n": "\u21b5", "\t": "\u21e5"}
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -15,6 +17,12 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """The same with its line breaks kept, for where a page keeps them too."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that says what `value` holds and may stand in a terminal: what is unseen is written as \\u and a number."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "".join(json.dumps(c)[1:-1] if c != "\n" and unicodedata.category(c) in _UNSEEN else c for c in text)
 
 
 def _sign(character: str) -> str:

@@ -34,6 +34,15 @@ def read(folder: Path) -> dict[str, Any]:
     return state
 
 
+def size(state: Any) -> int:
+    """The bytes of all tensors in it, which is about what writing it takes."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, Mapping):
+        return sum(map(size, state.values()))
+    return sum(map(size, state)) if isinstance(state, (list, tuple)) else 0
+
+
 def pack(rows: Iterable[Sequence[float]], dtype: torch.dtype = torch.int64) -> State:
     """Rows of any lengths, such as token ids, as two tensors: as lists they would be long texts."""
     listed = list(rows)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpr_core.errors import UsageError
+from dpr_core.errors import DensePathError, UsageError
 from dpr_core.reporting.visible import visible
 from flows.console import Debug, Identifier, Json, Set, emit, reported
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dpr_core.config.evaluation import JudgeConfig
+    from dpr_core.benchmarks.base import Question
+    from dpr_core.config.evaluation import JudgeConfig, JudgeExecution
     from dpr_core.judging.judge import Answer
     from dpr_core.judging.pairwise import Pair
     from dpr_core.official.layouts import Answers, Layout
@@ -34,7 +35,18 @@ class Format(StrEnum):
     lima = "lima"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="Whose files these are.")]
+def _format(name: str) -> Format:
+    """As `dpr benchmark list` names it, or as the configuration does, with an underscore."""
+    try:
+        return Format(name.replace("_", "-"))
+    except ValueError:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(Format)}") from None
+
+
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", "--benchmark", parser=_format, metavar="|".join(Format), help="Whose files these are."),
+]
 Questions = Annotated[Path | None, typer.Option(help="The benchmark's own questions.")]
 
 
@@ -76,8 +88,10 @@ def score(
 def judge(
     answers: Annotated[Path, typer.Option(help="Answers of the model to be judged, in the benchmark's own layout.")],
     baseline: Annotated[Path, typer.Option(help="Answers of the model that it is compared with.")],
-    questions: Annotated[Path, typer.Option(help="The benchmark's own questions.")],
     kind: FormatOption,
+    questions: Annotated[
+        Path | None, typer.Option(help="The benchmark's own questions; without it, those of the hub.")
+    ] = None,
     assignments: Set = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; ask nobody.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write every game there, one JSON object a line.")] = None,
@@ -93,13 +107,18 @@ def judge(
         from dpr_core.config.evaluation import JudgeConfig
         from dpr_core.judging.cost import judging_cost, prices
         from dpr_core.official.files import read_rows
-        from dpr_core.official.layouts import LAYOUTS
+        from dpr_core.official.layouts import LAYOUTS, questions_of
 
         settings = parse(JudgeConfig, override({}, assignments), "judge")
         layout = LAYOUTS[kind.value]
         mine, theirs = (only_model(layout, file) for file in (answers, baseline))
-        pairs, missing = _pairs(layout, read_rows(questions), mine[1], theirs[1])
+        asked = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
+        pairs, missing = _pairs(asked, mine[1], theirs[1])
         about = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
+        about |= {
+            "characters": _mean_length([pair.candidate for pair in pairs]),
+            "baseline_characters": _mean_length([pair.baseline for pair in pairs]),
+        }
         about["empty_answers"] = sum(_is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline))
         if dry_run:
             cost = judging_cost(settings, pairs).as_dict() | {"prices": prices(settings.execution)}
@@ -145,15 +164,21 @@ def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
     return next(iter(models.items()))
 
 
-def _pairs(
-    layout: "Layout", rows: list[dict[str, Any]], mine: "Answers", theirs: "Answers"
-) -> "tuple[list[Pair], list[str]]":
+def _hub_questions(kind: Format) -> "list[Question]":
+    from typing import get_args
+
+    from dpr_core.benchmarks import load
+    from dpr_core.config.official import Official
+
+    (benchmark,) = (each() for each in get_args(Official) if each.model_fields["type"].default == kind.name)
+    return load(benchmark)
+
+
+def _pairs(questions: "list[Question]", mine: "Answers", theirs: "Answers") -> "tuple[list[Pair], list[str]]":
     """The questions that both have answered, and those that somebody has not."""
     from dpr_core.judging.judge import Answer
     from dpr_core.judging.pairwise import Pair
-    from dpr_core.official.layouts import questions_of
 
-    questions = questions_of(layout, rows)
     known = {question.id for question in questions}
     if strange := sorted((mine.keys() | theirs.keys()) - known):
         raise UsageError(
@@ -171,6 +196,10 @@ def _pairs(
     return pairs, missing
 
 
+def _mean_length(answers: "list[Answer]") -> float:
+    return sum(len(turn) for answer in answers for turn in answer.turns) / len(answers)
+
+
 def _is_empty(answer: "Answer") -> bool:
     return not all(map(str.strip, answer.turns))
 
@@ -178,6 +207,8 @@ def _is_empty(answer: "Answer") -> bool:
 def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
     from dpr_core import judging
     from dpr_core.judging.canaries import complaints, try_out
+    from dpr_core.judging.judged_by import complaints as judged_by_several
+    from dpr_core.judging.judged_by import judged_by
     from dpr_core.judging.pairwise import answers_cut, judge_pairs, summarise
     from tasks.home import open_home
     from tasks.judge import VERDICTS, preflight
@@ -191,10 +222,27 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
             tried = asyncio.run(try_out(judge, pairs, settings.execution, progress.advance)).as_metrics()
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
-        output.write_text("".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games))
+        rows = "".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games)
+        try:
+            output.write_text(rows, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}") from None
     print(judge.status(), file=sys.stderr)
-    result = summarise(games, settings.bootstrap_samples, settings.seed).as_dict()
-    return {**result, "answers_cut": answers_cut(games), **tried, "warnings": complaints(tried)}
+    result = summarise(games, settings.bootstrap_samples, settings.seed)
+    check_readable(result.unreadable_share, settings.execution)
+    judges = judged_by(settings.by, (game.details for game in games))
+    warnings = [*complaints(tried), *judged_by_several(judges)]
+    return {**result.as_dict(), "answers_cut": answers_cut(games), **tried, "warnings": warnings}
+
+
+def check_readable(unreadable_share: float, execution: "JudgeExecution") -> None:
+    """A result that rests on too few of its verdicts is none."""
+    if unreadable_share > execution.max_unreadable_share:
+        raise DensePathError(
+            f"{100 * unreadable_share:.1f}% of the verdicts could not be read, more than "
+            f"execution.max_unreadable_share={execution.max_unreadable_share:g} allows; what the judge wrote is in the "
+            "file of --output"
+        )
 
 
 def _score_view(models: dict[str, Any]) -> "RenderableType":
@@ -239,6 +287,7 @@ def _judged_view(about: dict[str, Any], result: dict[str, Any]) -> str:
     lines = [
         f"{visible(about['candidate'])} against {visible(about['baseline'])}: {rate}",
         f"win rate over {about['prompts']} prompts, both orders, ties 0.5; in brackets a 95% interval over prompts",
+        f"mean characters {about['characters']:.0f}, of the baseline {about['baseline_characters']:.0f}",
         f"contradictions {_shown(result['contradiction_rate'])}, first position "
         f"{_shown(result['first_position_rate'])}, unreadable {result['unreadable']}",
     ]

@@ -10,7 +10,7 @@ import typer
 
 from dpr_core.errors import UsageError
 from dpr_core.reporting.visible import visible
-from flows.commands.benchmarks import only_model
+from flows.commands.benchmarks import check_readable, only_model
 from flows.console import Debug, Json, Set, emit, reported
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def _rated(
             raise UsageError(f"cannot write {output}: {error.strerror}") from None
     print(rater.status(), file=sys.stderr)
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
+    check_readable(result.unscored_share, settings.execution)
     return {**result.as_dict(), **tried, "warnings": canary.complaints(result.as_metrics() | tried)}
 
 

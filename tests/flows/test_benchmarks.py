@@ -8,6 +8,7 @@ import pytest
 
 from dpr_core import judging
 from dpr_core.benchmarks.base import Question
+from dpr_core.config.official import MTBench
 from dpr_core.official.layouts import LAYOUTS
 
 pytestmark = pytest.mark.integration
@@ -63,6 +64,26 @@ def test_two_answer_files_are_judged_without_a_pipeline(dpr: Dpr, tmp_path: Path
     assert "50.0 %" in dpr(*common, "--answers", str(mine), "--baseline", str(mine)).stdout
 
 
+def test_the_benchmark_alone_is_enough_where_the_hub_has_its_questions(
+    dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("longer", "text"))
+    theirs = answers(tmp_path / "theirs.jsonl", "theirs", ("short", "text"))
+    asked = []
+
+    def fetch(repository: str, file: str, **more: Any) -> str:
+        asked.append((repository, file, more["revision"]))
+        return str(lines(tmp_path / "question.jsonl", QUESTIONS))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    common = ["benchmark", "judge", "--set", "by.type=scripted", "--answers", str(mine), "--baseline", str(theirs)]
+    result = dpr(*common, "--benchmark", "mt_bench", "--json").json
+    assert (result["win_rate"], result["characters"], result["baseline_characters"]) == (100.0, 10, 9)
+    assert set(asked) == {("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl", MTBench().revision)}
+    unknown = dpr(*common, "--benchmark", "mt")
+    assert (unknown.status, "'mt' is none of mt-bench" in unknown.stderr) == (2, True)
+
+
 def test_a_dry_run_says_what_it_would_cost_and_asks_nobody(dpr: Dpr, tmp_path: Path) -> None:
     questions = lines(tmp_path / "question.jsonl", QUESTIONS)
     mine = answers(tmp_path / "mine.jsonl", "mine", ("a", "b"))
@@ -87,6 +108,17 @@ def test_an_empty_answer_is_counted_and_judged_as_it_is(dpr: Dpr, tmp_path: Path
     result = dpr(*common, "--answers", str(mine), "--baseline", str(theirs), "--json").json
     assert (result["empty_answers"], result["prompts"], result["win_rate"]) == (1, 1, 100.0)
     assert "1 answers are empty" in dpr(*common, "--answers", str(mine), "--baseline", str(theirs)).stdout
+
+
+def test_verdicts_that_cannot_be_read_are_no_result(dpr: Dpr, tmp_path: Path) -> None:
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    mine, output = answers(tmp_path / "mine.jsonl", "mine", ("a", "b")), tmp_path / "out.jsonl"
+    common = ["--set", "by.type=scripted", "--set", "by.rule=unreadable", "--questions", str(questions), "--json"]
+    pair = ["benchmark", "judge", "--format", "mt-bench", *common, "--answers", str(mine), "--baseline", str(mine)]
+    dpr(*pair, "--output", str(output)).assert_refused(1, "100.0% of the verdicts could not be read", "--output")
+    assert len(output.read_text().splitlines()) == 2
+    assert dpr(*pair, "--set", "execution.max_unreadable_share=1").json["win_rate"] is None
+    dpr("benchmark", "rate", *common, "--answers", str(mine)).assert_refused(1, "100.0% of the verdicts")
 
 
 def test_a_judge_that_costs_money_is_tried_out_first(dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,12 @@ def test_one_seed_reaches_every_stage_that_has_none_of_its_own() -> None:
     assert [section.model_dump()["seed"] for section in sections] == [4, 4, 4, 9, 4, 4]
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen-2.5-7b", "mistral-7b-v0.1", "gemma-3-4b", "paper-table1"])
+def test_the_recipes_of_the_paper_take_the_longest_prompts_of_arena_hard(name: str) -> None:
+    # The longest has 9,140 characters, code at about three of them a token.
+    assert recipes.load(name).answer.max_prompt_tokens > 9140 / 3
+
+
 def test_unknown_recipe_names_the_nearest() -> None:
     assert problem("demmo") == ("there is no recipe 'demmo'; did you mean demo? (a file of your own must end in .yaml)")
     assert "recipes: " in problem("zzz")

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from dpr_core.reporting.visible import visible
 from flows import show
 from tasks.graph import Planned
 from tasks.records import Record
 
-ODD = "answer [/b] k[b] :smile: on lab"
+ODD = "answer [/b] k[b] :smile: \u202e\x9b on lab"
 WHY = 'algorithm.gamma: 1.0 -> 0.9; source.path: "/a/folder/with/a/long/name/rows.jsonl" -> "[/x]"'
 
 
@@ -68,7 +69,8 @@ def test_square_brackets_in_names_are_no_markup() -> None:
         "artifact": (show.artifact_view(store, made, document), 9),
     }
     for name, (view, times) in views.items():
-        assert shown(view).count(ODD) == times, name
+        assert shown(view).count(visible(ODD)) == times, name
+        assert ODD not in shown(view), name
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 79, 80, 200])

@@ -92,8 +92,8 @@ def running(server: Server) -> Iterator[Server]:
 
 
 @contextmanager
-def postgresql(database: str) -> Iterator[tuple[Server, str]]:
-    """PostgreSQL with one empty database, and what stands for it behind `postgresql`: user, password, place."""
+def postgresql(*databases: str) -> Iterator[tuple[Server, str]]:
+    """PostgreSQL with empty databases, and what comes before their names in an address: user, password, place."""
     if not (POSTGRESQL / "initdb").exists():
         pytest.skip(f"there is no PostgreSQL 15 in {POSTGRESQL}: apt-get install postgresql-15")
     user = "nobody" if os.getuid() == 0 else None
@@ -118,9 +118,10 @@ def postgresql(database: str) -> Iterator[tuple[Server, str]]:
         # At SIGTERM it would wait until nobody is connected any more.
         server = Server(command, folder.with_suffix(".log"), ready, end=signal.SIGINT, user=user)
         with running(server):
-            create = [str(POSTGRESQL / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "owner", database]
-            subprocess.run(create, check=True, env={**os.environ, "PGPASSWORD": "se/cret"})
-            yield server, f"owner:{PASSWORD}@127.0.0.1:{port}/{database}"
+            create = [str(POSTGRESQL / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "owner"]
+            for database in databases:
+                subprocess.run([*create, database], check=True, env={**os.environ, "PGPASSWORD": "se/cret"})
+            yield server, f"owner:{PASSWORD}@127.0.0.1:{port}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".log").unlink(missing_ok=True)

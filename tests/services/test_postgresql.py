@@ -1,5 +1,6 @@
 """PostgreSQL as MLflow's backend and as Prefect's: it works, many may start at once, and a restart loses nothing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,13 +25,13 @@ TINY = ROOT / "tests" / "flows" / "tiny.yaml"
 
 @pytest.fixture
 def database() -> Iterator[tuple[Server, str]]:
-    with postgresql("runs") as found:
+    with postgresql("runs", "prefect") as found:
         yield found
 
 
 @pytest.fixture
 def store(home: Path, database: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://{database[1]}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://{database[1]}/runs")
     return Store.open()
 
 
@@ -88,7 +90,7 @@ def test_six_processes_start_at_once_on_an_empty_database(
         variables = {
             **inherited,
             "DPR_HOME": str(tmp_path / f"home{number % homes}"),
-            "MLFLOW_TRACKING_URI": f"postgresql://{database[1]}",
+            "MLFLOW_TRACKING_URI": f"postgresql://{database[1]}/runs",
             "PYTHONPATH": str(ROOT),
         }
         processes.append(
@@ -105,3 +107,38 @@ def test_six_processes_start_at_once_on_an_empty_database(
     assert [(status, errors) for _, errors, status in ended] == [(0, "")] * 6
     assert len({shown.split()[0] for shown, _, _ in ended}) == 6
     assert {shown.split()[1] for shown, _, _ in ended} == {"ran"}
+
+
+def dpr(home: Path, database: tuple[Server, str]) -> "subprocess.Popen[str]":
+    """The tiny pipeline, with both MLflow and Prefect in PostgreSQL."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("DPR_", "MLFLOW_", "PREFECT_"))
+    }
+    variables = {
+        **inherited,
+        "DPR_HOME": str(home),
+        "MLFLOW_TRACKING_URI": f"postgresql://{database[1]}/runs",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database[1]}/prefect",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "flows.cli", "run", str(TINY), "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=variables, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def ended(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    shown, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert PASSWORD not in shown + errors
+    document: dict[str, Any] = json.loads(shown)
+    return document
+
+
+def test_a_pipeline_runs_with_prefect_and_mlflow_in_it_and_is_reused(
+    database: tuple[Server, str], tmp_path: Path
+) -> None:
+    first, second = (ended(dpr(tmp_path / "home", database)) for _ in range(2))
+    assert {stage["status"] for stage in first["stages"]} == {"ran"}
+    assert {stage["status"] for stage in second["stages"]} == {"reused"}
+    assert [stage["id"] for stage in second["stages"]] == [stage["id"] for stage in first["stages"]]

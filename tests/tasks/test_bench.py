@@ -126,8 +126,9 @@ def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
 
     monkeypatch.setattr(dpr_core.training.state, "write", full)
     caplog.set_level(logging.WARNING)
-    assert bench.keep(2, lambda: state(2)) == 0
-    assert "no state could be kept at step 2 (1.5 kB were written when it ended" in caplog.text
+    assert bench.keep(2, lambda: {"step": 2, "parts": [{"weights": torch.zeros(375)}, 1.0]}) == 0
+    assert "no state could be kept at step 2 (it needs 1.5 kB, and " in caplog.text
+    assert not list(bench.folder.rglob("000000002*"))
     monkeypatch.undo()
     found = bench.newest()
     assert found is not None

@@ -46,7 +46,7 @@ def interrupted(store: Store, stage: Stage, parent: str | None = None) -> str:
     return store.records()[0].id
 
 
-def failed(store: Store, key: str = "k" * 64) -> str:
+def failed(store: Store, key: str = "e" * 64) -> str:
     """An attempt that failed with half of its payload in the store."""
     from dpr_core.config.base import StageConfig
 

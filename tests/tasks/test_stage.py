@@ -342,6 +342,8 @@ def test_killed_while_publishing_is_never_taken_for_finished(store: Store, make:
         store.fetch(killed.id)
     outcome = make("number")
     assert (outcome.status, outcome.id) == ("ran", killed.id)
+    results = store._client.get_metric_history(outcome.id, "value")
+    assert {metric.step for metric in results} == {2}, "results are metrics of the last step, whoever logs them"
     assert store.verify(outcome.id) == []
     assert len(store.records()) == 1
     assert list((store.home / "work").iterdir()) == []

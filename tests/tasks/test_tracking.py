@@ -29,7 +29,7 @@ def attempt(store: Store, config: StageConfig | None = None, **changes: Any) -> 
         "stage": "number",
         "name": "number",
         "version": 1,
-        "key": "k" * 64,
+        "key": "e" * 64,
         "config": config or StageConfig(),
         "inputs": {},
         "parent": None,
@@ -259,7 +259,7 @@ def test_an_attempt_is_recorded_whole(store: Store, toys: Any, about: Callable[.
     pipeline = store.pipelines.begin(about())
     run = attempt(store, config, name="first", inputs={"a": ABSENT}, parent=pipeline)
     record = store.record(run.id)
-    assert (record.stage, record.name, record.status, record.key) == ("number", "first", "RUNNING", "k" * 64)
+    assert (record.stage, record.name, record.status, record.key) == ("number", "first", "RUNNING", "e" * 64)
     assert (record.digest, record.finished, record.seconds, record.parent) == (None, False, None, pipeline)
     assert record.inputs == {"a": ABSENT}
     assert record.config == {"seed": 0, "value": 4, "note": "n" * 20_000, "execution": 3}
@@ -424,7 +424,7 @@ def test_the_earliest_finished_artifact_of_a_key_is_found(store: Store, make: Ca
 def test_finished_without_a_digest_is_not_an_artifact(store: Store) -> None:
     run = attempt(store)
     store._client.set_terminated(run.id, "FINISHED")
-    assert store.finished("k" * 64) == []
+    assert store.finished("e" * 64) == []
     assert not store.record(run.id).finished
 
 

@@ -126,6 +126,16 @@ def test_failures_are_sentences_without_the_key(loopback: Loopback, reply: Reply
     assert "\n" not in said
 
 
+def test_a_reply_that_repeats_the_key_is_kept_without_it(loopback: Loopback) -> None:
+    said = completion(f"Your key is {KEY}.\nVERDICT: A").body
+    assert isinstance(said, dict)
+    loopback.answer = lambda call: Reply({**said, "model": KEY, "system_fingerprint": f"fp {KEY}"})
+    judgment = ask(build(loopback.url))
+    assert judgment.verdict is Verdict.FIRST
+    assert KEY not in repr(judgment)
+    assert "Your key is <key>." in repr(judgment)
+
+
 def test_what_was_not_a_completion_costs_nothing(loopback: Loopback) -> None:
     loopback.answer = lambda call: Reply(PAGE)
     judge = build(loopback.url)

@@ -26,7 +26,8 @@ class Opens:
 @pytest.fixture
 def folder(tiny: Callable[..., Any], tmp_path: Path) -> Path:
     """A sound checkpoint."""
-    save(*tiny("llama"), tmp_path / "model")
+    model, tokenizer = tiny("llama")
+    save(model, tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 

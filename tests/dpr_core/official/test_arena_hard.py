@@ -101,3 +101,28 @@ def test_another_format_is_refused_by_name() -> None:
         arena_hard.score([{"model": "m", "games": []}], [], [])
     with pytest.raises(UsageError, match="question a: `games`"):
         arena_hard.score([{"question_id": "a", "model": "m", "games": "none"}], [], [])
+
+
+def test_a_label_in_single_brackets_is_written_too() -> None:
+    rows = [row("a", "A>B", "A=B") | {"games": [game("A>B", judgment="So [a>b]"), game("A=B")]}]
+    assert not any("text" in line for line in arena_hard.score(rows, [], [])["m"].warnings)
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        (("arena-hard-v0.1",), "1 of 500 questions were judged"),
+        (("creative_writing",), "1 of 250 questions were judged"),
+        (("hard_prompt", "creative_writing"), "2 of 750 questions were judged"),
+    ],
+)
+def test_partial_coverage_of_a_category_is_said(categories: tuple[str, ...], expected: str) -> None:
+    rows = [row(name, "A>B", "A=B", category=name) for name in categories]
+    assert arena_hard.score(rows, [], [])["m"].warnings == [expected]
+
+
+def test_the_official_interval_is_the_binomial_one() -> None:
+    # 800 outcomes of which 600 are won: 75 +- 1.96 sqrt(0.75 0.25 / 800).
+    rows = [row(str(i), "B>A", "A>B" if i % 2 else "B>A") for i in range(400)]
+    low, high = arena_hard.score(rows, [], [])["m"].official["ci"]
+    assert (low, high) == (pytest.approx(72.0, abs=0.4), pytest.approx(78.0, abs=0.4))

@@ -55,6 +55,13 @@ def test_an_unreadable_rating_leaves_the_mean_and_is_counted() -> None:
     assert score.warnings == ["1 ratings could not be read (82 turn 2)"]
 
 
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_row_without_a_score_is_unreadable(nothing: float | None) -> None:
+    score = mt_bench.score([*WHOLE[:3], judgment(82, 2, 4) | {"score": nothing, "judgment": ""}], [], QUESTIONS)["m"]
+    assert (score.official["turn2"], score.n, score.unscored) == (6.0, 4, 1)
+    assert score.warnings == ["1 ratings could not be read (82 turn 2)"]
+
+
 def test_the_official_mean_counts_a_repeated_row_and_the_median_does_not_double_it() -> None:
     score = mt_bench.score([*WHOLE, judgment(81, 1, 2), judgment(81, 1, 9)], [], QUESTIONS)["m"]
     assert score.official["turn1"] == pytest.approx((8 + 3 + 2 + 9) / 4)
@@ -123,8 +130,10 @@ def test_pairwise_verdicts_that_disagree_are_ties() -> None:
 def test_another_format_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="not MT-Bench judgments: row 1 has no 'question_id'"):
         mt_bench.score([{"model": "m"}], [], [])
-    with pytest.raises(UsageError, match="question 81: `score` is None, not a number"):
-        mt_bench.score([judgment(81, 1, 8) | {"score": None}], [], [])
+    with pytest.raises(UsageError, match="question 81: `score` is 'high', not a number"):
+        mt_bench.score([judgment(81, 1, 8) | {"score": "high"}], [], [])
+    with pytest.raises(UsageError, match="`user_prompt` of row 1 is int"):
+        mt_bench.score([judgment(81, 1, 8) | {"user_prompt": 1}], [], [])
     with pytest.raises(UsageError, match="answer"):
         mt_bench.score(WHOLE, [ANSWERS[0] | {"choices": []}], [])
     with pytest.raises(UsageError, match="question 81 stands twice"):

@@ -60,3 +60,9 @@ def test_bars_of_one_name_have_one_colour_and_stand_in_their_group(figure: list[
     centres = [bar.get_x() + bar.get_width() / 2 for bar in (*dpr, *sr)]
     assert centres == pytest.approx([-0.2, 0.2, 1.2])
     assert len({bar.get_facecolor() for bar in sr}) == 1
+
+
+def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path: Path) -> None:
+    name = r"$\nosuchcommand{$"
+    plots.bars(tmp_path / "x.png", name, name, {name: {name: POINTS[0][1], f"{name}2": POINTS[1][1]}})
+    assert imread(tmp_path / "x.png").size > 0

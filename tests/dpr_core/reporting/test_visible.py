@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from dpr_core.reporting.visible import visible
+from dpr_core.reporting.visible import json_text, visible
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,21 @@ from dpr_core.reporting.visible import visible
 )
 def test_nothing_stays_hidden(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_says_the_same_and_hides_nothing(indent: int | None) -> None:
+    value = {
+        "caf\u00e9 \u4f60 \U0001f600": [
+            "a\nb\tc\x1b[2J",
+            "\x7f\x9b\u200b\u202e\u2028\ufeff\ud83d",
+            "\U000e0041",
+            0.1,
+            None,
+        ]
+    }
+    text = json_text(value, indent)
+    assert json.loads(text) == value
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "caf\u00e9 \u4f60 \U0001f600" in text
+    assert json_text({"a": [1, 2]}, indent) == json.dumps({"a": [1, 2]}, indent=indent)

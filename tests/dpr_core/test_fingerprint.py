@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from dpr_core.config.data import HubSource
+from dpr_core.data.sources import fingerprint
+from dpr_core.errors import UsageError
+from dpr_core.fingerprint import of_file, of_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of data, and a secret beside it."""
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "train.jsonl").write_text("{}\n")
+    (tmp_path / "data" / "deep" / "more.jsonl").write_text("{}\n")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.jsonl").write_text("{}\n")
+    return tmp_path / "data"
+
+
+def test_names_and_contents_count(folder: Path) -> None:
+    before = of_folder(folder)
+    (folder / "train.jsonl").rename(folder / "other.jsonl")
+    renamed = of_folder(folder)
+    (folder / "other.jsonl").write_text("[]\n")
+    assert len({before, renamed, of_folder(folder)}) == 3
+    assert len(before) == len(of_file(folder / "other.jsonl")) == 64
+
+
+@pytest.mark.parametrize("target", ["../secret/key.jsonl", "../secret", "/etc/hostname", "../nowhere"])
+def test_a_link_out_of_a_folder_of_data_is_refused_by_name(folder: Path, target: str) -> None:
+    (folder / "deep" / "link.jsonl").symlink_to(Path("..") / target)
+    with pytest.raises(UsageError, match=r"deep/link\.jsonl is a link to .*, out of the folder"):
+        fingerprint(HubSource(name=str(folder)))
+
+
+def test_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(folder: Path) -> None:
+    plain = of_folder(folder)
+    (folder / "train.jsonl").rename(folder / "deep" / "blob")
+    (folder / "train.jsonl").symlink_to("deep/blob")
+    assert of_folder(folder) != plain
+    snapshot, blobs = folder / "snapshots" / "abc", folder / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1").write_text("{}\n")
+    (snapshot / "train.jsonl").symlink_to("../../blobs/1")
+    linked = of_folder(snapshot)
+    (blobs / "1").write_text("[]\n")
+    assert of_folder(snapshot) != linked
