@@ -3,12 +3,16 @@
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 from tasks.home import no_space
 
 NEEDED_BYTES = 32 * 2**20
 """Prefect's own database takes a few MB; without them its server does not start, and does not say why."""
+
+_watchers: "list[subprocess.Popen[bytes]]" = []
+"""Held as long as this process lives."""
 
 
 def prepare(home: Path, debug: bool = False) -> None:
@@ -38,6 +42,16 @@ def start_server() -> None:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        SubprocessASGIServer().start()
+        server = SubprocessASGIServer()
+        server.start()
+        if server.server_process is not None:
+            _watchers.append(_end_with_us(server.server_process.pid))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_us(server: int) -> "subprocess.Popen[bytes]":
+    """However this process ends, and be it by `kill -9`: its end of the pipe is closed, and the shell reads on."""
+    return subprocess.Popen(
+        ["sh", "-c", 'read -r _; kill "$0"', str(server)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from tasks.identity import Manifest, check_files
+from tasks.home import sync
+from tasks.identity import Manifest, check_files, files_below
 from tasks.outbox import Outbox
 from tasks.records import MANIFEST, PAYLOAD, mlflow_name, split_tag
 
@@ -87,6 +88,8 @@ class StageRun:
             shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
             _move(directory, self._root / PAYLOAD)
         self._client.log_text(self.id, manifest.to_json(), MANIFEST)
+        if self._root is not None:
+            _settle(self._root)
         digest = manifest.digest()
         self._client.set_tag(self.id, "dpr.digest", digest)
         self._client.set_terminated(self.id, "FINISHED")
@@ -116,6 +119,15 @@ def _move(directory: Path, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(directory, partial)
         partial.rename(target)
+
+
+def _settle(root: Path) -> None:
+    """Have payload and manifest on the disk before anything says that they are there: the power may fail."""
+    payload = root / PAYLOAD
+    for path, _ in files_below(payload):
+        sync(path)
+    for each in (*(path for path in payload.rglob("*") if path.is_dir()), payload, root / MANIFEST, root):
+        sync(each)
 
 
 def _beside_payload(path: str) -> str:

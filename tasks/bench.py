@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpr_core import fingerprint
-from tasks.home import is_full
-from tasks.identity import HashCache, Manifest, files_below
+from dpr_core.errors import DensePathError
+from tasks.home import is_full, sync
+from tasks.identity import HashCache, Manifest, files_below, library_versions
 
 if TYPE_CHECKING:
     from dpr_core.training.state import State
@@ -56,7 +57,8 @@ class Bench:
             self.clear()
         if not self.holds_work:
             shutil.rmtree(self.output, ignore_errors=True)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        for left in (self.scratch, *self._states.glob("*.new")):
+            shutil.rmtree(left, ignore_errors=True)
         for folder in (self.output, self.scratch, self._states):
             folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / ATTEMPT, run_id)
@@ -69,7 +71,7 @@ class Bench:
     @property
     def holds_work(self) -> bool:
         """Whether there is something that another attempt would have to do again."""
-        return (self.folder / DONE).exists() or any(self._states.glob("*/" + SEAL))
+        return (self.folder / DONE).exists() or any(self._states.glob("*[0-9]/" + SEAL))
 
     def is_due(self, step: int, every_minutes: float | None, every_steps: int | None) -> bool:
         """Whether it is time to keep a state."""
@@ -86,7 +88,7 @@ class Bench:
         shutil.rmtree(new, ignore_errors=True)
         try:
             new.mkdir()
-            write(now, new)
+            write({"versions": library_versions(), "state": now}, new)
             seal = {"output": self._sealed(self.output), "state": self._sealed(new)}
             write_whole(new / SEAL, json.dumps(seal))
             written = sum(path.stat().st_size for path in new.iterdir())
@@ -120,8 +122,11 @@ class Bench:
         for folder in sorted(self._states.glob("*[0-9]"), reverse=True):
             problem = self._problem(folder)
             if not problem:
+                left = read(folder)
+                _refuse_others(left.get("versions", {}))
                 self._only(json.loads((folder / SEAL).read_text(encoding="utf-8"))["output"])
-                return read(folder)
+                state: dict[str, Any] = left["state"]
+                return state
             logger.warning("the state of step %d is not used: %s", int(folder.name), problem)
             shutil.rmtree(folder)
         self._only({})
@@ -171,6 +176,20 @@ class Bench:
         for path, name in list(files_below(self.output)):
             if name not in names:
                 path.unlink()
+        for folder in sorted((path for path in self.output.rglob("*") if path.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _refuse_others(then: Mapping[str, str]) -> None:
+    """An artifact names the versions that made it, so that no other ones may make half of it."""
+    now = library_versions()
+    if changed := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
+        listed = ", ".join(f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in changed)
+        raise DensePathError(
+            f"what was interrupted was made with other versions ({listed}); "
+            "go on with those, or have what is unfinished removed, to begin anew: dpr gc --unfinished"
+        )
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -182,15 +201,6 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     new.rename(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def in_bytes(count: float) -> str:

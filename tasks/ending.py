@@ -52,7 +52,8 @@ class Ending:
 @contextmanager
 def terminable() -> Iterator[Ending]:
     """Inside the block SIGTERM raises Terminated, or what the handler that was there before raises, such as Prefect's;
-    Ctrl-C raises what it always does. Threads other than the main one get no signals."""
+    Ctrl-C raises what it always does. What is still put off at the end of the block is raised there.
+    Threads other than the main one get no signals."""
     ending = Ending()
     if threading.current_thread() is not threading.main_thread():
         yield ending
@@ -77,6 +78,7 @@ def terminable() -> Iterator[Ending]:
         signal.signal(signal.SIGINT, arrived)
     try:
         yield ending
+        ending.point()
     finally:
         ending.taken()
         for number, handler in before.items():

@@ -45,3 +45,12 @@ def is_full(error: BaseException | None) -> bool:
 
 def no_space(home: Path) -> DensePathError:
     return DensePathError(f"no space left in {home}; free some, or set DPR_HOME to a folder on another disk")
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import Execution
 from dpr_core.errors import DensePathError, UsageError
 from tasks.bench import Bench
 from tasks.changes import FORCED, UNEXPLAINED, Wanted, differences
@@ -167,9 +168,11 @@ def run_stage(
         found, damage = reusable(there, lambda run_id: store.verify(run_id, quick=True))
         for line in damage:
             logger.warning("%s: not reused: %s", name, line)
-        if found is not None:
-            return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
         bench = Bench(store.home / "work" / key)
+        if found is not None:
+            if bench.attempt() == found.id:
+                bench.clear()
+            return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
         run = _taken_up(store, bench, key, name, parent, not_before)
         for stale in store.end_stale(key, but=run):
             logger.warning("%s: attempt %s had been killed; it had left nothing to go on from", name, stale[:8])
@@ -273,7 +276,7 @@ def _worked(
 ) -> tuple[Manifest, dict[str, float]]:
     """Do what the stage does, and say what came of it."""
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
-    with _threads_of(config):
+    with _torch_as_in(config):
         metrics = stage.body(config, work)
     manifest = Manifest.of_directory(
         work.output,
@@ -304,18 +307,23 @@ def _finished(run: StageRun, bench: Bench) -> tuple[Manifest, dict[str, float]] 
     return None
 
 
-def _threads_of(config: StageConfig) -> AbstractContextManager[None]:
-    threads = getattr(getattr(config, "execution", None), "threads", None)
-    if threads is None:
+def _torch_as_in(config: StageConfig) -> AbstractContextManager[None]:
+    """Threads as configured, and torch's generators, which dropout draws from, as the seed has them: what else this
+    process made before must not matter."""
+    execution = getattr(config, "execution", None)
+    if not isinstance(execution, Execution):
         return nullcontext()
+    import torch
+
     from dpr_core.training.threads import torch_threads
 
-    return torch_threads(threads)
+    torch.manual_seed(config.seed)
+    return torch_threads(execution.threads)
 
 
 def _end(run: StageRun, status: str, reason: str) -> None:
     """End a failed attempt; that the store cannot even take this must not hide why it failed."""
     try:
         run.end(status, reason)
-    except DensePathError as error:
+    except (DensePathError, OSError) as error:
         logger.warning("attempt %s could not be marked as %s: %s", run.id[:8], status, error)

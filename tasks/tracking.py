@@ -128,6 +128,8 @@ class Store:
             return None
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "dpr.taken_up", str(int(found[0].data.tags.get("dpr.taken_up", "0")) + 1))
+        if record.reason:
+            self._client.set_tag(run_id, "dpr.reason", "")
         if parent is not None:
             self._client.set_tag(run_id, "mlflow.parentRunId", parent)
         return StageRun(run_id, self._client, local_path(found[0].info.artifact_uri))

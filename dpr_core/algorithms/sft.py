@@ -40,6 +40,12 @@ class MovingAverage:
         for mean, weight in zip(self.average, self.weights, strict=True):
             mean.lerp_(weight, 1 - self.decay)
 
+    @torch.no_grad()
+    def load_state(self, average: Iterable[Tensor]) -> None:
+        """Go on from `average` as it was kept; it stays on the weights' device."""
+        for mean, kept in zip(self.average, average, strict=True):
+            mean.copy_(kept)
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model holds the average for as long as this lasts."""
@@ -109,7 +115,7 @@ def fine_tune(
         trainer.load_state(left["trainer"])
         metrics = left["metrics"]
         if average is not None:
-            average.average = left["average"]
+            average.load_state(left["average"])
     for step, rows in list(enumerate(steps, start=1))[trainer.steps_done :]:
         metrics = trainer.step([sequences[row] for row in rows], objective)
         if average is not None:

@@ -181,7 +181,8 @@ class OpenAIBatchJudge:
     def _judgment(self, completion: Completion, comparison: Comparison) -> Judgment:
         usage = completion.usage
         read = usage.prompt_tokens if usage else tokens_of(comparison)
-        self.endpoint.meter.settle(0.0, read, usage.completion_tokens if usage else 0)
+        written = usage.completion_tokens if usage else self.endpoint.config.max_tokens
+        self.endpoint.meter.settle(0.0, read, written)
         judgment = judgment_of(self.endpoint.reply(completion), self._as_json)
         cut = within_limit(comparison, self.endpoint.config.max_answer_characters)[1]
         return replace(judgment, details={**judgment.details, "answers_cut": cut}) if cut else judgment

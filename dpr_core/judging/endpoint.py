@@ -1,5 +1,6 @@
 """An endpoint that speaks OpenAI's chat completions: requests, limits, failures and the meter; nothing of judging."""
 
+import asyncio
 import importlib
 import os
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ NO_MONEY = "insufficient_quota"
 
 NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
 """What httpx calls a failure before anything was sent."""
+
+SECONDS_BETWEEN_LOOKS = 0.05
 
 Messages = list[dict[str, str]]
 
@@ -75,6 +78,8 @@ class Endpoint:
     async def ask(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> Reply:
         """One completion. SchemaRefused: ask without; Unavailable: later perhaps; other DensePathError: never."""
         asked = tokens_in(messages)
+        while self.meter.is_promised(asked, self.config.max_tokens):
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         reserved = self.meter.reserve(asked, self.config.max_tokens)
         await self._requests.wait()
         await self._tokens.wait(asked + self.config.max_tokens)
@@ -97,7 +102,8 @@ class Endpoint:
             # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
             raise failure
         usage = getattr(completion, "usage", None)
-        self.meter.settle(reserved, usage.prompt_tokens if usage else asked, usage.completion_tokens if usage else 0)
+        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (asked, self.config.max_tokens)
+        self.meter.settle(reserved, *spent)
         return self.reply(completion)
 
     def body(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:

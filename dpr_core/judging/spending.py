@@ -1,5 +1,6 @@
 """What judging costs: prices, an estimate before, a meter during, and a cap that is never passed."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -19,7 +20,10 @@ PRICES: dict[str, tuple[float, float]] = {
 """Dollars for a million tokens read and a million written, as OpenAI listed them in the month above."""
 
 CHARACTERS_PER_TOKEN = 3.5
-"""Rather too many tokens than too few: English text has about four characters a token."""
+"""Rather too many tokens than too few: English words have about four characters a token."""
+
+WORDS = re.compile(r"[A-Za-z0-9 ]+")
+"""Of anything else, such as punctuation and other scripts, a token may be as short as a byte."""
 
 OVERHEAD_TOKENS = 16
 
@@ -63,8 +67,10 @@ def tokens_of(comparison: Comparison) -> int:
 
 def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
     """About how many tokens a request has."""
-    characters = sum(len(message["content"]) for message in messages)
-    return int(characters / CHARACTERS_PER_TOKEN) + OVERHEAD_TOKENS
+    texts = [message["content"] for message in messages]
+    words = sum(len(word) for text in texts for word in WORDS.findall(text))
+    other = sum(len(text.encode("utf-8", "replace")) for text in texts) - words
+    return int(words / CHARACTERS_PER_TOKEN) + other + OVERHEAD_TOKENS
 
 
 class Meter:
@@ -79,6 +85,13 @@ class Meter:
     @property
     def spent(self) -> float | None:
         return None if self.price is None else self.price.of(self.read, self.written)
+
+    def is_promised(self, read: int, written: int) -> bool:
+        """Whether there is room for a request, but only once some of those under way have settled for less."""
+        if self.price is None or self.cap is None:
+            return False
+        most, spent = self.price.of(read, written), self.price.of(self.read, self.written)
+        return spent + most <= self.cap < spent + most + self._reserved
 
     def reserve(self, read: int, written: int, what: str = "the next request") -> float:
         """Set the largest cost of a request, or of a whole batch, aside, or refuse it."""

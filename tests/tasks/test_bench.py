@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dpr_core.training.state
+from dpr_core.errors import DensePathError
 from tasks.bench import KEPT, Bench
 from tasks.identity import Manifest
 
@@ -167,3 +168,38 @@ def test_what_is_finished_is_written_down(bench: Bench) -> None:
     assert files(again.output) == ["model"]
     again.reopen()
     assert again.finished() is None
+
+
+def test_half_states_of_those_that_were_killed_do_not_pile_up(bench: Bench) -> None:
+    half = bench.folder / "states" / "000000007.new"
+    half.mkdir()
+    (half / "SEAL.json").write_text("{}")
+    assert not bench.holds_work
+    bench.open("run-1")
+    assert not half.exists()
+
+
+def test_folders_that_came_after_the_state_go_with_their_files(bench: Bench) -> None:
+    put(bench, "kept/deep/model", "at 1")
+    bench.keep(1, lambda: state(1))
+    put(bench, "official/new/answers.json", "later")
+    assert bench.newest() is not None
+    assert files(bench.output) == ["kept/deep/model"]
+    assert sorted(path.name for path in bench.output.iterdir()) == ["kept"]
+
+
+def test_what_other_versions_made_is_neither_gone_on_with_nor_thrown_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bench, "model", "at 1")
+    monkeypatch.setattr("tasks.bench.library_versions", lambda: {"torch": "1", "numpy": "2"})
+    bench.keep(1, lambda: state(1))
+    put(bench, "later", "after the state")
+    monkeypatch.setattr("tasks.bench.library_versions", lambda: {"torch": "3", "numpy": "2"})
+    with pytest.raises(DensePathError, match=r"other versions \(torch 1 -> 3\).*dpr gc --unfinished"):
+        bench.newest()
+    assert files(bench.output) == ["later", "model"]
+    monkeypatch.setattr("tasks.bench.library_versions", lambda: {"torch": "1", "numpy": "2"})
+    found = bench.newest()
+    assert found is not None
+    assert found["step"] == 1

@@ -175,3 +175,11 @@ def test_the_moving_average_is_kept_last_and_the_training_is_the_same_with_it(ti
         torch.testing.assert_close(kept[True]["ema"][name], expected, atol=1e-6, rtol=0)
         assert kept[False][1.0][name].equal(three)
         assert kept[True]["after"][name].equal(three)
+
+
+def test_a_moving_average_that_was_kept_goes_back_to_the_device_of_the_weights() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    average = MovingAverage([weight], 0.75)
+    average.load_state([torch.ones(3)])
+    average.update()
+    assert [mean.device.type for mean in average.average] == ["meta"]

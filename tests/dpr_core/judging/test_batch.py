@@ -182,9 +182,9 @@ def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: 
         play(build(batches, budget_dollars=0.031))
     assert batches.files == {}
     assert outcomes(play(build(batches, budget_dollars=0.05))) == EXPECTED
-    # The same at the price of single requests would not have been allowed.
+    # A single request, which is not sent where it could pass what is left, costs up to 0.6 cents.
     single = settings.OpenAIJudge(model="gpt-4o", base_url=batches.server.url)
-    execution = settled(budget_dollars=0.05, concurrency=12)
+    execution = settled(budget_dollars=0.0055, concurrency=12)
     with pytest.raises(BudgetReached):
         asyncio.run(
             judge_pairs(judging.build(single, execution, lambda text: None), PAIRS, execution, lambda *note: None)

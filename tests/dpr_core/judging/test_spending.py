@@ -5,7 +5,7 @@ import pytest
 from dpr_core.benchmarks.base import Question
 from dpr_core.judging.judge import Answer, Comparison
 from dpr_core.judging.pace import Pace
-from dpr_core.judging.spending import BudgetReached, Meter, Price, price_of, tokens_of
+from dpr_core.judging.spending import OVERHEAD_TOKENS, BudgetReached, Meter, Price, price_of, tokens_in, tokens_of
 
 
 def test_prices() -> None:
@@ -46,6 +46,29 @@ def test_tokens_are_rather_over_than_underestimated() -> None:
     # 400 words of English have some 530 tokens.
     added = tokens_of(comparison("the small house " * 133)) - tokens_of(comparison(""))
     assert 530 <= added <= 700
+
+
+@pytest.mark.parametrize("text", ["\u6587\u5b57" * 100, "\U0001f600" * 100, "{}[];" * 100, "\udc00" * 100])
+def test_of_what_is_not_words_every_byte_may_be_a_token(text: str) -> None:
+    tokens = tokens_in([{"content": text}])
+    assert tokens == len(text.encode("utf-8", "replace")) + OVERHEAD_TOKENS
+
+
+def test_a_request_waits_for_those_under_way_rather_than_give_up() -> None:
+    meter = Meter(Price(1e6, 1e6), cap=10.0)
+    assert not meter.is_promised(2, 3)
+    first = meter.reserve(2, 3)
+    assert not meter.is_promised(2, 3)
+    second = meter.reserve(2, 3)
+    assert meter.is_promised(2, 3)
+    meter.settle(first, read=1, written=1)
+    assert meter.is_promised(2, 3)
+    meter.settle(second, read=1, written=1)
+    assert not meter.is_promised(2, 3)
+    meter.settle(meter.reserve(2, 3), read=2, written=3)
+    # 9 are spent: nothing that others settle for can make room.
+    assert not meter.is_promised(2, 3)
+    assert not Meter(None, None).is_promised(10**9, 0)
 
 
 def test_pace_spreads_units_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
