@@ -134,14 +134,12 @@ class Garbage:
         """Files of runs that were deleted in MLflow, and of runs that MLflow does not know at all."""
         for run_id, folder in self._deleted.items():
             if folder is not None and run_id not in self._needed:
-                still = self._is_deleted(run_id)
-                yield from self._piece(_whole(folder, run_id), "deleted run", "its MLflow run was deleted", still=still)
+                yield from self._piece(_whole(folder, run_id), "deleted run", "its MLflow run was deleted")
         if self._store.embedded:
             for folder in sorted((self._store.home / "artifacts").iterdir()):
                 known = folder.name in self._runs or folder.name in self._deleted or folder.name in self._needed
                 if ID.fullmatch(folder.name) and not known:
-                    still = self._is_unknown(folder.name)
-                    yield from self._piece(folder, "deleted run", "MLflow has no such run", still=still)
+                    yield from self._piece(folder, "deleted run", "MLflow has no such run")
 
     def _locks(self) -> Iterator[Piece]:
         for path in sorted((self._store.home / "locks").iterdir()):
@@ -159,13 +157,6 @@ class Garbage:
 
     def _is_unfinished(self, run_id: str) -> Callable[[], bool]:
         return lambda: not self._store.record(run_id).finished
-
-    def _is_deleted(self, run_id: str) -> Callable[[], bool]:
-        return lambda: run_id in self._store.folders(deleted=True)
-
-    def _is_unknown(self, run_id: str) -> Callable[[], bool]:
-        """A run that began after the others were listed has a folder at once."""
-        return lambda: not any(run_id in self._store.folders(deleted=deleted) for deleted in (False, True))
 
     def _bench(self, key: str) -> Bench:
         return Bench(self._store.home / "work" / key)

@@ -185,26 +185,6 @@ def test_files_of_runs_that_were_deleted_or_never_known_go(store: Store, make: M
     assert store.verify(needed.id) == []
 
 
-def test_the_files_of_a_run_that_began_meanwhile_stay(store: Store, make: Make) -> None:
-    garbage = Garbage(store)
-    later = make("number").id
-    pieces = [piece for piece in garbage.find() if piece.kind == "deleted run"]
-    assert [piece.path.name for piece in pieces] == [later]
-    assert garbage.remove(pieces) == []
-    assert store.verify(later) == []
-
-
-def test_the_files_of_a_run_that_was_restored_meanwhile_stay(store: Store, make: Make) -> None:
-    run_id = make("number").id
-    store._client.delete_run(run_id)
-    garbage = Garbage(store)
-    pieces = [piece for piece in garbage.find() if piece.kind == "deleted run"]
-    assert [piece.path.name for piece in pieces] == [run_id]
-    store._client.restore_run(run_id)
-    assert garbage.remove(pieces) == []
-    assert store.verify(run_id) == []
-
-
 def test_a_half_upload_beside_a_finished_payload_goes(store: Store, make: Make) -> None:
     number = make("number")
     (root(store, number.id) / "output.partial").mkdir()
