@@ -3,9 +3,11 @@
 import errno
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
 from dpr_core.errors import DensePathError, UsageError
+from tasks.locks import exclusive
 
 FOLDERS = ("artifacts", "cache", "locks", "work")
 
@@ -30,6 +32,17 @@ def open_home() -> Path:
             f"DPR_HOME: cannot write to {home} ({error.strerror}); set DPR_HOME to a folder that you may write to"
         ) from error
     return home
+
+
+def identity_of(home: Path) -> str:
+    """A name that stays with the folder, made at its first use: a container's host name changes at every restart."""
+    file = home / "ID"
+    with exclusive(home / "locks" / "home.lock"):
+        if not file.exists():
+            new = home / "work" / "ID.new"
+            new.write_text(uuid.uuid4().hex, encoding="ascii")
+            new.rename(file)
+        return file.read_text(encoding="ascii")
 
 
 def is_full(error: BaseException | None) -> bool:

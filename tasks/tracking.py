@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any, Self
 from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
 from tasks.attempt import StageRun
-from tasks.home import open_home
+from tasks.home import identity_of, open_home
 from tasks.identity import Manifest, canonical_json
 from tasks.locks import exclusive, is_held
 from tasks.mlflow_client import SETTINGS, Client
@@ -45,7 +44,7 @@ class Store:
         self.embedded = embedded
         """Whether it is this home's own: SQLite and files in it."""
         self._payloads = Payloads(client, home)
-        self._owner = f"{socket.gethostname()}:{home}"
+        self._owner = identity_of(home)
         self.pipelines = Pipelines(client, experiment, home, self._owner)
 
     @classmethod
@@ -122,7 +121,7 @@ class Store:
     def take_up(self, run_id: str, key: str, parent: str | None, not_before: datetime | None = None) -> StageRun | None:
         """An attempt that was interrupted, as running again. Only for the holder of the key's lock."""
         found = list(self._search(f"attributes.run_id = '{run_id}'", f"tags.`dpr.key` = '{key}'"))
-        if not found or (record := record_of(found[0])).finished:
+        if not found or (record := record_of(found[0])).finished or record.owner != self._owner:
             return None
         if not_before is not None and record.started < not_before:
             return None

@@ -140,7 +140,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         step = self.steps_done + 1
         where = f"not_finite/{self.name}-{step:06d}.json"
-        self.recorder.table(where, _rows(sequences, values))
+        seed = getattr(self.settings, "seed", None)
+        self.recorder.table(where, [{"seed": seed, "step": step, **row} for row in _rows(sequences, values)])
         self.skipped_in_a_row += 1
         said = f"optimizer step {step}: {self.name}/loss is {loss}, the gradient norm {norm}; the step was not applied"
         if self.skipped_in_a_row > self.execution.skipped_steps:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,30 @@ def test_sigterm_keeps_the_state_first_and_no_step_is_done_twice(
     [record] = store.records("sft")
     assert record.status == "KILLED"
     assert [path.name for path in (store.home / "work" / record.key / "states").iterdir()] == ["000000002"]
+
+
+def test_the_temporary_server_ends_with_a_process_that_is_killed() -> None:
+    """A sleep in its place."""
+    code = (
+        "import subprocess, time; from flows.embedded import _end_with_us\n"
+        "server = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL); watcher = _end_with_us(server.pid)\n"
+        "print(server.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = Path("/proc") / process.stdout.readline().strip() / "cmdline"
+    assert server.read_bytes().startswith(b"sleep")
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while lives(server) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not lives(server)
+
+
+def lives(server: Path) -> bool:
+    """Of what has ended and is not yet waited for, the command line is empty."""
+    try:
+        return bool(server.read_bytes())
+    except OSError:
+        return False

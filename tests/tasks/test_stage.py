@@ -382,6 +382,23 @@ def test_an_attempt_of_another_machine_is_left_alone(
     assert store.record(other.id).status == "RUNNING"
 
 
+def test_what_another_machine_left_here_is_not_taken_up(
+    store: Store, toys: dict[str, Stage], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder may have been copied while it still works."""
+    process = child("before digest")
+    process.communicate(timeout=60)
+    [killed] = store.records()
+    monkeypatch.setattr(store, "_owner", "another")
+    assert make("number").id != killed.id
+    assert store.record(killed.id).status == "RUNNING"
+
+
+def test_a_home_keeps_its_name(store: Store) -> None:
+    assert len(store._owner) == 32
+    assert Store.open()._owner == store._owner
+
+
 # Locks and signals
 
 
