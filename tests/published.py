@@ -92,8 +92,10 @@ def _published_name(name: str) -> str:
         return name.replace("model.language_model", "language_model.model")
     for part in ("vision_tower", "multi_modal_projector"):
         if part in name:
-            return name.removeprefix("model.").replace("vision_tower.", "vision_tower.vision_model.").replace(
-                "vision_model.vision_model.", "vision_model."
+            return (
+                name.removeprefix("model.")
+                .replace("vision_tower.", "vision_tower.vision_model.")
+                .replace("vision_model.vision_model.", "vision_model.")
             )
     return name
 
@@ -211,9 +213,17 @@ def _llama_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict
     rope = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
     ends = _ids(tokenizer, bos_token_id="<|begin_of_text|>", eos_token_id="<|end_of_text|>")
     config = {
-        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": rows, **SHAPE, **ends},
-        **{"max_position_embeddings": 1024, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mlp_bias": False},
-        **{"rope_scaling": {**rope, "original_max_position_embeddings": 128}, "tie_word_embeddings": False},
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": rows,
+        **SHAPE,
+        **ends,
+        "max_position_embeddings": 1024,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "mlp_bias": False,
+        "rope_scaling": {**rope, "original_max_position_embeddings": 128},
+        "tie_word_embeddings": False,
     }
     return config, {"_from_model_config": True, **ends, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
 
@@ -221,9 +231,19 @@ def _llama_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict
 def _qwen2_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
     ends = _ids(tokenizer, bos_token_id="<|endoftext|>", eos_token_id="<|endoftext|>")
     config = {
-        **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": rows, **SHAPE, **ends},
-        **{"max_position_embeddings": 1024, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "use_mrope": False},
-        **{"sliding_window": 1024, "use_sliding_window": False, "max_window_layers": 2, "tie_word_embeddings": False},
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": rows,
+        **SHAPE,
+        **ends,
+        "max_position_embeddings": 1024,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "use_mrope": False,
+        "sliding_window": 1024,
+        "use_sliding_window": False,
+        "max_window_layers": 2,
+        "tie_word_embeddings": False,
     }
     return config, {**ends, "do_sample": False, "max_new_tokens": 2048}
 
@@ -231,9 +251,16 @@ def _qwen2_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict
 def _mistral_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
     ends = _ids(tokenizer, bos_token_id="<s>", eos_token_id="</s>")
     config = {
-        **{"architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": rows, **SHAPE, **ends},
-        **{"max_position_embeddings": 1024, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "sliding_window": 64},
-        **{"tie_word_embeddings": False},
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "vocab_size": rows,
+        **SHAPE,
+        **ends,
+        "max_position_embeddings": 1024,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 64,
+        "tie_word_embeddings": False,
     }
     return config, {"_from_model_config": True, **ends}
 
@@ -242,8 +269,13 @@ def _gemma3_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dic
     ends = _ids(tokenizer, bos_token_id="<bos>", eos_token_id="<eos>", pad_token_id="<pad>")
     text = {
         **{key: value for key, value in SHAPE.items() if key.startswith(("hidden", "intermediate", "num_"))},
-        **{"head_dim": 8, "model_type": "gemma3_text", "vocab_size": rows, "max_position_embeddings": 1024},
-        **{"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 64, "query_pre_attn_scalar": 8},
+        "head_dim": 8,
+        "model_type": "gemma3_text",
+        "vocab_size": rows,
+        "max_position_embeddings": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 64,
+        "query_pre_attn_scalar": 8,
     }
     images = _ids(
         tokenizer,
@@ -252,9 +284,16 @@ def _gemma3_config(rows: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], dic
         image_token_index="<image_soft_token>",
     )
     config = {
-        **{"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 4},
-        **{"text_config": text, "vision_config": VISION, **images, "eos_token_id": ends["eos_token_id"]},
-        **{"initializer_range": 0.02, "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0"},
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "mm_tokens_per_image": 4,
+        "text_config": text,
+        "vision_config": VISION,
+        **images,
+        "eos_token_id": ends["eos_token_id"],
+        "initializer_range": 0.02,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0",
     }
     return config, {**ends, "cache_implementation": "hybrid"}
 

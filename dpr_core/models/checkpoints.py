@@ -16,6 +16,7 @@ from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
+from dpr_core.models.adapters import merged
 from dpr_core.models.trust import own_code, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
@@ -23,9 +24,9 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that needs nothing else to be loaded."""
+    """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it."""
     with _without_progress_bars():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged(model))
     tokenizer.save_pretrained(folder)
 
 

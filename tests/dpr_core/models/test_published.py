@@ -171,7 +171,14 @@ def _other(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-BERT = BertConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, initializer_range=1)
+BERT = BertConfig(
+    vocab_size=400,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    initializer_range=1.0,
+)
 COHERE = CohereConfig(
     vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, logit_scale=0.5
 )
