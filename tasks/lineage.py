@@ -89,7 +89,9 @@ class Lineage:
         sft = self.ancestor(artifact, "sft")
         return [checkpoint(sft, part) for part in definition.reference]
 
-    def load(self, folder: Path | Sequence[Path], like: Artifact, execution: Execution) -> "Policy":
+    def load(
+        self, folder: Path | Sequence[Path], like: Artifact, execution: Execution, *, frozen: bool = False
+    ) -> "Policy":
         """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to."""
         import torch
         from accelerate import PartialState
@@ -102,6 +104,8 @@ class Lineage:
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
         policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype))
+        if frozen:
+            policy.freeze()
         return policy.to(PartialState().device)
 
     def dense_reward(self, artifact: Artifact, execution: Execution) -> "DenseReward":
@@ -113,8 +117,8 @@ class Lineage:
         from dpr_core.models.dense_reward import DenseReward
 
         return DenseReward(
-            self.load(self.sft_folder(artifact), artifact, execution),
-            self.load(self.reference_folders(artifact, definition), artifact, execution),
+            self.load(self.sft_folder(artifact), artifact, execution, frozen=True),
+            self.load(self.reference_folders(artifact, definition), artifact, execution, frozen=True),
             definition.formula,
             execution.tokens_per_micro_batch,
             definition.scale,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
@@ -89,13 +90,16 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
             f"a policy of type {control.type} is made of a reward, but {source.id[:8]} is of stage {source.stage}"
         )
     reward = lineage.dense_reward(source, execution) if source.stage in HAVE_A_REWARD else None
-    sft = reward.sft if reward else lineage.load(lineage.sft_folder(source), source, execution)
+    load = partial(lineage.load, like=source, execution=execution)
+    sft = reward.sft if reward else load(lineage.sft_folder(source), frozen=True)
     policy: Policy | Contrasted = sft
     if reward and isinstance(control, Contrastive):
         policy = Contrasted(sft, reward.reference, control.k)
     elif reward and isinstance(control, Extrapolated):
-        policy = lineage.load(lineage.sft_folder(source), source, execution)
-        extrapolate(policy.model, reward.reference.model, control.k)
+        policy = load(lineage.sft_folder(source))
+        reference = load(lineage.reference_folders(source, lineage.definition(source)))
+        extrapolate(policy.model, reference.model, control.k)
+        policy.freeze()
     elif source.stage not in ("sft", "reward"):
-        policy = lineage.load(lineage.policy_folder(source), source, execution)
+        policy = load(lineage.policy_folder(source), frozen=True)
     return Answering(settings, policy, sft, reward)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.models.adapters import add_adapters
     from dpr_core.models.checkpoints import save
     from dpr_core.reporting import plots
     from dpr_core.rollouts.in_process import InProcessEngine
@@ -32,6 +33,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         raise UsageError(f"no prompt is left: all are longer than max_prompt_tokens={settings.max_prompt_tokens}")
     policy = lineage.load(lineage.policy_folder(reward), reward, settings.execution)
     policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
+    if settings.lora is not None:
+        add_adapters(policy.model, settings.lora, settings.seed)
     history = History(work)
     loop = OnPolicy(
         policy=policy,

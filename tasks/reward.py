@@ -112,7 +112,7 @@ def validated(
             f"SFT artifact {sft.id} keeps nothing but its end, so there is no reference to choose; "
             f"make one that does: dpr rerun {sft.id[:8]} --set 'checkpoints=[0.25, 0.5, 0.75]'"
         )
-    load = partial(lineage.load, like=sft, execution=settings.execution)
+    load = partial(lineage.load, like=sft, execution=settings.execution, frozen=True)
     return detection_by_candidate(
         load(lineage.sft_folder(sft)),
         {fraction: partial(load, folder) for fraction, folder in kept.items()},

@@ -15,6 +15,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.algorithms.sft import fine_tune, total_steps
     from dpr_core.data.encoding import encode_demonstrations
     from dpr_core.errors import UsageError
+    from dpr_core.models.adapters import add_adapters
     from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
     from dpr_core.models.policy import Policy
     from dpr_core.training.trainer import Trainer
@@ -33,6 +34,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         raise UsageError(
             "sft has no backbone: set `backbone` to a pretrained one, or give a backbone artifact as input"
         )
+    if sft.lora is not None:
+        add_adapters(model, sft.lora, sft.seed)
     renderer = lineage.renderer(data)
     texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
     encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)

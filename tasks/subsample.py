@@ -1,11 +1,14 @@
 """Draw the demonstrations that everything else learns from, and freeze the prompt template with them."""
 
+import logging
 from dataclasses import asdict
 from typing import cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import LabSource, SubsampleConfig
 from tasks.stage import Stage, Workspace
+
+logger = logging.getLogger("dense_path")
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
@@ -15,6 +18,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     quarantine = work.store.home / "quarantine" / f"{work.run.id}.jsonl"
     sample = subsample(cast(SubsampleConfig, config), work.advance, quarantine)
     write(sample, work.output)
+    logger.info("subsample: %d rows with the hash %s", sample.counts.kept, sample.content_hash)
+    work.run.text("content_hash.txt", f"{sample.content_hash}\n")
     work.table("samples/demonstrations.json", [asdict(row) for row in sample.demonstrations[:16]])
     return {
         "data/rows_read": float(sample.counts.read),

@@ -91,7 +91,7 @@ class Columns(Config):
 
 
 class FileSource(Config):
-    """A local JSONL file."""
+    """A local file: Parquet or CSV where its name ends so, else one JSON object a line (JSONL)."""
 
     type: Literal["file"] = "file"
     """Which kind of source this is."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig, type_if_unset
 from dpr_core.config.execution import Execution
-from dpr_core.config.training import Lengths, Optimizer
+from dpr_core.config.training import Lengths, LoRA, Optimizer
 
 
 class Algorithm1(Config):
@@ -172,6 +172,9 @@ class ReinforceConfig(StageConfig, Optimizer, Lengths):
 
     guard: Annotated[GuardConfig, Field(discriminator="type"), type_if_unset("kl_stop")] | None = None
     """Stop before over-optimisation, and go back to a policy that was still good. The paper has none."""
+
+    lora: LoRA | None = None
+    """Beyond the paper: train adapters alone, which takes a higher learning rate; none trains all weights."""
 
     execution: Execution = Execution()
     """How the work is done."""

@@ -1,8 +1,8 @@
 """What every training stage has, and SFT. Defaults are the paper's; where it is silent, they say so."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpr_core.config.base import Config, StageConfig
 from dpr_core.config.execution import Execution
@@ -50,6 +50,22 @@ class Optimizer(Config):
     """Gradients are scaled down to this norm (OpenRLHF's default)."""
 
 
+class LoRA(Config):
+    """Train low-rank adapters in place of all weights. Checkpoints have them merged in."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of each adapter."""
+
+    alpha: float = Field(32.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that are dropped in training; never in scoring or sampling."""
+
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Which linear layers have one; by default all those of the four families' blocks."""
+
+
 class SFTConfig(StageConfig, Optimizer, Lengths):
     """Supervised fine-tuning on responses, end token included."""
 
@@ -71,8 +87,19 @@ class SFTConfig(StageConfig, Optimizer, Lengths):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Beyond the paper: also keep a moving average of the weights, as a reference (`reward.reference: ema`)."""
 
+    lora: LoRA | None = None
+    """Beyond the paper: train adapters alone, which takes a higher learning rate, some 1e-4; none trains all."""
+
     execution: Execution = Execution()
     """How the work is done."""
+
+    @model_validator(mode="after")
+    def _averages_weights(self) -> Self:
+        if self.lora is not None and self.ema_decay is not None:
+            raise ValueError(
+                "ema_decay averages weights, and the mean of adapters is not the adapter of the mean; set only one"
+            )
+        return self
 
     @field_validator("checkpoints")
     @classmethod

@@ -9,6 +9,9 @@ from dpr_core.config.data import HubSource
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.errors import DensePathError, UsageError
 
+_ROWS_AT_ONCE = 1000
+_BYTES_AT_ONCE = 2**20
+
 
 class HubDataset:
     """One split of a dataset."""
@@ -49,20 +52,18 @@ class HubDataset:
         local = Path(self.name).expanduser()
         if local.is_file():
             raise UsageError(
-                f"{self.name} is a file. For a JSONL file: "
+                f"{self.name} is a file. For a JSONL, Parquet or CSV file: "
                 f"--set subsample.source.type=file --set subsample.source.path={self.name}"
             )
         if self.name.startswith(("/", ".", "~")) and not local.is_dir():
             raise UsageError(
                 f"there is no dataset folder {self.name}; name another: --set subsample.source.name=FOLDER"
             )
-        return datasets.load_dataset(
-            str(local) if local.is_dir() else self.name,
-            self._config.subset,
-            revision=self._config.revision,
-            split=self._config.split,
-            streaming=True,
+        builder = datasets.load_dataset_builder(
+            str(local) if local.is_dir() else self.name, self._config.subset, revision=self._config.revision
         )
+        _read_little_at_once(builder.config)
+        return builder.as_streaming_dataset(split=self._config.split)
 
     def _explained(self, error: Exception, count: int) -> DensePathError:
         from datasets.exceptions import DatasetNotFoundError
@@ -85,3 +86,15 @@ class HubDataset:
                 f"the dataset {self.name} cannot be opened: {detail}. Check subsample.source.name, .revision and .split"
             )
         return DensePathError(f"the dataset {self.name} cannot be read: {type(error).__name__}: {detail}")
+
+
+def _read_little_at_once(settings: Any) -> None:
+    """Else pyarrow reads Parquet ahead and keeps what it has read: the memory grows with the file."""
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    if isinstance(settings, ParquetConfig):
+        settings.batch_size = _ROWS_AT_ONCE
+        settings.fragment_scan_options = ParquetFragmentScanOptions(
+            use_buffered_stream=True, buffer_size=_BYTES_AT_ONCE, pre_buffer=False
+        )

@@ -1,4 +1,4 @@
-"""Where demonstrations come from: a Protocol, local JSONL files, the lab, and the table of all kinds of source."""
+"""Where demonstrations come from: a Protocol, local files, the lab, and the table of all kinds of source."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +10,7 @@ from dpr_core.config.data import FileSource, LabSource
 from dpr_core.config.data import Source as SourceConfig
 from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
+from dpr_core.data.tables import CommaSeparated, ParquetTable
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.fingerprint import of_file, of_folder
 from dpr_core.lab import programs
@@ -43,11 +44,7 @@ class JsonLines:
 
     def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
         reader = RowReader(self._columns, self.name)
-        try:
-            stream = self._path.open("rb")
-        except OSError as error:
-            raise _unreadable(self._path, error) from None
-        with stream:
+        with self._path.open("rb") as stream:
             yield from json_lines(stream, self.name, reader)
         reader.finish()
 
@@ -82,14 +79,27 @@ class LabDemonstrations:
 
 _SOURCES: Mapping[str, Callable[[Any, int], Source]] = {
     "lab": LabDemonstrations,
-    "file": lambda config, seed: JsonLines(config),
+    "file": lambda config, seed: _file(config),
     "hub": lambda config, seed: HubDataset(config),
 }
 
 
 def open_source(config: SourceConfig, seed: int) -> Source:
-    """The source that a config describes; nothing is read before its rows are asked for."""
+    """The source that a config describes; no row is read before it is asked for."""
     return _SOURCES[config.type](config, seed)
+
+
+_BY_ENDING: Mapping[str, Callable[[FileSource], Source]] = {".parquet": ParquetTable, ".csv": CommaSeparated}
+
+
+def _file(config: FileSource) -> Source:
+    """By the ending of the file's name; whatever is not listed holds JSON lines."""
+    path = Path(config.path).expanduser()
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return _BY_ENDING.get(path.suffix.lower(), JsonLines)(config)
 
 
 def fingerprint(config: SourceConfig) -> str | None:
@@ -108,7 +118,8 @@ def fingerprint(config: SourceConfig) -> str | None:
 
 def _unreadable(path: Path, error: OSError) -> UsageError:
     return UsageError(
-        f"cannot read the demonstrations {path}: {error.strerror}. Give a JSONL file: --set subsample.source.path=FILE"
+        f"cannot read the demonstrations {path}: {error.strerror}. "
+        "Give a JSONL, Parquet or CSV file: --set subsample.source.path=FILE"
     )
 
 

@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.logprobs import float32_logits
+from dpr_core.models.adapters import merged
 from dpr_core.models.trust import own_code, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
@@ -22,9 +24,9 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that needs nothing else to be loaded."""
+    """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it."""
     with _without_progress_bars():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged(model))
     tokenizer.save_pretrained(folder)
 
 
@@ -52,8 +54,22 @@ def load_model(
     # transformers fills a gap with random numbers and a warning.
     if gaps := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise DensePathError(f"{source}: weights are missing or of the wrong shape: {', '.join(gaps[:3])}")
+    model = text_model(model)
     model.eval()
     return model
+
+
+def text_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The language model within one that also reads images, as Gemma-3-4B does; any other model as it is."""
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    with torch.device("meta"):
+        text: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    setattr(text, text.base_model_prefix, model.get_decoder())
+    text.set_output_embeddings(model.get_output_embeddings())
+    text.generation_config = model.generation_config
+    return text
 
 
 @torch.no_grad()
@@ -91,7 +107,26 @@ def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTra
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if rows < len(tokenizer):
         raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")
+    _try_out(model, backbone.name)
     return model, tokenizer
+
+
+@torch.no_grad()
+def _try_out(model: PreTrainedModel, name: str) -> None:
+    """Refuse an architecture that other code here would read wrongly: one that looks ahead, or that does more to its
+    logits than its head."""
+    shared = [1, 2, 3]
+    body: Any = model.get_decoder()
+    head: Any = model.get_output_embeddings()
+    ids = torch.tensor([[*shared, 4], [*shared, 5]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    ours = float32_logits(body(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
+    one, other = logits[:, : len(shared)]
+    kind = model.config.model_type
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
+        raise UsageError(f"{name}: a {kind} model, whose tokens see those after them, is no causal language model")
+    if not torch.allclose(logits, ours, rtol=1e-3, atol=1e-3):
+        raise UsageError(f"{name}: a {kind} model does more to its logits than its head, which is not supported here")
 
 
 @torch.no_grad()

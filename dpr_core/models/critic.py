@@ -11,12 +11,15 @@ from dpr_core.models.policy import Policy, computing_in
 
 
 class Critic(nn.Module):
-    """V(s) = w h(s) + b in float32, with a copy of the policy's body. w and b start at 0, and so does V."""
+    """V(s) = w h(s) + b in float32, with a copy of the policy's body, of which the same weights are
+    trained, or all where the policy is frozen. w and b start at 0, and so does V."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.activations = policy.activations
-        self.model = copy.deepcopy(policy.model.get_decoder()).requires_grad_(True)
+        self.model = copy.deepcopy(policy.model.get_decoder())
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            self.model.requires_grad_(True)
         width = policy.model.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)

@@ -50,8 +50,8 @@ class DenseReward:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.sft.requires_grad_(False)
-        self.reference.requires_grad_(False)
+        self.sft.freeze()
+        self.reference.freeze()
 
     def __call__(
         self, sequences: Sequence[TokenSequence], on_progress: Callable[[int, int], None] | None = None

@@ -1,7 +1,7 @@
 """A causal language model seen as a policy: token sequences in, one score for each response token out."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -25,6 +25,21 @@ class Policy(nn.Module):
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
+
+    def freeze(self) -> Self:
+        """Train nothing, and hold rounded what is only ever used rounded.
+
+        Under autocast every linear layer rounds its weights for each use. With the rounded ones kept in place of the
+        others, results are the same bit by bit, from about half of the memory. Embeddings, norms and the head, which
+        are not rounded, stay as they are.
+        """
+        self.requires_grad_(False)
+        if self.activations != torch.float32:
+            head = self.model.get_output_embeddings()
+            for layer in self.model.modules():
+                if isinstance(layer, nn.Linear) and layer is not head:
+                    layer.to(self.activations)
+        return self
 
     @property
     def device(self) -> torch.device:

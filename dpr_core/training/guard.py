@@ -134,7 +134,7 @@ class RollBack:
         self.policy = policy
         self.iteration = self.kept_iteration = 1
         self.reason: str | None = None
-        self._kept = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        self._kept = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
 
     def watch(self, iteration: int, signals: Mapping[str, float]) -> bool:
         """True where this policy is kept. `reason` says afterwards why the run should end, if it should."""
@@ -142,7 +142,8 @@ class RollBack:
         self.iteration, self.reason = iteration, verdict.stop
         if verdict.keep:
             self.kept_iteration = iteration
-            self._copy(self._kept, dict(self.policy.named_parameters()))
+            weights = dict(self.policy.named_parameters())
+            self._copy(self._kept, {name: weights[name] for name in self._kept})
         return verdict.keep
 
     def finish(self, recorder: Recorder) -> dict[str, float]:

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from dpr_core.config.base import commented_yaml
-from dpr_core.config.model import LabBackbone
+from dpr_core.config.data import HubSource
+from dpr_core.config.evaluation import OpenAIJudge
+from dpr_core.config.model import LabBackbone, PretrainedBackbone
 from dpr_core.config.reinforce import Algorithm1, ReinforcePlusPlus
 from dpr_core.data.encoding import encode_response
 from dpr_core.errors import UsageError
@@ -204,3 +206,63 @@ def test_recipes_are_written_as_their_users_would_write_them() -> None:
         text = (recipes.FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
         assert len(yaml.safe_load(text)) > 0
         assert len(text) < len(commented_yaml(recipes.load(name))) / 2
+
+
+BACKBONES = {
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "qwen-2.5-7b": "Qwen/Qwen2.5-7B",
+    "mistral-7b-v0.1": "mistralai/Mistral-7B-v0.1",
+    "gemma-3-4b": "google/gemma-3-4b-pt",
+}
+TABLE_3 = {
+    "learning_rate": 5e-6,
+    "batch_size": 256,
+    "max_prompt_tokens": 1024,
+    "max_response_tokens": 1024,
+    "warmup_ratio": 0.03,
+    "lora": None,
+    "ema_decay": None,
+}
+TABLE_4 = {
+    "learning_rate": 5e-7,
+    "batch_size": 128,
+    "rollout_batch_size": 1024,
+    "max_prompt_tokens": 1024,
+    "max_response_tokens": 1024,
+    "warmup_ratio": 0.03,
+    "temperature": 1.0,
+    "samples_per_prompt": 1,
+    "lora": None,
+    "guard": None,
+}
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "paper-table1"])
+def test_the_papers_recipes_have_the_values_of_its_tables(name: str) -> None:
+    """Tables 3 and 4, which hold for all backbones, and what section 5 says of data, reference and judge."""
+    config = recipes.load(name)
+    assert isinstance(config.backbone, PretrainedBackbone)
+    assert config.backbone.name == BACKBONES.get(name, BACKBONES["llama-3.1-8b"])
+    assert {field: getattr(config.sft, field) for field in TABLE_3} == TABLE_3
+    assert {field: getattr(config.reinforce, field) for field in TABLE_4} == TABLE_4
+    algorithm = config.reinforce.algorithm
+    assert isinstance(algorithm, ReinforcePlusPlus)
+    assert (algorithm.kl_weight, algorithm.gamma, algorithm.ratio_clip) == (1e-5, 1.0, 0.2)
+    assert (config.reward.formula, config.reward.reference) == ("baseline_relative", 0.5)
+    assert isinstance(config.subsample.source, HubSource)
+    assert (config.subsample.source.name, config.subsample.size) == ("Open-Orca/OpenOrca", 100_000)
+    assert isinstance(config.judge.by, OpenAIJudge)
+    assert (config.judge.by.model, config.judge.by.temperature) == ("gpt-4o", 0.0)
+    assert config.answer.temperature == 0.7
+
+
+def test_the_recipe_with_adapters_differs_from_the_papers_in_what_it_says_alone() -> None:
+    full, adapters = recipes.load("llama-3.1-8b"), recipes.load("llama-3.1-8b-lora")
+    both = (full.sft, adapters.sft), (full.reinforce, adapters.reinforce)
+    for plain, adapted in both:
+        assert adapted.lora is not None
+        assert adapted.execution.gradient_checkpointing
+        same = {"lora": None, "learning_rate": plain.learning_rate, "execution": plain.execution}
+        assert adapted.model_copy(update=same) == plain
+    for section in ("backbone", "subsample", "reward", "evaluation", "answer", "judge"):
+        assert getattr(adapters, section) == getattr(full, section)

@@ -1,4 +1,8 @@
 import json
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import datasets
 import pandas as pd
@@ -96,10 +100,10 @@ def test_without_a_network_the_message_says_so():
 )
 def test_failures_of_the_hub_become_one_sentence(monkeypatch, error, kind, message):
     def fail(*arguments, **options):
-        assert options == {"revision": "abc", "split": "train", "streaming": True}
+        assert options == {"revision": "abc"}
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     with pytest.raises(DensePathError, match=message) as caught:
         rows_of("a/b", revision="abc")
     assert type(caught.value) is kind
@@ -110,6 +114,32 @@ def test_a_connection_that_breaks_off_says_after_which_row(monkeypatch):
         yield {"question": "q", "response": "r"}
         raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: datasets.IterableDataset.from_generator(stream))
+    streamed = datasets.IterableDataset.from_generator(stream)
+    builder = SimpleNamespace(config=None, as_streaming_dataset=lambda split: streamed)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **o: builder)
     with pytest.raises(DensePathError, match=r"stopped after row 1: .*reset by peer"):
         rows_of("a/b")
+
+
+PEAK = """
+import sys
+from dpr_core.config.data import HubSource
+from dpr_core.data.sources import open_source
+
+def resident():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon"))) // 1024
+
+rows = open_source(HubSource(name=sys.argv[1]), seed=0).rows()
+after_some = [resident() for number, _ in enumerate(rows) if number == 2000]
+print(resident() - after_some[0])
+"""
+
+
+def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
+    """50 MB in one row group. By default everything that has been read of it is kept."""
+    rng = random.Random(0)
+    texts = [rng.randbytes(2500).hex() for _ in range(10_000)]
+    frame = pd.DataFrame({"question": texts, "response": "r"})
+    frame.to_parquet(tmp_path / "train.parquet", compression=None)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30

@@ -1,0 +1,62 @@
+"""LoRA through peft: small matrices are trained beside the frozen weights, W + (alpha / rank) B A in place of W.
+
+The adapters live inside the model, whose class stays what it is. What is saved is the sum, so that nothing downstream
+knows of them: a frozen scorer is always a checkpoint of its own, never a model with its adapters switched off.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpr_core.config.training import LoRA
+from dpr_core.errors import UsageError
+
+_NAME = "default"
+
+
+def add_adapters(model: PreTrainedModel, settings: LoRA, seed: int) -> None:
+    """Freeze the model and put adapters into it that change nothing yet, in place.
+
+    Seeds torch's generators, from which the first adapters and their dropout are drawn.
+    """
+    peft = _library()
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+    )
+    try:
+        peft.inject_adapter_in_model(config, model, _NAME)
+    except ValueError as error:
+        raise UsageError(f"lora.targets: {str(error).splitlines()[0]}") from error
+
+
+@torch.no_grad()
+def merged(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """The weights of the model with its adapters added in, named as without them; None where it has none."""
+    adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
+    if not adapted:
+        return None
+    weights: dict[str, Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        layer, is_adapted, part = name.partition(".base_layer.")
+        if is_adapted and part == "weight":
+            weight = weight + adapted[layer].get_delta_weight(_NAME)
+        weights[name.replace(".base_layer.", ".")] = weight
+    return weights
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "LoRA needs the `peft` package, which is not installed; pip install 'dense-path[lora]'"
+        ) from None
