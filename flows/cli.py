@@ -2,7 +2,7 @@
 
 import typer
 
-from flows.commands import benchmarks, experiments, looking, making, rating, settings, unfinished
+from flows.commands import benchmarks, experiments, looking, making, planning, rating, settings, unfinished
 
 app = typer.Typer(
     name="dpr",
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 for command in (
     making.run,
+    planning.plan,
     making.rerun,
     unfinished.resume,
     experiments.sweep,

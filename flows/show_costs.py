@@ -27,7 +27,7 @@ def emit_plan(
 ) -> None:
     """The plan; beside it the costs, which people are shown where there are any."""
     costs = judging_costs(nodes, planned, store)
-    emit(document | {"judging": costs_document(costs)}, as_json, lambda: Group(make_view(), *_views(costs)))
+    emit(document | {"judging": costs_document(costs)}, as_json, lambda: Group(make_view(), *views(costs)))
 
 
 def costs_document(costs: Costs) -> dict[str, Any]:
@@ -36,7 +36,8 @@ def costs_document(costs: Costs) -> dict[str, Any]:
     return {"by_benchmark": lines, "total": total, "reused": costs.reused, "assumed": list(costs.assumed)}
 
 
-def _views(costs: Costs) -> list[RenderableType]:
+def views(costs: Costs) -> list[RenderableType]:
+    """For people: nothing where nothing is paid."""
     reused = [Text(f"{costs.reused} judgments are there already and cost nothing.")] if costs.reused else []
     if not costs.lines:
         return reused

@@ -60,8 +60,8 @@ class _Answers(NamedTuple):
     settings: AnswerConfig
 
 
-def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Store) -> Costs:
-    """Of every judge and rate stage that is to run."""
+def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Store | None) -> Costs:
+    """Of every judge and rate stage that is to run. Answers that are there are looked up in the store."""
     by_name = {node.name: node for node in nodes}
     step = {each.name: each for each in planned}
     paid = [node for node in nodes if node.stage in _COSTS and isinstance(cast(Any, node.config).by, ChatCompletions)]
@@ -74,10 +74,12 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
         name = source.removeprefix(OTHER)
         if name in by_name:
             return _Answers(step[name].id, cast(AnswerConfig, by_name[name].config))
+        assert store is not None
         return _Answers(source, AnswerConfig.model_validate(store.record(source).config))
 
     @cache
     def read(artifact: str) -> Answered:
+        assert store is not None
         return answered(read_answers(store.fetch(artifact).path))
 
     @cache

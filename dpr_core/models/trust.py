@@ -24,7 +24,7 @@ def refuse_unsafe(source: str, revision: str | None) -> None:
                 f"{source} holds no safetensors, but {', '.join(pickles[:3])}: a pickle, which can run code as it is "
                 "opened, and which is never opened here; save the model as safetensors where you trust it"
             )
-    config = _settings(source, "config.json", revision)
+    config = settings(source, "config.json", revision)
     if "transformers_weights" in config:
         raise UsageError(
             f"{source}: config.json names the weights {config['transformers_weights']!r} (transformers_weights), but "
@@ -35,16 +35,16 @@ def refuse_unsafe(source: str, revision: str | None) -> None:
             raise UsageError(
                 f"{source}: config.json asks for code of the hub ({name}: {value!r}), which is never run; remove {name}"
             )
-    if _settings(source, "adapter_config.json", revision):
+    if settings(source, "adapter_config.json", revision):
         raise UsageError(f"{source} holds an adapter (adapter_config.json); merge it into its model and name that")
-    for name in sorted(_weight_files(_settings(source, INDEX, revision))):
+    for name in sorted(_weight_files(settings(source, INDEX, revision))):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UsageError(f"{source}: {INDEX} names {name!r}, which is no safetensors file of its own")
 
 
 def own_code(source: str, file: str, revision: str | None) -> str:
     """A sentence on the code that a settings file asks for; empty where it asks for none."""
-    asked = _settings(source, file, revision).get("auto_map")
+    asked = settings(source, file, revision).get("auto_map")
     if not asked:
         return ""
     return (
@@ -53,7 +53,7 @@ def own_code(source: str, file: str, revision: str | None) -> str:
     )
 
 
-def _settings(source: str, file: str, revision: str | None) -> dict[str, Any]:
+def settings(source: str, file: str, revision: str | None) -> dict[str, Any]:
     """A settings file; empty where there is none, or none that can be read, of which the loading will tell."""
     try:
         path = cached_file(

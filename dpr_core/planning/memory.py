@@ -1,0 +1,197 @@
+"""Bytes, by what they hold. The formulas follow the code: weights, gradients and Adam's moments are float32; the head
+runs in float32 over chunks of the response tokens; attention never holds a matrix of all pairs, unless it is `eager`.
+"""
+
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
+
+from dpr_core.config.execution import Execution
+from dpr_core.planning.architecture import Architecture
+
+FULL, HALF = 4, 2
+"""Bytes of a number in float32 and in bfloat16."""
+
+LIVE_CHUNKS_FORWARD = 2
+"""Logits of a chunk, and one copy: the softmax, or what logsumexp makes on the way."""
+
+LIVE_CHUNKS_BACKWARD = 5
+"""Logits of a chunk, their gradients through logsumexp and through the chosen token, and what these are made of."""
+
+LIVE_HEADS = 3
+"""Of the head's gradient: the one that a chunk makes, the sum over chunks so far, and the new sum."""
+
+LIVE_CHUNKS_DRAW = 4
+"""Of the next token: logits, softmax, its cumulative sum, log-softmax."""
+
+LIVE_CHUNKS_KL = 5
+"""The logits, log-softmax and terms of two models."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes on one GPU at one moment."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    """Adam's two moments of every weight, and a copy of its size while they are applied."""
+    scorers: float = 0
+    """Frozen models: those of the reward, or SFT to measure the KL to."""
+    copies: float = 0
+    """Other copies of the weights: a moving average, the policy that a guard goes back to, casts to bfloat16."""
+    cache: float = 0
+    """Keys and values of the responses that are being drawn."""
+    activations: float = 0
+    logits: float = 0
+
+    def __add__(self, other: "Parts") -> "Parts":
+        return Parts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def total(self) -> float:
+        return float(sum(astuple(self)))
+
+    @property
+    def lasting(self) -> float:
+        """What neither the batch nor its lengths change."""
+        return self.weights + self.gradients + self.optimizer + self.scorers + self.copies
+
+    def as_dict(self) -> dict[str, int]:
+        return {each.name: round(getattr(self, each.name)) for each in fields(self)}
+
+
+PARTS = tuple(each.name for each in fields(Parts))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one network needs beyond its weights in each kind of work."""
+
+    architecture: Architecture
+    dtype: str
+    """Of activations."""
+    attention: str
+    execution: Execution
+    longest_prompt: int
+    longest_response: int
+    on_gpu: bool = True
+    """On a CPU, Adam goes weight by weight and copies nothing."""
+
+    @property
+    def longest(self) -> int:
+        return min(self.longest_prompt + self.longest_response, self.architecture.positions)
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch; one sequence may be longer alone."""
+        return max(self.execution.tokens_per_micro_batch, self.longest)
+
+    @property
+    def network(self) -> float:
+        """One model."""
+        return FULL * self.architecture.parameters
+
+    @property
+    def critic(self) -> float:
+        """A policy's body with a head of one row."""
+        return FULL * (self.architecture.body + self.architecture.width + 1)
+
+    @property
+    def casts(self) -> float:
+        """Autocast keeps bfloat16 copies of all matrices for a forward pass that is learned from, and for no other."""
+        a = self.architecture
+        return HALF * a.layers * a.layer_matrices if self.dtype == "bfloat16" else 0
+
+    def step_of_adam(self, weights: float) -> float:
+        """The moments, and on a GPU, where all weights are stepped at once, the root of the second."""
+        return (3 if self.on_gpu else 2) * weights
+
+    @property
+    def chunk(self) -> float:
+        """One chunk of logits; a response has no fewer rows than its tokens."""
+        a, rows = self.architecture, max(1, self.execution.logits_per_chunk // self.architecture.vocabulary)
+        return FULL * min(rows, self.tokens) * a.vocabulary
+
+    def training(self) -> list[Parts]:
+        """The two highest moments of a backward pass: in the head, and in the last layer."""
+        a, tokens = self.architecture, self.tokens
+        outside = 4 * FULL * a.width * tokens
+        """The embedding's output, and the last norm's input and output, of which the response's are gathered."""
+        in_head = LIVE_CHUNKS_BACKWARD * self.chunk
+        if tokens * a.vocabulary > self.execution.logits_per_chunk:
+            in_head = FULL * a.head + max(in_head, (LIVE_HEADS - 1) * FULL * a.head)
+        if not self.execution.gradient_checkpointing:
+            held = outside + a.layers * self._saved_by_layer * tokens
+            in_layer = self._gradients_in_layer * tokens
+            return [
+                Parts(copies=self.casts, activations=held, logits=in_head),
+                Parts(copies=self.casts, activations=held + in_layer),
+            ]
+        held = outside + a.layers * FULL * a.width * tokens
+        one_layer = (self._saved_by_layer + self._gradients_in_layer) * tokens
+        cast_layer = self.casts / a.layers
+        return [
+            Parts(activations=held, logits=in_head),
+            Parts(copies=cast_layer, activations=held + one_layer),
+            Parts(copies=self.casts, activations=held + self._transient * tokens),
+        ]
+
+    def scoring(self, chunks: int = LIVE_CHUNKS_FORWARD) -> list[Parts]:
+        """In a layer, and in the head."""
+        tokens = self.tokens
+        return [
+            Parts(activations=self._transient * tokens),
+            Parts(activations=2 * FULL * self.architecture.width * tokens, logits=chunks * self.chunk),
+        ]
+
+    def drawing(self, rows: int, models: int = 1) -> list[Parts]:
+        """Of so many rows with the longest prompts: reading these at once, and drawing the last token."""
+        a = self.architecture
+        rows = min(rows, self.execution.rollout_rows)
+        prompt = min(self.longest_prompt, a.positions)
+        logits = LIVE_CHUNKS_DRAW * FULL * rows * a.vocabulary
+        read, full = (models * rows * self._key_and_value * a.remembered(tokens) for tokens in (prompt, self.longest))
+        # A layer's keys are joined to the newest in fresh memory.
+        joined = rows * FULL * a.keys * self.longest
+        return [
+            Parts(cache=read, activations=self._transient * rows * prompt),
+            Parts(cache=full + joined, logits=logits),
+        ]
+
+    @property
+    def _bytes(self) -> int:
+        return HALF if self.dtype == "bfloat16" else FULL
+
+    @property
+    def _key_and_value(self) -> int:
+        """Bytes that a number of the keys and one of the values take together: the rotation leaves keys in float32."""
+        return FULL + self._bytes
+
+    @cached_property
+    def _saved_by_layer(self) -> float:
+        """What a layer saves of a token for its backward pass."""
+        a = self.architecture
+        # Every norm saves its input and its output before the scale, in float32.
+        norms = FULL * (2 * a.norms * a.width + (2 * (a.queries + a.keys) if a.normalises_heads else 0))
+        # Three matrices read one norm's output and two another's; autocast casts it for each of them.
+        inputs = HALF * 5 * a.width if self.dtype == "bfloat16" else FULL * 2 * a.width
+        attention = self._bytes * (2 * a.queries + 2 * a.keys) + FULL * a.heads
+        if self.attention == "eager":
+            attention += a.heads * self.longest * (FULL if self.dtype == "float32" else FULL + HALF)
+        return norms + inputs + attention + self._bytes * 4 * a.feed_forward
+
+    @cached_property
+    def _gradients_in_layer(self) -> float:
+        """What the backward pass holds of a token on its way through a feed-forward block."""
+        a = self.architecture
+        return self._bytes * 3 * a.feed_forward + FULL * 2 * a.width
+
+    @cached_property
+    def _transient(self) -> float:
+        """What a forward pass that saves nothing holds of a token, in the wider of a layer's two blocks."""
+        a = self.architecture
+        stream = FULL * 4 * a.width
+        attention = self._bytes * (a.queries + a.keys) + FULL * (3 * a.queries + a.keys)
+        if self.attention == "eager":
+            attention += 2 * FULL * a.heads * self.longest
+        return stream + max(self._bytes * 3 * a.feed_forward, attention)

@@ -1,0 +1,224 @@
+"""What each stage needs: the moments at which its memory is fullest, and the work it does. Numbers alone decide."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive
+from dpr_core.config.execution import Execution
+from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
+from dpr_core.config.reinforce import PPO, ReinforceConfig
+from dpr_core.config.reward import DiagnoseConfig, RewardConfig
+from dpr_core.config.training import Lengths, SFTConfig
+from dpr_core.planning import compute
+from dpr_core.planning.architecture import Architecture
+from dpr_core.planning.compute import Sequences, Work
+from dpr_core.planning.memory import LIVE_CHUNKS_KL, Memory, Parts
+
+
+@dataclass(frozen=True)
+class Questions:
+    """How many a benchmark has, and how many turns each."""
+
+    count: int
+    turns: int = 1
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a stage's own settings do not say."""
+
+    architecture: Architecture
+    dtype: str
+    attention: str
+    demonstrations: int
+    learned: Lengths
+    """The limits of SFT, which the reward's demonstrations keep."""
+    mean_prompt: float | None = None
+    mean_response: float | None = None
+    share: float = 0.5
+    """Where these are not given, they are this share of the longest."""
+    source: str = "sft"
+    """The stage whose policy answers."""
+    questions: Questions = Questions(0)
+    on_gpu: bool = True
+
+    def memory(self, execution: Execution, prompt: int, response: int) -> Memory:
+        return Memory(self.architecture, self.dtype, self.attention, execution, prompt, response, self.on_gpu)
+
+    def sequences(self, count: float, prompt: int, response: int) -> Sequences:
+        mean_prompt = self.share * prompt if self.mean_prompt is None else min(self.mean_prompt, prompt)
+        mean_response = self.share * response if self.mean_response is None else min(self.mean_response, response)
+        return Sequences(count, mean_prompt, mean_response)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one stage on one GPU."""
+
+    moments: dict[str, Parts]
+    """By what is being done, the fullest moment of that."""
+    work: Work
+    longest: int
+    """Tokens of the longest sequence that the limits allow, or that the model has positions for."""
+
+    @property
+    def fullest(self) -> str:
+        return max(self.moments, key=lambda moment: self.moments[moment].total)
+
+    @property
+    def peak(self) -> Parts:
+        return self.moments[self.fullest]
+
+
+def needs(config: StageConfig, circumstances: Circumstances) -> Needs:
+    """Of a stage, by the type of its settings."""
+    return _NEEDS[type(config)](config, circumstances)
+
+
+def plannable(config: StageConfig) -> bool:
+    """False for stages that run no network of note."""
+    return type(config) in _NEEDS
+
+
+def _fullest(lasting: Parts, moments: Sequence[Parts]) -> Parts:
+    return lasting + max(moments, key=lambda parts: parts.total)
+
+
+def _learning(memory: Memory, lasting: Parts, weights: float) -> dict[str, Parts]:
+    """`lasting` with the moments of all that is trained; one network of so many bytes learns at a time."""
+    with_gradients = replace(lasting, gradients=weights)
+    applied = memory.step_of_adam(weights) - 2 * weights
+    return {
+        "learning": _fullest(with_gradients, memory.training()),
+        "optimizer step": replace(with_gradients, optimizer=with_gradients.optimizer + applied),
+    }
+
+
+def _chunked(memory: Memory, sequences: Sequences) -> bool:
+    """Logits of a micro-batch come in several chunks, each computed again for the backward pass."""
+    rows = memory.tokens * sequences.response / sequences.length
+    return rows * memory.architecture.vocabulary > memory.execution.logits_per_chunk
+
+
+def _trained(memory: Memory, sequences: Sequences) -> Work:
+    checkpointing = memory.execution.gradient_checkpointing
+    return compute.training(memory.architecture, sequences, checkpointing, _chunked(memory, sequences))
+
+
+def _drawn(memory: Memory, sequences: Sequences) -> Work:
+    halved = memory.dtype == "bfloat16"
+    return compute.drawing(
+        memory.architecture, sequences, memory.execution.rollout_rows, memory.longest_response, halved
+    )
+
+
+def sft(config: SFTConfig | ContinuedSFTConfig, around: Circumstances) -> Needs:
+    limits = config.max_prompt_tokens, config.max_response_tokens
+    memory = around.memory(config.execution, *limits)
+    average = memory.network if getattr(config, "ema_decay", None) else 0
+    lasting = Parts(weights=memory.network, optimizer=2 * memory.network, copies=average)
+    sequences = around.sequences(around.demonstrations * config.epochs, *limits)
+    return Needs(_learning(memory, lasting, memory.network), _trained(memory, sequences), memory.longest)
+
+
+def reward(config: RewardConfig, around: Circumstances) -> Needs:
+    limits = around.learned.max_prompt_tokens, around.learned.max_response_tokens
+    memory = around.memory(config.execution, *limits)
+    moments = {"scoring": _fullest(Parts(scorers=2 * memory.network), memory.scoring())}
+    probes = around.sequences(min(config.probe_demonstrations, around.demonstrations), *limits)
+    passes = 4 if config.normalise else 2
+    return Needs(moments, compute.forward(around.architecture, probes) * passes, memory.longest)
+
+
+def diagnose(config: DiagnoseConfig, around: Circumstances) -> Needs:
+    limits = around.learned.max_prompt_tokens, config.max_response_tokens
+    memory = around.memory(config.execution, *limits)
+    answers = around.sequences(config.prompts * config.samples, *limits)
+    demonstrations = around.sequences(min(config.demonstrations, around.demonstrations), *limits)
+    scorers = Parts(scorers=2 * memory.network)
+    moments = {
+        "drawing": _fullest(scorers, memory.drawing(round(answers.count))),
+        "scoring": _fullest(scorers, memory.scoring()),
+    }
+    scored = compute.forward(around.architecture, answers) + compute.forward(around.architecture, demonstrations)
+    return Needs(moments, _drawn(memory, answers) + scored * 2, memory.longest)
+
+
+def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
+    limits = config.max_prompt_tokens, config.max_response_tokens
+    memory = around.memory(config.execution, *limits)
+    critic = memory.critic if isinstance(config.algorithm, PPO) else 0
+    trained = memory.network + critic
+    lasting = Parts(
+        weights=trained,
+        optimizer=2 * trained,
+        scorers=2 * memory.network,
+        copies=memory.network if config.guard else 0,
+    )
+    count = config.rollout_batch_size * config.samples_per_prompt
+    moments = {
+        "drawing": _fullest(lasting, memory.drawing(count)),
+        "scoring": _fullest(lasting, memory.scoring()),
+        **_learning(memory, lasting, memory.network),
+    }
+    sequences = around.sequences(count, *limits)
+    once = compute.forward(around.architecture, sequences)
+    learned = _trained(memory, sequences)
+    values = replace(once + learned, head=0) if critic else Work()
+    iterations = config.iterations or max(1, math.ceil(around.demonstrations / config.rollout_batch_size))
+    rollouts = _drawn(memory, sequences) + once * 3
+    return Needs(moments, rollouts * (iterations + 1) + (learned + values) * iterations, memory.longest)
+
+
+def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
+    limits = config.max_prompt_tokens, config.max_response_tokens
+    memory = around.memory(config.execution, *limits)
+    lasting = Parts(weights=memory.network, optimizer=2 * memory.network)
+    fresh = min(config.pairs or around.demonstrations, around.demonstrations)
+    pairs = fresh + (config.rounds - 1) * fresh * (1 + config.mix_previous)
+    moments = {
+        "drawing": _fullest(lasting, memory.drawing(fresh)),
+        "scoring": _fullest(lasting, memory.scoring()),
+        **_learning(memory, lasting, memory.network),
+    }
+    both = around.sequences(2 * pairs, *limits)
+    once = compute.forward(around.architecture, both)
+    drawn = _drawn(memory, around.sequences(fresh, *limits)) * config.rounds
+    work = drawn + once + (once + _trained(memory, both)) * config.epochs
+    return Needs(moments, work, memory.longest)
+
+
+def answer(config: AnswerConfig, around: Circumstances) -> Needs:
+    turns, policy = around.questions.turns, config.policy
+    # In front of a later turn stands the conversation so far.
+    prompt = config.max_prompt_tokens + (turns - 1) * config.max_response_tokens
+    memory = around.memory(config.execution, prompt, config.max_response_tokens)
+    rewarded = around.source in ("reward", "reinforce")
+    frozen = 2 if rewarded else 0 if around.source == "sft" else 1
+    own = 0 if rewarded and isinstance(policy, Contrastive | BestOfN) else 1
+    if rewarded and isinstance(policy, AsTrained) and around.source == "reward":
+        own = 0
+    lasting = Parts(weights=own * memory.network, scorers=frozen * memory.network)
+    samples = policy.n if isinstance(policy, BestOfN) else 1
+    models = 2 if isinstance(policy, Contrastive) else 1
+    count = around.questions.count * samples
+    moments = {"drawing": _fullest(lasting, memory.drawing(count, models))}
+    if frozen:
+        moments["scoring"] = _fullest(lasting, memory.scoring(LIVE_CHUNKS_KL))
+    sequences = around.sequences(count * turns, prompt, config.max_response_tokens)
+    scored = compute.forward(around.architecture, sequences) * (frozen + own if frozen else 0)
+    return Needs(moments, _drawn(memory, sequences) * models + scored, memory.longest)
+
+
+_NEEDS: dict[type[StageConfig], Callable[[Any, Circumstances], Needs]] = {
+    SFTConfig: sft,
+    ContinuedSFTConfig: sft,
+    RewardConfig: reward,
+    DiagnoseConfig: diagnose,
+    ReinforceConfig: reinforce,
+    SelfPlayConfig: self_play,
+    AnswerConfig: answer,
+}

@@ -1,0 +1,190 @@
+"""What a recipe's run from scratch would need on a GPU, stage by stage."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+from dpr_core import benchmarks
+from dpr_core.config.base import StageConfig
+from dpr_core.config.data import LabSource
+from dpr_core.config.evaluation import AnswerConfig
+from dpr_core.config.execution import Execution
+from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.planning import fitting
+from dpr_core.planning.architecture import Architecture
+from dpr_core.planning.backbones import architecture
+from dpr_core.planning.hardware import AS_OF, RESERVED, Gpu
+from dpr_core.planning.stages import Circumstances, Needs, Questions, needs, plannable
+from flows import wiring
+from flows.show_costs import costs_document
+from tasks.costs import LIKELY_SHARE, Costs, judging_costs
+from tasks.graph import Node, Planned
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is made for."""
+
+    gpu: Gpu
+    gpus: int
+    utilisation: float
+    mean_prompt: float | None = None
+    mean_response: float | None = None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, or all answers of one policy together."""
+
+    name: str
+    stage: str
+    needs: Needs
+    fits: bool
+    nearest: fitting.Fit
+    """With smaller settings of `execution`."""
+    sharded: fitting.Fit
+    """The same, if what lasts could be shared among all GPUs."""
+    hours: float
+
+    def as_dict(self) -> dict[str, Any]:
+        peak, work = self.needs.peak, self.needs.work
+        return {
+            "name": self.name,
+            "stage": self.stage,
+            "fullest_while": self.needs.fullest,
+            "bytes": round(peak.total),
+            "parts": peak.as_dict(),
+            "moments": {name: round(parts.total) for name, parts in self.needs.moments.items()},
+            "fits": self.fits,
+            "nearest": self.nearest.changes,
+            "nearest_if_sharded": self.sharded.changes,
+            "least_bytes": round(self.nearest.least),
+            "least_bytes_if_sharded": round(self.sharded.least),
+            "tokens": round(work.tokens),
+            "operations": work.operations,
+            "hours": self.hours,
+        }
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The whole recipe."""
+
+    recipe: str
+    asked: Asked
+    architecture: Architecture
+    stages: list[StagePlan]
+    costs: Costs
+
+    def as_dict(self) -> dict[str, Any]:
+        gpu = self.asked.gpu
+        return {
+            "recipe": self.recipe,
+            "gpu": {**asdict(gpu), "usable_bytes": round(gpu.usable), "as_of": AS_OF},
+            "gpus": self.asked.gpus,
+            "parameters": self.architecture.parameters,
+            "stages": [stage.as_dict() for stage in self.stages],
+            "hours": sum(stage.hours for stage in self.stages),
+            "judging": costs_document(self.costs),
+            "assumed": self.assumed,
+        }
+
+    @property
+    def assumed(self) -> list[str]:
+        """In sentences, what the numbers rest on."""
+        asked, known = self.asked, self.architecture
+        means = {"prompts": asked.mean_prompt, "responses": asked.mean_response}
+        of = [
+            f"{name} of {LIKELY_SHARE:.0%} of their longest" if mean is None else f"{name} of {mean:g} tokens"
+            for name, mean in means.items()
+        ]
+        told = [
+            f"Memory is for the longest sequences that the limits allow; {RESERVED:.0%} of the GPU is left for its "
+            "context and for fragments. Weights, gradients and Adam's moments are float32.",
+            f"Tokens and hours are for {' and '.join(of)}, at {asked.utilisation:.0%} of the operations and of the "
+            f"bandwidth that the data sheet of the {asked.gpu.name} names ({AS_OF}).",
+        ]
+        if asked.gpus > 1:
+            told.append(
+                f"A stage is one process on one GPU: of {asked.gpus}, the others are idle, and the hours are those "
+                "of one. What is said of sharing all that lasts among them is arithmetic alone: this version does not."
+            )
+        if (longest := max(stage.needs.longest for stage in self.stages)) == known.positions:
+            told.append(f"The limits allow for more than the model's {longest} positions; such sequences are refused.")
+        return told
+
+
+def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
+    """Arithmetic alone: no store, no data, no weights."""
+    nodes = wiring.nodes(config)
+    known = architecture(config.backbone)
+    around = _circumstances(config, known, asked)
+    stages = [_stage(name, several, around, asked) for name, several in _together(nodes, around)]
+    to_run = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
+    return RunPlan(recipe, asked, known, stages, judging_costs(nodes, to_run, None))
+
+
+def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> Circumstances:
+    backbone, source = config.backbone, config.subsample.source
+    pretrained = isinstance(backbone, PretrainedBackbone)
+    rows = min(config.subsample.size, source.rows) if isinstance(source, LabSource) else config.subsample.size
+    return Circumstances(
+        architecture=known,
+        dtype=backbone.dtype if isinstance(backbone, PretrainedBackbone) else "float32",
+        attention=backbone.attention if pretrained else "sdpa",
+        demonstrations=rows,
+        learned=config.sft,
+        mean_prompt=asked.mean_prompt,
+        mean_response=asked.mean_response,
+        share=LIKELY_SHARE,
+    )
+
+
+Asking = tuple[StageConfig, Circumstances]
+
+
+def _together(nodes: Sequence[Node], around: Circumstances) -> Iterator[tuple[str, list[tuple[str, Asking]]]]:
+    """Each stage alone, but a policy's answers to all benchmarks in one."""
+    stage_of = {node.name: node.stage for node in nodes}
+    groups: dict[str, list[tuple[str, Asking]]] = {}
+    for node in nodes:
+        if not plannable(node.config):
+            continue
+        name, its = node.name, around
+        if isinstance(node.config, AnswerConfig):
+            name = node.name.rpartition(" on ")[0]
+            source = stage_of[node.inputs["policy"].removeprefix("@")]
+            its = replace(around, source=source, questions=_questions(node.config))
+        groups.setdefault(name, []).append((node.stage, (node.config, its)))
+    yield from groups.items()
+
+
+def _questions(config: AnswerConfig) -> Questions:
+    absent = benchmarks.missing(config.benchmark) is not None
+    found = benchmarks.outline(config.benchmark) if absent else benchmarks.load(config.benchmark)
+    return Questions(len(found), max(len(question.turns) for question in found))
+
+
+def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, asked: Asked) -> StagePlan:
+    each = [needs(config, its) for _, (config, its) in several]
+    fullest, work = max(each, key=lambda found: found.peak.total), each[0].work
+    for more in each[1:]:
+        work += more.work
+    first = cast(Any, several[0][1][0])
+
+    def with_execution(execution: Execution) -> Needs:
+        changed = [needs(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
+        return max(changed, key=lambda found: found.peak.total)
+
+    room = asked.gpu.usable
+    shared = fitting.sharded(around.architecture, asked.gpus)
+    return StagePlan(
+        name=name,
+        stage=several[0][0],
+        needs=replace(fullest, work=work),
+        fits=fullest.peak.total <= room,
+        nearest=fitting.nearest(with_execution, fitting.on_one, first.execution, room),
+        sharded=fitting.nearest(with_execution, shared, first.execution, room),
+        hours=work.hours(asked.gpu, around.dtype, asked.utilisation),
+    )

@@ -1,0 +1,32 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_core.config.model import PretrainedBackbone
+from dpr_core.errors import UsageError
+from dpr_core.models.checkpoints import load_backbone, save
+
+
+def test_a_backbone_of_another_family_is_refused_before_its_weights_are_read(
+    tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    save(*tiny("llama"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "qwen3"}))
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(UsageError, match="type 'qwen3'; only llama"):
+        load_backbone(PretrainedBackbone(name=str(tmp_path)))
+
+
+def test_a_missing_shard_is_named_before_the_others_are_read(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path)
+    load_backbone(PretrainedBackbone(name=str(tmp_path)))
+    lost = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    lost.unlink()
+    with pytest.raises(UsageError, match=rf"1 of \d+ files .*{lost.name}"):
+        load_backbone(PretrainedBackbone(name=str(tmp_path)))

@@ -1,0 +1,57 @@
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from dpr_core.config.model import Family
+from dpr_core.lab.backbone import CLASSES
+from dpr_core.planning.architecture import PUBLISHED, Architecture, architecture_of
+
+COUNTS = {
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "google/gemma-3-4b-pt": 3_880_263_168,
+}
+
+
+def _settings(a: Architecture) -> Any:
+    return CLASSES[a.family][0](
+        vocab_size=a.vocabulary,
+        hidden_size=a.width,
+        intermediate_size=a.feed_forward,
+        num_hidden_layers=a.layers,
+        num_attention_heads=a.heads,
+        num_key_value_heads=a.key_value_heads,
+        head_dim=a.head_width,
+        max_position_embeddings=a.positions,
+        tie_word_embeddings=a.tied,
+        sliding_window=a.window,
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_backbones_have_as_many_parameters_as_transformers_builds(name: str) -> None:
+    known = PUBLISHED[name]
+    settings = _settings(known)
+    with torch.device("meta"):
+        model = CLASSES[known.family][1](settings)
+    assert known.parameters == sum(p.numel() for p in model.parameters()) == COUNTS[name]
+    assert architecture_of(settings) == known
+    head: Any = model.get_output_embeddings()
+    assert known.parameters - known.body == (0 if known.tied else head.weight.numel())
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_small_ones_of_every_family_are_counted_too(tiny: Callable[..., Any], family: Family) -> None:
+    model, _ = tiny(family)
+    found = architecture_of(model.config)
+    assert found.family == family
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_sliding_layers_remember_their_window_alone() -> None:
+    gemma = PUBLISHED["google/gemma-3-4b-pt"]
+    assert gemma.remembered(100) == 34 * 4 * 256 * 100
+    assert gemma.remembered(3000) == 4 * 256 * (5 * 3000 + 29 * 1024)

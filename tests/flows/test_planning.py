@@ -1,0 +1,94 @@
+"""`dpr plan`: what a run would need, by arithmetic alone, and the words for what cannot be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Dpr = Callable[..., Any]
+
+TINY = Path(__file__).with_name("tiny.yaml")
+GIB = 2**30
+
+
+def _stages(document: Any) -> dict[str, Any]:
+    return {stage["name"]: stage for stage in document["stages"]}
+
+
+def test_an_8b_model_does_not_fit_one_gpu_and_why(dpr: Dpr, tmp_path: Path) -> None:
+    document = dpr("plan", "llama-3.1-8b", "--json").json
+    weights = 4 * 8_030_261_248
+    sft, reinforce = (_stages(document)[name] for name in ("sft", "reinforce"))
+    for parts in (sft["parts"], reinforce["parts"]):
+        assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (weights, weights, 2 * weights)
+    assert (sft["parts"]["scorers"], reinforce["parts"]["scorers"]) == (0, 2 * weights)
+    assert sft["moments"]["optimizer step"] == 5 * weights
+    assert (sft["fits"], sft["nearest"], sft["least_bytes"]) == (False, None, 5 * weights)
+    assert _stages(document)["reward"]["fits"]
+    assert _stages(document)["diagnose"]["nearest"] == {"rollout_rows": 16}
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_nearest_settings_fit_when_they_are_set(dpr: Dpr) -> None:
+    given = ("plan", "llama-3.1-8b", "--gpu-memory", "200", "--json")
+    sft = _stages(dpr(*given).json)["sft"]
+    assert not sft["fits"]
+    assert sft["nearest"]
+    changes = [f"sft.execution.{name}={value}" for name, value in sft["nearest"].items()]
+    again = _stages(dpr(*given, *(word for change in changes for word in ("--set", change))).json)["sft"]
+    assert again["fits"]
+    assert again["bytes"] <= 180 * GIB < sft["bytes"]
+
+
+def test_several_gpus_are_told_of_as_they_would_be(dpr: Dpr) -> None:
+    document = dpr("plan", "llama-3.1-8b", "--gpus", "8", "--json").json
+    sft = _stages(document)["sft"]
+    assert sft["nearest"] is None
+    assert sft["nearest_if_sharded"] is not None
+    assert any("one process on one GPU" in said for said in document["assumed"])
+
+
+def test_a_plan_for_people_holds_every_stage_and_the_dollars(dpr: Dpr) -> None:
+    change = "evaluation.benchmarks.alpaca_eval={}"
+    shown = dpr("plan", "qwen-2.5-7b", "--set", change, "--gpu", "h200").stdout
+    for word in ("sft", "reinforce", "answer DPR", "does not fit", "hours", "What judging would cost", "H200 SXM"):
+        assert word in shown
+
+
+def test_methods_have_plans_of_their_own(dpr: Dpr) -> None:
+    methods = 'methods={ppo: {changes: ["reinforce.algorithm.type=ppo"]}, spin: {type: self_play}}'
+    stages = _stages(dpr("plan", "gemma-3-4b", "--set", methods, "--json").json)
+    assert stages["spin"]["stage"] == "self_play"
+    assert stages["ppo"]["parts"]["weights"] > 1.9 * stages["reinforce"]["parts"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "demmo"], ["did you mean demo?"]),
+        (["plan", TINY, "--gpu", "h1000"], ["no GPU 'h1000'", "did you mean h100", "4090"]),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(dpr: Dpr, arguments: list[Any], words: list[str]) -> None:
+    dpr(*arguments).assert_refused(2, *words)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(dpr: Dpr, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    backbone = f"backbone={{type: pretrained, name: {tmp_path / 'other'}}}"
+    dpr("plan", TINY, "--set", backbone).assert_refused(2, "type 'gpt2'", "llama, qwen2, mistral, gemma3")
+
+
+def test_missing_shards_are_named(dpr: Dpr, tmp_path: Path) -> None:
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (folder / names[0]).write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
+    said = dpr("plan", TINY, "--set", f"backbone={{type: pretrained, name: {folder}}}").assert_refused(2, "1 of 2")
+    assert names[1] in said
+    assert names[0] not in said
