@@ -17,7 +17,7 @@ from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.adapters import merged
-from dpr_core.models.families import refuse_missing_shards, refuse_other_families
+from dpr_core.models.families import refuse_missing_shards
 from dpr_core.models.trust import own_code, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
@@ -105,7 +105,6 @@ def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTra
     source = local if local.is_dir() else backbone.name
     refuse_unsafe(str(source), backbone.revision)
     refuse_missing_shards(local)
-    refuse_other_families(source, backbone.revision)
     model = load_model(source, revision=backbone.revision, attention=backbone.attention)
     tokenizer = load_tokenizer(source, revision=backbone.revision)
     rows = len(cast(Tensor, model.get_input_embeddings().weight))

@@ -1,4 +1,4 @@
-"""What may be loaded: whole checkpoints of the four families."""
+"""What a checkpoint says of itself before its weights are read."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from dpr_core.errors import UsageError
-from dpr_core.models.trust import INDEX, settings
+from dpr_core.models.trust import INDEX
 from dpr_core.planning.architecture import MODEL_TYPES
 
 
@@ -17,22 +17,12 @@ def config_of(source: str | Path, revision: str | None = None) -> PreTrainedConf
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{source}: its config.json cannot be used: {reason}") from error
-    refuse_another(config.model_type, source)
-    return config
-
-
-def refuse_another(kind: str | None, source: str | Path) -> None:
-    if kind not in MODEL_TYPES:
+    if config.model_type not in MODEL_TYPES:
         raise UsageError(
-            f"{source} is a model of type {kind!r}; only {', '.join(MODEL_TYPES)} are loaded, on which the method is "
-            "tested: what others do differently, such as capping their logits, would make log-probs wrong in silence"
+            f"{source} is a model of type {config.model_type!r}; what the shapes of {', '.join(MODEL_TYPES)} take is "
+            "known, and of no other"
         )
-
-
-def refuse_other_families(source: str | Path, revision: str | None) -> None:
-    """Before any weights are read. What cannot be read at all, the loading tells of."""
-    if kind := settings(str(source), "config.json", revision).get("model_type"):
-        refuse_another(kind, source)
+    return config
 
 
 def refuse_missing_shards(folder: Path) -> None:
