@@ -141,7 +141,7 @@ class Memory:
         tokens = self.tokens
         return [
             Parts(activations=self._transient * tokens),
-            Parts(activations=2 * FULL * self.architecture.width * tokens, logits=chunks * self.chunk),
+            Parts(activations=FULL * self.architecture.width * tokens, logits=chunks * self.chunk),
         ]
 
     def drawing(self, rows: int, models: int = 1) -> list[Parts]:

@@ -12,6 +12,7 @@ SMALL = Shape(width=256, layers=3, vocabulary=8192, tokens=512, rows=16, prompt=
         ("sft", "float32", True),
         ("sft", "bfloat16", False),
         ("score", "float32", False),
+        ("score", "bfloat16", False),
         ("rollout", "float32", False),
         ("reinforce", "float32", False),
     ],
