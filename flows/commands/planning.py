@@ -23,7 +23,7 @@ def plan(
 ) -> None:
     """Say what a run from scratch would need: memory by part, whether it fits, tokens, hours, judge dollars.
 
-    Nothing is run, fetched or asked. Where a stage does not fit, the nearest settings with which it does are named.
+    Nothing is run or asked. Where a stage does not fit, the nearest settings with which it does are named.
 
     Example: dpr plan llama-3.1-8b --gpu h200 --prompt-tokens 200 --response-tokens 250
     """
