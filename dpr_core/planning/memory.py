@@ -92,6 +92,11 @@ class Memory:
         return FULL * self.architecture.parameters
 
     @property
+    def frozen(self) -> float:
+        """One model that learns nothing: its linear layers are held as autocast would round them."""
+        return self.network - self.casts
+
+    @property
     def critic(self) -> float:
         """A policy's body with a head of one row."""
         return FULL * (self.architecture.body + self.architecture.width + 1)

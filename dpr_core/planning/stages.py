@@ -127,7 +127,7 @@ def sft(config: SFTConfig | ContinuedSFTConfig, around: Circumstances) -> Needs:
 def reward(config: RewardConfig, around: Circumstances) -> Needs:
     limits = around.learned.max_prompt_tokens, around.learned.max_response_tokens
     memory = around.memory(config.execution, *limits)
-    moments = {"scoring": _fullest(Parts(scorers=2 * memory.network), memory.scoring())}
+    moments = {"scoring": _fullest(Parts(scorers=2 * memory.frozen), memory.scoring())}
     probes = around.sequences(min(config.probe_demonstrations, around.demonstrations), *limits)
     passes = 4 if config.normalise else 2
     return Needs(moments, compute.forward(around.architecture, probes) * passes, memory.longest)
@@ -138,7 +138,7 @@ def diagnose(config: DiagnoseConfig, around: Circumstances) -> Needs:
     memory = around.memory(config.execution, *limits)
     answers = around.sequences(config.prompts * config.samples, *limits)
     demonstrations = around.sequences(min(config.demonstrations, around.demonstrations), *limits)
-    scorers = Parts(scorers=2 * memory.network)
+    scorers = Parts(scorers=2 * memory.frozen)
     moments = {
         "drawing": _fullest(scorers, memory.drawing(round(answers.count))),
         "scoring": _fullest(scorers, memory.scoring()),
@@ -155,7 +155,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     lasting = Parts(
         weights=trained,
         optimizer=2 * trained,
-        scorers=2 * memory.network,
+        scorers=2 * memory.frozen,
         copies=memory.network if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
@@ -201,7 +201,7 @@ def answer(config: AnswerConfig, around: Circumstances) -> Needs:
     own = 0 if rewarded and isinstance(policy, Contrastive | BestOfN) else 1
     if rewarded and isinstance(policy, AsTrained) and around.source == "reward":
         own = 0
-    lasting = Parts(weights=own * memory.network, scorers=frozen * memory.network)
+    lasting = Parts(weights=own * memory.frozen, scorers=frozen * memory.frozen)
     samples = policy.n if isinstance(policy, BestOfN) else 1
     models = 2 if isinstance(policy, Contrastive) else 1
     count = around.questions.count * samples
