@@ -29,7 +29,7 @@ def test_an_8b_model_does_not_fit_one_gpu_and_why(dpr: Dpr, tmp_path: Path) -> N
     assert sft["moments"]["optimizer step"] == 5 * weights
     assert (sft["fits"], sft["nearest"], sft["least_bytes"]) == (False, None, 5 * weights)
     assert _stages(document)["reward"]["fits"]
-    assert _stages(document)["diagnose"]["nearest"] == {"rollout_rows": 16}
+    assert _stages(document)["diagnose"]["nearest"] == {"rollout_rows": 64}
     assert not (tmp_path / "home").exists()
 
 
