@@ -102,7 +102,7 @@ class BatchApi:
         except self.endpoint.library.APIError as error:
             failure = self.endpoint.failure(error)
         except ValueError as error:
-            failure = Unavailable(f"{self.endpoint.url} sent a reply that could not be read: {error}")
+            failure = self.endpoint.unreadable(error)
         # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
         raise failure
 

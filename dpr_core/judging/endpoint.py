@@ -90,7 +90,7 @@ class Endpoint:
             failure = self.failure(error, schema is not None)
         except ValueError as error:
             # The client passes on what its JSON reader says of a reply that was cut off.
-            failure = Unavailable(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
+            failure = self.unreadable(error)
         else:
             if not getattr(completion, "choices", None):
                 failure = Unreachable(
@@ -142,6 +142,10 @@ class Endpoint:
             choice.finish_reason not in CUT_SHORT and not refusal,
             {name: value for name, value in details.items() if value is not None},
         )
+
+    def unreadable(self, error: ValueError) -> Unavailable:
+        """What the client's JSON reader says of a reply, which may repeat a part of it."""
+        return Unavailable(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
 
     def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
         """The client's error as one of ours, in one line and without the key."""

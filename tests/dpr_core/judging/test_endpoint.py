@@ -14,6 +14,7 @@ from dpr_core.benchmarks.base import Question
 from dpr_core.config import evaluation as settings
 from dpr_core.config.base import parse
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.judging.endpoint import Endpoint
 from dpr_core.judging.judge import Answer, Unavailable, Unreachable, Verdict
 from dpr_core.judging.pairwise import Pair, judge_pairs
 from dpr_core.judging.spending import BudgetReached
@@ -134,6 +135,13 @@ def test_a_reply_that_repeats_the_key_is_kept_without_it(loopback: Loopback) -> 
     assert judgment.verdict is Verdict.FIRST
     assert KEY not in repr(judgment)
     assert "Your key is <key>." in repr(judgment)
+
+
+def test_what_is_said_of_an_unreadable_reply_is_without_the_key(loopback: Loopback) -> None:
+    config = settings.OpenAIJudge(model="judge", base_url=loopback.url)
+    endpoint = Endpoint(config, settings.JudgeExecution(api_key_variable="OPENAI_API_KEY"))
+    told = str(endpoint.unreadable(ValueError(f"Expecting value near {KEY}")))
+    assert told == f"{loopback.url} sent a reply that could not be read: Expecting value near <key>"
 
 
 def test_what_was_not_a_completion_costs_nothing(loopback: Loopback) -> None:
