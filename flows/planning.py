@@ -103,7 +103,7 @@ class RunPlan:
             f"Memory is for the longest sequences that the limits allow; {RESERVED:.0%} of the GPU is left for its "
             "context and for fragments. Weights, gradients and Adam's moments are float32.",
             f"Tokens and hours are for {' and '.join(of)}, at {asked.utilisation:.0%} of the operations and of the "
-            f"bandwidth that the data sheet of the {asked.gpu.name} names ({AS_OF}).",
+            f"bandwidth that the {asked.gpu.name} is listed with here ({AS_OF}).",
         ]
         if asked.gpus > 1:
             told.append(

@@ -17,8 +17,7 @@ from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.adapters import merged
-from dpr_core.models.families import refuse_missing_shards
-from dpr_core.models.trust import own_code, refuse_unsafe
+from dpr_core.models.trust import own_code, refuse_missing_shards, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"

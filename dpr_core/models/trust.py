@@ -92,3 +92,19 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(each)
     elif isinstance(value, str):
         yield value
+
+
+def refuse_missing_shards(folder: Path) -> None:
+    """Tell of all files that a local checkpoint's index names and that are not there."""
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{index} cannot be read: {type(error).__name__}; fetch the checkpoint again") from error
+    if missing := sorted(str(name) for name in named if not (folder / str(name)).is_file()):
+        raise UsageError(
+            f"{folder}: {len(missing)} of {len(named)} files that {INDEX} names are not there "
+            f"({', '.join(missing[:3])}); fetch the checkpoint again"
+        )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dpr_core.errors import UsageError
 
 AS_OF = "2025-06"
-"""When the figures were taken from the makers' data sheets."""
+"""What the makers had published by then, to the best of our knowledge: it was not compared with their data sheets."""
 
 RESERVED = 0.1
 """Share of a GPU's memory for its context, the kernels' own space and the allocator's fragments."""
