@@ -10,7 +10,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, RateConfig
 from dpr_core.errors import DensePathError
 from tasks.answer import answered, model_name, read_answers, write_rows
-from tasks.judge import VERDICTS
+from tasks.judge import JUDGE, VERDICTS
 from tasks.stage import Stage, Workspace
 from tasks.tracking import Artifact
 
@@ -24,9 +24,6 @@ RATED = ", rated"
 """What the role of a rate artifact ends with among the inputs of a report, after "policy on benchmark"."""
 
 RATINGS = "ratings.json"
-
-JUDGE = "judge.json"
-"""Who rated: the settings, and the models and versions that the replies name."""
 
 JUDGMENTS = "model_judgment.jsonl"
 """Every rating as a row in FastChat's layout."""
