@@ -28,7 +28,7 @@ def in_micro_batches(
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
-    longest = max(lengths)
+    longest = max(lengths, default=0)
     return as_much_as_fits(
         "micro-batches of {} tokens",
         tokens or (1024 if device.type == "cpu" else 8192),
