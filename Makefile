@@ -13,7 +13,7 @@ TORCH ?=
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm demo test test-services unit check format clean soak
+.PHONY: help install install-vllm demo test test-services unit check format clean soak bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,10 @@ test-services: install ## Run the tests against real servers, such as vLLM; thos
 soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look for false artifacts
 	@"$(BIN)/python" tests/soak.py --kills $${KILLS:-50}
 
+bench: ## Time the program beside TRL and plain transformers, in .venv-bench; about an hour, into bench.json and bench.png
+	@env -u VIRTUAL_ENV bash .ci/install-bench
+	@OMP_NUM_THREADS=1 .venv-bench/bin/python benchmarks/all.py --out bench.json
+
 check: install ## Check format, lint, types and layering
 	"$(BIN)/ruff" format --check
 	"$(BIN)/ruff" check
@@ -52,6 +56,6 @@ format: install ## Format the code and mend what the linter can mend
 	"$(BIN)/ruff" check --fix
 	"$(BIN)/ruff" format
 
-clean: ## Remove .venv, .venv-vllm and all caches; artifacts in .dpr stay
-	rm -rf .venv .venv-vllm build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove .venv, .venv-vllm, .venv-bench and all caches; artifacts in .dpr stay
+	rm -rf .venv .venv-vllm .venv-bench build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

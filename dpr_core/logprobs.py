@@ -1,16 +1,15 @@
 """Log-probabilities, entropy and soft value of chosen tokens, from hidden states, without ever holding all logits.
 
-For a state s with logits z = W h (+ b), all in float32:
+For a state s with logits z = W h (+ b), all in float32 or wider:
     V(s)            = logsumexp(z)                 soft value, with Q(s, .) = z
     log pi(a | s)   = z_a - V(s)
     H(pi(. | s))    = V(s) - sum_a pi(a | s) z_a   entropy
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 
 class TokenScores(NamedTuple):
@@ -28,37 +27,88 @@ def token_scores(
     bias: Tensor | None = None,
     *,
     entropy: bool = False,
-    logits_per_chunk: int = 2**24,
+    logits_per_chunk: int = 2**25,
 ) -> TokenScores:
     """hidden (N, D), head (V, D), targets (N,) -> scores (N,). Differentiable in log_probs and values.
 
-    At most `logits_per_chunk` logits exist at a time, also in the backward pass, which computes each chunk again.
+    At most `logits_per_chunk` logits exist at a time. Where all fit, the backward pass takes those of the forward pass;
+    else it computes each chunk again.
     """
     rows = max(1, logits_per_chunk // head.shape[0])
-    one_chunk = len(hidden) <= rows
-    parts = []
-    for start in range(0, len(hidden), rows):
-        arguments = (hidden[start : start + rows], head, targets[start : start + rows], bias, entropy)
-        if torch.is_grad_enabled() and not one_chunk:
-            parts.append(checkpoint(_chunk, *arguments, use_reentrant=False))
-        else:
-            parts.append(_chunk(*arguments))
-    if not parts:
-        parts = [_chunk(hidden, head, targets, bias, entropy)]
-    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    if hidden.device.type == "cpu" and not torch.is_grad_enabled():
+        # Nothing is kept for a backward pass, so no more at once than makes the matrix product fast.
+        rows = min(rows, max(128, 2**20 // head.shape[0]))
+    return TokenScores(*_Scores.apply(hidden, head, bias, targets, entropy, rows))  # type: ignore[no-untyped-call]
 
 
-def _chunk(
-    hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None, entropy: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits = float32_logits(hidden, head, bias)
-    values = torch.logsumexp(logits, dim=-1)
-    log_probs = logits.gather(-1, targets[:, None])[:, 0] - values
-    entropies = torch.zeros_like(values)
-    if entropy:
-        with torch.no_grad():
-            entropies = values - torch.einsum("nv,nv->n", torch.softmax(logits, dim=-1), logits)
-    return log_probs, values, entropies
+class _Scores(torch.autograd.Function):
+    """With p = softmax(z):  d log pi(a | s) / dz = onehot(a) - p  and  dV / dz = p."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, entropy: bool, rows: int
+    ) -> tuple[Tensor, ...]:
+        wide = _wide(head)
+        parts = []
+        weights: Tensor | None = None
+        for start in range(0, max(1, len(hidden)), rows):
+            weights = None  # makes room for those of this chunk
+            logits = float32_logits(hidden[start : start + rows], wide, bias)
+            *scores, weights = _folded(logits, targets[start : start + rows], entropy)
+            parts.append(scores)
+        log_probs, values, entropies, totals = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.rows = rows
+        ctx.weights = weights if len(parts) == 1 and any(ctx.needs_input_grad) else None
+        ctx.save_for_backward(hidden, head, bias, targets, values, totals)
+        ctx.mark_non_differentiable(entropies)
+        return log_probs, values, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, bias, targets, values, totals = ctx.saved_tensors
+        by_log_prob, by_value, _ = gradients
+        by_hidden, by_head, by_bias = ctx.needs_input_grad[:3]
+        wide = _wide(head)
+        hidden_gradient = torch.empty_like(hidden) if by_hidden else None
+        head_gradient = torch.zeros_like(wide) if by_head else None
+        bias_gradient = torch.zeros_like(_wide(bias)) if by_bias else None
+        for start in range(0, len(hidden), ctx.rows):
+            chunk = slice(start, start + ctx.rows)
+            scale = by_value[chunk] - by_log_prob[chunk]
+            if ctx.weights is None:
+                slopes = float32_logits(hidden[chunk], wide, bias).sub_(values[chunk, None]).exp_()
+            else:
+                # They are overwritten, so a second backward pass over this graph has to compute them again.
+                slopes, ctx.weights = ctx.weights, None
+                scale = scale / totals
+            slopes.mul_(scale[:, None]).scatter_add_(1, targets[chunk, None], by_log_prob[chunk, None])
+            if hidden_gradient is not None:
+                hidden_gradient[chunk] = slopes @ wide
+            if head_gradient is not None:
+                head_gradient.addmm_(slopes.T, _wide(hidden[chunk]))
+            if bias_gradient is not None:
+                bias_gradient += slopes.sum(dim=0)
+        return (
+            hidden_gradient,
+            None if head_gradient is None else head_gradient.to(head.dtype),
+            None if bias_gradient is None else bias_gradient.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _folded(logits: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, ...]:
+    """(N, V) -> log-probs, values, entropies, sums of weights (N,), and the weights exp(z - max z) in place of z."""
+    highest = logits.amax(dim=-1, keepdim=True)
+    chosen = logits.gather(-1, targets[:, None])
+    below = logits.sub_(highest)
+    weights = below.exp() if entropy else below.exp_()
+    totals = weights.sum(dim=-1)
+    spread = totals.log()
+    values = highest[:, 0] + spread
+    entropies = spread - torch.einsum("nv,nv->n", weights, below) / totals if entropy else torch.zeros_like(values)
+    return chosen[:, 0] - values, values, entropies, totals, weights
 
 
 States = tuple[Tensor, Tensor, Tensor | None]
@@ -79,7 +129,7 @@ def contrastive(log_sft: Tensor, log_ref: Tensor, k: float) -> Tensor:
     return log_sft + k * (log_sft - log_ref)
 
 
-def token_kl(p: States | Contrast, q: States, *, logits_per_chunk: int = 2**24) -> Tensor:
+def token_kl(p: States | Contrast, q: States, *, logits_per_chunk: int = 2**25) -> Tensor:
     """Exact KL(p || q) over the vocabulary in each of N states; no gradient."""
     hidden, head, _ = q
     rows = max(1, logits_per_chunk // head.shape[0])
@@ -102,5 +152,11 @@ def _logits(states: States | Contrast, chunk: slice) -> Tensor:
 def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 even under autocast: bf16 logits near 16 are 0.125 apart, as far as the reward is large."""
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = hidden.float() @ head.float().T
-        return logits if bias is None else logits + bias.float()
+        if bias is None:
+            return _wide(hidden) @ _wide(head).T
+        return torch.addmm(_wide(bias), _wide(hidden), _wide(head).T)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32; what is in float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()

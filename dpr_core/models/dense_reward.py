@@ -44,7 +44,7 @@ class DenseReward:
     sft: Policy
     reference: Policy
     formula: str
-    tokens_per_micro_batch: int = 8192
+    tokens_per_micro_batch: int | None = None
     scale: float = 1.0
     clip_above: float | None = None
     seed: int = 0

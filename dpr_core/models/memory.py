@@ -19,15 +19,19 @@ _found: dict[tuple[str, int], int] = {}
 this process."""
 
 
-def in_micro_batches(lengths: Sequence[int], tokens: int, work: Callable[[list[list[int]]], T]) -> T:
+def in_micro_batches(
+    lengths: Sequence[int], tokens: int | None, device: torch.device, work: Callable[[list[list[int]]], T]
+) -> T:
     """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
+
+    None takes what is fast on the device. A core is busy with few tokens, and the fewer at once, the less padding.
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
     longest = max(lengths, default=0)
     return as_much_as_fits(
         "micro-batches of {} tokens",
-        tokens,
+        tokens or (1024 if device.type == "cpu" else 8192),
         longest,
         lambda at_once: work(micro_batches(lengths, at_once)),
         f"one sequence of {longest} tokens",

@@ -16,7 +16,7 @@ class Policy(nn.Module):
     """Wraps any of the four families. The head is applied to response positions only, in float32, chunk by chunk."""
 
     def __init__(
-        self, model: PreTrainedModel, logits_per_chunk: int = 2**24, activations: torch.dtype = torch.float32
+        self, model: PreTrainedModel, logits_per_chunk: int = 2**25, activations: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
         self.model = model

@@ -16,7 +16,7 @@ def detection_by_candidate(
     candidates: Mapping[float, Callable[[], Policy]],
     demonstrations: Sequence[TokenSequence],
     seed: int,
-    tokens_per_micro_batch: int,
+    tokens_per_micro_batch: int | None,
 ) -> dict[float, float]:
     """AUROC of finding one replaced token by Eq. 5, for each candidate; candidates are loaded one at a time."""
     corrupted = corrupt(demonstrations, seed)

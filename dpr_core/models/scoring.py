@@ -19,7 +19,7 @@ from dpr_core.models.policy import Policy
 def score(
     policy: Policy,
     sequences: Sequence[TokenSequence],
-    tokens_per_micro_batch: int,
+    tokens_per_micro_batch: int | None,
     *,
     entropy: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -43,12 +43,15 @@ def score(
                 on_progress(done, len(sequences))
         return out
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill)
 
 
 @torch.inference_mode()
 def state_kl(
-    policy: Policy | Contrasted, reference: Policy, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int
+    policy: Policy | Contrasted,
+    reference: Policy,
+    sequences: Sequence[TokenSequence],
+    tokens_per_micro_batch: int | None,
 ) -> Tensor:
     """(B, T): the exact KL(policy || reference) in the state in front of each response token; 0 outside."""
     policy.eval()
@@ -64,11 +67,11 @@ def state_kl(
             _unflatten(out, mask, rows, kl)
         return out
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill)
 
 
 @torch.inference_mode()
-def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int) -> Tensor:
+def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
     """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
     critic.eval()
     mask = response_mask([len(s.response) for s in sequences])
@@ -79,7 +82,7 @@ def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_
             _unflatten(out, mask, rows, critic(collate([sequences[row] for row in rows]).to(critic.device)))
         return out
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, critic.device, fill)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

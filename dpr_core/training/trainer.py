@@ -61,7 +61,11 @@ class Trainer:
         self.skipped_in_a_row = 0
         parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, betas=settings.adam_betas, weight_decay=settings.weight_decay
+            parameters,
+            lr=settings.learning_rate,
+            betas=settings.adam_betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         if execution.gradient_checkpointing:
             for network in (part for part in module.children() if isinstance(part, PreTrainedModel)):
@@ -84,6 +88,7 @@ class Trainer:
         totals = in_micro_batches(
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,
+            self.accelerator.device,
             lambda batches: self._backward(batches, sequences, objective, values or {}, count),
         )
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)

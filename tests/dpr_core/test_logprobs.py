@@ -65,6 +65,49 @@ def test_gradients_do_not_depend_on_the_chunks(logits_per_chunk: int) -> None:
         torch.testing.assert_close(a, b.float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("logits_per_chunk", [V, 3 * V, 2**24])
+def test_gradients_against_finite_differences_in_double_precision(logits_per_chunk: int) -> None:
+    hidden, head, targets, bias = _inputs(1)
+    inputs = [x.double().requires_grad_() for x in (hidden, head, bias)]
+
+    def scores(hidden: Tensor, head: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, values, _ = token_scores(hidden, head, targets, bias, logits_per_chunk=logits_per_chunk)
+        return log_probs, values
+
+    # The second pass over a graph takes another way, which rounds differently.
+    assert torch.autograd.gradcheck(scores, inputs, nondet_tol=1e-12)
+
+
+def test_a_second_backward_pass_over_the_same_graph_gives_the_same() -> None:
+    hidden, head, targets, _ = _inputs()
+    log_probs = token_scores(hidden.requires_grad_(), head, targets).log_probs.sum()
+    first, second = (torch.autograd.grad(log_probs, hidden, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def test_frozen_parts_get_no_gradient() -> None:
+    hidden, head, targets, bias = _inputs()
+    token_scores(hidden.requires_grad_(), head, targets, bias).log_probs.sum().backward()
+    assert hidden.grad is not None
+    assert head.grad is None
+    assert bias.grad is None
+
+
+def test_logits_that_all_fit_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    original = logprobs.float32_logits
+
+    def recorded(*arguments: Tensor | None) -> Tensor:
+        logits: Tensor = original(*arguments)  # type: ignore[arg-type]
+        calls.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(logprobs, "float32_logits", recorded)
+    hidden, head, targets, _ = _inputs()
+    token_scores(hidden.requires_grad_(), head, targets).log_probs.sum().backward()
+    assert calls == [N * V]
+
+
 def test_never_more_logits_at_once_than_allowed_in_either_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     original = logprobs.float32_logits

@@ -1,0 +1,86 @@
+"""What the benchmarks work on: networks of three sizes with random weights, and sequences of ragged lengths."""
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from dpr_core.data.encoding import TokenSequence
+
+SIZES = {
+    "tiny": {"vocab_size": 512, "hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
+    "small": {"vocab_size": 512, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
+    "v32k": {"vocab_size": 32768, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
+    "v128k": {"vocab_size": 131072, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
+}
+END = 2
+"""The end token. Tokens 0 to 2 stand in no prompt and, the end apart, in no response."""
+
+
+def network(size: str, seed: int = 0) -> PreTrainedModel:
+    """A Llama whose head is its embedding."""
+    shape = SIZES[size]
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape["vocab_size"],
+            hidden_size=shape["hidden_size"],
+            intermediate_size=shape["intermediate_size"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape["heads"],
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=END,
+            pad_token_id=0,
+        )
+    )
+
+
+def ending(size: str, mean_length: float = 60.0) -> PreTrainedModel:
+    """A network that ends its responses at random, after about so many tokens: all its states share a direction, which
+    the head reads as the end token."""
+    model = network(size)
+    config = model.config
+    model.set_output_embeddings(torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False))
+    config.tie_word_embeddings = False
+    shared = torch.randn(config.hidden_size)
+    with torch.no_grad():
+        torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.02)
+        model.get_input_embeddings().weight += 0.2 * shared
+        logit = math.log(config.vocab_size / mean_length)
+        direction = shared / shared.norm() / math.sqrt(config.hidden_size)
+        model.get_output_embeddings().weight[END] = logit * direction
+    return model
+
+
+def word_tokenizer(size: str) -> PreTrainedTokenizerFast:
+    """A token's text is its number."""
+    words = {str(token): token for token in range(SIZES[size]["vocab_size"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="1"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="0", unk_token="1", eos_token=str(END))
+
+
+def response_tokens(sequences: Sequence[TokenSequence]) -> int:
+    return sum(len(s.response) for s in sequences)
+
+
+def ragged(
+    count: int, size: str, seed: int = 0, prompts: tuple[int, int] = (8, 40), responses: tuple[int, int] = (10, 120)
+) -> list[TokenSequence]:
+    """Random tokens; both lengths are uniform between the two bounds."""
+    rng = random.Random(seed)
+    last = SIZES[size]["vocab_size"] - 1
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(rng.randint(END + 1, last) for _ in range(length))
+
+    lengths = [(rng.randint(*prompts), rng.randint(*responses)) for _ in range(count)]
+    return [TokenSequence(tokens(prompt), (*tokens(response - 1), END)) for prompt, response in lengths]
