@@ -1,4 +1,4 @@
-"""The loop that draws: each round, every row gets its next token, and the places of ended rows go to waiting prompts."""
+"""The loop that draws: each round every row gets its next token, and waiting prompts take the places of ended rows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
