@@ -38,8 +38,8 @@ class Completion:
 class Engine(Protocol):
     """An engine returns one completion a prompt, in the order of the prompts, and the same ones for the same seed.
 
-    What `drawn` holds already, by the row of its prompt, is not drawn again. What is drawn goes into it batch by batch,
-    and after each batch `on_progress` is told how many of how many are there.
+    What `drawn` holds already, by the row of its prompt, is not drawn again. What is drawn goes into it, and from
+    time to time, where what is there is worth keeping, `on_progress` is told how many of how many are there.
     """
 
     def generate(

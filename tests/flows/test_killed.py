@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 METHOD = "methods={SPIN: {type: self_play, rounds: 2, pairs: 12, batch_size: 4, max_response_tokens: 12}}"
-SMALL_BATCHES = "answer.execution.rollout_rows=4"
+SMALL_BATCHES = "answer.execution.rollout_rows=1"
 STAGES = ("backbone", "sft", "reinforce", "answer", "methods.SPIN")
 
 CHILD = """

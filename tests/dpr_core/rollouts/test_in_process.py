@@ -12,9 +12,10 @@ from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts import in_process
+from dpr_core.rollouts import drawing
+from dpr_core.rollouts.drawing import draw
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.in_process import Against, InProcessEngine, draw
+from dpr_core.rollouts.in_process import Against, InProcessEngine
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 PROMPTS = [(1, 30, 31), (1, 60, 61, 62, 63, 64, 65), (1,), (2, 33), (1, 30, 31)]
@@ -104,7 +105,7 @@ def test_nothing_follows_an_end_token_and_a_cut_response_has_none(toy: Callable[
     assert any(c.length == 4 and not c.ended(0) for c in completions)
 
 
-def test_positions_are_counted_from_the_first_real_token(
+def test_prompts_are_read_once_and_then_one_token_a_row(
     toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = toy()
@@ -112,13 +113,12 @@ def test_positions_are_counted_from_the_first_real_token(
     forward = model.model.forward
 
     def recorded(**arguments: Any) -> Any:
-        real = arguments["attention_mask"][:, -arguments["position_ids"].shape[1] :].bool()
-        seen.append([row[keep].tolist() for row, keep in zip(arguments["position_ids"], real, strict=True)])
+        seen.append(arguments["position_ids"].tolist())
         return forward(**arguments)
 
     monkeypatch.setattr(model.model, "forward", recorded)
     InProcessEngine(model).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
-    assert seen == [[[0], [0, 1, 2]], [[1], [3]], [[2], [4]]]
+    assert seen == [[[0, 1, 2], [0, 1, 2]], [[1], [3]], [[2], [4]]]
 
 
 def test_with_bfloat16_activations_the_logits_are_still_float32(
@@ -131,7 +131,7 @@ def test_with_bfloat16_activations_the_logits_are_still_float32(
         seen.append(logits)
         return draw(logits, uniforms, temperature)
 
-    monkeypatch.setattr(in_process, "draw", recorded)
+    monkeypatch.setattr(drawing, "draw", recorded)
     InProcessEngine(toy(), activations=torch.bfloat16).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
     assert len(seen) == 3
     for logits in seen:
@@ -143,10 +143,10 @@ def test_progress_and_order(toy: Callable[..., Any]) -> None:
     seen: list[tuple[int, int]] = []
     prompts = [(1, 2, 3), (1,), (2, 2)]
     found = InProcessEngine(toy(), rows=2).generate(
-        prompts, Sampling(1.0, 4, 0), seed=0, on_progress=lambda done, total: seen.append((done, total))
+        prompts * 3, Sampling(1.0, 4, 0), seed=0, on_progress=lambda done, total: seen.append((done, total))
     )
-    assert [c.prompt for c in found] == prompts
-    assert seen == [(2, 3), (3, 3)]
+    assert [c.prompt for c in found] == prompts * 3
+    assert seen == [(8, 9), (9, 9)], "four times the rows make a wave"
     assert InProcessEngine(toy()).generate([], Sampling(1.0, 4, 0), seed=0) == []
 
 

@@ -1,46 +1,48 @@
 """Answers for which the memory is too small: fewer at once, and the same ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from dpr_core.errors import DensePathError
 from dpr_core.models import memory
-from dpr_core.rollouts import in_process
+from dpr_core.rollouts.drawing import Drawing
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.rollouts.slots import Reader
 from tests.interruption import Killed
 
 SAMPLING = Sampling(0.8, 12, 10_000)
 """Nothing ends before the limit."""
 PROMPTS = [(1, 30 + i, 31, *range(32, 32 + i % 5)) for i in range(11)]
+LENGTHS = sorted(map(len, PROMPTS))
 
 
 @pytest.fixture
 def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """`crowd(room)`: memory runs out once a batch holds more than `room` tokens, wherever in an answer that is.
+    """`crowd(room)`: memory runs out once the slots in use hold more than `room` tokens, wherever in an answer that is.
 
-    What it returns is filled with how many rows each batch had that came to its end.
+    What it returns is filled with how many tokens the prompts had whose answers came to their end.
     """
     monkeypatch.setattr(memory, "_found", {})
-    logits, decode = in_process._Reader.logits, InProcessEngine._decode
-    whole: list[int] = []
+    logits, completions = Reader.logits, Drawing.completions
+    ended: list[int] = []
 
     def limit(room: int) -> list[int]:
-        def crowded(self: Any, ids: Any, mask: Any, positions: Any) -> Any:
-            if mask.numel() > room:
+        def crowded(self: Any, first: int, ids: Any, positions: Any, last: Any, width: int) -> Any:
+            if (first + len(ids)) * width > room:
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
-            return logits(self, ids, mask, positions)
+            return logits(self, first, ids, positions, last, width)
 
-        def counted(self: Any, prompts: Any, uniforms: Any, sampling: Any) -> list[Completion]:
-            drawn = decode(self, prompts, uniforms, sampling)
-            whole.append(len(drawn))
-            return drawn
+        def counted(self: Any) -> Iterator[tuple[int, Completion]]:
+            for row, completion in completions(self):
+                ended.append(len(completion.prompt))
+                yield row, completion
 
-        monkeypatch.setattr(in_process._Reader, "logits", crowded)
-        monkeypatch.setattr(InProcessEngine, "_decode", counted)
-        return whole
+        monkeypatch.setattr(Reader, "logits", crowded)
+        monkeypatch.setattr(Drawing, "completions", counted)
+        return ended
 
     return limit
 
@@ -58,17 +60,17 @@ def test_the_rows_are_halved_and_every_row_keeps_its_numbers(
     expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
     told: list[tuple[int, int]] = []
     # Four rows with prompts of up to 4 tokens fit, which are 15 each when the last is drawn; four longer ones do not.
-    batches = crowd(4 * 16)
+    ended = crowd(4 * 16)
     found = InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, lambda *done: told.append(done))
     _assert_same(found, expected)
-    assert told == [(4, 11), (6, 11), (8, 11), (10, 11), (11, 11)]
-    assert batches == [4, 2, 2, 2, 1], "what was drawn before the memory ran out is not drawn again"
+    assert told == [(8, 11), (11, 11)], "waves of four times two rows"
+    assert ended == LENGTHS, "what was drawn before the memory ran out is not drawn again"
     said = [record.getMessage() for record in caplog.records]
-    assert said == [f"out of memory: going on with batches of {n} rows in place of {2 * n}" for n in (4, 2)]
+    assert said == [f"out of memory: going on with {n} rows in place of {2 * n}" for n in (4, 2)]
     # What was found holds for the next call.
-    batches.clear()
+    ended.clear()
     _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, seed=4), expected)
-    assert (batches, len(caplog.records)) == ([2, 2, 2, 2, 2, 1], 2)
+    assert (ended, len(caplog.records)) == (LENGTHS, 2)
 
 
 def test_what_was_kept_before_an_interruption_is_not_drawn_again(
@@ -76,22 +78,20 @@ def test_what_was_kept_before_an_interruption_is_not_drawn_again(
 ) -> None:
     model = tiny("llama")[0]
     expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
-    batches = crowd(4 * 16)
-    for last in (4, 6, 8, 10):
-        drawn: dict[int, Completion] = {}
+    ended = crowd(4 * 16)
+    drawn: dict[int, Completion] = {}
 
-        def die(done: int, total: int, last: int = last) -> None:
-            if done == last:
-                raise Killed
+    def die(done: int, total: int) -> None:
+        if done == 8:
+            raise Killed
 
-        with pytest.raises(Killed):
-            InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, die, drawn)
-        # A process that is started again does not know yet what fits.
-        monkeypatch.setattr(memory, "_found", {})
-        _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, drawn=drawn), expected)
-        assert sum(batches) == len(PROMPTS)
-        batches.clear()
-        monkeypatch.setattr(memory, "_found", {})
+    with pytest.raises(Killed):
+        InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, die, drawn)
+    assert sorted(len(c.prompt) for c in drawn.values()) == LENGTHS[:8]
+    # A process that is started again does not know yet what fits.
+    monkeypatch.setattr(memory, "_found", {})
+    _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, drawn=drawn), expected)
+    assert ended == LENGTHS
 
 
 def test_a_row_that_does_not_fit_alone_is_told(tiny: Callable[..., Any], crowd: Callable[[int], list[int]]) -> None:
@@ -108,7 +108,7 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory(
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr(in_process._Reader, "logits", broken)
+    monkeypatch.setattr(Reader, "logits", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
     assert memory._found == {}

@@ -1,4 +1,4 @@
-"""Answers that are drawn in batches: a batch that is kept is not drawn again, and what comes out is the same."""
+"""Answers that are drawn in waves: a wave that is kept is not drawn again, and what comes out is the same."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from dpr_core.rollouts.best_of_n import best
 from dpr_core.rollouts.conversation import Script, converse
+from dpr_core.rollouts.drawing import Drawing
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.rollouts.in_process import Against, InProcessEngine
 from dpr_core.training.state import read, write
@@ -16,21 +17,25 @@ from tests.interruption import Interruptible, assert_the_same_however_interrupte
 END = 0
 SAMPLING = Sampling(0.8, 4, END)
 SCRIPTS = [
-    Script("a", ((1, 2), (3,), (4, 4)), 0.8),
-    Script("b", ((3,), (1,)), 0.8),
-    Script("c", ((4, 4, 1),), 0.0),
-    Script("d", ((2,), (2, 1)), 0.8),
+    script
+    for copy in "123"
+    for script in (
+        Script(f"a{copy}", ((1, 2), (3,), (4, 4)), 0.8),
+        Script(f"b{copy}", ((3,), (1,)), 0.8),
+        Script(f"c{copy}", ((4, 4, 1),), 0.0),
+        Script(f"d{copy}", ((2,), (2, 1)), 0.8),
+    )
 ]
 
 
 class Counting(InProcessEngine):
-    """Remembers how many rows each batch had."""
+    """Remembers how many rows each wave had."""
 
-    batches: list[int]
+    waves: list[int]
 
-    def _decode(self, prompts: Any, uniforms: Any, sampling: Sampling) -> list[Completion]:
-        self.batches.append(len(prompts))
-        return super()._decode(prompts, uniforms, sampling)
+    def _wave(self, prompts: Any, uniforms: Any, sampling: Sampling, at_once: int) -> Drawing:
+        self.waves.append(len(prompts))
+        return super()._wave(prompts, uniforms, sampling, at_once)
 
 
 @pytest.mark.parametrize("policy", ["as trained", "contrastive", "best of 3"])
@@ -40,7 +45,7 @@ def test_conversations(toy: Callable[..., Any], tmp_path: Path, policy: str) -> 
 
     def run(recorder: Interruptible) -> Any:
         engine = Counting(toy(0), rows=2, against=Against(toy(1), 0.5) if policy == "contrastive" else None)
-        engine.batches = drawn_rows
+        engine.waves = drawn_rows
 
         def draw(
             prompts: Sequence[tuple[int, ...]],
@@ -60,20 +65,21 @@ def test_conversations(toy: Callable[..., Any], tmp_path: Path, policy: str) -> 
     assert sum(in_one) == n * sum(len(each.turns) for each in SCRIPTS)
     kept = assert_the_same_however_interrupted(run, tmp_path / "runs")
     assert kept == len(in_one)
-    assert drawn_rows == in_one * (kept + 3), "the same batches, and each of them once"
+    assert max(in_one) > 2, "slots were filled again"
+    assert drawn_rows == in_one * (kept + 3), "the same waves, and each of them once"
 
 
 def test_only_the_missing_rows_are_drawn_and_all_are_reported(toy: Callable[..., Any]) -> None:
     prompts = [(1, 2), (3,), (4, 4, 1), (2,)]
     engine = Counting(toy(0), rows=2)
-    engine.batches = []
+    engine.waves = []
     whole = engine.generate(prompts, SAMPLING, 3)
-    engine.batches.clear()
+    engine.waves.clear()
     told: list[tuple[int, int]] = []
     drawn = {1: whole[1], 3: whole[3], 0: whole[0]}
     found = engine.generate(prompts, SAMPLING, 3, lambda done, total: told.append((done, total)), drawn)
     assert [c.response for c in found] == [c.response for c in whole]
-    assert (engine.batches, told, sorted(drawn)) == ([1], [(4, 4)], [0, 1, 2, 3])
+    assert (engine.waves, told, sorted(drawn)) == ([1], [(4, 4)], [0, 1, 2, 3])
 
 
 def test_completions_are_kept_to_the_bit(tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""How many response tokens a second the in-process engine draws, next to transformers' `generate`, as Markdown.
+
+    OMP_NUM_THREADS=1 python benchmarks/rollouts.py --sizes tiny small
+
+Both draw at temperature 1 from the same random network, for the same prompts of 8 to 40 tokens, with as many rows at
+once, and in turns; only tokens of responses count. Prompts are sorted by length for both. How long each response is,
+from 10 to 120 tokens, is fixed beforehand and the same on both sides, which no network with random weights would do by
+itself: the end token is number 0, and a uniform number of 0 draws it; `generate` is told by a criterion of its own,
+which is as cheap as the one that looks for an end token. `generate` is not asked for log-probs, which the engine always
+returns. A machine with other work to do makes seconds longer; the ratio of CPU time suffers less.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dpr_core.rollouts.engine import Sampling
+from dpr_core.rollouts.in_process import InProcessEngine
+
+END = 0
+PROMPTS = (8, 40)
+RESPONSES = (10, 120)
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    layers: int
+    feed_forward: int
+    vocabulary: int = 512
+
+
+SIZES = {
+    "toy": Size(32, 1, 64),
+    "tiny": Size(96, 3, 256),
+    "small": Size(320, 8, 864),
+    "v32k": Size(320, 8, 864, vocabulary=32_768),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Prompts, shortest first, and how long the response to each will be."""
+
+    prompts: list[tuple[int, ...]]
+    lengths: list[int]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["tiny", "small"])
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=32, help="drawn at once, on both sides")
+    parser.add_argument("--repeats", type=int, default=5, help="of each side, in turns; medians are shown")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [measured(name, arguments.prompts, arguments.rows, arguments.repeats) for name in arguments.sizes]
+    ratios = {f"rollout_vs_generate_{row['size']}": row["ratio"] for row in rows}
+    print(json.dumps({"ratios": ratios, "rows": rows}, indent=2) if arguments.json else markdown(rows))
+
+
+def network(size: Size) -> PreTrainedModel:
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.feed_forward,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 32,
+        num_key_value_heads=size.width // 32,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=END,
+    )
+    return LlamaForCausalLM(settings).eval()
+
+
+def drawn_up(count: int, vocabulary: int) -> Work:
+    rng = random.Random(0)
+    prompts = [tuple(rng.choices(range(1, vocabulary), k=rng.randint(*PROMPTS))) for _ in range(count)]
+    return Work(sorted(prompts, key=len), [rng.randint(*RESPONSES) for _ in range(count)])
+
+
+class ScriptedLengths(InProcessEngine):
+    """Ends each response where it is told to: a uniform number of 0 draws token 0, and no other number does."""
+
+    lengths: Sequence[int]
+
+    def uniforms(self, rows: int, sampling: Sampling, seed: int) -> Tensor:
+        # No policy of these networks gives a token more than a tenth of its probability.
+        table = 0.1 + 0.9 * super().uniforms(rows, sampling, seed)
+        table[range(rows), [length - 1 for length in self.lengths]] = 0
+        return table
+
+
+def by_engine(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
+    """The lengths of the responses."""
+    engine = ScriptedLengths(model, rows)
+    engine.lengths = work.lengths
+    return [c.length for c in engine.generate(work.prompts, Sampling(1.0, RESPONSES[1], END), seed=0)]
+
+
+class StopAt(StoppingCriteria):
+    eos_token_id = END
+    """`generate` pads finished rows where a criterion has this."""
+
+    def __init__(self, lengths: Sequence[int], prompt: int) -> None:
+        self.widths = torch.tensor(lengths) + prompt
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return input_ids.shape[1] >= self.widths
+
+
+def by_generate(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
+    found: list[int] = []
+    for start in range(0, len(work.prompts), rows):
+        prompts, lengths = work.prompts[start : start + rows], work.lengths[start : start + rows]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[END] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=RESPONSES[1],
+            stopping_criteria=StoppingCriteriaList([StopAt(lengths, width)]),
+        )
+        assert output.shape[1] == width + max(lengths)
+        found += lengths
+    return found
+
+
+def measured(name: str, prompts: int, rows: int, repeats: int) -> dict[str, Any]:
+    size = SIZES[name]
+    model, work = network(size), drawn_up(prompts, size.vocabulary)
+    warm = Work(work.prompts[:rows], work.lengths[:rows])
+    sides: dict[str, Callable[[PreTrainedModel, Work, int], list[int]]] = {"engine": by_engine, "generate": by_generate}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    cpu: dict[str, list[float]] = {side: [] for side in sides}
+    for draw in sides.values():
+        draw(model, warm, rows)
+    for _ in range(repeats):
+        for side, draw in sides.items():
+            started, cpu_started = time.perf_counter(), time.process_time()
+            lengths = draw(model, work, rows)
+            seconds[side].append(time.perf_counter() - started)
+            cpu[side].append(time.process_time() - cpu_started)
+            assert lengths == work.lengths, side
+    medians = {side: statistics.median(each) for side, each in seconds.items()}
+    cpu_medians = {side: statistics.median(each) for side, each in cpu.items()}
+    tokens = sum(work.lengths)
+    return {
+        "size": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "prompts": prompts,
+        "rows": rows,
+        "tokens": tokens,
+        "tokens_per_second": {side: tokens / each for side, each in medians.items()},
+        "ratio": medians["generate"] / medians["engine"],
+        "cpu_ratio": cpu_medians["generate"] / cpu_medians["engine"],
+        "ratios": [theirs / ours for ours, theirs in zip(seconds["engine"], seconds["generate"], strict=True)],
+    }
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| network | parameters | rows | engine, tokens/s | `generate`, tokens/s "
+        "| ratio | of single repeats | of CPU time |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        speed = row["tokens_per_second"]
+        lines.append(
+            f"| {row['size']} | {row['parameters'] / 1e6:.1f}M | {row['rows']} | {speed['engine']:,.0f} "
+            f"| {speed['generate']:,.0f} | {row['ratio']:.2f} | {min(row['ratios']):.2f} to {max(row['ratios']):.2f} "
+            f"| {row['cpu_ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

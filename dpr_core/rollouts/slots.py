@@ -1,0 +1,116 @@
+"""A model that reads rows of different age at once: every row has a slot, in which its keys and values stay."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpr_core.logprobs import float32_logits
+
+
+class Slots:
+    """Keys and values of `count` rows: those of a row's token at position p are in column p of the row's slot.
+
+    To transformers' attention layers this is a cache. Columns are added by doubling, up to `most`.
+    """
+
+    def __init__(self, count: int, heads: int, most: int) -> None:
+        self.count = count
+        self.heads = heads
+        self.most = most
+        self.columns = 0
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        """(slots, heads, columns, width of a head) of keys and of values."""
+
+    def aim(self, first: int, positions: Tensor, width: int) -> None:
+        """The next tokens are those at `positions` (B, T) of the slots from `first` on; `width` columns are seen."""
+        if width > self.columns:
+            self.columns = min(self.most, max(width, 2 * self.columns))
+        self.seen = slice(first, first + len(positions)), slice(None), slice(0, width)
+        heads = torch.arange(first * self.heads, (first + len(positions)) * self.heads, device=positions.device)
+        self.places = (heads.view(-1, self.heads, 1) * self.columns + positions[:, None]).flatten()
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep what (B, heads, T, width) the next tokens leave behind, and return that of all that is seen."""
+        kept = self._layer(layer, keys, values)
+        for store, new in zip(kept, (keys, values), strict=True):
+            store.flatten(0, 2).index_copy_(0, self.places, new.flatten(0, 2))
+        return kept[0][self.seen], kept[1][self.seen]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """The rows in the slots `source` go to the slots `target`."""
+        for layer in self.layers.values():
+            for store in layer:
+                store[target] = store[source]
+
+    def _layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        kept = self.layers.get(layer)
+        if kept is None or kept[0].shape[2] < self.columns:
+            # Zeros, since a masked column counts for nothing only while it holds a number.
+            grown = tuple(new.new_zeros(self.count, self.heads, self.columns, new.shape[3]) for new in (keys, values))
+            for old, store in zip(kept or (), grown, strict=False):
+                store[:, :, : old.shape[2]] = old
+            kept = self.layers[layer] = (grown[0], grown[1])
+        return kept
+
+
+class Reader:
+    """One model, and what it remembers of the rows in its slots.
+
+    `logits` depends on nothing but tensors and their shapes, and waits for no device.
+    """
+
+    def __init__(self, model: PreTrainedModel, slots: int, columns: int) -> None:
+        self.body: Any = model.get_decoder()
+        self.head: Any = model.get_output_embeddings()
+        self.slots = Slots(slots, self.body.config.num_key_value_heads, columns)
+
+    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, width: int) -> Tensor:
+        """(B, V) for the token after the one at `last` (B,) of the tokens `ids` (B, T), which are read into the slots
+        from `first` on; `positions` are theirs, and no row has more than `width` tokens."""
+        self.slots.aim(first, positions, width)
+        hidden = self.body(
+            input_ids=ids,
+            attention_mask=self._masks(positions, width),
+            position_ids=positions,
+            past_key_values=self.slots,
+            use_cache=True,
+        ).last_hidden_state
+        chosen = hidden[torch.arange(len(ids), device=ids.device), last]
+        return float32_logits(chosen, self.head.weight, self.head.bias)
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        self.slots.move(source, target)
+
+    def _masks(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """By type of layer for models whose layers differ."""
+        config, dtype = self.body.config, self.head.weight.dtype
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            return causal_mask(positions, width, window, dtype)
+        windows = {"full_attention": None, "sliding_attention": window}
+        return {kind: causal_mask(positions, width, windows[kind], dtype) for kind in set(kinds)}
+
+
+def causal_mask(positions: Tensor, width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, width), to be added: a token at position p sees columns p - window + 1 to p."""
+    back = positions[:, None, :, None] - torch.arange(width, device=positions.device)
+    hidden = back < 0 if window is None else (back < 0) | (back >= window)
+    return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(hidden, -torch.inf)
+
+
+@contextmanager
+def masks_allowed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Flash attention takes no mask of each row's own; sdpa stands in for it."""
+    flash = [model for model in models if model.config._attn_implementation == "flash_attention_2"]
+    for model in flash:
+        model.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        for model in flash:
+            model.config._attn_implementation = "flash_attention_2"

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from benchmarks.rollouts import PROMPTS, RESPONSES, drawn_up, main, markdown
+
+
+def test_a_row_says_how_fast_both_sides_are() -> None:
+    row = {
+        "size": "tiny",
+        "parameters": 430_000,
+        "rows": 32,
+        "tokens_per_second": {"engine": 5000.4, "generate": 2000.0},
+        "ratio": 2.5,
+        "ratios": [2.4, 2.75, 2.5],
+        "cpu_ratio": 2.25,
+    }
+    assert markdown([row]).splitlines() == [
+        "| network | parameters | rows | engine, tokens/s | `generate`, tokens/s "
+        "| ratio | of single repeats | of CPU time |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| tiny | 0.4M | 32 | 5,000 | 2,000 | 2.50 | 2.40 to 2.75 | 2.25 |",
+    ]
+
+
+def test_the_work_is_ragged() -> None:
+    work = drawn_up(500, 512)
+    assert {min(map(len, work.prompts)), max(map(len, work.prompts))} == set(PROMPTS)
+    assert {min(work.lengths), max(work.lengths)} == set(RESPONSES)
+    assert work.prompts == sorted(work.prompts, key=len)
+
+
+def test_both_sides_draw_responses_of_the_lengths_they_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The benchmark itself fails where they do not."""
+    words = ["rollouts.py", "--sizes", "toy", "--prompts", "7", "--rows", "3", "--repeats", "2", "--json"]
+    monkeypatch.setattr("sys.argv", words)
+    main()
+    told = json.loads(capsys.readouterr().out)
+    (row,) = told["rows"]
+    assert told["ratios"] == {"rollout_vs_generate_toy": row["ratio"]}
+    assert row["tokens"] == sum(drawn_up(7, 512).lengths)
+    assert row["parameters"] == 2 * 512 * 32 + 4 * 32**2 + 3 * 32 * 64 + 3 * 32
+    speed = row["tokens_per_second"]
+    assert row["ratio"] == pytest.approx(speed["engine"] / speed["generate"])
+    assert len(row["ratios"]) == 2
