@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class TokenScores(NamedTuple):
@@ -152,9 +153,7 @@ def _logits(states: States | Contrast, chunk: slice) -> Tensor:
 def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 even under autocast: bf16 logits near 16 are 0.125 apart, as far as the reward is large."""
     with torch.autocast(hidden.device.type, enabled=False):
-        if bias is None:
-            return _wide(hidden) @ _wide(head).T
-        return torch.addmm(_wide(bias), _wide(hidden), _wide(head).T)
+        return functional.linear(_wide(hidden), _wide(head), None if bias is None else _wide(bias))
 
 
 def _wide(values: Tensor) -> Tensor:

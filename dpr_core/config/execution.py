@@ -4,6 +4,9 @@ from pydantic import Field
 
 from dpr_core.config.base import Config
 
+CPU_TOKENS = 1024
+GPU_TOKENS = 8192
+
 
 class Execution(Config):
     """How the work is done. None of this changes what comes out beyond rounding."""
@@ -33,3 +36,12 @@ class Execution(Config):
 
     skipped_steps: int = Field(3, ge=0)
     """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""
+
+    def tokens_at_once(self, on_gpu: bool) -> int:
+        """As configured, or what is fast there."""
+        return self.tokens_per_micro_batch or default_tokens(on_gpu)
+
+
+def default_tokens(on_gpu: bool) -> int:
+    """What is fast there: a core is busy with few tokens, and the fewer at once, the less padding."""
+    return GPU_TOKENS if on_gpu else CPU_TOKENS

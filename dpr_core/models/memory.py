@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from dpr_core.config.execution import default_tokens
 from dpr_core.data.batching import micro_batches
 from dpr_core.errors import DensePathError
 
@@ -24,14 +25,14 @@ def in_micro_batches(
 ) -> T:
     """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
 
-    None takes what is fast on the device. A core is busy with few tokens, and the fewer at once, the less padding.
+    None takes what is fast on the device.
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
     longest = max(lengths, default=0)
     return as_much_as_fits(
         "micro-batches of {} tokens",
-        tokens or (1024 if device.type == "cpu" else 8192),
+        tokens or default_tokens(on_gpu=device.type != "cpu"),
         longest,
         lambda at_once: work(micro_batches(lengths, at_once)),
         f"one sequence of {longest} tokens",

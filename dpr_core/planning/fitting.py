@@ -33,6 +33,7 @@ def nearest(
 ) -> Fit:
     """`held` says how many bytes of what is needed lie on one GPU."""
     least = math.inf
+    start = start.model_copy(update={"tokens_per_micro_batch": start.tokens_at_once(on_gpu=True)})
     for changes in sorted(_changes(start, needs_with(start).longest), key=lambda each: _distance(start, each)):
         bytes_held = held(needs_with(start.model_copy(update=changes)))
         if bytes_held <= room:
@@ -58,7 +59,7 @@ def sharded(architecture: Architecture, gpus: int) -> Callable[[Needs], float]:
 
 def _changes(execution: Execution, longest: int) -> Iterator[Changes]:
     lists: dict[str, list[Any]] = {
-        "tokens_per_micro_batch": _halves(execution.tokens_per_micro_batch, longest),
+        "tokens_per_micro_batch": _halves(execution.tokens_at_once(on_gpu=True), longest),
         "rollout_rows": _halves(execution.rollout_rows, 1),
         "logits_per_chunk": _halves(execution.logits_per_chunk, FEWEST_LOGITS),
         "gradient_checkpointing": sorted({execution.gradient_checkpointing, True}),

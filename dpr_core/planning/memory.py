@@ -84,7 +84,7 @@ class Memory:
     @property
     def tokens(self) -> int:
         """Of a micro-batch; one sequence may be longer alone."""
-        return max(self.execution.tokens_per_micro_batch, self.longest)
+        return max(self.execution.tokens_at_once(self.on_gpu), self.longest)
 
     @property
     def network(self) -> float:

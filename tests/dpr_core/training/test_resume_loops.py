@@ -104,15 +104,15 @@ def test_self_play(toy: Callable[..., Any], tmp_path: Path, settings: dict[str, 
 
     def run(recorder: Interruptible) -> Any:
         model = disturbed(toy)
-        engine = InProcessEngine(model, rows=2)
-        decode_batch = engine._decode
-        engine._decode = lambda *batch: decoded.append(0) or decode_batch(*batch)  # type: ignore[method-assign]
+        engine = InProcessEngine(model, rows=1)
+        draw_wave = engine._wave
+        engine._wave = lambda *wave: decoded.append(0) or draw_wave(*wave)  # type: ignore[method-assign]
         loop = SelfPlay(Policy(model), engine, config, EOS, decode, recorder)
         return {"measured": loop.run(ROWS), "weights": weights(model)}
 
     run(Interruptible(tmp_path / "whole"))
     drawn_in_one = len(decoded)
     kept = assert_the_same_however_interrupted(run, tmp_path / "runs")
-    assert len(decoded) == drawn_in_one * (kept + 3), "no batch is drawn twice"
-    batches = 3 if pairs is None else 2
-    assert drawn_in_one == batches * config.rounds
+    assert len(decoded) == drawn_in_one * (kept + 3), "no wave is drawn twice"
+    waves = 2 if pairs is None else 1
+    assert drawn_in_one == waves * config.rounds
