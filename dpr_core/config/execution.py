@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from dpr_core.config.base import Config
+from dpr_core.config.launch import Launch
 
 CPU_TOKENS = 1024
 GPU_TOKENS = 8192
@@ -36,6 +37,9 @@ class Execution(Config):
 
     skipped_steps: int = Field(3, ge=0)
     """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""
+
+    launch: Launch = Launch()
+    """Processes that share the work."""
 
     def tokens_at_once(self, on_gpu: bool) -> int:
         """As configured, or what is fast there."""
