@@ -127,7 +127,7 @@ def write_profile(work: Workspace, positions: list[dict[str, Any]]) -> None:
         if positions[0][name] is not None
     }
     plots.lines(work.scratch / "profile.png", "Along the answers", "position in the response", shown)
-    work.run.file(work.scratch / "profile.png", "plots")
+    work.file(work.scratch / "profile.png", "plots")
 
 
 def bound(settings: AnswerConfig) -> dict[str, float]:

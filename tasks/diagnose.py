@@ -58,7 +58,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     (work.output / DOCUMENT).write_text(f"{json.dumps(document, indent=2, allow_nan=False)}\n", encoding="utf-8")
     (work.output / PAGE).write_text(report.as_markdown(measured, verdict), encoding="utf-8")
     for path in report.draw(measured, work.scratch):
-        work.run.file(path, "plots")
+        work.file(path, "plots")
     level = logging.INFO if verdict.level == Level.GO else logging.WARNING
     logger.log(level, "diagnose: %s", verdict.sentence)
     return measured.metrics() | {"diagnose/verdict": float(verdict.level)}
