@@ -5,6 +5,7 @@ report comes from the first; what concerns them all, such as whether to keep a s
 here, where the attempt is, and told to all.
 """
 
+import gc
 import importlib.util
 import os
 import re
@@ -67,8 +68,18 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _leave_the_gpu() -> None:
+    """What an earlier stage left there for this process would be missing to the first of the others."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) -> dict[str, float]:
     """Have the stage done by several processes; returns what the first one's body returns."""
+    _leave_the_gpu()
     folder = work.scratch / "ranks"
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="dpr-") as private, socket.socket(socket.AF_UNIX) as door:

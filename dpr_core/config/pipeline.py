@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from dpr_core.config.base import Config, Name, override, parse, type_if_unset
 from dpr_core.config.data import LabSource, SubsampleConfig
@@ -30,7 +30,7 @@ STAGES = ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "an
 OPTIONAL = frozenset({"rate"})
 """Stages that there are only where their section is set."""
 
-SHARED = ("sft", "reward", "reinforce")
+SHARED = ("sft", "reward", "diagnose", "reinforce", "answer")
 """Stages that several processes can do together, as all methods can be."""
 
 
@@ -122,16 +122,18 @@ class PipelineConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _one_launch_for_all(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("launch"), dict):
+        if not isinstance(values, dict) or "launch" not in values:
             return values
-        launched = dict(values)
-        for stage in SHARED:
-            launched[stage] = _with_launch(launched.get(stage, {}), values["launch"])
-        methods = launched.get("methods")
+        try:
+            launch = Launch.model_validate(values["launch"]).model_dump()
+        except ValidationError:
+            # It is told of once, where it was written.
+            return values
+        launched = {**values, **{stage: _with_launch(values.get(stage, {}), launch) for stage in SHARED}}
+        methods = values.get("methods")
         if isinstance(methods, dict):
             launched["methods"] = {
-                name: _with_launch(method, values["launch"]) if _is_stage(method) else method
-                for name, method in methods.items()
+                name: _with_launch(method, launch) if _is_stage(method) else method for name, method in methods.items()
             }
         return launched
 
@@ -143,8 +145,7 @@ class PipelineConfig(Config):
         for section in [*sections, *values["methods"].values()]:
             if section.get("seed") == self.seed:
                 del section["seed"]
-        for section in [*(values[stage] for stage in SHARED), *values["methods"].values()]:
-            if "execution" in section and section["execution"]["launch"] == values["launch"]:
+            if section.get("execution", {}).get("launch") == values["launch"]:
                 del section["execution"]["launch"]
         return values
 
