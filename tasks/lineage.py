@@ -104,7 +104,7 @@ class Lineage:
         settings = PretrainedBackbone.model_validate(backbone) if backbone else LAB
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
-        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype))
+        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
         if frozen:
             policy.freeze()
         return policy.to(PartialState().device)

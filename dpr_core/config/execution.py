@@ -13,7 +13,12 @@ class Execution(Config):
     """How the work is done. None of this changes what comes out beyond rounding."""
 
     tokens_per_micro_batch: int | None = Field(None, ge=1)
-    """Padded tokens that go through a network at once; none takes 1024 on a CPU, which pads less, and 8192 on a GPU."""
+    """Tokens, padding included, that go through a network at once; none takes 1024 on a CPU, which pads less, and 8192
+    on a GPU."""
+
+    packing: bool | None = None
+    """Put whole sequences one behind the other into one row, with no padding, in place of a row each. None of them sees
+    another. Unset packs with flash attention; any other attention would mask all pairs of tokens in the row."""
 
     logits_per_chunk: int = Field(2**25, ge=1)
     """Logits (tokens x vocabulary) that exist at once. Where all of a micro-batch fit, training computes them once and

@@ -17,6 +17,7 @@ class Critic(nn.Module):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.activations = policy.activations
+        self.packed = policy.packed
         self.model = copy.deepcopy(policy.model.get_decoder())
         if not any(weight.requires_grad for weight in self.model.parameters()):
             self.model.requires_grad_(True)
@@ -33,6 +34,7 @@ class Critic(nn.Module):
         """(N,): the value of the state in front of each of the batch's response tokens."""
         body: Any = self.model
         with computing_in(self.activations, self.device):
-            hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+            read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
+        hidden = read.last_hidden_state[batch.predicts]
         values: Tensor = self.head(hidden.float())[:, 0]
         return values

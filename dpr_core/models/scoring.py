@@ -35,7 +35,7 @@ def score(
     def fill(batches: list[list[int]]) -> TokenScores:
         done = 0
         for rows in batches:
-            scores = policy(collate([sequences[row] for row in rows]).to(policy.device), entropy=entropy)
+            scores = policy(collate([sequences[row] for row in rows], policy.packed).to(policy.device), entropy=entropy)
             for column, flat in zip(out, scores, strict=True):
                 _unflatten(column, mask, rows, flat)
             done += len(rows)
@@ -43,7 +43,7 @@ def score(
                 on_progress(done, len(sequences))
         return out
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill, policy.packed)
 
 
 @torch.inference_mode()
@@ -61,13 +61,13 @@ def state_kl(
 
     def fill(batches: list[list[int]]) -> Tensor:
         for rows in batches:
-            batch = collate([sequences[row] for row in rows]).to(policy.device)
+            batch = collate([sequences[row] for row in rows], policy.packed).to(policy.device)
             states = policy.response_states(batch), reference.response_states(batch)
             kl = token_kl(*states, logits_per_chunk=policy.logits_per_chunk)
             _unflatten(out, mask, rows, kl)
         return out
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill, policy.packed)
 
 
 @torch.inference_mode()
@@ -79,10 +79,11 @@ def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_
 
     def fill(batches: list[list[int]]) -> Tensor:
         for rows in batches:
-            _unflatten(out, mask, rows, critic(collate([sequences[row] for row in rows]).to(critic.device)))
+            batch = collate([sequences[row] for row in rows], critic.packed).to(critic.device)
+            _unflatten(out, mask, rows, critic(batch))
         return out
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, critic.device, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, critic.device, fill, critic.packed)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:
