@@ -1,9 +1,13 @@
 """How work is done, which is never part of what an artifact is."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from dpr_core.config.base import Config
 from dpr_core.config.launch import Launch
+
+Device = Literal["auto", "cuda"]
 
 CPU_TOKENS = 1024
 GPU_TOKENS = 8192
@@ -11,6 +15,9 @@ GPU_TOKENS = 8192
 
 class Execution(Config):
     """How the work is done. None of this changes what comes out beyond rounding."""
+
+    device: Device = "auto"
+    """`cuda` refuses to begin without a GPU. `auto` takes a GPU where there is one, and else the CPU."""
 
     tokens_per_micro_batch: int | None = Field(None, ge=1)
     """Tokens, padding included, that go through a network at once; none takes 1024 on a CPU, which pads less, and 8192
