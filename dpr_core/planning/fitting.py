@@ -7,8 +7,9 @@ from itertools import product
 from typing import Any
 
 from dpr_core.config.execution import Execution
+from dpr_core.config.launch import Launch
 from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.memory import FULL
+from dpr_core.planning.memory import FULL, Parts
 from dpr_core.planning.stages import Needs
 
 FEWEST_LOGITS = 2**20
@@ -42,19 +43,46 @@ def nearest(
     return Fit(None, least)
 
 
-def on_one(needs: Needs) -> float:
-    """As the stages run: everything on one GPU."""
-    return needs.peak.total
+def on_each(architecture: Architecture, launch: Launch) -> Callable[[Needs], float]:
+    """Bytes of a stage's fullest moment on each of the GPUs that share it."""
+    ways = {"ddp": _replicated, "fsdp": _sharded, "deepspeed": _zero}
+    way = ways[launch.strategy] if launch.is_distributed else _alone
+    return lambda needs: max(way(architecture, launch, needs, moment) for moment in needs.moments)
 
 
-def sharded(architecture: Architecture, gpus: int) -> Callable[[Needs], float]:
-    """What lasts is shared among so many GPUs, each of which gathers two layers and the head at a time."""
-    gathered = FULL * (2 * architecture.layer_matrices + architecture.head)
+def _alone(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    return needs.moments[moment].total
 
-    def on_each(needs: Needs) -> float:
-        return max(parts.total - parts.lasting * (1 - 1 / gpus) + gathered for parts in needs.moments.values())
 
-    return on_one if gpus == 1 else on_each
+def _replicated(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    """All of it on each, and the gradients a second time, in the buckets in which they are exchanged."""
+    return needs.moments[moment].total + needs.moments[moment].gradients
+
+
+def _sharded(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    """A slice of what lasts, or none of it, and what is gathered: to draw, whole networks; else two layers and all that
+    is in no layer, and while learning the gradients of these and of one layer."""
+    parts, a = needs.moments[moment], architecture
+    slices = 0 if launch.cpu_offload else parts.lasting / launch.processes
+    outside = a.parameters - a.layers * a.layer_matrices
+    gathered = {
+        "drawing": needs.drawing,
+        "learning": FULL * (3 * a.layer_matrices + 2 * outside),
+        "optimizer step": 0,
+    }.get(moment, FULL * (2 * a.layer_matrices + outside))
+    return parts.total - parts.lasting + slices + gathered
+
+
+def _zero(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    """DeepSpeed shares the optimizer, from its stage 2 on gradients, and in stage 3 weights, gathering two layers."""
+    parts, a = needs.moments[moment], architecture
+    shared = Parts(
+        optimizer=parts.optimizer,
+        gradients=parts.gradients if launch.zero_stage >= 2 else 0,
+        weights=parts.weights if launch.zero_stage == 3 else 0,
+    )
+    gathered = FULL * (2 * a.layer_matrices + a.head) if shared.weights else 0
+    return parts.total - shared.total * (1 - 1 / launch.processes) + gathered
 
 
 def _changes(execution: Execution, longest: int) -> Iterator[Changes]:

@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 
 from dpr_core.config.execution import Execution
+from dpr_core.config.training import LoRA
 from dpr_core.planning.architecture import Architecture
 
 FULL, HALF = 4, 2
@@ -38,10 +39,11 @@ class Parts:
     scorers: float = 0
     """Frozen models: those of the reward, or SFT to measure the KL to."""
     copies: float = 0
-    """Other copies of the weights: a moving average, the policy that a guard goes back to, casts to bfloat16."""
+    """Other copies of the weights: a moving average, the policy that a guard goes back to."""
     cache: float = 0
     """Keys and values of the responses that are being drawn."""
     activations: float = 0
+    """What the batch leaves behind, and autocast's casts of the weights, which the backward pass needs too."""
     logits: float = 0
 
     def __add__(self, other: "Parts") -> "Parts":
@@ -107,6 +109,18 @@ class Memory:
         a = self.architecture
         return HALF * a.layers * a.layer_matrices if self.dtype == "bfloat16" else 0
 
+    def adapters(self, lora: LoRA) -> float:
+        """Of all layers: two matrices for each one that is adapted."""
+        a = self.architecture
+        sides = {
+            "q_proj": a.width + a.queries,
+            "k_proj": a.width + a.keys,
+            "v_proj": a.width + a.keys,
+            "o_proj": a.queries + a.width,
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), a.width + a.feed_forward),
+        }
+        return FULL * a.layers * lora.rank * sum(sides.get(name, 0) for name in lora.targets)
+
     def step_of_adam(self, weights: float) -> float:
         """The moments, and on a GPU, where all weights are stepped at once, the root of the second."""
         return (3 if self.on_gpu else 2) * weights
@@ -117,28 +131,30 @@ class Memory:
         a, rows = self.architecture, max(1, self.execution.logits_per_chunk // self.architecture.vocabulary)
         return FULL * min(rows, self.tokens) * a.vocabulary
 
-    def training(self) -> list[Parts]:
-        """The two highest moments of a backward pass: in the head, and in the last layer."""
+    def training(self, adapters: bool = False) -> list[Parts]:
+        """The highest moments of a backward pass: in the head, and in the last layer. With adapters, neither the head
+        nor any matrix has a gradient."""
         a, tokens = self.architecture, self.tokens
         outside = 4 * FULL * a.width * tokens
         """The embedding's output, and the last norm's input and output, of which the response's are gathered."""
         in_head = LIVE_CHUNKS_BACKWARD * self.chunk
-        if tokens * a.vocabulary > self.execution.logits_per_chunk:
+        if tokens * a.vocabulary > self.execution.logits_per_chunk and not adapters:
             in_head = FULL * a.head + max(in_head, (LIVE_HEADS - 1) * FULL * a.head)
         if not self.execution.gradient_checkpointing:
             held = outside + a.layers * self._saved_by_layer * tokens
             in_layer = self._gradients_in_layer * tokens
             return [
-                Parts(copies=self.casts, activations=held, logits=in_head),
-                Parts(copies=self.casts, activations=held + in_layer),
+                Parts(activations=self.casts + held, logits=in_head),
+                Parts(activations=self.casts + held + in_layer),
             ]
         held = outside + a.layers * FULL * a.width * tokens
         one_layer = (self._saved_by_layer + self._gradients_in_layer) * tokens
         cast_layer = self.casts / a.layers
         return [
             Parts(activations=held, logits=in_head),
-            Parts(copies=cast_layer, activations=held + one_layer),
-            Parts(copies=self.casts, activations=held + self._transient * tokens),
+            Parts(activations=cast_layer + held + one_layer),
+            # Autocast remembers its casts of weights that learn, and of no others.
+            Parts(activations=(cast_layer if adapters else self.casts) + held + self._transient * tokens),
         ]
 
     def scoring(self, chunks: int = LIVE_CHUNKS_FORWARD) -> list[Parts]:
@@ -164,6 +180,16 @@ class Memory:
         ]
 
     @property
+    def _row(self) -> int:
+        """Tokens that attention compares each with."""
+        return self.tokens if self.execution.packing else self.longest
+
+    @property
+    def _masked(self) -> bool:
+        """Attention is given a mask of all pairs in a row, which it turns into numbers to be added."""
+        return bool(self.execution.packing) and self.attention == "sdpa"
+
+    @property
     def _bytes(self) -> int:
         return HALF if self.dtype == "bfloat16" else FULL
 
@@ -182,7 +208,9 @@ class Memory:
         inputs = HALF * 5 * a.width if self.dtype == "bfloat16" else FULL * 2 * a.width
         attention = self._bytes * (2 * a.queries + 2 * a.keys) + FULL * a.heads
         if self.attention == "eager":
-            attention += a.heads * self.longest * (FULL if self.dtype == "float32" else FULL + HALF)
+            attention += a.heads * self._row * (FULL if self.dtype == "float32" else FULL + HALF)
+        elif self._masked:
+            attention += self._row * self._bytes
         return norms + inputs + attention + self._bytes * 4 * a.feed_forward
 
     @cached_property
@@ -198,5 +226,7 @@ class Memory:
         stream = FULL * 4 * a.width
         attention = self._bytes * (a.queries + a.keys) + FULL * (3 * a.queries + a.keys)
         if self.attention == "eager":
-            attention += 2 * FULL * a.heads * self.longest
+            attention += 2 * FULL * a.heads * self._row
+        elif self._masked:
+            attention += self._row * (1 + self._bytes)
         return stream + max(self._bytes * 3 * a.feed_forward, attention)
