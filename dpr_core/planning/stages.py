@@ -15,7 +15,7 @@ from dpr_core.config.training import Lengths, SFTConfig
 from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Sequences, Work
-from dpr_core.planning.memory import LIVE_CHUNKS_KL, Memory, Parts
+from dpr_core.planning.memory import LIVE_CHUNKS_ENTROPY, LIVE_CHUNKS_KL, Memory, Parts
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,7 @@ def _fullest(lasting: Parts, moments: Sequence[Parts]) -> Parts:
 def _learning(memory: Memory, lasting: Parts, weights: float) -> dict[str, Parts]:
     """`lasting` with the moments of all that is trained; one network of so many bytes learns at a time."""
     with_gradients = replace(lasting, gradients=weights)
-    applied = memory.step_of_adam(weights) - 2 * weights
-    return {
-        "learning": _fullest(with_gradients, memory.training()),
-        "optimizer step": replace(with_gradients, optimizer=with_gradients.optimizer + applied),
-    }
+    return {"learning": _fullest(with_gradients, memory.training())}
 
 
 def _chunked(memory: Memory, sequences: Sequences) -> bool:
@@ -161,7 +157,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     count = config.rollout_batch_size * config.samples_per_prompt
     moments = {
         "drawing": _fullest(lasting, memory.drawing(count)),
-        "scoring": _fullest(lasting, memory.scoring()),
+        "scoring": _fullest(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
         **_learning(memory, lasting, memory.network),
     }
     sequences = around.sequences(count, *limits)
