@@ -1,15 +1,17 @@
 """A causal language model seen as a policy: token sequences in, one score for each response token out."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Policy(nn.Module):
@@ -17,7 +19,7 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         logits_per_chunk: int = 2**25,
         activations: torch.dtype = torch.float32,
         packed: bool | None = None,

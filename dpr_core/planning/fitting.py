@@ -68,8 +68,8 @@ def _sharded(architecture: Architecture, launch: Launch, needs: Needs, moment: s
     gathered = {
         "drawing": needs.drawing,
         "learning": FULL * (3 * a.layer_matrices + 2 * outside),
-        "optimizer step": 0,
-    }.get(moment, FULL * (2 * a.layer_matrices + outside))
+        "scoring": FULL * (2 * a.layer_matrices + outside),
+    }[moment]
     return parts.total - parts.lasting + slices + gathered
 
 

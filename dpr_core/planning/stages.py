@@ -15,7 +15,7 @@ from dpr_core.config.training import Lengths, LoRA, SFTConfig
 from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Sequences, Work
-from dpr_core.planning.memory import LIVE_CHUNKS_KL, Memory, Parts
+from dpr_core.planning.memory import LIVE_CHUNKS_ENTROPY, LIVE_CHUNKS_KL, Memory, Parts
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,7 @@ def _learning(memory: Memory, lasting: Parts, lora: LoRA | None = None) -> dict[
     """`lasting` with the moments of all that is trained; one network learns at a time."""
     weights = _learned(memory, lora)
     with_gradients = replace(lasting, gradients=weights)
-    applied = memory.step_of_adam(weights) - 2 * weights
-    return {
-        "learning": _fullest(with_gradients, memory.training(adapters=lora is not None)),
-        "optimizer step": replace(with_gradients, optimizer=with_gradients.optimizer + applied),
-    }
+    return {"learning": _fullest(with_gradients, memory.training(adapters=lora is not None))}
 
 
 def _chunked(memory: Memory, sequences: Sequences) -> bool:
@@ -174,7 +170,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     count = config.rollout_batch_size * config.samples_per_prompt
     moments = {
         "drawing": _fullest(lasting, memory.drawing(count)),
-        "scoring": _fullest(lasting, memory.scoring()),
+        "scoring": _fullest(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
         **_learning(memory, lasting, config.lora),
     }
     sequences = around.sequences(count, *limits)

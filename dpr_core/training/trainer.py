@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
 
 from dpr_core.config.execution import Execution
 from dpr_core.config.training import Optimizer
@@ -51,6 +49,9 @@ class Trainer:
         name: str = "train",
         recorder: Recorder | None = None,
     ) -> None:
+        # It takes as long to import as all else here, torch aside.
+        from accelerate import Accelerator
+
         # Activations are the module's own business; Accelerate must not change them for the trained model alone.
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
@@ -69,8 +70,9 @@ class Trainer:
             fused=True,
         )
         if execution.gradient_checkpointing:
-            for network in (part for part in module.children() if isinstance(part, PreTrainedModel)):
-                network.gradient_checkpointing_enable()
+            for part in module.children():
+                if (enable := getattr(part, "gradient_checkpointing_enable", None)) is not None:
+                    enable()
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
 

