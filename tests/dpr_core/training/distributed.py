@@ -41,6 +41,7 @@ ROWS = [
 ]
 WEIGHTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
 END = 2
+LORA = LoRA(rank=2, targets=("q_proj", "down_proj"))
 STRATEGIES: tuple[Literal["ddp", "fsdp"], ...] = ("ddp", "fsdp")
 Found = dict[str, Tensor]
 
@@ -91,7 +92,7 @@ def training(family: Family, launch: Launch, tokens: int | None, checkpointing: 
 def adapting(launch: Launch, published: Path) -> Found:
     """Three steps of adapters, which are published merged into a model with tied embeddings."""
     model, tokenizer = backbone("gemma3")
-    add_adapters(model, LoRA(rank=2, targets=("q_proj", "down_proj")), seed=0)
+    add_adapters(model, LORA, seed=0)
     told = steps(trainer_of(Policy(model), Execution(launch=launch, tokens_per_micro_batch=16)))
     save(model, tokenizer, published)
     return told | weights_of(model)
@@ -119,6 +120,8 @@ def reinforce(launch: Launch, dtype: torch.dtype, **changes: Any) -> Found:
     )  # fmt: skip
     prompts = [row.prompt for row in ROWS]
     policy, *scorers = (Policy(backbone("gemma3", seed)[0].to(dtype)) for seed in (0, 0, 1))
+    if config.lora:
+        add_adapters(policy.model, config.lora, seed=0)
     recorder = Watching()
     loop = OnPolicy(
         policy,
@@ -216,11 +219,19 @@ def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
         "scores": lambda: scoring(launch, torch.float32),
         "rounded scores": lambda: scoring(launch, torch.bfloat16),
         "reinforce": lambda: reinforce(launch, torch.float64, algorithm=Algorithm1()),
-        "guard": lambda: reinforce(launch, torch.float64, algorithm=Algorithm1(), guard=KLStop(max_sequence_kl=1e-9)),
+        "guard and adapters": lambda: reinforce(
+            launch, torch.float64, algorithm=Algorithm1(), guard=KLStop(max_sequence_kl=1e-9), lora=LORA
+        ),
         "ppo": lambda: reinforce(launch, torch.float32, algorithm=critic),
         "self-play": lambda: self_play(launch),
         "fine-tuning": lambda: fine_tuning(launch, mine / "state", mine),
     }
+
+
+def compared(ranks: int, strategy: str) -> list[str]:
+    """Four whole models in as many processes are not much else than two."""
+    names = list(parts(Launch(), Path()))
+    return ["fewer micro-batches than processes", "reinforce"] if (ranks, strategy) == (4, "ddp") else names
 
 
 def everything(folder: Path) -> None:
@@ -230,7 +241,8 @@ def everything(folder: Path) -> None:
     for strategy in STRATEGIES if ranks > 1 else STRATEGIES[:1]:
         launch = Launch(processes=ranks, strategy=strategy)
         mine = folder / f"{ranks} {strategy}"
-        found |= {f"{strategy}: {name}": part() for name, part in parts(launch, mine).items()}
+        each = parts(launch, mine)
+        found |= {f"{strategy}: {name}": each[name]() for name in compared(ranks, strategy)}
         if ranks > 1:
             left = folder / ("1 ddp" if ranks == 2 else "2 fsdp") / "state"
             found[f"{strategy}: taken up"] = fine_tuning(launch, left, folder / "again", goes_on=True)
