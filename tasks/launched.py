@@ -233,9 +233,7 @@ class _Ranks:
                     self._serve(rank, message)
         where = {(message["ask"], message.get("step")) for message in asked.values()}
         if len(where) > 1:
-            raise DensePathError(
-                f"{self.name}: its processes are no longer at the same place: {sorted(map(str, where))}"
-            )
+            raise DensePathError(f"{self.name}: its processes are not at the same place: {sorted(map(str, where))}")
         return {**asked[0], "needed": sum(message.get("needed", 0) for message in asked.values())}
 
     def _serve(self, rank: int, message: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from dpr_core.config.model import LabBackbone, PretrainedBackbone
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
+from tasks.ending import Terminated
 from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
 from tasks.tracking import Store
@@ -98,15 +99,15 @@ def processes(home: Path) -> dict[int, psutil.Process]:
     return found
 
 
-class KillsAt:
-    """Kills a process once so many steps are done."""
+class At:
+    """A progress display that does something once so many steps are done."""
 
-    def __init__(self, home: Path, rank: int, step: int) -> None:
-        self.home, self.rank, self.step = home, rank, step
+    def __init__(self, step: int, do: Callable[[], None]) -> None:
+        self.step, self.do = step, do
 
     def advance(self, step: int, total: int, note: str = "") -> None:
         if step == self.step:
-            processes(self.home)[self.rank].kill()
+            self.do()
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -127,21 +128,27 @@ def test_two_processes_make_what_one_makes_and_report_it_once(here: Here) -> Non
     assert not list((here.store.home / "work").iterdir())
 
 
-def test_a_process_that_is_killed_fails_the_stage_which_other_numbers_of_them_go_on_with(here: Here) -> None:
+def test_what_is_interrupted_goes_on_with_another_number_of_processes(here: Here) -> None:
+    """A process is killed, then the stage is terminated, and then it comes to its end."""
     whole = here.weights(here.sft(1).id)
     home, now = here.store.home, datetime.now(UTC)
-    for count, killed, step in ((2, 1, 4), (4, 3, 8)):
-        expected = f"^sft: rank {killed} of its {count} processes was killed by SIGKILL"
-        with pytest.raises(DensePathError, match=expected):
-            here.sft(count, now, KillsAt(home, killed, step))
+
+    def state_of_the_only_attempt(status: str, *words: str) -> int:
         assert processes(home) == {}
         [attempt] = [record for record in here.store.records("sft") if not record.finished]
-        assert (attempt.status, f"rank {killed}" in attempt.reason) == ("FAILED", True)
-        assert [int(state.name) for state in sorted(home.glob("work/*/states/*"))][-1] == step - step % 3
+        assert attempt.status == status
+        assert all(word in attempt.reason for word in words)
+        return max(int(state.name) for state in home.glob("work/*/states/*"))
+
+    with pytest.raises(DensePathError, match="^sft: rank 1 of its 2 processes was killed by SIGKILL"):
+        here.sft(2, now, At(4, lambda: processes(home)[1].kill()))
+    assert state_of_the_only_attempt("FAILED", "rank 1", "SIGKILL") == 3
+    with pytest.raises(Terminated):
+        here.sft(4, now, At(8, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert state_of_the_only_attempt("KILLED", "SIGTERM") == 8
     made = here.sft(1, now)
-    assert made.id == attempt.id
     assert_same(here.weights(made.id), whole)
-    assert set(here.steps(made.id)) == set(range(1, STEPS + 1))
+    assert sorted(here.steps(made.id)) == sorted([*range(1, STEPS + 1), 4])
 
 
 PARENT = """
