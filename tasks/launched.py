@@ -216,7 +216,7 @@ class _Ranks:
             self._lost(rank)
 
     def _meet(self) -> dict[str, Any]:
-        """Serve them until all ask the same; returns it as the first one asked it, with the room that all need."""
+        """Serve them until all ask the same; returns it as the first one asked it, with the room that is needed."""
         asked: dict[int, dict[str, Any]] = {}
         ranks = {line: rank for rank, line in self._lines.items()}
         while len(asked) < self.count:
@@ -234,7 +234,7 @@ class _Ranks:
         where = {(message["ask"], message.get("step")) for message in asked.values()}
         if len(where) > 1:
             raise DensePathError(f"{self.name}: its processes are not at the same place: {sorted(map(str, where))}")
-        return {**asked[0], "needed": sum(message.get("needed", 0) for message in asked.values())}
+        return {**asked[0], "needed": max(message.get("needed", 0) for message in asked.values())}
 
     def _serve(self, rank: int, message: dict[str, Any]) -> None:
         match message:

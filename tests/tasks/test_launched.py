@@ -42,8 +42,8 @@ class Here:
     data: str
     settings: dict[str, Any]
 
-    def config(self, processes: int, **changes: Any) -> SFTConfig:
-        execution = {"launch": {"processes": processes}, "checkpoint_steps": 3}
+    def config(self, processes: int, strategy: str = "ddp", **changes: Any) -> SFTConfig:
+        execution = {"launch": {"processes": processes, "strategy": strategy}, "checkpoint_steps": 3}
         return SFTConfig.model_validate({**self.settings, **changes, "execution": execution})
 
     def sft(self, processes: int, since: datetime | None = None, progress: Any = None, **changes: Any) -> Outcome:
@@ -129,7 +129,7 @@ def test_two_processes_make_what_one_makes_and_report_it_once(here: Here) -> Non
 
 
 def test_what_is_interrupted_goes_on_with_another_number_of_processes(here: Here) -> None:
-    """A process is killed, then the stage is terminated, and then it comes to its end."""
+    """A process is killed; then the stage, its model sharded, is terminated; and then it comes to its end."""
     whole = here.weights(here.sft(1).id)
     home, now = here.store.home, datetime.now(UTC)
 
@@ -144,7 +144,7 @@ def test_what_is_interrupted_goes_on_with_another_number_of_processes(here: Here
         here.sft(2, now, At(4, lambda: processes(home)[1].kill()))
     assert state_of_the_only_attempt("FAILED", "rank 1", "SIGKILL") == 3
     with pytest.raises(Terminated):
-        here.sft(4, now, At(8, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        here.sft(4, now, At(8, lambda: os.kill(os.getpid(), signal.SIGTERM)), strategy="fsdp")
     assert state_of_the_only_attempt("KILLED", "SIGTERM") == 8
     made = here.sft(1, now)
     assert_same(here.weights(made.id), whole)
