@@ -10,7 +10,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
 from tasks.lineage import TRAINED, Lineage
 from tasks.policies import answering
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ OFFICIAL = "official"
 """The folder of the answers in a public benchmark's own layout."""
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core import benchmarks
     from dpr_core.data.encoding import TokenSequence, end_token
     from dpr_core.rollouts.conversation import converse, script
@@ -117,7 +117,7 @@ def profile(kl: "Tensor | None", scored: "ScoredTokens") -> list[dict[str, Any]]
     ]
 
 
-def write_profile(work: Workspace, positions: list[dict[str, Any]]) -> None:
+def write_profile(work: Work, positions: list[dict[str, Any]]) -> None:
     from dpr_core.reporting import plots
 
     (work.output / PROFILE).write_text(json.dumps(positions, indent=1) + "\n", encoding="utf-8")
@@ -127,7 +127,7 @@ def write_profile(work: Workspace, positions: list[dict[str, Any]]) -> None:
         if positions[0][name] is not None
     }
     plots.lines(work.scratch / "profile.png", "Along the answers", "position in the response", shown)
-    work.run.file(work.scratch / "profile.png", "plots")
+    work.file(work.scratch / "profile.png", "plots")
 
 
 def bound(settings: AnswerConfig) -> dict[str, float]:
@@ -212,6 +212,7 @@ STAGE = Stage(
     config=AnswerConfig,
     inputs={"policy": ("sft", "reward", *TRAINED)},
     body=body,
+    shared=True,
     describe=describe,
     pin=pin,
     missing=missing,

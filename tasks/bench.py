@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from dpr_core import fingerprint
 from dpr_core.errors import DensePathError
-from tasks.home import is_full, sync
+from tasks.home import NoRoom, is_full, sync
 from tasks.identity import HashCache, Manifest, files_below, library_versions
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ KEPT = 2
 SEAL = "SEAL.json"
 ATTEMPT = "ATTEMPT"
 DONE = "DONE.json"
+
+
+class Kept(NamedTuple):
+    """A state to go on from."""
+
+    folder: Path
+    last_step: int
+    """The last step of which metrics had been logged."""
 
 
 class Bench:
@@ -79,17 +87,20 @@ class Bench:
             return True
         return every_minutes is not None and time.monotonic() - self._last_written >= 60 * every_minutes
 
-    def keep(self, step: int, state: "Callable[[], State]") -> int:
-        """Keep a state and, by their hashes, the files written so far. Returns its bytes; 0 where the disk is full."""
-        from dpr_core.training.state import size, write
-
-        now = state()
+    def keep(self, step: int, last_step: int, write: Callable[[Path], None]) -> int:
+        """Keep the state that `write` puts into a folder and, by their hashes, the files written so far. Returns its
+        bytes; 0 where the disk is full."""
         new = self._states / f"{step:09d}.new"
         shutil.rmtree(new, ignore_errors=True)
         try:
             new.mkdir()
-            write({"versions": library_versions(), "state": now}, new)
-            seal = {"output": self._sealed(self.output), "state": self._sealed(new)}
+            write(new)
+            seal = {
+                "versions": library_versions(),
+                "last_step": last_step,
+                "output": self._sealed(self.output),
+                "state": self._sealed(new),
+            }
             write_whole(new / SEAL, json.dumps(seal))
             written = sum(path.stat().st_size for path in new.iterdir())
             whole = self._states / f"{step:09d}"
@@ -100,13 +111,13 @@ class Bench:
             if not is_full(error):
                 raise
             shutil.rmtree(new, ignore_errors=True)
-            free = shutil.disk_usage(self.folder).free
+            free = in_bytes(shutil.disk_usage(self.folder).free)
             logger.warning(
-                "the disk is full: no state could be kept at step %d (it needs %s, and %s are free); "
+                "the disk is full: no state could be kept at step %d (%s are free%s); "
                 "the one before it stays, and the work goes on",
                 step,
-                in_bytes(size(now)),
-                in_bytes(free),
+                free,
+                f", and it needs {in_bytes(error.needed)}" if isinstance(error, NoRoom) else "",
             )
             return 0
         finally:
@@ -115,18 +126,15 @@ class Bench:
             shutil.rmtree(old)
         return written
 
-    def newest(self) -> dict[str, Any] | None:
+    def newest(self) -> Kept | None:
         """The newest sound state, with the output as it was then; None: begin at the beginning, with no output."""
-        from dpr_core.training.state import read
-
         for folder in sorted(self._states.glob("*[0-9]"), reverse=True):
             problem = self._problem(folder)
             if not problem:
-                left = read(folder)
-                _refuse_others(left.get("versions", {}))
-                self._only(json.loads((folder / SEAL).read_text(encoding="utf-8"))["output"])
-                state: dict[str, Any] = left["state"]
-                return state
+                seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+                _refuse_others(seal["versions"])
+                self._only(seal["output"])
+                return Kept(folder, seal["last_step"])
             logger.warning("the state of step %d is not used: %s", int(folder.name), problem)
             shutil.rmtree(folder)
         self._only({})
@@ -163,6 +171,8 @@ class Bench:
     def _problem(self, folder: Path) -> str:
         try:
             seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+            if missing := {"versions", "last_step"} - seal.keys():
+                return f"an earlier version kept it, and did not say its {' and '.join(sorted(missing))}"
             for place, sealed in ((folder, seal["state"]), (self.output, seal["output"])):
                 for name, digest in sealed.items():
                     if fingerprint.of_file(place / name) != digest:
@@ -179,6 +189,18 @@ class Bench:
         for folder in sorted((path for path in self.output.rglob("*") if path.is_dir()), reverse=True):
             if not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def write_state(state: "State", folder: Path, rank: int = 0, ranks: int = 1) -> None:
+    """Write what one of several processes writes of a state, or say how much room all of it needs."""
+    from dpr_core.training.state import size, write
+
+    try:
+        write(state, folder, rank, ranks)
+    except Exception as error:
+        if is_full(error):
+            raise NoRoom(size(state)) from error
+        raise
 
 
 def _refuse_others(then: Mapping[str, str]) -> None:

@@ -6,10 +6,10 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.imitation import ContinuedSFTConfig
 from dpr_core.config.training import SFTConfig
 from tasks.lineage import Lineage
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.algorithms.sft import fine_tune, total_steps
     from dpr_core.data.encoding import encode_demonstrations
     from dpr_core.models.checkpoints import save
@@ -47,5 +47,11 @@ def describe(config: StageConfig) -> str:
 
 
 STAGE = Stage(
-    name="continued_sft", version=1, config=ContinuedSFTConfig, inputs={"sft": ("sft",)}, body=body, describe=describe
+    name="continued_sft",
+    version=1,
+    config=ContinuedSFTConfig,
+    inputs={"sft": ("sft",)},
+    body=body,
+    describe=describe,
+    shared=True,
 )

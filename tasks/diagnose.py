@@ -10,7 +10,7 @@ from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.reward import DiagnoseConfig
 from tasks.lineage import Lineage
 from tasks.reward import probes
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 
 logger = logging.getLogger("dense_path")
 
@@ -18,7 +18,7 @@ DOCUMENT = "diagnosis.json"
 PAGE = "diagnosis.md"
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.benchmarks.base import is_right
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
     from dpr_core.diagnostics.measure import Probes, measure
@@ -58,7 +58,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     (work.output / DOCUMENT).write_text(f"{json.dumps(document, indent=2, allow_nan=False)}\n", encoding="utf-8")
     (work.output / PAGE).write_text(report.as_markdown(measured, verdict), encoding="utf-8")
     for path in report.draw(measured, work.scratch):
-        work.run.file(path, "plots")
+        work.file(path, "plots")
     level = logging.INFO if verdict.level == Level.GO else logging.WARNING
     logger.log(level, "diagnose: %s", verdict.sentence)
     return measured.metrics() | {"diagnose/verdict": float(verdict.level)}
@@ -79,5 +79,11 @@ def describe(config: StageConfig) -> str:
 
 
 STAGE = Stage(
-    name="diagnose", version=1, config=DiagnoseConfig, inputs={"reward": ("reward",)}, body=body, describe=describe
+    name="diagnose",
+    version=1,
+    config=DiagnoseConfig,
+    inputs={"reward": ("reward",)},
+    body=body,
+    describe=describe,
+    shared=True,
 )

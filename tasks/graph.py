@@ -11,7 +11,7 @@ from tasks.changes import FORCED, NEVER, UNEXPLAINED, Wanted, differences
 from tasks.identity import canonical_json, stage_key
 from tasks.records import Record, usable_as, wrong_stage
 from tasks.snapshot import Snapshot
-from tasks.stage import Outcome, recent, reusable
+from tasks.stage import Outcome, check_launch, recent, reusable
 from tasks.table import stage_named
 from tasks.tracking import Store
 
@@ -61,6 +61,7 @@ def preflight(nodes: Sequence[Node], planned: Sequence[Planned]) -> None:
     configs: dict[str, list[StageConfig]] = {}
     for node in nodes:
         if node.name in to_run:
+            check_launch(stage_named(node.stage), node.config)
             configs.setdefault(node.stage, []).append(node.config)
     for stage, asked in configs.items():
         stage_named(stage).preflight(asked)

@@ -45,6 +45,14 @@ def identity_of(home: Path) -> str:
         return file.read_text(encoding="ascii")
 
 
+class NoRoom(OSError):
+    """The disk is full, and what was to be written needs so many bytes."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.needed = needed
+
+
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that the disk is full; C++ and Rust libraries say it in words."""
     while error is not None:

@@ -49,7 +49,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
     if result.unreadable_share > settings.execution.max_unreadable_share:
-        work.run.file(work.output / GAMES, "judge")
+        work.file(work.output / GAMES, "judge")
         raise DensePathError(
             f"{result.unreadable} of {len(games)} verdicts could not be read, more than "
             f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "

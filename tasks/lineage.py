@@ -9,7 +9,8 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.reward import RewardDefinition
 from dpr_core.errors import DensePathError, UsageError
-from tasks.tracking import Artifact, Store
+from tasks.tracking import Artifact
+from tasks.workspace import Artifacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ TRAINED = ("reinforce", "self_play", "continued_sft")
 class Lineage:
     """Walks from an artifact to its ancestors; each is verified when it is read."""
 
-    store: Store
+    store: Artifacts
 
     def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
         """The nearest ancestor made by `stage`, or the artifact itself."""

@@ -44,7 +44,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), rating.judge_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
     if result.unscored_share > settings.execution.max_unreadable_share:
-        work.run.file(work.output / JUDGMENTS, "rate")
+        work.file(work.output / JUDGMENTS, "rate")
         raise DensePathError(
             f"{result.unscored} of {result.n} ratings could not be read, more than "
             f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "

@@ -7,13 +7,13 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import UsageError
 from tasks.lineage import Lineage
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 
 if TYPE_CHECKING:
     from dpr_core.training.state import State
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
     from dpr_core.models.adapters import add_adapters
     from dpr_core.models.checkpoints import save
@@ -51,7 +51,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     metrics = loop.run(prompts)
     save(policy.model, tokenizer, work.output / "policy")
     plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
-    work.run.file(work.scratch / "training.png", "plots")
+    work.file(work.scratch / "training.png", "plots")
     return metrics | {"data/prompts_too_long": float(len(rows) - len(prompts))}
 
 
@@ -60,7 +60,7 @@ class History:
 
     SHOWN = ("rollout/return", "rollout/kl", "rollout/length", "rollout/entropy")
 
-    def __init__(self, work: Workspace) -> None:
+    def __init__(self, work: Work) -> None:
         self.advance = work.advance
         self.table = work.table
         self._work = work
@@ -96,5 +96,11 @@ def describe(config: StageConfig) -> str:
 
 
 STAGE = Stage(
-    name="reinforce", version=1, config=ReinforceConfig, inputs={"reward": ("reward",)}, body=body, describe=describe
+    name="reinforce",
+    version=1,
+    config=ReinforceConfig,
+    inputs={"reward": ("reward",)},
+    body=body,
+    describe=describe,
+    shared=True,
 )

@@ -56,7 +56,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         (folder / PAGE).write_text(report.as_html(table, shown), encoding="utf-8")
         (folder / DOCUMENT).write_text(report.as_markdown(table, shown), encoding="utf-8")
     for name in (PAGE, DOCUMENT):
-        work.run.file(work.scratch / BESIDE / name, BESIDE)
+        work.file(work.scratch / BESIDE / name, BESIDE)
     _plot(work, table)
     return {
         f"{row.benchmark}/{row.policy}/{name}": float(value)
@@ -76,7 +76,7 @@ def _plot(work: Workspace, table: "Table") -> None:
     ]
     if bars:
         plots.intervals(work.scratch / "win_rates.png", f"{table.estimand} (%)", bars, even=50)
-        work.run.file(work.scratch / "win_rates.png", "plots")
+        work.file(work.scratch / "win_rates.png", "plots")
 
 
 def describe(config: StageConfig) -> str:

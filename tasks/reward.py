@@ -12,7 +12,7 @@ from dpr_core.config.reward import RewardConfig, RewardDefinition
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 from tasks.lineage import REWARD, Lineage, checkpoints
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 from tasks.tracking import Artifact
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CREDIT_PAGE = "credit.html"
 TEXTS_ON_PAGE = 12
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.masking import mean_by_position
     from dpr_core.models.credit import credit_of, encode_texts
     from dpr_core.reporting import credit, plots
@@ -55,7 +55,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         "position in the response",
         {"reward": [(float(t), value) for t, value in enumerate(by_position)]},
     )
-    work.run.file(work.scratch / "reward_by_position.png", "plots")
+    work.file(work.scratch / "reward_by_position.png", "plots")
     return statistics(scored) | constants(definition)
 
 
@@ -164,4 +164,6 @@ def describe(config: StageConfig) -> str:
     return f"Token reward, {settings.formula}, against {against} of the SFT run."
 
 
-STAGE = Stage(name="reward", version=2, config=RewardConfig, inputs={"sft": ("sft",)}, body=body, describe=describe)
+STAGE = Stage(
+    name="reward", version=2, config=RewardConfig, inputs={"sft": ("sft",)}, body=body, describe=describe, shared=True
+)

@@ -5,10 +5,10 @@ from typing import cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.imitation import SelfPlayConfig
 from tasks.lineage import Lineage
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_demonstrations, end_token
     from dpr_core.models.checkpoints import save
     from dpr_core.rollouts.in_process import InProcessEngine
@@ -46,5 +46,11 @@ def describe(config: StageConfig) -> str:
 
 
 STAGE = Stage(
-    name="self_play", version=1, config=SelfPlayConfig, inputs={"sft": ("sft",)}, body=body, describe=describe
+    name="self_play",
+    version=1,
+    config=SelfPlayConfig,
+    inputs={"sft": ("sft",)},
+    body=body,
+    describe=describe,
+    shared=True,
 )

@@ -6,10 +6,10 @@ from typing import Literal, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.training import SFTConfig
 from tasks.lineage import Lineage
-from tasks.stage import Stage, Workspace
+from tasks.stage import Stage, Work
 
 
-def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+def body(config: StageConfig, work: Work) -> dict[str, float]:
     import torch
 
     from dpr_core.algorithms.sft import fine_tune, total_steps
@@ -75,6 +75,7 @@ STAGE = Stage(
     inputs={"data": ("subsample",), "backbone": ("backbone",)},
     optional=frozenset({"backbone"}),
     body=body,
+    shared=True,
     describe=describe,
     pin=pin,
 )

@@ -6,89 +6,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import Execution
+from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError, UsageError
 from tasks.bench import Bench
 from tasks.changes import FORCED, UNEXPLAINED, Wanted, differences
-from tasks.ending import Ending, terminable
+from tasks.ending import terminable
 from tasks.home import is_full, no_space
 from tasks.identity import InputEntry, Manifest, stage_key
 from tasks.locks import exclusive
 from tasks.tracking import Artifact, Record, StageRun, Store
+from tasks.workspace import Progress, Work, Workspace
 
-if TYPE_CHECKING:
-    from dpr_core.training.state import State
+__all__ = ["Outcome", "Progress", "Stage", "Work", "Workspace", "run_stage"]
 
 logger = logging.getLogger("dense_path")
 
 ANY_ROLE = "*"
-
-
-class Progress(Protocol):
-    def advance(self, step: int, total: int, note: str = "") -> None: ...
-
-
-class Workspace:
-    """What the body of a stage works with. Whatever it writes into `output` is the artifact."""
-
-    def __init__(
-        self,
-        run: StageRun,
-        store: Store,
-        inputs: Mapping[str, str],
-        bench: Bench,
-        *,
-        execution: Any = None,
-        ending: Ending | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        self.run = run
-        self.store = store
-        self.inputs = dict(sorted(inputs.items()))
-        self.scratch = bench.scratch
-        self.output = bench.output
-        self._bench = bench
-        self._every = (getattr(execution, "checkpoint_minutes", None), getattr(execution, "checkpoint_steps", None))
-        self._ending = ending or Ending()
-        self._progress = progress
-
-    def input(self, role: str) -> Artifact:
-        """The verified artifact in a role."""
-        return self.store.fetch(self.inputs[role])
-
-    def artifact(self, run_id: str) -> Artifact:
-        """Any other verified artifact, such as an input of an input."""
-        return self.store.fetch(run_id)
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self.run.metrics(values, step)
-
-    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
-        self.run.table(path, rows)
-
-    def advance(self, step: int, total: int, note: str = "") -> None:
-        if self._progress is not None:
-            self._progress.advance(step, total, note)
-
-    def restore(self) -> dict[str, Any] | None:
-        """The newest sound state of an interrupted attempt, with the output as it was then; None begins anew."""
-        left = self._bench.newest()
-        if left is None:
-            return None
-        self.run.last_step = left["last_step"]
-        state: dict[str, Any] = left["state"]
-        return state
-
-    def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
-        """Keep the state if it is time, or if an end was asked for or MLflow is lost: then the end comes here."""
-        if self._ending.asked or self.run.is_lost or self._bench.is_due(step, *self._every):
-            self.run.flush()
-            self._bench.keep(step, lambda: {"last_step": self.run.last_step, "state": state()})
-        self._ending.point()
-        self.run.give_up_if_lost()
 
 
 @dataclass(frozen=True)
@@ -98,16 +35,23 @@ class Stage:
     name: str
     version: int
     config: type[StageConfig]
-    body: Callable[[StageConfig, Workspace], dict[str, float]]
+    body: Callable[[StageConfig, Any], dict[str, float]]
     describe: Callable[[StageConfig], str]
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     pin: Callable[[Any], StageConfig] = lambda config: config
     """Fills in what the config refers to but does not hold, such as the hash of a file's content."""
+    shared: bool = False
+    """Whether several processes can do it together. Then its body works with what `Work` says, and no more."""
     missing: Callable[[Any], str | None] = lambda config: None
     """What `pin` would have to fetch first. A plan fetches nothing; `preflight` does."""
     preflight: Callable[[Sequence[Any]], None] = lambda configs: None
     """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
+
+    def launch(self, config: StageConfig) -> Launch | None:
+        """The processes that are to do it together; None where this one does it alone."""
+        launch = getattr(getattr(config, "execution", None), "launch", None)
+        return launch if launch is not None and launch.processes > 1 else None
 
     def check_roles(self, given: Iterable[str]) -> None:
         """Refuse roles that this stage does not have, and the lack of one that it needs."""
@@ -154,6 +98,7 @@ def run_stage(
     What was begun before `not_before` is neither reused nor taken up.
     """
     name = name or stage.name
+    check_launch(stage, config)
     config = stage.pin(config)
     started = time.monotonic()
     artifacts = _verified_inputs(stage, inputs, store)
@@ -203,6 +148,18 @@ def run_stage(
         )
         metrics = _attempt(stage, config, artifacts, work, bench)
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
+
+
+def check_launch(stage: Stage, config: StageConfig) -> None:
+    """Refuse more processes than the stage can be done by, or than there are GPUs for."""
+    if launch := stage.launch(config):
+        if not stage.shared:
+            raise UsageError(
+                f"{stage.name} is done by one process, not {launch.processes}: leave its execution.launch as it is"
+            )
+        from tasks.launched import check_machine
+
+        check_machine(stage.name, launch)
 
 
 def recent(records: Iterable[Record], not_before: datetime | None) -> list[Record]:
@@ -276,8 +233,13 @@ def _worked(
 ) -> tuple[Manifest, dict[str, float]]:
     """Do what the stage does, and say what came of it."""
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
-    with _torch_as_in(config):
-        metrics = stage.body(config, work)
+    if launch := stage.launch(config):
+        from tasks.launched import launched
+
+        metrics = launched(stage.name, config, launch, work)
+    else:
+        with torch_as_in(config):
+            metrics = stage.body(config, work)
     manifest = Manifest.of_directory(
         work.output,
         stage=stage.name,
@@ -307,7 +269,7 @@ def _finished(run: StageRun, bench: Bench) -> tuple[Manifest, dict[str, float]] 
     return None
 
 
-def _torch_as_in(config: StageConfig) -> AbstractContextManager[None]:
+def torch_as_in(config: StageConfig) -> AbstractContextManager[None]:
     """Threads as configured, and torch's generators, which dropout draws from, as the seed has them: what else this
     process made before must not matter."""
     execution = getattr(config, "execution", None)

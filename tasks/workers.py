@@ -1,8 +1,6 @@
 """Other processes on this machine that make stages, each one at a time."""
 
 import logging
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError
+from tasks.children import environment, how_it_ended
 from tasks.progress import StageProgress
 from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
@@ -23,12 +21,8 @@ from tasks.tracking import Store
 MOST = 64
 """Processes at once, at the most."""
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
 PATIENCE = 30.0
 """Seconds that a process is given to end its stage as KILLED."""
-
-ROOT = Path(__file__).parents[1]
 
 # Ctrl-C reaches every process of a terminal. Here it counts for the one that knows what to do about all the others.
 START = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from tasks import workers; workers.main()"
@@ -60,16 +54,6 @@ def make(job: Job) -> Outcome:
             not_before=job.not_before,
             progress=progress,
         )
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: its affinity, and the quota of its container."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = map(int, QUOTA.read_text(encoding="utf-8").split())
-    except (OSError, ValueError):
-        return cores
-    return max(1, min(cores, quota // period))
 
 
 class Workers:
@@ -127,15 +111,13 @@ class _Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", START, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                # Bars of several processes would overwrite each other; lines do not.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TTY_COMPATIBLE": "0"},
+                env=environment(),
             )
         self._line = Connection(ours.detach())
 
@@ -144,17 +126,11 @@ class _Worker:
             self._line.send(job)
             answer = self._line.recv()
         except (EOFError, OSError):
-            raise _Gone(self._end()) from None
+            raise _Gone(how_it_ended(self.wait())) from None
         if isinstance(answer, DensePathError):
             raise answer
         assert isinstance(answer, Outcome)
         return answer
-
-    def _end(self) -> str:
-        status = self.wait()
-        if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
-        return f"ended with status {status}"
 
     def stop(self) -> None:
         if self._process.poll() is None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from dpr_core.config.base import Config, Name, override, parse, type_if_unset
 from dpr_core.config.data import LabSource, SubsampleConfig
@@ -17,6 +17,7 @@ from dpr_core.config.evaluation import (
     VerifiableJudge,
 )
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
+from dpr_core.config.launch import Launch
 from dpr_core.config.model import Backbone, LabBackbone
 from dpr_core.config.official import OfficialBenchmark
 from dpr_core.config.reinforce import ReinforceConfig
@@ -28,6 +29,9 @@ STAGES = ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "an
 
 OPTIONAL = frozenset({"rate"})
 """Stages that there are only where their section is set."""
+
+SHARED = ("sft", "reward", "diagnose", "reinforce", "answer")
+"""Stages that several processes can do together, as all methods can be."""
 
 
 class Variant(Config):
@@ -54,6 +58,9 @@ class PipelineConfig(Config):
 
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of every stage that does not set its own."""
+
+    launch: Launch = Launch()
+    """Processes that share the work of every stage that can be shared and does not set its own."""
 
     backbone: Backbone
     """The network to train."""
@@ -107,19 +114,39 @@ class PipelineConfig(Config):
         methods = seeded.get("methods")
         if isinstance(methods, dict):
             seeded["methods"] = {
-                name: {"seed": values["seed"], **method} if _has_seed(method) else method
+                name: {"seed": values["seed"], **method} if _is_stage(method) else method
                 for name, method in methods.items()
             }
         return seeded
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_launch_for_all(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "launch" not in values:
+            return values
+        try:
+            launch = Launch.model_validate(values["launch"]).model_dump()
+        except ValidationError:
+            # It is told of once, where it was written.
+            return values
+        launched = {**values, **{stage: _with_launch(values.get(stage, {}), launch) for stage in SHARED}}
+        methods = values.get("methods")
+        if isinstance(methods, dict):
+            launched["methods"] = {
+                name: _with_launch(method, launch) if _is_stage(method) else method for name, method in methods.items()
+            }
+        return launched
+
     @model_serializer(mode="wrap")
-    def _say_a_common_seed_once(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that changing `seed` in what was written out changes it everywhere."""
+    def _say_what_is_common_once(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that changing `seed` or `launch` in what was written out changes it everywhere."""
         values: dict[str, Any] = handler(self)
         sections = [values[stage] for stage in STAGES if values[stage] is not None]
         for section in [*sections, *values["methods"].values()]:
             if section.get("seed") == self.seed:
                 del section["seed"]
+            if section.get("execution", {}).get("launch") == values["launch"]:
+                del section["execution"]["launch"]
         return values
 
     @model_validator(mode="after")
@@ -174,8 +201,18 @@ class PipelineConfig(Config):
         return made
 
 
-def _has_seed(method: Any) -> bool:
+def _is_stage(method: Any) -> bool:
+    """A variant has no settings of its own."""
     return isinstance(method, dict) and method.get("type", "variant") != "variant"
+
+
+def _with_launch(section: Any, launch: dict[str, Any]) -> Any:
+    """The settings of a stage, with what they do not say of their launch."""
+    if not isinstance(section, dict):
+        return section
+    execution = section.get("execution", {})
+    own = execution.get("launch", {}) if isinstance(execution, dict) else None
+    return {**section, "execution": {**execution, "launch": {**launch, **own}}} if isinstance(own, dict) else section
 
 
 def _check_reference(reward: RewardConfig, sft: SFTConfig) -> None:

@@ -184,7 +184,8 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
 def processes(studies: "Sequence[Study]", to_run: int) -> int:
     """How many share the work where nothing is said: every core for the lab, whose stages have one thread each."""
     from dpr_core.config.model import LabBackbone
-    from tasks.workers import MOST, usable_cores
+    from tasks.children import usable_cores
+    from tasks.workers import MOST
 
     on_lab = all(isinstance(study.config.backbone, LabBackbone) for study in studies)
     return max(1, min(usable_cores(), to_run, MOST)) if on_lab else 1

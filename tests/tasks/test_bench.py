@@ -8,7 +8,7 @@ import torch
 
 import dpr_core.training.state
 from dpr_core.errors import DensePathError
-from tasks.bench import KEPT, Bench
+from tasks.bench import KEPT, Bench, write_state
 from tasks.identity import Manifest
 
 
@@ -32,14 +32,23 @@ def state(step: int) -> dict[str, Any]:
     return {"step": step, "weights": torch.full((3,), float(step))}
 
 
+def keep(bench: Bench, step: int, state: dict[str, Any]) -> int:
+    return bench.keep(step, step, lambda folder: write_state(state, folder))
+
+
+def newest(bench: Bench) -> dict[str, Any] | None:
+    left = bench.newest()
+    return None if left is None else dpr_core.training.state.read(left.folder)
+
+
 def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: Bench) -> None:
     put(bench, "half/model", "at half")
-    assert bench.keep(5, lambda: state(5)) > 0
+    assert keep(bench, 5, state(5)) > 0
     put(bench, "whole/model", "written after the state")
     again = Bench(bench.folder)
     assert again.attempt() == "run-1"
     again.open("run-1")
-    found = again.newest()
+    found = newest(again)
     assert found is not None
     assert (found["step"], found["weights"].tolist()) == (5, [5.0, 5.0, 5.0])
     assert files(again.output) == ["half/model"]
@@ -47,7 +56,7 @@ def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: Bench) -> 
 
 def test_two_states_are_kept(bench: Bench) -> None:
     for step in (1, 2, 10):
-        bench.keep(step, lambda step=step: state(step))
+        keep(bench, step, state(step))
     assert KEPT == 2
     assert {path.split("/")[0] for path in files(bench.folder / "states")} == {"000000002", "000000010"}
 
@@ -59,10 +68,10 @@ def test_two_states_are_kept(bench: Bench) -> None:
 def test_a_damaged_state_gives_way_to_the_one_before(
     bench: Bench, damage: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.keep(1, lambda: state(1))
-    bench.keep(2, lambda: state(2))
+    keep(bench, 1, state(1))
+    keep(bench, 2, state(2))
     harm(bench.folder / damage, how)
-    found = bench.newest()
+    found = newest(bench)
     assert found is not None
     assert found["step"] == 1
     assert "the state of step 2 is not used: " in caplog.text
@@ -81,9 +90,9 @@ def harm(path: Path, how: str) -> None:
 
 def test_output_that_changed_after_the_state_takes_the_state_with_it(bench: Bench) -> None:
     put(bench, "model", "at 1")
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
     put(bench, "model", "torn")
-    assert bench.newest() is None
+    assert newest(bench) is None
     assert files(bench.output) == []
 
 
@@ -92,26 +101,26 @@ def test_without_a_state_the_output_is_emptied(bench: Bench) -> None:
     again = Bench(bench.folder)
     again.open("run-1")
     assert files(again.output) == []
-    assert again.newest() is None
+    assert newest(again) is None
 
 
 def test_another_attempt_gets_an_empty_bench(bench: Bench) -> None:
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
     bench.open("run-2")
     assert bench.attempt() == "run-2"
-    assert bench.newest() is None
+    assert newest(bench) is None
 
 
 def test_half_a_state_is_no_state(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
 
     def die(path: Path, text: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tasks.bench.write_whole", die)
     with pytest.raises(KeyboardInterrupt):
-        bench.keep(2, lambda: state(2))
-    found = bench.newest()
+        keep(bench, 2, state(2))
+    found = newest(bench)
     assert found is not None
     assert found["step"] == 1
 
@@ -119,26 +128,27 @@ def test_half_a_state_is_no_state(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
 
-    def full(state: Any, folder: Path) -> None:
+    def full(state: Any, folder: Path, rank: int, ranks: int) -> None:
         (folder / "state.safetensors").write_bytes(bytes(1500))
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(dpr_core.training.state, "write", full)
     caplog.set_level(logging.WARNING)
-    assert bench.keep(2, lambda: {"step": 2, "parts": [{"weights": torch.zeros(375)}, 1.0]}) == 0
-    assert "no state could be kept at step 2 (it needs 1.5 kB, and " in caplog.text
+    assert keep(bench, 2, {"step": 2, "parts": [{"weights": torch.zeros(375)}, 1.0]}) == 0
+    assert "no state could be kept at step 2 (" in caplog.text
+    assert " are free, and it needs 1.5 kB); " in caplog.text
     assert not list(bench.folder.rglob("000000002*"))
     monkeypatch.undo()
-    found = bench.newest()
+    found = newest(bench)
     assert found is not None
     assert found["step"] == 1
 
 
 def test_any_other_failure_to_keep_a_state_is_raised(bench: Bench) -> None:
     with pytest.raises(TypeError, match="cannot be kept"):
-        bench.keep(1, lambda: {"strange": object()})
+        keep(bench, 1, {"strange": object()})
 
 
 def test_when_it_is_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +161,7 @@ def test_when_it_is_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not bench.is_due(1, 1.0, None)
     now = 100.0 + 60
     assert bench.is_due(1, 1.0, None)
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
     assert not bench.is_due(2, 1.0, None)
 
 
@@ -181,9 +191,9 @@ def test_half_states_of_those_that_were_killed_do_not_pile_up(bench: Bench) -> N
 
 def test_folders_that_came_after_the_state_go_with_their_files(bench: Bench) -> None:
     put(bench, "kept/deep/model", "at 1")
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
     put(bench, "official/new/answers.json", "later")
-    assert bench.newest() is not None
+    assert newest(bench) is not None
     assert files(bench.output) == ["kept/deep/model"]
     assert sorted(path.name for path in bench.output.iterdir()) == ["kept"]
 
@@ -193,13 +203,13 @@ def test_what_other_versions_made_is_neither_gone_on_with_nor_thrown_away(
 ) -> None:
     put(bench, "model", "at 1")
     monkeypatch.setattr("tasks.bench.library_versions", lambda: {"torch": "1", "numpy": "2"})
-    bench.keep(1, lambda: state(1))
+    keep(bench, 1, state(1))
     put(bench, "later", "after the state")
     monkeypatch.setattr("tasks.bench.library_versions", lambda: {"torch": "3", "numpy": "2"})
     with pytest.raises(DensePathError, match=r"other versions \(torch 1 -> 3\).*dpr gc --unfinished"):
-        bench.newest()
+        newest(bench)
     assert files(bench.output) == ["later", "model"]
     monkeypatch.setattr("tasks.bench.library_versions", lambda: {"torch": "1", "numpy": "2"})
-    found = bench.newest()
+    found = newest(bench)
     assert found is not None
     assert found["step"] == 1

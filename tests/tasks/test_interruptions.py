@@ -68,7 +68,7 @@ def test_what_a_finished_attempt_left_on_its_bench_goes_at_the_next_request(
 
 def test_an_attempt_that_goes_on_to_its_end_gives_no_reason_for_one(store: Store, toys: dict[str, Stage]) -> None:
     def fails(config: Any, work: Workspace) -> dict[str, float]:
-        work._bench.keep(1, lambda: {"last_step": 1, "state": {}})
+        work._bench.keep(1, 1, lambda folder: None)
         raise DensePathError("no luck")
 
     stage = toys["number"]

@@ -126,7 +126,7 @@ def interrupted(toys: dict[str, Stage], store: Store, moment: datetime | None) -
     import dataclasses
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
-        work._bench.keep(1, lambda: {"last_step": 1, "state": {}})
+        work._bench.keep(1, 1, lambda folder: None)
         raise Killed
 
     stage = dataclasses.replace(toys["number"], body=body)
@@ -210,6 +210,7 @@ SLOW = """
 import json, runpy, sys, time
 from dataclasses import replace
 from pathlib import Path
+from tasks.bench import write_state
 from tasks.stage import run_stage
 from tasks.tracking import Store
 toys = runpy.run_path("tests/tasks/conftest.py")
@@ -220,7 +221,7 @@ def body(config, work):
     first = 0 if left is None else left["step"]
     (store.home / f"began at {first}").touch()
     for step in range(first, 8):
-        work._bench.keep(step, lambda: {"last_step": step, "state": {"step": step}})
+        work._bench.keep(step, step, lambda folder: write_state({"step": step}, folder))
         time.sleep(600 if left is None and step == 3 else 0)
     toys["write"](work, config.value)
     return {}

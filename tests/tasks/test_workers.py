@@ -13,8 +13,9 @@ import pytest
 from dpr_core.config.data import LabSource, SubsampleConfig, Template
 from dpr_core.config.model import LabBackbone
 from dpr_core.errors import DensePathError, UsageError
+from tasks.children import usable_cores
 from tasks.tracking import Store
-from tasks.workers import Job, Workers, usable_cores
+from tasks.workers import Job, Workers
 
 pytestmark = pytest.mark.integration
 
@@ -101,7 +102,7 @@ def test_cores_are_counted_within_affinity_and_quota(
     quota: str | None, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
-    monkeypatch.setattr("tasks.workers.QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("tasks.children.QUOTA", tmp_path / "cpu.max")
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota)
     assert usable_cores() == cores

@@ -15,6 +15,7 @@ from dpr_core.config.evaluation import (
     VerifiableJudge,
 )
 from dpr_core.config.imitation import ContinuedSFTConfig, Gsil, SelfPlayConfig, Spin
+from dpr_core.config.launch import Launch
 from dpr_core.config.model import LabBackbone, PretrainedBackbone
 from dpr_core.config.pipeline import PipelineConfig, Variant
 from dpr_core.config.reinforce import Algorithm1, KLStop, ReinforceConfig, ReinforcePlusPlus
@@ -180,6 +181,40 @@ def test_commented_yaml_reads_back_as_the_same_config(config: PipelineConfig) ->
     again = parse(PipelineConfig, read_yaml(commented_yaml(config), "x"), "x")
     assert again == config
     assert commented_yaml(again) == commented_yaml(config)
+
+
+def test_one_launch_for_every_stage_that_can_be_shared_and_does_not_set_its_own() -> None:
+    methods = {"more": {"type": "continued_sft"}, "other": {"changes": ["reward.formula=with_value"]}}
+    config = _load(
+        {**LAB, "methods": methods}, "launch.processes=8", "launch.strategy=fsdp", "reward.execution.launch.processes=2"
+    )
+    eight, two = Launch(processes=8, strategy="fsdp"), Launch(processes=2, strategy="fsdp")
+    sections = (config.sft, config.diagnose, config.reinforce, config.answer, config.methods["more"])
+    assert [section.execution.launch for section in sections] == [eight] * 5  # type: ignore[union-attr]
+    assert config.reward.execution.launch == two
+    assert [part.execution.launch for part in config.variants()["other"]] == [two, eight]
+    assert isinstance(config.backbone, LabBackbone)
+    assert config.backbone.execution == LabBackbone().execution
+
+    printed = read_yaml(commented_yaml(config), "x")
+    assert "launch" not in printed["sft"]["execution"]
+    assert _load(printed) == config
+    assert _load(printed, "launch.processes=4").sft.execution.launch == Launch(processes=4, strategy="fsdp")
+    assert _load(LAB, "launch.processes=8", "diagnose=null").diagnose is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("launch.processes=0", "x: launch.processes: input should be greater than or equal to 1 (got 0)"),
+        ("launch.strategy=mpi", "x: launch.strategy: input should be 'ddp', 'fsdp' or 'deepspeed' (got 'mpi')"),
+        ("launch.cpu_offload=true", "x: launch: cpu_offload is a setting of strategy=fsdp, and the strategy is ddp"),
+    ],
+)
+def test_a_wrong_launch_is_told_of_once_and_where_it_was_written(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        _load(LAB, assignment)
+    assert str(error.value) == message
 
 
 def test_every_setting_of_a_printed_recipe_can_be_overridden() -> None:

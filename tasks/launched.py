@@ -1,0 +1,297 @@
+"""A stage that several processes do together: here they are started, served and ended.
+
+Every one of them runs the stage's body (`tasks/rank.py`) and reaches this process over a line of its own. What they
+report comes from the first; what concerns them all, such as whether to keep a state, is asked by all, decided once
+here, where the attempt is, and told to all.
+"""
+
+import gc
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from logging import getLogger
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import Execution
+from dpr_core.config.launch import Launch
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.reporting.visible import visible
+from tasks.children import environment, how_it_ended, usable_cores
+from tasks.home import NoRoom
+from tasks.lines import receive, send
+from tasks.workspace import Workspace
+
+MEETINGS = frozenset({"restore", "checkpoint", "written", "done"})
+"""What is answered once all of them have asked it."""
+
+PATIENCE = 10.0
+"""Seconds that processes have to end by themselves."""
+
+BREATH = 1.0
+"""Seconds in which the end of a process is noticed, at the most, once it has broken what the others are at."""
+
+LAST_LINES = 12
+
+ENDED = re.compile(r"^ *rank *: (\d+) .*?^ *exitcode *: (-?\d+) ", re.MULTILINE | re.DOTALL)
+"""A process in what torch says of those that failed."""
+
+
+def check_machine(name: str, launch: Launch) -> None:
+    """Refuse what this machine has not got."""
+    gpus = _gpus()
+    if 0 < gpus < launch.processes:
+        raise UsageError(
+            f"{name}: execution.launch.processes is {launch.processes}, but there is one process for each GPU and this "
+            f"machine has {gpus}; set it to {gpus}"
+        )
+    if launch.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UsageError(
+            f"{name}: execution.launch.strategy is deepspeed, which is not installed; "
+            "install it with: pip install deepspeed, or set the strategy to fsdp"
+        )
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _leave_the_gpu() -> None:
+    """What an earlier stage left there for this process would be missing to the first of the others."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) -> dict[str, float]:
+    """Have the stage done by several processes; returns what the first one's body returns."""
+    _leave_the_gpu()
+    folder = work.scratch / "ranks"
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="dpr-") as private, socket.socket(socket.AF_UNIX) as door:
+        address = str(Path(private, "line"))
+        door.bind(address)
+        door.listen(launch.processes)
+        with _started(_command(config, launch, address), folder / "launcher.log") as launcher:
+            ranks = _Ranks(name, config, launch.processes, work, folder, launcher)
+            try:
+                ranks.gather(door)
+                return ranks.serve()
+            finally:
+                ranks.leave()
+
+
+def _command(config: StageConfig, launch: Launch, address: str) -> list[str]:
+    execution: Execution = config.execution  # type: ignore[attr-defined]
+    threads = execution.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or usable_cores() // launch.processes
+    options = {
+        "num_processes": launch.processes,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "main_process_port": 0,
+        "num_cpu_threads_per_process": max(1, threads),
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    # What Accelerate calls multi_gpu is several processes on one machine, on GPUs or not.
+    command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += [part for option, value in options.items() for part in (f"--{option}", str(value))]
+    return [*command, "-m", "tasks.rank", address]
+
+
+@contextmanager
+def _started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """In a session of its own: Ctrl-C is for this process, which knows what to do about all the others."""
+    with log.open("wb") as output:
+        launcher = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment() | {"PYTHONSAFEPATH": "1", "ACCELERATE_USE_CPU": str(not _gpus()).lower()},
+            start_new_session=True,
+        )
+    try:
+        yield launcher
+    finally:
+        for end in (lambda: None, launcher.terminate, launcher.kill):
+            end()
+            with suppress(subprocess.TimeoutExpired):
+                launcher.wait(PATIENCE)
+                break
+
+
+class _Ranks:
+    """The processes of one stage, each with a line to it."""
+
+    def __init__(
+        self,
+        name: str,
+        config: StageConfig,
+        count: int,
+        work: Workspace,
+        folder: Path,
+        launcher: "subprocess.Popen[bytes]",
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.count = count
+        self.work = work
+        self.folder = folder
+        self.launcher = launcher
+        self._lines: dict[int, Connection] = {}
+        self._fetched: dict[str, dict[str, Any]] = {}
+
+    def gather(self, door: socket.socket) -> None:
+        """Take up the line of every process, and tell it what to do."""
+        while len(self._lines) < self.count:
+            if not wait([door], timeout=BREATH):
+                if self.launcher.poll() is not None:
+                    raise DensePathError(
+                        f"{self.name}: its {self.count} processes could not be started{self._last('launcher')}"
+                    )
+                continue
+            line = Connection(door.accept()[0].detach())
+            rank = receive(line)["rank"]
+            self._lines[rank] = line
+            send(
+                line,
+                stage=self.name,
+                config=self.config.model_dump(mode="json"),
+                inputs=self.work.inputs,
+                output=str(self.work.output),
+                scratch=str(self.work.scratch if rank == 0 else self.folder / str(rank)),
+                log=str(self._log(rank)),
+            )
+
+    def serve(self) -> dict[str, float]:
+        """Until they are done; returns what they came to."""
+        while True:
+            asked = self._meet()
+            match asked["ask"]:
+                case "restore":
+                    folder = self.work.kept()
+                    self._tell_all(None if folder is None else str(folder))
+                case "checkpoint":
+                    self.work.checkpoint_by(asked["step"], self._write)
+                    self._tell_all(None)
+                case "done":
+                    self._tell_all(None)
+                    metrics: dict[str, float] = asked["metrics"]
+                    return metrics
+
+    def leave(self) -> None:
+        """Those that are still there end at once: without their lines they are nobody's."""
+        for line in self._lines.values():
+            line.close()
+
+    def _write(self, folder: Path) -> None:
+        """Have each of them write what it holds of the state."""
+        self._tell_all(str(folder))
+        if needed := self._meet()["needed"]:
+            raise NoRoom(needed)
+
+    def _tell_all(self, answer: str | None) -> None:
+        for rank in self._lines:
+            self._tell(rank, answer)
+
+    def _tell(self, rank: int, answer: Any) -> None:
+        try:
+            send(self._lines[rank], answer=answer)
+        except OSError:
+            self._lost(rank)
+
+    def _meet(self) -> dict[str, Any]:
+        """Serve them until all ask the same; returns it as the first one asked it, with the room that is needed."""
+        asked: dict[int, dict[str, Any]] = {}
+        ranks = {line: rank for rank, line in self._lines.items()}
+        while len(asked) < self.count:
+            for line in wait(list(ranks)):
+                assert isinstance(line, Connection)
+                rank = ranks[line]
+                try:
+                    message = receive(line)
+                except (EOFError, OSError):
+                    self._lost(rank)
+                if message["ask"] in MEETINGS:
+                    asked[rank] = message
+                else:
+                    self._serve(rank, message)
+        where = {(message["ask"], message.get("step")) for message in asked.values()}
+        if len(where) > 1:
+            raise DensePathError(f"{self.name}: its processes are not at the same place: {sorted(map(str, where))}")
+        return {**asked[0], "needed": max(message.get("needed", 0) for message in asked.values())}
+
+    def _serve(self, rank: int, message: dict[str, Any]) -> None:
+        match message:
+            case {"ask": "fetch", "id": run_id}:
+                if run_id not in self._fetched:
+                    artifact = self.work.artifact(run_id)
+                    self._fetched[run_id] = asdict(artifact) | {"path": str(artifact.path)}
+                self._tell(rank, self._fetched[run_id])
+            case {"ask": "metrics", "values": values, "step": step}:
+                self.work.metrics(values, step)
+            case {"ask": "advance", "step": step, "total": total, "note": note}:
+                self.work.advance(step, total, note)
+            case {"ask": "table", "path": path, "rows": rows}:
+                self.work.table(path, rows)
+            case {"ask": "file", "local": local, "folder": folder}:
+                self.work.file(Path(local), folder)
+                self._tell(rank, None)
+            case {"ask": "log", "logger": logger, "level": level, "text": text}:
+                getLogger(logger).log(level, "%s", text)
+            case {"ask": "failed", "kind": kind, "text": text}:
+                self._failed(rank, kind, text)
+            case _:
+                raise AssertionError(f"rank {rank} asked for {message}")
+
+    def _failed(self, rank: int, kind: str, text: str) -> NoReturn:
+        """Raise what a process raised; of what it did not mean to, the process that caused it may be another."""
+        if kind == "UsageError":
+            raise UsageError(text)
+        if kind == "DensePathError":
+            raise DensePathError(text)
+        until = time.monotonic() + BREATH
+        others = {line: other for other, line in self._lines.items() if other != rank}
+        while (left := until - time.monotonic()) > 0:
+            for line in wait(list(others), timeout=left):
+                try:
+                    receive(line)  # type: ignore[arg-type]
+                except (EOFError, OSError):
+                    self._lost(others[line])  # type: ignore[index]
+        raise DensePathError(
+            f"{self.name}: rank {rank} of its {self.count} processes failed: {kind}: {text}{self._last(rank)}"
+        )
+
+    def _lost(self, rank: int) -> NoReturn:
+        """A process has ended that should not have."""
+        with suppress(subprocess.TimeoutExpired):
+            self.launcher.wait(PATIENCE)
+        statuses = dict(ENDED.findall((self.folder / "launcher.log").read_text(encoding="utf-8", errors="replace")))
+        end = how_it_ended(int(statuses[str(rank)])) if str(rank) in statuses else "ended without a word"
+        raise DensePathError(f"{self.name}: rank {rank} of its {self.count} processes {end}{self._last(rank)}")
+
+    def _log(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.log"
+
+    def _last(self, who: int | str) -> str:
+        """The end of what a process wrote to its standard error, as an addition to a message."""
+        file = self._log(who) if isinstance(who, int) else self.folder / f"{who}.log"
+        with suppress(OSError):
+            if lines := file.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
+                return "; its last words:\n" + "\n".join(f"  {visible(line)}" for line in lines)
+        return ""
