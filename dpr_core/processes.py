@@ -6,18 +6,22 @@ order, or they wait for each other for ever.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 T = TypeVar("T")
 
 
-def state() -> PartialState:
+def state() -> "PartialState":
     """Accelerate's view of this process, which is put in touch with the others when it is asked for first."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
     if PartialState._shared_state:
         return PartialState()
     settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU")}
@@ -61,5 +65,7 @@ def added(values: Tensor) -> Tensor:
 
 def gathered(values: Iterable[T]) -> list[T]:
     """What each process has, one after another, in every one of them."""
+    from accelerate.utils import gather_object
+
     mine = list(values)
     return list(gather_object(mine)) if count() > 1 else mine

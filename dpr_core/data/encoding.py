@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from dpr_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TokenSequence:
         return len(self.prompt) + len(self.response)
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The token that ends a response: trained, sampled, scored and rewarded like any other."""
     if tokenizer.eos_token_id is None:
         raise UsageError(
@@ -29,27 +31,27 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[int, ...]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", rendered: str) -> tuple[int, ...]:
     """With what the tokenizer itself puts in front (BOS or nothing); special tokens spelled out in text stay text."""
     return tuple(_plain_ids(tokenizer, rendered, with_prefix=True))
 
 
-def encode_later_turn(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[int, ...]:
+def encode_later_turn(tokenizer: "PreTrainedTokenizerBase", rendered: str) -> tuple[int, ...]:
     """What follows an answer in a conversation: nothing is put in front."""
     return tuple(_plain_ids(tokenizer, rendered, with_prefix=False))
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, ...]:
     """The response and exactly one end token."""
     return (*_plain_ids(tokenizer, text, with_prefix=False), end_token(tokenizer))
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
+def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Iterable[int]) -> str:
     """Text without special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, with_prefix: bool) -> list[int]:
+def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str, with_prefix: bool) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not with_prefix:
         return ids
@@ -76,7 +78,7 @@ class Encoded:
 
 
 def encode_demonstrations(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     texts: Iterable[tuple[str, str]],
     max_prompt_tokens: int,
     max_response_tokens: int,

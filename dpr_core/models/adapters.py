@@ -5,19 +5,21 @@ knows of them: a frozen scorer is always a checkpoint of its own, never a model 
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from dpr_core.config.training import LoRA
 from dpr_core.errors import UsageError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _NAME = "default"
 
 
-def add_adapters(model: PreTrainedModel, settings: LoRA, seed: int) -> None:
+def add_adapters(model: "PreTrainedModel", settings: LoRA, seed: int) -> None:
     """Freeze the model and put adapters into it that change nothing yet, in place.
 
     Seeds torch's generators, from which the first adapters and their dropout are drawn.
@@ -37,7 +39,7 @@ def add_adapters(model: PreTrainedModel, settings: LoRA, seed: int) -> None:
 
 
 @torch.no_grad()
-def merged(model: PreTrainedModel) -> dict[str, Tensor] | None:
+def merged(model: "PreTrainedModel") -> dict[str, Tensor] | None:
     """The weights of the model with its adapters added in, named as without them; None where it has none."""
     adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     if not adapted:

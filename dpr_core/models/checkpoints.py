@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +18,7 @@ from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.adapters import merged
-from dpr_core.models.sharding import gathered
+from dpr_core.models.sharding import gathered, is_slice
 from dpr_core.models.trust import own_code, refuse_missing_shards, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
@@ -31,7 +30,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     all have to call this, the first writes: it gathers weight after weight in its CPU's memory."""
     writes = processes.rank() == 0
     weights = merged(model)
-    if any(isinstance(weight, DTensor) for weight in model.parameters()):
+    if any(map(is_slice, model.parameters())):
         held = weights or model.state_dict(keep_vars=True)
         weights = gathered(held, torch.device("cpu") if writes else None)
     if writes:

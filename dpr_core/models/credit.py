@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
@@ -11,6 +10,9 @@ from dpr_core.data.rendering import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward, ScoredTokens
 from dpr_core.returns import reward_to_go
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"
 
@@ -24,7 +26,7 @@ class GivenText:
 
 def assign_credit(
     reward: DenseReward,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     renderer: Renderer,
     texts: Sequence[GivenText],
     on_progress: Callable[[int, int], None] | None = None,
@@ -39,7 +41,7 @@ def assign_credit(
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, renderer: Renderer, texts: Sequence[GivenText]
+    tokenizer: "PreTrainedTokenizerBase", renderer: Renderer, texts: Sequence[GivenText]
 ) -> list[TokenSequence]:
     """Each prompt rendered as in training, each response with its end token."""
     sequences = []
@@ -52,7 +54,7 @@ def encode_texts(
 
 
 def credit_of(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[GivenText],
     sequences: Sequence[TokenSequence],
     scored: ScoredTokens,
@@ -83,7 +85,7 @@ def credit_of(
     ]
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
     """What each token adds to the decoded text: together exactly that text, special tokens as they are spelled.
 
     A character of several tokens is shown at its last one. Tokens are decoded with those just before them, since
@@ -108,5 +110,5 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     return pieces
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

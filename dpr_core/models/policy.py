@@ -1,23 +1,25 @@
 """A causal language model seen as a policy: token sequences in, one score for each response token out."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
 from dpr_core.models.sharding import device_of, rounded_layers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Policy(nn.Module):
     """Wraps any of the four families. The head is applied to response positions only, in float32, chunk by chunk."""
 
     def __init__(
-        self, model: PreTrainedModel, logits_per_chunk: int = 2**25, activations: torch.dtype = torch.float32
+        self, model: "PreTrainedModel", logits_per_chunk: int = 2**25, activations: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
         self.model = model

@@ -4,29 +4,25 @@ network runs, one layer at a time is gathered."""
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    OffloadPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from dpr_core import processes
 from dpr_core.config.launch import Launch
 from dpr_core.errors import UsageError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 M = TypeVar("M", bound=nn.Module)
 
-_skeletons: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+_sharded: "WeakSet[nn.Module]" = WeakSet()
+"""Policies and critics."""
+
+_skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary()
 """Of each sharded model: the same one without weights, and without the hooks that gather them."""
 
 
@@ -38,12 +34,16 @@ def place(module: M, launch: Launch) -> M:
         )
     if launch.strategy != "fsdp" or processes.count() == 1:
         return module.to(processes.device())
-    if not isinstance(module, FSDPModule):
+    if not is_sharded(module):
         _shard(module, launch.cpu_offload)
     return module
 
 
 def _shard(module: nn.Module, cpu_offload: bool) -> None:
+    # They take most of a second to import.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+
     device = processes.device()
     mesh = init_device_mesh(device.type, (processes.count(),))
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
@@ -55,42 +55,50 @@ def _shard(module: nn.Module, cpu_offload: bool) -> None:
         fully_shard(part, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
     # What is in no layer, embeddings, last norm and head, may be tied, so it is one group, and needed until the end.
     fully_shard(module, mesh=mesh, offload_policy=offload, reshard_after_forward=False)
+    _sharded.add(module)
     if hasattr(module, "response_states"):
         register_fsdp_forward_method(module, "response_states")
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether its weights are slices."""
-    return isinstance(module, FSDPModule)
+    return module in _sharded
 
 
-def networks(module: nn.Module) -> list[PreTrainedModel]:
+def is_slice(values: Tensor) -> bool:
+    """Whether it is this process's slice of a tensor. It is asked in a way that imports nothing."""
+    return hasattr(values, "full_tensor")
+
+
+def networks(module: nn.Module) -> "list[PreTrainedModel]":
     """The transformers models that a policy or a critic is made of."""
+    from transformers import PreTrainedModel
+
     return [part for part in module.children() if isinstance(part, PreTrainedModel)]
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes; slices of its weights may rest elsewhere."""
     weight = next(module.parameters())
-    return processes.device() if isinstance(weight, DTensor) else weight.device
+    return processes.device() if is_slice(weight) else weight.device
 
 
 @contextmanager
 def reading(*modules: nn.Module) -> Iterator[None]:
     """Without dropout and gradients; afterwards nothing stays gathered."""
-    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    sharded = [module for module in modules if is_sharded(module)]
     for module in modules:
         module.eval()
     # What is gathered in inference mode could not be trained on later.
     with torch.no_grad() if sharded else torch.inference_mode():
         yield
     for module in sharded:
-        module.reshard()
+        module.reshard()  # type: ignore[operator]
 
 
 def whole(
-    model: PreTrainedModel, device: torch.device | None = None, activations: torch.dtype = torch.float32
-) -> PreTrainedModel:
+    model: "PreTrainedModel", device: torch.device | None = None, activations: torch.dtype = torch.float32
+) -> "PreTrainedModel":
     """The model with all of its weights in this process. That is itself, or of a sharded one a copy: all processes have
     to ask, and the copy lasts as long as it is held. Weights that are only ever used rounded, it holds rounded."""
     if model not in _skeletons:
@@ -100,11 +108,10 @@ def whole(
     weights = model.state_dict(keep_vars=True)
     types = {name: activations if name in rounded else weight.dtype for name, weight in weights.items()}
     twin.load_state_dict(gathered(weights, device or processes.device(), types), assign=True)
-    assert isinstance(twin, PreTrainedModel)
     return twin
 
 
-def rounded_layers(model: PreTrainedModel, activations: torch.dtype) -> list[tuple[str, nn.Linear]]:
+def rounded_layers(model: "PreTrainedModel", activations: torch.dtype) -> list[tuple[str, nn.Linear]]:
     """The layers whose weights autocast rounds for each use: all linear ones but the head, which is run in float32."""
     if activations == torch.float32:
         return []
@@ -129,14 +136,19 @@ def gathered(
 
 def full(weight: Tensor) -> Tensor:
     """All of a weight, in every process."""
-    weight = weight.detach()
-    return weight.to(processes.device()).full_tensor() if isinstance(weight, DTensor) else weight
+    if not is_slice(weight):
+        return weight.detach()
+    whole: Tensor = weight.detach().to(processes.device()).full_tensor()  # type: ignore[attr-defined]
+    return whole
 
 
 def cut(values: Tensor, like: Tensor) -> Tensor:
     """Of all values, this process's slice, where `like` is sharded."""
-    if not isinstance(like, DTensor) or isinstance(values, DTensor):
+    if not is_slice(like) or is_slice(values):
         return values
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
     ranks, rank = like.device_mesh.size(), like.device_mesh.get_local_rank()
     rows = -(-len(values) // ranks)
     mine = values[rank * rows : (rank + 1) * rows].to(like.device, like.dtype)
@@ -145,7 +157,7 @@ def cut(values: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def _without_weights(model: PreTrainedModel, device: torch.device) -> nn.Module:
+def _without_weights(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
     known: dict[int, Any] = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
         for weight in model.parameters()

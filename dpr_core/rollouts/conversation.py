@@ -7,8 +7,7 @@ token, every answer closed by one end token, and then the next turn in the same 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from dpr_core.benchmarks.base import Question
 from dpr_core.data.encoding import encode_later_turn, encode_prompt
@@ -17,6 +16,9 @@ from dpr_core.errors import UsageError
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.training.recorder import Recorder
 from dpr_core.training.state import State
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Draw = Callable[[Sequence[tuple[int, ...]], Sampling, int, Progress, dict[int, Completion]], list[Completion]]
 """One completion a prompt: prompts, sampling, seed, progress, and what is drawn already; see `Engine.generate`."""
@@ -40,7 +42,7 @@ class Script:
 
 
 def script(
-    tokenizer: PreTrainedTokenizerBase, renderer: Renderer, question: Question, temperature: float, max_tokens: int
+    tokenizer: "PreTrainedTokenizerBase", renderer: Renderer, question: Question, temperature: float, max_tokens: int
 ) -> Script:
     """A question as token ids; UsageError where all its turns together have more than `max_tokens`."""
     first = encode_prompt(tokenizer, renderer.render(question.turns[0], question.system))

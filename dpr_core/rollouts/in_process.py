@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from dpr_core import processes
 from dpr_core.logprobs import contrastive
@@ -16,6 +16,9 @@ from dpr_core.rollouts.drawing import Drawing, Reads
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
 from dpr_core.rollouts.slots import Reader, masks_allowed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 WAVE = 4
 """Times the rows at once, prompts make a wave. A slot is filled again within a wave only, and a wave that was
 interrupted is drawn from its start: each row has the neighbours that it would have had, and the same bits."""
@@ -25,7 +28,7 @@ interrupted is drawn from its start: each row has the neighbours that it would h
 class Against:
     """Contrastive decoding: logits log pi + k (log pi - log pi_reference)."""
 
-    reference: PreTrainedModel
+    reference: "PreTrainedModel"
     k: float
 
 
@@ -39,7 +42,7 @@ class InProcessEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         rows: int = 256,
         activations: torch.dtype = torch.float32,
         against: Against | None = None,

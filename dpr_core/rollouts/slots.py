@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from dpr_core.logprobs import float32_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Slots:
@@ -63,7 +65,7 @@ class Reader:
     `logits` depends on nothing but tensors and their shapes, and waits for no device.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, columns: int) -> None:
+    def __init__(self, model: "PreTrainedModel", slots: int, columns: int) -> None:
         self.body: Any = model.get_decoder()
         self.head: Any = model.get_output_embeddings()
         self.slots = Slots(slots, self.body.config.num_key_value_heads, columns)
@@ -104,7 +106,7 @@ def causal_mask(positions: Tensor, width: int, window: int | None, dtype: torch.
 
 
 @contextmanager
-def masks_allowed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+def masks_allowed(models: "Sequence[PreTrainedModel]") -> Iterator[None]:
     """Flash attention takes no mask of each row's own; sdpa stands in for it."""
     flash = [model for model in models if model.config._attn_implementation == "flash_attention_2"]
     for model in flash:

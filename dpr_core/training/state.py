@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from dpr_core.models.sharding import is_slice
 
 State = Mapping[str, Any]
 """Nested mappings with text keys, lists, numbers, texts and tensors."""
@@ -28,7 +29,7 @@ def write(state: State, folder: Path, rank: int = 0, ranks: int = 1) -> None:
     its own, and the first everything else."""
     tensors: dict[str, Tensor] = {}
     values = _taken_apart(state, "", tensors, ranks)
-    mine = tensors if rank == 0 else {name: each for name, each in tensors.items() if isinstance(each, DTensor)}
+    mine = tensors if rank == 0 else {name: each for name, each in tensors.items() if is_slice(each)}
     save_file({name: _local(each) for name, each in mine.items()}, folder / _file(rank))
     if rank == 0:
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
@@ -80,13 +81,13 @@ def unpack(packed: State) -> list[tuple[Any, ...]]:
 
 def _local(tensor: Tensor) -> Tensor:
     """This process's slice, if it is sharded."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).contiguous()
+    return (tensor.to_local() if is_slice(tensor) else tensor).contiguous()  # type: ignore[attr-defined]
 
 
 def _taken_apart(value: Any, path: str, tensors: dict[str, Tensor], ranks: int) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
-        return {_TENSOR: path, _SLICES: ranks} if isinstance(value, DTensor) and ranks > 1 else {_TENSOR: path}
+        return {_TENSOR: path, _SLICES: ranks} if is_slice(value) and ranks > 1 else {_TENSOR: path}
     if isinstance(value, Mapping):
         if strange := [key for key in value if not isinstance(key, str) or key == _TENSOR]:
             raise TypeError(f"{path or 'the state'}: {strange[0]!r} cannot be the name of a part")

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -52,6 +51,9 @@ class Trainer:
         name: str = "train",
         recorder: Recorder | None = None,
     ) -> None:
+        # It takes as long to import as all else here, torch aside.
+        from accelerate import Accelerator
+
         processes.state()
         # Activations are the module's own business; Accelerate must not change them for the trained model alone.
         self.accelerator = Accelerator(mixed_precision="no")
