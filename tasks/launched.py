@@ -6,7 +6,6 @@ here, where the attempt is, and told to all.
 """
 
 import gc
-import importlib.util
 import os
 import re
 import socket
@@ -54,11 +53,6 @@ def check_machine(name: str, launch: Launch) -> None:
         raise UsageError(
             f"{name}: execution.launch.processes is {launch.processes}, but there is one process for each GPU and this "
             f"machine has {gpus}; set it to {gpus}"
-        )
-    if launch.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise UsageError(
-            f"{name}: execution.launch.strategy is deepspeed, which is not installed; "
-            "install it with: pip install deepspeed, or set the strategy to fsdp"
         )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dpr_core import processes
 from dpr_core.config.launch import Launch
-from dpr_core.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,10 +27,6 @@ _skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary(
 
 def place(module: M, launch: Launch) -> M:
     """Put a policy or a critic where it computes: all of it, or this process's slice of each weight. In place."""
-    if processes.count() > 1 and launch.strategy == "deepspeed":
-        raise UsageError(
-            "execution.launch.strategy=deepspeed is not implemented; fsdp shards what ZeRO-3 does, so set strategy=fsdp"
-        )
     if launch.strategy != "fsdp" or processes.count() == 1:
         return module.to(processes.device())
     if not is_sharded(module):

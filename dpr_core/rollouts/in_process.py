@@ -104,7 +104,7 @@ class InProcessEngine:
 
     def _wave(
         self,
-        models: Sequence[PreTrainedModel],
+        models: "Sequence[PreTrainedModel]",
         prompts: Sequence[tuple[int, ...]],
         uniforms: Tensor,
         sampling: Sampling,
