@@ -26,8 +26,9 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.training import Optimizer
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
+from dpr_core.training.state import read
 from dpr_core.training.trainer import Trainer
-from tasks.bench import Bench, in_bytes
+from tasks.bench import Bench, in_bytes, write_state
 
 ROWS = [TokenSequence(tuple(range(3, 13)), tuple(range(13, 32))) for _ in range(8)]
 
@@ -78,12 +79,13 @@ def measured(trainer: Trainer, bench: Bench, repeats: int, minutes: float) -> di
     size, writing, reading = 0, [], []
     for step in range(1, repeats + 1):
         started = time.perf_counter()
-        size = bench.keep(step, trainer.state)
+        size = bench.keep(step, step, lambda folder: write_state(trainer.state(), folder))
         written = time.perf_counter()
         found = bench.newest()
+        assert found is not None
+        read(found.folder)
         reading.append(time.perf_counter() - written)
         writing.append(written - started)
-        assert found is not None
     return {
         "parameters": sum(p.numel() for p in trainer.module.parameters()),
         "bytes": size,

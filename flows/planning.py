@@ -61,7 +61,7 @@ class StagePlan:
             "fullest_while": self.needs.fullest,
             "bytes": round(peak.total),
             "processes": self.launch.processes,
-            "strategy": self.launch.strategy if self.launch.is_distributed else None,
+            "strategy": self.launch.strategy if self.launch.processes > 1 else None,
             "bytes_on_each": round(self.on_each),
             "parts": peak.as_dict(),
             "moments": {name: round(parts.total) for name, parts in self.needs.moments.items()},
@@ -192,7 +192,7 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, 
     for more in each[1:]:
         work += more.work
     first = _execution(several)
-    launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.is_distributed else first.launch
+    launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes > 1 else first.launch
 
     def with_execution(execution: Execution) -> Needs:
         changed = [needs(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]

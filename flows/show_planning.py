@@ -16,7 +16,7 @@ GIGA = 2**30
 
 def plan_view(plan: RunPlan) -> RenderableType:
     asked = plan.asked
-    shared = any(stage.launch.is_distributed for stage in plan.stages)
+    shared = any(stage.launch.processes > 1 for stage in plan.stages)
     memory = Table(
         ("stage", "fullest while", *PARTS, "in all", *(["processes", "on each GPU"] if shared else []), "fits"),
         [_memory_row(stage, shared) for stage in plan.stages],
@@ -50,7 +50,7 @@ def advice(stage: StagePlan, plan: RunPlan) -> str:
         f"does not fit: with the smallest batches it still needs {_gib(stage.nearest.least)} GiB, of which "
         f"{_gib(plan.asked.gpu.usable)} can be used"
     )
-    if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.is_distributed):
+    if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.processes > 1):
         return told
     if stage.sharded.changes is None:
         return f"{told}; with slices on {plan.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"

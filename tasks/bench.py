@@ -191,12 +191,12 @@ class Bench:
                 folder.rmdir()
 
 
-def write_state(state: "State", folder: Path) -> None:
-    """Write a state into a folder that is there, or say how much room it needs."""
+def write_state(state: "State", folder: Path, rank: int = 0, ranks: int = 1) -> None:
+    """Write what one of several processes writes of a state, or say how much room all of it needs."""
     from dpr_core.training.state import size, write
 
     try:
-        write(state, folder)
+        write(state, folder, rank, ranks)
     except Exception as error:
         if is_full(error):
             raise NoRoom(size(state)) from error

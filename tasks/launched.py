@@ -6,7 +6,6 @@ here, where the attempt is, and told to all.
 """
 
 import gc
-import importlib.util
 import os
 import re
 import socket
@@ -54,11 +53,6 @@ def check_machine(name: str, launch: Launch) -> None:
         raise UsageError(
             f"{name}: execution.launch.processes is {launch.processes}, but there is one process for each GPU and this "
             f"machine has {gpus}; set it to {gpus}"
-        )
-    if launch.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise UsageError(
-            f"{name}: execution.launch.strategy is deepspeed, which is not installed; "
-            "install it with: pip install deepspeed, or set the strategy to fsdp"
         )
 
 
@@ -216,7 +210,7 @@ class _Ranks:
             self._lost(rank)
 
     def _meet(self) -> dict[str, Any]:
-        """Serve them until all ask the same; returns it as the first one asked it, with the room that all need."""
+        """Serve them until all ask the same; returns it as the first one asked it, with the room that is needed."""
         asked: dict[int, dict[str, Any]] = {}
         ranks = {line: rank for rank, line in self._lines.items()}
         while len(asked) < self.count:
@@ -233,10 +227,8 @@ class _Ranks:
                     self._serve(rank, message)
         where = {(message["ask"], message.get("step")) for message in asked.values()}
         if len(where) > 1:
-            raise DensePathError(
-                f"{self.name}: its processes are no longer at the same place: {sorted(map(str, where))}"
-            )
-        return {**asked[0], "needed": sum(message.get("needed", 0) for message in asked.values())}
+            raise DensePathError(f"{self.name}: its processes are not at the same place: {sorted(map(str, where))}")
+        return {**asked[0], "needed": max(message.get("needed", 0) for message in asked.values())}
 
     def _serve(self, rank: int, message: dict[str, Any]) -> None:
         match message:

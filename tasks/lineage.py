@@ -93,21 +93,22 @@ class Lineage:
     def load(
         self, folder: Path | Sequence[Path], like: Artifact, execution: Execution, *, frozen: bool = False
     ) -> "Policy":
-        """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to."""
+        """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to.
+
+        A frozen one is put where it computes; one that is trained is put there by its trainer.
+        """
         import torch
-        from accelerate import PartialState
 
         from dpr_core.models.checkpoints import load_mean
         from dpr_core.models.policy import Policy
+        from dpr_core.models.sharding import place
 
         backbone = self.ancestor(like, "sft").config["backbone"]
         settings = PretrainedBackbone.model_validate(backbone) if backbone else LAB
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
         policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
-        if frozen:
-            policy.freeze()
-        return policy.to(PartialState().device)
+        return place(policy.freeze(), execution.launch) if frozen else policy
 
     def dense_reward(self, artifact: Artifact, execution: Execution) -> "DenseReward":
         """The reward that an artifact is, or was made with."""

@@ -83,6 +83,7 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     """The policy that the settings make of an artifact."""
     from dpr_core.models.checkpoints import extrapolate
     from dpr_core.models.contrastive import Contrasted
+    from dpr_core.models.sharding import place
 
     control, execution = settings.policy, settings.execution
     if not isinstance(control, AsTrained) and source.stage != "reward":
@@ -99,7 +100,7 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
         policy = load(lineage.sft_folder(source))
         reference = load(lineage.reference_folders(source, lineage.definition(source)))
         extrapolate(policy.model, reference.model, control.k)
-        policy.freeze()
+        place(policy.freeze(), execution.launch)
     elif source.stage not in ("sft", "reward"):
         policy = load(lineage.policy_folder(source), frozen=True)
     return Answering(settings, policy, sft, reward)

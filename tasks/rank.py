@@ -108,11 +108,11 @@ class Shared:
             self._line.ask("written", needed=self._write(state(), Path(folder)))
 
     def _write(self, state: "State", folder: Path) -> int:
-        """The first process has all of it. Returns the bytes that there was no room for."""
-        if not self._first:
-            return 0
+        """Returns the bytes that there was no room for."""
+        from dpr_core import processes
+
         try:
-            write_state(state, folder)
+            write_state(state, folder, processes.rank(), processes.count())
         except NoRoom as error:
             return error.needed
         return 0
@@ -151,12 +151,11 @@ def main() -> None:
 
 def work(line: Line, rank: int, task: Mapping[str, Any]) -> dict[str, float]:
     """The stage's body, once the processes have found each other."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
+    from dpr_core import processes
 
     stage = stage_named(task["stage"])
     config = stage.config.model_validate(task["config"])
-    together = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    together = processes.state()
     with torch_as_in(config):
         metrics = stage.body(config, Shared(line, rank, task))
     together.destroy_process_group()

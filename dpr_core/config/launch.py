@@ -13,20 +13,12 @@ class Launch(Config):
     processes: int = Field(1, ge=1)
     """Processes of the stage: one for each GPU, or on a CPU as many as share its cores."""
 
-    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
-    """What each of several processes holds: the whole model (ddp), or its share of parameters, gradients and optimizer
-    (fsdp), or what `zero_stage` says (deepspeed)."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds: the whole model (ddp), or its share of parameters, gradients and optimizer,
+    of the frozen models too (fsdp)."""
 
     cpu_offload: bool = False
     """With fsdp: parameters and optimizer rest in the CPU's memory, and only what is at work is on the GPU."""
-
-    zero_stage: int = Field(2, ge=1, le=3)
-    """With deepspeed: what is shared out. 1 is the optimizer, 2 the gradients too, 3 the parameters too."""
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether there is more than one process."""
-        return self.processes > 1
 
     @model_validator(mode="after")
     def _only_where_it_counts(self) -> Self:

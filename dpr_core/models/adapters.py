@@ -45,7 +45,7 @@ def merged(model: "PreTrainedModel") -> dict[str, Tensor] | None:
     if not adapted:
         return None
     weights: dict[str, Tensor] = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
             continue
         layer, is_adapted, part = name.partition(".base_layer.")

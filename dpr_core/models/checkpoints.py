@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from dpr_core import processes
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.adapters import merged
+from dpr_core.models.sharding import gathered, is_slice
 from dpr_core.models.trust import own_code, refuse_missing_shards, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
@@ -24,10 +26,17 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it."""
-    with _without_progress_bars():
-        model.save_pretrained(folder, state_dict=merged(model))
-    tokenizer.save_pretrained(folder)
+    """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it. Of several processes, which
+    all have to call this, the first writes: it gathers weight after weight in its CPU's memory."""
+    writes = processes.rank() == 0
+    weights = merged(model)
+    if any(map(is_slice, model.parameters())):
+        held = weights or model.state_dict(keep_vars=True)
+        weights = gathered(held, torch.device("cpu") if writes else None)
+    if writes:
+        with _without_progress_bars():
+            model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
 
 
 def load_model(

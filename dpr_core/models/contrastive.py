@@ -33,10 +33,6 @@ class Contrasted:
     def logits_per_chunk(self) -> int:
         return self.sft.logits_per_chunk
 
-    def eval(self) -> None:
-        self.sft.eval()
-        self.reference.eval()
-
     def response_states(self, batch: Batch) -> Contrast:
         """The states of both models; `token_kl` makes one distribution of them."""
         return Contrast(self.sft.response_states(batch), self.reference.response_states(batch), self.k)

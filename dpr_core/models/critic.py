@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
 from dpr_core.models.policy import Policy, computing_in
+from dpr_core.models.sharding import device_of, whole
 
 
 class Critic(nn.Module):
@@ -18,7 +19,8 @@ class Critic(nn.Module):
         super().__init__()
         self.activations = policy.activations
         self.packed = policy.packed
-        self.model = copy.deepcopy(policy.model.get_decoder())
+        model = whole(policy.model, torch.device("cpu"))
+        self.model = copy.deepcopy(model.get_decoder()) if model is policy.model else model.get_decoder()
         if not any(weight.requires_grad for weight in self.model.parameters()):
             self.model.requires_grad_(True)
         width = policy.model.config.get_text_config().hidden_size
@@ -28,7 +30,7 @@ class Critic(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return device_of(self)
 
     def forward(self, batch: Batch) -> Tensor:
         """(N,): the value of the state in front of each of the batch's response tokens."""
@@ -36,5 +38,6 @@ class Critic(nn.Module):
         with computing_in(self.activations, self.device):
             read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
         hidden = read.last_hidden_state[batch.predicts]
-        values: Tensor = self.head(hidden.float())[:, 0]
+        # A copy, since FSDP's backward pass does not begin at a view.
+        values: Tensor = self.head(hidden.float())[:, 0].clone()
         return values

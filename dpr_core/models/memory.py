@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from dpr_core import processes
 from dpr_core.config.execution import default_tokens
 from dpr_core.data.batching import micro_batches
 from dpr_core.errors import DensePathError
@@ -29,7 +30,7 @@ def in_micro_batches(
 ) -> T:
     """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
 
-    None takes what is fast on the device.
+    None takes what is fast on the device. Several processes do not begin again: see `as_much_as_fits`.
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
@@ -39,16 +40,20 @@ def in_micro_batches(
         tokens or default_tokens(on_gpu=device.type != "cpu"),
         longest,
         lambda at_once: work(micro_batches(lengths, at_once, packed)),
+        "tokens_per_micro_batch",
         f"one sequence of {longest} tokens",
         "allow shorter ones, set execution.gradient_checkpointing=true, or lower execution.logits_per_chunk",
     )
 
 
-def as_much_as_fits(what: str, most: int, least: int, work: Callable[[int], T], smallest: str, hint: str) -> T:
+def as_much_as_fits(
+    what: str, most: int, least: int, work: Callable[[int], T], setting: str, smallest: str, hint: str
+) -> T:
     """`work` with `most` at once, called again with half of it while memory runs out, but not below `least`.
 
-    `what` says how much that is, where {} is the number; `smallest` names what does not fit in the end, and `hint` what
-    to do about it.
+    `what` says how much that is, where {} is the number, and `setting` the field of `execution` that it comes from;
+    `smallest` names what does not fit in the end, and `hint` what to do about it. Several processes do not try again:
+    while one runs out of memory, the others wait for it in the middle of an exchange.
     """
     while True:
         at_once = _found.get((what, most), most)
@@ -62,6 +67,11 @@ def as_much_as_fits(what: str, most: int, least: int, work: Callable[[int], T], 
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if processes.count() > 1:
+            raise DensePathError(
+                f"the memory of process {processes.rank()} does not hold {what.format(at_once)} ({failure}); "
+                f"set execution.{setting} to less"
+            )
         if at_once <= least:
             raise DensePathError(f"the memory does not hold {smallest} ({failure}); {hint}")
         _found[what, most] = at_once // 2

@@ -9,6 +9,7 @@ from torch import nn
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
+from dpr_core.models.sharding import device_of, rounded_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,16 +44,14 @@ class Policy(nn.Module):
         are not rounded, stay as they are.
         """
         self.requires_grad_(False)
-        if self.activations != torch.float32:
-            head = self.model.get_output_embeddings()
-            for layer in self.model.modules():
-                if isinstance(layer, nn.Linear) and layer is not head:
-                    layer.to(self.activations)
+        for _, layer in rounded_layers(self.model, self.activations):
+            if layer.weight.dtype != self.activations:
+                layer.to(self.activations)
         return self
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return device_of(self)
 
     @property
     def positions(self) -> int:

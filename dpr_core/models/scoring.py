@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpr_core.data.batching import collate
+from dpr_core import processes
+from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores, token_kl
 from dpr_core.masking import response_mask
@@ -13,9 +14,9 @@ from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.critic import Critic
 from dpr_core.models.memory import in_micro_batches
 from dpr_core.models.policy import Policy
+from dpr_core.models.sharding import reading
 
 
-@torch.inference_mode()
 def score(
     policy: Policy,
     sequences: Sequence[TokenSequence],
@@ -26,27 +27,21 @@ def score(
 ) -> TokenScores:
     """(B, T) log-probs at temperature 1, soft values and entropies; 0 outside the responses. Dropout is off.
 
-    Micro-batches depend on lengths and budget alone, so two models score the same sequences in the same shapes.
+    Micro-batches depend on lengths and budget alone, so two models score the same sequences in the same shapes,
+    whatever the number of processes that share the work.
     """
-    policy.eval()
-    mask = response_mask([len(s.response) for s in sequences])
-    out = TokenScores(*(torch.zeros(mask.shape) for _ in range(3)))
-
-    def fill(batches: list[list[int]]) -> TokenScores:
-        done = 0
-        for rows in batches:
-            scores = policy(collate([sequences[row] for row in rows], policy.packed).to(policy.device), entropy=entropy)
-            for column, flat in zip(out, scores, strict=True):
-                _unflatten(column, mask, rows, flat)
-            done += len(rows)
-            if on_progress is not None:
-                on_progress(done, len(sequences))
-        return out
-
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill, policy.packed)
+    with reading(policy):
+        columns = _tables(
+            policy,
+            lambda batch: policy(batch, entropy=entropy),
+            3,
+            sequences,
+            tokens_per_micro_batch,
+            on_progress,
+        )
+    return TokenScores(*columns)
 
 
-@torch.inference_mode()
 def state_kl(
     policy: Policy | Contrasted,
     reference: Policy,
@@ -54,36 +49,48 @@ def state_kl(
     tokens_per_micro_batch: int | None,
 ) -> Tensor:
     """(B, T): the exact KL(policy || reference) in the state in front of each response token; 0 outside."""
-    policy.eval()
-    reference.eval()
-    mask = response_mask([len(s.response) for s in sequences])
-    out = torch.zeros(mask.shape)
 
-    def fill(batches: list[list[int]]) -> Tensor:
-        for rows in batches:
-            batch = collate([sequences[row] for row in rows], policy.packed).to(policy.device)
-            states = policy.response_states(batch), reference.response_states(batch)
-            kl = token_kl(*states, logits_per_chunk=policy.logits_per_chunk)
-            _unflatten(out, mask, rows, kl)
-        return out
+    def kl(batch: Batch) -> tuple[Tensor]:
+        states = policy.response_states(batch), reference.response_states(batch)
+        return (token_kl(*states, logits_per_chunk=policy.logits_per_chunk),)
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, policy.device, fill, policy.packed)
+    policies = (policy.sft, policy.reference) if isinstance(policy, Contrasted) else (policy,)
+    with reading(*policies, reference):
+        return _tables(policy, kl, 1, sequences, tokens_per_micro_batch)[0]
 
 
-@torch.inference_mode()
 def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
     """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
-    critic.eval()
+    with reading(critic):
+        return _tables(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
+
+
+def _tables(
+    reader: Policy | Contrasted | Critic,
+    compute: Callable[[Batch], Sequence[Tensor]],
+    columns: int,
+    sequences: Sequence[TokenSequence],
+    tokens_per_micro_batch: int | None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """(columns, B, T): what `compute` finds of the response tokens of a batch that the reader reads, for all
+    sequences and in all processes, each of which computes a share."""
     mask = response_mask([len(s.response) for s in sequences])
-    out = torch.zeros(mask.shape)
 
     def fill(batches: list[list[int]]) -> Tensor:
-        for rows in batches:
-            batch = collate([sequences[row] for row in rows], critic.packed).to(critic.device)
-            _unflatten(out, mask, rows, critic(batch))
-        return out
+        out = torch.zeros(columns, *mask.shape)
+        done = 0
+        for rows, is_mine in processes.turns(batches):
+            found = compute(collate([sequences[row] for row in rows], reader.packed).to(reader.device))
+            if is_mine:
+                for table, flat in zip(out, found, strict=True):
+                    _unflatten(table, mask, rows, flat)
+            if on_progress is not None:
+                done += processes.count()
+                on_progress(sum(map(len, batches[:done])), len(sequences))
+        return processes.added(out)
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, critic.device, fill, critic.packed)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, reader.device, fill, reader.packed)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

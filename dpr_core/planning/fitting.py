@@ -9,7 +9,7 @@ from typing import Any
 from dpr_core.config.execution import Execution
 from dpr_core.config.launch import Launch
 from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.memory import FULL, Parts
+from dpr_core.planning.memory import FULL
 from dpr_core.planning.stages import Needs
 
 FEWEST_LOGITS = 2**20
@@ -45,8 +45,7 @@ def nearest(
 
 def on_each(architecture: Architecture, launch: Launch) -> Callable[[Needs], float]:
     """Bytes of a stage's fullest moment on each of the GPUs that share it."""
-    ways = {"ddp": _replicated, "fsdp": _sharded, "deepspeed": _zero}
-    way = ways[launch.strategy] if launch.is_distributed else _alone
+    way = {"ddp": _replicated, "fsdp": _sharded}[launch.strategy] if launch.processes > 1 else _alone
     return lambda needs: max(way(architecture, launch, needs, moment) for moment in needs.moments)
 
 
@@ -71,18 +70,6 @@ def _sharded(architecture: Architecture, launch: Launch, needs: Needs, moment: s
         "scoring": FULL * (2 * a.layer_matrices + outside),
     }[moment]
     return parts.total - parts.lasting + slices + gathered
-
-
-def _zero(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
-    """DeepSpeed shares the optimizer, from its stage 2 on gradients, and in stage 3 weights, gathering two layers."""
-    parts, a = needs.moments[moment], architecture
-    shared = Parts(
-        optimizer=parts.optimizer,
-        gradients=parts.gradients if launch.zero_stage >= 2 else 0,
-        weights=parts.weights if launch.zero_stage == 3 else 0,
-    )
-    gathered = FULL * (2 * a.layer_matrices + a.head) if shared.weights else 0
-    return parts.total - shared.total * (1 - 1 / launch.processes) + gathered
 
 
 def _changes(execution: Execution, longest: int) -> Iterator[Changes]:

@@ -84,7 +84,7 @@ class Drawing:
         place = self.row[first:], self.count[first:]
         chosen, log_probs = draw(logits, self.uniforms[place], self.sampling.temperature)
         self.tokens[place] = chosen
-        self.log_probs[place] = log_probs
+        self.log_probs[place] = log_probs.float()
         self.count[first:] += 1
 
     def _ended(self) -> Iterator[tuple[int, Completion]]:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dpr_core import processes
 from dpr_core.logprobs import contrastive
 from dpr_core.models.memory import as_much_as_fits
 from dpr_core.models.policy import computing_in
+from dpr_core.models.sharding import whole
 from dpr_core.rollouts.drawing import Drawing, Reads
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
 from dpr_core.rollouts.slots import Reader, masks_allowed
@@ -32,7 +34,11 @@ class Against:
 
 class InProcessEngine:
     """Draws with one uniform number a token, fixed in advance by the seed and the row: which rows are drawn together,
-    and when others finish, does not change what a row samples (beyond rounding)."""
+    by which process, and when others finish, does not change what a row samples (beyond rounding).
+
+    Where the model is sharded, each process holds all of it for as long as it draws: rows end at different times, so
+    that processes cannot gather layers together.
+    """
 
     def __init__(
         self,
@@ -56,22 +62,26 @@ class InProcessEngine:
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
-        models = [self.model] if self.against is None else [self.model, self.against.reference]
-        for model in models:
-            model.eval()
+        read = [self.model] if self.against is None else [self.model, self.against.reference]
+        models = [whole(model, activations=self.activations).eval() for model in read]
         uniforms = self.uniforms(len(prompts), sampling, seed)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
 
         def draw_all(at_once: int) -> None:
-            """Rows that are drawn already stay, and half of an even `at_once` cuts each wave in two."""
-            for start in range(0, len(order), WAVE * at_once):
-                rows = [i for i in order[start : start + WAVE * at_once] if i not in completions]
+            """Rows that are drawn already stay, and half of an even `at_once` cuts each wave in two. Processes draw one
+            wave each, of prompts of like lengths, and then have what all of them drew."""
+            step = WAVE * at_once * processes.count()
+            for start in range(0, len(order), step):
+                rows = [i for i in order[start : start + step] if i not in completions]
                 if not rows:
                     continue
-                with computing_in(self.activations, self.model.device):
-                    wave = self._wave([prompts[i] for i in rows], uniforms[rows], sampling, at_once)
-                    for i, completion in wave.completions():
-                        completions[rows[i]] = completion
+                mine = rows[processes.rank() :: processes.count()]
+                if mine:
+                    wave = self._wave(models, [prompts[i] for i in mine], uniforms[mine], sampling, at_once)
+                    with computing_in(self.activations, models[0].device):
+                        for i, completion in wave.completions():
+                            completions[mine[i]] = completion
+                completions.update(processes.gathered((i, completions[i]) for i in mine))
                 if on_progress is not None:
                     on_progress(len(completions), len(prompts))
 
@@ -82,6 +92,7 @@ class InProcessEngine:
                 self.rows,
                 1,
                 draw_all,
+                "rollout_rows",
                 f"one row of up to {longest} + {sampling.max_response_tokens} tokens",
                 "allow shorter answers or prompts",
             )
@@ -91,13 +102,20 @@ class InProcessEngine:
         """One number for each token of each row."""
         return torch.rand(rows, sampling.max_response_tokens, generator=torch.Generator().manual_seed(seed))
 
-    def _wave(self, prompts: Sequence[tuple[int, ...]], uniforms: Tensor, sampling: Sampling, at_once: int) -> Drawing:
+    def _wave(
+        self,
+        models: "Sequence[PreTrainedModel]",
+        prompts: Sequence[tuple[int, ...]],
+        uniforms: Tensor,
+        sampling: Sampling,
+        at_once: int,
+    ) -> Drawing:
         slots = min(at_once, len(prompts))
         columns = max(map(len, prompts)) + sampling.max_response_tokens
-        reader: Reads = Reader(self.model, slots, columns)
+        reader: Reads = Reader(models[0], slots, columns)
         if self.against is not None:
-            reader = _Contrast(reader, Reader(self.against.reference, slots, columns), self.against.k)
-        return Drawing(reader, prompts, uniforms.to(self.model.device), sampling, slots)
+            reader = _Contrast(reader, Reader(models[1], slots, columns), self.against.k)
+        return Drawing(reader, prompts, uniforms.to(models[0].device), sampling, slots)
 
 
 @dataclass(frozen=True)

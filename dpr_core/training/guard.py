@@ -13,6 +13,7 @@ import torch
 
 from dpr_core.config.reinforce import GuardConfig, KLStop, WitnessStop
 from dpr_core.models.policy import Policy
+from dpr_core.models.sharding import cut
 from dpr_core.training.recorder import Recorder
 from dpr_core.training.state import State
 
@@ -174,4 +175,4 @@ class RollBack:
     @torch.no_grad()
     def _copy(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
         for name, values in source.items():
-            target[name].copy_(values)
+            target[name].copy_(cut(values, target[name]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from dpr_core import processes
 from dpr_core.config.execution import Execution
 from dpr_core.config.training import Optimizer
 from dpr_core.data.batching import collate
@@ -18,6 +19,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
 from dpr_core.models.memory import in_micro_batches
+from dpr_core.models.sharding import cut, full, is_sharded, networks, place
 from dpr_core.training.recorder import Recorder, Silent
 from dpr_core.training.state import State
 
@@ -52,6 +54,7 @@ class Trainer:
         # It takes as long to import as all else here, torch aside.
         from accelerate import Accelerator
 
+        processes.state()
         # Activations are the module's own business; Accelerate must not change them for the trained model alone.
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
@@ -61,6 +64,10 @@ class Trainer:
         self.recorder = recorder or Silent()
         self.steps_done = 0
         self.skipped_in_a_row = 0
+        if execution.gradient_checkpointing:
+            for network in networks(module):
+                network.gradient_checkpointing_enable()
+        place(module, execution.launch)
         parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -69,11 +76,9 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        if execution.gradient_checkpointing:
-            for part in module.children():
-                if (enable := getattr(part, "gradient_checkpointing_enable", None)) is not None:
-                    enable()
-        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        # A sharded module exchanges gradients by itself, of each micro-batch: adding them up first takes all of them.
+        self.module = module if is_sharded(module) else self.accelerator.prepare(module)
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
 
     def step(
@@ -95,11 +100,12 @@ class Trainer:
             lambda batches: self._backward(batches, sequences, objective, values or {}, count),
             self.packed,
         )
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
-        totals = self._summed(totals)
+        norm = self._clip()
+        sums = processes.added(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
+        totals = dict(zip(totals, sums, strict=True))
         loss_value = totals.pop("loss") / count
-        if not (math.isfinite(loss_value) and math.isfinite(float(norm))):
-            return self._skip(sequences, values or {}, loss_value, float(norm))
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            return self._skip(sequences, values or {}, loss_value, norm)
         self.skipped_in_a_row = 0
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
@@ -109,7 +115,7 @@ class Trainer:
         tokens = sum(len(s) for s in sequences)
         told = {
             "loss": loss_value,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "learning_rate": float(learning_rate),
             "tokens_per_second": tokens / (time.perf_counter() - started),
             **{name: total / sum(lengths) for name, total in totals.items()},
@@ -127,20 +133,25 @@ class Trainer:
         """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         mask = response_mask([len(s.response) for s in sequences])
-        parts = self._share(batches)
+        parts = list(processes.turns(batches))
         totals: dict[str, float] = {}
-        for i, (rows, weight) in enumerate(parts):
+        for i, (rows, is_mine) in enumerate(parts):
             batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
             flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in values.items()}
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 terms = objective(self.module(batch), **flat)
                 # Processes average their gradients; the sum over processes is wanted.
-                loss = weight * terms["loss"].sum() / count * self.accelerator.num_processes
+                loss = is_mine * terms["loss"].sum() / count * processes.count()
                 self.accelerator.backward(loss)
             for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + weight * float(term.detach().sum())
+                totals[name] = totals.get(name, 0.0) + is_mine * float(term.detach().sum())
         return totals
+
+    def _clip(self) -> float:
+        """Scale the gradients down to the configured norm; returns the norm that they had."""
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
+        return float(full(norm))
 
     def _skip(
         self, sequences: Sequence[TokenSequence], values: Mapping[str, Tensor], loss: float, norm: float
@@ -166,7 +177,7 @@ class Trainer:
         return {f"{self.name}/loss": loss, f"{self.name}/gradient_norm": norm, f"{self.name}/skipped": 1.0}
 
     def state(self) -> State:
-        """Weights, optimizer, schedule and random numbers."""
+        """Weights, optimizer, schedule and the random numbers of each process."""
         optimizer = self.optimizer.state
         return {
             "steps_done": self.steps_done,
@@ -174,7 +185,7 @@ class Trainer:
             "weights": {name: p.detach() for name, p in self._trained()},
             "optimizer": [dict(optimizer.get(p, {})) for _, p in self._trained()],
             "schedule": {name: v for name, v in self.schedule.state_dict().items() if name != "lr_lambdas"},
-            "random": random_state(),
+            "random": processes.gathered([random_state()]),
         }
 
     @torch.no_grad()
@@ -183,31 +194,22 @@ class Trainer:
         self.steps_done = state["steps_done"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         for name, parameter in self._trained():
-            parameter.copy_(state["weights"][name])
+            parameter.copy_(cut(state["weights"][name], parameter))
         groups = self.optimizer.state_dict()["param_groups"]
-        kept = {i: each for i, each in enumerate(state["optimizer"]) if each}
+        kept = {
+            i: {name: cut(value, p) if value.shape == p.shape else value for name, value in each.items()}
+            for i, ((_, p), each) in enumerate(zip(self._trained(), state["optimizer"], strict=True))
+            if each
+        }
         self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None]})
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
-        set_random_state(state["random"])
+        set_random_state(state["random"][processes.rank() % len(state["random"])])
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         module = self.accelerator.unwrap_model(self.module)
         return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-
-    def _share(self, batches: list[list[int]]) -> list[tuple[list[int], float]]:
-        """This process's micro-batches. All processes take equally many: a missing one is a repeat of weight 0."""
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        rounds = math.ceil(len(batches) / ranks)
-        mine = [(batches[i], 1.0) for i in range(rank, len(batches), ranks)]
-        return mine + [(batches[0], 0.0)] * (rounds - len(mine))
-
-    def _summed(self, totals: dict[str, float]) -> dict[str, float]:
-        if self.accelerator.num_processes == 1:
-            return totals
-        values = torch.tensor(list(totals.values()), dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(totals, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 
 
 def random_state() -> State:

@@ -130,7 +130,7 @@ def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
 ) -> None:
     keep(bench, 1, state(1))
 
-    def full(state: Any, folder: Path) -> None:
+    def full(state: Any, folder: Path, rank: int, ranks: int) -> None:
         (folder / "state.safetensors").write_bytes(bytes(1500))
         raise OSError(errno.ENOSPC, "No space left on device")
 

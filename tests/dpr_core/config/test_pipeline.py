@@ -207,7 +207,7 @@ def test_one_launch_for_every_stage_that_can_be_shared_and_does_not_set_its_own(
     ("assignment", "message"),
     [
         ("launch.processes=0", "x: launch.processes: input should be greater than or equal to 1 (got 0)"),
-        ("launch.strategy=mpi", "x: launch.strategy: input should be 'ddp', 'fsdp' or 'deepspeed' (got 'mpi')"),
+        ("launch.strategy=mpi", "x: launch.strategy: input should be 'ddp' or 'fsdp' (got 'mpi')"),
         ("launch.cpu_offload=true", "x: launch: cpu_offload is a setting of strategy=fsdp, and the strategy is ddp"),
     ],
 )

@@ -60,9 +60,6 @@ MOMENTS = {"learning": replace(LASTING, activations=7), "drawing": replace(LASTI
         ({"strategy": "fsdp"}, "learning", 110 + 7 + 4 * (3 * 144 + 2 * 100)),
         ({"strategy": "fsdp"}, "drawing", 90 + 9 + 55),
         ({"strategy": "fsdp", "cpu_offload": True}, "drawing", 9 + 55),
-        ({"strategy": "deepspeed", "zero_stage": 1}, "learning", 100 + 80 + 50 + 60 + 7),
-        ({"strategy": "deepspeed", "zero_stage": 2}, "learning", 100 + 20 + 50 + 60 + 7),
-        ({"strategy": "deepspeed", "zero_stage": 3}, "learning", 25 + 20 + 50 + 60 + 7 + 4 * (2 * 144 + 40)),
     ],
 )
 def test_what_each_of_four_processes_holds(launch: dict[str, Any], moment: str, expected: float) -> None:

@@ -1,0 +1,161 @@
+"""Models of which each process holds a slice (FSDP2): every weight is cut along its first dimension, and while the
+network runs, one layer at a time is gathered."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from dpr_core import processes
+from dpr_core.config.launch import Launch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+M = TypeVar("M", bound=nn.Module)
+
+_sharded: "WeakSet[nn.Module]" = WeakSet()
+"""Policies and critics."""
+
+_skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary()
+"""Of each sharded model: the same one without weights, and without the hooks that gather them."""
+
+
+def place(module: M, launch: Launch) -> M:
+    """Put a policy or a critic where it computes: all of it, or this process's slice of each weight. In place."""
+    if launch.strategy != "fsdp" or processes.count() == 1:
+        return module.to(processes.device())
+    if not is_sharded(module):
+        _shard(module, launch.cpu_offload)
+    return module
+
+
+def _shard(module: nn.Module, cpu_offload: bool) -> None:
+    # They take most of a second to import.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+
+    device = processes.device()
+    mesh = init_device_mesh(device.type, (processes.count(),))
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
+    layers: set[str] = set()
+    for model in networks(module):
+        _skeletons[model] = _without_weights(model, device)
+        layers |= set(model._no_split_modules or ())
+    for part in [part for part in module.modules() if type(part).__name__ in layers]:
+        fully_shard(part, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
+    # What is in no layer, embeddings, last norm and head, may be tied, so it is one group, and needed until the end.
+    fully_shard(module, mesh=mesh, offload_policy=offload, reshard_after_forward=False)
+    _sharded.add(module)
+    if hasattr(module, "response_states"):
+        register_fsdp_forward_method(module, "response_states")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether its weights are slices."""
+    return module in _sharded
+
+
+def is_slice(values: Tensor) -> bool:
+    """Whether it is this process's slice of a tensor. It is asked in a way that imports nothing."""
+    return hasattr(values, "full_tensor")
+
+
+def networks(module: nn.Module) -> "list[PreTrainedModel]":
+    """The transformers models that a policy or a critic is made of."""
+    from transformers import PreTrainedModel
+
+    return [part for part in module.children() if isinstance(part, PreTrainedModel)]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes; slices of its weights may rest elsewhere."""
+    weight = next(module.parameters())
+    return processes.device() if is_slice(weight) else weight.device
+
+
+@contextmanager
+def reading(*modules: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards nothing stays gathered."""
+    sharded = [module for module in modules if is_sharded(module)]
+    for module in modules:
+        module.eval()
+    # What is gathered in inference mode could not be trained on later.
+    with torch.no_grad() if sharded else torch.inference_mode():
+        yield
+    for module in sharded:
+        module.reshard()  # type: ignore[operator]
+
+
+def whole(
+    model: "PreTrainedModel", device: torch.device | None = None, activations: torch.dtype = torch.float32
+) -> "PreTrainedModel":
+    """The model with all of its weights in this process. That is itself, or of a sharded one a copy: all processes have
+    to ask, and the copy lasts as long as it is held. Weights that are only ever used rounded, it holds rounded."""
+    if model not in _skeletons:
+        return model
+    rounded = {f"{name}.{part}" for name, _ in rounded_layers(model, activations) for part in ("weight", "bias")}
+    twin = copy.deepcopy(_skeletons[model])
+    weights = model.state_dict(keep_vars=True)
+    types = {name: activations if name in rounded else weight.dtype for name, weight in weights.items()}
+    twin.load_state_dict(gathered(weights, device or processes.device(), types), assign=True)
+    return twin
+
+
+def rounded_layers(model: "PreTrainedModel", activations: torch.dtype) -> list[tuple[str, nn.Linear]]:
+    """The layers whose weights autocast rounds for each use: all linear ones but the head, which is run in float32."""
+    if activations == torch.float32:
+        return []
+    head = model.get_output_embeddings()
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+def gathered(
+    weights: Mapping[str, Tensor], device: torch.device | None, types: Mapping[str, torch.dtype] | None = None
+) -> dict[str, Tensor]:
+    """All of each weight on a device, one after another. Tied ones stay one. Without a device, only other processes get
+    them."""
+    found: dict[int, Tensor] = {}
+    # Slices cannot be read in inference mode, in which rollouts are drawn.
+    with torch.inference_mode(False), torch.no_grad():
+        for name, weight in weights.items():
+            if id(weight) not in found:
+                each = full(weight).to(dtype=types[name] if types else weight.dtype)
+                found[id(weight)] = each.to(device) if device else torch.empty(0)
+    return {name: found[id(weight)] for name, weight in weights.items()} if device else {}
+
+
+def full(weight: Tensor) -> Tensor:
+    """All of a weight, in every process."""
+    if not is_slice(weight):
+        return weight.detach()
+    whole: Tensor = weight.detach().to(processes.device()).full_tensor()  # type: ignore[attr-defined]
+    return whole
+
+
+def cut(values: Tensor, like: Tensor) -> Tensor:
+    """Of all values, this process's slice, where `like` is sharded."""
+    if not is_slice(like) or is_slice(values):
+        return values
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    ranks, rank = like.device_mesh.size(), like.device_mesh.get_local_rank()
+    rows = -(-len(values) // ranks)
+    mine = values[rank * rows : (rank + 1) * rows].to(like.device, like.dtype)
+    return DTensor.from_local(
+        mine, like.device_mesh, like.placements, run_check=False, shape=values.shape, stride=values.stride()
+    )
+
+
+def _without_weights(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
+    known: dict[int, Any] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    known |= {id(buffer): buffer.to(device) for buffer in model.buffers()}
+    return copy.deepcopy(model, known)

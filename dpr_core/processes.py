@@ -1,0 +1,71 @@
+"""The processes that do a stage together: each holds all data, takes its share of the work, and gets all results.
+
+With one process, nothing here does anything. Where there are more, all of them call the same functions in the same
+order, or they wait for each other for ever.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+T = TypeVar("T")
+
+
+def state() -> "PartialState":
+    """Accelerate's view of this process, which is put in touch with the others when it is asked for first."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if PartialState._shared_state:
+        return PartialState()
+    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU")}
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available() and not settings["cpu"]:
+        # Beside NCCL, gloo: what rests on the CPU is exchanged there.
+        settings["backend"] = "cuda:nccl,cpu:gloo"
+    return PartialState(**settings)
+
+
+def count() -> int:
+    """How many there are."""
+    return int(state().num_processes)
+
+
+def rank() -> int:
+    """Which this is, from 0 on."""
+    return int(state().process_index)
+
+
+def device() -> torch.device:
+    """What this process computes on."""
+    return torch.device(state().device)
+
+
+def turns(work: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    """This process's share, one piece a turn. All take equally many turns, since a sharded model is gathered by all at
+    once: a piece that comes with False is there for that alone, and its result is another's."""
+    for turn in range(0, len(work), count()):
+        is_mine = turn + rank() < len(work)
+        yield work[turn + rank() if is_mine else 0], is_mine
+
+
+def added(values: Tensor) -> Tensor:
+    """The sum over processes, in every one of them."""
+    if count() == 1:
+        return values
+    total = values.to(device())
+    torch.distributed.all_reduce(total)
+    return total.to(values.device)
+
+
+def gathered(values: Iterable[T]) -> list[T]:
+    """What each process has, one after another, in every one of them."""
+    from accelerate.utils import gather_object
+
+    mine = list(values)
+    return list(gather_object(mine)) if count() > 1 else mine

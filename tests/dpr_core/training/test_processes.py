@@ -1,0 +1,148 @@
+"""One process, and 2 and 4 that share its work: the same losses, gradients, responses and weights, to rounding."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpr_core import processes
+from dpr_core.config.launch import Launch
+from dpr_core.errors import DensePathError
+from dpr_core.models.memory import as_much_as_fits
+from dpr_core.training.state import read
+from tests import ranks
+from tests.dpr_core.training.distributed import Found, backbone, compared, everything, fine_tuning, parts, weights_of
+
+pytestmark = pytest.mark.integration
+
+NAMES = list(parts(Launch(), Path()))
+SEVERAL = (2, 4)
+ROUNDING = 1e-11
+IN_FLOAT32 = 2e-4
+"""Where a step of Adam divides by next to nothing."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What everyone found, and the states and checkpoints that they left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    everything(folder)
+    for count in SEVERAL:
+        ranks.run(count, everything, folder)
+    return folder
+
+
+@functools.cache
+def found(folder: Path, count: int, rank: int = 0) -> dict[str, Found]:
+    return torch.load(folder / f"{count}-{rank}.pt")
+
+
+def difference(one: Found, other: Found) -> float:
+    assert one.keys() == other.keys()
+    assert all(one[name].shape == other[name].shape for name in one), "or the responses are others"
+    return max(float((one[name].double() - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_several_processes_do_what_one_does(folder: Path, name: str, strategy: str) -> None:
+    """Every one of them ends with all of the results."""
+    alone = found(folder, 1)[f"ddp: {name}"]
+    for count in [count for count in SEVERAL if name in compared(count, strategy)]:
+        for rank in (0, count - 1):
+            together = found(folder, count, rank)[f"{strategy}: {name}"]
+            assert difference(together, alone) < (IN_FLOAT32 if name == "ppo" else ROUNDING), (count, rank)
+
+
+def test_what_is_compared_has_moved(folder: Path) -> None:
+    alone = found(folder, 1)
+    for name, family in [
+        ("tied embeddings", "gemma3"),
+        ("reinforce", "gemma3"),
+        ("ppo", "gemma3"),
+        ("self-play", "llama"),
+    ]:
+        before = weights_of(backbone(family)[0])
+        assert max(float((alone[f"ddp: {name}"][each] - before[each]).abs().max()) for each in before) > 1e-3, name
+    assert bool(alone["ddp: scores"]["log_probs"].any())
+    assert bool((alone["ddp: scores"]["kl"] != alone["ddp: rounded scores"]["kl"]).any())
+
+
+def test_scores_are_the_same_bit_by_bit(folder: Path) -> None:
+    """Micro-batches are those of one process, and a sum with zeros is exact."""
+    for count in SEVERAL:
+        for name in ("scores", "rounded scores"):
+            alone, together = found(folder, 1)[f"ddp: {name}"], found(folder, count)[f"fsdp: {name}"]
+            assert all(torch.equal(alone[each], together[each]) for each in alone)
+
+
+def test_slices_may_rest_on_the_cpu(folder: Path) -> None:
+    for count in SEVERAL:
+        offloaded = found(folder, count)["offloaded: tied embeddings"]
+        assert difference(offloaded, found(folder, 1)["ddp: tied embeddings"]) < ROUNDING
+
+
+def test_each_process_keeps_its_slices_alone(folder: Path) -> None:
+    """One after another they are the tensor; what all processes have is written once."""
+    state = folder / "4 fsdp" / "state"
+    assert sorted(path.name for path in state.iterdir()) == [
+        "state.json",
+        *("state.safetensors" + rank for rank in ("", ".1", ".2", ".3")),
+    ]
+    first, last = (load_file(state / name) for name in ("state.safetensors", "state.safetensors.3"))
+    name = "/trainer/weights/model.model.layers.0.self_attn.q_proj.weight"
+    assert first[name].shape == last[name].shape == (4, 16)
+    assert any("random" in each for each in first)
+    assert not any("random" in each for each in last)
+    entry = json.loads((state / "state.json").read_text())["trainer"]["weights"][name.rpartition("/")[2]]
+    assert entry == {"$tensor": name, "$slices": 4}
+    assert torch.equal(read(state)["trainer"]["weights"][name.rpartition("/")[2]][12:], last[name])
+
+
+def test_a_state_is_taken_up_by_any_number_of_processes(folder: Path) -> None:
+    """One process's by 2, theirs by 4, and theirs by one again; with slices and without."""
+    alone = found(folder, 1)["ddp: fine-tuning"]
+    for count in SEVERAL:
+        for strategy in ("ddp", "fsdp"):
+            assert difference(found(folder, count)[f"{strategy}: taken up"], alone) < ROUNDING
+    again = fine_tuning(Launch(), folder / "4 fsdp" / "state", folder / "again", goes_on=True)
+    assert difference(again, alone) < ROUNDING
+
+
+@pytest.mark.parametrize("part", ["1.0", "ema", "lora"])
+def test_what_is_published_is_one_plain_checkpoint(folder: Path, part: str) -> None:
+    """Whatever slices there were: the same files, and tied weights once."""
+    alone = load_file(folder / "1 ddp" / part / "model.safetensors")
+    assert ("lm_head.weight" in alone) == (part != "lora")
+    for place in ("2 ddp", "2 fsdp", "4 fsdp"):
+        files = sorted(path.name for path in (folder / place / part).iterdir())
+        assert files == sorted(path.name for path in (folder / "1 ddp" / part).iterdir())
+        assert difference(load_file(folder / place / part / "model.safetensors"), alone) < ROUNDING
+
+
+def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = list("abcdefg")
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(list(processes.turns(pieces)))
+    assert {len(share) for share in shares} == {3}
+    assert sorted(piece for share in shares for piece, is_mine in share if is_mine) == pieces
+    assert shares[2] == [("c", True), ("f", True), ("a", False)]
+
+
+def test_one_of_several_processes_does_not_begin_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    tried: list[int] = []
+
+    def work(at_once: int) -> None:
+        tried.append(at_once)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DensePathError, match="process 0 does not hold 8 rows .* set execution.rollout_rows to less"):
+        as_much_as_fits("{} rows", 8, 1, work, "rollout_rows", "one row", "")
+    assert tried == [8]

@@ -1,0 +1,212 @@
+"""A stage that several processes do: the same result, one MLflow run, and what becomes of those that end too soon."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from dpr_core.config.data import LabSource, SubsampleConfig, Template
+from dpr_core.config.model import LabBackbone, PretrainedBackbone
+from dpr_core.config.training import SFTConfig
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.models.checkpoints import save
+from tasks.ending import Terminated
+from tasks.stage import Outcome, run_stage
+from tasks.table import stage_named
+from tasks.tracking import Store
+from tests.conftest import TinyModel
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+@dataclasses.dataclass
+class Here:
+    """A store with the real stages, and demonstrations and a backbone to fine-tune."""
+
+    store: Store
+    data: str
+    settings: dict[str, Any]
+
+    def config(self, processes: int, strategy: str = "ddp", **changes: Any) -> SFTConfig:
+        execution = {"launch": {"processes": processes, "strategy": strategy}, "checkpoint_steps": 3}
+        return SFTConfig.model_validate({**self.settings, **changes, "execution": execution})
+
+    def sft(self, processes: int, since: datetime | None = None, progress: Any = None, **changes: Any) -> Outcome:
+        """Fine-tune, whatever was made before that moment."""
+        return run_stage(
+            stage_named("sft"),
+            self.config(processes, **changes),
+            {"data": self.data},
+            store=self.store,
+            not_before=since,
+            progress=progress,
+        )
+
+    def weights(self, run_id: str, part: str = "1.0") -> dict[str, torch.Tensor]:
+        return load_file(self.store.fetch(run_id).path / "checkpoints" / part / "model.safetensors")
+
+    def steps(self, run_id: str) -> list[int]:
+        """At which steps a loss was logged."""
+        client = MlflowClient(self.store._client.uri)
+        return [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyModel, tmp_path: Path) -> Here:
+    monkeypatch.undo()
+    monkeypatch.setenv("DPR_HOME", str(home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store.open()
+    data = SubsampleConfig(source=LabSource(rows=64), size=48, template=Template(text="{prompt}\n"))
+    model, tokenizer = tiny()
+    save(model, tokenizer, tmp_path / "model")
+    settings = {
+        "backbone": PretrainedBackbone(name=str(tmp_path / "model"), dtype="float32").model_dump(),
+        "batch_size": 48 * 2 // STEPS,
+        "epochs": 2,
+        "learning_rate": 1e-2,
+        "ema_decay": 0.9,
+    }
+    return Here(store, run_stage(stage_named("subsample"), data, {}, store=store).id, settings)
+
+
+def processes(home: Path) -> dict[int, psutil.Process]:
+    """Those that work for a home, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get("DPR_HOME") == str(home) and "tasks.rank" in process.cmdline()
+            if ours and "RANK" in process.environ():
+                found[int(process.environ()["RANK"])] = process
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+class At:
+    """A progress display that does something once so many steps are done."""
+
+    def __init__(self, step: int, do: Callable[[], None]) -> None:
+        self.step, self.do = step, do
+
+    def advance(self, step: int, total: int, note: str = "") -> None:
+        if step == self.step:
+            self.do()
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_make_what_one_makes_and_report_it_once(here: Here) -> None:
+    alone = here.sft(1)
+    together = here.sft(2, datetime.now(UTC))
+    assert together.id != alone.id
+    for part in ("0.5", "1.0", "ema"):
+        assert_same(here.weights(together.id, part), here.weights(alone.id, part))
+    assert here.steps(together.id) == here.steps(alone.id)
+    records = {record.id: record for record in here.store.records("sft")}
+    assert records.keys() == {alone.id, together.id}
+    assert records[together.id].key == records[alone.id].key
+    assert records[together.id].results.keys() == records[alone.id].results.keys()
+    assert not list((here.store.home / "work").iterdir())
+
+
+def test_what_is_interrupted_goes_on_with_another_number_of_processes(here: Here) -> None:
+    """A process is killed; then the stage, its model sharded, is terminated; and then it comes to its end."""
+    whole = here.weights(here.sft(1).id)
+    home, now = here.store.home, datetime.now(UTC)
+
+    def state_of_the_only_attempt(status: str, *words: str) -> int:
+        assert processes(home) == {}
+        [attempt] = [record for record in here.store.records("sft") if not record.finished]
+        assert attempt.status == status
+        assert all(word in attempt.reason for word in words)
+        return max(int(state.name) for state in home.glob("work/*/states/*"))
+
+    with pytest.raises(DensePathError, match="^sft: rank 1 of its 2 processes was killed by SIGKILL"):
+        here.sft(2, now, At(4, lambda: processes(home)[1].kill()))
+    assert state_of_the_only_attempt("FAILED", "rank 1", "SIGKILL") == 3
+    with pytest.raises(Terminated):
+        here.sft(4, now, At(8, lambda: os.kill(os.getpid(), signal.SIGTERM)), strategy="fsdp")
+    assert state_of_the_only_attempt("KILLED", "SIGTERM") == 8
+    made = here.sft(1, now)
+    assert_same(here.weights(made.id), whole)
+    assert sorted(here.steps(made.id)) == sorted([*range(1, STEPS + 1), 4, STEPS])  # its results are told at the last
+
+
+PARENT = """
+import logging, sys
+from dpr_core.config.training import SFTConfig
+from tasks.stage import run_stage
+from tasks.table import stage_named
+from tasks.tracking import Store
+logging.basicConfig(level=logging.INFO)
+config = SFTConfig.model_validate_json(sys.argv[1])
+run_stage(stage_named("sft"), config, {"data": sys.argv[2]}, store=Store.open())
+"""
+
+
+def test_no_process_outlives_the_one_that_started_it(here: Here) -> None:
+    endless = here.config(2, epochs=10**5).model_dump_json()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, endless, here.data], env=environment)
+    home = here.store.home
+    try:
+        wait_until(lambda: list(home.glob("work/*/states/*[0-9]")))
+        left = [psutil.Process(process.pid) for process in processes(home).values()]
+        launcher = left[0].parent()
+        assert (len(left), launcher is not None) == (2, True)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    wait_until(lambda: not any(alive(process) for process in (*left, launcher)))
+
+
+def alive(process: psutil.Process | None) -> bool:
+    return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_what_is_wrong_in_the_processes_is_told_as_by_one(here: Here) -> None:
+    with pytest.raises(UsageError) as alone:
+        here.sft(1, checkpoints=[0.01, 1.0])
+    with pytest.raises(UsageError) as together:
+        here.sft(2, checkpoints=[0.01, 1.0])
+    assert str(together.value) == str(alone.value)
+    assert {record.status for record in here.store.records("sft")} == {"FAILED"}
+    assert processes(here.store.home) == {}
+
+
+def test_more_processes_than_gpus_and_stages_of_one_process_are_refused_before_any_work(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(UsageError, match="sft: execution.launch.processes is 8, .* this machine has 4; set it to 4"):
+        here.sft(8)
+    shared = LabBackbone.model_validate({"execution": {"launch": {"processes": 2}}})
+    with pytest.raises(UsageError, match="^backbone is done by one process, not 2"):
+        run_stage(stage_named("backbone"), shared, {}, store=here.store)
+    assert here.store.records("sft") == here.store.records("backbone") == []

@@ -1,0 +1,161 @@
+"""How the processes of one stage are served, without any: their messages are here before they are read."""
+
+import logging
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasks.launched
+from dpr_core.config.base import StageConfig
+from dpr_core.errors import DensePathError, UsageError
+from tasks.bench import Bench
+from tasks.launched import _Ranks
+from tasks.lines import receive, send
+from tasks.stage import Workspace
+from tasks.tracking import Store
+
+
+class Ended:
+    """A launcher that has seen its processes end."""
+
+    def wait(self, timeout: float) -> int:
+        return 1
+
+
+class Two:
+    """Two processes, and what they were answered."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        run = store.begin(
+            stage="number",
+            name="n",
+            version=1,
+            key="a" * 64,
+            config=StageConfig(),
+            inputs={},
+            parent=None,
+            description="",
+        )
+        bench = Bench(store.home / "work" / "key")
+        bench.open(run.id)
+        (bench.output / "file").write_text("made by the first")
+        self.store, self.run, self.bench, self.folder = store, run, bench, folder
+        self.ranks = _Ranks("sft", StageConfig(), 2, Workspace(run, store, {}, bench), folder, Ended())  # type: ignore[arg-type]
+        self.theirs: list[Connection] = []
+        for rank in range(2):
+            ours, theirs = Pipe()
+            self.ranks._lines[rank] = ours
+            self.theirs.append(theirs)
+        (folder / "launcher.log").write_text("")
+
+    def say(self, rank: int, ask: str, **message: Any) -> None:
+        send(self.theirs[rank], ask=ask, **message)
+
+    def both(self, ask: str, **message: Any) -> None:
+        for rank in range(2):
+            self.say(rank, ask, **message)
+
+    def answers(self, rank: int) -> Iterator[Any]:
+        while self.theirs[rank].poll():
+            yield receive(self.theirs[rank])["answer"]
+
+
+@pytest.fixture
+def two(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Two:
+    monkeypatch.setattr(tasks.launched, "BREATH", 0.1)
+    return Two(store, tmp_path)
+
+
+def test_what_the_first_reports_is_logged_and_what_it_says_is_said_here(
+    two: Two, caplog: pytest.LogCaptureFixture
+) -> None:
+    two.say(0, "metrics", values={"loss": 0.5}, step=3)
+    two.say(0, "log", logger="some.library", level=logging.WARNING, text="100% odd")
+    two.both("done", metrics={"loss": 0.25})
+    assert two.ranks.serve() == {"loss": 0.25}
+    two.run.flush()
+    assert two.store.metrics(two.run.id) == {"loss": 0.5}
+    assert ("some.library", logging.WARNING, "100% odd") in caplog.record_tuples
+    assert [list(two.answers(rank)) for rank in range(2)] == [[None], [None]]
+
+
+def test_a_state_is_sealed_once_all_have_written_and_all_go_on_from_it(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "is_due", lambda bench, step, *every: step == 2)
+    two.both("restore")
+    two.both("checkpoint", step=1)
+    two.both("checkpoint", step=2)
+    two.both("written", needed=0)
+    two.both("restore")
+    two.both("done", metrics={})
+    two.ranks.serve()
+    place = two.bench.folder / "states" / "000000002"
+    expected = [None, None, f"{place}.new", None, str(place), None]
+    assert [list(two.answers(rank)) for rank in range(2)] == [expected, expected]
+
+
+def test_a_disk_that_is_full_for_one_keeps_no_state_and_ends_nothing(
+    two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Bench, "is_due", lambda bench, step, *every: True)
+    two.both("checkpoint", step=1)
+    two.say(0, "written", needed=0)
+    two.say(1, "written", needed=2500)
+    two.both("done", metrics={})
+    two.ranks.serve()
+    assert "no state could be kept at step 1" in caplog.text
+    assert "it needs 2.5 kB" in caplog.text
+    assert not two.bench.holds_work
+
+
+@pytest.mark.parametrize("kind", [UsageError, DensePathError])
+def test_an_error_for_the_user_is_raised_as_it_is(two: Two, kind: type[DensePathError]) -> None:
+    two.say(1, "failed", kind=kind.__name__, text="too long")
+    with pytest.raises(DensePathError, match="^too long$") as error:
+        two.ranks.serve()
+    assert type(error.value) is kind
+
+
+def test_any_other_error_names_the_process_and_shows_its_last_words(two: Two) -> None:
+    (two.folder / "rank-1.log").write_text("Traceback\n  in line 3\n\x1b[31mValueError: odd\n")
+    two.say(1, "failed", kind="ValueError", text="odd")
+    with pytest.raises(DensePathError) as error:
+        two.ranks.serve()
+    expected = "sft: rank 1 of its 2 processes failed: ValueError: odd; its last words:\n  Traceback\n    in line 3\n"
+    assert str(error.value).startswith(expected)
+    assert "\x1b" not in str(error.value)
+
+
+TORCHS_TABLE = """
+Root Cause (first observed failure):
+[0]:
+  time      : 2030-01-01_00:00:00
+  host      : here
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 10)
+  error_file: <N/A>
+[1]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 11)
+"""
+
+
+@pytest.mark.parametrize(("table", "end"), [(TORCHS_TABLE, "was killed by SIGKILL"), ("", "ended without a word")])
+def test_a_process_that_is_gone_is_named_and_not_the_one_that_it_made_fail(two: Two, table: str, end: str) -> None:
+    (two.folder / "launcher.log").write_text(table)
+    two.say(0, "failed", kind="RuntimeError", text="Connection closed by peer")
+    two.theirs[1].close()
+    with pytest.raises(DensePathError, match=f"^sft: rank 1 of its 2 processes {end}$"):
+        two.ranks.serve()
+
+
+def test_processes_that_are_not_at_the_same_place_are_no_longer_waited_for(two: Two) -> None:
+    two.say(0, "checkpoint", step=4)
+    two.say(1, "done", metrics={})
+    with pytest.raises(DensePathError, match="not at the same place"):
+        two.ranks.serve()
