@@ -134,7 +134,8 @@ def in_turn(programs: Mapping[str, Callable[[], Path]], repeats: int) -> dict[st
 
 
 def rows_of(steps: int, costs: Mapping[str, Cost]) -> list[dict[str, Any]]:
-    """A line for each program: its medians, and by how much they are above the bare function's."""
+    """A line for each program: its medians, and by how much they are above the bare function's. Beside the ratio of the
+    medians stands that of the fastest rounds, which a busy machine changes least."""
     own = costs[BARE]
     return [
         {
@@ -143,6 +144,7 @@ def rows_of(steps: int, costs: Mapping[str, Cost]) -> list[dict[str, Any]]:
             "seconds": statistics.median(cost.wall),
             "processor_seconds": statistics.median(cost.processor),
             "over_bare": statistics.median(cost.wall) / statistics.median(own.wall),
+            "over_bare_at_best": min(cost.wall) / min(own.wall),
             "processor_over_bare": statistics.median(cost.processor) / statistics.median(own.processor),
             "seconds_more": above(cost.wall, own.wall),
             "processor_seconds_more": above(cost.processor, own.processor),
@@ -160,14 +162,14 @@ def above(one: Sequence[float], other: Sequence[float]) -> float:
 
 def markdown(told: Mapping[str, Any]) -> str:
     lines = [
-        "| steps | program | seconds | over the function's | more | processor: seconds | over the function's | more |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|",
+        "| steps | program | seconds | over the function's | at best | more | processor: seconds | over | more |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in told["rows"]:
         lines.append(
             f"| {row['steps']} | {row['program']} | {row['seconds']:.2f} | {row['over_bare']:.3f} "
-            f"| {row['seconds_more']:.2f} | {row['processor_seconds']:.2f} | {row['processor_over_bare']:.3f} "
-            f"| {row['processor_seconds_more']:.2f} |"
+            f"| {row['over_bare_at_best']:.3f} | {row['seconds_more']:.2f} | {row['processor_seconds']:.2f} "
+            f"| {row['processor_over_bare']:.3f} | {row['processor_seconds_more']:.2f} |"
         )
     lines.append("")
     lines += [f"{name}: {seconds:.2f} s, once a process" for name, seconds in told["once"].items()]
