@@ -165,5 +165,5 @@ def test_slots_by_hand() -> None:
     assert update(1, [[0]], [[5.0]], 1) == [[5.0]]
     assert update(0, [[2], [1]], [[3.0], [6.0]], 3) == [[1.0, 2.0, 3.0], [5.0, 6.0, 0.0]]
     assert slots.columns == 4, "twice as many as there were"
-    slots.move(torch.tensor([1]), torch.tensor([0]))
+    slots.move(torch.tensor([1]), torch.tensor([0]), 3)
     assert update(0, [[2]], [[7.0]], 3) == [[5.0, 6.0, 7.0]]
