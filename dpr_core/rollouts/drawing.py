@@ -13,8 +13,8 @@ REFILL = 1 / 8
 """Of the places, so many are free when prompts are read into them: one at a time would be a call of the model each."""
 
 SPANS = 2
-"""Rows of like age are so many groups, each of which is read as far as its longest row: old rows are several times as
-long as new ones."""
+"""Rows are in so many groups by age, each of which is read as far as its longest row: old rows are several times as
+long as new ones. More groups read less, in more calls."""
 
 
 class Reads(Protocol):
@@ -41,7 +41,7 @@ class Drawing:
         self.uniforms = uniforms
         self.sampling = sampling
         self.at_once = at_once
-        self.group = max(1, at_once // SPANS)
+        self.group = -(-at_once // SPANS)
         self.device = uniforms.device
         self.lengths = self._on_device([len(prompt) for prompt in prompts])
         self.tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=self.device)
