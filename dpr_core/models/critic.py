@@ -1,13 +1,12 @@
 """A critic: a policy's body with a head of its own, and one expected return for each response token out."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
-from dpr_core.models.policy import Policy, computing_in
+from dpr_core.models.policy import Policy, computing_in, states
 from dpr_core.models.sharding import device_of, whole
 
 
@@ -34,10 +33,8 @@ class Critic(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(N,): the value of the state in front of each of the batch's response tokens."""
-        body: Any = self.model
         with computing_in(self.activations, self.device):
-            read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
-        hidden = read.last_hidden_state[batch.predicts]
+            hidden = states(self.model, batch)
         # A copy, since FSDP's backward pass does not begin at a view.
         values: Tensor = self.head(hidden.float())[:, 0].clone()
         return values
