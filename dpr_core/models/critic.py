@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
-from dpr_core.models.policy import Policy, computing_in, states
+from dpr_core.models.policy import Policy, computing_in, packs, states
 from dpr_core.models.sharding import device_of, whole
 
 
@@ -17,7 +17,7 @@ class Critic(nn.Module):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.activations = policy.activations
-        self.packed = policy.packed
+        self.packing = policy.packing
         model = whole(policy.model, torch.device("cpu"))
         self.model = copy.deepcopy(model.get_decoder()) if model is policy.model else model.get_decoder()
         if not any(weight.requires_grad for weight in self.model.parameters()):
@@ -26,6 +26,10 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def packed(self) -> bool:
+        return packs(self.model, self.device) if self.packing is None else self.packing
 
     @property
     def device(self) -> torch.device:

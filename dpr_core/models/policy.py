@@ -30,7 +30,11 @@ class Policy(nn.Module):
         self.model = model
         self.logits_per_chunk = logits_per_chunk
         self.activations = activations
-        self.packed = follows_each_sequence(model) if packed is None else packed
+        self.packing = packed
+        if packed is None and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+            from dpr_core.models import packed_attention
+
+            packed_attention.adopt(model)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
@@ -47,6 +51,11 @@ class Policy(nn.Module):
             if layer.weight.dtype != self.activations:
                 layer.to(self.activations)
         return self
+
+    @property
+    def packed(self) -> bool:
+        """As asked for, or where attention goes sequence by sequence; where the model is now decides."""
+        return packs(self.model, self.device) if self.packing is None else self.packing
 
     @property
     def device(self) -> torch.device:
@@ -77,13 +86,12 @@ class Policy(nn.Module):
         return hidden, head.weight, head.bias
 
 
-def follows_each_sequence(model: "PreTrainedModel") -> bool:
+def packs(model: Any, device: torch.device) -> bool:
     """Whether attention in a packed row needs no mask of all pairs of its tokens, which it would hold and look at."""
     from dpr_core.models import packed_attention
 
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        packed_attention.adopt(model)
-    return "flash" in model.config._attn_implementation or model.config._attn_implementation == packed_attention.NAME
+    attention = model.config._attn_implementation
+    return "flash" in attention or (attention == packed_attention.NAME and device.type == "cpu")
 
 
 def states(body: Any, batch: Batch) -> Tensor:
