@@ -24,6 +24,7 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
 from tasks.ending import Terminated
+from tasks.graph import Node, Planned, preflight
 from tasks.launched import _command
 from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
@@ -209,8 +210,13 @@ def test_more_processes_than_gpus_and_stages_of_one_process_are_refused_before_a
     with pytest.raises(UsageError, match="sft: execution.launch.processes is 8, .* this machine has 4; set it to 4"):
         here.sft(8)
     shared = LabBackbone.model_validate({"execution": {"launch": {"processes": 2}}})
-    with pytest.raises(UsageError, match="^backbone is done by one process, not 2"):
-        run_stage(stage_named("backbone"), shared, {}, store=here.store)
+    nodes = [Node("first", "subsample", SubsampleConfig(), {}), Node("second", "backbone", shared, {})]
+    for ask in (
+        lambda: preflight(nodes, [Planned(node.name, node.stage, "run", None, "") for node in nodes]),
+        lambda: run_stage(stage_named("backbone"), shared, {}, store=here.store),
+    ):
+        with pytest.raises(UsageError, match="^backbone is done by one process, not 2"):
+            ask()
     assert here.store.records("sft") == here.store.records("backbone") == []
 
 
