@@ -54,6 +54,8 @@ class Shape:
     rows: int
     prompt: int
     response: int
+    tied: bool = False
+    """The head is the embedding."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def network(shape: Shape) -> LlamaForCausalLM:
             num_attention_heads=heads,
             num_key_value_heads=heads // 2,
             max_position_embeddings=4096,
+            tie_word_embeddings=shape.tied,
         )
     )
 
@@ -228,6 +231,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in {"rows": 16, "prompt": 64, "response": 64}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tied", action="store_true", help="the head is the embedding")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations; both where it is not said")
     parser.add_argument("--case", choices=CASES, help="one alone, in this process")
     parser.add_argument("--checkpointing", action="store_true", help="of that one: compute activations again")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dpr_core.chunks import rows_of_logits
+
 
 class TokenScores(NamedTuple):
     """One number for each of N tokens; float32. Entropies carry no gradient, and are 0 where not asked for."""
@@ -35,10 +37,8 @@ def token_scores(
     At most `logits_per_chunk` logits exist at a time. Where all fit, the backward pass takes those of the forward pass;
     else it computes each chunk again.
     """
-    rows = max(1, logits_per_chunk // head.shape[0])
-    if hidden.device.type == "cpu" and not torch.is_grad_enabled():
-        # Nothing is kept for a backward pass, so no more at once than makes the matrix product fast.
-        rows = min(rows, max(128, 2**20 // head.shape[0]))
+    unlearned_on_cpu = hidden.device.type == "cpu" and not torch.is_grad_enabled()
+    rows = rows_of_logits(head.shape[0], logits_per_chunk, unlearned_on_cpu)
     return TokenScores(*_Scores.apply(hidden, head, bias, targets, entropy, rows))  # type: ignore[no-untyped-call]
 
 
@@ -53,9 +53,9 @@ class _Scores(torch.autograd.Function):
         parts = []
         weights: Tensor | None = None
         for start in range(0, max(1, len(hidden)), rows):
-            weights = None  # makes room for those of this chunk
-            logits = float32_logits(hidden[start : start + rows], wide, bias)
-            *scores, weights = _folded(logits, targets[start : start + rows], entropy)
+            chunk = slice(start, start + rows)
+            weights = None  # makes room for those of this chunk, whose logits no name may hold
+            *scores, weights = _folded(float32_logits(hidden[chunk], wide, bias), targets[chunk], entropy)
             parts.append(scores)
         log_probs, values, entropies, totals = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.rows = rows
@@ -89,6 +89,7 @@ class _Scores(torch.autograd.Function):
                 head_gradient.addmm_(slopes.T, _wide(hidden[chunk]))
             if bias_gradient is not None:
                 bias_gradient += slopes.sum(dim=0)
+            del slopes  # makes room for those of the next chunk
         return (
             hidden_gradient,
             None if head_gradient is None else head_gradient.to(head.dtype),

@@ -9,6 +9,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.data import LabSource
 from dpr_core.config.evaluation import AnswerConfig
 from dpr_core.config.execution import Execution
+from dpr_core.config.launch import Launch
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.planning import fitting
@@ -27,7 +28,8 @@ class Asked:
     """What a plan is made for."""
 
     gpu: Gpu
-    gpus: int
+    gpus: int | None
+    """None: as many as the recipe has processes."""
     utilisation: float
     mean_prompt: float | None = None
     mean_response: float | None = None
@@ -40,11 +42,15 @@ class StagePlan:
     name: str
     stage: str
     needs: Needs
+    """Of the whole stage, were it one process."""
+    launch: Launch
+    on_each: float
+    """Bytes on each of the GPUs that share the stage."""
     fits: bool
     nearest: fitting.Fit
     """With smaller settings of `execution`."""
     sharded: fitting.Fit
-    """The same, if what lasts could be shared among all GPUs."""
+    """The same, with slices of what lasts on all GPUs."""
     hours: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,6 +60,9 @@ class StagePlan:
             "stage": self.stage,
             "fullest_while": self.needs.fullest,
             "bytes": round(peak.total),
+            "processes": self.launch.processes,
+            "strategy": self.launch.strategy if self.launch.processes > 1 else None,
+            "bytes_on_each": round(self.on_each),
             "parts": peak.as_dict(),
             "moments": {name: round(parts.total) for name, parts in self.needs.moments.items()},
             "fits": self.fits,
@@ -73,6 +82,7 @@ class RunPlan:
 
     recipe: str
     asked: Asked
+    gpus: int
     architecture: Architecture
     stages: list[StagePlan]
     costs: Costs
@@ -82,7 +92,7 @@ class RunPlan:
         return {
             "recipe": self.recipe,
             "gpu": {**asdict(gpu), "usable_bytes": round(gpu.usable), "as_of": AS_OF},
-            "gpus": self.asked.gpus,
+            "gpus": self.gpus,
             "parameters": self.architecture.parameters,
             "stages": [stage.as_dict() for stage in self.stages],
             "hours": sum(stage.hours for stage in self.stages),
@@ -105,11 +115,13 @@ class RunPlan:
             f"Tokens and hours are for {' and '.join(of)}, at {asked.utilisation:.0%} of the operations and of the "
             f"bandwidth that the {asked.gpu.name} is listed with here ({AS_OF}).",
         ]
-        if asked.gpus > 1:
+        if self.gpus > 1:
             told.append(
-                f"A stage is one process on one GPU: of {asked.gpus}, the others are idle, and the hours are those "
-                "of one. What is said of sharing all that lasts among them is arithmetic alone: this version does not."
+                "Hours of a stage that several processes share are divided by their number: what they exchange, and "
+                f"how they wait for each other, is left out. A stage of one process leaves {self.gpus - 1} GPUs idle."
             )
+        if any(stage.launch.cpu_offload for stage in self.stages):
+            told.append("With cpu_offload, what lasts is in the memory of the machine, which is not checked here.")
         if (longest := max(stage.needs.longest for stage in self.stages)) == known.positions:
             told.append(f"The limits allow for more than the model's {longest} positions; such sequences are refused.")
         return told
@@ -120,9 +132,11 @@ def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
     nodes = wiring.nodes(config)
     known = architecture(config.backbone)
     around = _circumstances(config, known, asked)
-    stages = [_stage(name, several, around, asked) for name, several in _together(nodes, around)]
+    together = list(_together(nodes, around))
+    gpus = asked.gpus or max(_execution(several).launch.processes for _, several in together)
+    stages = [_stage(name, several, around, asked, gpus) for name, several in together]
     to_run = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
-    return RunPlan(recipe, asked, known, stages, judging_costs(nodes, to_run, None))
+    return RunPlan(recipe, asked, gpus, known, stages, judging_costs(nodes, to_run, None))
 
 
 def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> Circumstances:
@@ -166,25 +180,36 @@ def _questions(config: AnswerConfig) -> Questions:
     return Questions(len(found), max(len(question.turns) for question in found))
 
 
-def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, asked: Asked) -> StagePlan:
+def _execution(several: list[tuple[str, Asking]]) -> Execution:
+    """Of stages that are planned together, the first one's."""
+    execution: Execution = cast(Any, several[0][1][0]).execution
+    return execution
+
+
+def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, asked: Asked, gpus: int) -> StagePlan:
     each = [needs(config, its) for _, (config, its) in several]
     fullest, work = max(each, key=lambda found: found.peak.total), each[0].work
     for more in each[1:]:
         work += more.work
-    first = cast(Any, several[0][1][0])
+    first = _execution(several)
+    launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes > 1 else first.launch
 
     def with_execution(execution: Execution) -> Needs:
         changed = [needs(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
         return max(changed, key=lambda found: found.peak.total)
 
     room = asked.gpu.usable
-    shared = fitting.sharded(around.memory(first.execution, 1, 1), asked.gpus)
+    held = fitting.on_each(around.architecture, launch)
+    sharded = fitting.on_each(around.architecture, Launch(processes=gpus, strategy="fsdp"))
+    on_each = max(held(found) for found in each)
     return StagePlan(
         name=name,
         stage=several[0][0],
         needs=replace(fullest, work=work),
-        fits=fullest.peak.total <= room,
-        nearest=fitting.nearest(with_execution, fitting.on_one, first.execution, room),
-        sharded=fitting.nearest(with_execution, shared, first.execution, room),
-        hours=work.hours(asked.gpu, around.dtype, asked.utilisation),
+        launch=launch,
+        on_each=on_each,
+        fits=on_each <= room,
+        nearest=fitting.nearest(with_execution, held, first, room),
+        sharded=fitting.nearest(with_execution, sharded, first, room),
+        hours=work.hours(asked.gpu, around.dtype, asked.utilisation) / launch.processes,
     )

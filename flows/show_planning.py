@@ -16,9 +16,10 @@ GIGA = 2**30
 
 def plan_view(plan: RunPlan) -> RenderableType:
     asked = plan.asked
+    shared = any(stage.launch.processes > 1 for stage in plan.stages)
     memory = Table(
-        ("stage", "fullest while", *PARTS, "in all", "fits"),
-        [_memory_row(stage) for stage in plan.stages],
+        ("stage", "fullest while", *PARTS, "in all", *(["processes", "on each GPU"] if shared else []), "fits"),
+        [_memory_row(stage, shared) for stage in plan.stages],
         texts=2,
     )
     work = Table(
@@ -33,7 +34,7 @@ def plan_view(plan: RunPlan) -> RenderableType:
     )
     room = f"{_gib(asked.gpu.usable)} of {asked.gpu.gigabytes:g}"
     return Group(
-        memory.as_terminal(f"GiB on one {asked.gpu.name}, of which {room} can be used"),
+        memory.as_terminal(f"GiB for {asked.gpu.name}, of which {room} can be used on each"),
         *(Text(f"{each.name}: {advice(each, plan)}") for each in plan.stages if not each.fits),
         work.as_terminal(f"Work, for {plan.architecture.parameters / 1e9:.2f} billion parameters"),
         *views(plan.costs),
@@ -49,12 +50,16 @@ def advice(stage: StagePlan, plan: RunPlan) -> str:
         f"does not fit: with the smallest batches it still needs {_gib(stage.nearest.least)} GiB, of which "
         f"{_gib(plan.asked.gpu.usable)} can be used"
     )
-    if plan.asked.gpus == 1:
+    if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.processes > 1):
         return told
     if stage.sharded.changes is None:
-        return f"{told}; shared among {plan.asked.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"
-    settings = _settings(stage, stage.sharded.changes)
-    return f"{told}; shared among {plan.asked.gpus} GPUs it would fit{f' with {settings}' if settings else ''}"
+        return f"{told}; with slices on {plan.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"
+    settings = " ".join(filter(None, (_sliced(plan.gpus), _settings(stage, stage.sharded.changes))))
+    return f"{told}; with slices on {plan.gpus} GPUs it would fit: {settings}"
+
+
+def _sliced(gpus: int) -> str:
+    return f"launch.processes={gpus} launch.strategy=fsdp"
 
 
 def _settings(stage: StagePlan, changes: Mapping[str, Any]) -> str:
@@ -66,10 +71,12 @@ def _settings(stage: StagePlan, changes: Mapping[str, Any]) -> str:
     return f"{told} (in the changes of that method)" if variant else told
 
 
-def _memory_row(stage: StagePlan) -> list[str]:
+def _memory_row(stage: StagePlan, shared: bool) -> list[str]:
     parts = stage.needs.peak.as_dict()
     cells = [_gib(parts[name]) if parts[name] else NONE for name in PARTS]
-    return [stage.name, stage.needs.fullest, *cells, _gib(stage.needs.peak.total), "yes" if stage.fits else "no"]
+    on_each = [str(stage.launch.processes), _gib(stage.on_each)] if shared else []
+    in_all = _gib(stage.needs.peak.total)
+    return [stage.name, stage.needs.fullest, *cells, in_all, *on_each, "yes" if stage.fits else "no"]
 
 
 def _gib(size: float) -> str:

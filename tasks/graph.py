@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from dpr_core.config.base import StageConfig, override, parse
+from dpr_core.config.execution import Execution
 from dpr_core.errors import DensePathError, UsageError
 from tasks.changes import FORCED, NEVER, UNEXPLAINED, Wanted, differences
 from tasks.identity import canonical_json, stage_key
@@ -55,8 +56,8 @@ def plan(nodes: Sequence[Node], store: Store, not_before: datetime | None = None
     return list(planned.values())
 
 
-def preflight(nodes: Sequence[Node], planned: Sequence[Planned]) -> None:
-    """Raise now what would make a stage fail that is still to run."""
+def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True) -> None:
+    """Raise now what would make a stage fail that is still to run. Without `here`, other machines run them."""
     to_run = {step.name for step in planned if step.status == "run"}
     configs: dict[str, list[StageConfig]] = {}
     for node in nodes:
@@ -65,6 +66,11 @@ def preflight(nodes: Sequence[Node], planned: Sequence[Planned]) -> None:
             configs.setdefault(node.stage, []).append(node.config)
     for stage, asked in configs.items():
         stage_named(stage).preflight(asked)
+    executions = [getattr(config, "execution", None) for asked in configs.values() for config in asked]
+    if here and any(isinstance(each, Execution) and each.device == "cuda" for each in executions):
+        from dpr_core.training.devices import refuse_without_gpu
+
+        refuse_without_gpu()
 
 
 def _input_digests(

@@ -107,7 +107,7 @@ class Lineage:
         settings = PretrainedBackbone.model_validate(backbone) if backbone else LAB
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
-        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype))
+        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
         return place(policy.freeze(), execution.launch) if frozen else policy
 
     def dense_reward(self, artifact: Artifact, execution: Execution) -> "DenseReward":

@@ -1,9 +1,13 @@
 """How work is done, which is never part of what an artifact is."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from dpr_core.config.base import Config
 from dpr_core.config.launch import Launch
+
+Device = Literal["auto", "cuda"]
 
 CPU_TOKENS = 1024
 GPU_TOKENS = 8192
@@ -12,8 +16,16 @@ GPU_TOKENS = 8192
 class Execution(Config):
     """How the work is done. None of this changes what comes out beyond rounding."""
 
+    device: Device = "auto"
+    """`cuda` refuses to begin without a GPU. `auto` takes a GPU where there is one, and else the CPU."""
+
     tokens_per_micro_batch: int | None = Field(None, ge=1)
-    """Padded tokens that go through a network at once; none takes 1024 on a CPU, which pads less, and 8192 on a GPU."""
+    """Tokens, padding included, that go through a network at once; none takes 1024 on a CPU, which pads less, and 8192
+    on a GPU."""
+
+    packing: bool | None = None
+    """Put whole sequences one behind the other into one row, with no padding, in place of a row each. None of them sees
+    another. Unset packs with flash attention; any other attention would mask all pairs of tokens in the row."""
 
     logits_per_chunk: int = Field(2**25, ge=1)
     """Logits (tokens x vocabulary) that exist at once. Where all of a micro-batch fit, training computes them once and

@@ -1,5 +1,6 @@
 """The whole pipeline as one document: what a recipe holds."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -16,6 +17,7 @@ from dpr_core.config.evaluation import (
     ReportConfig,
     VerifiableJudge,
 )
+from dpr_core.config.execution import Device
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.launch import Launch
 from dpr_core.config.model import Backbone, LabBackbone
@@ -31,7 +33,7 @@ OPTIONAL = frozenset({"rate"})
 """Stages that there are only where their section is set."""
 
 SHARED = ("sft", "reward", "diagnose", "reinforce", "answer")
-"""Stages that several processes can do together, as all methods can be."""
+"""Stages that run networks and that several processes can do together, as all methods can be."""
 
 
 class Variant(Config):
@@ -58,6 +60,9 @@ class PipelineConfig(Config):
 
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of every stage that does not set its own."""
+
+    device: Device = "auto"
+    """What every stage behind the backbone runs on that does not say it itself: see `execution.device`."""
 
     launch: Launch = Launch()
     """Processes that share the work of every stage that can be shared and does not set its own."""
@@ -129,17 +134,18 @@ class PipelineConfig(Config):
         except ValidationError:
             # It is told of once, where it was written.
             return values
-        launched = {**values, **{stage: _with_launch(values.get(stage, {}), launch) for stage in SHARED}}
-        methods = values.get("methods")
-        if isinstance(methods, dict):
-            launched["methods"] = {
-                name: _with_launch(method, launch) if _is_stage(method) else method for name, method in methods.items()
-            }
-        return launched
+        return _in_shared(values, lambda section: _with_launch(section, launch))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_device_for_all(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("device"), str):
+            return values
+        return _in_shared(values, lambda section: _with_device(section, values["device"]))
 
     @model_serializer(mode="wrap")
     def _say_what_is_common_once(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that changing `seed` or `launch` in what was written out changes it everywhere."""
+        """So that changing `seed`, `device` or `launch` in what was written out changes it everywhere."""
         values: dict[str, Any] = handler(self)
         sections = [values[stage] for stage in STAGES if values[stage] is not None]
         for section in [*sections, *values["methods"].values()]:
@@ -147,6 +153,9 @@ class PipelineConfig(Config):
                 del section["seed"]
             if section.get("execution", {}).get("launch") == values["launch"]:
                 del section["execution"]["launch"]
+        for section in [*(values[stage] for stage in SHARED), *values["methods"].values()]:
+            if section is not None and section.get("execution", {}).get("device") == self.device:
+                del section["execution"]["device"]
         return values
 
     @model_validator(mode="after")
@@ -204,6 +213,21 @@ class PipelineConfig(Config):
 def _is_stage(method: Any) -> bool:
     """A variant has no settings of its own."""
     return isinstance(method, dict) and method.get("type", "variant") != "variant"
+
+
+def _in_shared(values: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The settings of a pipeline with those of every stage that can be shared changed."""
+    changed = {**values, **{stage: change(values.get(stage, {})) for stage in SHARED}}
+    methods = values.get("methods")
+    if isinstance(methods, dict):
+        changed["methods"] = {name: change(method) if _is_stage(method) else method for name, method in methods.items()}
+    return changed
+
+
+def _with_device(section: Any, device: str) -> Any:
+    """The settings of a stage, with the device that they do not name."""
+    execution = section.get("execution", {}) if isinstance(section, dict) else None
+    return {**section, "execution": {"device": device, **execution}} if isinstance(execution, dict) else section
 
 
 def _with_launch(section: Any, launch: dict[str, Any]) -> Any:

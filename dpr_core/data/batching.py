@@ -1,6 +1,7 @@
-"""Micro-batches of similar length under a token budget, padded on the right.
+"""Micro-batches of similar length under a token budget: padded on the right, or packed into one row.
 
-Under a causal mask no token attends to what stands on its right, so right padding needs no attention mask.
+Under a causal mask no token attends to what stands on its right, so right padding needs no attention mask. In a packed
+row positions begin anew with every sequence, from which attention sees where each one begins.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,21 @@ from dpr_core.data.encoding import TokenSequence
 @dataclass(frozen=True)
 class Batch:
     """`input_ids` (B, L); `predicts` (B, L) is True where the next token is a response token; `targets` (N,) are those
-    tokens, row by row."""
+    tokens, sequence by sequence; `positions` (1, L) are the tokens' own in their sequences, where one row holds all of
+    these."""
 
     input_ids: Tensor
     predicts: Tensor
     targets: Tensor
+    positions: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.input_ids.to(device), self.predicts.to(device), self.targets.to(device))
+        positions = None if self.positions is None else self.positions.to(device)
+        return Batch(self.input_ids.to(device), self.predicts.to(device), self.targets.to(device), positions)
 
 
-def collate(sequences: Sequence[TokenSequence]) -> Batch:
-    """Pad to the longest; the padding's id is 0, which nothing ever looks at."""
+def collate(sequences: Sequence[TokenSequence], packed: bool = False) -> Batch:
+    """Pad to the longest; the padding's id is 0, which nothing ever looks at. Packed, what is no padding is one row."""
     width = max(len(s) for s in sequences)
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
     predicts = torch.zeros(len(sequences), width, dtype=torch.bool)
@@ -34,16 +38,23 @@ def collate(sequences: Sequence[TokenSequence]) -> Batch:
         input_ids[i, : len(s)] = torch.tensor((*s.prompt, *s.response))
         predicts[i, len(s.prompt) - 1 : len(s) - 1] = True
     targets = torch.tensor([token for s in sequences for token in s.response], dtype=torch.long)
-    return Batch(input_ids, predicts, targets)
+    if not packed:
+        return Batch(input_ids, predicts, targets)
+    positions = torch.arange(width).expand(len(sequences), -1)
+    filled = positions < torch.tensor([len(s) for s in sequences])[:, None]
+    return Batch(input_ids[filled][None], predicts[filled][None], targets, positions[filled][None])
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices sorted by length and cut so that rows x longest stays within the budget (one row may exceed it alone)."""
+def micro_batches(lengths: Sequence[int], max_tokens: int, packed: bool = False) -> list[list[int]]:
+    """Indices sorted by length and cut so that rows x longest, or packed the sum of lengths, stays within the budget
+    (one sequence may exceed it alone)."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    batches: list[list[int]] = []
+    batches: list[list[int]] = [[]]
+    tokens = 0
     for i in order:
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+        tokens = tokens + lengths[i] if packed else (len(batches[-1]) + 1) * lengths[i]
+        if tokens > max_tokens and batches[-1]:
+            batches.append([])
+            tokens = lengths[i]
+        batches[-1].append(i)
+    return batches if order else []

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpr_core import processes
@@ -46,8 +46,11 @@ def load_model(
     refuse_unsafe(str(source), revision)
     try:
         with _without_progress_bars():
+            # Its own `_attn_implementation` would beat the setting if the config was not read before.
+            config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),
+                config=config,
                 revision=revision,
                 dtype=dtype,
                 attn_implementation=attention,

@@ -26,6 +26,10 @@ class Contrasted:
         return self.sft.device
 
     @property
+    def packed(self) -> bool:
+        return self.sft.packed
+
+    @property
     def logits_per_chunk(self) -> int:
         return self.sft.logits_per_chunk
 

@@ -18,6 +18,7 @@ class Critic(nn.Module):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.activations = policy.activations
+        self.packed = policy.packed
         model = whole(policy.model, torch.device("cpu"))
         self.model = copy.deepcopy(model.get_decoder()) if model is policy.model else model.get_decoder()
         if not any(weight.requires_grad for weight in self.model.parameters()):
@@ -35,7 +36,8 @@ class Critic(nn.Module):
         """(N,): the value of the state in front of each of the batch's response tokens."""
         body: Any = self.model
         with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
-            hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+            read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
+        hidden = read.last_hidden_state[batch.predicts]
         # A copy, since FSDP's backward pass does not begin at a view.
         values: Tensor = self.head(hidden.float())[:, 0].clone()
         return values

@@ -22,7 +22,11 @@ this process."""
 
 
 def in_micro_batches(
-    lengths: Sequence[int], tokens: int | None, device: torch.device, work: Callable[[list[list[int]]], T]
+    lengths: Sequence[int],
+    tokens: int | None,
+    device: torch.device,
+    work: Callable[[list[list[int]]], T],
+    packed: bool = False,
 ) -> T:
     """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
 
@@ -35,7 +39,7 @@ def in_micro_batches(
         "micro-batches of {} tokens",
         tokens or default_tokens(on_gpu=device.type != "cpu"),
         longest,
-        lambda at_once: work(micro_batches(lengths, at_once)),
+        lambda at_once: work(micro_batches(lengths, at_once, packed)),
         "tokens_per_micro_batch",
         f"one sequence of {longest} tokens",
         "allow shorter ones, set execution.gradient_checkpointing=true, or lower execution.logits_per_chunk",

@@ -19,12 +19,19 @@ class Policy(nn.Module):
     """Wraps any of the four families. The head is applied to response positions only, in float32, chunk by chunk."""
 
     def __init__(
-        self, model: "PreTrainedModel", logits_per_chunk: int = 2**25, activations: torch.dtype = torch.float32
+        self,
+        model: "PreTrainedModel",
+        logits_per_chunk: int = 2**25,
+        activations: torch.dtype = torch.float32,
+        packed: bool | None = None,
     ) -> None:
+        """`packed` is as in `Execution.packing`: None packs where attention follows each sequence by itself."""
         super().__init__()
         self.model = model
         self.logits_per_chunk = logits_per_chunk
         self.activations = activations
+        # Any other attention would hold, and look at, a mask of all pairs of tokens in the row.
+        self.packed = "flash" in model.config._attn_implementation if packed is None else packed
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
@@ -67,7 +74,8 @@ class Policy(nn.Module):
         """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
         body: Any = self.model.get_decoder()
         with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
-            hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
+            read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
+        hidden = read.last_hidden_state[batch.predicts]
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
 

@@ -32,11 +32,11 @@ def score(
     """
     with reading(policy):
         columns = _tables(
+            policy,
             lambda batch: policy(batch, entropy=entropy),
             3,
             sequences,
             tokens_per_micro_batch,
-            policy.device,
             on_progress,
         )
     return TokenScores(*columns)
@@ -56,32 +56,32 @@ def state_kl(
 
     policies = (policy.sft, policy.reference) if isinstance(policy, Contrasted) else (policy,)
     with reading(*policies, reference):
-        return _tables(kl, 1, sequences, tokens_per_micro_batch, policy.device)[0]
+        return _tables(policy, kl, 1, sequences, tokens_per_micro_batch)[0]
 
 
 def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
     """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
     with reading(critic):
-        return _tables(lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch, critic.device)[0]
+        return _tables(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
 
 
 def _tables(
+    reader: Policy | Contrasted | Critic,
     compute: Callable[[Batch], Sequence[Tensor]],
     columns: int,
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
-    device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """(columns, B, T): what `compute` finds of the response tokens of a batch, for all sequences and in all processes,
-    each of which computes a share."""
+    """(columns, B, T): what `compute` finds of the response tokens of a batch that the reader reads, for all
+    sequences and in all processes, each of which computes a share."""
     mask = response_mask([len(s.response) for s in sequences])
 
     def fill(batches: list[list[int]]) -> Tensor:
         out = torch.zeros(columns, *mask.shape)
         done = 0
         for rows, is_mine in processes.turns(batches):
-            found = compute(collate([sequences[row] for row in rows]).to(device))
+            found = compute(collate([sequences[row] for row in rows], reader.packed).to(reader.device))
             if is_mine:
                 for table, flat in zip(out, found, strict=True):
                     _unflatten(table, mask, rows, flat)
@@ -90,7 +90,7 @@ def _tables(
                 on_progress(sum(map(len, batches[:done])), len(sequences))
         return processes.added(out)
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, device, fill)
+    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, reader.device, fill, reader.packed)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

@@ -75,9 +75,8 @@ class Architecture:
         return self.body + (0 if self.tied else self.head)
 
     def remembered(self, tokens: int) -> int:
-        """Keys, or values, that are kept of a sequence in all layers together, in numbers."""
-        seen = min(tokens, self.window) if self.window else tokens
-        return self.keys * (self.windowed_layers * seen + (self.layers - self.windowed_layers) * tokens)
+        """Keys, or values, that are kept of a sequence in all layers, in numbers; sliding windows do not shorten it."""
+        return self.layers * self.keys * tokens
 
 
 def architecture_of(config: Any) -> Architecture:

@@ -65,10 +65,13 @@ def forward(architecture: Architecture, sequences: Sequences) -> Work:
     return Work(n * tokens, n * (matrices + attention), n * 2 * a.head * sequences.response)
 
 
-def training(architecture: Architecture, sequences: Sequences, checkpointing: bool, chunks: bool) -> Work:
-    """Forward and twice as much backward; what was not saved is computed again, as are logits of several chunks."""
-    once = forward(architecture, sequences)
-    return Work(once.tokens, once.body * (4 if checkpointing else 3), once.head * (4 if chunks else 3))
+def training(
+    architecture: Architecture, sequences: Sequences, checkpointing: bool, chunks: bool, adapters: bool = False
+) -> Work:
+    """Forward and twice as much backward, or once where adapters learn alone; what was not saved is computed again, as
+    are logits of several chunks."""
+    once, passes = forward(architecture, sequences), 2 if adapters else 3
+    return Work(once.tokens, once.body * (passes + checkpointing), once.head * (passes + chunks))
 
 
 def drawing(architecture: Architecture, sequences: Sequences, rows: int, steps: float, halved: bool) -> Work:

@@ -7,7 +7,9 @@ from itertools import product
 from typing import Any
 
 from dpr_core.config.execution import Execution
-from dpr_core.planning.memory import FULL, Memory
+from dpr_core.config.launch import Launch
+from dpr_core.planning.architecture import Architecture
+from dpr_core.planning.memory import FULL
 from dpr_core.planning.stages import Needs
 
 FEWEST_LOGITS = 2**20
@@ -41,24 +43,33 @@ def nearest(
     return Fit(None, least)
 
 
-def on_one(needs: Needs) -> float:
-    """As the stages run: everything on one GPU."""
-    return needs.peak.total
+def on_each(architecture: Architecture, launch: Launch) -> Callable[[Needs], float]:
+    """Bytes of a stage's fullest moment on each of the GPUs that share it."""
+    way = {"ddp": _replicated, "fsdp": _sharded}[launch.strategy] if launch.processes > 1 else _alone
+    return lambda needs: max(way(architecture, launch, needs, moment) for moment in needs.moments)
 
 
-def sharded(memory: Memory, gpus: int) -> Callable[[Needs], float]:
-    """What lasts is shared among so many GPUs, each of which gathers two layers, the embedding and the head at a time,
-    and the whole model where it draws."""
-    a = memory.architecture
-    gathered = FULL * (2 * a.layer_matrices + a.head * (1 if a.tied else 2))
+def _alone(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    return needs.moments[moment].total
 
-    def on_each(needs: Needs) -> float:
-        return max(
-            parts.total - parts.lasting * (1 - 1 / gpus) + (memory.frozen if parts.cache else gathered)
-            for parts in needs.moments.values()
-        )
 
-    return on_one if gpus == 1 else on_each
+def _replicated(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    """All of it on each, and the gradients a second time, in the buckets in which they are exchanged."""
+    return needs.moments[moment].total + needs.moments[moment].gradients
+
+
+def _sharded(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+    """A slice of what lasts, or none of it, and what is gathered: to draw, whole networks; else two layers and all that
+    is in no layer, and while learning the gradients of these and of one layer."""
+    parts, a = needs.moments[moment], architecture
+    slices = 0 if launch.cpu_offload else parts.lasting / launch.processes
+    outside = a.parameters - a.layers * a.layer_matrices
+    gathered = {
+        "drawing": needs.drawing,
+        "learning": FULL * (3 * a.layer_matrices + 2 * outside),
+        "scoring": FULL * (2 * a.layer_matrices + outside),
+    }[moment]
+    return parts.total - parts.lasting + slices + gathered
 
 
 def _changes(execution: Execution, longest: int) -> Iterator[Changes]:

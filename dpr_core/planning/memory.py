@@ -5,23 +5,22 @@ runs in float32 over chunks of the response tokens; attention never holds a matr
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 
+from dpr_core.chunks import rows_of_logits
 from dpr_core.config.execution import Execution
+from dpr_core.config.training import LoRA
 from dpr_core.planning.architecture import Architecture
 
 FULL, HALF = 4, 2
 """Bytes of a number in float32 and in bfloat16."""
 
-LIVE_CHUNKS_FORWARD = 2
-"""Logits of a chunk, and one copy: the softmax, or what logsumexp makes on the way."""
+LIVE_CHUNKS = 1
+"""Logits of a chunk, which become their exponentials and then their gradients in place."""
 
-LIVE_CHUNKS_BACKWARD = 5
-"""Logits of a chunk, their gradients through logsumexp and through the chosen token, and what these are made of."""
+LIVE_CHUNKS_ENTROPY = 2
+"""The logits below the highest, and their exponentials."""
 
-LIVE_HEADS = 3
-"""Of the head's gradient: the one that a chunk makes, the sum over chunks so far, and the new sum."""
-
-LIVE_CHUNKS_DRAW = 4
-"""Of the next token: logits, softmax, its cumulative sum, log-softmax."""
+LIVE_CHUNKS_DRAW = 3
+"""Of the next token: logits, the cumulative sum of their softmax, and that or log-softmax."""
 
 LIVE_CHUNKS_KL = 5
 """The logits, log-softmax and terms of two models."""
@@ -34,15 +33,17 @@ class Parts:
     weights: float = 0
     gradients: float = 0
     optimizer: float = 0
-    """Adam's two moments of every weight, and a copy of its size while they are applied."""
+    """Adam's two moments of every weight, which are applied in place."""
     scorers: float = 0
     """Frozen models: those of the reward, or SFT to measure the KL to."""
     copies: float = 0
-    """Other copies of the weights: a moving average, the policy that a guard goes back to, casts to bfloat16."""
+    """Other copies of the weights: a moving average, the policy that a guard goes back to."""
     cache: float = 0
     """Keys and values of the responses that are being drawn."""
     activations: float = 0
+    """What the batch leaves behind, and autocast's casts of the weights, which the backward pass needs too."""
     logits: float = 0
+    """With the head's gradient of a micro-batch, which is not yet added to those before."""
 
     def __add__(self, other: "Parts") -> "Parts":
         return Parts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -75,7 +76,6 @@ class Memory:
     longest_prompt: int
     longest_response: int
     on_gpu: bool = True
-    """On a CPU, Adam goes weight by weight and copies nothing."""
 
     @property
     def longest(self) -> int:
@@ -107,61 +107,86 @@ class Memory:
         a = self.architecture
         return HALF * a.layers * a.layer_matrices if self.dtype == "bfloat16" else 0
 
-    def step_of_adam(self, weights: float) -> float:
-        """The moments, and on a GPU, where all weights are stepped at once, the root of the second."""
-        return (3 if self.on_gpu else 2) * weights
+    def adapters(self, lora: LoRA) -> float:
+        """Of all layers: two matrices for each one that is adapted."""
+        a = self.architecture
+        sides = {
+            "q_proj": a.width + a.queries,
+            "k_proj": a.width + a.keys,
+            "v_proj": a.width + a.keys,
+            "o_proj": a.queries + a.width,
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), a.width + a.feed_forward),
+        }
+        return FULL * a.layers * lora.rank * sum(sides.get(name, 0) for name in lora.targets)
 
-    @property
-    def chunk(self) -> float:
+    def chunk(self, learning: bool) -> float:
         """One chunk of logits; a response has no fewer rows than its tokens."""
-        a, rows = self.architecture, max(1, self.execution.logits_per_chunk // self.architecture.vocabulary)
-        return FULL * min(rows, self.tokens) * a.vocabulary
+        vocabulary = self.architecture.vocabulary
+        rows = rows_of_logits(vocabulary, self.execution.logits_per_chunk, not (learning or self.on_gpu))
+        return FULL * min(rows, self.tokens) * vocabulary
 
-    def training(self) -> list[Parts]:
-        """The two highest moments of a backward pass: in the head, and in the last layer."""
+    def training(self, adapters: bool = False) -> list[Parts]:
+        """The highest moments of a backward pass: in the head, in the last layer, and in a tied embedding. With
+        adapters, neither head nor embedding has a gradient."""
         a, tokens = self.architecture, self.tokens
         outside = 4 * FULL * a.width * tokens
         """The embedding's output, and the last norm's input and output, of which the response's are gathered."""
-        in_head = LIVE_CHUNKS_BACKWARD * self.chunk
-        if tokens * a.vocabulary > self.execution.logits_per_chunk:
-            in_head = FULL * a.head + max(in_head, (LIVE_HEADS - 1) * FULL * a.head)
+        head = 0 if adapters else FULL * a.head
+        in_head = LIVE_CHUNKS * self.chunk(learning=True) + head
+        # The head's gradient waits for that of the embedding.
+        waiting = head if a.tied else 0
+        embedding = Parts(logits=waiting + head)
         if not self.execution.gradient_checkpointing:
             held = outside + a.layers * self._saved_by_layer * tokens
             in_layer = self._gradients_in_layer * tokens
             return [
-                Parts(copies=self.casts, activations=held, logits=in_head),
-                Parts(copies=self.casts, activations=held + in_layer),
+                Parts(activations=self.casts + held, logits=in_head),
+                Parts(activations=self.casts + held + in_layer, logits=waiting),
+                embedding,
             ]
         held = outside + a.layers * FULL * a.width * tokens
         one_layer = (self._saved_by_layer + self._gradients_in_layer) * tokens
         cast_layer = self.casts / a.layers
         return [
             Parts(activations=held, logits=in_head),
-            Parts(copies=cast_layer, activations=held + one_layer),
-            Parts(copies=self.casts, activations=held + self._transient * tokens),
+            Parts(activations=cast_layer + held + one_layer, logits=waiting),
+            # Autocast remembers its casts of weights that learn, and of no others.
+            Parts(activations=(cast_layer if adapters else self.casts) + held + self._transient * tokens),
+            embedding,
         ]
 
-    def scoring(self, chunks: int = LIVE_CHUNKS_FORWARD) -> list[Parts]:
+    def scoring(self, chunks: int = LIVE_CHUNKS) -> list[Parts]:
         """In a layer, and in the head."""
         tokens = self.tokens
         return [
             Parts(activations=self._transient * tokens),
-            Parts(activations=FULL * self.architecture.width * tokens, logits=chunks * self.chunk),
+            Parts(activations=FULL * self.architecture.width * tokens, logits=chunks * self.chunk(learning=False)),
         ]
 
-    def drawing(self, rows: int, models: int = 1) -> list[Parts]:
-        """Of so many rows with the longest prompts: reading these at once, and drawing the last token."""
+    def drawing(self, total: int, models: int = 1) -> list[Parts]:
+        """Of so many rows with the longest prompts: reading as many as have slots, under a mask; widening the slots of
+        the last layer; and drawing the last token."""
         a = self.architecture
-        rows = min(rows, self.execution.rollout_rows)
+        rows = min(total, self.execution.rollout_rows)
         prompt = min(self.longest_prompt, a.positions)
-        logits = LIVE_CHUNKS_DRAW * FULL * rows * a.vocabulary
-        read, full = (models * rows * self._key_and_value * a.remembered(tokens) for tokens in (prompt, self.longest))
-        # A layer's keys are joined to the newest in fresh memory.
-        joined = rows * FULL * a.keys * self.longest
+        # Slots are as wide as the longest row so far. Into those that are free again, others are read.
+        width = prompt if rows == total else self.longest
+        read, full = (models * rows * self._key_and_value * a.remembered(tokens) for tokens in (width, self.longest))
         return [
-            Parts(cache=read, activations=self._transient * rows * prompt),
-            Parts(cache=full + joined, logits=logits),
+            Parts(cache=read, activations=rows * prompt * (self._transient + FULL * prompt)),
+            Parts(cache=full + full / models / a.layers),
+            Parts(cache=full, logits=max(LIVE_CHUNKS_DRAW, 2 * models) * FULL * rows * a.vocabulary),
         ]
+
+    @property
+    def _row(self) -> int:
+        """Tokens that attention compares each with."""
+        return self.tokens if self.execution.packing else self.longest
+
+    @property
+    def _masked(self) -> bool:
+        """Attention is given a mask of all pairs in a row, which it turns into numbers to be added."""
+        return bool(self.execution.packing) and self.attention == "sdpa"
 
     @property
     def _bytes(self) -> int:
@@ -182,7 +207,9 @@ class Memory:
         inputs = HALF * 5 * a.width if self.dtype == "bfloat16" else FULL * 2 * a.width
         attention = self._bytes * (2 * a.queries + 2 * a.keys) + FULL * a.heads
         if self.attention == "eager":
-            attention += a.heads * self.longest * (FULL if self.dtype == "float32" else FULL + HALF)
+            attention += a.heads * self._row * (FULL if self.dtype == "float32" else FULL + HALF)
+        elif self._masked:
+            attention += self._row * self._bytes
         return norms + inputs + attention + self._bytes * 4 * a.feed_forward
 
     @cached_property
@@ -198,5 +225,7 @@ class Memory:
         stream = FULL * 4 * a.width
         attention = self._bytes * (a.queries + a.keys) + FULL * (3 * a.queries + a.keys)
         if self.attention == "eager":
-            attention += 2 * FULL * a.heads * self.longest
+            attention += 2 * FULL * a.heads * self._row
+        elif self._masked:
+            attention += self._row * (1 + self._bytes)
         return stream + max(self._bytes * 3 * a.feed_forward, attention)

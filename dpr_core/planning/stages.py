@@ -11,11 +11,11 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.reinforce import PPO, ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
-from dpr_core.config.training import Lengths, SFTConfig
+from dpr_core.config.training import Lengths, LoRA, SFTConfig
 from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Sequences, Work
-from dpr_core.planning.memory import LIVE_CHUNKS_KL, Memory, Parts
+from dpr_core.planning.memory import LIVE_CHUNKS_ENTROPY, LIVE_CHUNKS_KL, Memory, Parts
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Needs:
     work: Work
     longest: int
     """Tokens of the longest sequence that the limits allow, or that the model has positions for."""
+    drawing: float = 0
+    """Bytes of the whole networks that draw, which a process that holds slices of them gathers for that."""
 
     @property
     def fullest(self) -> str:
@@ -87,14 +89,16 @@ def _fullest(lasting: Parts, moments: Sequence[Parts]) -> Parts:
     return lasting + max(moments, key=lambda parts: parts.total)
 
 
-def _learning(memory: Memory, lasting: Parts, weights: float) -> dict[str, Parts]:
-    """`lasting` with the moments of all that is trained; one network of so many bytes learns at a time."""
+def _learned(memory: Memory, lora: LoRA | None) -> float:
+    """Bytes of a network's weights that are trained."""
+    return memory.adapters(lora) if lora else memory.network
+
+
+def _learning(memory: Memory, lasting: Parts, lora: LoRA | None = None) -> dict[str, Parts]:
+    """`lasting` with the moments of all that is trained; one network learns at a time."""
+    weights = _learned(memory, lora)
     with_gradients = replace(lasting, gradients=weights)
-    applied = memory.step_of_adam(weights) - 2 * weights
-    return {
-        "learning": _fullest(with_gradients, memory.training()),
-        "optimizer step": replace(with_gradients, optimizer=with_gradients.optimizer + applied),
-    }
+    return {"learning": _fullest(with_gradients, memory.training(adapters=lora is not None))}
 
 
 def _chunked(memory: Memory, sequences: Sequences) -> bool:
@@ -103,9 +107,9 @@ def _chunked(memory: Memory, sequences: Sequences) -> bool:
     return rows * memory.architecture.vocabulary > memory.execution.logits_per_chunk
 
 
-def _trained(memory: Memory, sequences: Sequences) -> Work:
-    checkpointing = memory.execution.gradient_checkpointing
-    return compute.training(memory.architecture, sequences, checkpointing, _chunked(memory, sequences))
+def _trained(memory: Memory, sequences: Sequences, lora: LoRA | None = None) -> Work:
+    checkpointing, chunks = memory.execution.gradient_checkpointing, _chunked(memory, sequences)
+    return compute.training(memory.architecture, sequences, checkpointing, chunks, lora is not None)
 
 
 def _drawn(memory: Memory, sequences: Sequences) -> Work:
@@ -119,9 +123,12 @@ def sft(config: SFTConfig | ContinuedSFTConfig, around: Circumstances) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
     average = memory.network if getattr(config, "ema_decay", None) else 0
-    lasting = Parts(weights=memory.network, optimizer=2 * memory.network, copies=average)
+    lora: LoRA | None = getattr(config, "lora", None)
+    learned = _learned(memory, lora)
+    weights = memory.network + learned if lora else memory.network
+    lasting = Parts(weights=weights, optimizer=2 * learned, copies=average)
     sequences = around.sequences(around.demonstrations * config.epochs, *limits)
-    return Needs(_learning(memory, lasting, memory.network), _trained(memory, sequences), memory.longest)
+    return Needs(_learning(memory, lasting, lora), _trained(memory, sequences, lora), memory.longest)
 
 
 def reward(config: RewardConfig, around: Circumstances) -> Needs:
@@ -144,33 +151,36 @@ def diagnose(config: DiagnoseConfig, around: Circumstances) -> Needs:
         "scoring": _fullest(scorers, memory.scoring()),
     }
     scored = compute.forward(around.architecture, answers) + compute.forward(around.architecture, demonstrations)
-    return Needs(moments, _drawn(memory, answers) + scored * 2, memory.longest)
+    return Needs(moments, _drawn(memory, answers) + scored * 2, memory.longest, memory.frozen)
 
 
 def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
     critic = memory.critic if isinstance(config.algorithm, PPO) else 0
-    trained = memory.network + critic
+    learned = _learned(memory, config.lora)
+    # The critic has as many adapters as the policy.
+    trained = learned + (learned if config.lora else critic) * bool(critic)
     lasting = Parts(
-        weights=trained,
+        weights=memory.network + critic + (trained if config.lora else 0),
         optimizer=2 * trained,
         scorers=2 * memory.frozen,
-        copies=memory.network if config.guard else 0,
+        copies=learned if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
     moments = {
         "drawing": _fullest(lasting, memory.drawing(count)),
-        "scoring": _fullest(lasting, memory.scoring()),
-        **_learning(memory, lasting, memory.network),
+        "scoring": _fullest(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
+        **_learning(memory, lasting, config.lora),
     }
     sequences = around.sequences(count, *limits)
     once = compute.forward(around.architecture, sequences)
-    learned = _trained(memory, sequences)
-    values = replace(once + learned, head=0) if critic else Work()
+    update = _trained(memory, sequences, config.lora)
+    values = replace(once + update, head=0) if critic else Work()
     iterations = config.iterations or max(1, math.ceil(around.demonstrations / config.rollout_batch_size))
     rollouts = _drawn(memory, sequences) + once * 3
-    return Needs(moments, rollouts * (iterations + 1) + (learned + values) * iterations, memory.longest)
+    work = rollouts * (iterations + 1) + (update + values) * iterations
+    return Needs(moments, work, memory.longest, memory.frozen)
 
 
 def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
@@ -182,13 +192,13 @@ def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
     moments = {
         "drawing": _fullest(lasting, memory.drawing(fresh)),
         "scoring": _fullest(lasting, memory.scoring()),
-        **_learning(memory, lasting, memory.network),
+        **_learning(memory, lasting),
     }
     both = around.sequences(2 * pairs, *limits)
     once = compute.forward(around.architecture, both)
     drawn = _drawn(memory, around.sequences(fresh, *limits)) * config.rounds
     work = drawn + once + (once + _trained(memory, both)) * config.epochs
-    return Needs(moments, work, memory.longest)
+    return Needs(moments, work, memory.longest, memory.frozen)
 
 
 def answer(config: AnswerConfig, around: Circumstances) -> Needs:
@@ -210,7 +220,7 @@ def answer(config: AnswerConfig, around: Circumstances) -> Needs:
         moments["scoring"] = _fullest(lasting, memory.scoring(LIVE_CHUNKS_KL))
     sequences = around.sequences(count * turns, prompt, config.max_response_tokens)
     scored = compute.forward(around.architecture, sequences) * (frozen + own if frozen else 0)
-    return Needs(moments, _drawn(memory, sequences) * models + scored, memory.longest)
+    return Needs(moments, _drawn(memory, sequences) * models + scored, memory.longest, models * memory.frozen)
 
 
 _NEEDS: dict[type[StageConfig], Callable[[Any, Circumstances], Needs]] = {

@@ -59,6 +59,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
         self.execution = execution
+        self.packed = bool(getattr(module, "packed", False))
         self.name = name
         self.recorder = recorder or Silent()
         self.steps_done = 0
@@ -97,6 +98,7 @@ class Trainer:
             self.execution.tokens_per_micro_batch,
             self.accelerator.device,
             lambda batches: self._backward(batches, sequences, objective, values or {}, count),
+            self.packed,
         )
         norm = self._clip()
         sums = processes.added(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
@@ -134,7 +136,7 @@ class Trainer:
         parts = list(processes.turns(batches))
         totals: dict[str, float] = {}
         for i, (rows, is_mine) in enumerate(parts):
-            batch = collate([sequences[row] for row in rows]).to(self.accelerator.device)
+            batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
             flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in values.items()}
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):

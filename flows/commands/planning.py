@@ -10,7 +10,9 @@ from flows.console import Debug, Json, Set, emit, reported
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")],
     gpu: Annotated[str, typer.Option(help="h200, h100, h100-pcie, a100, a100-40, l40s, a10, l4 or 4090.")] = "h100",
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="How many of them; as many as the recipe has processes.")
+    ] = None,
     gpu_memory: Annotated[float | None, typer.Option(min=1, help="GiB of one, where it is not the table's.")] = None,
     utilisation: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Share of the peak speed that is reached; 0.4 is assumed.")

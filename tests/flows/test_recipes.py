@@ -10,12 +10,14 @@ from dpr_core.config.base import commented_yaml
 from dpr_core.config.data import HubSource
 from dpr_core.config.evaluation import OpenAIJudge
 from dpr_core.config.model import LabBackbone, PretrainedBackbone
-from dpr_core.config.reinforce import Algorithm1, ReinforcePlusPlus
+from dpr_core.config.reinforce import Algorithm1, ReinforceConfig, ReinforcePlusPlus
+from dpr_core.config.reward import RewardConfig
+from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import encode_response
 from dpr_core.errors import UsageError
 from dpr_core.lab.programs import draw_problems
 from dpr_core.lab.tokenizers import build
-from flows import recipes
+from flows import recipes, wiring
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -264,5 +266,14 @@ def test_the_recipe_with_adapters_differs_from_the_papers_in_what_it_says_alone(
         assert adapted.execution.gradient_checkpointing
         same = {"lora": None, "learning_rate": plain.learning_rate, "execution": plain.execution}
         assert adapted.model_copy(update=same) == plain
-    for section in ("backbone", "subsample", "reward", "evaluation", "answer", "judge"):
+    assert adapters.answer.model_copy(update={"execution": full.answer.execution}) == full.answer
+    for section in ("backbone", "subsample", "reward", "evaluation", "judge"):
         assert getattr(adapters, section) == getattr(full, section)
+
+
+def test_what_comes_out_of_eight_gpus_is_the_papers() -> None:
+    """The stages of both recipes are the same but for how the work is done."""
+    one, eight = (wiring.nodes(recipes.load(name)) for name in ("llama-3.1-8b", "llama-3.1-8b-8gpu"))
+    assert [(n.name, n.config.identity()) for n in one] == [(n.name, n.config.identity()) for n in eight]
+    shared = [n.config.execution for n in eight if isinstance(n.config, SFTConfig | RewardConfig | ReinforceConfig)]
+    assert {(each.launch.processes, each.launch.strategy) for each in shared} == {(8, "fsdp")}

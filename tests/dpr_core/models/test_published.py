@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -243,3 +243,18 @@ def test_sequences_longer_than_the_models_positions_are_refused(family: Family, 
     Policy(model).check_length(1024)
     with pytest.raises(UsageError, match="1025 tokens are more than the model's 1024 positions"):
         Policy(model).check_length(1025)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_setting_decides_on_attention_whatever_the_checkpoint_says(
+    family: Family, attention: Literal["sdpa", "eager"], tmp_path: Path
+) -> None:
+    folder = publish(family, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for section in [config, *(config[name] for name in ("text_config", "vision_config") if name in config)]:
+        section["_attn_implementation"] = "flash_attention_2"
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_backbone(PretrainedBackbone(name=str(folder), attention=attention))[0]
+    assert model.config._attn_implementation == attention
+    assert model.get_decoder().config._attn_implementation == attention

@@ -1,13 +1,18 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dpr_core.config.execution import Execution
+from dpr_core.config.launch import Launch
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Work
-from dpr_core.planning.fitting import nearest, on_one, sharded
-from dpr_core.planning.memory import Memory, Parts
+from dpr_core.planning.fitting import nearest, on_each
+from dpr_core.planning.memory import Parts
 from dpr_core.planning.stages import Needs
+
+TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
+"""A layer's matrices have 144 weights, and 100 are in none: embedding, head, and five norms of four."""
 
 START = Execution(tokens_per_micro_batch=64, rollout_rows=8, logits_per_chunk=2**20)
 
@@ -31,21 +36,38 @@ def _needs(execution: Execution) -> Needs:
 )
 def test_the_fewest_halvings_that_fit(room: float, changes: dict[str, object] | None) -> None:
     """Activations may take 10 a token, or 2 when computed again, which counts as two halvings."""
-    found = nearest(_needs, on_one, START, room)
+    found = nearest(_needs, on_each(TOY, Launch()), START, room)
     assert found.changes == changes
     assert found.least == 150 if changes is None else found.least <= room
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_what_lasts_is_shared_and_what_is_gathered_is_not(tied: bool) -> None:
-    toy = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, tied)
-    memory = Memory(toy, "bfloat16", "sdpa", START, 8, 8)
+def test_a_process_alone_holds_all_of_it() -> None:
     needs = _needs(START)
-    gathered = 4 * (2 * 144 + (40 if tied else 80))
-    assert sharded(memory, 4)(needs) == 25 + 640 + gathered
-    assert sharded(memory, 1)(needs) == needs.peak.total == 740
+    assert on_each(TOY, Launch(strategy="fsdp"))(needs) == needs.peak.total == 740
     assert needs.fullest == "learning"
-    drawing = replace(needs, moments={"drawing": needs.moments["drawing"]})
-    assert drawing.peak.total == 500
-    rounded = 2 * (2 * 144) + 4 * (5 * 4 + (40 if tied else 80))
-    assert sharded(memory, 4)(drawing) == 25 + 400 + rounded, "each process draws with the whole model"
+    assert replace(needs, moments={"drawing": needs.moments["drawing"]}).peak.total == 500
+
+
+LASTING = Parts(weights=100, gradients=80, optimizer=200, scorers=60)
+MOMENTS = {"learning": replace(LASTING, activations=7), "drawing": replace(LASTING, gradients=0, cache=9)}
+
+
+@pytest.mark.parametrize(
+    ("launch", "moment", "expected"),
+    [
+        ({}, "learning", 440 + 7 + 80),
+        ({}, "drawing", 360 + 9),
+        ({"strategy": "fsdp"}, "learning", 110 + 7 + 4 * (3 * 144 + 2 * 100)),
+        ({"strategy": "fsdp"}, "drawing", 90 + 9 + 55),
+        ({"strategy": "fsdp", "cpu_offload": True}, "drawing", 9 + 55),
+    ],
+)
+def test_what_each_of_four_processes_holds(launch: dict[str, Any], moment: str, expected: float) -> None:
+    needs = Needs({moment: MOMENTS[moment]}, Work(), longest=16, drawing=55)
+    assert TOY.parameters - TOY.layers * TOY.layer_matrices == 100
+    assert on_each(TOY, Launch(processes=4, **launch))(needs) == expected
+
+
+def test_the_fullest_moment_counts_on_each() -> None:
+    needs = Needs(MOMENTS, Work(), longest=16, drawing=55_000)
+    assert on_each(TOY, Launch(processes=4, strategy="fsdp"))(needs) == 90 + 9 + 55_000

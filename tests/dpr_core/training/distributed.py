@@ -82,14 +82,21 @@ def steps(trainer: Trainer, count: int = 3) -> Found:
 
 
 def training(
-    family: Family, launch: Launch, tokens: int, checkpointing: bool = False, activations: torch.dtype = torch.float32
+    family: Family,
+    launch: Launch,
+    tokens: int,
+    checkpointing: bool = False,
+    activations: torch.dtype = torch.float32,
+    packing: bool = False,
 ) -> Found:
     """Three steps."""
     model, _ = backbone(family)
     if activations != torch.float32:
         model.float()
-    execution = Execution(launch=launch, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing)
-    trainer = trainer_of(Policy(model, 1000, activations), execution)
+    execution = Execution(
+        launch=launch, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing, packing=packing
+    )
+    trainer = trainer_of(Policy(model, 1000, activations, packed=packing), execution)
     return steps(trainer) | weights_of(model)
 
 
@@ -220,6 +227,7 @@ def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
         "tied embeddings": lambda: training("gemma3", launch, 16),
         "checkpointing": lambda: training("qwen2", launch, 16, checkpointing=True),
         "rounded training": lambda: training("mistral", launch, 16, True, torch.bfloat16),
+        "packed": lambda: training("mistral", launch, 16, packing=True),
         "lora": lambda: adapting(launch, mine / "lora"),
         "scores": lambda: scoring(launch, torch.float32),
         "rounded scores": lambda: scoring(launch, torch.bfloat16),
