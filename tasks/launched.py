@@ -91,7 +91,8 @@ def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) ->
 
 def _command(config: StageConfig, launch: Launch, address: str) -> list[str]:
     execution: Execution = config.execution  # type: ignore[attr-defined]
-    threads = execution.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or usable_cores() // launch.processes
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    threads = execution.threads or (int(said) if said.isdecimal() else usable_cores() // launch.processes)
     options = {
         "num_processes": launch.processes,
         "num_machines": 1,

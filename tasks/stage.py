@@ -98,7 +98,6 @@ def run_stage(
     What was begun before `not_before` is neither reused nor taken up.
     """
     name = name or stage.name
-    check_launch(stage, config)
     config = stage.pin(config)
     started = time.monotonic()
     artifacts = _verified_inputs(stage, inputs, store)
@@ -118,6 +117,7 @@ def run_stage(
             if bench.attempt() == found.id:
                 bench.clear()
             return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
+        check_launch(stage, config)
         run = _taken_up(store, bench, key, name, parent, not_before)
         for stale in store.end_stale(key, but=run):
             logger.warning("%s: attempt %s had been killed; it had left nothing to go on from", name, stale[:8])

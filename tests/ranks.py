@@ -25,7 +25,7 @@ def run(ranks: int, work: Callable[[Path], None], folder: Path) -> None:
     for each in started:
         each.start()
     for each in started:
-        each.join(timeout=300)
+        each.join(timeout=600)
     for each in started:
         each.kill()
     assert [each.exitcode for each in started] == [0] * ranks, "what went wrong is in the captured output"

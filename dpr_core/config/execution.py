@@ -38,7 +38,8 @@ class Execution(Config):
     """Responses that are drawn at once; each needs room for its keys and values."""
 
     threads: int | None = Field(None, ge=1)
-    """CPU threads of this stage; none leaves torch's own choice."""
+    """CPU threads of this stage; none leaves torch's own choice. Of several processes each has so many, or its share of
+    the cores."""
 
     checkpoint_minutes: float | None = Field(10.0, gt=0)
     """A killed run goes on from a state that is at most this old; none keeps no states by the clock."""

@@ -18,11 +18,14 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from dpr_core.config.data import LabSource, SubsampleConfig, Template
+from dpr_core.config.launch import Launch
 from dpr_core.config.model import LabBackbone, PretrainedBackbone
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
 from tasks.ending import Terminated
+from tasks.graph import Node, Planned, preflight
+from tasks.launched import _command
 from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
 from tasks.tracking import Store
@@ -207,6 +210,28 @@ def test_more_processes_than_gpus_and_stages_of_one_process_are_refused_before_a
     with pytest.raises(UsageError, match="sft: execution.launch.processes is 8, .* this machine has 4; set it to 4"):
         here.sft(8)
     shared = LabBackbone.model_validate({"execution": {"launch": {"processes": 2}}})
-    with pytest.raises(UsageError, match="^backbone is done by one process, not 2"):
-        run_stage(stage_named("backbone"), shared, {}, store=here.store)
+    nodes = [Node("first", "subsample", SubsampleConfig(), {}), Node("second", "backbone", shared, {})]
+    for ask in (
+        lambda: preflight(nodes, [Planned(node.name, node.stage, "run", None, "") for node in nodes]),
+        lambda: run_stage(stage_named("backbone"), shared, {}, store=here.store),
+    ):
+        with pytest.raises(UsageError, match="^backbone is done by one process, not 2"):
+            ask()
     assert here.store.records("sft") == here.store.records("backbone") == []
+
+
+@pytest.mark.parametrize(
+    ("execution", "omp", "threads"), [({}, None, 3), ({}, "5", 5), ({"threads": 2}, "5", 2), ({}, "odd", 3)]
+)
+def test_without_more_being_said_each_process_gets_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, execution: dict[str, int], omp: str | None, threads: int
+) -> None:
+    monkeypatch.setattr("tasks.launched.usable_cores", lambda: 13)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if omp is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    launch = Launch(processes=4)
+    command = _command(SFTConfig.model_validate({"execution": execution}), launch, "there")
+    assert command[command.index("--num_cpu_threads_per_process") + 1] == str(threads)
+    assert command[command.index("--num_processes") + 1] == "4"
+    assert command[-1] == "there"

@@ -1,0 +1,37 @@
+"""A stage of the tiny pipeline again, by two processes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tasks.tracking import Store
+
+pytestmark = pytest.mark.integration
+
+
+def test_two_processes_train_the_same_policy_in_a_run_of_its_own(
+    made: Any, dpr_process: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = made.id("reinforce")
+    assignments = [f"execution.launch.{field}" for field in ("processes=2", "strategy=fsdp")]
+    sets = [word for assignment in assignments for word in ("--set", assignment)]
+    [reused] = dpr_process("rerun", before, *sets, "--json", home=made.home).json["stages"]
+    assert (reused["id"], reused["status"]) == (before, "reused"), "by how many it is done is no part of it"
+    done = dpr_process("rerun", before, *sets, "--force", "--json", home=made.home)
+    assert done.status == 0, done.stderr
+    [entry] = done.json["stages"]
+    assert (entry["stage"], entry["status"], entry["id"] != before) == ("reinforce", "ran", True)
+    monkeypatch.setenv("DPR_HOME", str(made.home))
+    store = Store.open()
+    one, two = (store.fetch(run_id) for run_id in (before, entry["id"]))
+    assert one.config == two.config
+    torch.testing.assert_close(_weights(two.path), _weights(one.path), rtol=1e-4, atol=1e-5)
+    assert store.metrics(two.id).keys() == store.metrics(one.id).keys()
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "policy" / "model.safetensors")
