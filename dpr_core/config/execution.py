@@ -20,12 +20,12 @@ class Execution(Config):
     """`cuda` refuses to begin without a GPU. `auto` takes a GPU where there is one, and else the CPU."""
 
     tokens_per_micro_batch: int | None = Field(None, ge=1)
-    """Tokens, padding included, that go through a network at once; none takes 1024 on a CPU, which pads less, and 8192
-    on a GPU."""
+    """Tokens, padding included, that go through a network at once; none takes 1024 on a CPU and 8192 on a GPU."""
 
     packing: bool | None = None
     """Put whole sequences one behind the other into one row, with no padding, in place of a row each. None of them sees
-    another. Unset packs with flash attention; any other attention would mask all pairs of tokens in the row."""
+    another. Unset packs with flash attention, and with sdpa on a CPU, where attention goes sequence by sequence; any
+    other attention would mask all pairs of tokens in the row."""
 
     logits_per_chunk: int = Field(2**25, ge=1)
     """Logits (tokens x vocabulary) that exist at once. Where all of a micro-batch fit, training computes them once and
@@ -60,5 +60,5 @@ class Execution(Config):
 
 
 def default_tokens(on_gpu: bool) -> int:
-    """What is fast there: a core is busy with few tokens, and the fewer at once, the less padding."""
+    """What is fast there: a core is busy with few tokens."""
     return GPU_TOKENS if on_gpu else CPU_TOKENS

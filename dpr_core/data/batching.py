@@ -24,6 +24,13 @@ class Batch:
     targets: Tensor
     positions: Tensor | None = None
 
+    @property
+    def lengths(self) -> Tensor:
+        """Of the sequences in a packed row."""
+        assert self.positions is not None
+        starts = (self.positions[0] == 0).nonzero()[:, 0]
+        return starts.diff(append=starts.new_tensor([self.positions.shape[1]]))
+
     def to(self, device: torch.device) -> "Batch":
         positions = None if self.positions is None else self.positions.to(device)
         return Batch(self.input_ids.to(device), self.predicts.to(device), self.targets.to(device), positions)

@@ -1,13 +1,12 @@
 """A critic: a policy's body with a head of its own, and one expected return for each response token out."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
-from dpr_core.models.policy import Policy, computing_in
+from dpr_core.models.policy import Policy, computing_in, packs, states
 from dpr_core.models.sharding import device_of, is_sharded, whole
 
 
@@ -18,7 +17,7 @@ class Critic(nn.Module):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.activations = policy.activations
-        self.packed = policy.packed
+        self.packing = policy.packing
         model = whole(policy.model, torch.device("cpu"))
         self.model = copy.deepcopy(model.get_decoder()) if model is policy.model else model.get_decoder()
         if not any(weight.requires_grad for weight in self.model.parameters()):
@@ -29,15 +28,17 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @property
+    def packed(self) -> bool:
+        return packs(self.model, self.device) if self.packing is None else self.packing
+
+    @property
     def device(self) -> torch.device:
         return device_of(self)
 
     def forward(self, batch: Batch) -> Tensor:
         """(N,): the value of the state in front of each of the batch's response tokens."""
-        body: Any = self.model
         with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
-            read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
-        hidden = read.last_hidden_state[batch.predicts]
+            hidden = states(self.model, batch)
         # A copy, since FSDP's backward pass does not begin at a view.
         values: Tensor = self.head(hidden.float())[:, 0].clone()
         return values

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
@@ -30,8 +30,11 @@ class Policy(nn.Module):
         self.model = model
         self.logits_per_chunk = logits_per_chunk
         self.activations = activations
-        # Any other attention would hold, and look at, a mask of all pairs of tokens in the row.
-        self.packed = "flash" in model.config._attn_implementation if packed is None else packed
+        self.packing = packed
+        if packed is None and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+            from dpr_core.models import packed_attention
+
+            packed_attention.adopt(model)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
@@ -48,6 +51,11 @@ class Policy(nn.Module):
             if layer.weight.dtype != self.activations:
                 layer.to(self.activations)
         return self
+
+    @property
+    def packed(self) -> bool:
+        """As asked for, or where attention goes sequence by sequence; where the model is now decides."""
+        return packs(self.model, self.device) if self.packing is None else self.packing
 
     @property
     def device(self) -> torch.device:
@@ -72,12 +80,29 @@ class Policy(nn.Module):
 
     def response_states(self, batch: Batch) -> States:
         """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
-        body: Any = self.model.get_decoder()
         with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
-            read = body(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False)
-        hidden = read.last_hidden_state[batch.predicts]
+            hidden = states(self.model.get_decoder(), batch)
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
+
+
+def packs(model: Any, device: torch.device) -> bool:
+    """Whether attention in a packed row needs no mask of all pairs of its tokens, which it would hold and look at."""
+    from dpr_core.models import packed_attention
+
+    attention = model.config._attn_implementation
+    return "flash" in attention or (attention == packed_attention.NAME and device.type == "cpu")
+
+
+def states(body: Any, batch: Batch) -> Tensor:
+    """The last layer's (N, D) from which the batch's response tokens are predicted."""
+    from dpr_core.models import packed_attention
+
+    packed = batch.positions is not None and body.config._attn_implementation == packed_attention.NAME
+    mask = packed_attention.as_mask(batch.lengths) if packed else None
+    read = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.positions, use_cache=False)
+    hidden: Tensor = read.last_hidden_state[batch.predicts]
+    return hidden
 
 
 def computing_in(dtype: torch.dtype, device: torch.device, keep_casts: bool = True) -> AbstractContextManager[object]:

@@ -59,7 +59,6 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
         self.execution = execution
-        self.packed = bool(getattr(module, "packed", False))
         self.name = name
         self.recorder = recorder or Silent()
         self.steps_done = 0
@@ -79,6 +78,7 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(optimizer)
         # A sharded module exchanges gradients by itself, of each micro-batch: adding them up first takes all of them.
         self.module = module if is_sharded(module) else self.accelerator.prepare(module)
+        self.packed = bool(getattr(module, "packed", False))
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
 
     def step(

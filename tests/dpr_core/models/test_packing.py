@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -19,6 +20,7 @@ from dpr_core.config.model import Family
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.models import packed_attention
 from dpr_core.models.adapters import add_adapters
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
@@ -68,13 +70,16 @@ def model_of(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
 
     def build(family: Family, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
         model: PreTrainedModel = tiny(family, **SLIDING.get(family, {}), **changes)[0].double()
-        model.config._attn_implementation = attention
+        if attention == packed_attention.NAME:
+            packed_attention.adopt(model)
+        else:
+            model.config._attn_implementation = attention
         return model
 
     return build
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa_by_sequence", "eager", "flash_attention_2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_scores_are_those_of_each_sequence_alone(
     model_of: Callable[..., PreTrainedModel], family: Family, attention: str
@@ -98,7 +103,7 @@ def test_packed_scores_are_those_of_each_sequence_alone(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa_by_sequence", "flash_attention_2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_step_has_the_loss_and_the_gradients_of_sequences_alone(
     model_of: Callable[..., PreTrainedModel], family: Family, attention: str, checkpointing: bool
@@ -160,7 +165,8 @@ def test_adapters_learn_from_packed_rows(model_of: Callable[..., PreTrainedModel
 @pytest.mark.parametrize(
     ("attention", "setting", "packs"),
     [
-        ("sdpa", None, False),
+        ("sdpa", None, True),
+        ("sdpa", False, False),
         ("eager", None, False),
         ("flash_attention_2", None, True),
         ("kernels-community/flash-attn2", None, True),
@@ -168,9 +174,23 @@ def test_adapters_learn_from_packed_rows(model_of: Callable[..., PreTrainedModel
         ("flash_attention_2", False, False),
     ],
 )
-def test_unset_packs_with_flash_attention_alone(
+def test_unset_packs_where_attention_follows_each_sequence(
     tiny: Callable[..., Any], attention: str, setting: bool | None, packs: bool
 ) -> None:
     model, _ = tiny("llama")
     model.config._attn_implementation_internal = attention
     assert Policy(model, packed=setting).packed is packs
+    assert Policy(model, packed=setting).packed is packs  # also the second one around the same model
+
+
+def test_sdpa_packs_on_a_cpu_alone(tiny: Callable[..., Any]) -> None:
+    model, _ = tiny("llama")
+    assert not Policy(model.to("meta")).packed
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_is_saved_names_no_attention_of_our_own(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, _ = tiny("llama")
+    assert Policy(model).packed
+    model.save_pretrained(tmp_path)
+    assert "by_sequence" not in (tmp_path / "config.json").read_text()
