@@ -1,14 +1,18 @@
-"""Every benchmark that compares two programs, one after the other: their ratios in one JSON file, and as a plot.
+"""Every benchmark, one after the other: the ratios of those that compare two programs in one JSON file and as a plot,
+and how our own work grows as another plot.
 
-    python benchmarks/all.py --out benchmarks/results.json
+    python benchmarks/all.py --out bench.json
+    python benchmarks/all.py --markdown bench.json
 
-Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about an hour.
+Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about an hour. With --markdown
+nothing is run: the tables of an earlier file are printed.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,10 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).parent
-SCRIPTS = ("sft", "scoring", "rollouts", "rl", "orchestration")
+SCRIPTS = ("sft", "scoring", "rollouts", "rl", "orchestration", "growth")
 
 
-def plot(ratios: dict[str, float], path: Path) -> None:
+def plot(ratios: Mapping[str, float], path: Path) -> None:
     """Bars, where 1 is as fast (or as small) as the other."""
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(ratios)), layout="constrained")
     axes.barh(list(ratios), list(ratios.values()))
@@ -31,24 +35,72 @@ def plot(ratios: dict[str, float], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="the plot goes beside it, as .png")
-    parser.add_argument("--only", nargs="+", default=[s for s in SCRIPTS if (HERE / f"{s}.py").exists()])
-    arguments = parser.parse_args()
+def more_is_better(ratios: Mapping[str, float]) -> dict[str, float]:
+    """All but what orchestration takes over the bare function."""
+    return {
+        name: value
+        for name, value in ratios.items()
+        if ("_vs_" in name or "_over_" in name) and not name.startswith("orchestration_")
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of texts and numbers; lists, such as single repeats, stay in the JSON."""
+    columns = dict.fromkeys(
+        name for row in rows for name, value in row.items() if not isinstance(value, (list, Mapping))
+    )
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(_cell(row.get(name)) for name in columns)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown(told: Mapping[str, Any]) -> str:
+    """All that a file of results holds, as tables."""
+    parts = [", ".join(f"{name}: {_cell(value)}" for name, value in told["machine"].items())]
+    parts.append(table([{"ratio": name, "value": value} for name, value in told["ratios"].items()]))
+    for name, found in told["benchmarks"].items():
+        parts.append(f"## {name}")
+        lists = {what: rows for what, rows in found.items() if isinstance(rows, list)}
+        for what, rows in lists.items():
+            parts += [f"### {what}"] * (len(lists) > 1) + [table(rows)]
+    return "\n\n".join(parts)
+
+
+def run(names: Sequence[str], out: Path) -> dict[str, Any]:
+    """One script after the other; what there is already is in the file if a later one fails."""
     told: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
-    for name in arguments.only:
+    for name in names:
         print(f"{name} ...", file=sys.stderr)
-        ran = subprocess.run(
-            [sys.executable, str(HERE / f"{name}.py"), "--json"], stdout=subprocess.PIPE, text=True, check=True
-        )
-        found = json.loads(ran.stdout)
-        told["ratios"] |= found["ratios"]
+        also = ["--plot", str(out.with_name(f"{out.stem}-growth.png"))] if name == "growth" else []
+        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *also]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        told["ratios"] |= found.get("ratios", {})
         told["machine"] |= found.get("machine", {})
         told["benchmarks"][name] = found
-        arguments.out.write_text(json.dumps(told, indent=2) + "\n")
-    shown = {name: value for name, value in told["ratios"].items() if "_vs_" in name or "_over_" in name}
-    plot(shown, arguments.out.with_suffix(".png"))
+        out.write_text(json.dumps(told, indent=2) + "\n")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench.json"), help="the plots go beside it, as .png and -growth.png"
+    )
+    parser.add_argument("--only", nargs="+", default=SCRIPTS, choices=SCRIPTS)
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of this file and run nothing")
+    arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.markdown.read_text())))
+        return
+    told = run(arguments.only, arguments.out)
+    if shown := more_is_better(told["ratios"]):
+        plot(shown, arguments.out.with_suffix(".png"))
     print(json.dumps(told["ratios"], indent=2))
 
 

@@ -1,16 +1,18 @@
-"""How many response tokens a second the in-process engine draws, next to transformers' `generate`, as Markdown.
+"""How many response tokens a second the in-process engine draws, next to transformers' `generate` and continuous
+batching, as Markdown.
 
     OMP_NUM_THREADS=1 python benchmarks/rollouts.py --sizes tiny small
 
-Both draw at temperature 1 from the same random network, for the same prompts of 8 to 40 tokens, with as many rows at
-once, and in turns; only tokens of responses count. Prompts are sorted by length for both. How long each response is,
-from 10 to 120 tokens, is fixed beforehand and the same on both sides, which no network with random weights would do by
-itself: the end token is number 0, and a uniform number of 0 draws it; `generate` is told by a criterion of its own,
-which is as cheap as the one that looks for an end token. `generate` is not asked for log-probs, which the engine always
-returns. A machine with other work to do makes seconds longer; the ratio of CPU time suffers less.
+All draw at temperature 1 from the same random network, for the same prompts of 8 to 40 tokens, sorted by length, with
+as many rows at once, and in turns; only tokens of responses count. How long each response is, from 10 to 120 tokens, is
+fixed beforehand and the same for all, which no network with random weights would do by itself: the end token is number
+0, and a uniform number of 0 draws it; `generate` is told by a criterion of its own, which is as cheap as the one that
+looks for an end token; continuous batching takes a limit for each prompt. Only the engine returns log-probs. A machine
+with other work to do makes seconds longer; the ratio of CPU time suffers less.
 """
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -23,7 +25,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -33,6 +43,7 @@ from dpr_core.rollouts.in_process import InProcessEngine
 END = 0
 PROMPTS = (8, 40)
 RESPONSES = (10, 120)
+OTHERS = {"generate": "`generate`", "continuous": "continuous batching"}
 
 
 @dataclass(frozen=True)
@@ -63,13 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["tiny", "small"])
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=32, help="drawn at once, on both sides")
+    parser.add_argument("--rows", type=int, default=32, help="drawn at once, by all")
     parser.add_argument("--repeats", type=int, default=5, help="of each side, in turns; medians are shown")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measured(name, arguments.prompts, arguments.rows, arguments.repeats) for name in arguments.sizes]
-    ratios = {f"rollout_vs_generate_{row['size']}": row["ratio"] for row in rows}
+    ratios = {f"rollout_vs_{other}_{row['size']}": row["ratio"][other] for row in rows for other in OTHERS}
     print(json.dumps({"ratios": ratios, "rows": rows}, indent=2) if arguments.json else markdown(rows))
 
 
@@ -146,11 +157,42 @@ def by_generate(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
     return found
 
 
+def by_continuous_batching(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
+    page = 32
+    settings = ContinuousBatchingConfig(
+        page_size=page,
+        num_blocks=rows * -(-(PROMPTS[1] + RESPONSES[1]) // page),
+        max_batch_tokens=512,
+        max_requests_per_batch=rows,
+        allow_block_sharing=False,
+    )
+    sampling = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=RESPONSES[1], eos_token_id=-1, pad_token_id=END)
+    found: dict[str, int] = {}
+    own: Any = copy.deepcopy(model)  # its attention is changed for good
+    with own.continuous_batching_context_manager(
+        sampling, continuous_batching_config=settings, timeout=5, warmup=False
+    ) as manager:
+        names = [
+            manager.add_request(list(prompt), max_new_tokens=length)
+            for prompt, length in zip(work.prompts, work.lengths, strict=True)
+        ]
+        while len(found) < len(names):
+            result = manager.get_result(timeout=1)
+            assert result is not None or manager.is_running()
+            if result is not None and result.is_finished():
+                found[result.request_id] = len(result.generated_tokens)
+    return [found[name] for name in names]
+
+
 def measured(name: str, prompts: int, rows: int, repeats: int) -> dict[str, Any]:
     size = SIZES[name]
     model, work = network(size), drawn_up(prompts, size.vocabulary)
     warm = Work(work.prompts[:rows], work.lengths[:rows])
-    sides: dict[str, Callable[[PreTrainedModel, Work, int], list[int]]] = {"engine": by_engine, "generate": by_generate}
+    sides: dict[str, Callable[[PreTrainedModel, Work, int], list[int]]] = {
+        "engine": by_engine,
+        "generate": by_generate,
+        "continuous": by_continuous_batching,
+    }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     cpu: dict[str, list[float]] = {side: [] for side in sides}
     for draw in sides.values():
@@ -172,25 +214,30 @@ def measured(name: str, prompts: int, rows: int, repeats: int) -> dict[str, Any]
         "rows": rows,
         "tokens": tokens,
         "tokens_per_second": {side: tokens / each for side, each in medians.items()},
-        "ratio": medians["generate"] / medians["engine"],
-        "cpu_ratio": cpu_medians["generate"] / cpu_medians["engine"],
-        "ratios": [theirs / ours for ours, theirs in zip(seconds["engine"], seconds["generate"], strict=True)],
+        "ratio": {other: medians[other] / medians["engine"] for other in OTHERS},
+        "cpu_ratio": {other: cpu_medians[other] / cpu_medians["engine"] for other in OTHERS},
+        "ratios": {
+            other: [theirs / ours for ours, theirs in zip(seconds["engine"], seconds[other], strict=True)]
+            for other in OTHERS
+        },
     }
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| network | parameters | rows | engine, tokens/s | `generate`, tokens/s "
-        "| ratio | of single repeats | of CPU time |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| network | parameters | rows | engine, tokens/s | next to | tokens/s | ratio | of single repeats "
+        "| of CPU time |",
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|",
     ]
     for row in rows:
         speed = row["tokens_per_second"]
-        lines.append(
-            f"| {row['size']} | {row['parameters'] / 1e6:.1f}M | {row['rows']} | {speed['engine']:,.0f} "
-            f"| {speed['generate']:,.0f} | {row['ratio']:.2f} | {min(row['ratios']):.2f} to {max(row['ratios']):.2f} "
-            f"| {row['cpu_ratio']:.2f} |"
-        )
+        for other, name in OTHERS.items():
+            single = row["ratios"][other]
+            lines.append(
+                f"| {row['size']} | {row['parameters'] / 1e6:.1f}M | {row['rows']} | {speed['engine']:,.0f} | {name} "
+                f"| {speed[other]:,.0f} | {row['ratio'][other]:.2f} | {min(single):.2f} to {max(single):.2f} "
+                f"| {row['cpu_ratio'][other]:.2f} |"
+            )
     return "\n".join(lines)
 
 

@@ -7,24 +7,30 @@ import torch
 from torch import Tensor
 
 from dpr_core.rollouts.engine import Completion, Sampling
+from dpr_core.rollouts.slots import Spans
 
 REFILL = 1 / 8
 """Of the places, so many are free when prompts are read into them: one at a time would be a call of the model each."""
+
+SPANS = 2
+"""Rows are in so many groups by age, each of which is read as far as its longest row: old rows are several times as
+long as new ones. More groups read less, in more calls."""
 
 
 class Reads(Protocol):
     """See `dpr_core.rollouts.slots.Reader`."""
 
-    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, width: int) -> Tensor: ...
+    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor: ...
 
-    def move(self, source: Tensor, target: Tensor) -> None: ...
+    def move(self, source: Tensor, target: Tensor, width: int) -> None: ...
 
 
 class Drawing:
     """Responses to `prompts`, `at_once` of them at a time.
 
-    The rows that are going on are always in the first slots: into the slot of one that ends moves the last of the
-    others. Shapes are all that a round needs to know before it begins; whether a row has ended is asked once, after it.
+    The rows that are going on are always in the first slots, and in groups by age, the first of which has the prompts
+    that were read first. Shapes are all that a round needs to know before it begins; whether a row has ended is asked
+    once, after it.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class Drawing:
         self.uniforms = uniforms
         self.sampling = sampling
         self.at_once = at_once
+        self.group = -(-at_once // SPANS)
         self.device = uniforms.device
         self.lengths = self._on_device([len(prompt) for prompt in prompts])
         self.tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=self.device)
@@ -45,8 +52,8 @@ class Drawing:
         """(n,) which prompt each slot answers."""
         self.count = self._on_device([])
         """(n,) how many tokens of the response there are."""
-        self.width = 0
-        """No row has more tokens than this, its prompt's among them."""
+        self.sizes: list[int] = []
+        """(n,) how many tokens there are with those of the prompt."""
 
     def completions(self) -> Iterator[tuple[int, Completion]]:
         """Each with the number of its prompt, in the order in which they end."""
@@ -67,17 +74,19 @@ class Drawing:
         longest = max(map(len, prompts))
         ids = self._on_device([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
         positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
-        logits = self.reader.logits(first, ids, positions, self.lengths[rows] - 1, longest)
+        logits = self.reader.logits(first, ids, positions, self.lengths[rows] - 1, [(len(prompts), longest)])
         self.row, self.count = torch.cat([self.row, rows]), torch.cat([self.count, torch.zeros_like(rows)])
-        self.width = max(self.width, longest + 1)
+        self.sizes += [len(prompt) + 1 for prompt in prompts]
         self._draw(first, logits)
 
     def _go_on(self) -> None:
         """Read the last token of every row."""
         last = self.count - 1
         ids, positions = self.tokens[self.row, last][:, None], (self.lengths[self.row] + last)[:, None]
-        logits = self.reader.logits(0, ids, positions, torch.zeros_like(last), self.width)
-        self.width += 1
+        groups = (self.sizes[start : start + self.group] for start in range(0, len(self.sizes), self.group))
+        spans = [(len(sizes), max(sizes)) for sizes in groups]
+        logits = self.reader.logits(0, ids, positions, torch.zeros_like(last), spans)
+        self.sizes = [size + 1 for size in self.sizes]
         self._draw(0, logits)
 
     def _draw(self, first: int, logits: Tensor) -> None:
@@ -95,16 +104,34 @@ class Drawing:
         for row, count in torch.stack([self.row, self.count])[:, ended].T.tolist():
             response, log_probs = self.tokens[row, :count].tolist(), self.log_probs[row, :count].tolist()
             yield row, Completion(self.prompts[row], tuple(response), tuple(log_probs))
-        left = len(ended) - int(ended.sum())
-        target, source = ended[:left].nonzero()[:, 0], left + (~ended[left:]).nonzero()[:, 0]
-        if len(target):
-            self.reader.move(source, target)
-            self.row[target], self.count[target] = self.row[source], self.count[source]
-        self.row, self.count = self.row[:left], self.count[:left]
-        self.width = int((self.lengths[self.row] + self.count).max()) if left else 0
+        self._close_ranks((~ended).nonzero()[:, 0].tolist())
+
+    def _close_ranks(self, slots: Sequence[int]) -> None:
+        """Only the rows in these slots go on."""
+        rows = self.row.tolist()
+        order = in_groups(sorted(slots, key=lambda slot: rows[slot]), self.group)
+        moves = [(slot, place) for place, slot in enumerate(order) if slot != place]
+        if moves:
+            source, target = self._on_device(moves).T
+            self.reader.move(source, target, max(self.sizes))
+        self.sizes = [self.sizes[slot] for slot in order]
+        kept = self._on_device(order)
+        self.row, self.count = self.row[kept], self.count[kept]
 
     def _on_device(self, numbers: Sequence[object]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+def in_groups(slots: Sequence[int], size: int) -> list[int]:
+    """Which slot each place gets its row from, so that the first `size` of `slots` are in the first `size` places, the
+    next ones in the next places, and so on. Those that are in such a place already stay there."""
+    order: list[int] = []
+    for first in range(0, len(slots), size):
+        due = slots[first : first + size]
+        places = range(first, first + len(due))
+        coming = iter([slot for slot in due if slot not in places])
+        order += [place if place in due else next(coming) for place in places]
+    return order
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,12 @@ from dpr_core.models.policy import computing_in
 from dpr_core.models.sharding import whole
 from dpr_core.rollouts.drawing import Drawing, Reads
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.rollouts.slots import Reader, masks_allowed
+from dpr_core.rollouts.slots import Reader, Spans, attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WAVE = 4
+WAVE = 8
 """Times the rows at once, prompts make a wave. A slot is filled again within a wave only, and a wave that was
 interrupted is drawn from its start: each row has the neighbours that it would have had, and the same bits."""
 
@@ -65,7 +65,7 @@ class InProcessEngine:
         read = [self.model] if self.against is None else [self.model, self.against.reference]
         models = [whole(model, activations=self.activations).eval() for model in read]
         uniforms = self.uniforms(len(prompts), sampling, seed)
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
 
         def draw_all(at_once: int) -> None:
             """Rows that are drawn already stay, and half of an even `at_once` cuts each wave in two. Processes draw one
@@ -86,7 +86,7 @@ class InProcessEngine:
                     on_progress(len(completions), len(prompts))
 
         longest = max(map(len, prompts), default=0)
-        with masks_allowed(models):
+        with attending(models):
             as_much_as_fits(
                 "{} rows",
                 self.rows,
@@ -126,10 +126,10 @@ class _Contrast:
     reference: Reads
     k: float
 
-    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, width: int) -> Tensor:
-        ours, theirs = (each.logits(first, ids, positions, last, width) for each in (self.model, self.reference))
+    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor:
+        ours, theirs = (each.logits(first, ids, positions, last, spans) for each in (self.model, self.reference))
         return contrastive(ours, theirs, self.k)
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        self.model.move(source, target)
-        self.reference.move(source, target)
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        self.model.move(source, target, width)
+        self.reference.move(source, target, width)

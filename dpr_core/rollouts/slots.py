@@ -1,7 +1,8 @@
 """A model that reads rows of different age at once: every row has a slot, in which its keys and values stay."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,9 @@ from dpr_core.logprobs import float32_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Spans = Sequence[tuple[int, int]]
+"""Rows that follow one another: how many, and how many tokens the longest of them has."""
 
 
 class Slots:
@@ -42,11 +46,11 @@ class Slots:
             store.flatten(0, 2).index_copy_(0, self.places, new.flatten(0, 2))
         return kept[0][self.seen], kept[1][self.seen]
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """The rows in the slots `source` go to the slots `target`."""
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """The rows in the slots `source`, of up to `width` tokens, go to the slots `target`."""
         for layer in self.layers.values():
             for store in layer:
-                store[target] = store[source]
+                store[target, :, :width] = store[source, :, :width]
 
     def _layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.layers.get(layer)
@@ -70,9 +74,10 @@ class Reader:
         self.head: Any = model.get_output_embeddings()
         self.slots = Slots(slots, self.body.config.num_key_value_heads, columns)
 
-    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, width: int) -> Tensor:
+    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor:
         """(B, V) for the token after the one at `last` (B,) of the tokens `ids` (B, T), which are read into the slots
-        from `first` on; `positions` are theirs, and no row has more than `width` tokens."""
+        from `first` on; `positions` are theirs, and `spans` say how long the rows are then."""
+        width = max(tokens for _, tokens in spans)
         self.slots.aim(first, positions, width)
         hidden = self.body(
             input_ids=ids,
@@ -80,12 +85,13 @@ class Reader:
             position_ids=positions,
             past_key_values=self.slots,
             use_cache=True,
+            spans=spans,
         ).last_hidden_state
         chosen = hidden[torch.arange(len(ids), device=ids.device), last]
         return float32_logits(chosen, self.head.weight, self.head.bias)
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        self.slots.move(source, target)
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        self.slots.move(source, target, width)
 
     def _masks(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
         """By type of layer for models whose layers differ."""
@@ -105,14 +111,41 @@ def causal_mask(positions: Tensor, width: int, window: int | None, dtype: torch.
     return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(hidden, -torch.inf)
 
 
+def attend(
+    attention: Callable[..., tuple[Tensor, None]],
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    spans: Spans,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """`attention` in which the rows of each span read no more of their slots than the longest of them fills."""
+    parts, start = [], 0
+    for rows, width in spans:
+        row = slice(start, start + rows)
+        seen = row, slice(None), slice(0, width)
+        read = attention(module, queries[row], keys[seen], values[seen], mask[row, ..., :width], scaling=scaling)
+        parts.append(read[0])
+        start += rows
+    return parts[0] if len(parts) == 1 else torch.cat(parts), None
+
+
 @contextmanager
-def masks_allowed(models: "Sequence[PreTrainedModel]") -> Iterator[None]:
-    """Flash attention takes no mask of each row's own; sdpa stands in for it."""
-    flash = [model for model in models if model.config._attn_implementation == "flash_attention_2"]
-    for model in flash:
-        model.config._attn_implementation = "sdpa"
+def attending(models: "Sequence[PreTrainedModel]") -> Iterator[None]:
+    """Models whose attention is `attend`; their own, which may be one that takes no mask, comes back afterwards."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("slots", partial(attend, sdpa_attention_forward))
+    usual = [model.config._attn_implementation for model in models]
+    for model in models:
+        model.config._attn_implementation = "slots"
     try:
         yield
     finally:
-        for model in flash:
-            model.config._attn_implementation = "flash_attention_2"
+        for model, implementation in zip(models, usual, strict=True):
+            model.config._attn_implementation = implementation

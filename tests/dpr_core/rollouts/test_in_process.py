@@ -117,8 +117,8 @@ def test_prompts_are_read_once_and_then_one_token_a_row(
         return forward(**arguments)
 
     monkeypatch.setattr(model.model, "forward", recorded)
-    InProcessEngine(model).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
-    assert seen == [[[0, 1, 2], [0, 1, 2]], [[1], [3]], [[2], [4]]]
+    InProcessEngine(model).generate([(4,), (1, 2, 3)], Sampling(1.0, 3, NEVER), seed=0)
+    assert seen == [[[0, 1, 2], [0, 1, 2]], [[3], [1]], [[4], [2]]], "the longest prompt first"
 
 
 def test_with_bfloat16_activations_the_logits_are_still_float32(
@@ -143,10 +143,10 @@ def test_progress_and_order(toy: Callable[..., Any]) -> None:
     seen: list[tuple[int, int]] = []
     prompts = [(1, 2, 3), (1,), (2, 2)]
     found = InProcessEngine(toy(), rows=2).generate(
-        prompts * 3, Sampling(1.0, 4, 0), seed=0, on_progress=lambda done, total: seen.append((done, total))
+        prompts * 6, Sampling(1.0, 4, 0), seed=0, on_progress=lambda done, total: seen.append((done, total))
     )
-    assert [c.prompt for c in found] == prompts * 3
-    assert seen == [(8, 9), (9, 9)], "four times the rows make a wave"
+    assert [c.prompt for c in found] == prompts * 6
+    assert seen == [(16, 18), (18, 18)], "eight times the rows make a wave"
     assert InProcessEngine(toy()).generate([], Sampling(1.0, 4, 0), seed=0) == []
 
 

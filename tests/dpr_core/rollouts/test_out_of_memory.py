@@ -15,13 +15,16 @@ from tests.interruption import Killed
 
 SAMPLING = Sampling(0.8, 12, 10_000)
 """Nothing ends before the limit."""
-PROMPTS = [(1, 30 + i, 31, *range(32, 32 + i % 5)) for i in range(11)]
-LENGTHS = sorted(map(len, PROMPTS))
+PROMPTS = [(1, 30 + i, 31, *range(32, 32 + i % 5)) for i in range(41)]
+LENGTHS = sorted(map(len, PROMPTS), reverse=True)
+FOUR, TWO = 4 * 19, 2 * 19
+"""As many of the longest rows as are drawn, of 7 and 12 tokens."""
 
 
 @pytest.fixture
-def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """`crowd(room)`: memory runs out once the slots in use hold more than `room` tokens, wherever in an answer that is.
+def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], list[int]]:
+    """`crowd(room)`: memory runs out once the slots in use hold more than `room(n)` tokens, wherever in an answer that
+    is, where n answers have come to their end.
 
     What it returns is filled with how many tokens the prompts had whose answers came to their end.
     """
@@ -29,11 +32,11 @@ def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     logits, completions = Reader.logits, Drawing.completions
     ended: list[int] = []
 
-    def limit(room: int) -> list[int]:
-        def crowded(self: Any, first: int, ids: Any, positions: Any, last: Any, width: int) -> Any:
-            if (first + len(ids)) * width > room:
+    def limit(room: Callable[[int], int]) -> list[int]:
+        def crowded(self: Any, first: int, ids: Any, positions: Any, last: Any, spans: Any) -> Any:
+            if (first + len(ids)) * max(width for _, width in spans) > room(len(ended)):
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
-            return logits(self, first, ids, positions, last, width)
+            return logits(self, first, ids, positions, last, spans)
 
         def counted(self: Any) -> Iterator[tuple[int, Completion]]:
             for row, completion in completions(self):
@@ -54,16 +57,15 @@ def _assert_same(found: list[Completion], expected: list[Completion]) -> None:
 
 
 def test_the_rows_are_halved_and_every_row_keeps_its_numbers(
-    tiny: Callable[..., Any], crowd: Callable[[int], list[int]], caplog: pytest.LogCaptureFixture
+    tiny: Callable[..., Any], crowd: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny("llama")[0]
     expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
     told: list[tuple[int, int]] = []
-    # Four rows with prompts of up to 4 tokens fit, which are 15 each when the last is drawn; four longer ones do not.
-    ended = crowd(4 * 16)
+    ended = crowd(lambda done: FOUR if done < 32 else TWO)
     found = InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, lambda *done: told.append(done))
     _assert_same(found, expected)
-    assert told == [(8, 11), (11, 11)], "waves of four times two rows"
+    assert told == [(32, 41), (41, 41)], "a wave of eight times four rows"
     assert ended == LENGTHS, "what was drawn before the memory ran out is not drawn again"
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"out of memory: going on with {n} rows in place of {2 * n}" for n in (4, 2)]
@@ -74,28 +76,28 @@ def test_the_rows_are_halved_and_every_row_keeps_its_numbers(
 
 
 def test_what_was_kept_before_an_interruption_is_not_drawn_again(
-    tiny: Callable[..., Any], crowd: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Any], crowd: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny("llama")[0]
     expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
-    ended = crowd(4 * 16)
+    ended = crowd(lambda done: FOUR)
     drawn: dict[int, Completion] = {}
 
     def die(done: int, total: int) -> None:
-        if done == 8:
+        if done == 32:
             raise Killed
 
     with pytest.raises(Killed):
         InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, die, drawn)
-    assert sorted(len(c.prompt) for c in drawn.values()) == LENGTHS[:8]
+    assert [len(c.prompt) for c in drawn.values()] == LENGTHS[:32]
     # A process that is started again does not know yet what fits.
     monkeypatch.setattr(memory, "_found", {})
     _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, drawn=drawn), expected)
     assert ended == LENGTHS
 
 
-def test_a_row_that_does_not_fit_alone_is_told(tiny: Callable[..., Any], crowd: Callable[[int], list[int]]) -> None:
-    crowd(17)
+def test_a_row_that_does_not_fit_alone_is_told(tiny: Callable[..., Any], crowd: Callable[..., list[int]]) -> None:
+    crowd(lambda done: 17)
     with pytest.raises(DensePathError, match=r"does not hold one row of up to 7 \+ 12 tokens .*can't allocate memory"):
         InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
 

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from dpr_core.config.model import Family
+from dpr_core.rollouts.drawing import in_groups
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.rollouts.slots import Slots, causal_mask
+from dpr_core.rollouts.slots import Reader, Slots, Spans, causal_mask
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 WINDOW = 4
@@ -111,6 +112,23 @@ def test_prompts_wait_until_an_eighth_of_the_slots_is_free(toy: Callable[..., An
     assert sum(reads) == 128
 
 
+def test_young_rows_are_not_read_as_far_as_old_ones(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = whole = 0
+    logits = Reader.logits
+
+    def counted(self: Reader, first: int, ids: Any, positions: Any, last: Any, spans: Spans) -> Any:
+        nonlocal read, whole
+        assert sum(rows for rows, _ in spans) == len(ids)
+        assert max(width for _, width in spans) == int(positions[:, -1].max()) + 1
+        read += sum(rows * width for rows, width in spans)
+        whole += len(ids) * max(width for _, width in spans)
+        return logits(self, first, ids, positions, last, spans)
+
+    monkeypatch.setattr(Reader, "logits", counted)
+    InProcessEngine(toy(), rows=8).generate([(1, 2)] * 64, Sampling(1.0, 20, 0), SEED)
+    assert read < 0.9 * whole
+
+
 def test_the_order_of_the_prompts_decides_nothing_but_their_numbers(tiny: Callable[..., Any]) -> None:
     """Greedy decoding uses no numbers: prompts in another order have the same responses."""
     model = tiny("gemma3", **SLIDING["gemma3"])[0]
@@ -141,6 +159,15 @@ def test_the_models_attention_is_as_before_and_flash_attention_is_not_used(tiny:
     assert model.config._attn_implementation == "flash_attention_2"
 
 
+def test_rows_in_groups_by_hand() -> None:
+    """Slots from the oldest row to the youngest; the first two rows belong in the first two places."""
+    assert in_groups([0, 1, 2, 3, 4], 2) == [0, 1, 2, 3, 4]
+    assert in_groups([1, 0, 3], 2) == [0, 1, 3], "within a group nothing moves"
+    assert in_groups([1, 2, 3, 4], 2) == [2, 1, 4, 3], "the row of slot 0 has ended"
+    assert in_groups([5], 2) == [5]
+    assert in_groups([], 2) == []
+
+
 def test_a_mask_by_hand() -> None:
     """Two rows whose next tokens are at positions 1 and 3."""
     positions = torch.tensor([[1], [3]])
@@ -165,5 +192,5 @@ def test_slots_by_hand() -> None:
     assert update(1, [[0]], [[5.0]], 1) == [[5.0]]
     assert update(0, [[2], [1]], [[3.0], [6.0]], 3) == [[1.0, 2.0, 3.0], [5.0, 6.0, 0.0]]
     assert slots.columns == 4, "twice as many as there were"
-    slots.move(torch.tensor([1]), torch.tensor([0]))
+    slots.move(torch.tensor([1]), torch.tensor([0]), 3)
     assert update(0, [[2]], [[7.0]], 3) == [[5.0, 6.0, 7.0]]

@@ -108,7 +108,7 @@ def test_self_play(toy: Callable[..., Any], tmp_path: Path, settings: dict[str, 
         draw_wave = engine._wave
         engine._wave = lambda *wave: decoded.append(0) or draw_wave(*wave)  # type: ignore[method-assign]
         loop = SelfPlay(Policy(model), engine, config, EOS, decode, recorder)
-        return {"measured": loop.run(ROWS), "weights": weights(model)}
+        return {"measured": loop.run(ROWS * 2), "weights": weights(model)}
 
     run(Interruptible(tmp_path / "whole"))
     drawn_in_one = len(decoded)
