@@ -33,9 +33,9 @@ class Counting(InProcessEngine):
 
     waves: list[int]
 
-    def _wave(self, prompts: Any, uniforms: Any, sampling: Sampling, at_once: int) -> Drawing:
+    def _wave(self, models: Any, prompts: Any, uniforms: Any, sampling: Sampling, at_once: int) -> Drawing:
         self.waves.append(len(prompts))
-        return super()._wave(prompts, uniforms, sampling, at_once)
+        return super()._wave(models, prompts, uniforms, sampling, at_once)
 
 
 @pytest.mark.parametrize("policy", ["as trained", "contrastive", "best of 3"])
