@@ -178,7 +178,7 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, 
         return max(changed, key=lambda found: found.peak.total)
 
     room = asked.gpu.usable
-    shared = fitting.sharded(around.architecture, asked.gpus)
+    shared = fitting.sharded(around.memory(first.execution, 1, 1), asked.gpus)
     return StagePlan(
         name=name,
         stage=several[0][0],

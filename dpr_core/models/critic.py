@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
 from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.sharding import device_of, whole
+from dpr_core.models.sharding import device_of, is_sharded, whole
 
 
 class Critic(nn.Module):
@@ -34,7 +34,7 @@ class Critic(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """(N,): the value of the state in front of each of the batch's response tokens."""
         body: Any = self.model
-        with computing_in(self.activations, self.device):
+        with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
             hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
         # A copy, since FSDP's backward pass does not begin at a view.
         values: Tensor = self.head(hidden.float())[:, 0].clone()

@@ -9,7 +9,7 @@ from torch import nn
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
-from dpr_core.models.sharding import device_of, rounded_layers
+from dpr_core.models.sharding import device_of, is_sharded, rounded_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,12 +66,13 @@ class Policy(nn.Module):
     def response_states(self, batch: Batch) -> States:
         """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
         body: Any = self.model.get_decoder()
-        with computing_in(self.activations, self.device):
+        with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
             hidden = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[batch.predicts]
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
 
 
-def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Activations in `dtype`, whatever the type of the weights."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+def computing_in(dtype: torch.dtype, device: torch.device, keep_casts: bool = True) -> AbstractContextManager[object]:
+    """Activations in `dtype`, whatever the type of the weights. Rounded weights are kept to be used again while this
+    lasts, which for weights that are gathered would be the whole model."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype, cache_enabled=keep_casts)

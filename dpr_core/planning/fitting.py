@@ -7,8 +7,7 @@ from itertools import product
 from typing import Any
 
 from dpr_core.config.execution import Execution
-from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.memory import FULL
+from dpr_core.planning.memory import FULL, Memory
 from dpr_core.planning.stages import Needs
 
 FEWEST_LOGITS = 2**20
@@ -47,12 +46,17 @@ def on_one(needs: Needs) -> float:
     return needs.peak.total
 
 
-def sharded(architecture: Architecture, gpus: int) -> Callable[[Needs], float]:
-    """What lasts is shared among so many GPUs, each of which gathers two layers and the head at a time."""
-    gathered = FULL * (2 * architecture.layer_matrices + architecture.head)
+def sharded(memory: Memory, gpus: int) -> Callable[[Needs], float]:
+    """What lasts is shared among so many GPUs, each of which gathers two layers, the embedding and the head at a time,
+    and the whole model where it draws."""
+    a = memory.architecture
+    gathered = FULL * (2 * a.layer_matrices + a.head * (1 if a.tied else 2))
 
     def on_each(needs: Needs) -> float:
-        return max(parts.total - parts.lasting * (1 - 1 / gpus) + gathered for parts in needs.moments.values())
+        return max(
+            parts.total - parts.lasting * (1 - 1 / gpus) + (memory.frozen if parts.cache else gathered)
+            for parts in needs.moments.values()
+        )
 
     return on_one if gpus == 1 else on_each
 

@@ -81,11 +81,15 @@ def steps(trainer: Trainer, count: int = 3) -> Found:
     return {name: torch.tensor([each[f"train/{name}"] for each in told]) for name in names}
 
 
-def training(family: Family, launch: Launch, tokens: int | None, checkpointing: bool = False) -> Found:
+def training(
+    family: Family, launch: Launch, tokens: int, checkpointing: bool = False, activations: torch.dtype = torch.float32
+) -> Found:
     """Three steps."""
     model, _ = backbone(family)
+    if activations != torch.float32:
+        model.float()
     execution = Execution(launch=launch, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing)
-    trainer = trainer_of(Policy(model, logits_per_chunk=1000), execution)
+    trainer = trainer_of(Policy(model, 1000, activations), execution)
     return steps(trainer) | weights_of(model)
 
 
@@ -215,6 +219,7 @@ def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
         "fewer micro-batches than processes": lambda: training("llama", launch, 10_000),
         "tied embeddings": lambda: training("gemma3", launch, 16),
         "checkpointing": lambda: training("qwen2", launch, 16, checkpointing=True),
+        "rounded training": lambda: training("mistral", launch, 16, True, torch.bfloat16),
         "lora": lambda: adapting(launch, mine / "lora"),
         "scores": lambda: scoring(launch, torch.float32),
         "rounded scores": lambda: scoring(launch, torch.bfloat16),
