@@ -52,6 +52,16 @@ class Engine(Protocol):
     ) -> list[Completion]: ...
 
 
+class FollowingEngine(Engine, Protocol):
+    """One that draws with a policy which learns meanwhile."""
+
+    version: int
+    """Optimizer steps behind the policy that drew what `generate` returned last."""
+
+    def refresh(self, version: int) -> None:
+        """The policy has changed: what is drawn from now on comes from it as it is now, after so many steps."""
+
+
 def drawn_state(drawn: Mapping[int, Completion]) -> State:
     """Completions by row, to be kept."""
     completions = drawn.values()
