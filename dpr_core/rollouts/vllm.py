@@ -137,7 +137,8 @@ class VllmEngine:
         if served.positions < self.policy.longest:
             raise UsageError(
                 f"{self.server.name} takes sequences of {served.positions} tokens, and up to {self.policy.longest} "
-                "will be asked for; start it with a larger --max-model-len, or lower max_prompt_tokens or max_response_tokens"
+                "will be asked for; start it with a larger --max-model-len, or lower max_prompt_tokens or "
+                "max_response_tokens"
             )
         if not self.server.own and (other := differences(self.policy.shape, served.root)):
             raise self._another_model(served, f"{', '.join(other)} differ")

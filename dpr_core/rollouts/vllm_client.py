@@ -176,8 +176,8 @@ def completion(reply: Mapping[str, Any], prompt: tuple[int, ...], sampling: Samp
         raise ValueError(f"{len(response)} tokens, where 1 to {sampling.max_response_tokens} were asked for")
     if len(drawn.log_probs) != len(response):
         raise ValueError(f"{len(drawn.log_probs)} log-probs of {len(response)} tokens")
-    if not all(0 <= token < vocabulary for token in response):
-        raise ValueError(f"token {max(response)}, where the policy has {vocabulary}")
+    if unknown := [token for token in response if not 0 <= token < vocabulary]:
+        raise ValueError(f"token {unknown[0]}, where the policy has {vocabulary}")
     if not all(log_prob <= ROUNDING for log_prob in drawn.log_probs):
         raise ValueError("a log-prob above 0")
     ended = response.index(sampling.end_token) + 1 if sampling.end_token in response else sampling.max_response_tokens

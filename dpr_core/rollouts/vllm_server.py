@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -40,14 +42,23 @@ class Connection:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def client(self, timeout: float) -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=str(self.socket)) if self.socket else None
-        return httpx.Client(base_url=self.url, headers=self.headers, transport=transport, timeout=timeout)
+        transport = httpx.HTTPTransport(uds=str(self.socket), verify=_tls()) if self.socket else None
+        return httpx.Client(
+            base_url=self.url, headers=self.headers, transport=transport, timeout=timeout, verify=_tls()
+        )
 
     def async_client(self, timeout: float, at_once: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-        transport = httpx.AsyncHTTPTransport(uds=str(self.socket), limits=limits) if self.socket else None
+        transport = (
+            httpx.AsyncHTTPTransport(uds=str(self.socket), limits=limits, verify=_tls()) if self.socket else None
+        )
         return httpx.AsyncClient(
-            base_url=self.url, headers=self.headers, transport=transport, limits=limits, timeout=timeout
+            base_url=self.url,
+            headers=self.headers,
+            transport=transport,
+            limits=limits,
+            timeout=timeout,
+            verify=_tls(),
         )
 
     def answers(self) -> bool:
@@ -188,7 +199,8 @@ def python_of(settings: VllmExecution) -> Path:
     if settings.python is None and not folder:
         raise UsageError(
             "rollouts of type vllm need an environment with vLLM: set rollouts.execution.python, or "
-            f"{ENVIRONMENT} to its folder (`make install-vllm` makes one for the CPU), or rollouts.execution.url to a server that runs"
+            f"{ENVIRONMENT} to its folder (`make install-vllm` makes one for the CPU), or rollouts.execution.url to a "
+            "server that runs"
         )
     python = Path(settings.python) if settings.python else Path(str(folder)) / "bin" / "python"
     python = python.expanduser().absolute()
@@ -215,6 +227,12 @@ def check(settings: VllmExecution) -> None:
         raise UsageError(f"rollouts.execution.url: {settings.url!r} is no address, such as http://127.0.0.1:8000")
     if settings.api_key_variable is not None:
         key_in(settings.api_key_variable)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading all certificates takes longer than most requests."""
+    return httpx.create_ssl_context()
 
 
 def _variables(folder: Path) -> dict[str, str]:
