@@ -5,6 +5,7 @@ import os
 import signal
 import statistics
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from dpr_core.config.execution import Execution
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.rollouts import Vllm, VllmExecution
+from dpr_core.config.rollouts import VllmExecution
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.checkpoints import save
 from dpr_core.models.dense_reward import DenseReward
@@ -163,8 +164,9 @@ def trained(seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollout
     """The exact expected return after some iterations."""
     config = ReinforceConfig.model_validate(
         {
-            "learning_rate": 3e-3, "batch_size": 64, "rollout_batch_size": 64, "iterations": ITERATIONS, "seed": seed,
-            "max_response_tokens": LONGEST, "warmup_ratio": 0.0, "algorithm": {"type": "algorithm1"}, "rollouts": rollouts,
+            "learning_rate": 5e-4, "batch_size": 64, "rollout_batch_size": 64, "iterations": ITERATIONS, "seed": seed,
+            "max_response_tokens": LONGEST, "warmup_ratio": 0.0, "algorithm": {"type": "algorithm1"},
+            "rollouts": rollouts,
         }
     )  # fmt: skip
     policy, recorder = Policy(network(0)), Silent()
@@ -191,7 +193,7 @@ def test_training_ends_where_it_ends_in_the_process(engine_of: Engines) -> None:
     assert max(mismatches) < 1e-6
     assert min(served) > start
     assert apart.low < 0 < apart.high
-    assert apart.high - apart.low < learned, "the interval says something"
+    assert apart.high - apart.low < learned / 2, "the interval says something"
 
 
 def test_a_server_that_is_killed_in_a_rollout_is_started_again(engine_of: Engines, server: OwnServer) -> None:
@@ -221,11 +223,18 @@ def test_a_server_that_is_killed_in_a_rollout_is_started_again(engine_of: Engine
     )
 
 
+def _alive(leader: int) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True).stdout.splitlines()
+    return [line for line in listed if line.split()[0] == str(leader) and not line.split()[1].startswith("Z")]
+
+
 def test_nothing_is_left_of_a_server_that_is_closed(server: OwnServer) -> None:
     process, folder = server._process, server._socket.parent
     assert process is not None
     assert folder.exists()
     server.close()
-    left = subprocess.run(["ps", "-o", "pid=", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
-    assert not left
+    until = time.monotonic() + 30
+    while (left := _alive(process.pid)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert left == []
     assert not folder.exists()
