@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from transformers import AutoConfig
 
+from dpr_core import processes
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.masking import masked_mean, response_mask
-from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.rollouts.vllm_client import Client, Died, ServedModel
+from dpr_core.rollouts.engine import Completion, Progress, Sampling, log_probs
+from dpr_core.rollouts.vllm_client import Client, Died
 from dpr_core.rollouts.vllm_server import Server
 
 DEATHS = 3
@@ -66,7 +65,7 @@ class VllmEngine:
         if weights == self._weights:
             return
         self.policy.save(weights)
-        if self._weights is not None:
+        if self._weights is not None and processes.rank() == 0:
             shutil.rmtree(self._weights, ignore_errors=True)
         self._weights, self.version = weights, version
 
@@ -79,22 +78,9 @@ class VllmEngine:
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
-
-        def keep(row: int, completion: Completion) -> None:
-            completions[row] = completion
-            done = len(completions)
-            if on_progress is not None and (done % self.rows == 0 or done == len(prompts)):
-                on_progress(done, len(prompts))
-
-        def draw(client: Client, model: str) -> None:
-            if not self._recognised:
-                self._recognise(client, model, prompts[:RECOGNISED_BY], sampling, seed)
-            rows = [row for row in range(len(prompts)) if row not in completions]
-            client.draw(model, prompts, rows, sampling, seed, self._vocabulary, keep)
-            if client.version() != self._name:
-                raise DensePathError(f"{self.server.name} got other weights during a rollout: give this run its own")
-
-        self._on_a_living_server(draw)
+        if not self._recognised:
+            self._recognise(prompts[:RECOGNISED_BY], sampling, seed)
+        self._draw(prompts, sampling, seed, completions, on_progress)
         return [completions[row] for row in range(len(prompts))]
 
     def close(self) -> None:
@@ -141,7 +127,10 @@ class VllmEngine:
                 "max_response_tokens"
             )
         if not self.server.own and (other := differences(self.policy.shape, served.root)):
-            raise self._another_model(served, f"{', '.join(other)} differ")
+            raise UsageError(
+                f"{self.server.name} serves {served.model} ({served.root}), which is another model than this policy: "
+                f"{', '.join(other)} differ; serve the checkpoint that the policy starts from"
+            )
         try:
             client.load(self._weights, self._name)
         except Died as died:
@@ -153,30 +142,53 @@ class VllmEngine:
             ) from None
         return client, served.model
 
-    def _recognise(
-        self, client: Client, model: str, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int
+    def _draw(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        seed: int,
+        completions: dict[int, Completion],
+        on_progress: Progress | None = None,
     ) -> None:
+        """Add the rows that are missing. Of several processes the first talks to the server, and all get what it got,
+        or fail as it did."""
+
+        def keep(row: int, completion: Completion) -> None:
+            completions[row] = completion
+            done = len(completions)
+            if on_progress is not None and (done % self.rows == 0 or done == len(prompts)):
+                on_progress(done, len(prompts))
+
+        def draw(client: Client, model: str) -> None:
+            rows = [row for row in range(len(prompts)) if row not in completions]
+            client.draw(model, prompts, rows, sampling, seed, self._vocabulary, keep)
+            if client.version() != self._name:
+                raise DensePathError(f"{self.server.name} got other weights during a rollout: give this run its own")
+
+        failure: DensePathError | None = None
+        if processes.rank() == 0:
+            try:
+                self._on_a_living_server(draw)
+            except DensePathError as error:
+                failure = error
+        for found, failed in processes.gathered([(completions, failure)] if processes.rank() == 0 else []):
+            if failed is not None:
+                raise failed
+            completions.update(found)
+
+    def _recognise(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> None:
         """Refuse a server that does not compute what the trainer does."""
         drawn: dict[int, Completion] = {}
-        client.draw(model, prompts, range(len(prompts)), sampling, seed, self._vocabulary, drawn.__setitem__)
+        self._draw(prompts, sampling, seed, drawn)
         completions = [drawn[row] for row in range(len(prompts))]
         ours = self.policy.log_probs([TokenSequence(c.prompt, c.response) for c in completions])
         gap = float(masked_mean((ours - log_probs(completions)).abs(), response_mask([c.length for c in completions])))
         if not gap <= RECOGNISED_WITHIN:
-            raise self._another_model(client.served(), f"with its weights, log-probs are {gap:.3g} nats off on average")
+            raise UsageError(
+                f"{self.server.name} does not compute what this policy does: with its weights, log-probs are {gap:.3g} "
+                "nats off on average; serve the checkpoint that the policy starts from, and change nothing by options"
+            )
         self._recognised = True
-
-    def _another_model(self, served: ServedModel, why: str) -> UsageError:
-        return UsageError(
-            f"{self.server.name} serves {served.model} ({served.root}), which does not compute what this policy does: "
-            f"{why}; serve the checkpoint that the policy starts from"
-        )
-
-
-def log_probs(completions: Sequence[Completion]) -> Tensor:
-    """(B, T): the engine's own; 0 outside the responses."""
-    width = max(c.length for c in completions)
-    return torch.tensor([[*c.log_probs, *[0.0] * (width - c.length)] for c in completions])
 
 
 def shape_of(config: object) -> dict[str, object]:
@@ -186,6 +198,8 @@ def shape_of(config: object) -> dict[str, object]:
 
 def differences(shape: dict[str, object], root: str) -> list[str]:
     """In what a checkpoint differs from that shape; nothing where it cannot be read from here."""
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(root, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):

@@ -5,7 +5,7 @@ from torch import Tensor
 from dpr_core.config.rollouts import Vllm
 from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
-from dpr_core.rollouts.vllm import log_probs
+from dpr_core.rollouts.engine import log_probs
 from dpr_core.training.rollout import Rollout
 
 
