@@ -24,7 +24,7 @@ help: ## Show this list
 install: ## Make .venv and install everything
 	@bash .ci/install "$(ENV)"
 
-install-vllm: ## Make .venv-vllm, 3.5 GB, from which make test-services serves a judge
+install-vllm: ## Make .venv-vllm, 3.5 GB, from which make test-services serves a judge and draws rollouts
 	@bash .ci/install-vllm
 
 demo: install ## Run the whole method on the built-in demonstrations

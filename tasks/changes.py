@@ -53,8 +53,7 @@ def differences(
 
 
 def _differences(wanted: Wanted, record: Record, digests: Mapping[str, str | None]) -> list[str]:
-    identity = {name: value for name, value in record.config.items() if name not in wanted.config.not_identity}
-    lines = changed_fields(identity, wanted.config.identity())
+    lines = changed_fields(wanted.config.identity_in(record.config), wanted.config.identity())
     if record.version != wanted.version:
         lines.append(f"stage version: {record.version} -> {wanted.version}")
     lines += [f"input {role} was added" for role in sorted(wanted.roles - set(record.inputs))]

@@ -1,10 +1,11 @@
 """Improve the SFT policy by REINFORCE against its own recovered reward."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.rollouts import Vllm
 from dpr_core.errors import UsageError
 from tasks.lineage import Lineage
 from tasks.stage import Stage, Work
@@ -18,7 +19,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.models.adapters import add_adapters
     from dpr_core.models.checkpoints import save
     from dpr_core.reporting import plots
-    from dpr_core.rollouts.in_process import InProcessEngine
+    from dpr_core.rollouts.engines import opened
     from dpr_core.training.on_policy import OnPolicy, optimizer_steps
     from dpr_core.training.trainer import Trainer
 
@@ -32,23 +33,32 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     if not prompts:
         raise UsageError(f"no prompt is left: all are longer than max_prompt_tokens={settings.max_prompt_tokens}")
     policy = lineage.load(lineage.policy_folder(reward), reward, settings.execution)
-    policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
+    longest = max(map(len, prompts)) + settings.max_response_tokens
+    policy.check_length(longest)
     if settings.lora is not None:
         add_adapters(policy.model, settings.lora, settings.seed)
     history = History(work)
-    loop = OnPolicy(
-        policy=policy,
-        engine=InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations),
-        reward=lineage.dense_reward(reward, settings.execution),
-        trainer=Trainer(
-            policy, settings, optimizer_steps(len(prompts), settings), settings.execution, recorder=history
-        ),
-        config=settings,
-        end_token=end_token(tokenizer),
-        decode=lambda ids: decode_response(tokenizer, ids),
-        recorder=history,
-    )
-    metrics = loop.run(prompts)
+    with opened(
+        settings.rollouts,
+        policy,
+        lambda folder: save(policy.model, tokenizer, folder),
+        longest,
+        settings.execution,
+        work.scratch / "rollouts",
+    ) as engine:
+        loop = OnPolicy(
+            policy=policy,
+            engine=engine,
+            reward=lineage.dense_reward(reward, settings.execution),
+            trainer=Trainer(
+                policy, settings, optimizer_steps(len(prompts), settings), settings.execution, recorder=history
+            ),
+            config=settings,
+            end_token=end_token(tokenizer),
+            decode=lambda ids: decode_response(tokenizer, ids),
+            recorder=history,
+        )
+        metrics = loop.run(prompts)
     save(policy.model, tokenizer, work.output / "policy")
     plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
     work.file(work.scratch / "training.png", "plots")
@@ -89,10 +99,21 @@ class History:
 def describe(config: StageConfig) -> str:
     settings = cast(ReinforceConfig, config)
     guard = f", guarded by {settings.guard.type}" if settings.guard else ""
+    drawn_by = " by vLLM" if isinstance(settings.rollouts, Vllm) else ""
     return (
         f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
-        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{guard} (seed {settings.seed})."
+        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard} "
+        f"(seed {settings.seed})."
     )
+
+
+def preflight(configs: Sequence[ReinforceConfig]) -> None:
+    """Look for vLLM before hours of training."""
+    from dpr_core.rollouts.vllm_server import check
+
+    for config in configs:
+        if isinstance(config.rollouts, Vllm):
+            check(config.rollouts.execution)
 
 
 STAGE = Stage(
@@ -103,4 +124,5 @@ STAGE = Stage(
     body=body,
     describe=describe,
     shared=True,
+    preflight=preflight,
 )

@@ -40,7 +40,12 @@ class StageConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.not_identity))
+        return self.identity_in(self.model_dump(mode="json"))
+
+    @classmethod
+    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of all settings of such a stage, as plain JSON values, those that decide the result."""
+        return {name: value for name, value in values.items() if name not in cls.not_identity}
 
 
 def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:

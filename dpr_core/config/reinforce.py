@@ -1,11 +1,13 @@
 """REINFORCE: the algorithms, the guards and the loop. Defaults are the paper's (its table 4)."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig, type_if_unset
 from dpr_core.config.execution import Execution
+from dpr_core.config.rollouts import InProcess, Rollouts
 from dpr_core.config.training import Lengths, LoRA, Optimizer
 
 
@@ -176,8 +178,18 @@ class ReinforceConfig(StageConfig, Optimizer, Lengths):
     lora: LoRA | None = None
     """Beyond the paper: train adapters alone, which takes a higher learning rate; none trains all weights."""
 
+    rollouts: Rollouts = InProcess()
+    """What draws the responses."""
+
     execution: Execution = Execution()
     """How the work is done."""
+
+    @classmethod
+    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """An engine in the process leaves no trace: artifacts from before there were others keep their keys."""
+        kept = super().identity_in(values)
+        rollouts = {name: value for name, value in kept.pop("rollouts", {}).items() if name != "execution"}
+        return kept if rollouts.get("type", "in_process") == "in_process" else {**kept, "rollouts": rollouts}
 
     @model_validator(mode="after")
     def _algorithm_1_steps_once(self) -> Self:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from dpr_core.training.state import State, pack, unpack
 
@@ -50,6 +51,22 @@ class Engine(Protocol):
         on_progress: Progress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]: ...
+
+
+class FollowingEngine(Engine, Protocol):
+    """One that draws with a policy which learns meanwhile."""
+
+    version: int
+    """Optimizer steps behind the policy that drew what `generate` returned last."""
+
+    def refresh(self, version: int) -> None:
+        """The policy has changed: what is drawn from now on comes from it as it is now, after so many steps."""
+
+
+def log_probs(completions: Sequence[Completion]) -> Tensor:
+    """(B, T): the engine's own; 0 outside the responses."""
+    width = max(c.length for c in completions)
+    return torch.tensor([[*c.log_probs, *[0.0] * (width - c.length)] for c in completions])
 
 
 def drawn_state(drawn: Mapping[int, Completion]) -> State:

@@ -51,6 +51,11 @@ class InProcessEngine:
         self.rows = rows
         self.activations = activations
         self.against = against
+        self.version = 0
+
+    def refresh(self, version: int) -> None:
+        """The model that draws is the one that learns."""
+        self.version = version
 
     @torch.inference_mode()
     def generate(

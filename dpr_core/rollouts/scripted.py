@@ -9,6 +9,10 @@ class ScriptedEngine:
     def __init__(self, responses: Mapping[tuple[int, ...], tuple[int, ...]], log_prob: float = -1.0) -> None:
         self.responses = responses
         self.log_prob = log_prob
+        self.version = 0
+
+    def refresh(self, version: int) -> None:
+        self.version = version
 
     def generate(
         self,

@@ -4,18 +4,21 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 
 from dpr_core.advantages import explained_variance
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.method import Credit, Experience
 from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.rollouts import Vllm
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts.engine import Engine, Sampling
+from dpr_core.rollouts.engine import FollowingEngine, Sampling
+from dpr_core.rollouts.overlap import Overlapping
+from dpr_core.training.correction import corrected
 from dpr_core.training.critic_learner import CriticLearner
 from dpr_core.training.guard import RollBack
 from dpr_core.training.recorder import Recorder
@@ -32,7 +35,7 @@ class OnPolicy:
     """Improves `policy` in place."""
 
     policy: Policy
-    engine: Engine
+    engine: FollowingEngine
     reward: DenseReward
     trainer: Trainer
     config: ReinforceConfig
@@ -77,12 +80,16 @@ class OnPolicy:
             if guard:
                 guard.load_state(left["guard"])
         # One rollout more than there are updates: the last one measures the policy that comes out.
-        plan = zip(range(1, total + 2), prompt_batches(prompts, config), mini_batches(config), strict=False)
-        for iteration, batch, order in islice(plan, done, None):
+        batches, following = tee(prompt_batches(prompts, config))
+        plan = zip(range(1, total + 2), batches, islice(following, 1, None), mini_batches(config), strict=False)
+        for iteration, batch, next_batch, order in islice(plan, done, None):
             rollout = self.roll_out(batch, iteration)
             seen = rollout.experience(critic.values(rollout.sequences) if critic else None)
             credit = method.credit(seen, kl.weight)
             latest = {**describe(rollout, credit, self.end_token), "rollout/kl_weight": kl.weight}
+            if isinstance(config.rollouts, Vllm):
+                advantages, told = corrected(credit.advantages, rollout, config.rollouts)
+                credit, latest = credit._replace(advantages=advantages), {**latest, **told}
             if critic:
                 latest["critic/explained_variance"] = explained_variance(seen.values, credit.returns, seen.mask)
             first_reward = latest["rollout/reward"] if first_reward is None else first_reward
@@ -99,6 +106,8 @@ class OnPolicy:
                 self.recorder.table(f"samples/iteration-{iteration:04d}.json", shown)
             note = f"return {latest['rollout/return']:.3f}, KL {latest['rollout/kl']:.3f}"
             self.recorder.advance(min(iteration, total), total, note)
+            if isinstance(self.engine, Overlapping) and iteration < total:
+                self.engine.begin(*self._asked(next_batch, iteration + 1))
             if iteration <= total:
                 learners: list[tuple[Trainer, Objective]] = [(critic.trainer, critic.objective)] if critic else []
                 if iteration > waits:
@@ -111,13 +120,20 @@ class OnPolicy:
 
     def roll_out(self, prompts: Sequence[tuple[int, ...]], iteration: int) -> Rollout:
         """Sample responses and score them under the actor and both frozen models, in the same shapes."""
-        sampling = Sampling(self.config.temperature, self.config.max_response_tokens, self.end_token)
-        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
-        completions = self.engine.generate(repeated, sampling, seed=self.config.seed * 1_000_003 + iteration)
+        self.engine.refresh(self.trainer.steps_done)
+        completions = self.engine.generate(*self._asked(prompts, iteration))
         sequences = [TokenSequence(c.prompt, c.response) for c in completions]
         budget = self.config.execution.tokens_per_micro_batch
         own = score(self.policy, sequences, budget, entropy=True)
-        return Rollout(completions, sequences, self.reward(sequences), own.log_probs, own.entropies)
+        return Rollout(
+            completions, sequences, self.reward(sequences), own.log_probs, own.entropies, self.engine.version
+        )
+
+    def _asked(self, prompts: Sequence[tuple[int, ...]], iteration: int) -> tuple[list[tuple[int, ...]], Sampling, int]:
+        """What the engine is to draw in an iteration, and with which seed."""
+        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
+        sampling = Sampling(self.config.temperature, self.config.max_response_tokens, self.end_token)
+        return repeated, sampling, self.config.seed * 1_000_003 + iteration
 
     def _update(
         self,

@@ -23,6 +23,8 @@ class Rollout:
     scored: ScoredTokens
     old_log_probs: Tensor
     entropies: Tensor
+    version: int = 0
+    """Optimizer steps behind the policy that drew the responses."""
 
     @property
     def sequence_kl(self) -> float:
@@ -77,6 +79,7 @@ def samples(
             "reward": total,
             "tokens": c.length,
             "ended": c.ended(end_token),
+            "policy_version": rollout.version,
         }
         for c, total in list(zip(rollout.completions, totals, strict=True))[:count]
     ]

@@ -376,3 +376,22 @@ def test_diagnosing_the_reward_can_be_left_out() -> None:
     assert config.diagnose is None
     assert _load(config.model_dump(mode="json")) == config
     assert _load({"backbone": {"type": "lab"}, "seed": 3}).diagnose.seed == 3  # type: ignore[union-attr]
+
+
+def test_what_draws_counts_and_where_it_runs_does_not() -> None:
+    plain = _load(LAB)
+    assert "rollouts" not in plain.reinforce.identity(), (
+        "artifacts from before there were other engines keep their keys"
+    )
+    vllm = _load(LAB, "reinforce.rollouts.type=vllm")
+    elsewhere = _load(LAB, "reinforce.rollouts.type=vllm", "reinforce.rollouts.execution.url=http://127.0.0.1:8000")
+    assert vllm.reinforce.identity() == elsewhere.reinforce.identity()
+    assert vllm.reinforce.identity()["rollouts"] == {
+        "type": "vllm",
+        "importance_cap": 2.0,
+        "importance_per": "token",
+        "overlap": False,
+    }
+    assert ReinforceConfig.identity_in(vllm.reinforce.model_dump(mode="json")) == vllm.reinforce.identity()
+    with pytest.raises(UsageError, match="set one of them"):
+        _load(LAB, "reinforce.rollouts.type=vllm", "reinforce.rollouts.execution={python: /p, url: 'http://x'}")

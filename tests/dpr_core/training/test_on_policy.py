@@ -120,7 +120,7 @@ def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., 
     assert [step for step, values in recorder.history if "rollout/kl" in values] == [0, 2, 4, 6]
     assert sorted(recorder.tables) == [f"samples/iteration-000{i}.json" for i in (1, 2, 3, 4)]
     for row in recorder.tables["samples/iteration-0001.json"]:
-        assert sorted(row) == ["ended", "prompt", "response", "reward", "tokens"]
+        assert sorted(row) == ["ended", "policy_version", "prompt", "response", "reward", "tokens"]
 
 
 def test_what_is_reported_of_a_scripted_rollout(toy: Callable[..., Any]) -> None:
