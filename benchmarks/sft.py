@@ -137,6 +137,7 @@ def main() -> None:
     rows, ratios, differences = [], {}, {}
     for size in arguments.sizes:
         differences[size] = largest_difference(size, arguments.batch)
+        assert differences[size] < 1e-3, "the two sides do not learn alike"
         timed = compared(size, arguments.batch, arguments.steps, arguments.repeats)
         rows += timed.rows(size)
         ratios[f"sft_vs_trl_tuned_{size}"] = timed.ratio("TRL tuned")

@@ -8,12 +8,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 OURS = "dense-path"
+OTHERS = ("transformers", "trl")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def machine() -> dict[str, Any]:
         "vector_units": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: version(name) for name in OTHERS if find_spec(name)},
     }
 
 

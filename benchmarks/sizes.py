@@ -1,4 +1,4 @@
-"""What the benchmarks work on: networks of three sizes with random weights, and sequences of ragged lengths."""
+"""What the benchmarks work on: networks of four sizes with random weights, and sequences of ragged lengths."""
 
 import math
 import random

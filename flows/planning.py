@@ -12,6 +12,7 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.launch import Launch
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.planning import fitting
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.backbones import architecture
@@ -86,6 +87,8 @@ class RunPlan:
     architecture: Architecture
     stages: list[StagePlan]
     costs: Costs
+    served: bool
+    """Whether vLLM is to draw for a stage."""
 
     def as_dict(self) -> dict[str, Any]:
         gpu = self.asked.gpu
@@ -122,6 +125,11 @@ class RunPlan:
             )
         if any(stage.launch.cpu_offload for stage in self.stages):
             told.append("With cpu_offload, what lasts is in the memory of the machine, which is not checked here.")
+        if self.served:
+            told.append(
+                "REINFORCE is planned as if it drew in its own process: what a vLLM server needs is left out. One on "
+                "the same GPU takes rollouts.execution.memory_share of it."
+            )
         if (longest := max(stage.needs.longest for stage in self.stages)) == known.positions:
             told.append(f"The limits allow for more than the model's {longest} positions; such sequences are refused.")
         return told
@@ -136,7 +144,8 @@ def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
     gpus = asked.gpus or max(_execution(several).launch.processes for _, several in together)
     stages = [_stage(name, several, around, asked, gpus) for name, several in together]
     to_run = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
-    return RunPlan(recipe, asked, gpus, known, stages, judging_costs(nodes, to_run, None))
+    served = any(isinstance(node.config, ReinforceConfig) and node.config.rollouts.type == "vllm" for node in nodes)
+    return RunPlan(recipe, asked, gpus, known, stages, judging_costs(nodes, to_run, None), served)
 
 
 def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> Circumstances:

@@ -3,11 +3,12 @@
 import copy
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpr_core.errors import UsageError
@@ -23,6 +24,26 @@ C = TypeVar("C", bound=Config)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that is safe in files, tables and commands."""
+
+
+def _holds_no_secret(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("an address must not hold a name, a password or a key; use the key's environment variable")
+    return url
+
+
+def _is_a_name(name: str) -> str:
+    # Somebody who pastes the key itself here must not read it again in the error.
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+        raise ValueError("this is the name of an environment variable, such as OPENAI_API_KEY, not a key")
+    return name
+
+
+Address = Annotated[str, AfterValidator(_holds_no_secret)]
+"""Of a server; it is written down and shown."""
+
+Variable = Annotated[str, AfterValidator(_is_a_name)]
+"""The name of an environment variable that holds a key."""
 
 
 def type_if_unset(kind: str) -> BeforeValidator:

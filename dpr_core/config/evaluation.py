@@ -1,11 +1,10 @@
 """What is asked of the trained policies, who judges the answers, and what is compared."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dpr_core.config.base import Config, Name, StageConfig, type_if_unset
+from dpr_core.config.base import Address, Config, Name, StageConfig, Variable, type_if_unset
 from dpr_core.config.data import Additions, LabTask
 from dpr_core.config.execution import Execution
 from dpr_core.config.official import AlpacaEval, ArenaHard, Lima, MTBench
@@ -148,15 +147,8 @@ class ChatCompletions(Config):
     model: str = "gpt-4o"
     """The judging model."""
 
-    base_url: str | None = None
+    base_url: Address | None = None
     """Another endpoint than OpenAI's own."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _holds_no_secret(cls, url: str | None) -> str | None:
-        if url is not None and ("@" in url or "?" in url):
-            raise ValueError("an address must not hold a name, a password or a key; use the key's environment variable")
-        return url
 
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature of the verdicts; 0 as in the paper."""
@@ -253,7 +245,7 @@ class JudgeExecution(Config):
     dollars_per_million_written: float | None = Field(None, ge=0)
     """Price of a million tokens written."""
 
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: Variable = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is never written down."""
 
     max_unreadable_share: float = Field(0.05, ge=0, le=1)
@@ -261,14 +253,6 @@ class JudgeExecution(Config):
 
     canaries: int = Field(2, ge=0, le=100)
     """Questions on which a judge that costs money is tried first: an answer against itself, and against a constant."""
-
-    @field_validator("api_key_variable")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        # Somebody who pastes the key itself here must not read it again in the error.
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
-            raise ValueError("this is the name of an environment variable, such as OPENAI_API_KEY, not a key")
-        return name
 
 
 class JudgeConfig(StageConfig):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpr_core.config.base import Config, type_if_unset
+from dpr_core.config.base import Address, Config, Variable, type_if_unset
 
 
 class InProcess(Config):
@@ -21,11 +21,11 @@ class VllmExecution(Config):
     """The Python of an environment that holds vLLM, for a server that the stage starts and ends itself; none takes the
     one in the folder that the environment variable DENSE_PATH_VLLM names."""
 
-    url: str | None = None
+    url: Address | None = None
     """A server that runs already, such as http://127.0.0.1:8000, with VLLM_SERVER_DEV_MODE=1 and the files of DPR_HOME
     in reach; none starts one."""
 
-    api_key_variable: str | None = None
+    api_key_variable: Variable | None = None
     """The environment variable that holds the key of that server, where it asks for one."""
 
     memory_share: float = Field(0.4, gt=0, lt=1)

@@ -48,8 +48,9 @@ def opened(
         with closing(engine):
             yield engine
         return
-    # The engine is closed first: that ends a batch which nobody will ask for.
-    with closing(Overlapping(engine)) as overlapping, closing(engine):
+    # The engine is closed first: that ends a batch which nobody will ask for. And again when the thread has ended: it
+    # may have been starting a server.
+    with closing(engine), closing(Overlapping(engine)) as overlapping, closing(engine):
         yield overlapping
 
 

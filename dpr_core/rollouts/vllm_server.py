@@ -26,6 +26,17 @@ ENVIRONMENT = "DENSE_PATH_VLLM"
 LAST_LINES = 15
 """Of a server's log, so many are shown when it has failed."""
 
+NOT_ITS_OWN = (
+    # The path to our packages.
+    *("PYTHONPATH", "VIRTUAL_ENV"),
+    # A key that it would ask us for.
+    "VLLM_API_KEY",
+    # Our place among processes that share the stage: with the last one, torch would wait for a server of theirs.
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "TORCHELASTIC_USE_AGENT_STORE",
+)
+"""Environment variables of ours that a server of our own does not get."""
+
 SECONDS_BETWEEN_LOOKS = 0.2
 
 SECONDS_TO_FALL = 5.0
@@ -236,7 +247,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def _variables(folder: Path) -> dict[str, str]:
-    """Ours, without the path to our packages; the weights' endpoints on, the network and statistics off."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    """Ours, without what is not for it; the weights' endpoints on, the network and statistics off."""
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_ITS_OWN}
     own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_RPC_BASE_PATH": str(folder)}
     return {**kept, **own, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

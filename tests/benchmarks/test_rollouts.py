@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import transformers
 
 from benchmarks.rollouts import PROMPTS, RESPONSES, drawn_up, main, markdown
 
@@ -41,9 +42,10 @@ def test_all_sides_draw_responses_of_the_lengths_they_are_told(
     told = json.loads(capsys.readouterr().out)
     (row,) = told["rows"]
     assert told["ratios"] == {
-        "rollout_vs_generate_toy": row["ratio"]["generate"],
-        "rollout_vs_continuous_toy": row["ratio"]["continuous"],
+        "rollout_vs_generate_toy": row["cpu_ratio"]["generate"],
+        "rollout_vs_continuous_toy": row["cpu_ratio"]["continuous"],
     }
+    assert told["machine"]["transformers"] == transformers.__version__
     assert row["tokens"] == sum(drawn_up(7, 512).lengths)
     assert row["parameters"] == 2 * 512 * 32 + 4 * 32**2 + 3 * 32 * 64 + 3 * 32
     speed = row["tokens_per_second"]

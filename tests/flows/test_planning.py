@@ -104,6 +104,14 @@ def test_a_plan_for_people_holds_every_stage_and_the_dollars(dpr: Dpr) -> None:
         assert word in shown
 
 
+def test_what_a_vllm_server_needs_is_said_to_be_left_out(dpr: Dpr) -> None:
+    plain = dpr("plan", "gemma-3-4b", "--json").json
+    served = dpr("plan", "gemma-3-4b", "--set", "reinforce.rollouts.type=vllm", "--json").json
+    assert served["stages"] == plain["stages"]
+    (more,) = set(served["assumed"]) - set(plain["assumed"])
+    assert "vLLM server" in more
+
+
 def test_methods_have_plans_of_their_own(dpr: Dpr) -> None:
     methods = 'methods={ppo: {changes: ["reinforce.algorithm.type=ppo"]}, spin: {type: self_play}}'
     stages = _stages(dpr("plan", "gemma-3-4b", "--set", methods, "--json").json)

@@ -395,3 +395,18 @@ def test_what_draws_counts_and_where_it_runs_does_not() -> None:
     assert ReinforceConfig.identity_in(vllm.reinforce.model_dump(mode="json")) == vllm.reinforce.identity()
     with pytest.raises(UsageError, match="set one of them"):
         _load(LAB, "reinforce.rollouts.type=vllm", "reinforce.rollouts.execution={python: /p, url: 'http://x'}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("url", "http://me:SECRET@127.0.0.1:8000", "an address must not hold a name, a password or a key"),
+        ("url", "http://127.0.0.1:8000/?key=SECRET", "an address must not hold a name, a password or a key"),
+        ("api_key_variable", "sk-SECRET", "this is the name of an environment variable"),
+    ],
+)
+def test_a_secret_in_the_settings_of_a_server_is_refused_and_not_repeated(field: str, value: str, said: str) -> None:
+    where = {"url": "http://127.0.0.1:8000", field: value}
+    with pytest.raises(UsageError, match=said) as raised:
+        _load(LAB, "reinforce.rollouts.type=vllm", f"reinforce.rollouts.execution={where}")
+    assert "SECRET" not in str(raised.value)

@@ -1,5 +1,6 @@
 """What the engine says to a vLLM server and makes of its answers, against a stand-in. A real one: tests/services."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling
 from dpr_core.rollouts.engines import opened
+from dpr_core.rollouts.overlap import Overlapping
 from dpr_core.rollouts.vllm import DEATHS, RECOGNISED_BY, VllmEngine
 from dpr_core.rollouts.vllm_client import row_seed
+from dpr_core.rollouts.vllm_server import Connection
 from tests.loopback_vllm import LoopbackVllm, serving
 
 PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,), (2, 2), (1,), (3, 1, 4)]
@@ -242,6 +245,42 @@ def test_a_server_with_a_key(
         monkeypatch.delenv("A_KEY")
         with pytest.raises(UsageError, match="A_KEY"):
             draw(engine)
+
+
+def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starting:
+        name, own, running = "a server", True, False
+
+        def __init__(self) -> None:
+            self.begun, self.closed = threading.Event(), threading.Event()
+
+        def start(self, weights: Path) -> None:
+            self.begun.set()
+            assert self.closed.wait(30)
+            self.running = True
+
+        def connection(self) -> Connection:
+            return Connection("http://127.0.0.1:9")
+
+        def dead(self) -> None:
+            pass
+
+        def close(self) -> None:
+            self.running = False
+            self.closed.set()
+
+    server = Starting()
+    monkeypatch.setattr("dpr_core.rollouts.engines.server_for", lambda *_: server)
+    overlapping = Vllm(overlap=True)
+    with opened(overlapping, policy, policy.model.save_pretrained, 8, Execution(), tmp_path / "work") as engine:
+        assert isinstance(engine, Overlapping)
+        engine.refresh(0)
+        engine.begin(PROMPTS, SAMPLING, 3)
+        assert server.begun.wait(30)
+    assert server.closed.is_set()
+    assert not server.running
 
 
 def test_a_server_that_is_not_there(policy: Policy, server: LoopbackVllm, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from dpr_core.rollouts.vllm_server import ENVIRONMENT, OwnServer, check, python_
 FAKE = """
 import http.server, json, os, socketserver, subprocess, sys
 print("arguments", json.dumps(sys.argv[1:]))
-print("variables", os.environ["VLLM_SERVER_DEV_MODE"], os.environ.get("PYTHONPATH"), flush=True)
+print("variables", os.environ["VLLM_SERVER_DEV_MODE"], os.environ.get("KEPT"))
+print("not for it", [name for name, value in os.environ.items() if value == "ours"], flush=True)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -69,12 +70,15 @@ def _gone(leader: int) -> bool:
 def test_it_is_started_with_the_weights_on_a_socket_of_its_own(
     server: OwnServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/ours")
+    monkeypatch.setenv("KEPT", "kept")
+    for name in ("PYTHONPATH", "VLLM_API_KEY", "RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.setenv(name, "ours")
     server.start(tmp_path / "weights")
     log = (tmp_path / "vllm.log").read_text()
     assert f'"vllm.entrypoints.openai.api_server", "--model", "{tmp_path / "weights"}", "--uds"' in log
     assert '"--dtype", "float32"' in log
-    assert "variables 1 None" in log, "the weights' endpoints are on, and our packages are not in its way"
+    assert "variables 1 kept" in log, "the weights' endpoints are on"
+    assert "not for it []" in log, "neither our packages, nor a key, nor our place among processes"
     socket = server.connection().socket
     assert socket is not None
     assert socket.parent.stat().st_mode & 0o777 == 0o700
