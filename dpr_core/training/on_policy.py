@@ -76,6 +76,7 @@ class OnPolicy:
             kl.load_state(left["kl"])
             if guard:
                 guard.load_state(left["guard"])
+            left = None  # else the whole of it stays in memory
         # One rollout more than there are updates: the last one measures the policy that comes out.
         plan = zip(range(1, total + 2), prompt_batches(prompts, config), mini_batches(config), strict=False)
         for iteration, batch, order in islice(plan, done, None):
