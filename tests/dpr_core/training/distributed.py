@@ -161,7 +161,7 @@ def self_play(launch: Launch) -> Found:
 
 
 class Watching(Silent):
-    """Also remembers texts: a changed token changes what is found."""
+    """Also remembers texts: a changed token changes what is found. Whenever a state may be kept, there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,6 +169,9 @@ class Watching(Silent):
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         self.texts += [str(row.get("response", row.get("generated"))) for row in rows]
+
+    def checkpoint(self, step: int, state: Callable[[], State]) -> None:
+        assert state()
 
     def found(self) -> Found:
         told = {
