@@ -6,6 +6,7 @@ order, or they wait for each other for ever.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(hours=6)
+"""How long one of them waits for another in an exchange. NCCL's ten minutes are too few where the first writes a large
+checkpoint; that a process has ended is noticed by the one that started it, and much sooner."""
+
 
 def state() -> "PartialState":
     """Accelerate's view of this process, which is put in touch with the others when it is asked for first."""
@@ -24,7 +29,7 @@ def state() -> "PartialState":
 
     if PartialState._shared_state:
         return PartialState()
-    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU")}
+    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU"), "timeout": PATIENCE}
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available() and not settings["cpu"]:
         # Beside NCCL, gloo: what rests on the CPU is exchanged there.
         settings["backend"] = "cuda:nccl,cpu:gloo"

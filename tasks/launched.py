@@ -6,6 +6,7 @@ here, where the attempt is, and told to all.
 """
 
 import gc
+import json
 import os
 import re
 import socket
@@ -41,6 +42,9 @@ BREATH = 1.0
 """Seconds in which the end of a process is noticed, at the most, once it has broken what the others are at."""
 
 LAST_LINES = 12
+
+NO_DEFAULTS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "debug": False}
+"""In place of what `accelerate config` may have left in the user's home: it names GPUs, and other machines."""
 
 ENDED = re.compile(r"^ *rank *: (\d+) .*?^ *exitcode *: (-?\d+) ", re.MULTILINE | re.DOTALL)
 """A process in what torch says of those that failed."""
@@ -80,7 +84,9 @@ def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) ->
         address = str(Path(private, "line"))
         door.bind(address)
         door.listen(launch.processes)
-        with _started(_command(config, launch, address), folder / "launcher.log") as launcher:
+        settings = Path(private, "accelerate.json")
+        settings.write_text(json.dumps(NO_DEFAULTS), encoding="utf-8")
+        with _started(_command(config, launch, settings, address), folder / "launcher.log") as launcher:
             ranks = _Ranks(name, config, launch.processes, work, folder, launcher)
             try:
                 ranks.gather(door)
@@ -89,11 +95,12 @@ def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) ->
                 ranks.leave()
 
 
-def _command(config: StageConfig, launch: Launch, address: str) -> list[str]:
+def _command(config: StageConfig, launch: Launch, settings: Path, address: str) -> list[str]:
     execution: Execution = config.execution  # type: ignore[attr-defined]
     said = os.environ.get("OMP_NUM_THREADS", "")
     threads = execution.threads or (int(said) if said.isdecimal() else usable_cores() // launch.processes)
     options = {
+        "config_file": settings,
         "num_processes": launch.processes,
         "num_machines": 1,
         "machine_rank": 0,

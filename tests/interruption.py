@@ -1,6 +1,7 @@
 """A run that is interrupted after any step, and another that goes on from what the first one left on the disk."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,20 @@ class Interruptible(Silent):
         self.last = last
         self.calls = 0
         self.tables: dict[str, Any] = {}
+        self.taken_up: list[weakref.ref[torch.Tensor]] = []
+        """Weights of the state that it goes on from."""
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         self.tables[path] = rows
 
     def restore(self) -> dict[str, Any] | None:
         kept = sorted(self.folder.glob("*"))
-        return read(kept[-1]) if kept else None
+        left = read(kept[-1]) if kept else None
+        self.taken_up = [weakref.ref(weight) for weight in weights_in(left)]
+        return left
 
     def checkpoint(self, step: int, state: Callable[[], State]) -> None:
+        assert not any(weight() is not None for weight in self.taken_up), "a state stays in memory once it is taken up"
         place = self.folder / f"{step:06d}"
         place.mkdir(parents=True)
         write(state(), place)
@@ -47,6 +53,14 @@ class Interruptible(Silent):
             lasting = {name: value for name, value in values.items() if "per_second" not in name}
             merged.setdefault(step, {}).update(lasting)
         return merged
+
+
+def weights_in(state: Any) -> Iterator[torch.Tensor]:
+    """Of all trainers in a state."""
+    if isinstance(state, dict):
+        yield from state.get("weights", {}).values()
+        for part in state.values():
+            yield from weights_in(part)
 
 
 def same(ours: Any, theirs: Any) -> bool:

@@ -117,6 +117,7 @@ def fine_tune(
         metrics = left["metrics"]
         if average is not None:
             average.load_state(left["average"])
+        left = None  # else the whole of it stays in memory
     for step, rows in list(enumerate(steps, start=1))[trainer.steps_done :]:
         metrics = trainer.step([sequences[row] for row in rows], objective)
         if average is not None:

@@ -18,7 +18,8 @@ class Launch(Config):
     of the frozen models too (fsdp)."""
 
     cpu_offload: bool = False
-    """With fsdp: parameters and optimizer rest in the CPU's memory, and only what is at work is on the GPU."""
+    """With fsdp: parameters and optimizer rest in the CPU's memory, and only what is at work is on the GPU. One process
+    alone, which shares nothing out, rests nothing there either."""
 
     @model_validator(mode="after")
     def _only_where_it_counts(self) -> Self:

@@ -146,7 +146,8 @@ def cut(values: Tensor, like: Tensor) -> Tensor:
     assert isinstance(like, DTensor)
     ranks, rank = like.device_mesh.size(), like.device_mesh.get_local_rank()
     rows = -(-len(values) // ranks)
-    mine = values[rank * rows : (rank + 1) * rows].to(like.device, like.dtype)
+    # A copy: a view would keep all of the values in memory.
+    mine = values[rank * rows : (rank + 1) * rows].to(like.device, like.dtype, copy=True)
     return DTensor.from_local(
         mine, like.device_mesh, like.placements, run_check=False, shape=values.shape, stride=values.stride()
     )

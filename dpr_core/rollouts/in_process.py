@@ -88,7 +88,9 @@ class InProcessEngine:
                             completions[mine[i]] = completion
                 completions.update(processes.gathered((i, completions[i]) for i in mine))
                 if on_progress is not None:
-                    on_progress(len(completions), len(prompts))
+                    # Who keeps a state now reads weights, and slices cannot be read in inference mode.
+                    with torch.inference_mode(False):
+                        on_progress(len(completions), len(prompts))
 
         longest = max(map(len, prompts), default=0)
         with attending(models):

@@ -79,6 +79,7 @@ class OnPolicy:
             kl.load_state(left["kl"])
             if guard:
                 guard.load_state(left["guard"])
+            left = None  # else the whole of it stays in memory
         # One rollout more than there are updates: the last one measures the policy that comes out.
         batches, following = tee(prompt_batches(prompts, config))
         plan = zip(range(1, total + 2), batches, islice(following, 1, None), mini_batches(config), strict=False)

@@ -1,6 +1,7 @@
 """A stage that several processes do: the same result, one MLflow run, and what becomes of those that end too soon."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
 from tasks.ending import Terminated
 from tasks.graph import Node, Planned, preflight
-from tasks.launched import _command
+from tasks.launched import NO_DEFAULTS, _command
 from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
 from tasks.tracking import Store
@@ -231,7 +232,26 @@ def test_without_more_being_said_each_process_gets_its_share_of_the_cores(
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     launch = Launch(processes=4)
-    command = _command(SFTConfig.model_validate({"execution": execution}), launch, "there")
+    command = _command(SFTConfig.model_validate({"execution": execution}), launch, Path("settings"), "there")
     assert command[command.index("--num_cpu_threads_per_process") + 1] == str(threads)
     assert command[command.index("--num_processes") + 1] == "4"
     assert command[-1] == "there"
+
+
+def test_what_accelerate_finds_in_the_user_s_home_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such a file would take the GPUs that it names, whatever CUDA_VISIBLE_DEVICES says, or end the stage."""
+    from accelerate.commands import launch as accelerate
+    from accelerate.commands.config import config_args
+
+    theirs, ours = tmp_path / "default_config.yaml", tmp_path / "accelerate.json"
+    theirs.write_text("compute_environment: LOCAL_MACHINE\ngpu_ids: '0'\ndebug: true\nnobody_knows: this\n")
+    ours.write_text(json.dumps(NO_DEFAULTS))
+    for module in (accelerate, config_args):
+        monkeypatch.setattr(module, "default_config_file", str(theirs))
+        monkeypatch.setattr(module, "default_yaml_config_file", str(theirs), raising=False)
+    command = _command(SFTConfig(), Launch(processes=2), ours, "there")
+    asked = accelerate.launch_command_parser().parse_args(command[command.index("--multi_gpu") :])
+    settled = accelerate._validate_launch_command(asked)[0]
+    assert (settled.gpu_ids, settled.debug, settled.num_processes, settled.use_fsdp) == ("all", False, 2, False)

@@ -24,7 +24,7 @@ from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
-from dpr_core.models.sharding import gathered, place
+from dpr_core.models.sharding import cut, gathered, place
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.on_policy import OnPolicy, optimizer_steps
 from dpr_core.training.recorder import Silent
@@ -161,7 +161,7 @@ def self_play(launch: Launch) -> Found:
 
 
 class Watching(Silent):
-    """Also remembers texts: a changed token changes what is found."""
+    """Also remembers texts: a changed token changes what is found. Whenever a state may be kept, there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,6 +169,9 @@ class Watching(Silent):
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         self.texts += [str(row.get("response", row.get("generated"))) for row in rows]
+
+    def checkpoint(self, step: int, state: Callable[[], State]) -> None:
+        assert state()
 
     def found(self) -> Found:
         told = {
@@ -239,6 +242,27 @@ def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
         "self-play": lambda: self_play(launch),
         "fine-tuning": lambda: fine_tuning(launch, mine / "state", mine),
     }
+
+
+def slicing(folder: Path) -> None:
+    """What `cut` makes of values is a slice as torch would cut it, and holds no more than that."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (processes.count(),))
+    values = torch.arange(15.0).view(5, 3)
+    like = distribute_tensor(values, mesh, [Shard(0)])
+    mine: Any = cut(values, like)
+    assert mine.to_local().equal(like.to_local())
+    assert mine.to_local().untyped_storage().nbytes() == mine.to_local().nbytes
+
+
+def waiting(folder: Path) -> None:
+    """How long a process waits for others in an exchange, in seconds."""
+    processes.state()
+    group: Any = torch.distributed.group.WORLD
+    seconds = group._get_backend(processes.device()).options._timeout.total_seconds()
+    (folder / f"{processes.rank()}").write_text(str(seconds))
 
 
 def compared(ranks: int, strategy: str) -> list[str]:

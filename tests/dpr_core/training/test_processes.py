@@ -14,7 +14,17 @@ from dpr_core.errors import DensePathError
 from dpr_core.models.memory import as_much_as_fits
 from dpr_core.training.state import read
 from tests import ranks
-from tests.dpr_core.training.distributed import Found, backbone, compared, everything, fine_tuning, parts, weights_of
+from tests.dpr_core.training.distributed import (
+    Found,
+    backbone,
+    compared,
+    everything,
+    fine_tuning,
+    parts,
+    slicing,
+    waiting,
+    weights_of,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -110,6 +120,15 @@ def test_a_state_is_taken_up_by_any_number_of_processes(folder: Path) -> None:
             assert difference(found(folder, count)[f"{strategy}: taken up"], alone) < ROUNDING
     again = fine_tuning(Launch(), folder / "4 fsdp" / "state", folder / "again", goes_on=True)
     assert difference(again, alone) < ROUNDING
+
+
+def test_of_what_is_read_a_process_holds_its_slice_alone(tmp_path: Path) -> None:
+    ranks.run(2, slicing, tmp_path)
+
+
+def test_nobody_is_given_up_while_the_first_writes_a_checkpoint(tmp_path: Path) -> None:
+    ranks.run(2, waiting, tmp_path)
+    assert [float((tmp_path / rank).read_text()) for rank in ("0", "1")] == [processes.PATIENCE.total_seconds()] * 2
 
 
 @pytest.mark.parametrize("part", ["1.0", "ema", "lora"])
