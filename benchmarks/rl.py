@@ -3,9 +3,9 @@
     python benchmarks/rl.py --sizes tiny small
 
 Both draw as many responses to the same prompts from the same network, which ends them at random after about 60 tokens,
-score them under frozen models and take one optimizer step. Ours scores under the policy, SFT and the reference. GRPO
-scores under its reference alone (beta > 0): its reward is a constant from a function, and with one update a rollout it
-takes the policy's log-probs out of the update itself. So ours does two scorings more for the same tokens.
+score them three times and take one optimizer step. Ours scores under the policy, SFT and the reference. GRPO scores
+under SFT for its KL (beta > 0), and its reward function under SFT and the reference as a user would with transformers
+alone; the policy's own log-probs it takes out of its one update.
 """
 
 import argparse
@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
+from scoring import plain
 from side_by_side import OURS, in_turn, machine, one_core, tell
 from sizes import END, SIZES, ending, ragged, word_tokenizer
 from transformers import PrinterCallback
@@ -26,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from dpr_core.algorithms import policy_gradient
 from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -76,10 +78,16 @@ def ours(prompts: Prompts, size: str, samples: int) -> Callable[[], int]:
 def theirs(prompts: Prompts, size: str, samples: int) -> Callable[[], int]:
     total = len(prompts) * samples
     drawn: list[int] = []
+    sft, reference = (ending(size).eval() for _ in range(2))
 
-    def reward(completion_ids: list[list[int]], **others: object) -> list[float]:
+    def reward(prompts: list[str], completion_ids: list[list[int]], **others: object) -> list[float]:
         drawn.extend(map(len, completion_ids))
-        return [float(len(ids) % 7) for ids in completion_ids]
+        sequences = [
+            TokenSequence(tuple(map(int, prompt.split())), tuple(ids))
+            for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+        pairs = zip(plain(sft, sequences), plain(reference, sequences), strict=True)
+        return [float((log_sft - log_ref).sum()) for log_sft, log_ref in pairs]
 
     config = GRPOConfig(
         output_dir=tempfile.gettempdir(),

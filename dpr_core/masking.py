@@ -26,3 +26,10 @@ def mean_by_position(values: Tensor, mask: Tensor) -> list[float]:
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Per-row sum over the True positions: (B, T) -> (B,)."""
     return torch.where(mask, values, 0).sum(dim=-1)
+
+
+def causal_mask(positions: Tensor, width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, width), to be added: a token at position p sees columns p - window + 1 to p."""
+    back = positions[:, None, :, None] - torch.arange(width, device=positions.device)
+    hidden = back < 0 if window is None else (back < 0) | (back >= window)
+    return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(hidden, -torch.inf)

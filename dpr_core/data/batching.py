@@ -25,6 +25,10 @@ class Batch:
     positions: Tensor | None = None
 
     @property
+    def is_packed(self) -> bool:
+        return self.positions is not None
+
+    @property
     def lengths(self) -> Tensor:
         """Of the sequences in a packed row."""
         assert self.positions is not None

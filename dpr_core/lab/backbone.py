@@ -152,7 +152,7 @@ def _trainer(
     settings = Optimizer(
         learning_rate=rate, batch_size=size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
     )
-    return Trainer(Policy(model, packed=execution.packing), settings, steps, execution, recorder=recorder)
+    return Trainer(Policy(model, packing=execution.packing), settings, steps, execution, recorder=recorder)
 
 
 class Text:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
-from dpr_core.models.policy import Policy, computing_in, packs, states
+from dpr_core.models.packed_attention import packs, states
+from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import device_of, is_sharded, whole
 
 
@@ -29,7 +30,7 @@ class Critic(nn.Module):
 
     @property
     def packed(self) -> bool:
-        return packs(self.model, self.device) if self.packing is None else self.packing
+        return packs(self.model, self.device, self.packing)
 
     @property
     def device(self) -> torch.device:

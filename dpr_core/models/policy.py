@@ -1,14 +1,15 @@
 """A causal language model seen as a policy: token sequences in, one score for each response token out."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
+from dpr_core.models.packed_attention import adopt, packs, states
 from dpr_core.models.sharding import device_of, is_sharded, rounded_layers
 
 if TYPE_CHECKING:
@@ -23,18 +24,15 @@ class Policy(nn.Module):
         model: "PreTrainedModel",
         logits_per_chunk: int = 2**25,
         activations: torch.dtype = torch.float32,
-        packed: bool | None = None,
+        packing: bool | None = None,
     ) -> None:
-        """`packed` is as in `Execution.packing`: None packs where attention follows each sequence by itself."""
         super().__init__()
         self.model = model
         self.logits_per_chunk = logits_per_chunk
         self.activations = activations
-        self.packing = packed
-        if packed is None and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-            from dpr_core.models import packed_attention
-
-            packed_attention.adopt(model)
+        self.packing = packing
+        if packing is not False:
+            adopt(model)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
@@ -54,8 +52,8 @@ class Policy(nn.Module):
 
     @property
     def packed(self) -> bool:
-        """As asked for, or where attention goes sequence by sequence; where the model is now decides."""
-        return packs(self.model, self.device) if self.packing is None else self.packing
+        """Where the model is now decides."""
+        return packs(self.model, self.device, self.packing)
 
     @property
     def device(self) -> torch.device:
@@ -84,25 +82,6 @@ class Policy(nn.Module):
             hidden = states(self.model.get_decoder(), batch)
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
-
-
-def packs(model: Any, device: torch.device) -> bool:
-    """Whether attention in a packed row needs no mask of all pairs of its tokens, which it would hold and look at."""
-    from dpr_core.models import packed_attention
-
-    attention = model.config._attn_implementation
-    return "flash" in attention or (attention == packed_attention.NAME and device.type == "cpu")
-
-
-def states(body: Any, batch: Batch) -> Tensor:
-    """The last layer's (N, D) from which the batch's response tokens are predicted."""
-    from dpr_core.models import packed_attention
-
-    packed = batch.positions is not None and body.config._attn_implementation == packed_attention.NAME
-    mask = packed_attention.as_mask(batch.lengths) if packed else None
-    read = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.positions, use_cache=False)
-    hidden: Tensor = read.last_hidden_state[batch.predicts]
-    return hidden
 
 
 def computing_in(dtype: torch.dtype, device: torch.device, keep_casts: bool = True) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpr_core.logprobs import float32_logits
+from dpr_core.masking import causal_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,13 +103,6 @@ class Reader:
             return causal_mask(positions, width, window, dtype)
         windows = {"full_attention": None, "sliding_attention": window}
         return {kind: causal_mask(positions, width, windows[kind], dtype) for kind in set(kinds)}
-
-
-def causal_mask(positions: Tensor, width: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, width), to be added: a token at position p sees columns p - window + 1 to p."""
-    back = positions[:, None, :, None] - torch.arange(width, device=positions.device)
-    hidden = back < 0 if window is None else (back < 0) | (back >= window)
-    return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(hidden, -torch.inf)
 
 
 def attend(

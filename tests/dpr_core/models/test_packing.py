@@ -20,7 +20,7 @@ from dpr_core.config.model import Family
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models import packed_attention
+from dpr_core.models import packed_attention, policy
 from dpr_core.models.adapters import add_adapters
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
@@ -73,6 +73,8 @@ def model_of(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
         if attention == packed_attention.NAME:
             packed_attention.adopt(model)
         else:
+            # As on a GPU, where sdpa takes a packed row with a mask of all pairs.
+            monkeypatch.setattr(policy, "adopt", lambda _: None)
             model.config._attn_implementation = attention
         return model
 
@@ -85,7 +87,7 @@ def test_packed_scores_are_those_of_each_sequence_alone(
     model_of: Callable[..., PreTrainedModel], family: Family, attention: str
 ) -> None:
     model = model_of(family, attention)
-    packed, padded = Policy(model, packed=True), Policy(model, packed=False)
+    packed, padded = Policy(model, packing=True), Policy(model, packing=False)
     together = collate(ROWS, packed=True)
     assert together.input_ids.shape == (1, sum(map(len, ROWS)))
     with torch.no_grad():
@@ -113,7 +115,7 @@ def test_a_packed_step_has_the_loss_and_the_gradients_of_sequences_alone(
             packing=packing, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing, skipped_steps=0
         )
         model = model_of(family, attention)
-        trainer = Trainer(Policy(model, packed=packing), SFTConfig(learning_rate=1e-3), 10, execution)
+        trainer = Trainer(Policy(model, packing=packing), SFTConfig(learning_rate=1e-3), 10, execution)
         kept: dict[str, Tensor] = {}
         clip = trainer.accelerator.clip_grad_norm_
 
@@ -136,10 +138,10 @@ def test_a_packed_step_has_the_loss_and_the_gradients_of_sequences_alone(
 def test_scores_kl_and_values_go_through_packed_rows(model_of: Callable[..., PreTrainedModel]) -> None:
     """In float32, whatever the budget, and where the row has more tokens than the model has positions."""
     model, other = (model_of("llama", seed=seed, max_position_embeddings=12).float() for seed in (0, 1))
-    packed, padded = (Policy(model, packed=choice) for choice in (True, False))
+    packed, padded = (Policy(model, packing=choice) for choice in (True, False))
     packed.check_length(max(map(len, ROWS)))
     assert sum(map(len, ROWS)) > packed.positions
-    reference = Policy(other, packed=False)
+    reference = Policy(other, packing=False)
     critics = [Critic(policy) for policy in (packed, padded)]
     for critic in critics:
         torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
@@ -156,7 +158,7 @@ def test_adapters_learn_from_packed_rows(model_of: Callable[..., PreTrainedModel
     for packing in (True, False):
         model = model_of("qwen2").float()
         add_adapters(model, SFTConfig(lora={"rank": 2}).lora, seed=0)  # type: ignore[arg-type]
-        trainer = Trainer(Policy(model, packed=packing), SFTConfig(learning_rate=1e-2), 10, Execution())
+        trainer = Trainer(Policy(model, packing=packing), SFTConfig(learning_rate=1e-2), 10, Execution())
         losses.append([trainer.step(ROWS, SupervisedFineTuning())["train/loss"] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0][2] < losses[0][0] - 1e-3
@@ -179,8 +181,8 @@ def test_unset_packs_where_attention_follows_each_sequence(
 ) -> None:
     model, _ = tiny("llama")
     model.config._attn_implementation_internal = attention
-    assert Policy(model, packed=setting).packed is packs
-    assert Policy(model, packed=setting).packed is packs  # also the second one around the same model
+    assert Policy(model, packing=setting).packed is packs
+    assert Policy(model, packing=setting).packed is packs  # also the second one around the same model
 
 
 def test_sdpa_packs_on_a_cpu_alone(tiny: Callable[..., Any]) -> None:

@@ -96,7 +96,7 @@ def training(
     execution = Execution(
         launch=launch, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing, packing=packing
     )
-    trainer = trainer_of(Policy(model, 1000, activations, packed=packing), execution)
+    trainer = trainer_of(Policy(model, 1000, activations, packing=packing), execution)
     return steps(trainer) | weights_of(model)
 
 
