@@ -3,7 +3,7 @@ batching, as Markdown.
 
     OMP_NUM_THREADS=1 python benchmarks/rollouts.py --sizes tiny small
 
-All draw at temperature 1 from the same random network, for the same prompts of 8 to 40 tokens, sorted by length, with
+All draw at temperature 1 from the same random network, for the same prompts of 8 to 40 tokens in the same order, with
 as many rows at once, and in turns; only tokens of responses count. How long each response is, from 10 to 120 tokens, is
 fixed beforehand and the same for all, which no network with random weights would do by itself: the end token is number
 0, and a uniform number of 0 draws it; `generate` is told by a criterion of its own, which is as cheap as the one that
@@ -28,8 +28,6 @@ from torch import Tensor
 from transformers import (
     ContinuousBatchingConfig,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -38,6 +36,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import machine
+from benchmarks.sizes import SIZES, network
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 
@@ -48,24 +47,8 @@ OTHERS = {"generate": "`generate`", "continuous": "continuous batching"}
 
 
 @dataclass(frozen=True)
-class Size:
-    width: int
-    layers: int
-    feed_forward: int
-    vocabulary: int = 512
-
-
-SIZES = {
-    "toy": Size(32, 1, 64),
-    "tiny": Size(96, 3, 256),
-    "small": Size(320, 8, 864),
-    "v32k": Size(320, 8, 864, vocabulary=32_768),
-}
-
-
-@dataclass(frozen=True)
 class Work:
-    """Prompts, shortest first, and how long the response to each will be."""
+    """Prompts, and how long the response to each will be."""
 
     prompts: list[tuple[int, ...]]
     lengths: list[int]
@@ -86,27 +69,10 @@ def main() -> None:
     print(json.dumps(told, indent=2) if arguments.json else markdown(rows))
 
 
-def network(size: Size) -> PreTrainedModel:
-    torch.manual_seed(0)
-    settings = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.feed_forward,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.width // 32,
-        num_key_value_heads=size.width // 32,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=END,
-    )
-    return LlamaForCausalLM(settings).eval()
-
-
 def drawn_up(count: int, vocabulary: int) -> Work:
     rng = random.Random(0)
     prompts = [tuple(rng.choices(range(1, vocabulary), k=rng.randint(*PROMPTS))) for _ in range(count)]
-    return Work(sorted(prompts, key=len), [rng.randint(*RESPONSES) for _ in range(count)])
+    return Work(prompts, [rng.randint(*RESPONSES) for _ in range(count)])
 
 
 class ScriptedLengths(InProcessEngine):
@@ -187,8 +153,8 @@ def by_continuous_batching(model: PreTrainedModel, work: Work, rows: int) -> lis
 
 
 def measured(name: str, prompts: int, rows: int, repeats: int) -> dict[str, Any]:
-    size = SIZES[name]
-    model, work = network(size), drawn_up(prompts, size.vocabulary)
+    model, work = network(name).eval(), drawn_up(prompts, SIZES[name]["vocab_size"])
+    model.generation_config.eos_token_id = None
     warm = Work(work.prompts[:rows], work.lengths[:rows])
     sides: dict[str, Callable[[PreTrainedModel, Work, int], list[int]]] = {
         "engine": by_engine,

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: networks of four sizes with random weights, and sequences of ragged lengths."""
+"""What the benchmarks work on: networks of five sizes with random weights, and sequences of ragged lengths."""
 
 import math
 import random
@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from dpr_core.data.encoding import TokenSequence
 
 SIZES = {
+    "toy": {"vocab_size": 512, "hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 64},
     "tiny": {"vocab_size": 512, "hidden_size": 96, "layers": 3, "heads": 4, "intermediate_size": 256},
     "small": {"vocab_size": 512, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
     "v32k": {"vocab_size": 32768, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
