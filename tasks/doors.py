@@ -20,6 +20,11 @@ from tasks.locks import exclusive
 PATIENCE = 10
 """Seconds that whoever is at the door has to say who they are."""
 
+FOR_EVER = 0
+
+KNOCKING = 60
+"""Seconds that they wait to be let in: others may be before them."""
+
 KEEP_ALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
 """A machine that is gone without a word is noticed within a minute."""
 
@@ -43,10 +48,11 @@ class Door(NamedTuple):
         try:
             if self.secret is not None:
                 _keep_alive(line)
+                _wait(line, PATIENCE)
                 deliver_challenge(line, self.secret)
                 answer_challenge(line, self.secret)
             first = receive(line)
-            _wait_for_ever(line)
+            _wait(line, FOR_EVER)
         except (AuthenticationError, AssertionError, EOFError, OSError, ValueError):
             line.close()
             return None
@@ -82,16 +88,17 @@ def knock(address: str, home: Path) -> Connection:
             local.connect(address)
             return Connection(local.detach())
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE) as far:
+    with socket.create_connection((host, int(port)), timeout=KNOCKING) as far:
         far.settimeout(None)
         line = Connection(far.detach())
     try:
         _keep_alive(line)
-        secret = _file(home).read_bytes() if _file(home).exists() else b""
+        _wait(line, KNOCKING)
+        secret = _file(home).read_bytes()
         answer_challenge(line, secret)
         deliver_challenge(line, secret)
-        _wait_for_ever(line)
-    except (AuthenticationError, AssertionError) as error:
+        _wait(line, FOR_EVER)
+    except (AuthenticationError, AssertionError, FileNotFoundError) as error:
         line.close()
         raise UsageError(
             f"{address} does not know the secret in {_file(home)}; set DPR_HOME to the folder of the run that listens "
@@ -127,14 +134,9 @@ def _keep_alive(line: Connection) -> None:
             far.setsockopt(socket.IPPROTO_TCP, option, value)
         # Two short messages, one after the other, are not to wait for each other.
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _wait(line, PATIENCE)
-
-
-def _wait_for_ever(line: Connection) -> None:
-    _wait(line, 0)
 
 
 def _wait(line: Connection, seconds: int) -> None:
-    """How long reading from the line takes at most; 0 is for ever."""
+    """Reading from the line takes no longer than that; then it is an OSError."""
     with socket.socket(fileno=os.dup(line.fileno())) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
