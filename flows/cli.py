@@ -2,7 +2,7 @@
 
 import typer
 
-from flows.commands import benchmarks, experiments, looking, making, planning, rating, settings, unfinished
+from flows.commands import benchmarks, experiments, joining, looking, making, planning, rating, settings, unfinished
 
 app = typer.Typer(
     name="dpr",
@@ -34,6 +34,7 @@ for command in (
     planning.plan,
     making.rerun,
     unfinished.resume,
+    joining.join,
     experiments.sweep,
     experiments.reproduce,
     looking.artifacts,

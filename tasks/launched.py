@@ -2,17 +2,15 @@
 
 Every one of them runs the stage's body (`tasks/rank.py`) and reaches this process over a line of its own. What they
 report comes from the first; what concerns them all, such as whether to keep a state, is asked by all, decided once
-here, where the attempt is, and told to all.
+here, where the attempt is, and told to all. Where several machines do it, the others take part by `tasks/joining.py`.
 """
 
 import gc
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,14 +21,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.execution import Execution
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.reporting.visible import visible
 from tasks.children import environment, how_it_ended, usable_cores
+from tasks.doors import Door, door_for_machines, door_of_this_machine
 from tasks.home import NoRoom
 from tasks.lines import receive, send
+from tasks.machines import Machine, free_port, joined
 from tasks.workspace import Workspace
+
+SETTINGS = "accelerate.json"
 
 MEETINGS = frozenset({"restore", "checkpoint", "written", "done"})
 """What is answered once all of them have asked it."""
@@ -51,13 +52,23 @@ ENDED = re.compile(r"^ *rank *: (\d+) .*?^ *exitcode *: (-?\d+) ", re.MULTILINE 
 
 
 def check_machine(name: str, launch: Launch) -> None:
-    """Refuse what this machine has not got."""
-    gpus = _gpus()
-    if 0 < gpus < launch.processes:
+    """Refuse what this machine has not got for its share of the processes."""
+    if launch.machines > 1 and not launch.main_address:
         raise UsageError(
-            f"{name}: execution.launch.processes is {launch.processes}, but there is one process for each GPU and this "
-            f"machine has {gpus}; set it to {gpus}"
+            f"{name}: {launch.machines} machines need execution.launch.main_address: the host name or IP address by "
+            "which the others reach this one"
         )
+    gpus = _gpus()
+    if 0 < gpus < launch.on_each_machine:
+        on = f" on {launch.machines} machines" if launch.machines > 1 else ""
+        raise UsageError(
+            f"{name}: execution.launch.processes is {launch.processes}{on}, but there is one process for each GPU and "
+            f"this machine has {gpus}; set it to {gpus * launch.machines}"
+        )
+
+
+def has_gpus() -> bool:
+    return _gpus() > 0
 
 
 def _gpus() -> int:
@@ -80,14 +91,19 @@ def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) ->
     _leave_the_gpu()
     folder = work.scratch / "ranks"
     folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="dpr-") as private, socket.socket(socket.AF_UNIX) as door:
-        address = str(Path(private, "line"))
-        door.bind(address)
-        door.listen(launch.processes)
-        settings = Path(private, "accelerate.json")
+    threads: int | None = config.execution.threads  # type: ignore[attr-defined]
+    several = launch.machines > 1
+    with (
+        door_for_machines(launch.main_port, work.store.home) if several else door_of_this_machine() as door,
+        joined(name, launch, door, folder, threads=threads, gpus=has_gpus()) as others,
+    ):
+        port = free_port() if several else 0
+        settings = folder / SETTINGS
         settings.write_text(json.dumps(NO_DEFAULTS), encoding="utf-8")
-        with _started(_command(config, launch, settings, address), folder / "launcher.log") as launcher:
-            ranks = _Ranks(name, config, launch.processes, work, folder, launcher)
+        for number, machine in enumerate(others, 1):
+            send(machine.line, number=number, port=port, folder=str(folder))
+        with started(command(launch, threads, settings, door.address, 0, port), folder / "launcher-0.log") as launcher:
+            ranks = _Ranks(name, config, launch, work, folder, launcher, others)
             try:
                 ranks.gather(door)
                 return ranks.serve()
@@ -95,28 +111,31 @@ def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) ->
                 ranks.leave()
 
 
-def _command(config: StageConfig, launch: Launch, settings: Path, address: str) -> list[str]:
-    execution: Execution = config.execution  # type: ignore[attr-defined]
+def command(launch: Launch, threads: int | None, settings: Path, address: str, machine: int, port: int) -> list[str]:
+    """What starts the processes of one machine. They find each other at this port of the first, or at any, which is 0,
+    and the owner of the stage at the address."""
     said = os.environ.get("OMP_NUM_THREADS", "")
-    threads = execution.threads or (int(said) if said.isdecimal() else usable_cores() // launch.processes)
+    threads = threads or (int(said) if said.isdecimal() else usable_cores() // launch.on_each_machine)
     options = {
         "config_file": settings,
         "num_processes": launch.processes,
-        "num_machines": 1,
-        "machine_rank": 0,
-        "main_process_port": 0,
+        "num_machines": launch.machines,
+        "machine_rank": machine,
+        "main_process_port": port,
         "num_cpu_threads_per_process": max(1, threads),
         "mixed_precision": "no",
         "dynamo_backend": "no",
     }
-    # What Accelerate calls multi_gpu is several processes on one machine, on GPUs or not.
-    command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += [part for option, value in options.items() for part in (f"--{option}", str(value))]
-    return [*command, "-m", "tasks.rank", address]
+    # What Accelerate calls multi_gpu is several processes, on GPUs or not.
+    parts = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]
+    parts += [part for option, value in options.items() for part in (f"--{option}", str(value))]
+    if launch.machines > 1:
+        parts += ["--main_process_ip", str(launch.main_address), "--same_network"]
+    return [*parts, "-m", "tasks.rank", address]
 
 
 @contextmanager
-def _started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """In a session of its own: Ctrl-C is for this process, which knows what to do about all the others."""
     with log.open("wb") as output:
         launcher = subprocess.Popen(
@@ -124,7 +143,7 @@ def _started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment() | {"PYTHONSAFEPATH": "1", "ACCELERATE_USE_CPU": str(not _gpus()).lower()},
+            env=environment() | {"PYTHONSAFEPATH": "1", "ACCELERATE_USE_CPU": str(not has_gpus()).lower()},
             start_new_session=True,
         )
     try:
@@ -144,31 +163,41 @@ class _Ranks:
         self,
         name: str,
         config: StageConfig,
-        count: int,
+        launch: Launch,
         work: Workspace,
         folder: Path,
         launcher: "subprocess.Popen[bytes]",
+        others: list[Machine],
     ) -> None:
         self.name = name
         self.config = config
-        self.count = count
+        self.launch = launch
+        self.count = launch.processes
         self.work = work
         self.folder = folder
         self.launcher = launcher
+        self.others = others
         self._lines: dict[int, Connection] = {}
         self._fetched: dict[str, dict[str, Any]] = {}
 
-    def gather(self, door: socket.socket) -> None:
-        """Take up the line of every process, and tell it what to do."""
+    def gather(self, door: Door) -> None:
+        """Take up the line of every process, and tell it what to do. Then nobody else is let in."""
         while len(self._lines) < self.count:
-            if not wait([door], timeout=BREATH):
-                if self.launcher.poll() is not None:
-                    raise DensePathError(
-                        f"{self.name}: its {self.count} processes could not be started{self._last('launcher')}"
-                    )
+            ready = wait([door, *(machine.line for machine in self.others)], timeout=BREATH)
+            ended = [number for number, machine in enumerate(self.others, 1) if machine.line in ready]
+            if self.launcher.poll() is not None:
+                ended = [0]
+            if ended:
+                raise DensePathError(
+                    f"{self.name}: its {self.count} processes could not be started{self._last(f'launcher-{ended[0]}')}"
+                )
+            if door not in ready or (admitted := door.admit()) is None:
                 continue
-            line = Connection(door.accept()[0].detach())
-            rank = receive(line)["rank"]
+            line, first = admitted
+            if "rank" not in first:
+                line.close()  # a machine more than are needed
+                continue
+            rank = first["rank"]
             self._lines[rank] = line
             send(
                 line,
@@ -179,6 +208,7 @@ class _Ranks:
                 scratch=str(self.work.scratch if rank == 0 else self.folder / str(rank)),
                 log=str(self._log(rank)),
             )
+        door.listening.close()
 
     def serve(self) -> dict[str, float]:
         """Until they are done; returns what they came to."""
@@ -221,9 +251,12 @@ class _Ranks:
         """Serve them until all ask the same; returns it as the first one asked it, with the room that is needed."""
         asked: dict[int, dict[str, Any]] = {}
         ranks = {line: rank for rank, line in self._lines.items()}
+        machines = {machine.line: number for number, machine in enumerate(self.others, 1)}
         while len(asked) < self.count:
-            for line in wait(list(ranks)):
+            for line in wait([*ranks, *machines]):
                 assert isinstance(line, Connection)
+                if line in machines:
+                    self._left(machines[line])
                 rank = ranks[line]
                 try:
                     message = receive(line)
@@ -281,11 +314,28 @@ class _Ranks:
 
     def _lost(self, rank: int) -> NoReturn:
         """A process has ended that should not have."""
-        with suppress(subprocess.TimeoutExpired):
-            self.launcher.wait(PATIENCE)
-        statuses = dict(ENDED.findall((self.folder / "launcher.log").read_text(encoding="utf-8", errors="replace")))
+        number = rank // self.launch.on_each_machine
+        if number:
+            wait([self.others[number - 1].line], timeout=PATIENCE)
+        else:
+            with suppress(subprocess.TimeoutExpired):
+                self.launcher.wait(PATIENCE)
+        log = self.folder / f"launcher-{number}.log"
+        statuses = dict(ENDED.findall(log.read_text(encoding="utf-8", errors="replace")))
         end = how_it_ended(int(statuses[str(rank)])) if str(rank) in statuses else "ended without a word"
         raise DensePathError(f"{self.name}: rank {rank} of its {self.count} processes {end}{self._last(rank)}")
+
+    def _left(self, number: int) -> NoReturn:
+        """The processes of another machine have all ended, or that machine has left."""
+        first = number * self.launch.on_each_machine
+        try:
+            receive(self.others[number - 1].line)
+        except (EOFError, OSError):
+            raise DensePathError(
+                f"{self.name}: machine {self.others[number - 1].host}, of ranks {first} to "
+                f"{first + self.launch.on_each_machine - 1}, has left{self._last(f'launcher-{number}')}"
+            ) from None
+        self._lost(first)
 
     def _log(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.log"

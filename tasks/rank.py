@@ -7,18 +7,17 @@ It runs the stage's body like any other. What the body asks of its workspace goe
 import logging
 import os
 import queue
-import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.errors import DensePathError
 from tasks.bench import write_state
-from tasks.home import NoRoom
+from tasks.doors import knock
+from tasks.home import NoRoom, open_home
 from tasks.lines import receive, send
 from tasks.records import Artifact
 from tasks.stage import torch_as_in
@@ -32,9 +31,7 @@ class Line:
     """To the process that owns the attempt. Where that process is gone, so is this one."""
 
     def __init__(self, address: str) -> None:
-        line = socket.socket(socket.AF_UNIX)
-        line.connect(address)
-        self._line = Connection(line.detach())
+        self._line = knock(address, open_home())
         self._sending = threading.Lock()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()

@@ -27,6 +27,7 @@ COMMANDS = [
     "run",
     "rerun",
     "resume",
+    "join",
     "sweep",
     "reproduce",
     "artifacts",

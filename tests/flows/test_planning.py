@@ -86,7 +86,7 @@ BACKBONES = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B", "mistralai/Mistral-7B
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("recipe", ["llama-3.1-8b-lora", "llama-3.1-8b-8gpu"])
+@pytest.mark.parametrize("recipe", ["llama-3.1-8b-lora", "llama-3.1-8b-8gpu", "llama-3.1-8b-2nodes"])
 def test_the_recipes_for_machines_fit_the_gpus_that_they_are_for(recipe: str, backbone: str) -> None:
     """With the benchmarks of the longest prompts and of two turns, and with controls."""
     benchmarks = "evaluation.benchmarks={arena: {type: arena_hard}, turns: {type: mt_bench}}"

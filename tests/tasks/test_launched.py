@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from dpr_core.config.data import LabSource, SubsampleConfig, Template
@@ -26,7 +27,8 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
 from tasks.ending import Terminated
 from tasks.graph import Node, Planned, preflight
-from tasks.launched import NO_DEFAULTS, _command
+from tasks.launched import NO_DEFAULTS, check_machine, command
+from tasks.machines import free_port
 from tasks.stage import Outcome, run_stage
 from tasks.table import stage_named
 from tasks.tracking import Store
@@ -46,8 +48,11 @@ class Here:
     data: str
     settings: dict[str, Any]
 
-    def config(self, processes: int, strategy: str = "ddp", **changes: Any) -> SFTConfig:
-        execution = {"launch": {"processes": processes, "strategy": strategy}, "checkpoint_steps": 3}
+    def config(
+        self, processes: int, strategy: str = "ddp", launch: dict[str, Any] | None = None, **changes: Any
+    ) -> SFTConfig:
+        launch = {"processes": processes, "strategy": strategy, **(launch or {})}
+        execution = {"launch": launch, "checkpoint_steps": 3}
         return SFTConfig.model_validate({**self.settings, **changes, "execution": execution})
 
     def sft(self, processes: int, since: datetime | None = None, progress: Any = None, **changes: Any) -> Outcome:
@@ -232,10 +237,10 @@ def test_without_more_being_said_each_process_gets_its_share_of_the_cores(
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     launch = Launch(processes=4)
-    command = _command(SFTConfig.model_validate({"execution": execution}), launch, Path("settings"), "there")
-    assert command[command.index("--num_cpu_threads_per_process") + 1] == str(threads)
-    assert command[command.index("--num_processes") + 1] == "4"
-    assert command[-1] == "there"
+    parts = command(launch, execution.get("threads"), Path("settings"), "there", 0, 0)
+    assert parts[parts.index("--num_cpu_threads_per_process") + 1] == str(threads)
+    assert parts[parts.index("--num_processes") + 1] == "4"
+    assert parts[-1] == "there"
 
 
 def test_what_accelerate_finds_in_the_user_s_home_changes_nothing(
@@ -251,7 +256,68 @@ def test_what_accelerate_finds_in_the_user_s_home_changes_nothing(
     for module in (accelerate, config_args):
         monkeypatch.setattr(module, "default_config_file", str(theirs))
         monkeypatch.setattr(module, "default_yaml_config_file", str(theirs), raising=False)
-    command = _command(SFTConfig(), Launch(processes=2), ours, "there")
-    asked = accelerate.launch_command_parser().parse_args(command[command.index("--multi_gpu") :])
+    parts = command(Launch(processes=2), None, ours, "there", 0, 0)
+    asked = accelerate.launch_command_parser().parse_args(parts[parts.index("--multi_gpu") :])
     settled = accelerate._validate_launch_command(asked)[0]
     assert (settled.gpu_ids, settled.debug, settled.num_processes, settled.use_fsdp) == ("all", False, 2, False)
+
+
+# Several machines
+
+
+def join(here: Here, port: int, **environment: str) -> "subprocess.Popen[bytes]":
+    """Another machine, which is this one as well."""
+    command = [sys.executable, "-m", "flows.cli", "join", f"127.0.0.1:{port}", "--once"]
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "DPR_HOME": str(here.store.home)}
+    return subprocess.Popen(command, env=known | environment, stderr=subprocess.PIPE)
+
+
+def machines(port: int, **changes: Any) -> dict[str, Any]:
+    return {"machines": 2, "main_address": "127.0.0.1", "main_port": port, "join_minutes": 2, **changes}
+
+
+def test_two_machines_make_what_one_process_makes(here: Here, tmp_path: Path) -> None:
+    """One that knocks has another DPR_HOME, and so no secret; one is killed; and one goes on with it to the end."""
+    alone = here.sft(1)
+    port, now = free_port(), datetime.now(UTC)
+    (tmp_path / "elsewhere").mkdir()
+    stranger = join(here, port, DPR_HOME=str(tmp_path / "elsewhere"))
+    killed = join(here, port)
+    try:
+        with pytest.raises(DensePathError, match="^sft: (machine .*, of ranks 1 to 1,|rank 1 of its 2 processes) "):
+            here.sft(2, now, At(4, killed.kill), launch=machines(port))
+        _, said = stranger.communicate(timeout=60)
+        assert (stranger.returncode, b"does not know the secret" in said) == (2, True)
+        wait_until(lambda: processes(here.store.home) == {})
+    finally:
+        stranger.kill()
+        killed.kill()
+    second = join(here, port)
+    try:
+        together = here.sft(2, now, launch=machines(port))
+        _, said = second.communicate(timeout=60)
+        assert (second.returncode, b"sft: joined" in said) == (0, True)
+    finally:
+        second.kill()
+    assert_same(here.weights(together.id), here.weights(alone.id))
+    assert set(here.steps(together.id)) == set(here.steps(alone.id))
+
+
+def test_where_nobody_joins_the_stage_fails_and_says_what_to_run(here: Here) -> None:
+    port = free_port()
+    with pytest.raises(UsageError, match=r"2 machines need execution\.launch\.main_address"):
+        here.sft(2, launch={"machines": 2})
+    said = f"1 of its 2 machines have not joined within 0.01 minutes .*: dpr join 127.0.0.1:{port}$"
+    with pytest.raises(DensePathError, match=said):
+        here.sft(2, launch=machines(port, join_minutes=0.01))
+
+
+def test_each_machine_needs_gpus_for_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(processes=16, machines=2, main_address="first")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    check_machine("sft", launch)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(UsageError, match="is 16 on 2 machines, .* this machine has 4; set it to 8"):
+        check_machine("sft", launch)
+    with pytest.raises(ValidationError, match="9 processes cannot be shared out equally over 2 machines"):
+        Launch(processes=9, machines=2)

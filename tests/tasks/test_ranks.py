@@ -11,6 +11,7 @@ import pytest
 
 import tasks.launched
 from dpr_core.config.base import StageConfig
+from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError, UsageError
 from tasks.bench import Bench
 from tasks.launched import _Ranks
@@ -44,13 +45,14 @@ class Two:
         bench.open(run.id)
         (bench.output / "file").write_text("made by the first")
         self.store, self.run, self.bench, self.folder = store, run, bench, folder
-        self.ranks = _Ranks("sft", StageConfig(), 2, Workspace(run, store, {}, bench), folder, Ended())  # type: ignore[arg-type]
+        work, launcher = Workspace(run, store, {}, bench), Ended()
+        self.ranks = _Ranks("sft", StageConfig(), Launch(processes=2), work, folder, launcher, [])  # type: ignore[arg-type]
         self.theirs: list[Connection] = []
         for rank in range(2):
             ours, theirs = Pipe()
             self.ranks._lines[rank] = ours
             self.theirs.append(theirs)
-        (folder / "launcher.log").write_text("")
+        (folder / "launcher-0.log").write_text("")
 
     def say(self, rank: int, ask: str, **message: Any) -> None:
         send(self.theirs[rank], ask=ask, **message)
@@ -147,7 +149,7 @@ Root Cause (first observed failure):
 
 @pytest.mark.parametrize(("table", "end"), [(TORCHS_TABLE, "was killed by SIGKILL"), ("", "ended without a word")])
 def test_a_process_that_is_gone_is_named_and_not_the_one_that_it_made_fail(two: Two, table: str, end: str) -> None:
-    (two.folder / "launcher.log").write_text(table)
+    (two.folder / "launcher-0.log").write_text(table)
     two.say(0, "failed", kind="RuntimeError", text="Connection closed by peer")
     two.theirs[1].close()
     with pytest.raises(DensePathError, match=f"^sft: rank 1 of its 2 processes {end}$"):
