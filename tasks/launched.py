@@ -26,7 +26,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.reporting.visible import visible
 from tasks.children import environment, how_it_ended, usable_cores
 from tasks.doors import Door, door_for_machines, door_of_this_machine
-from tasks.home import NoRoom
+from tasks.home import NoRoom, no_space
 from tasks.lines import receive, send
 from tasks.machines import Machine, free_port, joined
 from tasks.workspace import Workspace
@@ -143,7 +143,8 @@ def started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment() | {"PYTHONSAFEPATH": "1", "ACCELERATE_USE_CPU": str(not has_gpus()).lower()},
+            env=_unconfigured(environment())
+            | {"PYTHONSAFEPATH": "1", "ACCELERATE_USE_CPU": str(not has_gpus()).lower()},
             start_new_session=True,
         )
     try:
@@ -154,6 +155,11 @@ def started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"
             with suppress(subprocess.TimeoutExpired):
                 launcher.wait(PATIENCE)
                 break
+
+
+def _unconfigured(variables: dict[str, str]) -> dict[str, str]:
+    """Without what would have Accelerate do more than start processes."""
+    return {name: value for name, value in variables.items() if not name.startswith("ACCELERATE_")}
 
 
 class _Ranks:
@@ -300,6 +306,8 @@ class _Ranks:
             raise UsageError(text)
         if kind == "DensePathError":
             raise DensePathError(text)
+        if kind == "NoRoom":
+            raise no_space(self.work.store.home)
         until = time.monotonic() + BREATH
         others = {line: other for other, line in self._lines.items() if other != rank}
         while (left := until - time.monotonic()) > 0:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpr_core.errors import DensePathError
+from dpr_core.errors import DensePathError, UsageError
 from tasks.bench import write_state
 from tasks.doors import knock
-from tasks.home import NoRoom, open_home
+from tasks.home import NoRoom, is_full, open_home
 from tasks.lines import receive, send
 from tasks.records import Artifact
 from tasks.stage import torch_as_in
@@ -139,11 +139,18 @@ def main() -> None:
         metrics = work(line, rank, task)
     except BaseException as error:
         traceback.print_exc()
-        kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, DensePathError)]
-        line.tell("failed", kind=kinds[0] if kinds else type(error).__name__, text=str(error))
+        line.tell("failed", kind=kind_of(error), text=str(error))
         # The others, who wait for this one, would fail as well: the end comes from there, and names the first.
         threading.Event().wait()
     line.ask("done", metrics=metrics)
+
+
+def kind_of(error: BaseException) -> str:
+    """The nearest of those that its owner raises as they are, or its own name."""
+    if is_full(error):
+        return NoRoom.__name__
+    known = [kind.__name__ for kind in type(error).__mro__ if kind in (UsageError, DensePathError)]
+    return known[0] if known else type(error).__name__
 
 
 def work(line: Line, rank: int, task: Mapping[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """How the processes of one stage are served, without any: their messages are here before they are read."""
 
+import errno
 import logging
 from collections.abc import Iterator
 from multiprocessing import Pipe
@@ -14,8 +15,9 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError, UsageError
 from tasks.bench import Bench
-from tasks.launched import _Ranks
+from tasks.launched import _Ranks, _unconfigured
 from tasks.lines import receive, send
+from tasks.rank import kind_of
 from tasks.stage import Workspace
 from tasks.tracking import Store
 
@@ -121,6 +123,30 @@ def test_an_error_for_the_user_is_raised_as_it_is(two: Two, kind: type[DensePath
     with pytest.raises(DensePathError, match="^too long$") as error:
         two.ranks.serve()
     assert type(error.value) is kind
+
+
+def test_a_full_disk_is_told_of_as_with_one_process(two: Two) -> None:
+    two.say(1, "failed", kind=kind_of(OSError(errno.ENOSPC, "No space left on device")), text="raw")
+    with pytest.raises(DensePathError, match="no space left in .*; free some") as raised:
+        two.ranks.serve()
+    assert "raw" not in str(raised.value)
+
+
+class Special(UsageError):
+    """As a body may raise."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(Special("x"), "UsageError"), (DensePathError("x"), "DensePathError"), (KeyError("x"), "KeyError")],
+)
+def test_an_error_goes_by_the_kind_that_its_owner_knows(error: Exception, kind: str) -> None:
+    assert kind_of(error) == kind
+
+
+def test_the_launcher_gets_none_of_accelerates_variables() -> None:
+    ours = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_USE_FSDP": "true", "PATH": "/bin"}
+    assert _unconfigured(ours) == {"PATH": "/bin"}
 
 
 def test_any_other_error_names_the_process_and_shows_its_last_words(two: Two) -> None:
