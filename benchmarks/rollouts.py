@@ -36,13 +36,11 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import machine
-from benchmarks.sizes import SIZES, network
+from benchmarks.sizes import PROMPTS, RESPONSES, SIZES, network, prompt_length, response_length
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 
 END = 0
-PROMPTS = (8, 40)
-RESPONSES = (10, 120)
 OTHERS = {"generate": "`generate`", "continuous": "continuous batching"}
 
 
@@ -71,8 +69,8 @@ def main() -> None:
 
 def drawn_up(count: int, vocabulary: int) -> Work:
     rng = random.Random(0)
-    prompts = [tuple(rng.choices(range(1, vocabulary), k=rng.randint(*PROMPTS))) for _ in range(count)]
-    return Work(prompts, [rng.randint(*RESPONSES) for _ in range(count)])
+    prompts = [tuple(rng.choices(range(1, vocabulary), k=prompt_length(rng))) for _ in range(count)]
+    return Work(prompts, [response_length(rng) for _ in range(count)])
 
 
 class ScriptedLengths(InProcessEngine):

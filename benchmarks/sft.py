@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
 from side_by_side import OURS, Timed, in_turn, machine, one_core, tell
-from sizes import SIZES, network, ragged, response_tokens, word_tokenizer
+from sizes import SIZES, network, ragged, response_tokens, share_of_tokens, word_tokenizer
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
@@ -128,7 +128,7 @@ def compared(size: str, batch: int, steps: int, repeats: int) -> Timed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "v32k"], choices=list(SIZES))
-    parser.add_argument("--batch", type=int, default=16, help="sequences of one optimizer step")
+    parser.add_argument("--batch", type=int, default=32, help="sequences of one optimizer step")
     parser.add_argument("--steps", type=int, default=16, help="of one repeat; TRL groups among a quarter of them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
@@ -142,7 +142,9 @@ def main() -> None:
         rows += timed.rows(size)
         ratios[f"sft_vs_trl_tuned_{size}"] = timed.ratio("TRL tuned")
         ratios[f"sft_vs_trl_grouped_{size}"] = timed.ratio("TRL grouped")
-    tell({"ratios": ratios, "loss_differences": differences, "machine": machine(), "rows": rows}, arguments.json)
+    share = share_of_tokens(ragged(arguments.batch * arguments.steps, "tiny"), arguments.batch)
+    told = {"ratios": ratios, "loss_differences": differences, "share_of_tokens_when_padded": share}
+    tell({**told, "machine": machine(), "rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

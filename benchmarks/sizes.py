@@ -19,6 +19,8 @@ SIZES = {
     "v32k": {"vocab_size": 32768, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
     "v128k": {"vocab_size": 131072, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
 }
+PROMPTS = (8, 40)
+RESPONSES = (10, 120)
 END = 2
 """The end token. Tokens 0 to 2 stand in no prompt and, the end apart, in no response."""
 
@@ -73,15 +75,29 @@ def response_tokens(sequences: Sequence[TokenSequence]) -> int:
     return sum(len(s.response) for s in sequences)
 
 
-def ragged(
-    count: int, size: str, seed: int = 0, prompts: tuple[int, int] = (8, 40), responses: tuple[int, int] = (10, 120)
-) -> list[TokenSequence]:
-    """Random tokens; both lengths are uniform between the two bounds."""
+def prompt_length(rng: random.Random) -> int:
+    return rng.randint(*PROMPTS)
+
+
+def response_length(rng: random.Random, between: tuple[int, int] = RESPONSES) -> int:
+    """Log-uniform: as in demonstrations, most are short and some are long."""
+    shortest, longest = between
+    return round(math.exp(rng.uniform(math.log(shortest), math.log(longest))))
+
+
+def ragged(count: int, size: str, seed: int = 0, responses: tuple[int, int] = RESPONSES) -> list[TokenSequence]:
+    """Random tokens."""
     rng = random.Random(seed)
     last = SIZES[size]["vocab_size"] - 1
 
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(rng.randint(END + 1, last) for _ in range(length))
 
-    lengths = [(rng.randint(*prompts), rng.randint(*responses)) for _ in range(count)]
+    lengths = [(prompt_length(rng), response_length(rng, responses)) for _ in range(count)]
     return [TokenSequence(tokens(prompt), (*tokens(response - 1), END)) for prompt, response in lengths]
+
+
+def share_of_tokens(sequences: Sequence[TokenSequence], batch: int) -> float:
+    """How much of their batches, padded to the longest of each, is no padding."""
+    batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
+    return sum(map(len, sequences)) / sum(len(each) * max(map(len, each)) for each in batches)

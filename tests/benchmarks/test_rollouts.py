@@ -3,7 +3,9 @@ import json
 import pytest
 import transformers
 
-from benchmarks.rollouts import PROMPTS, RESPONSES, drawn_up, main, markdown
+from benchmarks.rollouts import drawn_up, main, markdown
+from benchmarks.sizes import PROMPTS, RESPONSES, ragged, share_of_tokens
+from dpr_core.data.encoding import TokenSequence
 
 
 def test_a_row_says_how_fast_both_sides_are() -> None:
@@ -30,6 +32,12 @@ def test_the_work_is_ragged() -> None:
     assert {min(map(len, work.prompts)), max(map(len, work.prompts))} == set(PROMPTS)
     assert {min(work.lengths), max(work.lengths)} == set(RESPONSES)
     assert work.prompts != sorted(work.prompts, key=len), "nobody sorted them for `generate`"
+
+
+def test_half_of_what_is_padded_is_padding() -> None:
+    assert share_of_tokens([TokenSequence((3,), (4,)), TokenSequence((3, 3), (4, 4))], batch=2) == 6 / 8
+    assert share_of_tokens([TokenSequence((3,), (4,)), TokenSequence((3, 3), (4, 4))], batch=1) == 1
+    assert share_of_tokens(ragged(3200, "tiny"), batch=32) == pytest.approx(0.48, abs=0.02)
 
 
 def test_all_sides_draw_responses_of_the_lengths_they_are_told(
