@@ -57,9 +57,8 @@ def ending(size: str, mean_length: float = 60.0) -> PreTrainedModel:
     with torch.no_grad():
         torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.02)
         model.get_input_embeddings().weight += 0.2 * shared
-        logit = math.log(config.vocab_size / mean_length)
-        direction = shared / shared.norm() / math.sqrt(config.hidden_size)
-        model.get_output_embeddings().weight[END] = logit * direction
+        along = model.get_decoder()(torch.randint(config.vocab_size, (8, 100))).last_hidden_state @ shared
+        model.get_output_embeddings().weight[END] = shared * math.log(config.vocab_size / mean_length) / along.mean()
     return model
 
 
