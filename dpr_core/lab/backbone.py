@@ -36,7 +36,6 @@ from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.recorder import Recorder
-from dpr_core.training.state import State
 from dpr_core.training.trainer import Trainer
 
 CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {
@@ -84,8 +83,8 @@ def train(config: LabBackbone, recorder: Recorder) -> tuple[PreTrainedModel, Pre
     text = Text(config, tokenizer)
     left = recorder.restore() or {}
     taught = Taught(**left["taught"]) if left else Taught()
-    _teach(config, model, text, recorder, taught, left.get("teaching"))
-    _blend(config, model, text, recorder, taught, left.get("blending"))
+    _teach(config, model, text, recorder, taught, left)
+    _blend(config, model, text, recorder, taught, left)
     return model, tokenizer, {"probe/accuracy": taught.accuracy, "probe/accuracy_after_blend": text.probe(model)}
 
 
@@ -101,13 +100,13 @@ class Taught:
 
 
 def _teach(
-    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: State | None
+    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: dict[str, Any]
 ) -> None:
     """Until two probes running pass."""
     size, steps = config.teach_batch_size, config.teach_max_steps
     trainer = _trainer(model, config.teach_learning_rate, size, steps, 1.0, config.execution, recorder)
-    if left is not None:
-        trainer.load_state(left)
+    if "teaching" in left:
+        trainer.load_state(left.pop("teaching"))
     stream = text.careful(skipped=taught.steps * size)
     while taught.passed < 2 and taught.steps < steps:
         metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
@@ -126,12 +125,12 @@ def _teach(
 
 
 def _blend(
-    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: State | None
+    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: dict[str, Any]
 ) -> None:
     size, steps = config.blend_batch_size, config.blend_steps
     trainer = _trainer(model, config.blend_learning_rate, size, steps, 0.1, config.execution, recorder)
-    if left is not None:
-        trainer.load_state(left)
+    if "blending" in left:
+        trainer.load_state(left.pop("blending"))
     stream = text.blend(skipped=trainer.steps_done * size)
     for step in range(trainer.steps_done + 1, steps + 1):
         metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
