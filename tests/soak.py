@@ -292,7 +292,7 @@ def trap(point: str, number: int) -> None:
             (partial / first.name).write_bytes(first.read_bytes()[: first.stat().st_size // 2])
             die()
 
-    def half_state(state: Any, folder: Path) -> None:
+    def half_state(state: Any, folder: Path, *ranks: int) -> None:
         if reached():
             (folder / "state.safetensors").write_bytes(b"half")
             die()
