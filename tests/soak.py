@@ -105,8 +105,8 @@ def soak(folder: Path, kills: int, seed: int, tell: Callable[[str], None] = lamb
         raise RuntimeError(f"the undisturbed pipeline failed:\n{life.errors()}")
     expected, alone = digests(calm), life.written
     length = life.seconds
-    round_number = 0
-    while figures.kills < kills:
+    round_number, status = 0, 0
+    while figures.kills < kills and status == 0:
         round_number += 1
         home = folder / f"round-{round_number}"
         written = 0
