@@ -10,7 +10,7 @@ from dpr_core.config.data import FileSource, LabSource
 from dpr_core.config.data import Source as SourceConfig
 from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
-from dpr_core.data.tables import CommaSeparated, ParquetTable
+from dpr_core.data.tables import CommaSeparated, LocalFile, ParquetTable
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.fingerprint import of_file, of_folder
 from dpr_core.lab import programs
@@ -32,15 +32,8 @@ class Source(Protocol):
         ...
 
 
-class JsonLines:
+class JsonLines(LocalFile):
     """A local file with one JSON object a line. Blank lines are passed over."""
-
-    expected_rows: int | None = None
-
-    def __init__(self, config: FileSource) -> None:
-        self.name = config.path
-        self._path = Path(config.path).expanduser()
-        self._columns = config.columns
 
     def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
         reader = RowReader(self._columns, self.name)

@@ -14,8 +14,8 @@ _ROWS_AT_ONCE = 1000
 _LONGEST_FIELD = 2**24
 
 
-class ParquetTable:
-    """One Parquet file, of which only the columns that are asked for are read."""
+class LocalFile:
+    """A file, and which of its columns mean what."""
 
     expected_rows: int | None = None
 
@@ -23,6 +23,10 @@ class ParquetTable:
         self.name = config.path
         self._path = Path(config.path).expanduser()
         self._columns = config.columns
+
+
+class ParquetTable(LocalFile):
+    """One Parquet file, of which only the columns that are asked for are read."""
 
     def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
         import pyarrow as pa
@@ -48,15 +52,8 @@ class ParquetTable:
         reader.finish()
 
 
-class CommaSeparated:
+class CommaSeparated(LocalFile):
     """One CSV file with a line of column names; texts may span lines, in double quotes."""
-
-    expected_rows: int | None = None
-
-    def __init__(self, config: FileSource) -> None:
-        self.name = config.path
-        self._path = Path(config.path).expanduser()
-        self._columns = config.columns
 
     def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
         csv.field_size_limit(_LONGEST_FIELD)
