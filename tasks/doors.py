@@ -63,7 +63,10 @@ class Door(NamedTuple):
 def door_of_this_machine() -> Iterator[Door]:
     with tempfile.TemporaryDirectory(prefix="dpr-") as private, socket.socket(socket.AF_UNIX) as listening:
         address = str(Path(private, "line"))
-        listening.bind(address)
+        try:
+            listening.bind(address)
+        except OSError as error:
+            raise UsageError(f"no socket can be made at {address} ({error}); set TMPDIR to a shorter path") from error
         listening.listen()
         yield Door(listening, address)
 

@@ -109,7 +109,10 @@ class VllmEngine:
                 died = error
             logger.warning("%s failed (%s); what it had not drawn is drawn again", self.server.name, died)
             self.server.dead()
-        raise DensePathError(f"{self.server.name} failed {DEATHS + 1} times in one rollout, at last with: {died}")
+        raise DensePathError(
+            f"{self.server.name} failed {DEATHS + 1} times in one rollout, at last with: {died}. "
+            f"{self.server.last_lines()}"
+        )
 
     def _ready(self) -> tuple[Client, str]:
         """A server that answers and has the weights, and what it calls its model."""

@@ -96,6 +96,9 @@ class Server(Protocol):
     def dead(self) -> None:
         """It failed: what answers next is another one, or the same after a restart by whoever runs it."""
 
+    def last_lines(self) -> str:
+        """What it said before it failed, where that can be seen from here."""
+
     def close(self) -> None: ...
 
 
@@ -164,7 +167,6 @@ class OwnServer:
         shutil.rmtree(self._socket.parent, ignore_errors=True)
 
     def last_lines(self) -> str:
-        """What it said before it failed."""
         lines = self._log.read_bytes().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
         return "Its last lines:\n" + "\n".join(visible_lines(line) for line in lines)
 
@@ -199,6 +201,9 @@ class RunningServer:
 
     def dead(self) -> None:
         time.sleep(SECONDS_TO_FALL)
+
+    def last_lines(self) -> str:
+        return "Its own log says more."
 
     def close(self) -> None:
         pass

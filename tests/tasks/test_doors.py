@@ -99,3 +99,13 @@ def test_processes_of_this_machine_need_no_secret(homes: tuple[Path, Path]) -> N
     send(admitted[0], answer="yes")
     assert receive(lines[0]) == {"answer": "yes"}
     assert not (homes[0] / "SECRET").exists()
+
+
+def test_a_folder_for_which_no_socket_has_a_name_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with pytest.raises(UsageError, match="set TMPDIR to a shorter path"), door_of_this_machine():
+        pass

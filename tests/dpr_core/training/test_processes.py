@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def found(folder: Path, count: int, rank: int = 0) -> dict[str, Found]:
-    return torch.load(folder / f"{count}-{rank}.pt")
+    return torch.load(folder / f"{count}-{rank}.pt", weights_only=True)
 
 
 def difference(one: Found, other: Found) -> float:
