@@ -150,7 +150,8 @@ def test_a_server_that_dies_between_rollouts_is_no_news(engine: VllmEngine, serv
 def test_a_server_that_dies_over_and_over_ends_the_run(engine: VllmEngine, server: LoopbackVllm) -> None:
     server.die_at(*range(1000))
     with pytest.raises(
-        DensePathError, match=rf"failed {DEATHS + 1} times in one rollout, at last with: RemoteProtocol.*Its own log says more"
+        DensePathError,
+        match=rf"failed {DEATHS + 1} times in one rollout, at last with: RemoteProtocol.*Its own log says more",
     ):
         engine.generate(PROMPTS, SAMPLING, 9)
 
