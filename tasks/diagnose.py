@@ -47,7 +47,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
     measured = measure(
         dense_reward,
-        InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations),
+        InProcessEngine.of(policy, settings.execution),
         Probes(prompts, settings.samples, right, encode_texts(tokenizer, renderer, learned[: settings.demonstrations])),
         Sampling(1.0, settings.max_response_tokens, end_token(tokenizer)),
         settings.seed,

@@ -44,12 +44,12 @@ class Answering:
         from dpr_core.models.contrastive import Contrasted
         from dpr_core.rollouts.in_process import Against, InProcessEngine
 
-        rows = self.settings.execution.rollout_rows
+        execution = self.settings.execution
         if isinstance(self.policy, Contrasted):
-            first, against = self.policy.sft, Against(self.policy.reference.model, self.policy.k)
-            engine = InProcessEngine(first.model, rows, first.activations, against)
+            against = Against(self.policy.reference.model, self.policy.k)
+            engine = InProcessEngine.of(self.policy.sft, execution, against)
         else:
-            engine = InProcessEngine(self.policy.model, rows, self.policy.activations)
+            engine = InProcessEngine.of(self.policy, execution)
         chosen = self.settings.policy
         if not isinstance(chosen, BestOfN):
             return engine.generate(prompts, sampling, seed, on_progress, drawn)

@@ -24,7 +24,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     policy.check_length(max(len(s.prompt) for s in encoded.sequences) + settings.max_response_tokens)
     loop = SelfPlay(
         policy=policy,
-        engine=InProcessEngine(policy.model, settings.execution.rollout_rows, policy.activations),
+        engine=InProcessEngine.of(policy, settings.execution),
         config=settings,
         end_token=end_token(tokenizer),
         decode=lambda ids: decode_response(tokenizer, ids),

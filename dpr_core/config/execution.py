@@ -37,6 +37,10 @@ class Execution(Config):
     rollout_rows: int = Field(256, ge=1)
     """Responses that are drawn at once; each needs room for its keys and values."""
 
+    graphs: bool = True
+    """On a GPU, replay the steps of a rollout as CUDA graphs: starting their kernels one by one takes longer than the
+    kernels. Each is compared with what it is to repeat; where it differs, or none can be made, there are none."""
+
     threads: int | None = Field(None, ge=1)
     """CPU threads of this stage; none leaves torch's own choice. Of several processes each has so many, or its share of
     the cores."""

@@ -2,7 +2,7 @@
 network runs, one layer at a time is gathered."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -94,16 +94,28 @@ def reading(*modules: nn.Module) -> Iterator[None]:
 def whole(
     model: "PreTrainedModel", device: torch.device | None = None, activations: torch.dtype = torch.float32
 ) -> "PreTrainedModel":
-    """The model with all of its weights in this process. That is itself, or of a sharded one a copy: all processes have
-    to ask, and the copy lasts as long as it is held. Weights that are only ever used rounded, it holds rounded."""
+    """The model with all of its weights in this process, those that are only ever used rounded held rounded. That is
+    itself, or a copy which lasts as long as it is held. Of a sharded one all processes have to ask."""
+    layers = rounded_layers(model, activations)
     if model not in _skeletons:
-        return model
-    rounded = {f"{name}.{part}" for name, _ in rounded_layers(model, activations) for part in ("weight", "bias")}
+        return _rounded(model, [layer for _, layer in layers], activations)
+    rounded = {f"{name}.{part}" for name, _ in layers for part in ("weight", "bias")}
     twin = copy.deepcopy(_skeletons[model])
     weights = model.state_dict(keep_vars=True)
     types = {name: activations if name in rounded else weight.dtype for name, weight in weights.items()}
     twin.load_state_dict(gathered(weights, device or processes.device(), types), assign=True)
     return twin
+
+
+def _rounded(model: "PreTrainedModel", layers: Sequence[nn.Linear], dtype: torch.dtype) -> "PreTrainedModel":
+    """A copy that has rounded weights in these layers and shares all others; or the model, where it has them already."""
+    weights = {id(weight): weight for layer in layers for weight in layer.parameters() if weight.dtype != dtype}
+    if not weights:
+        return model
+    with torch.inference_mode(False), torch.no_grad():
+        held: dict[int, Any] = {at: nn.Parameter(weight.to(dtype), False) for at, weight in weights.items()}
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared | held)
 
 
 def rounded_layers(model: "PreTrainedModel", activations: torch.dtype) -> list[tuple[str, nn.Linear]]:

@@ -79,8 +79,8 @@ def drawing(architecture: Architecture, sequences: Sequences, rows: int, steps: 
     keys and values. A batch of rows goes on for `steps` tokens: to the end of its longest response."""
     a = architecture
     batches = math.ceil(sequences.count / rows)
-    # For bfloat16, each token's pass reads the float32 matrices, writes a copy, and reads that.
-    weights = (8 if halved else 4) * a.layers * a.layer_matrices + 4 * a.head
+    number = 2 if halved else 4
+    weights = number * a.layers * a.layer_matrices + 4 * a.head
     middle = sequences.prompt + sequences.response / 2
-    remembered = (6 if halved else 8) * a.remembered(round(middle)) * sequences.response * sequences.count
+    remembered = 2 * number * a.remembered(round(middle)) * sequences.response * sequences.count
     return forward(a, sequences) + Work(read=batches * steps * weights + remembered)

@@ -41,7 +41,7 @@ class Parts:
     cache: float = 0
     """Keys and values of the responses that are being drawn."""
     activations: float = 0
-    """What the batch leaves behind, and autocast's casts of the weights, which the backward pass needs too."""
+    """What the batch leaves behind, and casts of the weights: the backward pass needs them too, as does drawing."""
     logits: float = 0
     """With the head's gradient of a micro-batch, which is not yet added to those before."""
 
@@ -103,7 +103,8 @@ class Memory:
 
     @property
     def casts(self) -> float:
-        """Autocast keeps bfloat16 copies of all matrices for a forward pass that is learned from, and for no other."""
+        """Bfloat16 copies of all matrices: autocast keeps them for a forward pass that is learned from, and for no
+        other. So does a rollout for all its tokens."""
         a = self.architecture
         return HALF * a.layers * a.layer_matrices if self.dtype == "bfloat16" else 0
 
@@ -163,19 +164,20 @@ class Memory:
             Parts(activations=FULL * self.architecture.width * tokens, logits=chunks * self.chunk(learning=False)),
         ]
 
-    def drawing(self, total: int, models: int = 1) -> list[Parts]:
+    def drawing(self, total: int, models: int = 1, learned: bool = False) -> list[Parts]:
         """Of so many rows with the longest prompts: reading as many as have slots, under a mask; widening the slots of
-        the last layer; and drawing the last token."""
+        the last layer; and drawing the last token. Networks that learn are drawn with in rounded copies."""
         a = self.architecture
         rows = min(total, self.execution.rollout_rows)
         prompt = min(self.longest_prompt, a.positions)
         # Slots are as wide as the longest row so far. Into those that are free again, others are read.
         width = prompt if rows == total else self.longest
-        read, full = (models * rows * self._key_and_value * a.remembered(tokens) for tokens in (width, self.longest))
+        read, full = (models * rows * 2 * self._bytes * a.remembered(tokens) for tokens in (width, self.longest))
+        casts = self.casts if learned else 0
         return [
-            Parts(cache=read, activations=rows * prompt * (self._transient + FULL * prompt)),
-            Parts(cache=full + full / models / a.layers),
-            Parts(cache=full, logits=max(LIVE_CHUNKS_DRAW, 2 * models) * FULL * rows * a.vocabulary),
+            Parts(cache=read, activations=casts + rows * prompt * (self._transient + FULL * prompt)),
+            Parts(cache=full + full / models / a.layers, activations=casts),
+            Parts(cache=full, activations=casts, logits=max(LIVE_CHUNKS_DRAW, 2 * models) * FULL * rows * a.vocabulary),
         ]
 
     @property
@@ -191,11 +193,6 @@ class Memory:
     @property
     def _bytes(self) -> int:
         return HALF if self.dtype == "bfloat16" else FULL
-
-    @property
-    def _key_and_value(self) -> int:
-        """Bytes that a number of the keys and one of the values take together: the rotation leaves keys in float32."""
-        return FULL + self._bytes
 
     @cached_property
     def _saved_by_layer(self) -> float:

@@ -64,7 +64,7 @@ class Needs:
     longest: int
     """Tokens of the longest sequence that the limits allow, or that the model has positions for."""
     drawing: float = 0
-    """Bytes of the whole networks that draw, which a process that holds slices of them gathers for that."""
+    """Bytes of the whole networks that draw, beyond copies, which a process that holds slices gathers for that."""
 
     @property
     def fullest(self) -> str:
@@ -169,7 +169,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     )
     count = config.rollout_batch_size * config.samples_per_prompt
     moments = {
-        "drawing": _fullest(lasting, memory.drawing(count)),
+        "drawing": _fullest(lasting, memory.drawing(count, learned=True)),
         "scoring": _fullest(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
         **_learning(memory, lasting, config.lora),
     }
@@ -180,7 +180,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     iterations = config.iterations or max(1, math.ceil(around.demonstrations / config.rollout_batch_size))
     rollouts = _drawn(memory, sequences) + once * 3
     work = rollouts * (iterations + 1) + (update + values) * iterations
-    return Needs(moments, work, memory.longest, memory.frozen)
+    return Needs(moments, work, memory.longest, memory.frozen - memory.casts)
 
 
 def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
@@ -190,7 +190,7 @@ def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
     fresh = min(config.pairs or around.demonstrations, around.demonstrations)
     pairs = fresh + (config.rounds - 1) * fresh * (1 + config.mix_previous)
     moments = {
-        "drawing": _fullest(lasting, memory.drawing(fresh)),
+        "drawing": _fullest(lasting, memory.drawing(fresh, learned=True)),
         "scoring": _fullest(lasting, memory.scoring()),
         **_learning(memory, lasting),
     }
@@ -198,7 +198,7 @@ def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
     once = compute.forward(around.architecture, both)
     drawn = _drawn(memory, around.sequences(fresh, *limits)) * config.rounds
     work = drawn + once + (once + _trained(memory, both)) * config.epochs
-    return Needs(moments, work, memory.longest, memory.frozen)
+    return Needs(moments, work, memory.longest, memory.frozen - memory.casts)
 
 
 def answer(config: AnswerConfig, around: Circumstances) -> Needs:

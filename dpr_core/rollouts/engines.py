@@ -32,7 +32,7 @@ def opened(
 ) -> Iterator[FollowingEngine]:
     """It draws with `policy`, which may learn; `save` writes that as a checkpoint, and `folder` has room for two."""
     if not isinstance(settings, Vllm):
-        yield InProcessEngine(policy.model, execution.rollout_rows, policy.activations)
+        yield InProcessEngine.of(policy, execution)
         return
 
     def log_probs(sequences: Sequence[TokenSequence]) -> Tensor:

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from dpr_core import processes
+from dpr_core.config.execution import Execution
 from dpr_core.logprobs import contrastive
 from dpr_core.models.memory import as_much_as_fits
-from dpr_core.models.policy import computing_in
+from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import whole
 from dpr_core.rollouts.drawing import Drawing, Reads
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
+from dpr_core.rollouts.graphs import replaying
 from dpr_core.rollouts.slots import Reader, Spans, attending
 
 if TYPE_CHECKING:
@@ -46,12 +48,19 @@ class InProcessEngine:
         rows: int = 256,
         activations: torch.dtype = torch.float32,
         against: Against | None = None,
+        graphs: bool = True,
     ) -> None:
         self.model = model
         self.rows = rows
         self.activations = activations
         self.against = against
+        self.graphs = graphs
         self.version = 0
+
+    @classmethod
+    def of(cls, policy: Policy, execution: Execution, against: Against | None = None) -> Self:
+        """As the settings say."""
+        return cls(policy.model, execution.rollout_rows, policy.activations, against, execution.graphs)
 
     def refresh(self, version: int) -> None:
         """The model that draws is the one that learns."""
@@ -119,10 +128,11 @@ class InProcessEngine:
     ) -> Drawing:
         slots = min(at_once, len(prompts))
         columns = max(map(len, prompts)) + sampling.max_response_tokens
-        reader: Reads = Reader(models[0], slots, columns)
-        if self.against is not None:
-            reader = _Contrast(reader, Reader(models[1], slots, columns), self.against.k)
-        return Drawing(reader, prompts, uniforms.to(models[0].device), sampling, slots)
+        device = models[0].device
+        plain = [Reader(model, slots, columns) for model in models]
+        readers: Sequence[Reads] = replaying(plain, device) if self.graphs else plain
+        reader = readers[0] if self.against is None else _Contrast(readers[0], readers[1], self.against.k)
+        return Drawing(reader, prompts, uniforms.to(device), sampling, slots)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Slots:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep what (B, heads, T, width) the next tokens leave behind, and return that of all that is seen."""
+        keys = _rounded(keys, values)
         kept = self._layer(layer, keys, values)
         for store, new in zip(kept, (keys, values), strict=True):
             store.flatten(0, 2).index_copy_(0, self.places, new.flatten(0, 2))
@@ -62,6 +63,11 @@ class Slots:
                 store[:, :, : old.shape[2]] = old
             kept = self.layers[layer] = (grown[0], grown[1])
         return kept
+
+
+def _rounded(keys: Tensor, values: Tensor) -> Tensor:
+    """The rotation leaves keys in float32, which autocast would round each time that they are read."""
+    return keys.to(values.dtype)
 
 
 class Reader:

@@ -14,6 +14,7 @@ SMALL = Shape(width=256, layers=3, vocabulary=8192, tokens=512, rows=16, prompt=
         ("score", "float32", False),
         ("score", "bfloat16", False),
         ("rollout", "float32", False),
+        ("rollout", "bfloat16", False),
         ("reinforce", "float32", False),
     ],
 )

@@ -1,0 +1,120 @@
+"""Steps of a rollout as CUDA graphs. A step is hundreds of small kernels, and Python takes longer to start them one by
+one than a GPU to do them; a graph starts all at once."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dpr_core.rollouts.slots import Reader, Spans
+
+logger = logging.getLogger("dense_path")
+
+Work = Callable[[], None]
+
+Shape = tuple[tuple[int, int], ...]
+
+COLUMNS = 128
+"""Columns are read in multiples of this, so that a graph serves about so many steps."""
+
+
+class Replaying:
+    """A reader that replays its steps.
+
+    A graph repeats what was done once, with the same shapes and at the same addresses. So the tokens of a step are
+    copied to where the graph reads them, rows are filled up with free slots, and columns with some that the mask hides:
+    then few shapes come. The second time that one comes it is captured, compared with what it is to repeat, and from
+    then on replayed.
+    """
+
+    def __init__(self, reader: Reader, capture: Callable[[Work], Work]) -> None:
+        self.reader = reader
+        self.capture = capture
+        self.steps: dict[Shape, Work | None] = {}
+        """By the shape of a step; none was met once."""
+        self.columns = 0
+        """Of the slots whose addresses the graphs hold."""
+        self.trusted = True
+        self.ids, self.positions = self._zeros(1), self._zeros(1)
+        self.last = self._zeros()
+        self.found = torch.empty(0)
+
+    def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor:
+        if first > 0 or ids.shape[1] > 1 or not self.trusted:
+            return self.reader.logits(first, ids, positions, last, spans)
+        if self.columns != self.reader.slots.columns:
+            self.steps.clear()
+            self.columns = self.reader.slots.columns
+        for held, new in ((self.ids, ids), (self.positions, positions)):
+            held[: len(ids)] = new
+            held[len(ids) :] = 0
+        shape = self._filled_up(spans)
+        if (step := self.steps.get(shape)) is None:
+            self._step(shape)
+            self.steps[shape] = self._captured(shape) if shape in self.steps else None
+        else:
+            step()
+        return self.found[: len(ids)]
+
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        self.reader.move(source, target, width)
+
+    def _step(self, shape: Shape) -> None:
+        rows = sum(rows for rows, _ in shape)
+        logits = self.reader.logits(0, self.ids[:rows], self.positions[:rows], self.last[:rows], shape)
+        if self.found.shape[1:] != logits.shape[1:]:
+            self.found = logits.new_empty(self.reader.slots.count, logits.shape[1])
+        self.found[:rows] = logits
+
+    def _captured(self, shape: Shape) -> Work | None:
+        expected = self.found.clone()
+        try:
+            replay = self.capture(lambda: self._step(shape))
+            replay()
+            self.trusted = torch.allclose(self.found, expected, rtol=1e-3, atol=1e-3)
+            problem = "it does not repeat what was captured"
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.trusted, problem = False, str(error).splitlines()[0]
+        if self.trusted:
+            return replay
+        logger.warning("rollouts do without CUDA graphs, and are slower: %s", problem)
+        self.found.copy_(expected)
+        return None
+
+    def _filled_up(self, spans: Spans) -> Shape:
+        """As many rows as there are slots, or half as many, or a quarter, and so on; columns in multiples."""
+        slots = self.reader.slots
+        rows, needed = slots.count, sum(rows for rows, _ in spans)
+        while rows > 1 and (half := -(-rows // 2)) >= needed:
+            rows = half
+        widths = [min(slots.most, -(-width // COLUMNS) * COLUMNS) for _, width in spans]
+        counts = [count for count, _ in spans]
+        counts[-1] += rows - needed
+        return tuple(zip(counts, widths, strict=True))
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(self.reader.slots.count, *shape, dtype=torch.long, device=self.reader.body.device)
+
+
+class Graphs:
+    """Captures what a GPU does. All graphs share their memory, since no two of them are replayed at once."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            work()
+        return graph.replay
+
+
+def replaying(readers: Sequence[Reader], device: torch.device) -> Sequence[Reader | Replaying]:
+    """On a GPU, readers whose steps are replayed."""
+    if device.type != "cuda":
+        return readers
+    graphs = Graphs()
+    return [Replaying(reader, graphs) for reader in readers]

@@ -1,0 +1,148 @@
+"""Steps that are captured once and replayed. Without a GPU, torch's tracer captures: it records operations on tensors
+where they are, as a graph does, and refuses to ask for a number that is in one."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from dpr_core.config.model import Family
+from dpr_core.rollouts import graphs, in_process
+from dpr_core.rollouts.engine import Completion, Sampling
+from dpr_core.rollouts.graphs import Replaying, Work
+from dpr_core.rollouts.in_process import Against, InProcessEngine
+from dpr_core.rollouts.slots import Reader
+
+PROMPTS = [tuple(30 + (7 * i + 3 * j) % 60 for j in range(1 + i % 9)) for i in range(24)]
+SAMPLING = Sampling(1.0, 24, 35)
+SLIDING: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4},
+    "gemma3": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+class Tracer:
+    """Captures with torch's tracer, and counts."""
+
+    def __init__(self) -> None:
+        self.captured = self.replayed = 0
+
+    def __call__(self, work: Work) -> Work:
+        traced = make_fx(work)()
+        self.captured += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            traced()
+
+        return replay
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Tracer:
+    """Steps are replayed from what it captured, with columns in multiples of 16."""
+    tracer = Tracer()
+    monkeypatch.setattr(graphs, "COLUMNS", 16)
+    monkeypatch.setattr(in_process, "replaying", lambda readers, device: [Replaying(each, tracer) for each in readers])
+    return tracer
+
+
+def assert_same(found: list[Completion], expected: list[Completion]) -> None:
+    assert [(c.prompt, c.response) for c in found] == [(c.prompt, c.response) for c in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert list(ours.log_probs) == pytest.approx(theirs.log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("family", get_args(Family))
+def test_replayed_steps_draw_what_steps_draw(
+    family: Family, rows: int, tiny: Callable[..., Any], traced: Tracer
+) -> None:
+    model = tiny(family, **SLIDING.get(family, {}))[0]
+    expected = InProcessEngine(model, rows, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    assert traced.captured == 0
+    assert_same(InProcessEngine(model, rows).generate(PROMPTS, SAMPLING, seed=1), expected)
+    assert traced.replayed > 5 * traced.captured > 0
+
+
+def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: Tracer) -> None:
+    model, reference = (tiny("llama", seed=seed)[0] for seed in (0, 3))
+    against = Against(reference, 0.3)
+    expected = InProcessEngine(model, 4, against=against, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    assert_same(InProcessEngine(model, 4, against=against).generate(PROMPTS, SAMPLING, seed=1), expected)
+    assert traced.replayed > 0
+
+
+def test_learned_weights_are_drawn_with_under_bfloat16(tiny: Callable[..., Any], traced: Tracer) -> None:
+    model = tiny("llama")[0]
+    for _ in range(2):
+        engines = [InProcessEngine(model, 4, torch.bfloat16, graphs=graphs) for graphs in (False, True)]
+        expected, found = (engine.generate(PROMPTS[:8], SAMPLING, seed=1) for engine in engines)
+        assert found[0].response == expected[0].response
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+
+
+def test_rows_and_columns_are_filled_up_to_few_shapes(toy: Callable[..., Any]) -> None:
+    replaying = Replaying(Reader(toy(), slots=12, columns=300), lambda work: work)
+    assert replaying._filled_up([(6, 129), (5, 40)]) == ((6, 256), (6, 128))
+    assert replaying._filled_up([(5, 257)]) == ((6, 300),)
+    assert replaying._filled_up([(3, 128)]) == ((3, 128),)
+    assert replaying._filled_up([(2, 1)]) == ((2, 128),)
+    assert replaying._filled_up([(1, 1)]) == ((1, 128),)
+
+
+@pytest.mark.parametrize("problem", ["refuses", "differs"])
+def test_what_cannot_be_captured_is_done_without_and_told_once(
+    problem: str, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def capture(work: Work) -> Work:
+        if problem == "refuses":
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return lambda: replayed[-1].found.add_(1) and None
+
+    replayed: list[Replaying] = []
+    monkeypatch.setattr(
+        in_process, "replaying", lambda readers, device: replayed.append(Replaying(readers[0], capture)) or replayed[-1:]
+    )
+    model = tiny("llama")[0]
+    expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    assert_same(InProcessEngine(model).generate(PROMPTS, SAMPLING, seed=1), expected)
+    (told,) = caplog.messages
+    assert told.startswith("rollouts do without CUDA graphs, and are slower: ")
+    assert ("operation not permitted" in told) == (problem == "refuses")
+    assert "and more" not in told
+
+
+def test_too_little_memory_for_a_graph_is_too_little_memory(
+    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer rows are drawn at once, as with any other step."""
+    tried: list[int] = []
+
+    def capture(work: Work) -> Work:
+        tried.append(1)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work
+
+    monkeypatch.setattr(in_process, "replaying", lambda readers, device: [Replaying(readers[0], capture)])
+    model = tiny("llama")[0]
+    expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    assert_same(InProcessEngine(model, rows=24).generate(PROMPTS, SAMPLING, seed=1), expected)
+    assert len(tried) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_replays_what_it_computes(
+    dtype: torch.dtype, tiny: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")[0].cuda()
+    expected = InProcessEngine(model, 8, dtype, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    found = InProcessEngine(model, 8, dtype).generate(PROMPTS, SAMPLING, seed=1)
+    assert not caplog.messages
+    same = sum(ours.response == theirs.response for ours, theirs in zip(found, expected, strict=True))
+    assert same > 0.9 * len(PROMPTS)
