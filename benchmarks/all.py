@@ -1,5 +1,5 @@
 """Every benchmark, one after the other: the ratios of those that compare two programs in one JSON file and as a plot,
-and how our own work grows as another plot.
+how our own work grows as another plot, and which share of the machine it uses.
 
     python benchmarks/all.py --out bench.json
     python benchmarks/all.py --markdown bench.json
@@ -22,7 +22,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).parent
-SCRIPTS = ("sft", "scoring", "rollouts", "rl", "orchestration", "growth")
+SCRIPTS = ("sft", "scoring", "rollouts", "rl", "orchestration", "growth", "utilisation")
 
 
 def plot(ratios: Mapping[str, float], path: Path) -> None:
@@ -36,7 +36,8 @@ def plot(ratios: Mapping[str, float], path: Path) -> None:
 
 
 def more_is_better(ratios: Mapping[str, float]) -> dict[str, float]:
-    """All but what orchestration takes over the bare function."""
+    """All but what orchestration takes over the bare function, and shares of the machine, where 1 is not as fast as
+    another but as fast as can be."""
     return {
         name: value
         for name, value in ratios.items()

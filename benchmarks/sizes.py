@@ -1,4 +1,4 @@
-"""What the benchmarks work on: networks of five sizes with random weights, and sequences of ragged lengths."""
+"""What the benchmarks work on: networks with random weights, and sequences of ragged lengths."""
 
 import math
 import random
@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.planning.architecture import PUBLISHED, Architecture
 
 SIZES = {
     "toy": {"vocab_size": 512, "hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 64},
@@ -19,6 +20,11 @@ SIZES = {
     "v32k": {"vocab_size": 32768, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
     "v128k": {"vocab_size": 131072, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
 }
+LARGE = {
+    "1b": Architecture("llama", 128_256, 2048, 16, 32, 8, 64, 8192, 131_072, True),
+    "8b": PUBLISHED["meta-llama/Llama-3.1-8B"],
+}
+"""Shapes of Llama-3.2-1B and Llama-3.1-8B, for a GPU."""
 PROMPTS = (8, 40)
 RESPONSES = (10, 120)
 END = 2
@@ -44,6 +50,25 @@ def network(size: str, seed: int = 0) -> PreTrainedModel:
             pad_token_id=0,
         )
     )
+
+
+def large_network(size: str, device: torch.device) -> PreTrainedModel:
+    """A Llama whose weights are drawn where they are to be."""
+    a = LARGE[size]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=a.vocabulary,
+        hidden_size=a.width,
+        intermediate_size=a.feed_forward,
+        num_hidden_layers=a.layers,
+        num_attention_heads=a.heads,
+        num_key_value_heads=a.key_value_heads,
+        head_dim=a.head_width,
+        max_position_embeddings=a.positions,
+        tie_word_embeddings=a.tied,
+    )
+    with device:
+        return LlamaForCausalLM(config)
 
 
 def ending(size: str, mean_length: float = 60.0) -> PreTrainedModel:
@@ -74,8 +99,8 @@ def response_tokens(sequences: Sequence[TokenSequence]) -> int:
     return sum(len(s.response) for s in sequences)
 
 
-def prompt_length(rng: random.Random) -> int:
-    return rng.randint(*PROMPTS)
+def prompt_length(rng: random.Random, between: tuple[int, int] = PROMPTS) -> int:
+    return rng.randint(*between)
 
 
 def response_length(rng: random.Random, between: tuple[int, int] = RESPONSES) -> int:
@@ -84,7 +109,13 @@ def response_length(rng: random.Random, between: tuple[int, int] = RESPONSES) ->
     return round(math.exp(rng.uniform(math.log(shortest), math.log(longest))))
 
 
-def ragged(count: int, size: str, seed: int = 0, responses: tuple[int, int] = RESPONSES) -> list[TokenSequence]:
+def ragged(
+    count: int,
+    size: str,
+    seed: int = 0,
+    responses: tuple[int, int] = RESPONSES,
+    prompts: tuple[int, int] = PROMPTS,
+) -> list[TokenSequence]:
     """Random tokens."""
     rng = random.Random(seed)
     last = SIZES[size]["vocab_size"] - 1
@@ -92,7 +123,7 @@ def ragged(count: int, size: str, seed: int = 0, responses: tuple[int, int] = RE
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(rng.randint(END + 1, last) for _ in range(length))
 
-    lengths = [(prompt_length(rng), response_length(rng, responses)) for _ in range(count)]
+    lengths = [(prompt_length(rng, prompts), response_length(rng, responses)) for _ in range(count)]
     return [TokenSequence(tokens(prompt), (*tokens(response - 1), END)) for prompt, response in lengths]
 
 

@@ -20,8 +20,9 @@ def test_there_is_a_script_for_every_name() -> None:
 
 
 def test_the_plot_shows_what_is_better_where_it_is_more() -> None:
-    ratios = {"sft_vs_trl": 2.0, "score_memory_plain_over_ours": 10.0, "orchestration_flow_over_bare": 1.1, "load": 3.0}
-    assert benchmarks.more_is_better(ratios) == {"sft_vs_trl": 2.0, "score_memory_plain_over_ours": 10.0}
+    shown = {"sft_vs_trl": 2.0, "score_memory_plain_over_ours": 10.0}
+    others = {"orchestration_flow_over_bare": 1.1, "load": 3.0, "utilisation_sft_small": 0.4}
+    assert benchmarks.more_is_better(shown | others) == shown
 
 
 def test_the_tables_of_a_file(
