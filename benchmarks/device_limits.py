@@ -3,12 +3,13 @@ figures where torch's name for the device is one that the planner knows."""
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dpr_core.logprobs import on_tensor_cores
 from dpr_core.planning.compute import Work
 from dpr_core.planning.hardware import GPUS, Gpu
 
@@ -17,37 +18,42 @@ from dpr_core.planning.hardware import GPUS, Gpu
 class Limits:
     """What the machine reaches by itself, a second."""
 
-    operations: dict[torch.dtype, float]
-    """Of a large matrix product."""
+    operations: float
+    """Of a large matrix product in the type of the activations."""
+    head: float
+    """Of one as the head makes it: in float32, or in TensorFloat-32 where activations are in bfloat16."""
     read: float
     """Bytes, of a large tensor that is copied or summed up, whichever moves more."""
 
-    def share(self, least: Work, taken: float, dtype: torch.dtype) -> float:
-        """Of the bytes that could have been read in these seconds, or else of the operations in the activations'
-        type."""
-        return (least.read / self.read if least.read else least.operations / self.operations[dtype]) / taken
+    def share(self, least: Work, taken: float) -> float:
+        """Of the bytes that could have been read in these seconds, or else of the operations."""
+        return (least.read / self.read if least.read else least.operations / self.operations) / taken
 
-    def at_most(self, least: Work, dtype: torch.dtype) -> float | None:
+    def at_most(self, least: Work) -> float | None:
         """The share of operations, were every product at the limit of its own type."""
-        computing = least.body / self.operations[dtype] + least.head / self.operations[torch.float32]
-        return None if least.read else self.share(least, computing, dtype)
+        return None if least.read else self.share(least, least.body / self.operations + least.head / self.head)
 
 
-def by_measuring(device: torch.device, dtypes: Sequence[torch.dtype]) -> Limits:
+def by_measuring(device: torch.device, dtype: torch.dtype) -> Limits:
     on_gpu = device.type == "cuda"
-    operations, n = {}, 16384 if on_gpu else 1024
-    for dtype in dtypes:
+    n = 16384 if on_gpu else 1024
+
+    def product(dtype: torch.dtype) -> float:
         left, right, out = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(3))
-        run = lambda: torch.mm(left, right, out=out)  # noqa: B023, E731
-        operations[dtype] = 2 * n**3 / min(seconds(run, device, 3))
+        return 2 * n**3 / min(seconds(lambda: torch.mm(left, right, out=out), device, 3))
+
+    operations = product(dtype)
+    with on_tensor_cores(rounded := dtype == torch.bfloat16):
+        head = product(torch.float32) if rounded else operations
     source = torch.ones(2**30 if on_gpu else 2**26, device=device)
     copy = torch.empty_like(source)
     copied, summed = (min(seconds(run, device, 3)) for run in (lambda: copy.copy_(source), source.sum))
-    return Limits(operations, source.nbytes * max(2 / copied, 1 / summed))
+    return Limits(operations, head, source.nbytes * max(2 / copied, 1 / summed))
 
 
-def by_maker(gpu: Gpu, dtypes: Sequence[torch.dtype]) -> Limits:
-    return Limits({dtype: gpu.teraflops(named(dtype)) * 1e12 for dtype in dtypes}, gpu.gigabytes_per_second * 1e9)
+def by_maker(gpu: Gpu, dtype: torch.dtype) -> Limits:
+    name = str(dtype).removeprefix("torch.")
+    return Limits(gpu.teraflops(name) * 1e12, gpu.head_teraflops(name) * 1e12, gpu.gigabytes_per_second * 1e9)
 
 
 def known(name: str) -> Gpu | None:
@@ -57,10 +63,6 @@ def known(name: str) -> Gpu | None:
         return None
     found = [key for key in GPUS if words.issuperset(key.split("-"))]
     return GPUS[max(found, key=len)] if found else None
-
-
-def named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
@@ -80,13 +82,16 @@ def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> li
 
 def rows_of(limits: Limits, makers: Limits | None) -> list[dict[str, Any]]:
     """A line of a table for each limit."""
-    operations = [
+    units = {
+        "operations": ("teraflops", 1e12),
+        "head": ("teraflops of the head", 1e12),
+        "read": ("gigabytes a second", 1e9),
+    }
+    return [
         {
-            "limit": f"teraflops, {named(dtype)}",
-            "measured": found / 1e12,
-            "makers": makers.operations[dtype] / 1e12 if makers else None,
+            "limit": limit,
+            "measured": getattr(limits, name) / unit,
+            "makers": getattr(makers, name) / unit if makers else None,
         }
-        for dtype, found in limits.operations.items()
+        for name, (limit, unit) in units.items()
     ]
-    makers_read = makers.read / 1e9 if makers else None
-    return [*operations, {"limit": "gigabytes a second", "measured": limits.read / 1e9, "makers": makers_read}]

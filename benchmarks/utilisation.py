@@ -6,8 +6,8 @@ drawing has to read, as shares of limits that are measured in the same run, as M
 
 The second needs a GPU, where it is the default. Operations are those of the model on tokens that are no padding, as
 `dpr plan` counts them; what is computed again, or for padding, is time lost. Networks have random weights: 1b and 8b
-the shapes of Llama-3.2-1B and Llama-3.1-8B. Activations are bfloat16 on a GPU and float32 on a CPU; the head is in
-float32 on both, and `at_most` is the utilisation that this leaves.
+the shapes of Llama-3.2-1B and Llama-3.1-8B. Activations are bfloat16 on a GPU and float32 on a CPU. The head's
+products are slower than the others on a GPU, and `at_most` is the utilisation that this leaves.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.all import table
-from benchmarks.device_limits import Limits, by_maker, by_measuring, known, named, rows_of, seconds
+from benchmarks.device_limits import Limits, by_maker, by_measuring, known, rows_of, seconds
 from benchmarks.rollouts import END, ScriptedLengths
 from benchmarks.side_by_side import machine, one_core
 from benchmarks.sizes import LARGE, PROMPTS, RESPONSES, SIZES, large_network, network, ragged
@@ -144,7 +144,7 @@ def fitting(architecture: Architecture, dtype: torch.dtype, sequences: Sequence[
     limits = dict(zip(("max_prompt_tokens", "max_response_tokens"), longest, strict=True))
     for way, (lora, again) in WAYS.items():
         config = SFTConfig(**limits, lora=lora, execution=Execution(gradient_checkpointing=again))
-        around = Circumstances(architecture, named(dtype), "sdpa", len(sequences), config)
+        around = Circumstances(architecture, str(dtype).removeprefix("torch."), "sdpa", len(sequences), config)
         if needs(config, around).peak.total <= room:
             return way
     raise DensePathError("training does not fit, nor do adapters alone")
@@ -192,9 +192,9 @@ def measured(name: str, bench: Bench, limits: Limits, makers: Limits | None, rep
         "tokens_per_second": least.tokens / median,
         "teraflops": least.operations / median / 1e12,
         "gigabytes_per_second": least.read / median / 1e9 if least.read else None,
-        "utilisation": limits.share(least, median, bench.dtype),
-        "at_most": limits.at_most(least, bench.dtype),
-        "of_makers_peak": makers.share(least, median, bench.dtype) if makers else None,
+        "utilisation": limits.share(least, median),
+        "at_most": limits.at_most(least),
+        "of_makers_peak": makers.share(least, median) if makers else None,
         "seconds": taken,
     }
 
@@ -214,9 +214,9 @@ def main() -> None:
         parser.error(f"{' and '.join(LARGE)} need a GPU, and torch sees none")
     one_core()
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    limits = by_measuring(device, list(dict.fromkeys([dtype, torch.float32])))
+    limits = by_measuring(device, dtype)
     gpu = known(torch.cuda.get_device_name()) if on_gpu else None
-    makers = by_maker(gpu, list(limits.operations)) if gpu else None
+    makers = by_maker(gpu, dtype) if gpu else None
     rows = []
     for size in arguments.sizes:
         bench = Bench(size, device, dtype, arguments.sequences, arguments.rows)

@@ -4,8 +4,13 @@ For a state s with logits z = W h (+ b), all in float32 or wider:
     V(s)            = logsumexp(z)                 soft value, with Q(s, .) = z
     log pi(a | s)   = z_a - V(s)
     H(pi(. | s))    = V(s) - sum_a pi(a | s) z_a   entropy
+
+Under autocast, where the states are rounded to bfloat16 on their way anyhow, a GPU may round what it multiplies here to
+TensorFloat-32. What it adds up, and all else, stays float32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -37,9 +42,11 @@ def token_scores(
     At most `logits_per_chunk` logits exist at a time. Where all fit, the backward pass takes those of the forward pass;
     else it computes each chunk again.
     """
-    unlearned_on_cpu = hidden.device.type == "cpu" and not torch.is_grad_enabled()
-    rows = rows_of_logits(head.shape[0], logits_per_chunk, unlearned_on_cpu)
-    return TokenScores(*_Scores.apply(hidden, head, bias, targets, entropy, rows))  # type: ignore[no-untyped-call]
+    device = hidden.device.type
+    rows = rows_of_logits(head.shape[0], logits_per_chunk, device == "cpu" and not torch.is_grad_enabled())
+    rounded = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False):
+        return TokenScores(*_Scores.apply(hidden, head, bias, targets, entropy, rows, rounded))  # type: ignore[no-untyped-call]
 
 
 class _Scores(torch.autograd.Function):
@@ -47,7 +54,14 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, entropy: bool, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        entropy: bool,
+        rows: int,
+        rounded: bool,
     ) -> tuple[Tensor, ...]:
         wide = _wide(head)
         parts = []
@@ -55,10 +69,10 @@ class _Scores(torch.autograd.Function):
         for start in range(0, max(1, len(hidden)), rows):
             chunk = slice(start, start + rows)
             weights = None  # makes room for those of this chunk, whose logits no name may hold
-            *scores, weights = _folded(float32_logits(hidden[chunk], wide, bias), targets[chunk], entropy)
+            *scores, weights = _folded(_product(hidden[chunk], wide, bias, rounded), targets[chunk], entropy)
             parts.append(scores)
         log_probs, values, entropies, totals = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.rows = rows
+        ctx.rows, ctx.rounded = rows, rounded
         ctx.weights = weights if len(parts) == 1 and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden, head, bias, targets, values, totals)
         ctx.mark_non_differentiable(entropies)
@@ -77,16 +91,17 @@ class _Scores(torch.autograd.Function):
             chunk = slice(start, start + ctx.rows)
             scale = by_value[chunk] - by_log_prob[chunk]
             if ctx.weights is None:
-                slopes = float32_logits(hidden[chunk], wide, bias).sub_(values[chunk, None]).exp_()
+                slopes = _product(hidden[chunk], wide, bias, ctx.rounded).sub_(values[chunk, None]).exp_()
             else:
                 # They are overwritten, so a second backward pass over this graph has to compute them again.
                 slopes, ctx.weights = ctx.weights, None
                 scale = scale / totals
             slopes.mul_(scale[:, None]).scatter_add_(1, targets[chunk, None], by_log_prob[chunk, None])
-            if hidden_gradient is not None:
-                hidden_gradient[chunk] = slopes @ wide
-            if head_gradient is not None:
-                head_gradient.addmm_(slopes.T, _wide(hidden[chunk]))
+            with on_tensor_cores(ctx.rounded):
+                if hidden_gradient is not None:
+                    hidden_gradient[chunk] = slopes @ wide
+                if head_gradient is not None:
+                    head_gradient.addmm_(slopes.T, _wide(hidden[chunk]))
             if bias_gradient is not None:
                 bias_gradient += slopes.sum(dim=0)
             del slopes  # makes room for those of the next chunk
@@ -94,9 +109,7 @@ class _Scores(torch.autograd.Function):
             hidden_gradient,
             None if head_gradient is None else head_gradient.to(head.dtype),
             None if bias_gradient is None else bias_gradient.to(bias.dtype),
-            None,
-            None,
-            None,
+            *[None] * 4,
         )
 
 
@@ -153,8 +166,28 @@ def _logits(states: States | Contrast, chunk: slice) -> Tensor:
 
 def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 even under autocast: bf16 logits near 16 are 0.125 apart, as far as the reward is large."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return functional.linear(_wide(hidden), _wide(head), None if bias is None else _wide(bias))
+    device = hidden.device.type
+    rounded = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False):
+        return _product(hidden, _wide(head), bias, rounded)
+
+
+def _product(hidden: Tensor, wide: Tensor, bias: Tensor | None, rounded: bool) -> Tensor:
+    with on_tensor_cores(rounded):
+        return functional.linear(_wide(hidden), wide, None if bias is None else _wide(bias))
+
+
+@contextmanager
+def on_tensor_cores(rounded: bool) -> Iterator[None]:
+    """For the products that are made meanwhile alone: what others multiply in float32 stays exact."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    if rounded:
+        settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _wide(values: Tensor) -> Tensor:

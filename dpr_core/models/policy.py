@@ -74,7 +74,9 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch, entropy: bool = False) -> TokenScores:
         hidden, head, bias = self.response_states(batch)
-        return token_scores(hidden, head, batch.targets, bias, entropy=entropy, logits_per_chunk=self.logits_per_chunk)
+        chunk = self.logits_per_chunk
+        with computing_in(self.activations, self.device):
+            return token_scores(hidden, head, batch.targets, bias, entropy=entropy, logits_per_chunk=chunk)
 
     def response_states(self, batch: Batch) -> States:
         """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""

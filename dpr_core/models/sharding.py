@@ -108,7 +108,7 @@ def whole(
 
 
 def _rounded(model: "PreTrainedModel", layers: Sequence[nn.Linear], dtype: torch.dtype) -> "PreTrainedModel":
-    """A copy that has rounded weights in these layers and shares all others; or the model, where it has them already."""
+    """A copy with rounded weights in these layers, and all others shared; or the model, where it has them already."""
     weights = {id(weight): weight for layer in layers for weight in layer.parameters() if weight.dtype != dtype}
     if not weights:
         return model

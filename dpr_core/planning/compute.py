@@ -19,7 +19,7 @@ class Work:
     body: float = 0
     """Operations in the type of the activations."""
     head: float = 0
-    """Operations in float32: the head's."""
+    """Operations of the head, in float32, or in TensorFloat-32 where activations are in bfloat16."""
     read: float = 0
     """Bytes of weights and of keys and values that drawing reads, token by token."""
 
@@ -35,7 +35,7 @@ class Work:
 
     def hours(self, gpu: Gpu, dtype: str, utilisation: float) -> float:
         """Reading and computing do not overlap while single tokens are drawn: reading is what limits that."""
-        computing = self.body / gpu.teraflops(dtype) + self.head / gpu.teraflops("float32")
+        computing = self.body / gpu.teraflops(dtype) + self.head / gpu.head_teraflops(dtype)
         seconds = computing / (utilisation * 1e12) + self.read / (utilisation * gpu.gigabytes_per_second * 1e9)
         return seconds / 3600
 

@@ -56,15 +56,14 @@ def test_the_bytes_are_those_of_rows_that_are_never_idle() -> None:
 
 
 def test_shares_of_the_limits() -> None:
-    limits = Limits({torch.bfloat16: 100.0, torch.float32: 10.0}, read=50.0)
+    limits = Limits(operations=100, head=10, read=50)
     least = Work(body=60, head=20)
-    assert limits.share(least, 4, torch.bfloat16) == pytest.approx(0.2)
+    assert limits.share(least, 4) == pytest.approx(0.2)
     # 0.6 seconds for the body, 2 for the head, in which 260 operations would have been possible.
-    assert limits.at_most(least, torch.bfloat16) == pytest.approx(80 / 260)
-    assert limits.at_most(least, torch.float32) == pytest.approx(1)
+    assert limits.at_most(least) == pytest.approx(80 / 260)
     drawn = Work(body=60, head=20, read=25)
-    assert limits.share(drawn, 2, torch.bfloat16) == pytest.approx(0.25)
-    assert limits.at_most(drawn, torch.bfloat16) is None
+    assert limits.share(drawn, 2) == pytest.approx(0.25)
+    assert limits.at_most(drawn) is None
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_large_networks_are_measured_as_on_a_gpu(way: str, monkeypatch: pytest.M
     monkeypatch.setitem(LARGE, "nano", NANO)
     monkeypatch.setattr("benchmarks.utilisation.LONG", ((4, 8), (3, 5)))
     monkeypatch.setattr("benchmarks.utilisation.fitting", lambda *_: way)
-    limits = Limits({torch.bfloat16: 1e12, torch.float32: 1e11}, read=1e10)
+    limits = Limits(operations=1e12, head=1e11, read=1e10)
     bench = Bench("nano", CPU, torch.bfloat16, count=1, rows=1)
     rows = {name: measured(name, bench, limits, limits, repeats=1) for name in TASKS}
     assert rows["sft"]["how"] == rows["update"]["how"] == way
@@ -139,7 +138,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise DensePathError("training does not fit")
 
     monkeypatch.setattr("benchmarks.utilisation.fitting", full)
-    bench, limits = Bench("toy", CPU, torch.float32, 1, 1), Limits({torch.float32: 1.0}, 1.0)
+    bench, limits = Bench("toy", CPU, torch.float32, 1, 1), Limits(1, 1, 1)
     row = measured("sft", bench, limits, None, 1)
     assert row == {"case": "toy", "work": "sft", "how": "not measured: training does not fit"}
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -95,14 +96,14 @@ def test_frozen_parts_get_no_gradient() -> None:
 
 def test_logits_that_all_fit_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = logprobs.float32_logits
+    original = logprobs._product
 
-    def recorded(*arguments: Tensor | None) -> Tensor:
-        logits: Tensor = original(*arguments)  # type: ignore[arg-type]
+    def recorded(*arguments: Any) -> Tensor:
+        logits: Tensor = original(*arguments)
         calls.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(logprobs, "float32_logits", recorded)
+    monkeypatch.setattr(logprobs, "_product", recorded)
     hidden, head, targets, _ = _inputs()
     token_scores(hidden.requires_grad_(), head, targets).log_probs.sum().backward()
     assert calls == [N * V]
@@ -110,14 +111,14 @@ def test_logits_that_all_fit_are_computed_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_never_more_logits_at_once_than_allowed_in_either_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    original = logprobs.float32_logits
+    original = logprobs._product
 
-    def recorded(*arguments: Tensor | None) -> Tensor:
-        logits: Tensor = original(*arguments)  # type: ignore[arg-type]
+    def recorded(*arguments: Any) -> Tensor:
+        logits: Tensor = original(*arguments)
         sizes.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(logprobs, "float32_logits", recorded)
+    monkeypatch.setattr(logprobs, "_product", recorded)
     hidden, head, targets, _ = _inputs()
     hidden.requires_grad_()
     token_scores(hidden, head, targets, logits_per_chunk=2 * V + 1).log_probs.sum().backward()

@@ -55,8 +55,7 @@ def assert_same(found: list[Completion], expected: list[Completion]) -> None:
         assert list(ours.log_probs) == pytest.approx(theirs.log_probs, abs=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 6])
-@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize(("family", "rows"), [("llama", 1), *((family, 6) for family in get_args(Family))])
 def test_replayed_steps_draw_what_steps_draw(
     family: Family, rows: int, tiny: Callable[..., Any], traced: Tracer
 ) -> None:
@@ -101,11 +100,17 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
     def capture(work: Work) -> Work:
         if problem == "refuses":
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
-        return lambda: replayed[-1].found.add_(1) and None
+
+        def differently() -> None:
+            replayed[-1].found += 1
+
+        return differently
 
     replayed: list[Replaying] = []
     monkeypatch.setattr(
-        in_process, "replaying", lambda readers, device: replayed.append(Replaying(readers[0], capture)) or replayed[-1:]
+        in_process,
+        "replaying",
+        lambda readers, device: replayed.append(Replaying(readers[0], capture)) or replayed[-1:],
     )
     model = tiny("llama")[0]
     expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
