@@ -64,7 +64,7 @@ class Replaying:
         rows = sum(rows for rows, _ in shape)
         logits = self.reader.logits(0, self.ids[:rows], self.positions[:rows], self.last[:rows], shape)
         if self.found.shape[1:] != logits.shape[1:]:
-            self.found = logits.new_empty(self.reader.slots.count, logits.shape[1])
+            self.found = logits.new_zeros(self.reader.slots.count, logits.shape[1])
         self.found[:rows] = logits
 
     def _captured(self, shape: Shape) -> Work | None:
@@ -81,7 +81,8 @@ class Replaying:
         if self.trusted:
             return replay
         logger.warning("rollouts do without CUDA graphs, and are slower: %s", problem)
-        self.found.copy_(expected)
+        # What it may have left in the slots is written anew.
+        self._step(shape)
         return None
 
     def _filled_up(self, spans: Spans) -> Shape:

@@ -103,6 +103,9 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
 
         def differently() -> None:
             replayed[-1].found += 1
+            slots = replayed[-1].reader.slots
+            for keys, _ in slots.layers.values():
+                keys.flatten(0, 2)[slots.places] += 1
 
         return differently
 
