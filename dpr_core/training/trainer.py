@@ -94,6 +94,7 @@ class Trainer:
         lengths = [len(s.response) for s in sequences]
         count = sum(lengths) if objective.per == "token" else len(sequences)
         totals = in_micro_batches(
+            "an optimizer step",
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,
             self.accelerator.device,
