@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -58,6 +58,18 @@ def in_turn(programs: Mapping[str, Callable[[], Callable[[], int]]], repeats: in
             if turn:
                 seconds[name].append((time.process_time() - started) / tokens)
     return Timed(seconds)
+
+
+def check_equal_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float) -> None:
+    """Fail where programs that draw at random did not draw as many responses, and about as long ones, as ours did."""
+    mine = lengths[OURS]
+    for name, theirs in lengths.items():
+        assert len(theirs) == len(mine), f"{name} drew {len(theirs)} responses, ours {len(mine)}"
+        off = abs(sum(theirs) / sum(mine) - 1)
+        assert off <= tolerance, (
+            f"{name} drew {sum(theirs)} tokens and ours {sum(mine)}, which is {off:.0%} apart and not the same work; "
+            "more --repeats bring them nearer to each other"
+        )
 
 
 def machine() -> dict[str, Any]:

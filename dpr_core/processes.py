@@ -4,6 +4,7 @@ With one process, nothing here does anything. Where there are more, all of them 
 order, or they wait for each other for ever.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
+
+logger = logging.getLogger("dense_path")
 
 PATIENCE = timedelta(hours=6)
 """How long one of them waits for another in an exchange. NCCL's ten minutes are too few where the first writes a large
@@ -57,6 +60,30 @@ def turns(work: Sequence[T]) -> Iterator[tuple[T, bool]]:
     for turn in range(0, len(work), count()):
         is_mine = turn + rank() < len(work)
         yield work[turn + rank() if is_mine else 0], is_mine
+
+
+_rows_seen: dict[str, int] = {}
+"""The most that a pass of a kind had. One of several processes does one stage, and this is of that stage."""
+
+_told: list[str] = []
+"""What was warned of, once a stage."""
+
+
+def tell_of_idle(what: str, lengths: Sequence[int], pieces: int, tokens: int) -> None:
+    """Warn where rows of these lengths make fewer micro-batches, of so many tokens at the most, than there are
+    processes. A pass over fewer rows than another of its kind, such as the last of an epoch, is no reason to."""
+    several, rows = count(), len(lengths)
+    _rows_seen[what] = max(rows, _rows_seen.get(what, 0))
+    if not 0 < pieces < several or rows < _rows_seen[what] or _told:
+        return
+    fewer = f"execution.launch.processes to {pieces}"
+    smaller = f"execution.tokens_per_micro_batch to {sum(lengths) // several}"
+    _told.append(
+        f"{what} over {rows} sequences makes {pieces} micro-batches of at most {tokens} tokens for {several} "
+        f"processes, of which {several - pieces} only repeat what others do; set "
+        + (f"{smaller}, or {fewer}" if rows >= several else fewer)
+    )
+    logger.warning(_told[-1])
 
 
 def added(values: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def run_experiment(
     store = Store.open()
     stages = asked.merged.nodes
     planned = plan(stages, store)
-    preflight(stages, planned, here=pool is None)
+    preflight(stages, planned, here=pool is None, jobs=jobs)
     there = reused(planned)
     logger.info("%s, %d of them there already", asked.description, len(there))
     about = Sweep(studies=asked.studies, name=name, jobs=jobs, pool=pool).about(store)

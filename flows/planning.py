@@ -47,15 +47,18 @@ class StagePlan:
     launch: Launch
     on_each: float
     """Bytes on each of the GPUs that share the stage."""
+    room: float
+    """Bytes that its processes can have on each of them: a server of its own has taken its share."""
     fits: bool
+    """The server into its share, too."""
     nearest: fitting.Fit
     """With smaller settings of `execution`."""
     sharded: fitting.Fit
     """The same, with slices of what lasts on all GPUs."""
     hours: float
 
-    def as_dict(self) -> dict[str, Any]:
-        peak, work = self.needs.peak, self.needs.work
+    def as_dict(self, gpu: Gpu) -> dict[str, Any]:
+        peak, work, server = self.needs.peak, self.needs.work, self.needs.server
         return {
             "name": self.name,
             "stage": self.stage,
@@ -64,6 +67,8 @@ class StagePlan:
             "processes": self.launch.processes,
             "strategy": self.launch.strategy if self.launch.processes > 1 else None,
             "bytes_on_each": round(self.on_each),
+            "room_bytes": round(self.room),
+            "server": server.as_dict(gpu.memory) if server else None,
             "parts": peak.as_dict(),
             "moments": {name: round(parts.total) for name, parts in self.needs.moments.items()},
             "fits": self.fits,
@@ -97,7 +102,7 @@ class RunPlan:
             "gpu": {**asdict(gpu), "usable_bytes": round(gpu.usable), "as_of": AS_OF},
             "gpus": self.gpus,
             "parameters": self.architecture.parameters,
-            "stages": [stage.as_dict() for stage in self.stages],
+            "stages": [stage.as_dict(gpu) for stage in self.stages],
             "hours": sum(stage.hours for stage in self.stages),
             "judging": costs_document(self.costs),
             "assumed": self.assumed,
@@ -127,8 +132,8 @@ class RunPlan:
             told.append("With cpu_offload, what lasts is in the memory of the machine, which is not checked here.")
         if self.served:
             told.append(
-                "REINFORCE is planned as if it drew in its own process: what a vLLM server needs is left out. One on "
-                "the same GPU takes rollouts.execution.memory_share of it."
+                "A vLLM server that REINFORCE starts has rollouts.execution.memory_share of the first GPU, and the "
+                "rest is for the stage. One that url names takes nothing here. Hours are as if the stage itself drew."
             )
         if (longest := max(stage.needs.longest for stage in self.stages)) == known.positions:
             told.append(f"The limits allow for more than the model's {longest} positions; such sequences are refused.")
@@ -207,7 +212,8 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, 
         changed = [needs(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
         return max(changed, key=lambda found: found.peak.total)
 
-    room = asked.gpu.usable
+    server = fullest.server
+    room = asked.gpu.usable - (server.taken(asked.gpu.memory) if server else 0)
     held = fitting.on_each(around.architecture, launch)
     sharded = fitting.on_each(around.architecture, Launch(processes=gpus, strategy="fsdp"))
     on_each = max(held(found) for found in each)
@@ -217,7 +223,8 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, 
         needs=replace(fullest, work=work),
         launch=launch,
         on_each=on_each,
-        fits=on_each <= room,
+        room=room,
+        fits=on_each <= room and (server is None or server.fits(asked.gpu.memory)),
         nearest=fitting.nearest(with_execution, held, first, room),
         sharded=fitting.nearest(with_execution, sharded, first, room),
         hours=work.hours(asked.gpu, around.dtype, asked.utilisation) / launch.processes,

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from dpr_core.planning.hardware import Gpu
 from dpr_core.planning.memory import PARTS
 from dpr_core.reporting.tables import NONE, Table
 from flows.planning import RunPlan, StagePlan
@@ -17,9 +18,11 @@ GIGA = 2**30
 def plan_view(plan: RunPlan) -> RenderableType:
     asked = plan.asked
     shared = any(stage.launch.processes > 1 for stage in plan.stages)
+    served = any(stage.needs.server for stage in plan.stages)
+    more = [*(["processes", "on each GPU"] if shared else []), *(["vLLM server"] if served else [])]
     memory = Table(
-        ("stage", "fullest while", *PARTS, "in all", *(["processes", "on each GPU"] if shared else []), "fits"),
-        [_memory_row(stage, shared) for stage in plan.stages],
+        ("stage", "fullest while", *PARTS, "in all", *more, "fits"),
+        [_memory_row(stage, shared, served, asked.gpu) for stage in plan.stages],
         texts=2,
     )
     work = Table(
@@ -44,11 +47,33 @@ def plan_view(plan: RunPlan) -> RenderableType:
 
 def advice(stage: StagePlan, plan: RunPlan) -> str:
     """The nearest settings with which a stage fits, or why there are none."""
+    return "; ".join(filter(None, (_of_server(stage, plan), _of_batches(stage, plan))))
+
+
+def _of_server(stage: StagePlan, plan: RunPlan) -> str:
+    """Empty where it has all that it needs."""
+    server, gpu = stage.needs.server, plan.asked.gpu
+    if server is None or server.fits(gpu.memory):
+        return ""
+    told = f"its vLLM server needs {_gib(server.least)} GiB for weights and one response"
+    if (share := server.least_share(gpu.memory)) >= 1:
+        return f"{told}, which no share of this GPU is"
+    setting = _in_changes(stage, f"reinforce.rollouts.execution.memory_share={share:.2f}")
+    return f"{told} and is given {_gib(server.taken(gpu.memory))}; it would fit with {setting}"
+
+
+def _of_batches(stage: StagePlan, plan: RunPlan) -> str:
+    """Empty where they fit as they are."""
+    if stage.nearest.changes == {}:
+        return ""
     if stage.nearest.changes:
         return f"does not fit; it would with {_settings(stage, stage.nearest.changes)}"
+    server = stage.needs.server
+    least = f"{server.least_share(plan.asked.gpu.memory):.2f}" if server else ""
+    beside = f" beside its vLLM server, which needs a memory_share of {least} at least" if server else ""
     told = (
         f"does not fit: with the smallest batches it still needs {_gib(stage.nearest.least)} GiB, of which "
-        f"{_gib(plan.asked.gpu.usable)} can be used"
+        f"{_gib(max(0.0, stage.room))} can be used{beside}"
     )
     if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.processes > 1):
         return told
@@ -67,16 +92,21 @@ def _settings(stage: StagePlan, changes: Mapping[str, Any]) -> str:
     own = stage.stage in ("self_play", "continued_sft")
     section = f"methods.{stage.name}" if own else stage.stage
     told = " ".join(f"{section}.execution.{name}={str(value).lower()}" for name, value in changes.items())
+    return _in_changes(stage, told)
+
+
+def _in_changes(stage: StagePlan, told: str) -> str:
     variant = stage.stage in ("reward", "reinforce") and stage.name != stage.stage
     return f"{told} (in the changes of that method)" if variant else told
 
 
-def _memory_row(stage: StagePlan, shared: bool) -> list[str]:
+def _memory_row(stage: StagePlan, shared: bool, served: bool, gpu: Gpu) -> list[str]:
     parts = stage.needs.peak.as_dict()
     cells = [_gib(parts[name]) if parts[name] else NONE for name in PARTS]
     on_each = [str(stage.launch.processes), _gib(stage.on_each)] if shared else []
-    in_all = _gib(stage.needs.peak.total)
-    return [stage.name, stage.needs.fullest, *cells, in_all, *on_each, "yes" if stage.fits else "no"]
+    in_all, server = _gib(stage.needs.peak.total), stage.needs.server
+    taken = [_gib(server.taken(gpu.memory)) if server else NONE] if served else []
+    return [stage.name, stage.needs.fullest, *cells, in_all, *on_each, *taken, "yes" if stage.fits else "no"]
 
 
 def _gib(size: float) -> str:

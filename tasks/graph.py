@@ -56,14 +56,18 @@ def plan(nodes: Sequence[Node], store: Store, not_before: datetime | None = None
     return list(planned.values())
 
 
-def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True) -> None:
-    """Raise now what would make a stage fail that is still to run. Without `here`, other machines run them."""
-    to_run = {step.name for step in planned if step.status == "run"}
+def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True, jobs: int = 1) -> None:
+    """Raise now what would make a stage fail that is still to run, so many at once. Without `here`, other machines run
+    them."""
     configs: dict[str, list[StageConfig]] = {}
-    for node in nodes:
-        if node.name in to_run:
-            check_launch(stage_named(node.stage), node.config)
-            configs.setdefault(node.stage, []).append(node.config)
+    for node in _to_run(nodes, planned):
+        check_launch(stage_named(node.stage), node.config)
+        configs.setdefault(node.stage, []).append(node.config)
+    if jobs > 1 and (several := on_machines(nodes, planned)):
+        raise UsageError(
+            f"{several.name} is done by several machines, which meet at one port of this one, and so one such stage "
+            f"at a time: give --jobs 1 in place of {jobs}"
+        )
     for stage, asked in configs.items():
         stage_named(stage).preflight(asked)
     executions = [getattr(config, "execution", None) for asked in configs.values() for config in asked]
@@ -71,6 +75,20 @@ def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool =
         from dpr_core.training.devices import refuse_without_gpu
 
         refuse_without_gpu()
+
+
+def on_machines(nodes: Sequence[Node], planned: Sequence[Planned]) -> Node | None:
+    """The first that is still to run and that several machines do together, if there is one."""
+    for node in _to_run(nodes, planned):
+        launch = stage_named(node.stage).launch(node.config)
+        if launch is not None and launch.machines > 1:
+            return node
+    return None
+
+
+def _to_run(nodes: Sequence[Node], planned: Sequence[Planned]) -> list[Node]:
+    names = {step.name for step in planned if step.status == "run"}
+    return [node for node in nodes if node.name in names]
 
 
 def _input_digests(

@@ -22,6 +22,7 @@ this process."""
 
 
 def in_micro_batches(
+    what: str,
     lengths: Sequence[int],
     tokens: int | None,
     device: torch.device,
@@ -29,17 +30,24 @@ def in_micro_batches(
     packed: bool = False,
 ) -> T:
     """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
+    `what` names the pass, such as a step.
 
     None takes what is fast on the device. Several processes do not begin again: see `as_much_as_fits`.
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
     longest = max(lengths, default=0)
+
+    def share(at_once: int) -> T:
+        batches = micro_batches(lengths, at_once, packed)
+        processes.tell_of_idle(what, lengths, len(batches), at_once)
+        return work(batches)
+
     return as_much_as_fits(
         "micro-batches of {} tokens",
         tokens or default_tokens(on_gpu=device.type != "cpu"),
         longest,
-        lambda at_once: work(micro_batches(lengths, at_once, packed)),
+        share,
         "tokens_per_micro_batch",
         f"one sequence of {longest} tokens",
         "allow shorter ones, set execution.gradient_checkpointing=true, or lower execution.logits_per_chunk",

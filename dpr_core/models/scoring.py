@@ -90,7 +90,8 @@ def _tables(
                 on_progress(sum(map(len, batches[:done])), len(sequences))
         return processes.added(out)
 
-    return in_micro_batches([len(s) for s in sequences], tokens_per_micro_batch, reader.device, fill, reader.packed)
+    lengths = [len(s) for s in sequences]
+    return in_micro_batches("a scoring pass", lengths, tokens_per_micro_batch, reader.device, fill, reader.packed)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

@@ -25,9 +25,14 @@ class Gpu:
     """Of 10^9 bytes, to and from memory."""
 
     @property
+    def memory(self) -> float:
+        """Bytes."""
+        return self.gigabytes * 2**30
+
+    @property
     def usable(self) -> float:
         """Bytes that a stage can have."""
-        return self.gigabytes * 2**30 * (1 - RESERVED)
+        return self.memory * (1 - RESERVED)
 
     def teraflops(self, dtype: str) -> float:
         return self.bfloat16_teraflops if dtype == "bfloat16" else self.float32_teraflops

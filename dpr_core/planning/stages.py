@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dpr_core.config.base import StageConfig
@@ -16,6 +16,7 @@ from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Sequences, Work
 from dpr_core.planning.memory import LIVE_CHUNKS_ENTROPY, LIVE_CHUNKS_KL, Memory, Parts
+from dpr_core.planning.served import Server, server_for
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Needs:
     work: Work
     longest: int
     """Tokens of the longest sequence that the limits allow, or that the model has positions for."""
+    server: Server | None = field(default=None, kw_only=True)
+    """What draws in its place, if that is on the same GPU."""
     drawing: float = 0
     """Bytes of the whole networks that draw, beyond copies, which a process that holds slices gathers for that."""
 
@@ -223,12 +226,22 @@ def answer(config: AnswerConfig, around: Circumstances) -> Needs:
     return Needs(moments, _drawn(memory, sequences) * models + scored, memory.longest, models * memory.frozen)
 
 
+def reinforce_by_engine(config: ReinforceConfig, around: Circumstances) -> Needs:
+    """Where vLLM draws, the process that learns never does."""
+    found = reinforce(config, around)
+    if config.rollouts.type == "in_process":
+        return found
+    memory = around.memory(config.execution, config.max_prompt_tokens, config.max_response_tokens)
+    moments = {name: parts for name, parts in found.moments.items() if name != "drawing"}
+    return replace(found, moments=moments, server=server_for(config.rollouts, memory))
+
+
 _NEEDS: dict[type[StageConfig], Callable[[Any, Circumstances], Needs]] = {
     SFTConfig: sft,
     ContinuedSFTConfig: sft,
     RewardConfig: reward,
     DiagnoseConfig: diagnose,
-    ReinforceConfig: reinforce,
+    ReinforceConfig: reinforce_by_engine,
     SelfPlayConfig: self_play,
     AnswerConfig: answer,
 }

@@ -20,6 +20,7 @@ from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
 from dpr_core.models.memory import in_micro_batches
 from dpr_core.models.sharding import cut, full, is_sharded, networks, place
+from dpr_core.training.randomness import draw_apart, random_state, set_random_state
 from dpr_core.training.recorder import Recorder, Silent
 from dpr_core.training.state import State
 
@@ -80,6 +81,7 @@ class Trainer:
         self.module = module if is_sharded(module) else self.accelerator.prepare(module)
         self.packed = bool(getattr(module, "packed", False))
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
+        draw_apart()
 
     def step(
         self, sequences: Sequence[TokenSequence], objective: Objective, values: Mapping[str, Tensor] | None = None
@@ -94,6 +96,7 @@ class Trainer:
         lengths = [len(s.response) for s in sequences]
         count = sum(lengths) if objective.per == "token" else len(sequences)
         totals = in_micro_batches(
+            "an optimizer step",
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,
             self.accelerator.device,
@@ -205,23 +208,11 @@ class Trainer:
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None]})
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
-        set_random_state(state["random"][processes.rank() % len(state["random"])])
+        set_random_state(state["random"])
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         module = self.accelerator.unwrap_model(self.module)
         return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-
-
-def random_state() -> State:
-    """Of torch's generators, which nothing but dropout draws from."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": list(devices)}
-
-
-def set_random_state(state: State) -> None:
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def learning_rate_share(step: int, total_steps: int, settings: Optimizer) -> float:

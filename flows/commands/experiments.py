@@ -150,7 +150,7 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
     from flows import embedded, runs, show_experiment
     from flows.asked import Sweep
     from flows.merging import Experiment
-    from tasks.graph import plan
+    from tasks.graph import on_machines, plan
     from tasks.tracking import Store
 
     if wish.pool and wish.jobs:
@@ -171,7 +171,9 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
         return runs.reuse_all(store, planned, about, runs.tables_of), None
     embedded.prepare(store.home, wish.debug)
     embedded.start_server()
-    jobs = wish.jobs or (1 if wish.pool else processes(studies, sum(step.status == "run" for step in planned)))
+    one_at_a_time = wish.pool or on_machines(nodes, planned)
+    to_run = sum(step.status == "run" for step in planned)
+    jobs = wish.jobs or (1 if one_at_a_time else processes(studies, to_run))
     from flows.experiment import Incomplete
     from flows.experiment import sweep as sweep_flow
 

@@ -104,12 +104,58 @@ def test_a_plan_for_people_holds_every_stage_and_the_dollars(dpr: Dpr) -> None:
         assert word in shown
 
 
-def test_what_a_vllm_server_needs_is_said_to_be_left_out(dpr: Dpr) -> None:
-    plain = dpr("plan", "gemma-3-4b", "--json").json
-    served = dpr("plan", "gemma-3-4b", "--set", "reinforce.rollouts.type=vllm", "--json").json
-    assert served["stages"] == plain["stages"]
-    (more,) = set(served["assumed"]) - set(plain["assumed"])
-    assert "vLLM server" in more
+VLLM = ("--set", "reinforce.rollouts.type=vllm")
+
+
+def _share(share: float) -> tuple[str, str]:
+    return "--set", f"reinforce.rollouts.execution.memory_share={share}"
+
+
+def test_a_vllm_server_takes_its_share_and_draws_in_place_of_the_stage(dpr: Dpr) -> None:
+    given = ("plan", "gemma-3-4b", "--gpu", "h200", "--json")
+    plain, served = (_stages(dpr(*given, *more).json) for more in ((), VLLM))
+    assert plain.pop("reinforce")["server"] is None
+    reinforce = served.pop("reinforce")
+    assert served == plain, "other stages draw by themselves"
+    assert reinforce["server"]["bytes"] == pytest.approx(0.4 * 141 * GIB, abs=1)
+    assert reinforce["room_bytes"] == pytest.approx((0.9 - 0.4) * 141 * GIB, abs=1)
+    assert set(reinforce["moments"]) == {"scoring", "learning"}
+    shown = dpr(*given[:-1], *VLLM).stdout
+    assert "vLLM server" in shown
+    assert "56.4" in shown
+
+
+def test_a_server_elsewhere_takes_nothing_here(dpr: Dpr) -> None:
+    url = ("--set", "reinforce.rollouts.execution.url=http://127.0.0.1:8000")
+    reinforce = _stages(dpr("plan", "gemma-3-4b", *VLLM, *url, "--json").json)["reinforce"]
+    assert reinforce["server"] is None
+    assert reinforce["room_bytes"] == 72 * GIB
+    assert set(reinforce["moments"]) == {"scoring", "learning"}
+
+
+def test_the_nearest_settings_fit_beside_a_server(dpr: Dpr) -> None:
+    """They fit the whole GPU as they are."""
+    given = ("plan", "llama-3.1-8b-lora", "--gpu-memory", "148", "--json")
+    assert _stages(dpr(*given).json)["reinforce"]["fits"]
+    more = (*VLLM, *_share(0.43))
+    reinforce = _stages(dpr(*given, *more).json)["reinforce"]
+    assert (reinforce["fits"], reinforce["server"]["fits"]) == (False, True)
+    assert reinforce["nearest"]
+    assert "rollout_rows" not in reinforce["nearest"]
+    changes = [f"reinforce.execution.{name}={value}" for name, value in reinforce["nearest"].items()]
+    again = _stages(dpr(*given, *more, *(word for change in changes for word in ("--set", change))).json)["reinforce"]
+    assert again["fits"]
+    assert again["bytes"] <= again["room_bytes"] == reinforce["room_bytes"] < reinforce["bytes"]
+
+
+def test_a_share_that_does_not_hold_the_weights_is_refused_with_one_that_does(dpr: Dpr) -> None:
+    given = ("plan", "llama-3.1-8b-lora", "--gpu", "h200", *VLLM)
+    small = _stages(dpr(*given, *_share(0.1), "--json").json)["reinforce"]
+    assert (small["fits"], small["server"]["fits"], small["nearest"]) == (False, False, {})
+    assert "memory_share=0.11" in " ".join(dpr(*given, *_share(0.1)).stdout.split())
+    assert _stages(dpr(*given, *_share(0.11), "--json").json)["reinforce"]["fits"]
+    none = " ".join(dpr("plan", "llama-3.1-8b-lora", "--gpu-memory", "12", *VLLM).stdout.split())
+    assert "which no share of this GPU is" in none
 
 
 def test_methods_have_plans_of_their_own(dpr: Dpr) -> None:

@@ -123,10 +123,13 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_make_what_one_makes_and_report_it_once(here: Here) -> None:
+def test_two_processes_make_what_one_makes_and_report_it_once(here: Here, caplog: pytest.LogCaptureFixture) -> None:
     alone = here.sft(1)
+    assert "only repeat" not in caplog.text
     together = here.sft(2, datetime.now(UTC))
     assert together.id != alone.id
+    # Eight short rows are one micro-batch, in each of the steps.
+    assert caplog.text.count("for 2 processes, of which 1 only repeat what others do") == 1
     for part in ("0.5", "1.0", "ema"):
         assert_same(here.weights(together.id, part), here.weights(alone.id, part))
     assert here.steps(together.id) == here.steps(alone.id)

@@ -157,5 +157,5 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("size mismatch")
 
     with pytest.raises(RuntimeError, match="size mismatch"):
-        memory.in_micro_batches([3], 64, torch.device("cpu"), fail)
+        memory.in_micro_batches("a step", [3], 64, torch.device("cpu"), fail)
     assert memory._found == {}

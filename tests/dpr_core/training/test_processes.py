@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from dpr_core import processes
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError
-from dpr_core.models.memory import as_much_as_fits
+from dpr_core.models.memory import as_much_as_fits, in_micro_batches
 from dpr_core.training.state import read
 from tests import ranks
 from tests.dpr_core.training.distributed import (
@@ -152,6 +153,49 @@ def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest
     assert {len(share) for share in shares} == {3}
     assert sorted(piece for share in shares for piece, is_mine in share if is_mine) == pieces
     assert shares[2] == [("c", True), ("f", True), ("a", False)]
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """As the first of four in a new stage: makes a pass over rows of these lengths, in how many micro-batches."""
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    monkeypatch.setattr(processes, "_rows_seen", {})
+    monkeypatch.setattr(processes, "_told", [])
+
+    def some_pass(*lengths: int, tokens: int = 30, what: str = "a step") -> int:
+        return in_micro_batches(what, lengths, tokens, torch.device("cpu"), len)
+
+    return some_pass
+
+
+def test_processes_that_only_repeat_what_others_do_are_warned_of_once(
+    four: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert four(10, 10, 10, 10, 10, 10) == 2
+    four(10, 10, 10, 10, 10, 10, 10)
+    assert caplog.messages == [
+        "a step over 6 sequences makes 2 micro-batches of at most 30 tokens for 4 processes, of which 2 only repeat "
+        "what others do; set execution.tokens_per_micro_batch to 15, or execution.launch.processes to 2"
+    ]
+    assert four(10, 10, 10, 10, 10, 10, tokens=15) >= 4
+
+
+def test_smaller_micro_batches_are_no_cure_for_fewer_rows_than_processes(
+    four: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert four(10, 10, 30) == 2
+    assert caplog.messages[0].endswith("of which 2 only repeat what others do; set execution.launch.processes to 2")
+
+
+def test_no_rows_enough_micro_batches_and_what_is_left_of_an_epoch_are_nothing_to_warn_of(
+    four: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert four() == 0
+    assert four(30, 30, 30, 30) == 4
+    assert four(30, 30, 30) == 3
+    assert caplog.messages == []
+    assert four(30, 30, 30, what="another kind of pass") == 3
+    assert len(caplog.messages) == 1
 
 
 def test_one_of_several_processes_does_not_begin_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""What dropout draws in each of several processes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpr_core import processes
+from dpr_core.config.training import Execution, LoRA
+from dpr_core.models.adapters import add_adapters
+from dpr_core.models.policy import Policy
+from dpr_core.training.randomness import draw_apart, random_state, set_random_state
+from tests import ranks
+from tests.dpr_core.training.distributed import backbone, trainer_of
+
+Draw = Callable[[int, Callable[[], None]], Tensor]
+
+
+@pytest.fixture
+def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """The numbers that a process of this rank draws after something."""
+
+    def drawn(rank: int, after: Callable[[], None]) -> Tensor:
+        monkeypatch.setattr(processes, "rank", lambda: rank)
+        torch.manual_seed(3)
+        after()
+        return torch.rand(8)
+
+    return drawn
+
+
+def all_differ(drawn: list[Tensor]) -> bool:
+    return len({tuple(each.tolist()) for each in drawn}) == len(drawn)
+
+
+def test_each_process_draws_numbers_of_its_own_and_the_first_those_of_one_process_alone(draw: Draw) -> None:
+    alone = draw(0, lambda: None)
+    drawn = [draw(rank, draw_apart) for rank in range(4)]
+    assert drawn[0].equal(alone)
+    assert all_differ(drawn)
+    assert drawn[2].equal(draw(2, draw_apart)), "as the seed has them"
+
+
+def test_a_second_trainer_does_not_bring_them_together_again(draw: Draw) -> None:
+    def twice() -> None:
+        draw_apart()
+        draw_apart()
+
+    assert all_differ([draw(rank, twice) for rank in range(4)])
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("now", [1, 2, 4])
+def test_those_that_go_on_go_on_and_those_that_are_new_draw_what_nobody_does(draw: Draw, before: int, now: int) -> None:
+    states: list[Any] = []
+
+    def keep() -> None:
+        draw_apart()
+        states.append(random_state())
+
+    expected = [draw(rank, keep) for rank in range(before)]
+    found = [draw(rank, lambda: set_random_state(states)) for rank in range(now)]
+    for one, other in zip(found, expected, strict=False):
+        assert one.equal(other)
+    assert all_differ([*expected, *found[before:]])
+
+
+def dropping(folder: Path) -> None:
+    """Adapters, as the process of this rank made them, and what the dropout of one leaves of ones."""
+    torch.manual_seed(0)
+    model, _ = backbone()
+    add_adapters(model, LoRA(rank=2, targets=("q_proj",), dropout=0.5), seed=0)
+    adapter = model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.detach().clone()
+    trainer_of(Policy(model), Execution())
+    left = model.train().model.layers[0].self_attn.q_proj.lora_dropout["default"](torch.ones(64))
+    torch.save({"adapter": adapter, "left": left}, folder / f"{processes.count()}-{processes.rank()}")
+
+
+@pytest.mark.integration
+def test_processes_that_share_a_step_drop_different_inputs_of_the_same_adapters(tmp_path: Path) -> None:
+    dropping(tmp_path)
+    ranks.run(2, dropping, tmp_path)
+    alone, first, second = (torch.load(tmp_path / name) for name in ("1-0", "2-0", "2-1"))
+    assert first["adapter"].equal(alone["adapter"])
+    assert second["adapter"].equal(alone["adapter"])
+    assert first["left"].equal(alone["left"])
+    assert not second["left"].equal(alone["left"])
+    assert set(second["left"].tolist()) == {0.0, 2.0}
