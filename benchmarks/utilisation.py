@@ -104,7 +104,7 @@ class Bench:
         lora, again = WAYS[way]
         if lora:
             add_adapters(model, lora, 0)
-        policy = Policy(model, activations=self.dtype)
+        policy = Policy(model, activations=self.dtype).round_frozen()
         settings = SFTConfig(learning_rate=RATE, batch_size=len(self.sequences))
         trainer = Trainer(policy, settings, 100, Execution(gradient_checkpointing=again))
         return trainer, policy, trained(architecture, self.sequences, adapters=lora is not None), way

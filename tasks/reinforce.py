@@ -37,6 +37,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     policy.check_length(longest)
     if settings.lora is not None:
         add_adapters(policy.model, settings.lora, settings.seed)
+        policy.round_frozen()
     history = History(work)
     with opened(
         settings.rollouts,

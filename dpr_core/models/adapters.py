@@ -40,7 +40,8 @@ def add_adapters(model: "PreTrainedModel", settings: LoRA, seed: int) -> None:
 
 @torch.no_grad()
 def merged(model: "PreTrainedModel") -> dict[str, Tensor] | None:
-    """The weights of the model with its adapters added in, named as without them; None where it has none."""
+    """The weights of the model with its adapters added in, named as without them, in float32 where some are held
+    rounded; None where it has none."""
     adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     if not adapted:
         return None
@@ -48,6 +49,7 @@ def merged(model: "PreTrainedModel") -> dict[str, Tensor] | None:
     for name, weight in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
             continue
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         layer, is_adapted, part = name.partition(".base_layer.")
         if is_adapted and part == "weight":
             weight = weight + adapted[layer].get_delta_weight(_NAME)

@@ -38,15 +38,17 @@ class Policy(nn.Module):
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
 
     def freeze(self) -> Self:
-        """Train nothing, and hold rounded what is only ever used rounded.
-
-        Under autocast every linear layer rounds its weights for each use. With the rounded ones kept in place of the
-        others, results are the same bit by bit, from about half of the memory. Embeddings, norms and the head, which
-        are not rounded, stay as they are.
-        """
+        """Train nothing, and hold rounded what is only ever used rounded."""
         self.requires_grad_(False)
+        return self.round_frozen()
+
+    def round_frozen(self) -> Self:
+        """Under autocast every linear layer rounds its weights for each use. With the rounded ones kept in place of
+        those that are not trained, results are the same bit by bit, from about half of the memory. Embeddings, norms
+        and the head, which are not rounded, stay as they are.
+        """
         for _, layer in rounded_layers(self.model, self.activations):
-            if layer.weight.dtype != self.activations:
+            if layer.weight.dtype != self.activations and not layer.weight.requires_grad:
                 layer.to(self.activations)
         return self
 

@@ -128,8 +128,9 @@ class Memory:
 
     def training(self, adapters: bool = False) -> list[Parts]:
         """The highest moments of a backward pass: in the head, in the last layer, and in a tied embedding. With
-        adapters, neither head nor embedding has a gradient."""
+        adapters, neither head nor embedding has a gradient, and what is not trained is rounded already."""
         a, tokens = self.architecture, self.tokens
+        casts = 0 if adapters else self.casts
         outside = 4 * FULL * a.width * tokens
         """The embedding's output, and the last norm's input and output, of which the response's are gathered."""
         head = 0 if adapters else FULL * a.head
@@ -141,18 +142,16 @@ class Memory:
             held = outside + a.layers * self._saved_by_layer * tokens
             in_layer = self._gradients_in_layer * tokens
             return [
-                Parts(activations=self.casts + held, logits=in_head),
-                Parts(activations=self.casts + held + in_layer, logits=waiting),
+                Parts(activations=casts + held, logits=in_head),
+                Parts(activations=casts + held + in_layer, logits=waiting),
                 embedding,
             ]
         held = outside + a.layers * FULL * a.width * tokens
         one_layer = (self._saved_by_layer + self._gradients_in_layer) * tokens
-        cast_layer = self.casts / a.layers
         return [
             Parts(activations=held, logits=in_head),
-            Parts(activations=cast_layer + held + one_layer, logits=waiting),
-            # Autocast remembers its casts of weights that learn, and of no others.
-            Parts(activations=(cast_layer if adapters else self.casts) + held + self._transient * tokens),
+            Parts(activations=casts / a.layers + held + one_layer, logits=waiting),
+            Parts(activations=casts + held + self._transient * tokens),
             embedding,
         ]
 

@@ -128,7 +128,7 @@ def sft(config: SFTConfig | ContinuedSFTConfig, around: Circumstances) -> Needs:
     average = memory.network if getattr(config, "ema_decay", None) else 0
     lora: LoRA | None = getattr(config, "lora", None)
     learned = _learned(memory, lora)
-    weights = memory.network + learned if lora else memory.network
+    weights = memory.frozen + learned if lora else memory.network
     lasting = Parts(weights=weights, optimizer=2 * learned, copies=average)
     sequences = around.sequences(around.demonstrations * config.epochs, *limits)
     return Needs(_learning(memory, lasting, lora), _trained(memory, sequences, lora), memory.longest)
@@ -162,17 +162,18 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     memory = around.memory(config.execution, *limits)
     critic = memory.critic if isinstance(config.algorithm, PPO) else 0
     learned = _learned(memory, config.lora)
-    # The critic has as many adapters as the policy.
+    # Beside adapters, of which the critic has as many as the policy, casts are all that is held of matrices.
     trained = learned + (learned if config.lora else critic) * bool(critic)
+    rounded = memory.casts * (1 + bool(critic))
     lasting = Parts(
-        weights=memory.network + critic + (trained if config.lora else 0),
+        weights=memory.network + critic + (trained - rounded if config.lora else 0),
         optimizer=2 * trained,
         scorers=2 * memory.frozen,
         copies=learned if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
     moments = {
-        "drawing": _fullest(lasting, memory.drawing(count, learned=True)),
+        "drawing": _fullest(lasting, memory.drawing(count, learned=config.lora is None)),
         "scoring": _fullest(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
         **_learning(memory, lasting, config.lora),
     }
@@ -183,7 +184,8 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     iterations = config.iterations or max(1, math.ceil(around.demonstrations / config.rollout_batch_size))
     rollouts = _drawn(memory, sequences) + once * 3
     work = rollouts * (iterations + 1) + (update + values) * iterations
-    return Needs(moments, work, memory.longest, memory.frozen - memory.casts)
+    gathered = memory.frozen if config.lora else memory.frozen - memory.casts
+    return Needs(moments, work, memory.longest, gathered)
 
 
 def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dpr_core.algorithms.sft import SupervisedFineTuning
@@ -190,3 +191,26 @@ def test_without_peft_the_extra_is_named(tiny: Callable[..., Any], monkeypatch: 
 def test_a_moving_average_of_adapters_is_refused() -> None:
     with pytest.raises(ValidationError, match="set only one"):
         SFTConfig(lora=LoRA(), ema_decay=0.9)
+
+
+def test_under_bfloat16_the_rest_is_held_rounded_and_learns_the_same(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny("gemma3")
+    add_adapters(model, LoRA(rank=2, targets=("q_proj", "up_proj")), seed=0)
+    found = []
+    for rounded in (False, True):
+        policy = Policy(copy.deepcopy(model), activations=torch.bfloat16)
+        if rounded:
+            policy.round_frozen()
+        trainer = Trainer(policy, SETTINGS, 10, Execution())
+        losses = [trainer.step(ROWS, SupervisedFineTuning())["train/loss"] for _ in range(3)]
+        found.append((losses, trainer.state()["weights"]))
+    (losses, learned), (same, held) = found
+    assert same == losses
+    assert all(weight.equal(held[name]) for name, weight in learned.items())
+    types = {(p.dtype, p.requires_grad) for name, p in policy.model.named_parameters() if "_proj" in name}
+    assert types == {(torch.bfloat16, False), (torch.float32, True)}
+    save(policy.model, tokenizer, tmp_path)
+    assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    again = Policy(load_model(tmp_path), activations=torch.bfloat16)
+    ours, theirs = (score(each, ROWS, 512).log_probs for each in (policy, again))
+    torch.testing.assert_close(theirs, ours, atol=0.05, rtol=0)
