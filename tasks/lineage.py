@@ -100,6 +100,7 @@ class Lineage:
         import torch
 
         from dpr_core.models.checkpoints import load_mean
+        from dpr_core.models.compiling import compile_layers
         from dpr_core.models.policy import Policy
         from dpr_core.models.sharding import place
 
@@ -108,7 +109,11 @@ class Lineage:
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
         policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
-        return place(policy.freeze(), execution.launch) if frozen else policy
+        if frozen:
+            place(policy.freeze(), execution.launch)
+            if execution.compile:
+                compile_layers(policy)
+        return policy
 
     def dense_reward(self, artifact: Artifact, execution: Execution) -> "DenseReward":
         """The reward that an artifact is, or was made with."""

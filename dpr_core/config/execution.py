@@ -34,6 +34,10 @@ class Execution(Config):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
 
+    compile: bool = False
+    """Have torch.compile fuse what goes element by element in the layers that train and that score, when they first
+    run. It takes a C++ compiler, and on a GPU Triton."""
+
     rollout_rows: int = Field(256, ge=1)
     """Responses that are drawn at once; each needs room for its keys and values."""
 

@@ -27,8 +27,9 @@ def adopt(model: "PreTrainedModel") -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, partial(by_sequence, sdpa_attention_forward))
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if NAME not in AttentionInterface():
+        AttentionInterface.register(NAME, partial(by_sequence, sdpa_attention_forward))
+        AttentionMaskInterface.register(NAME, sdpa_mask)
     model.config._attn_implementation = NAME
 
 

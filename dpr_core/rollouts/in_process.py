@@ -10,6 +10,7 @@ from torch import Tensor
 from dpr_core import processes
 from dpr_core.config.execution import Execution
 from dpr_core.logprobs import contrastive
+from dpr_core.models.compiling import uncompiled
 from dpr_core.models.memory import as_much_as_fits
 from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import whole
@@ -102,7 +103,7 @@ class InProcessEngine:
                         on_progress(len(completions), len(prompts))
 
         longest = max(map(len, prompts), default=0)
-        with attending(models):
+        with attending(models), uncompiled():
             as_much_as_fits(
                 "{} rows",
                 self.rows,

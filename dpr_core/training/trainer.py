@@ -18,6 +18,7 @@ from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
+from dpr_core.models.compiling import compile_layers
 from dpr_core.models.memory import in_micro_batches
 from dpr_core.models.sharding import cut, full, is_sharded, networks, place
 from dpr_core.training.randomness import draw_apart, random_state, set_random_state
@@ -68,6 +69,8 @@ class Trainer:
             for network in networks(module):
                 network.gradient_checkpointing_enable()
         place(module, execution.launch)
+        if execution.compile:
+            compile_layers(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,

@@ -88,13 +88,18 @@ def training(
     checkpointing: bool = False,
     activations: torch.dtype = torch.float32,
     packing: bool = False,
+    compile: bool = False,
 ) -> Found:
     """Three steps."""
     model, _ = backbone(family)
     if activations != torch.float32:
         model.float()
     execution = Execution(
-        launch=launch, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing, packing=packing
+        launch=launch,
+        tokens_per_micro_batch=tokens,
+        gradient_checkpointing=checkpointing,
+        packing=packing,
+        compile=compile,
     )
     trainer = trainer_of(Policy(model, 1000, activations, packing=packing), execution)
     return steps(trainer) | weights_of(model)
