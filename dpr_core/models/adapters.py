@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpr_core.config.training import LoRA
 from dpr_core.errors import UsageError
+from dpr_core.models.sharding import is_slice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,19 +42,23 @@ def add_adapters(model: "PreTrainedModel", settings: LoRA, seed: int) -> None:
 @torch.no_grad()
 def merged(model: "PreTrainedModel") -> dict[str, Tensor] | None:
     """The weights of the model with its adapters added in, named as without them, in float32 where some are held
-    rounded; None where it has none."""
+    rounded, and in the CPU's memory but for slices; None where it has none."""
     adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     if not adapted:
         return None
     weights: dict[str, Tensor] = {}
+    wide: dict[int, Tensor] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
             continue
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         layer, is_adapted, part = name.partition(".base_layer.")
-        if is_adapted and part == "weight":
-            weight = weight + adapted[layer].get_delta_weight(_NAME)
-        weights[name.replace(".base_layer.", ".")] = weight
+        if id(weight) not in wide:
+            values = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            if is_adapted and part == "weight":
+                values = values + adapted[layer].get_delta_weight(_NAME)
+            # One after another: beside the scorers, a GPU may have no room for all of them in float32.
+            wide[id(weight)] = values if is_slice(values) else values.cpu()
+        weights[name.replace(".base_layer.", ".")] = wide[id(weight)]
     return weights
 
 

@@ -29,8 +29,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it. Of several processes, which
     all have to call this, the first writes: it gathers weight after weight in its CPU's memory."""
     writes = processes.rank() == 0
-    weights = merged(model)
-    if any(map(is_slice, model.parameters())):
+    sharded = any(map(is_slice, model.parameters()))
+    weights = merged(model) if writes or sharded else None
+    if sharded:
         held = weights or model.state_dict(keep_vars=True)
         weights = gathered(held, torch.device("cpu") if writes else None)
     if writes:

@@ -2,6 +2,7 @@
 one than a GPU to do them; a graph starts all at once."""
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,9 +29,10 @@ class Replaying:
     then on replayed.
     """
 
-    def __init__(self, reader: Reader, capture: Callable[[Work], Work]) -> None:
+    def __init__(self, reader: Reader, capture: Callable[[Work], Work], give_up: Callable[[], None]) -> None:
         self.reader = reader
         self.capture = capture
+        self.give_up = give_up
         self.steps: dict[Shape, Work | None] = {}
         """By the shape of a step; none was met once."""
         self.columns = 0
@@ -81,6 +83,7 @@ class Replaying:
         if self.trusted:
             return replay
         logger.warning("rollouts do without CUDA graphs, and are slower: %s", problem)
+        self.give_up()
         # What it may have left in the slots is written anew.
         self._step(shape)
         return None
@@ -101,21 +104,31 @@ class Replaying:
 
 
 class Graphs:
-    """Captures what a GPU does. All graphs share their memory, since no two of them are replayed at once."""
+    """Captures what a GPU does. Graphs share their memory, since no two of them are replayed at once."""
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+        self.last: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
     def __call__(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        graph, last = torch.cuda.CUDAGraph(), self.last()
+        # torch takes no graph into memory that others shared and all have left.
+        pool = last.pool() if last else torch.cuda.graph_pool_handle()
+        # A capture that fails leaves its own stream behind. What other threads ask of the GPU, as NCCL's do all the
+        # time, is none of its business.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             work()
+        self.last = weakref.ref(graph)
         return graph.replay
 
 
-def replaying(readers: Sequence[Reader], device: torch.device) -> Sequence[Reader | Replaying]:
-    """On a GPU, readers whose steps are replayed."""
+def replaying(
+    readers: Sequence[Reader], device: torch.device, give_up: Callable[[], None]
+) -> Sequence[Reader | Replaying]:
+    """On a GPU, readers whose steps are replayed; `give_up` is called where that does not work."""
     if device.type != "cuda":
         return readers
     graphs = Graphs()
-    return [Replaying(reader, graphs) for reader in readers]
+    return [Replaying(reader, graphs, give_up) for reader in readers]

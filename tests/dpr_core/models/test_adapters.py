@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from dpr_core.algorithms.sft import SupervisedFineTuning
@@ -82,6 +83,18 @@ def test_the_merged_weight_by_hand(tiny: Callable[..., Any]) -> None:
     found = merged(model)
     assert found is not None
     torch.testing.assert_close(found["model.layers.0.self_attn.q_proj.weight"], expected)
+
+
+def test_what_is_merged_leaves_a_gpu_and_tied_weights_stay_one(tiny: Callable[..., Any]) -> None:
+    """On a GPU that torch imagines: none of its tensors holds numbers."""
+    model, _ = tiny("llama", tie_word_embeddings=True)
+    add_adapters(model, LoRA(rank=2), seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu: Any = {id(p): torch.nn.Parameter(torch.empty(p.shape, device="cuda")) for p in model.parameters()}
+        found = merged(copy.deepcopy(model, on_gpu | {id(buffer): buffer for buffer in model.buffers()}))
+    assert found is not None
+    assert {weight.device.type for weight in found.values()} == {"cpu"}
+    assert found["lm_head.weight"] is found["model.embed_tokens.weight"]
 
 
 def test_adapters_change_nothing_at_first_and_a_model_without_has_nothing_to_merge(tiny: Callable[..., Any]) -> None:

@@ -1,7 +1,10 @@
 """Steps that are captured once and replayed. Without a GPU, torch's tracer captures: it records operations on tensors
 where they are, as a graph does, and refuses to ask for a number that is in one."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from dpr_core.config.model import Family
 from dpr_core.rollouts import graphs, in_process
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.graphs import Replaying, Work
+from dpr_core.rollouts.graphs import Graphs, Replaying, Work
 from dpr_core.rollouts.in_process import Against, InProcessEngine
 from dpr_core.rollouts.slots import Reader
 
@@ -45,7 +48,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Tracer:
     """Steps are replayed from what it captured, with columns in multiples of 16."""
     tracer = Tracer()
     monkeypatch.setattr(graphs, "COLUMNS", 16)
-    monkeypatch.setattr(in_process, "replaying", lambda readers, device: [Replaying(each, tracer) for each in readers])
+    monkeypatch.setattr(
+        in_process, "replaying", lambda readers, _, give_up: [Replaying(each, tracer, give_up) for each in readers]
+    )
     return tracer
 
 
@@ -85,7 +90,7 @@ def test_learned_weights_are_drawn_with_under_bfloat16(tiny: Callable[..., Any],
 
 
 def test_rows_and_columns_are_filled_up_to_few_shapes(toy: Callable[..., Any]) -> None:
-    replaying = Replaying(Reader(toy(), slots=12, columns=300), lambda work: work)
+    replaying = Replaying(Reader(toy(), slots=12, columns=300), lambda work: work, lambda: None)
     assert replaying._filled_up([(6, 129), (5, 40)]) == ((6, 256), (6, 128))
     assert replaying._filled_up([(5, 257)]) == ((6, 300),)
     assert replaying._filled_up([(3, 128)]) == ((3, 128),)
@@ -113,11 +118,13 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
     monkeypatch.setattr(
         in_process,
         "replaying",
-        lambda readers, device: replayed.append(Replaying(readers[0], capture)) or replayed[-1:],
+        lambda readers, _, give_up: replayed.append(Replaying(readers[0], capture, give_up)) or replayed[-1:],
     )
     model = tiny("llama")[0]
-    expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
-    assert_same(InProcessEngine(model).generate(PROMPTS, SAMPLING, seed=1), expected)
+    expected = InProcessEngine(model, rows=2, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    engine = InProcessEngine(model, rows=2)
+    for _ in range(2):
+        assert_same(engine.generate(PROMPTS, SAMPLING, seed=1), expected)
     (told,) = caplog.messages
     assert told.startswith("rollouts do without CUDA graphs, and are slower: ")
     assert ("operation not permitted" in told) == (problem == "refuses")
@@ -136,11 +143,85 @@ def test_too_little_memory_for_a_graph_is_too_little_memory(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return work
 
-    monkeypatch.setattr(in_process, "replaying", lambda readers, device: [Replaying(readers[0], capture)])
+    monkeypatch.setattr(in_process, "replaying", lambda readers, _, give_up: [Replaying(readers[0], capture, give_up)])
     model = tiny("llama")[0]
     expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
     assert_same(InProcessEngine(model, rows=24).generate(PROMPTS, SAMPLING, seed=1), expected)
     assert len(tried) > 1
+
+
+class Torch:
+    """What torch.cuda says of graphs, as far as it is needed: memory may be shared with a graph that is there, and a
+    capture that fails does not take its stream back."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stream = "usual"
+        self.left: set[int] = set()
+        names = count()
+
+        class CUDAGraph:
+            of = -1
+
+            def pool(self) -> int:
+                return self.of
+
+            def replay(self) -> None: ...
+
+        @contextmanager
+        def stream(other: str) -> Iterator[None]:
+            before, self.stream = self.stream, other
+            try:
+                yield
+            finally:
+                self.stream = before
+
+        @contextmanager
+        def graph(made: Any, pool: int, capture_error_mode: str = "global") -> Iterator[None]:
+            assert pool not in self.left, "use_count > 0 INTERNAL ASSERT FAILED"
+            self.stream = "capturing"
+            yield
+            self.stream, made.of = "usual", pool
+            weakref.finalize(made, self.left.add, pool)
+
+        for name, value in {
+            "CUDAGraph": CUDAGraph,
+            "graph": graph,
+            "stream": stream,
+            "current_stream": lambda: self.stream,
+            "graph_pool_handle": lambda: next(names),
+        }.items():
+            patch.setattr(f"torch.cuda.{name}", value)
+
+
+def test_graphs_share_memory_until_all_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the slots have grown."""
+    torch_cuda, capture = Torch(monkeypatch), Graphs()
+    held: list[Any] = [capture(lambda: None) for _ in range(3)]
+    assert {replay.__self__.pool() for replay in held} == {0}
+    held.clear()
+    assert torch_cuda.left == {0}
+    held.append(capture(lambda: None))
+    assert held[0].__self__.pool() == 1
+
+
+def test_after_a_capture_that_fails_work_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_cuda, capture = Torch(monkeypatch), Graphs()
+
+    def refused() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        capture(refused)
+    assert torch_cuda.stream == "usual"
+
+
+@pytest.mark.gpu
+def test_a_gpu_replays_when_the_slots_have_grown(
+    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(graphs, "COLUMNS", 8)
+    InProcessEngine(tiny("llama")[0].cuda(), 8).generate(PROMPTS, SAMPLING, seed=1)
+    assert not caplog.messages
 
 
 @pytest.mark.gpu

@@ -105,11 +105,14 @@ def training(
     return steps(trainer) | weights_of(model)
 
 
-def adapting(launch: Launch, published: Path) -> Found:
+def adapting(launch: Launch, published: Path, activations: torch.dtype = torch.float32) -> Found:
     """Three steps of adapters, which are published merged into a model with tied embeddings."""
     model, tokenizer = backbone("gemma3")
+    if activations != torch.float32:
+        model.float()
     add_adapters(model, LORA, seed=0)
-    told = steps(trainer_of(Policy(model), Execution(launch=launch, tokens_per_micro_batch=16)))
+    policy = Policy(model, activations=activations).round_frozen()
+    told = steps(trainer_of(policy, Execution(launch=launch, tokens_per_micro_batch=16)))
     save(model, tokenizer, published)
     return told | weights_of(model)
 
@@ -237,6 +240,7 @@ def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
         "rounded training": lambda: training("mistral", launch, 16, True, torch.bfloat16),
         "packed": lambda: training("mistral", launch, 16, packing=True),
         "lora": lambda: adapting(launch, mine / "lora"),
+        "rounded lora": lambda: adapting(launch, mine / "rounded lora", torch.bfloat16),
         "scores": lambda: scoring(launch, torch.float32),
         "rounded scores": lambda: scoring(launch, torch.bfloat16),
         "reinforce": lambda: reinforce(launch, torch.float64, algorithm=Algorithm1()),

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.integration
 NAMES = list(parts(Launch(), Path()))
 SEVERAL = (2, 4)
 ROUNDING = 1e-11
-IN_FLOAT32 = dict.fromkeys(["ppo", "rounded training"], 2e-4)
+IN_FLOAT32 = dict.fromkeys(["ppo", "rounded training", "rounded lora"], 2e-4)
 """A step of Adam may divide by next to nothing."""
 
 
