@@ -42,7 +42,7 @@ test-services: install ## Run the tests against real servers, such as vLLM; thos
 soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look for false artifacts
 	@"$(BIN)/python" tests/soak.py --kills $${KILLS:-50}
 
-bench: ## Time the program beside TRL and plain transformers, in .venv-bench; about an hour, into bench.json and bench.png
+bench: ## Time the program beside TRL and plain transformers, in .venv-bench; about an hour and a half, into bench.json and bench.png
 	@env -u VIRTUAL_ENV bash .ci/install-bench
 	@OMP_NUM_THREADS=1 .venv-bench/bin/python benchmarks/all.py --out bench.json
 

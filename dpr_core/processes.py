@@ -79,9 +79,8 @@ def tell_of_idle(what: str, lengths: Sequence[int], pieces: int, tokens: int) ->
     fewer = f"execution.launch.processes to {pieces}"
     smaller = f"execution.tokens_per_micro_batch to {sum(lengths) // several}"
     _told.append(
-        f"{what} over {rows} sequences makes {pieces} micro-batches of at most {tokens} tokens for {several} "
-        f"processes, of which {several - pieces} only repeat what others do; set "
-        + (f"{smaller}, or {fewer}" if rows >= several else fewer)
+        f"{what} over {rows} sequences, in micro-batches of at most {tokens} tokens, has work for {pieces} of "
+        f"{several} processes at a time; set " + (f"{smaller}, or {fewer}" if rows >= several else fewer)
     )
     logger.warning(_told[-1])
 

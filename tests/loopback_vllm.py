@@ -75,7 +75,8 @@ class LoopbackVllm(Loopback):
         assert call.json["method"] == "reload_weights"
         path = Path(call.json["kwargs"]["weights_path"])
         self.asked.append(f"load {path.name}")
-        self.model = load_model(path)
+        with self.lock:
+            self.model = load_model(path)
         return Reply({"results": [None]})
 
     def _reset(self, call: Call) -> Reply:
@@ -121,3 +122,6 @@ def serving(root: Path, positions: int = 32) -> Iterator[LoopbackVllm]:
             yield server
         finally:
             server.shutdown()
+            # While transformers loads a model in one thread, those made in another have no tied weights.
+            with server.lock:
+                server.deaths = []

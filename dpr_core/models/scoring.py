@@ -13,7 +13,7 @@ from dpr_core.masking import response_mask
 from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.critic import Critic
 from dpr_core.models.memory import in_micro_batches
-from dpr_core.models.policy import Policy
+from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import reading
 
 
@@ -52,7 +52,8 @@ def state_kl(
 
     def kl(batch: Batch) -> tuple[Tensor]:
         states = policy.response_states(batch), reference.response_states(batch)
-        return (token_kl(*states, logits_per_chunk=policy.logits_per_chunk),)
+        with computing_in(reference.activations, reference.device):
+            return (token_kl(*states, logits_per_chunk=policy.logits_per_chunk),)
 
     policies = (policy.sft, policy.reference) if isinstance(policy, Contrasted) else (policy,)
     with reading(*policies, reference):

@@ -173,10 +173,12 @@ class Memory:
         width = prompt if rows == total else self.longest
         read, full = (models * rows * 2 * self._bytes * a.remembered(tokens) for tokens in (width, self.longest))
         casts = self.casts if learned else 0
+        # Graphs leave each model's logits where they are, and those that they were made from in their pool.
+        chunks = max(LIVE_CHUNKS_DRAW, 2 * models) + (2 * models if self.on_gpu and self.execution.graphs else 0)
         return [
             Parts(cache=read, activations=casts + rows * prompt * (self._transient + FULL * prompt)),
             Parts(cache=full + full / models / a.layers, activations=casts),
-            Parts(cache=full, activations=casts, logits=max(LIVE_CHUNKS_DRAW, 2 * models) * FULL * rows * a.vocabulary),
+            Parts(cache=full, activations=casts, logits=chunks * FULL * rows * a.vocabulary),
         ]
 
     @property

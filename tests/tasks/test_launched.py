@@ -125,11 +125,11 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 def test_two_processes_make_what_one_makes_and_report_it_once(here: Here, caplog: pytest.LogCaptureFixture) -> None:
     alone = here.sft(1)
-    assert "only repeat" not in caplog.text
+    assert "has work for" not in caplog.text
     together = here.sft(2, datetime.now(UTC))
     assert together.id != alone.id
     # Eight short rows are one micro-batch, in each of the steps.
-    assert caplog.text.count("for 2 processes, of which 1 only repeat what others do") == 1
+    assert caplog.text.count("has work for 1 of 2 processes at a time") == 1
     for part in ("0.5", "1.0", "ema"):
         assert_same(here.weights(together.id, part), here.weights(alone.id, part))
     assert here.steps(together.id) == here.steps(alone.id)

@@ -79,14 +79,19 @@ def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: 
     assert traced.replayed > 0
 
 
-def test_learned_weights_are_drawn_with_under_bfloat16(tiny: Callable[..., Any], traced: Tracer) -> None:
+def test_replayed_steps_read_the_weights_as_they_are_now(tiny: Callable[..., Any], traced: Tracer) -> None:
     model = tiny("llama")[0]
-    for _ in range(2):
-        engines = [InProcessEngine(model, 4, torch.bfloat16, graphs=graphs) for graphs in (False, True)]
-        expected, found = (engine.generate(PROMPTS[:8], SAMPLING, seed=1) for engine in engines)
-        assert found[0].response == expected[0].response
+    plain, replaying = (InProcessEngine(model, 4, torch.bfloat16, graphs=graphs) for graphs in (False, True))
+    first = plain.generate(PROMPTS[:8], SAMPLING, seed=1)
+    for changed in (False, True):
+        expected = plain.generate(PROMPTS[:8], SAMPLING, seed=1)
+        found = replaying.generate(PROMPTS[:8], SAMPLING, seed=1)
+        assert (expected != first) == changed
+        # Rounding may turn a row into another one.
+        assert sum(a.response == b.response for a, b in zip(found, expected, strict=True)) >= 6
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    assert traced.replayed > 0
 
 
 def test_rows_and_columns_are_filled_up_to_few_shapes(toy: Callable[..., Any]) -> None:

@@ -174,8 +174,8 @@ def test_processes_that_only_repeat_what_others_do_are_warned_of_once(
     assert four(10, 10, 10, 10, 10, 10) == 2
     four(10, 10, 10, 10, 10, 10, 10)
     assert caplog.messages == [
-        "a step over 6 sequences makes 2 micro-batches of at most 30 tokens for 4 processes, of which 2 only repeat "
-        "what others do; set execution.tokens_per_micro_batch to 15, or execution.launch.processes to 2"
+        "a step over 6 sequences, in micro-batches of at most 30 tokens, has work for 2 of 4 processes at a time; "
+        "set execution.tokens_per_micro_batch to 15, or execution.launch.processes to 2"
     ]
     assert four(10, 10, 10, 10, 10, 10, tokens=15) >= 4
 
@@ -184,7 +184,7 @@ def test_smaller_micro_batches_are_no_cure_for_fewer_rows_than_processes(
     four: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert four(10, 10, 30) == 2
-    assert caplog.messages[0].endswith("of which 2 only repeat what others do; set execution.launch.processes to 2")
+    assert caplog.messages[0].endswith("has work for 2 of 4 processes at a time; set execution.launch.processes to 2")
 
 
 def test_no_rows_enough_micro_batches_and_what_is_left_of_an_epoch_are_nothing_to_warn_of(
