@@ -4,8 +4,8 @@ how our own work grows as another plot, and which share of the machine it uses.
     python benchmarks/all.py --out bench.json
     python benchmarks/all.py --markdown bench.json
 
-Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about an hour and a half. With --markdown
-nothing is run: the tables of an earlier file are printed.
+Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about an hour and a half. With
+--markdown nothing is run: the tables of an earlier file are printed.
 """
 
 import argparse

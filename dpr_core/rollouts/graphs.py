@@ -19,6 +19,10 @@ Shape = tuple[tuple[int, int], ...]
 COLUMNS = 128
 """Columns are read in multiples of this, so that a graph serves about so many steps."""
 
+SAME = 0.1
+"""Of the logits' deviation. Rounding, should other kernels be chosen in a graph, makes less of a difference, and
+anything that is read from the wrong place a greater one."""
+
 
 class Replaying:
     """A reader that replays its steps.
@@ -74,7 +78,7 @@ class Replaying:
         try:
             replay = self.capture(lambda: self._step(shape))
             replay()
-            self.trusted = torch.allclose(self.found, expected, rtol=1e-3, atol=1e-3)
+            self.trusted = bool((self.found - expected).abs().max() <= SAME * expected.std())
             problem = "it does not repeat what was captured"
         except torch.OutOfMemoryError:
             raise

@@ -80,18 +80,21 @@ def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: 
 
 
 def test_replayed_steps_read_the_weights_as_they_are_now(tiny: Callable[..., Any], traced: Tracer) -> None:
+    """Under bfloat16 the rounding of other columns may turn a row into another one, but not at once."""
     model = tiny("llama")[0]
     plain, replaying = (InProcessEngine(model, 4, torch.bfloat16, graphs=graphs) for graphs in (False, True))
-    first = plain.generate(PROMPTS[:8], SAMPLING, seed=1)
-    for changed in (False, True):
-        expected = plain.generate(PROMPTS[:8], SAMPLING, seed=1)
-        found = replaying.generate(PROMPTS[:8], SAMPLING, seed=1)
-        assert (expected != first) == changed
-        # Rounding may turn a row into another one.
-        assert sum(a.response == b.response for a, b in zip(found, expected, strict=True)) >= 6
-        with torch.no_grad():
-            model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    before = plain.generate(PROMPTS, SAMPLING, seed=1)
+    assert alike(replaying.generate(PROMPTS, SAMPLING, seed=1), before) > len(PROMPTS) / 2
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    after, found = (engine.generate(PROMPTS, SAMPLING, seed=1) for engine in (plain, replaying))
+    assert alike(found, after) > len(PROMPTS) / 2 > alike(found, before)
     assert traced.replayed > 0
+
+
+def alike(found: list[Completion], expected: list[Completion]) -> int:
+    """Rows that begin alike."""
+    return sum(a.response[:4] == b.response[:4] for a, b in zip(found, expected, strict=True))
 
 
 def test_rows_and_columns_are_filled_up_to_few_shapes(toy: Callable[..., Any]) -> None:
@@ -112,7 +115,7 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
         def differently() -> None:
-            replayed[-1].found += 1
+            replayed[-1].found[0] += 0.2 * replayed[-1].found.std()
             slots = replayed[-1].reader.slots
             for keys, _ in slots.layers.values():
                 keys.flatten(0, 2)[slots.places] += 1
