@@ -13,7 +13,7 @@ TORCH ?=
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm demo test test-services unit check format clean soak bench
+.PHONY: help install install-vllm demo test test-services test-gpu unit check format clean soak bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ unit: install ## Run the unit tests alone
 
 test-services: install ## Run the tests against real servers, such as vLLM; those of a server that is not there are skipped
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q -rs -m services
+
+test-gpu: install ## Run the tests that need a GPU
+	@"$(BIN)/python" -m pytest -q -rs -m gpu
 
 soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look for false artifacts
 	@"$(BIN)/python" tests/soak.py --kills $${KILLS:-50}

@@ -227,7 +227,7 @@ def summary(size: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=list(SIZES))
-    parser.add_argument("--steps", type=int, default=16, help="of the longer runs, of 16 sequences each")
+    parser.add_argument("--steps", type=int, default=32, help="of the longer runs, of 16 sequences each")
     parser.add_argument("--repeats", type=int, default=3, help="of the longer runs; three times as many of the shorter")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()

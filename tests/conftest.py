@@ -31,6 +31,11 @@ def _spread(model: PreTrainedModel, seed: int, deviation: float) -> PreTrainedMo
     return model
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+
+
 @pytest.fixture
 def tiny() -> TinyModel:
     """`tiny(family, seed=0, **config_changes)` -> a two-layer model with random weights, and its tokenizer."""
