@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.reporting.statistics import mean_interval
+from dpr_core.stats import mean_interval
 
 NOTHING = "\u2013"
 

@@ -27,9 +27,9 @@ from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence, encode_prompt, end_token
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
-from dpr_core.reporting.statistics import mean_interval
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.stats import mean_interval
 from tasks.lineage import Lineage
 from tasks.tracking import Store
 

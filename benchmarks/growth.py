@@ -40,9 +40,9 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 Work = Callable[[], object]

@@ -23,11 +23,11 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.reinforce import GuardConfig, KLStop, ReinforceConfig, WitnessStop
 from dpr_core.data.encoding import decode_response, encode_prompt, end_token
 from dpr_core.lab.programs import draw_problems
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.guard import GUARDS
 from dpr_core.training.on_policy import OnPolicy, optimizer_steps
-from dpr_core.training.recorder import Silent
 from dpr_core.training.trainer import Trainer
 from tasks.lineage import Lineage
 from tasks.tracking import Artifact, Store

@@ -32,9 +32,9 @@ from dpr_core.models.policy import Policy
 from dpr_core.planning.architecture import architecture_of
 from dpr_core.planning.memory import Parts
 from dpr_core.planning.stages import Circumstances, Needs, needs
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.on_policy import OnPolicy
-from dpr_core.training.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 Work = Callable[[], object]

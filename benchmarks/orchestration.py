@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import machine, one_core
 from benchmarks.sizes import SIZES, network, ragged, word_tokenizer
-from dpr_core import fingerprint
+from dpr_core import hashing
 from dpr_core.algorithms.sft import fine_tune, total_steps
 from dpr_core.config.data import FileSource, SubsampleConfig, Template
 from dpr_core.config.model import PretrainedBackbone
@@ -36,7 +36,7 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import encode_demonstrations
 from dpr_core.models.checkpoints import load_backbone, save
 from dpr_core.models.policy import Policy
-from dpr_core.training.recorder import Silent
+from dpr_core.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 BARE = "function"
@@ -125,7 +125,7 @@ def in_turn(programs: Mapping[str, Callable[[], Path]], repeats: int) -> dict[st
             wall, processor = time.perf_counter(), time.process_time()
             folder = program()
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            made.add(fingerprint.of_file(folder / WEIGHTS))
+            made.add(hashing.of_file(folder / WEIGHTS))
             if turn:
                 costs[name].wall.append(wall)
                 costs[name].processor.append(processor)

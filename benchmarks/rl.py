@@ -32,9 +32,9 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.on_policy import OnPolicy
-from dpr_core.training.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 LIMIT, RATE = 120, 1e-6

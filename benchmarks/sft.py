@@ -31,7 +31,7 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
-from dpr_core.training.recorder import Silent
+from dpr_core.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 RATE = 1e-4

@@ -32,7 +32,7 @@ from benchmarks.device_limits import Limits, by_maker, by_measuring, known, rows
 from benchmarks.rollouts import END, ScriptedLengths
 from benchmarks.side_by_side import machine, one_core
 from benchmarks.sizes import LARGE, PROMPTS, RESPONSES, SIZES, large_network, network, ragged
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import Execution
@@ -200,7 +200,7 @@ def measured(name: str, bench: Bench, limits: Limits, makers: Limits | None, rep
 
 
 def main() -> None:
-    device = processes.device()
+    device = distributed.device()
     on_gpu = device.type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = list(LARGE) if on_gpu else ["tiny", "small", "v32k"]

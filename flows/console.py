@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError
-from dpr_core.reporting.visible import json_text, visible_lines
+from dpr_core.text import json_text, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -15,7 +15,7 @@ from dpr_core.experiments.exhibits import EXHIBITS
 from dpr_core.experiments.points import REFERENCE, Study, with_references
 from dpr_core.experiments.results import claims_table, summary, training_times
 from dpr_core.reporting.tables import escaped
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from flows import recipes
 from tasks.experiment import PLOTS, RESULTS
 from tasks.tracking import Store

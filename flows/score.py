@@ -8,7 +8,7 @@ from dpr_core.config.reward import RewardConfig
 from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
-from dpr_core.reporting.visible import json_text
+from dpr_core.text import json_text
 from tasks.lineage import Lineage
 from tasks.tracking import Store
 

@@ -18,7 +18,7 @@ from rich.tree import Tree
 from dpr_core.reporting import layout
 from dpr_core.reporting.rows import Row
 from dpr_core.reporting.rows import Table as Results
-from dpr_core.reporting.visible import visible_lines
+from dpr_core.text import visible_lines
 from tasks import diagnose
 from tasks.graph import Planned
 from tasks.pipelines import Pipeline

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dpr_core import fingerprint
+from dpr_core import hashing
 from dpr_core.errors import DensePathError
 from tasks.home import NoRoom, is_full, sync
 from tasks.identity import HashCache, Manifest, files_below, library_versions
 
 if TYPE_CHECKING:
-    from dpr_core.training.state import State
+    from dpr_core.state import State
 
 logger = logging.getLogger("dense_path")
 
@@ -175,7 +175,7 @@ class Bench:
                 return f"an earlier version kept it, and did not say its {' and '.join(sorted(missing))}"
             for place, sealed in ((folder, seal["state"]), (self.output, seal["output"])):
                 for name, digest in sealed.items():
-                    if fingerprint.of_file(place / name) != digest:
+                    if hashing.of_file(place / name) != digest:
                         return f"{place.name}/{name} has changed"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
@@ -193,7 +193,7 @@ class Bench:
 
 def write_state(state: "State", folder: Path, rank: int = 0, ranks: int = 1) -> None:
     """Write what one of several processes writes of a state, or say how much room all of it needs."""
-    from dpr_core.training.state import size, write
+    from dpr_core.state import size, write
 
     try:
         write(state, folder, rank, ranks)

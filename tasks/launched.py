@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from dpr_core.config.base import StageConfig
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from tasks.children import environment, how_it_ended, usable_cores
 from tasks.doors import Door, door_for_machines, door_of_this_machine
 from tasks.home import NoRoom, no_space

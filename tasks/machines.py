@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from tasks.doors import PATIENCE, Door
 from tasks.identity import library_versions
 from tasks.lines import receive, send

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 SECONDS_BETWEEN_LINES = 10.0
 

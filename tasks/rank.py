@@ -24,7 +24,7 @@ from tasks.stage import torch_as_in
 from tasks.table import stage_named
 
 if TYPE_CHECKING:
-    from dpr_core.training.state import State
+    from dpr_core.state import State
 
 
 class Line:
@@ -94,7 +94,7 @@ class Shared:
             self._line.tell("advance", step=step, total=total, note=note)
 
     def restore(self) -> dict[str, Any] | None:
-        from dpr_core.training.state import read
+        from dpr_core.state import read
 
         folder = self._line.ask("restore")
         return None if folder is None else read(Path(folder))
@@ -106,10 +106,10 @@ class Shared:
 
     def _write(self, state: "State", folder: Path) -> int:
         """Returns the bytes that there was no room for."""
-        from dpr_core import processes
+        from dpr_core import distributed
 
         try:
-            write_state(state, folder, processes.rank(), processes.count())
+            write_state(state, folder, distributed.rank(), distributed.count())
         except NoRoom as error:
             return error.needed
         return 0
@@ -155,11 +155,11 @@ def kind_of(error: BaseException) -> str:
 
 def work(line: Line, rank: int, task: Mapping[str, Any]) -> dict[str, float]:
     """The stage's body, once the processes have found each other."""
-    from dpr_core import processes
+    from dpr_core import distributed
 
     stage = stage_named(task["stage"])
     config = stage.config.model_validate(task["config"])
-    together = processes.state()
+    together = distributed.state()
     with torch_as_in(config):
         metrics = stage.body(config, Shared(line, rank, task))
     together.destroy_process_group()

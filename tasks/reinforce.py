@@ -11,7 +11,7 @@ from tasks.lineage import Lineage
 from tasks.stage import Stage, Work
 
 if TYPE_CHECKING:
-    from dpr_core.training.state import State
+    from dpr_core.state import State
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:

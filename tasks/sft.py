@@ -52,7 +52,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 
 def pin(config: SFTConfig) -> SFTConfig:
     """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
-    from dpr_core.fingerprint import of_folder
+    from dpr_core.hashing import of_folder
 
     if config.backbone is None or not (folder := Path(config.backbone.name).expanduser()).is_dir():
         return config

@@ -9,7 +9,7 @@ from tasks.ending import Ending
 from tasks.tracking import Artifact, StageRun, Store
 
 if TYPE_CHECKING:
-    from dpr_core.training.state import State
+    from dpr_core.state import State
 
 
 class Progress(Protocol):
@@ -96,7 +96,7 @@ class Workspace:
             self._progress.advance(step, total, note)
 
     def restore(self) -> dict[str, Any] | None:
-        from dpr_core.training.state import read
+        from dpr_core.state import read
 
         folder = self.kept()
         return None if folder is None else read(folder)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.training.recorder import Silent
-from dpr_core.training.state import State, read, write
+from dpr_core.recorder import Silent
+from dpr_core.state import State, read, write
 
 
 class Killed(BaseException):

@@ -255,7 +255,7 @@ def live(point: str, number: int) -> None:
 
 def trap(point: str, number: int) -> None:
     """Die at the n-th passing of a point."""
-    import dpr_core.training.state
+    import dpr_core.state
     import tasks.attempt
     import tasks.bench
     from tasks.bench import Bench
@@ -347,7 +347,7 @@ def trap(point: str, number: int) -> None:
         case "after the work is sealed as done":
             around(Bench, "finish", None, on(always))
         case "half a state":
-            around(dpr_core.training.state, "write", half_state, None)
+            around(dpr_core.state, "write", half_state, None)
         case "after a state":
             around(Bench, "keep", None, on(always))
         case "results told":

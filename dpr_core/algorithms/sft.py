@@ -15,8 +15,8 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.sharding import cut
-from dpr_core.training.recorder import Recorder
-from dpr_core.training.state import State
+from dpr_core.recorder import Recorder
+from dpr_core.state import State
 from dpr_core.training.trainer import Trainer
 
 

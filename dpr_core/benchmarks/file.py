@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import FileBenchmark
 from dpr_core.errors import UsageError
-from dpr_core.fingerprint import of_file
+from dpr_core.hashing import of_file
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.official import ArenaHard, MTBench, Official
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.fingerprint import of_file
+from dpr_core.hashing import of_file
 from dpr_core.official import layouts
 from dpr_core.official.files import read_rows
 

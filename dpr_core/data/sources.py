@@ -12,7 +12,7 @@ from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.data.tables import CommaSeparated, LocalFile, ParquetTable
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.fingerprint import of_file, of_folder
+from dpr_core.hashing import of_file, of_folder
 from dpr_core.lab import programs
 
 _LONGEST_LINE = 2**24

@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor
 
 from dpr_core.diagnostics.ranking import auroc
-from dpr_core.reporting.statistics import mean_interval
+from dpr_core.stats import mean_interval
 
 RESAMPLES = 2000
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from dpr_core.experiments.observations import BASELINE, EVEN, Observation, Position
-from dpr_core.reporting.statistics import t_interval
+from dpr_core.stats import t_interval
 
 
 @dataclass(frozen=True)

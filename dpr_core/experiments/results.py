@@ -13,7 +13,7 @@ from dpr_core.experiments.quantities import ACCURACY, CUT, KL, TOKENS, WIN_RATE,
 from dpr_core.reporting.page import Html, element, image, page
 from dpr_core.reporting.report import STYLE
 from dpr_core.reporting.tables import NONE, Table, escaped
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 BESIDE = (TOKENS, CUT, KL)
 """Shown as means without intervals."""

@@ -9,7 +9,7 @@ from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import JudgeExecution
 from dpr_core.judging.judge import Answer, Comparison, Judge, Verdict
 from dpr_core.judging.queue import ask_all
-from dpr_core.reporting.statistics import mean_interval
+from dpr_core.stats import mean_interval
 
 SECONDS_BETWEEN_NOTES = 1.0
 """While a judge prepares itself, which in a batch takes hours."""

@@ -33,9 +33,9 @@ from dpr_core.lab import programs
 from dpr_core.lab.problem import Problem, Style, read_result
 from dpr_core.lab.tokenizers import build as build_tokenizer
 from dpr_core.models.policy import Policy
+from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.recorder import Recorder
 from dpr_core.training.trainer import Trainer
 
 CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {

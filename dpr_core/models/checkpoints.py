@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
@@ -28,7 +28,7 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it. Of several processes, which
     all have to call this, the first writes: it gathers weight after weight in its CPU's memory."""
-    writes = processes.rank() == 0
+    writes = distributed.rank() == 0
     sharded = any(map(is_slice, model.parameters()))
     weights = merged(model) if writes or sharded else None
     if sharded:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.execution import default_tokens
 from dpr_core.data.batching import micro_batches
 from dpr_core.errors import DensePathError
@@ -40,7 +40,7 @@ def in_micro_batches(
 
     def share(at_once: int) -> T:
         batches = micro_batches(lengths, at_once, packed)
-        processes.tell_of_idle(what, lengths, len(batches), at_once)
+        distributed.tell_of_idle(what, lengths, len(batches), at_once)
         return work(batches)
 
     return as_much_as_fits(
@@ -75,9 +75,9 @@ def as_much_as_fits(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if processes.count() > 1:
+        if distributed.count() > 1:
             raise DensePathError(
-                f"the memory of process {processes.rank()} does not hold {what.format(at_once)} ({failure}); "
+                f"the memory of process {distributed.rank()} does not hold {what.format(at_once)} ({failure}); "
                 f"set execution.{setting} to less"
             )
         if at_once <= least:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores, token_kl
@@ -81,15 +81,15 @@ def _tables(
     def fill(batches: list[list[int]]) -> Tensor:
         out = torch.zeros(columns, *mask.shape)
         done = 0
-        for rows, is_mine in processes.turns(batches):
+        for rows, is_mine in distributed.turns(batches):
             found = compute(collate([sequences[row] for row in rows], reader.packed).to(reader.device))
             if is_mine:
                 for table, flat in zip(out, found, strict=True):
                     _unflatten(table, mask, rows, flat)
             if on_progress is not None:
-                done += processes.count()
+                done += distributed.count()
                 on_progress(sum(map(len, batches[:done])), len(sequences))
-        return processes.added(out)
+        return distributed.added(out)
 
     lengths = [len(s) for s in sequences]
     return in_micro_batches("a scoring pass", lengths, tokens_per_micro_batch, reader.device, fill, reader.packed)

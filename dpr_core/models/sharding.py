@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.launch import Launch
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary(
 
 def place(module: M, launch: Launch) -> M:
     """Put a policy or a critic where it computes: all of it, or this process's slice of each weight. In place."""
-    if launch.strategy != "fsdp" or processes.count() == 1:
-        return module.to(processes.device())
+    if launch.strategy != "fsdp" or distributed.count() == 1:
+        return module.to(distributed.device())
     if not is_sharded(module):
         _shard(module, launch.cpu_offload)
     return module
@@ -39,8 +39,8 @@ def _shard(module: nn.Module, cpu_offload: bool) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
-    device = processes.device()
-    mesh = init_device_mesh(device.type, (processes.count(),))
+    device = distributed.device()
+    mesh = init_device_mesh(device.type, (distributed.count(),))
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
     layers: set[str] = set()
     for model in networks(module):
@@ -75,7 +75,7 @@ def networks(module: nn.Module) -> "list[PreTrainedModel]":
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes; slices of its weights may rest elsewhere."""
     weight = next(module.parameters())
-    return processes.device() if is_slice(weight) else weight.device
+    return distributed.device() if is_slice(weight) else weight.device
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def whole(
     twin = copy.deepcopy(_skeletons[model])
     weights = model.state_dict(keep_vars=True)
     types = {name: activations if name in rounded else weight.dtype for name, weight in weights.items()}
-    twin.load_state_dict(gathered(weights, device or processes.device(), types), assign=True)
+    twin.load_state_dict(gathered(weights, device or distributed.device(), types), assign=True)
     return twin
 
 
@@ -145,7 +145,7 @@ def full(weight: Tensor) -> Tensor:
     """All of a weight, in every process."""
     if not is_slice(weight):
         return weight.detach()
-    whole: Tensor = weight.detach().to(processes.device()).full_tensor()  # type: ignore[attr-defined]
+    whole: Tensor = weight.detach().to(distributed.device()).full_tensor()  # type: ignore[attr-defined]
     return whole
 
 

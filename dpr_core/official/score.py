@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpr_core.reporting.statistics import mean_interval
+from dpr_core.stats import mean_interval
 
 RESAMPLES = 1000
 SEED = 0

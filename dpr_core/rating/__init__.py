@@ -9,7 +9,7 @@ from dpr_core.benchmarks.base import Question
 from dpr_core.config import evaluation as settings
 from dpr_core.config.evaluation import OpenAIRater, RateConfig
 from dpr_core.errors import UsageError
-from dpr_core.fingerprint import of_file
+from dpr_core.hashing import of_file
 from dpr_core.judging.cache import VerdictCache
 from dpr_core.rating import canary
 from dpr_core.rating.chat import ChatRater

@@ -10,7 +10,7 @@ import numpy as np
 from dpr_core.official import mt_bench
 from dpr_core.official.layouts import mt_bench_id
 from dpr_core.rating.rater import Rating, Turn
-from dpr_core.reporting.statistics import bootstrap_means
+from dpr_core.stats import bootstrap_means
 
 Rated = Sequence[tuple[Turn, Rating]]
 

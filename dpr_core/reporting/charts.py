@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dpr_core.reporting.page import Html, element, join
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 WIDTH, LEFT, RIGHT, ROW, LONGEST = 720, 150, 60, 26, 18
 COLOURS = 8

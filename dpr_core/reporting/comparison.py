@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from dpr_core.reporting.statistics import mean_interval
+from dpr_core.stats import mean_interval
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]

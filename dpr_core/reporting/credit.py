@@ -11,7 +11,7 @@ from rich.text import Text
 from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.reporting.credit_style import INK, SCRIPT, STEPS, STYLE, WHITE, hue, takes_white_ink
 from dpr_core.reporting.page import Html, definitions, element, join, page
-from dpr_core.reporting.visible import visible, visible_lines
+from dpr_core.text import visible, visible_lines
 
 _SATURATED = 0.95
 """Colours span the values up to this quantile of their sizes, so that one extreme token does not pale all others."""

@@ -8,7 +8,7 @@ from dpr_core.judging.pairwise import Game
 from dpr_core.reporting.judged import Judged, Prompt
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
-from dpr_core.reporting.visible import visible, visible_lines
+from dpr_core.text import visible, visible_lines
 
 OF_EACH_KIND = 3
 MOST = 180

@@ -11,7 +11,7 @@ from dpr_core.reporting import tables
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.rows import Interval, Row, Table
 from dpr_core.reporting.tables import NONE
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 INTERVAL = "Brackets: 95% bootstrap interval over prompts."
 

@@ -8,8 +8,8 @@ from dpr_core.reporting.charts import Box, Point, boxes, curves
 from dpr_core.reporting.judged import Judged
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
-from dpr_core.reporting.statistics import mean_interval
 from dpr_core.reporting.tables import Table
+from dpr_core.stats import mean_interval
 
 BINS = 5
 """Points of the second chart."""

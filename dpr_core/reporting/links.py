@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import Table, escaped
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 SHORT = 8
 """Characters of an ID that tell it from others."""

@@ -5,7 +5,7 @@ import hashlib
 import html
 from collections.abc import Mapping
 
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 
 class Html(str):

@@ -7,7 +7,7 @@ from dpr_core.rating.results import Ratings
 from dpr_core.reporting.page import element, join
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import NONE, Table, escaped
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 CAPTION = (
     "Single answers rated from 1 to 10, unreadable ratings left out. Brackets: 95% bootstrap interval over questions, "

@@ -7,7 +7,7 @@ from dpr_core.reporting.page import Html, definitions, element, page
 from dpr_core.reporting.rows import Table
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import escaped
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 BESIDE = (
     "The length-adjusted rate is what a logistic fit on the difference in length predicts for answers as long as the "

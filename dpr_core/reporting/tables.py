@@ -9,7 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from dpr_core.reporting.page import Html, element
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 
 NONE = "\u2013"
 """What stands in a cell without a value."""

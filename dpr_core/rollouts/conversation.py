@@ -13,9 +13,9 @@ from dpr_core.benchmarks.base import Question
 from dpr_core.data.encoding import encode_later_turn, encode_prompt
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import UsageError
+from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
-from dpr_core.training.recorder import Recorder
-from dpr_core.training.state import State
+from dpr_core.state import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

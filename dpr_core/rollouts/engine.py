@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dpr_core.training.state import State, pack, unpack
+from dpr_core.state import State, pack, unpack
 
 Progress = Callable[[int, int], None]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.execution import Execution
 from dpr_core.config.rollouts import Rollouts, Vllm, VllmExecution
 from dpr_core.data.encoding import TokenSequence
@@ -38,7 +38,7 @@ def opened(
     def log_probs(sequences: Sequence[TokenSequence]) -> Tensor:
         return score(policy, sequences, execution.tokens_per_micro_batch).log_probs
 
-    if settings.overlap and processes.count() > 1:
+    if settings.overlap and distributed.count() > 1:
         raise UsageError("rollouts.overlap draws and trains at once, which several processes cannot: set one of them")
     folder.mkdir(parents=True, exist_ok=True)
     source = Source(save, log_probs, shape_of(policy.model.config.get_text_config()), longest)

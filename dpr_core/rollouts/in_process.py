@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.execution import Execution
 from dpr_core.logprobs import contrastive
 from dpr_core.models.compiling import uncompiled
@@ -85,18 +85,18 @@ class InProcessEngine:
         def draw_all(at_once: int) -> None:
             """Rows that are drawn already stay, and half of an even `at_once` cuts each wave in two. Processes draw one
             wave each, of prompts of like lengths, and then have what all of them drew."""
-            step = WAVE * at_once * processes.count()
+            step = WAVE * at_once * distributed.count()
             for start in range(0, len(order), step):
                 rows = [i for i in order[start : start + step] if i not in completions]
                 if not rows:
                     continue
-                mine = rows[processes.rank() :: processes.count()]
+                mine = rows[distributed.rank() :: distributed.count()]
                 if mine:
                     wave = self._wave(models, [prompts[i] for i in mine], uniforms[mine], sampling, at_once)
                     with computing_in(self.activations, models[0].device):
                         for i, completion in wave.completions():
                             completions[mine[i]] = completion
-                completions.update(processes.gathered((i, completions[i]) for i in mine))
+                completions.update(distributed.gathered((i, completions[i]) for i in mine))
                 if on_progress is not None:
                     # Who keeps a state now reads weights, and slices cannot be read in inference mode.
                     with torch.inference_mode(False):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.masking import masked_mean, response_mask
@@ -65,7 +65,7 @@ class VllmEngine:
         if weights == self._weights:
             return
         self.policy.save(weights)
-        if self._weights is not None and processes.rank() == 0:
+        if self._weights is not None and distributed.rank() == 0:
             shutil.rmtree(self._weights, ignore_errors=True)
         self._weights, self.version = weights, version
 
@@ -169,12 +169,12 @@ class VllmEngine:
                 raise DensePathError(f"{self.server.name} got other weights during a rollout: give this run its own")
 
         failure: DensePathError | None = None
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             try:
                 self._on_a_living_server(draw)
             except DensePathError as error:
                 failure = error
-        for found, failed in processes.gathered([(completions, failure)] if processes.rank() == 0 else []):
+        for found, failed in distributed.gathered([(completions, failure)] if distributed.rank() == 0 else []):
             if failed is not None:
                 raise failed
             completions.update(found)

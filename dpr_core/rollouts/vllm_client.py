@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.reporting.visible import visible
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.vllm_server import Connection
+from dpr_core.text import visible
 
 ROUNDING = 1e-3
 """So far above 0 a log-prob may be."""

@@ -17,8 +17,8 @@ import httpx
 
 from dpr_core.config.rollouts import VllmExecution
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.reporting.visible import visible_lines
 from dpr_core.rollouts import keeper
+from dpr_core.text import visible_lines
 
 ENVIRONMENT = "DENSE_PATH_VLLM"
 """The environment variable that names the folder of vLLM's virtual environment."""

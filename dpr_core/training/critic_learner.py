@@ -10,7 +10,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import values
-from dpr_core.training.recorder import Recorder
+from dpr_core.recorder import Recorder
 from dpr_core.training.trainer import Trainer
 
 

@@ -14,8 +14,8 @@ import torch
 from dpr_core.config.reinforce import GuardConfig, KLStop, WitnessStop
 from dpr_core.models.policy import Policy
 from dpr_core.models.sharding import cut
-from dpr_core.training.recorder import Recorder
-from dpr_core.training.state import State
+from dpr_core.recorder import Recorder
+from dpr_core.state import State
 
 
 class Verdict(NamedTuple):

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from dpr_core.config.reinforce import KLLinear, KLTarget
-from dpr_core.training.state import State
+from dpr_core.state import State
 
 
 class KLControl(Protocol):

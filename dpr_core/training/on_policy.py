@@ -16,14 +16,14 @@ from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
+from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import FollowingEngine, Sampling
 from dpr_core.rollouts.overlap import Overlapping
+from dpr_core.state import State
 from dpr_core.training.correction import corrected
 from dpr_core.training.critic_learner import CriticLearner
 from dpr_core.training.guard import RollBack
-from dpr_core.training.recorder import Recorder
 from dpr_core.training.rollout import Rollout, describe, samples
-from dpr_core.training.state import State
 from dpr_core.training.trainer import Objective, Trainer
 
 SAMPLE_TABLES = 20

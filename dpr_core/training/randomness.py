@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import torch
 
-from dpr_core import processes
-from dpr_core.training.state import State
+from dpr_core import distributed
+from dpr_core.state import State
 
 
 def draw_apart() -> None:
     """Once all processes have drawn the same: from here on each draws numbers of its own, and the first as before."""
-    if processes.rank() > 0:
-        torch.manual_seed(int(torch.randint(2**62, ())) + processes.rank())
+    if distributed.rank() > 0:
+        torch.manual_seed(int(torch.randint(2**62, ())) + distributed.rank())
 
 
 def random_state() -> State:
@@ -22,7 +22,7 @@ def random_state() -> State:
 
 def set_random_state(states: Sequence[State]) -> None:
     """Go on from the states of as many processes as there were. Where there are more now, the others begin anew."""
-    rank = processes.rank()
+    rank = distributed.rank()
     state = states[rank % len(states)]
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count():

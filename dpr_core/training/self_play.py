@@ -20,9 +20,9 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
+from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Completion, Engine, Progress, Sampling, drawn_from, drawn_state
-from dpr_core.training.recorder import Recorder
-from dpr_core.training.state import State
+from dpr_core.state import State
 from dpr_core.training.trainer import Trainer
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.execution import Execution
 from dpr_core.config.training import Optimizer
 from dpr_core.data.batching import collate
@@ -21,9 +21,9 @@ from dpr_core.masking import response_mask
 from dpr_core.models.compiling import compile_layers
 from dpr_core.models.memory import in_micro_batches
 from dpr_core.models.sharding import cut, full, is_sharded, networks, place
+from dpr_core.recorder import Recorder, Silent
+from dpr_core.state import State
 from dpr_core.training.randomness import draw_apart, random_state, set_random_state
-from dpr_core.training.recorder import Recorder, Silent
-from dpr_core.training.state import State
 
 logger = logging.getLogger("dense_path")
 
@@ -56,7 +56,7 @@ class Trainer:
         # It takes as long to import as all else here, torch aside.
         from accelerate import Accelerator
 
-        processes.state()
+        distributed.state()
         # Activations are the module's own business; Accelerate must not change them for the trained model alone.
         self.accelerator = Accelerator(mixed_precision="no")
         self.settings = settings
@@ -107,7 +107,7 @@ class Trainer:
             self.packed,
         )
         norm = self._clip()
-        sums = processes.added(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
+        sums = distributed.added(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
         totals = dict(zip(totals, sums, strict=True))
         loss_value = totals.pop("loss") / count
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
@@ -139,7 +139,7 @@ class Trainer:
         """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         mask = response_mask([len(s.response) for s in sequences])
-        parts = list(processes.turns(batches))
+        parts = list(distributed.turns(batches))
         totals: dict[str, float] = {}
         for i, (rows, is_mine) in enumerate(parts):
             batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
@@ -148,7 +148,7 @@ class Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 terms = objective(self.module(batch), **flat)
                 # Processes average their gradients; the sum over processes is wanted.
-                loss = is_mine * terms["loss"].sum() / count * processes.count()
+                loss = is_mine * terms["loss"].sum() / count * distributed.count()
                 self.accelerator.backward(loss)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + is_mine * float(term.detach().sum())
@@ -191,7 +191,7 @@ class Trainer:
             "weights": {name: p.detach() for name, p in self._trained()},
             "optimizer": [dict(optimizer.get(p, {})) for _, p in self._trained()],
             "schedule": {name: v for name, v in self.schedule.state_dict().items() if name != "lr_lambdas"},
-            "random": processes.gathered([random_state()]),
+            "random": distributed.gathered([random_state()]),
         }
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from flows.console import Debug, Identifier, Json, Set, emit, reported
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dpr_core.errors import UsageError
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from flows.console import Debug, Identifier, Json, emit, reported
 
 

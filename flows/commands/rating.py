@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import UsageError
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from flows.commands.benchmarks import check_readable, only_model
 from flows.console import Debug, Json, Set, emit, reported
 

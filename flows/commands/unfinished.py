@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.reporting.visible import visible_lines
+from dpr_core.text import visible_lines
 from flows.console import RESUME, Debug, Json, Plan, emit, reported
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from dpr_core.reporting.visible import visible
+from dpr_core.text import visible
 from flows import show
 from tasks.graph import Planned
 from tasks.records import Record

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-import dpr_core.training.state
+import dpr_core.state
 from dpr_core.errors import DensePathError
 from tasks.bench import KEPT, Bench, write_state
 from tasks.identity import Manifest
@@ -38,7 +38,7 @@ def keep(bench: Bench, step: int, state: dict[str, Any]) -> int:
 
 def newest(bench: Bench) -> dict[str, Any] | None:
     left = bench.newest()
-    return None if left is None else dpr_core.training.state.read(left.folder)
+    return None if left is None else dpr_core.state.read(left.folder)
 
 
 def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: Bench) -> None:
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
         (folder / "state.safetensors").write_bytes(bytes(1500))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dpr_core.training.state, "write", full)
+    monkeypatch.setattr(dpr_core.state, "write", full)
     caplog.set_level(logging.WARNING)
     assert keep(bench, 2, {"step": 2, "parts": [{"weights": torch.zeros(375)}, 1.0]}) == 0
     assert "no state could be kept at step 2 (" in caplog.text

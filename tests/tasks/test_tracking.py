@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core import fingerprint
+from dpr_core import hashing
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.pipelines import About
@@ -53,8 +53,8 @@ def test_what_one_store_has_hashed_another_need_not(
     for path in files:
         os.utime(path, (1_000_000_000, 1_000_000_000))
     hashed: list[Path] = []
-    of_file = fingerprint.of_file
-    monkeypatch.setattr(fingerprint, "of_file", lambda path: hashed.append(path) or of_file(path))
+    of_file = hashing.of_file
+    monkeypatch.setattr(hashing, "of_file", lambda path: hashed.append(path) or of_file(path))
     for _ in range(2):
         Store.open().fetch(number.id)
     assert sorted(hashed) == sorted(files)

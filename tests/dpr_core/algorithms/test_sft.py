@@ -21,7 +21,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.policy import Policy
-from dpr_core.training.recorder import Silent
+from dpr_core.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 

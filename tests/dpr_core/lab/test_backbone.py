@@ -14,7 +14,7 @@ from dpr_core.lab import additions, backbone, programs
 from dpr_core.lab.backbone import Text, train, untrained
 from dpr_core.lab.problem import Problem, read_result
 from dpr_core.lab.programs import split_of
-from dpr_core.training.recorder import Silent
+from dpr_core.recorder import Silent
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 NAMES = {

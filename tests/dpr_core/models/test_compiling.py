@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import Execution
 from dpr_core.config.launch import Launch
@@ -199,13 +199,13 @@ def test_what_is_published_is_the_same_byte_for_byte(
 def _two_processes(folder: Path) -> None:
     found = {}
     for strategy in STRATEGIES:
-        launch = Launch(processes=processes.count(), strategy=strategy)
+        launch = Launch(processes=distributed.count(), strategy=strategy)
         counted = Counted()
         torch.compiler.reset()
         with torch.compiler.set_stance("default", force_backend=counted):
             learned = training("llama", launch, 16, compile=True)
         found[strategy] = {**learned, "graphs": torch.tensor(counted.graphs)}
-    torch.save(found, folder / f"{processes.rank()}.pt")
+    torch.save(found, folder / f"{distributed.rank()}.pt")
 
 
 @pytest.mark.integration

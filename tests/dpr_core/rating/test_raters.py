@@ -11,7 +11,7 @@ from dpr_core import rating
 from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import JudgeExecution, OpenAIRater, RateConfig, ScriptedRater
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.fingerprint import of_file
+from dpr_core.hashing import of_file
 from dpr_core.judging.canaries import CONSTANT
 from dpr_core.judging.cost import Cost
 from dpr_core.judging.spending import BudgetReached

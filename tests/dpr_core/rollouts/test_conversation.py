@@ -8,9 +8,9 @@ from dpr_core.config.data import Template
 from dpr_core.data.rendering import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.lab import tokenizers
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.conversation import Script, converse, script
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.training.recorder import Silent
 
 END = 0
 SAMPLING = Sampling(0.7, 3, END)

@@ -11,7 +11,7 @@ from dpr_core.rollouts.conversation import Script, converse
 from dpr_core.rollouts.drawing import Drawing
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.training.state import read, write
+from dpr_core.state import read, write
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
 
 END = 0

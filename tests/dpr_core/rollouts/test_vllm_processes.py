@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.execution import Execution
 from dpr_core.config.rollouts import Vllm
 from dpr_core.errors import DensePathError, UsageError
@@ -24,15 +24,15 @@ PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,), (2, 2), (1,)]
 
 
 def draw(folder: Path) -> None:
-    processes.state()
+    distributed.state()
     policy, told = Policy(load_model(folder / "served")), []
 
     def save(to: Path) -> None:
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             policy.model.save_pretrained(to)
 
     url = (folder / "url").read_text()
-    execution, work = Execution(), folder / f"work-{processes.rank()}"
+    execution, work = Execution(), folder / f"work-{distributed.rank()}"
     with opened(Vllm.model_validate({"execution": {"url": url}}), policy, save, 8, execution, work) as engine:
         engine.refresh(0)
         told.append([c.response for c in engine.generate(PROMPTS, Sampling(1.0, 5, 0), 3)])
@@ -45,7 +45,7 @@ def draw(folder: Path) -> None:
             pass
     except UsageError as error:
         told.append([str(error)])
-    (folder / f"{processes.rank()}.json").write_text(json.dumps(told))
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(told))
 
 
 def test_all_get_what_the_first_has_drawn(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.algorithms.sft import fine_tune
 from dpr_core.config.imitation import SelfPlayConfig, Spin
 from dpr_core.config.launch import Launch
@@ -25,11 +25,11 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
 from dpr_core.models.sharding import cut, gathered, place
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.state import State, read, write
 from dpr_core.training.on_policy import OnPolicy, optimizer_steps
-from dpr_core.training.recorder import Silent
 from dpr_core.training.self_play import SelfPlay
-from dpr_core.training.state import State, read, write
 from dpr_core.training.trainer import Trainer
 
 ROWS = [
@@ -203,10 +203,10 @@ class Keeping(Silent):
 
     def checkpoint(self, step: int, state: Callable[[], State]) -> None:
         if step == self.at and not self.goes_on:
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 self.folder.mkdir(parents=True)
-            processes.gathered([0])  # which waits for all
-            write(state(), self.folder, processes.rank(), processes.count())
+            distributed.gathered([0])  # which waits for all
+            write(state(), self.folder, distributed.rank(), distributed.count())
 
 
 def fine_tuning(launch: Launch, state: Path, published: Path, goes_on: bool = False) -> Found:
@@ -258,7 +258,7 @@ def slicing(folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (processes.count(),))
+    mesh = init_device_mesh("cpu", (distributed.count(),))
     values = torch.arange(15.0).view(5, 3)
     like = distribute_tensor(values, mesh, [Shard(0)])
     mine: Any = cut(values, like)
@@ -268,10 +268,10 @@ def slicing(folder: Path) -> None:
 
 def waiting(folder: Path) -> None:
     """How long a process waits for others in an exchange, in seconds."""
-    processes.state()
+    distributed.state()
     group: Any = torch.distributed.group.WORLD
-    seconds = group._get_backend(processes.device()).options._timeout.total_seconds()
-    (folder / f"{processes.rank()}").write_text(str(seconds))
+    seconds = group._get_backend(distributed.device()).options._timeout.total_seconds()
+    (folder / f"{distributed.rank()}").write_text(str(seconds))
 
 
 def compared(ranks: int, strategy: str) -> list[str]:
@@ -282,7 +282,7 @@ def compared(ranks: int, strategy: str) -> list[str]:
 
 def everything(folder: Path) -> None:
     """All of it in this process, under each strategy, into a file of this process."""
-    ranks = processes.count()
+    ranks = distributed.count()
     found: dict[str, Found] = {}
     for strategy in STRATEGIES if ranks > 1 else STRATEGIES[:1]:
         launch = Launch(processes=ranks, strategy=strategy)
@@ -295,4 +295,4 @@ def everything(folder: Path) -> None:
     if ranks > 1:
         offloaded = Launch(processes=ranks, strategy="fsdp", cpu_offload=True)
         found["offloaded: tied embeddings"] = training("gemma3", offloaded, 16)
-    torch.save(found, folder / f"{ranks}-{processes.rank()}.pt")
+    torch.save(found, folder / f"{ranks}-{distributed.rank()}.pt")

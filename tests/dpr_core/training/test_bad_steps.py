@@ -17,7 +17,7 @@ from dpr_core.logprobs import TokenScores
 from dpr_core.models import memory
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.training.recorder import Silent
+from dpr_core.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 ROWS = [

@@ -8,8 +8,8 @@ import torch
 
 from dpr_core.config.reinforce import KLStop, ReinforceConfig, WitnessStop
 from dpr_core.models.policy import Policy
+from dpr_core.recorder import Silent
 from dpr_core.training.guard import GUARDS, KLBound, RollBack, Verdict, Witnesses
-from dpr_core.training.recorder import Silent
 
 
 class Tables(Silent):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError
 from dpr_core.models.memory import as_much_as_fits, in_micro_batches
-from dpr_core.training.state import read
+from dpr_core.state import read
 from tests import ranks
 from tests.dpr_core.training.distributed import (
     Found,
@@ -129,7 +129,7 @@ def test_of_what_is_read_a_process_holds_its_slice_alone(tmp_path: Path) -> None
 
 def test_nobody_is_given_up_while_the_first_writes_a_checkpoint(tmp_path: Path) -> None:
     ranks.run(2, waiting, tmp_path)
-    assert [float((tmp_path / rank).read_text()) for rank in ("0", "1")] == [processes.PATIENCE.total_seconds()] * 2
+    assert [float((tmp_path / rank).read_text()) for rank in ("0", "1")] == [distributed.PATIENCE.total_seconds()] * 2
 
 
 @pytest.mark.parametrize("part", ["1.0", "ema", "lora"])
@@ -145,11 +145,11 @@ def test_what_is_published_is_one_plain_checkpoint(folder: Path, part: str) -> N
 
 def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = list("abcdefg")
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "count", lambda: 3)
     shares = []
     for rank in range(3):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        shares.append(list(processes.turns(pieces)))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(distributed.turns(pieces)))
     assert {len(share) for share in shares} == {3}
     assert sorted(piece for share in shares for piece, is_mine in share if is_mine) == pieces
     assert shares[2] == [("c", True), ("f", True), ("a", False)]
@@ -158,9 +158,9 @@ def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest
 @pytest.fixture
 def four(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """As the first of four in a new stage: makes a pass over rows of these lengths, in how many micro-batches."""
-    monkeypatch.setattr(processes, "count", lambda: 4)
-    monkeypatch.setattr(processes, "_rows_seen", {})
-    monkeypatch.setattr(processes, "_told", [])
+    monkeypatch.setattr(distributed, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "_rows_seen", {})
+    monkeypatch.setattr(distributed, "_told", [])
 
     def some_pass(*lengths: int, tokens: int = 30, what: str = "a step") -> int:
         return in_micro_batches(what, lengths, tokens, torch.device("cpu"), len)
@@ -199,7 +199,7 @@ def test_no_rows_enough_micro_batches_and_what_is_left_of_an_epoch_are_nothing_t
 
 
 def test_one_of_several_processes_does_not_begin_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     tried: list[int] = []
 
     def work(at_once: int) -> None:

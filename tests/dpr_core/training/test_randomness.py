@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpr_core import processes
+from dpr_core import distributed
 from dpr_core.config.training import Execution, LoRA
 from dpr_core.models.adapters import add_adapters
 from dpr_core.models.policy import Policy
@@ -24,7 +24,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
     """The numbers that a process of this rank draws after something."""
 
     def drawn(rank: int, after: Callable[[], None]) -> Tensor:
-        monkeypatch.setattr(processes, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
         torch.manual_seed(3)
         after()
         return torch.rand(8)
@@ -76,7 +76,7 @@ def dropping(folder: Path) -> None:
     adapter = model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.detach().clone()
     trainer_of(Policy(model), Execution())
     left = model.train().model.layers[0].self_attn.q_proj.lora_dropout["default"](torch.ones(64))
-    torch.save({"adapter": adapter, "left": left}, folder / f"{processes.count()}-{processes.rank()}")
+    torch.save({"adapter": adapter, "left": left}, folder / f"{distributed.count()}-{distributed.rank()}")
 
 
 @pytest.mark.integration

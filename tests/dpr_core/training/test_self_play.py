@@ -15,10 +15,10 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
+from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.recorder import Silent
 from dpr_core.training.self_play import Pair, SelfPlay, Tangent, losses_and_slopes, steps_of_rounds, tangent_values
 from dpr_core.training.trainer import Trainer
 

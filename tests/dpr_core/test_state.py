@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.training.state import read, write
+from dpr_core.state import read, write
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:

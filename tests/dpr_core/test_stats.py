@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dpr_core.reporting import statistics
-from dpr_core.reporting.statistics import bootstrap_means, mean_interval, t_interval
+from dpr_core import stats
+from dpr_core.stats import bootstrap_means, mean_interval, t_interval
 
 VALUES = [0.0, 1.0, 0.5, 0.25, 1.0, 1.0, 0.0]
 
@@ -22,7 +22,7 @@ def test_resampled_means_equal_a_plain_loop() -> None:
 
 def test_working_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bootstrap_means(VALUES, 101, seed=1)
-    monkeypatch.setattr(statistics, "_INDICES_AT_ONCE", 30)
+    monkeypatch.setattr(stats, "_INDICES_AT_ONCE", 30)
     assert bootstrap_means(VALUES, 101, seed=1).tolist() == whole.tolist()
 
 

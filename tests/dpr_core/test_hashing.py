@@ -5,7 +5,7 @@ import pytest
 from dpr_core.config.data import HubSource
 from dpr_core.data.sources import fingerprint
 from dpr_core.errors import UsageError
-from dpr_core.fingerprint import of_file, of_folder
+from dpr_core.hashing import of_file, of_folder
 
 
 @pytest.fixture

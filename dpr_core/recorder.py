@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from dpr_core.training.state import State
+from dpr_core.state import State
 
 
 class Recorder(Protocol):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dpr_core.reporting.visible import json_text, visible
+from dpr_core.text import json_text, visible
 
 
 @pytest.mark.parametrize(
