@@ -40,7 +40,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.training import LoRA, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
-from dpr_core.models.adapters import add_adapters
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.planning import compute

@@ -13,14 +13,14 @@ from tasks.lineage import Lineage
 from tasks.tracking import Store
 
 if TYPE_CHECKING:
-    from dpr_core.models.credit import GivenText
+    from dpr_core.models.token_rewards import GivenText
 
 COLUMNS = Columns(id=None, system="system", prompt="prompt", response="response")
 
 
 def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenText]":
     """The texts to score, from the command line or from a JSONL file with `prompt`, `response` and maybe `system`."""
-    from dpr_core.models.credit import GivenText
+    from dpr_core.models.token_rewards import GivenText
 
     if (file is None) == (text is None):
         raise UsageError("give either --text PROMPT RESPONSE or a JSONL file")
@@ -53,7 +53,7 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
     from rich.console import Console
     from rich.text import Text
 
-    from dpr_core.models.credit import assign_credit
+    from dpr_core.models.token_rewards import assign_credit
     from dpr_core.reporting import credit
     from tasks.progress import StageProgress
 

@@ -24,7 +24,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.diagnostics.measure import Probes, measure
     from dpr_core.diagnostics.probes import training_questions
     from dpr_core.diagnostics.verdict import Level, judge
-    from dpr_core.models.credit import encode_texts
+    from dpr_core.models.token_rewards import encode_texts
     from dpr_core.reporting import diagnosis as report
     from dpr_core.rollouts.engine import Sampling
     from dpr_core.rollouts.in_process import InProcessEngine

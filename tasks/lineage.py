@@ -15,8 +15,8 @@ from tasks.workspace import Artifacts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dpr_core.data.rendering import Renderer
     from dpr_core.data.rows import Demonstration
+    from dpr_core.data.template import Renderer
     from dpr_core.models.dense_reward import DenseReward
     from dpr_core.models.policy import Policy
 
@@ -55,7 +55,7 @@ class Lineage:
         return read(self.ancestor(artifact, "subsample").path).demonstrations
 
     def renderer(self, artifact: Artifact) -> "Renderer":
-        from dpr_core.data.rendering import Renderer
+        from dpr_core.data.template import Renderer
 
         return Renderer.load(self.ancestor(artifact, "subsample").path)
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dpr_core.data.encoding import TokenSequence
-    from dpr_core.models.contrastive import Contrasted
     from dpr_core.models.dense_reward import DenseReward
+    from dpr_core.models.extrapolation import Contrasted
     from dpr_core.models.policy import Policy
     from dpr_core.rollouts.engine import Completion, Progress, Sampling
 
@@ -41,7 +41,7 @@ class Answering:
         drawn: "dict[int, Completion]",
     ) -> "list[Completion]":
         """One answer to each prompt; of best-of-n, `drawn` holds all n."""
-        from dpr_core.models.contrastive import Contrasted
+        from dpr_core.models.extrapolation import Contrasted
         from dpr_core.rollouts.in_process import Against, InProcessEngine
 
         execution = self.settings.execution
@@ -82,7 +82,7 @@ class Answering:
 def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Answering:
     """The policy that the settings make of an artifact."""
     from dpr_core.models.checkpoints import extrapolate
-    from dpr_core.models.contrastive import Contrasted
+    from dpr_core.models.extrapolation import Contrasted
     from dpr_core.models.sharding import place
 
     control, execution = settings.policy, settings.execution

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
-    from dpr_core.models.adapters import add_adapters
     from dpr_core.models.checkpoints import save
+    from dpr_core.models.lora import add_adapters
     from dpr_core.reporting import plots
     from dpr_core.rollouts.engines import opened
     from dpr_core.training.on_policy import OnPolicy, optimizer_steps

@@ -17,8 +17,8 @@ from tasks.tracking import Artifact
 
 if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
-    from dpr_core.models.credit import GivenText
     from dpr_core.models.dense_reward import DenseReward, ScoredTokens
+    from dpr_core.models.token_rewards import GivenText
 
 CREDIT_PAGE = "credit.html"
 TEXTS_ON_PAGE = 12
@@ -26,7 +26,7 @@ TEXTS_ON_PAGE = 12
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.masking import mean_by_position
-    from dpr_core.models.credit import credit_of, encode_texts
+    from dpr_core.models.token_rewards import credit_of, encode_texts
     from dpr_core.reporting import credit, plots
 
     settings = cast(RewardConfig, config)
@@ -62,7 +62,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 def probes(lineage: Lineage, sft: Artifact, count: int) -> "list[GivenText]":
     """The first demonstrations that SFT saw whole."""
     from dpr_core.data.encoding import encode_prompt, encode_response
-    from dpr_core.models.credit import GivenText
+    from dpr_core.models.token_rewards import GivenText
 
     tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
     limits = SFTConfig.model_validate(sft.config)
@@ -104,7 +104,7 @@ def validated(
     settings: RewardConfig, lineage: Lineage, sft: Artifact, demonstrations: "Sequence[TokenSequence]"
 ) -> dict[float, float]:
     """How well each kept checkpoint, as the reference, finds corrupted tokens; the end of the run is no candidate."""
-    from dpr_core.models.reference import detection_by_candidate
+    from dpr_core.diagnostics.reference_choice import detection_by_candidate
 
     kept = {part: folder for part, folder in checkpoints(sft).items() if isinstance(part, float) and part < 1}
     if not kept:

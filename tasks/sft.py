@@ -15,8 +15,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.algorithms.sft import fine_tune, total_steps
     from dpr_core.data.encoding import encode_demonstrations
     from dpr_core.errors import UsageError
-    from dpr_core.models.adapters import add_adapters
     from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
+    from dpr_core.models.lora import add_adapters
     from dpr_core.models.policy import Policy
     from dpr_core.training.trainer import Trainer
 

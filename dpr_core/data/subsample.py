@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dpr_core.config.data import SubsampleConfig, Template
-from dpr_core.data.rendering import Renderer
 from dpr_core.data.rows import BadRow, Demonstration
 from dpr_core.data.sources import open_source
+from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
 
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"

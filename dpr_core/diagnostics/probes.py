@@ -6,7 +6,7 @@ from dpr_core import benchmarks
 from dpr_core.benchmarks.base import Question, ReadResult
 from dpr_core.config.data import LabSource, Source
 from dpr_core.config.evaluation import LabBenchmark
-from dpr_core.models.credit import GivenText
+from dpr_core.models.token_rewards import GivenText
 
 
 def training_questions(

@@ -27,7 +27,7 @@ from dpr_core.config.execution import Execution
 from dpr_core.config.model import Family, LabBackbone
 from dpr_core.config.training import Optimizer
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
-from dpr_core.data.rendering import Renderer
+from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.lab import programs
 from dpr_core.lab.problem import Problem, Style, read_result

@@ -17,7 +17,7 @@ from dpr_core.config.model import PretrainedBackbone
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
-from dpr_core.models.adapters import merged
+from dpr_core.models.lora import merged
 from dpr_core.models.sharding import gathered, is_slice
 from dpr_core.models.trust import own_code, refuse_missing_shards, refuse_unsafe
 

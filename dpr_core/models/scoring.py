@@ -10,9 +10,9 @@ from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores, token_kl
 from dpr_core.masking import response_mask
-from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.critic import Critic
-from dpr_core.models.memory import in_micro_batches
+from dpr_core.models.extrapolation import Contrasted
+from dpr_core.models.oom import in_micro_batches
 from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import reading
 

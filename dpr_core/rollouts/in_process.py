@@ -11,7 +11,7 @@ from dpr_core import distributed
 from dpr_core.config.execution import Execution
 from dpr_core.logprobs import contrastive
 from dpr_core.models.compiling import uncompiled
-from dpr_core.models.memory import as_much_as_fits
+from dpr_core.models.oom import as_much_as_fits
 from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import whole
 from dpr_core.rollouts.drawing import Drawing, Reads

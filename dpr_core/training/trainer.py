@@ -19,7 +19,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
 from dpr_core.models.compiling import compile_layers
-from dpr_core.models.memory import in_micro_batches
+from dpr_core.models.oom import in_micro_batches
 from dpr_core.models.sharding import cut, full, is_sharded, networks, place
 from dpr_core.recorder import Recorder, Silent
 from dpr_core.state import State

@@ -2,7 +2,7 @@ from dpr_core.config.data import Additions, FileSource, LabSource
 from dpr_core.config.evaluation import LabBenchmark
 from dpr_core.diagnostics.probes import training_questions
 from dpr_core.lab import programs
-from dpr_core.models.credit import GivenText
+from dpr_core.models.token_rewards import GivenText
 
 TASK = Additions(operations=3, evaluation_share=0.3)
 TEXTS = [GivenText("one?", "1", "be brief"), GivenText("two?", "2"), GivenText("three?", "3")]

@@ -18,10 +18,10 @@ from dpr_core.config.training import LoRA, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models import compiling
-from dpr_core.models.adapters import add_adapters
 from dpr_core.models.checkpoints import save
 from dpr_core.models.compiling import compile_layers
 from dpr_core.models.critic import Critic
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, values
 from dpr_core.rollouts.engine import Sampling

@@ -11,7 +11,7 @@ from dpr_core.config.model import Family
 from dpr_core.config.training import LoRA
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models import sharding
-from dpr_core.models.adapters import add_adapters
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.models.sharding import whole

@@ -21,8 +21,8 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models import packed_attention, policy
-from dpr_core.models.adapters import add_adapters
 from dpr_core.models.critic import Critic
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl, values
 from dpr_core.training.trainer import Trainer

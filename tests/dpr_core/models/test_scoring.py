@@ -6,7 +6,7 @@ import torch
 
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response, end_token
-from dpr_core.models.contrastive import Contrasted
+from dpr_core.models.extrapolation import Contrasted
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError
-from dpr_core.models import memory
+from dpr_core.models import oom
 from dpr_core.rollouts.drawing import Drawing
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -28,7 +28,7 @@ def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], l
 
     What it returns is filled with how many tokens the prompts had whose answers came to their end.
     """
-    monkeypatch.setattr(memory, "_found", {})
+    monkeypatch.setattr(oom, "_found", {})
     logits, completions = Reader.logits, Drawing.completions
     ended: list[int] = []
 
@@ -91,7 +91,7 @@ def test_what_was_kept_before_an_interruption_is_not_drawn_again(
         InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, die, drawn)
     assert [len(c.prompt) for c in drawn.values()] == LENGTHS[:32]
     # A process that is started again does not know yet what fits.
-    monkeypatch.setattr(memory, "_found", {})
+    monkeypatch.setattr(oom, "_found", {})
     _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, drawn=drawn), expected)
     assert ended == LENGTHS
 
@@ -105,7 +105,7 @@ def test_a_row_that_does_not_fit_alone_is_told(tiny: Callable[..., Any], crowd: 
 def test_other_failures_are_not_taken_for_a_lack_of_memory(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_found", {})
+    monkeypatch.setattr(oom, "_found", {})
 
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("size mismatch")
@@ -113,4 +113,4 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(Reader, "logits", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
-    assert memory._found == {}
+    assert oom._found == {}

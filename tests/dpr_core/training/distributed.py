@@ -18,10 +18,10 @@ from dpr_core.config.training import Execution, LoRA, Optimizer, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.lab.backbone import untrained
 from dpr_core.logprobs import TokenScores
-from dpr_core.models.adapters import add_adapters
 from dpr_core.models.checkpoints import save
-from dpr_core.models.contrastive import Contrasted
 from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.extrapolation import Contrasted
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
 from dpr_core.models.sharding import cut, gathered, place

@@ -14,7 +14,7 @@ from dpr_core.data.batching import Batch
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.logprobs import TokenScores
-from dpr_core.models import memory
+from dpr_core.models import oom
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
@@ -118,7 +118,7 @@ class Crowded(Policy):
 @pytest.fixture
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known yet of what fits."""
-    monkeypatch.setattr(memory, "_found", {})
+    monkeypatch.setattr(oom, "_found", {})
 
 
 @pytest.mark.usefixtures("roomy")
@@ -157,5 +157,5 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("size mismatch")
 
     with pytest.raises(RuntimeError, match="size mismatch"):
-        memory.in_micro_batches("a step", [3], 64, torch.device("cpu"), fail)
-    assert memory._found == {}
+        oom.in_micro_batches("a step", [3], 64, torch.device("cpu"), fail)
+    assert oom._found == {}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dpr_core import distributed
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError
-from dpr_core.models.memory import as_much_as_fits, in_micro_batches
+from dpr_core.models.oom import as_much_as_fits, in_micro_batches
 from dpr_core.state import read
 from tests import ranks
 from tests.dpr_core.training.distributed import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpr_core import distributed
 from dpr_core.config.training import Execution, LoRA
-from dpr_core.models.adapters import add_adapters
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.training.randomness import draw_apart, random_state, set_random_state
 from tests import ranks

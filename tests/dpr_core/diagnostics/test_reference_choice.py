@@ -5,10 +5,10 @@ import pytest
 
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics.corruption import corrupt, detection
+from dpr_core.diagnostics.reference_choice import detection_by_candidate
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
-from dpr_core.models.reference import detection_by_candidate
 
 ROWS = [TokenSequence((1, 30 + i), (40 + i, 50 + i % 3, 60 + i % 5, 41 + i, 0)) for i in range(12)]
 

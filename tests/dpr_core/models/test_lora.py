@@ -19,10 +19,10 @@ from dpr_core.config.model import Family
 from dpr_core.config.training import LoRA, Optimizer, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
-from dpr_core.models.adapters import add_adapters, merged
 from dpr_core.models.checkpoints import load_model, save
 from dpr_core.models.critic import Critic
 from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.lora import add_adapters, merged
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Sampling

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
-from dpr_core.data.rendering import Renderer
+from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward, ScoredTokens
 from dpr_core.returns import reward_to_go

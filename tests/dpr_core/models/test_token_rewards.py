@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from dpr_core.config.data import Template
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import encode_response
-from dpr_core.data.rendering import Renderer
+from dpr_core.data.template import Renderer
 from dpr_core.lab.tokenizers import build
-from dpr_core.models.credit import GivenText, assign_credit, token_texts
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
+from dpr_core.models.token_rewards import GivenText, assign_credit, token_texts
 
 ROOT = Path(__file__).parents[3]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -95,7 +95,7 @@ def test_the_credit_of_a_text_shows_its_tokens_as_they_stand_in_it(tiny: Callabl
 
 def test_models_import_no_reporting() -> None:
     code = (
-        "import sys, dpr_core.models.credit\n"
+        "import sys, dpr_core.models.token_rewards\n"
         "sys.exit(any(name.startswith('dpr_core.reporting') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpr_core.config.data import Template
-from dpr_core.data.rendering import Renderer
+from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
 
 
