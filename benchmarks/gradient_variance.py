@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.method import Experience
+from dpr_core.algorithms.base import Experience
 from dpr_core.config import reinforce as config
 from dpr_core.config.execution import Execution
 from dpr_core.data.batching import collate

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dpr_core.algorithms.base import PolicyGradient
 from dpr_core.algorithms.dense_path_reinforce import Algorithm1, ReinforcePlusPlus
 from dpr_core.algorithms.gsil import Gsil
-from dpr_core.algorithms.method import PolicyGradient
 from dpr_core.algorithms.ppo import PPO
 from dpr_core.algorithms.sequence_reinforce import SequenceReinforce
 from dpr_core.algorithms.spin import Spin

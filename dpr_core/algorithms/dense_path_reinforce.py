@@ -7,11 +7,11 @@ from torch import Tensor
 
 from dpr_core import losses
 from dpr_core.advantages import position_baseline, whiten
-from dpr_core.algorithms.method import Credit, CriticObjective, Experience
+from dpr_core.algorithms import kl_control
+from dpr_core.algorithms.base import Credit, CriticObjective, Experience
 from dpr_core.config import reinforce as config
 from dpr_core.logprobs import TokenScores
 from dpr_core.returns import reward_to_go
-from dpr_core.training import kl_control
 
 
 class Algorithm1:

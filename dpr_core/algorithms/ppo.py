@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dpr_core import losses
 from dpr_core.advantages import gae
+from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.algorithms.dense_path_reinforce import ReinforcePlusPlus
-from dpr_core.algorithms.method import Credit, Experience
 from dpr_core.config import reinforce as config
 from dpr_core.returns import paid_at_the_end
 

@@ -1,7 +1,7 @@
 """SR: REINFORCE on the sentence-level reward. Every token is credited with the whole response."""
 
+from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.algorithms.dense_path_reinforce import ReinforcePlusPlus
-from dpr_core.algorithms.method import Credit, Experience
 from dpr_core.returns import paid_at_the_end
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dpr_core.algorithms.method import CriticObjective
+from dpr_core.algorithms.base import CriticObjective
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.critic import Critic

@@ -8,7 +8,7 @@ from itertools import islice, tee
 
 from dpr_core.advantages import explained_variance
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.method import Credit, Experience
+from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.rollouts import Vllm
 from dpr_core.data.encoding import TokenSequence

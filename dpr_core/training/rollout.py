@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpr_core.algorithms.method import Credit, Experience
+from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import masked_mean, masked_sum
 from dpr_core.models.dense_reward import ScoredTokens

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import POLICY_GRADIENTS, policy_gradient
+from dpr_core.algorithms.base import Experience, PolicyGradient
 from dpr_core.algorithms.dense_path_reinforce import Algorithm1, ReinforcePlusPlus
-from dpr_core.algorithms.method import Experience, PolicyGradient
 from dpr_core.config import reinforce as config
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.method import Experience
+from dpr_core.algorithms.base import Experience
 from dpr_core.algorithms.ppo import PPO, ValueRegression
 from dpr_core.config import reinforce as config
 from dpr_core.config.execution import Execution

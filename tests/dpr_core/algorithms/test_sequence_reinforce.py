@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.method import Experience
+from dpr_core.algorithms.base import Experience
 from dpr_core.algorithms.sequence_reinforce import SequenceReinforce as SequenceReinforceMethod
 from dpr_core.config.base import parse
 from dpr_core.config.reinforce import ReinforceConfig, ReinforcePlusPlus, SequenceReinforce

@@ -4,8 +4,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from dpr_core.algorithms.kl_control import KLControl
 from dpr_core.logprobs import TokenScores
-from dpr_core.training.kl_control import KLControl
 from dpr_core.training.trainer import Objective
 
 

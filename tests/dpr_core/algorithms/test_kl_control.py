@@ -1,7 +1,7 @@
 import pytest
 
+from dpr_core.algorithms.kl_control import KLControl, kl_control
 from dpr_core.config.reinforce import KLLinear, KLTarget, ReinforcePlusPlus
-from dpr_core.training.kl_control import KLControl, kl_control
 
 
 def _weights(control: KLControl, kls: list[float]) -> list[float]:
