@@ -34,7 +34,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.memory_plan import NEVER, measured
 from benchmarks.side_by_side import machine, one_core
 from benchmarks.sizes import END
-from dpr_core.algorithms.sft import SupervisedFineTuning, fine_tune, total_steps
 from dpr_core.config.execution import Execution
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
@@ -43,6 +42,7 @@ from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.sft_loop import SupervisedFineTuning, fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 
 Work = Callable[[], object]

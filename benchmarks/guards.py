@@ -27,7 +27,7 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.guard import GUARDS
-from dpr_core.training.on_policy import OnPolicy, optimizer_steps
+from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
 from dpr_core.training.trainer import Trainer
 from tasks.lineage import Lineage
 from tasks.tracking import Artifact, Store

@@ -21,7 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import Execution
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
@@ -34,7 +33,8 @@ from dpr_core.planning.memory import Parts
 from dpr_core.planning.stages import Circumstances, Needs, needs
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.on_policy import OnPolicy
+from dpr_core.training.reinforce_loop import OnPolicy
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 Work = Callable[[], object]

@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.side_by_side import machine, one_core
 from benchmarks.sizes import SIZES, network, ragged, word_tokenizer
 from dpr_core import hashing
-from dpr_core.algorithms.sft import fine_tune, total_steps
 from dpr_core.config.data import FileSource, SubsampleConfig, Template
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.training import SFTConfig
@@ -37,6 +36,7 @@ from dpr_core.data.encoding import encode_demonstrations
 from dpr_core.models.checkpoints import load_backbone, save
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Silent
+from dpr_core.training.sft_loop import fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 
 BARE = "function"

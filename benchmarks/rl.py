@@ -34,7 +34,7 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.on_policy import OnPolicy
+from dpr_core.training.reinforce_loop import OnPolicy
 from dpr_core.training.trainer import Trainer
 
 LIMIT, RATE = 120, 1e-6

@@ -34,7 +34,6 @@ from benchmarks.side_by_side import machine, one_core
 from benchmarks.sizes import LARGE, PROMPTS, RESPONSES, SIZES, large_network, network, ragged
 from dpr_core import distributed
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import Execution
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.training import LoRA, SFTConfig
@@ -49,6 +48,7 @@ from dpr_core.planning.compute import Work
 from dpr_core.planning.hardware import RESERVED
 from dpr_core.planning.stages import Circumstances, needs
 from dpr_core.rollouts.engine import Sampling
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 WAYS: dict[str, tuple[LoRA | None, bool]] = {

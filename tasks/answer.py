@@ -30,8 +30,8 @@ OFFICIAL = "official"
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core import benchmarks
     from dpr_core.data.encoding import TokenSequence, end_token
-    from dpr_core.rollouts.conversation import converse, script
     from dpr_core.rollouts.engine import Sampling
+    from dpr_core.rollouts.multi_turn import converse, script
 
     settings = cast(AnswerConfig, config)
     lineage = Lineage(work.store)

@@ -10,9 +10,9 @@ from tasks.stage import Stage, Work
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core.algorithms.sft import fine_tune, total_steps
     from dpr_core.data.encoding import encode_demonstrations
     from dpr_core.models.checkpoints import save
+    from dpr_core.training.sft_loop import fine_tune, total_steps
     from dpr_core.training.trainer import Trainer
 
     settings = as_sft(cast(ContinuedSFTConfig, config))

@@ -19,8 +19,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.models.checkpoints import save
     from dpr_core.models.lora import add_adapters
     from dpr_core.reporting import plots
-    from dpr_core.rollouts.engines import opened
-    from dpr_core.training.on_policy import OnPolicy, optimizer_steps
+    from dpr_core.rollouts.factory import opened
+    from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
     from dpr_core.training.trainer import Trainer
 
     settings = cast(ReinforceConfig, config)

@@ -12,7 +12,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_demonstrations, end_token
     from dpr_core.models.checkpoints import save
     from dpr_core.rollouts.in_process import InProcessEngine
-    from dpr_core.training.self_play import SelfPlay
+    from dpr_core.training.self_play_loop import SelfPlay
 
     settings = cast(SelfPlayConfig, config)
     lineage = Lineage(work.store)

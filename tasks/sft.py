@@ -12,12 +12,12 @@ from tasks.stage import Stage, Work
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     import torch
 
-    from dpr_core.algorithms.sft import fine_tune, total_steps
     from dpr_core.data.encoding import encode_demonstrations
     from dpr_core.errors import UsageError
     from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
     from dpr_core.models.lora import add_adapters
     from dpr_core.models.policy import Policy
+    from dpr_core.training.sft_loop import fine_tune, total_steps
     from dpr_core.training.trainer import Trainer
 
     sft = cast(SFTConfig, config)

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-MODULES = ["torch", "transformers", "accelerate", "dpr_core.training.on_policy", "dpr_core.training.self_play"]
+MODULES = [
+    "torch",
+    "transformers",
+    "accelerate",
+    "dpr_core.training.reinforce_loop",
+    "dpr_core.training.self_play_loop",
+]
 
 
 def run(ranks: int, work: Callable[[Path], None], folder: Path) -> None:

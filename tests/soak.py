@@ -237,9 +237,6 @@ def live(point: str, number: int) -> None:
     """One life: every stage of the pipeline, with a trap at one point."""
     import torch
 
-    import dpr_core.algorithms.sft
-    import dpr_core.lab.backbone
-    import dpr_core.training.on_policy  # noqa: F401
     from dpr_core.config.base import override, parse
     from dpr_core.config.pipeline import PipelineConfig
     from flows import recipes, wiring

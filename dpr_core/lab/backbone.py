@@ -21,7 +21,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.data import Template
 from dpr_core.config.execution import Execution
 from dpr_core.config.model import Family, LabBackbone
@@ -36,6 +35,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {

@@ -14,10 +14,10 @@ from dpr_core.models.compiling import uncompiled
 from dpr_core.models.oom import as_much_as_fits
 from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.sharding import whole
-from dpr_core.rollouts.drawing import Drawing, Reads
+from dpr_core.rollouts.cuda_graphs import replaying
+from dpr_core.rollouts.decode import Drawing, Reads
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.rollouts.graphs import replaying
-from dpr_core.rollouts.slots import Reader, Spans, attending
+from dpr_core.rollouts.kv_cache import Reader, Spans, attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -28,11 +28,11 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling, log_probs
-from dpr_core.rollouts.engines import server_for
+from dpr_core.rollouts.factory import server_for
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.vllm import Source, VllmEngine, shape_of
+from dpr_core.rollouts.vllm_engine import Source, VllmEngine, shape_of
 from dpr_core.rollouts.vllm_server import OwnServer
-from dpr_core.training.on_policy import OnPolicy
+from dpr_core.training.reinforce_loop import OnPolicy
 from dpr_core.training.trainer import Trainer
 
 pytestmark = pytest.mark.services

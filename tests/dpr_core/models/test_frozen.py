@@ -15,7 +15,7 @@ from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.models.sharding import whole
-from dpr_core.rollouts import slots
+from dpr_core.rollouts import kv_cache
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 
@@ -58,7 +58,7 @@ def test_what_learns_is_drawn_with_rounded_once_for_all_tokens_to_the_same_bits(
     drawn = InProcessEngine(model, 4, torch.bfloat16).generate(prompts, sampling, seed=0)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     monkeypatch.setattr(sharding, "_rounded", lambda model, *_: model)
-    monkeypatch.setattr(slots, "_rounded", lambda keys, _: keys)
+    monkeypatch.setattr(kv_cache, "_rounded", lambda keys, _: keys)
     assert InProcessEngine(model, 4, torch.bfloat16).generate(prompts, sampling, seed=0) == drawn
 
 

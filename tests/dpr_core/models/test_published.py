@@ -21,7 +21,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import Execution
 from dpr_core.config.model import Family, PretrainedBackbone
 from dpr_core.config.training import Optimizer
@@ -32,6 +31,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 from tests.published import publish
 

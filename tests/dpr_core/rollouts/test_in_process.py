@@ -12,8 +12,8 @@ from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts import drawing
-from dpr_core.rollouts.drawing import draw
+from dpr_core.rollouts import decode
+from dpr_core.rollouts.decode import draw
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import Against, InProcessEngine
 
@@ -131,7 +131,7 @@ def test_with_bfloat16_activations_the_logits_are_still_float32(
         seen.append(logits)
         return draw(logits, uniforms, temperature)
 
-    monkeypatch.setattr(drawing, "draw", recorded)
+    monkeypatch.setattr(decode, "draw", recorded)
     InProcessEngine(toy(), activations=torch.bfloat16).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
     assert len(seen) == 3
     for logits in seen:

@@ -7,10 +7,10 @@ import pytest
 
 from dpr_core.errors import DensePathError
 from dpr_core.models import oom
-from dpr_core.rollouts.drawing import Drawing
+from dpr_core.rollouts.decode import Drawing
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.slots import Reader
+from dpr_core.rollouts.kv_cache import Reader
 from tests.interruption import Killed
 
 SAMPLING = Sampling(0.8, 12, 10_000)

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from dpr_core.config.model import Family
 from dpr_core.masking import causal_mask
-from dpr_core.rollouts.drawing import in_groups
+from dpr_core.rollouts.decode import in_groups
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.rollouts.slots import Reader, Slots, Spans
+from dpr_core.rollouts.kv_cache import Reader, Slots, Spans
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 WINDOW = 4

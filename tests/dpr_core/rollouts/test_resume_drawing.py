@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from dpr_core.rollouts.best_of_n import best
-from dpr_core.rollouts.conversation import Script, converse
-from dpr_core.rollouts.drawing import Drawing
+from dpr_core.rollouts.decode import Drawing
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.rollouts.in_process import Against, InProcessEngine
+from dpr_core.rollouts.multi_turn import Script, converse
 from dpr_core.state import read, write
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
 

@@ -14,7 +14,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import load_model
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
-from dpr_core.rollouts.engines import opened
+from dpr_core.rollouts.factory import opened
 from tests import ranks
 from tests.loopback_vllm import serving
 

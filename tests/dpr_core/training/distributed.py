@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpr_core import distributed
-from dpr_core.algorithms.sft import fine_tune
 from dpr_core.config.imitation import SelfPlayConfig, Spin
 from dpr_core.config.launch import Launch
 from dpr_core.config.model import Family, LabBackbone
@@ -28,8 +27,9 @@ from dpr_core.models.sharding import cut, gathered, place
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.state import State, read, write
-from dpr_core.training.on_policy import OnPolicy, optimizer_steps
-from dpr_core.training.self_play import SelfPlay
+from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+from dpr_core.training.self_play_loop import SelfPlay
+from dpr_core.training.sft_loop import fine_tune
 from dpr_core.training.trainer import Trainer
 
 ROWS = [

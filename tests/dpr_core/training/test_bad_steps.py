@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.training import Execution, Optimizer
 from dpr_core.data.batching import Batch
 from dpr_core.data.encoding import TokenSequence
@@ -18,6 +17,7 @@ from dpr_core.models import oom
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 ROWS = [

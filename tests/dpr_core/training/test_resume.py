@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.algorithms.sft import fine_tune, total_steps
 from dpr_core.config.training import Execution, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
+from dpr_core.training.sft_loop import fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 from tests.interruption import Interruptible, Killed
 

@@ -25,8 +25,8 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.on_policy import OnPolicy, optimizer_steps
-from dpr_core.training.self_play import SelfPlay
+from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+from dpr_core.training.self_play_loop import SelfPlay
 from dpr_core.training.trainer import Trainer
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.training import Execution, Optimizer
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
 from dpr_core.models.policy import Policy
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer, learning_rate_share
 
 ROWS = [
@@ -172,7 +172,7 @@ def test_other_terms_are_reported_as_means_over_tokens(tiny: Callable[..., Any])
 WORKER = """
 import json
 import torch
-from dpr_core.algorithms.sft import SupervisedFineTuning
+from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.config.model import LabBackbone
 from dpr_core.config.training import Execution, Optimizer
 from dpr_core.data.encoding import TokenSequence

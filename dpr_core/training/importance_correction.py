@@ -6,7 +6,7 @@ from dpr_core.config.rollouts import Vllm
 from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
 from dpr_core.rollouts.engine import log_probs
-from dpr_core.training.rollout import Rollout
+from dpr_core.training.rollout_batch import Rollout
 
 
 def corrected(advantages: Tensor, rollout: Rollout, settings: Vllm) -> tuple[Tensor, dict[str, float]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.slots import Spans
+from dpr_core.rollouts.kv_cache import Spans
 
 REFILL = 1 / 8
 """Of the places, so many are free when prompts are read into them: one at a time would be a call of the model each."""
@@ -18,7 +18,7 @@ long as new ones. More groups read less, in more calls."""
 
 
 class Reads(Protocol):
-    """See `dpr_core.rollouts.slots.Reader`."""
+    """See `dpr_core.rollouts.kv_cache.Reader`."""
 
     def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor: ...
 

@@ -11,7 +11,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import masked_mean, masked_sum
 from dpr_core.models.dense_reward import ScoredTokens
 from dpr_core.rollouts.engine import Completion
-from dpr_core.training.signals import signals
+from dpr_core.training.rollout_metrics import signals
 
 
 @dataclass(frozen=True)

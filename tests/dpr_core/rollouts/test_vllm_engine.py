@@ -15,10 +15,10 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling
-from dpr_core.rollouts.engines import opened
+from dpr_core.rollouts.factory import opened
 from dpr_core.rollouts.overlap import Overlapping
-from dpr_core.rollouts.vllm import DEATHS, RECOGNISED_BY, VllmEngine
 from dpr_core.rollouts.vllm_client import row_seed
+from dpr_core.rollouts.vllm_engine import DEATHS, RECOGNISED_BY, VllmEngine
 from dpr_core.rollouts.vllm_server import Connection
 from tests.loopback_vllm import LoopbackVllm, serving
 
@@ -273,7 +273,7 @@ def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
             self.closed.set()
 
     server = Starting()
-    monkeypatch.setattr("dpr_core.rollouts.engines.server_for", lambda *_: server)
+    monkeypatch.setattr("dpr_core.rollouts.factory.server_for", lambda *_: server)
     overlapping = Vllm(overlap=True)
     with opened(overlapping, policy, policy.model.save_pretrained, 8, Execution(), tmp_path / "work") as engine:
         assert isinstance(engine, Overlapping)

@@ -9,8 +9,8 @@ from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.lab import tokenizers
 from dpr_core.recorder import Silent
-from dpr_core.rollouts.conversation import Script, converse, script
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
+from dpr_core.rollouts.multi_turn import Script, converse, script
 
 END = 0
 SAMPLING = Sampling(0.7, 3, END)

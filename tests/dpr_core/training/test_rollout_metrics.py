@@ -4,7 +4,7 @@ import statistics
 import pytest
 import torch
 
-from dpr_core.training.signals import repetition, signals
+from dpr_core.training.rollout_metrics import repetition, signals
 
 MASK = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
 LOG_SFT = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, 9.0, 9.0], [-1.0, -0.5, 9.0]])

@@ -31,7 +31,7 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.on_policy import OnPolicy, iterations, optimizer_steps, prompt_batches
+from dpr_core.training.reinforce_loop import OnPolicy, iterations, optimizer_steps, prompt_batches
 from dpr_core.training.trainer import Trainer
 
 PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpr_core.rollouts.slots import Reader, Spans
+from dpr_core.rollouts.kv_cache import Reader, Spans
 
 logger = logging.getLogger("dense_path")
 

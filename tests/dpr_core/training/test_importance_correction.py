@@ -16,12 +16,12 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import FollowingEngine, Sampling
-from dpr_core.rollouts.engines import opened
+from dpr_core.rollouts.factory import opened
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.correction import corrected
-from dpr_core.training.on_policy import OnPolicy
-from dpr_core.training.rollout import Rollout
+from dpr_core.training.importance_correction import corrected
+from dpr_core.training.reinforce_loop import OnPolicy
+from dpr_core.training.rollout_batch import Rollout
 from dpr_core.training.trainer import Trainer
 from tests.loopback_vllm import LoopbackVllm, serving
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import PairLoss, self_play_loss
-from dpr_core.algorithms.sft import batches
 from dpr_core.config.imitation import SelfPlayConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
@@ -23,6 +22,7 @@ from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Completion, Engine, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.state import State
+from dpr_core.training.sft_loop import batches
 from dpr_core.training.trainer import Trainer
 
 

@@ -19,7 +19,7 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.self_play import Pair, SelfPlay, Tangent, losses_and_slopes, steps_of_rounds, tangent_values
+from dpr_core.training.self_play_loop import Pair, SelfPlay, Tangent, losses_and_slopes, steps_of_rounds, tangent_values
 from dpr_core.training.trainer import Trainer
 
 EOS = 0

@@ -20,10 +20,10 @@ from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import FollowingEngine, Sampling
 from dpr_core.rollouts.overlap import Overlapping
 from dpr_core.state import State
-from dpr_core.training.correction import corrected
 from dpr_core.training.critic_learner import CriticLearner
 from dpr_core.training.guard import RollBack
-from dpr_core.training.rollout import Rollout, describe, samples
+from dpr_core.training.importance_correction import corrected
+from dpr_core.training.rollout_batch import Rollout, describe, samples
 from dpr_core.training.trainer import Objective, Trainer
 
 SAMPLE_TABLES = 20

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr_core.algorithms.sft import (
+from dpr_core.config.training import Execution, SFTConfig
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import UsageError
+from dpr_core.logprobs import TokenScores
+from dpr_core.models.policy import Policy
+from dpr_core.recorder import Silent
+from dpr_core.training.sft_loop import (
     MovingAverage,
     SupervisedFineTuning,
     batches,
@@ -16,12 +22,6 @@ from dpr_core.algorithms.sft import (
     fine_tune,
     total_steps,
 )
-from dpr_core.config.training import Execution, SFTConfig
-from dpr_core.data.encoding import TokenSequence
-from dpr_core.errors import UsageError
-from dpr_core.logprobs import TokenScores
-from dpr_core.models.policy import Policy
-from dpr_core.recorder import Silent
 from dpr_core.training.trainer import Trainer
 
 

@@ -12,11 +12,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dpr_core.config.model import Family
-from dpr_core.rollouts import graphs, in_process
+from dpr_core.rollouts import cuda_graphs, in_process
+from dpr_core.rollouts.cuda_graphs import Graphs, Replaying, Work
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.graphs import Graphs, Replaying, Work
 from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.rollouts.slots import Reader
+from dpr_core.rollouts.kv_cache import Reader
 
 PROMPTS = [tuple(30 + (7 * i + 3 * j) % 60 for j in range(1 + i % 9)) for i in range(24)]
 SAMPLING = Sampling(1.0, 24, 35)
@@ -47,7 +47,7 @@ class Tracer:
 def traced(monkeypatch: pytest.MonkeyPatch) -> Tracer:
     """Steps are replayed from what it captured, with columns in multiples of 16."""
     tracer = Tracer()
-    monkeypatch.setattr(graphs, "COLUMNS", 16)
+    monkeypatch.setattr(cuda_graphs, "COLUMNS", 16)
     monkeypatch.setattr(
         in_process, "replaying", lambda readers, _, give_up: [Replaying(each, tracer, give_up) for each in readers]
     )
@@ -82,7 +82,7 @@ def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: 
 def test_replayed_steps_read_the_weights_as_they_are_now(tiny: Callable[..., Any], traced: Tracer) -> None:
     """Under bfloat16 the rounding of other columns may turn a row into another one, but not at once."""
     model = tiny("llama")[0]
-    plain, replaying = (InProcessEngine(model, 4, torch.bfloat16, graphs=graphs) for graphs in (False, True))
+    plain, replaying = (InProcessEngine(model, 4, torch.bfloat16, graphs=cuda_graphs) for cuda_graphs in (False, True))
     before = plain.generate(PROMPTS, SAMPLING, seed=1)
     assert alike(replaying.generate(PROMPTS, SAMPLING, seed=1), before) > len(PROMPTS) / 2
     with torch.no_grad():
@@ -227,7 +227,7 @@ def test_after_a_capture_that_fails_work_goes_on_where_it_was(monkeypatch: pytes
 def test_a_gpu_replays_when_the_slots_have_grown(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(graphs, "COLUMNS", 8)
+    monkeypatch.setattr(cuda_graphs, "COLUMNS", 8)
     InProcessEngine(tiny("llama")[0].cuda(), 8).generate(PROMPTS, SAMPLING, seed=1)
     assert not caplog.messages
 

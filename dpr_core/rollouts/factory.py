@@ -17,7 +17,7 @@ from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import FollowingEngine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.overlap import Overlapping
-from dpr_core.rollouts.vllm import Source, VllmEngine, shape_of
+from dpr_core.rollouts.vllm_engine import Source, VllmEngine, shape_of
 from dpr_core.rollouts.vllm_server import OwnServer, RunningServer, Server, python_of
 
 
