@@ -17,11 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.benchmarks.lab import read_result
 from dpr_core.config.data import LabSource
 from dpr_core.config.execution import Execution
 from dpr_core.config.reinforce import GuardConfig, KLStop, ReinforceConfig, WitnessStop
 from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+from dpr_core.evaluation.lab_prompts import read_result
 from dpr_core.lab.programs import draw_problems
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling

@@ -26,13 +26,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core import judging
-from dpr_core.benchmarks.base import Question
 from dpr_core.config import evaluation as settings
-from dpr_core.judging.endpoint import Endpoint
-from dpr_core.judging.judge import Answer
-from dpr_core.judging.openai import request
-from dpr_core.judging.pairwise import Pair, judge_pairs
+from dpr_core.evaluation import judges
+from dpr_core.evaluation.endpoint import Endpoint
+from dpr_core.evaluation.judge import Answer
+from dpr_core.evaluation.openai import request
+from dpr_core.evaluation.pairwise import Pair, judge_pairs
+from dpr_core.evaluation.questions import Question
 
 SERVER = Path(__file__).parents[1] / "tests" / "loopback.py"
 
@@ -109,7 +109,7 @@ def ours(
     pairs: Sequence[Pair], config: settings.OpenAIJudge, execution: settings.JudgeExecution, cache: Path
 ) -> Callable[[], Awaitable[int]]:
     """As a run judges, with a cache that is empty."""
-    judge = judging.build(config, execution, lambda text: None, cache)
+    judge = judges.build(config, execution, lambda text: None, cache)
 
     async def work() -> int:
         games = await judge_pairs(judge, pairs, execution, lambda done, total, note: None)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from dpr_core import benchmarks
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import LabSource
 from dpr_core.config.evaluation import AnswerConfig
@@ -13,6 +12,7 @@ from dpr_core.config.launch import Launch
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.evaluation import benchmarks
 from dpr_core.planning import fitting
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.backbones import architecture

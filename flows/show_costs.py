@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dpr_core.judging.cost import Cost
+from dpr_core.evaluation.cost import Cost
 from dpr_core.reporting.tables import Table
 from flows.console import emit
 from tasks.costs import Costs, judging_costs

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from dpr_core.benchmarks.base import Question
+    from dpr_core.evaluation.questions import Question
     from dpr_core.models.dense_reward import ScoredTokens
     from dpr_core.rollouts.engine import Completion
 
@@ -28,8 +28,8 @@ OFFICIAL = "official"
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core import benchmarks
     from dpr_core.data.encoding import TokenSequence, end_token
+    from dpr_core.evaluation import benchmarks
     from dpr_core.rollouts.engine import Sampling
     from dpr_core.rollouts.multi_turn import converse, script
 
@@ -66,9 +66,9 @@ def _rows(
     kl: list[float] | None,
 ) -> list[dict[str, Any]]:
     """A row for each question: what was asked, the text of every turn's answer, and sums over the turns."""
-    from dpr_core import benchmarks
-    from dpr_core.benchmarks.base import is_right
     from dpr_core.data.encoding import decode_response, end_token
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.evaluation.questions import is_right
 
     end = end_token(tokenizer)
     read_result = benchmarks.result_reader(settings.benchmark)
@@ -91,7 +91,7 @@ def _rows(
 
 def _write_official(settings: AnswerConfig, stage: str, rows: list[dict[str, Any]], folder: Path) -> None:
     """The answers to a public benchmark once more, as its own tools read them."""
-    from dpr_core import benchmarks
+    from dpr_core.evaluation import benchmarks
 
     official = benchmarks.official_file(settings.benchmark, model_name(settings, stage), answered(rows))
     if official is not None:
@@ -162,7 +162,7 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
 
 def answered(rows: list[dict[str, Any]]) -> "list[tuple[Question, tuple[str, ...]]]":
     """The questions of rows, each with the text of the answer to every turn."""
-    from dpr_core.benchmarks.base import Question
+    from dpr_core.evaluation.questions import Question
 
     return [(Question.of(row["question"]), tuple(row["turns"])) for row in rows]
 
@@ -173,20 +173,20 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def pin(config: AnswerConfig) -> AnswerConfig:
-    from dpr_core import benchmarks
+    from dpr_core.evaluation import benchmarks
 
     return config.model_copy(update={"benchmark": benchmarks.pinned(config.benchmark)})
 
 
 def missing(config: AnswerConfig) -> str | None:
-    from dpr_core import benchmarks
+    from dpr_core.evaluation import benchmarks
 
     return benchmarks.missing(config.benchmark)
 
 
 def preflight(configs: Sequence[AnswerConfig]) -> None:
     """Questions that cannot be had are better known before the training than after."""
-    from dpr_core import benchmarks
+    from dpr_core.evaluation import benchmarks
 
     for benchmark in {config.benchmark for config in configs}:
         benchmarks.load(benchmark)

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, cast
 
-from dpr_core import benchmarks, rating
-from dpr_core.benchmarks.base import Question
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletions, JudgeConfig, RateConfig
-from dpr_core.judging.cost import REPLY_TOKENS, Cost, judging_cost, prices
-from dpr_core.judging.judge import Answer
-from dpr_core.judging.pairwise import Pair
-from dpr_core.judging.spending import CHARACTERS_PER_TOKEN
-from dpr_core.rating.cost import rating_cost
+from dpr_core.evaluation import benchmarks
+from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN
+from dpr_core.evaluation.cost import REPLY_TOKENS, Cost, judging_cost, prices
+from dpr_core.evaluation.judge import Answer
+from dpr_core.evaluation.pairwise import Pair
+from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rating import raters
+from dpr_core.evaluation.rating.cost import rating_cost
 from tasks.answer import answered, read_answers
 from tasks.graph import OTHER, Node, Planned
 from tasks.tracking import Store
@@ -110,7 +111,7 @@ def _judge(config: JudgeConfig, sides: Mapping[str, Answered]) -> Cost:
 
 
 def _rate(config: RateConfig, sides: Mapping[str, Answered]) -> Cost:
-    return rating_cost(config, rating.prompts_of(config), sides["answers"])
+    return rating_cost(config, raters.prompts_of(config), sides["answers"])
 
 
 _COSTS: dict[str, Callable[[Any, Mapping[str, Answered]], Cost]] = {"judge": _judge, "rate": _rate}

@@ -19,11 +19,11 @@ PAGE = "diagnosis.md"
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core.benchmarks.base import is_right
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
     from dpr_core.diagnostics.measure import Probes, measure
     from dpr_core.diagnostics.probes import training_questions
     from dpr_core.diagnostics.verdict import Level, judge
+    from dpr_core.evaluation.questions import is_right
     from dpr_core.models.token_rewards import encode_texts
     from dpr_core.reporting import diagnosis as report
     from dpr_core.rollouts.engine import Sampling

@@ -25,11 +25,10 @@ VERDICTS = "verdicts.sqlite"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    from dpr_core import benchmarks, judging
-    from dpr_core.judging import canaries
-    from dpr_core.judging.judge import Answer
-    from dpr_core.judging.judged_by import complaints, judged_by
-    from dpr_core.judging.pairwise import Pair, answers_cut, judge_pairs, summarise
+    from dpr_core.evaluation import benchmarks, canaries, judges
+    from dpr_core.evaluation.judge import Answer
+    from dpr_core.evaluation.judged_by import complaints, judged_by
+    from dpr_core.evaluation.pairwise import Pair, answers_cut, judge_pairs, summarise
 
     settings = cast(JudgeConfig, config)
     candidate, baseline = work.input("candidate"), work.input("baseline")
@@ -39,9 +38,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
     reader = benchmarks.result_reader(benchmark)
-    judge = judging.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
+    judge = judges.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
     tried = {}
-    if judging.costs_money(settings.by) and settings.execution.canaries:
+    if judges.costs_money(settings.by) and settings.execution.canaries:
         tried = asyncio.run(canaries.try_out(judge, pairs, settings.execution, work.advance)).as_metrics()
         for complaint in canaries.complaints(tried):
             logger.warning("%s", complaint)
@@ -56,27 +55,27 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             f"the judge's replies are in judge/{GAMES} of run {work.run.id}"
         )
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
-    judges = judged_by(settings.by, (game.details for game in games))
-    (work.output / JUDGE).write_text(json.dumps(judges, indent=2) + "\n")
-    for complaint in complaints(judges):
+    served = judged_by(settings.by, (game.details for game in games))
+    (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n")
+    for complaint in complaints(served):
         logger.warning("%s", complaint)
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
     return measured | {"judge/answers_cut": float(answers_cut(games))} | tried
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:
-    from dpr_core import judging
+    from dpr_core.evaluation import judges
 
-    return config.model_copy(update={"by": judging.pinned(config.by)})
+    return config.model_copy(update={"by": judges.pinned(config.by)})
 
 
 def preflight(configs: Sequence[JudgeConfig]) -> None:
     """A judge without key, library or an endpoint that knows it is better known before the training than after."""
-    from dpr_core import judging
-    from dpr_core.judging.probe import probe_each
+    from dpr_core.evaluation import judges
+    from dpr_core.evaluation.probe import probe_each
 
     for config in configs:
-        judging.build(config.by, config.execution, lambda text: None)
+        judges.build(config.by, config.execution, lambda text: None)
     probe_each((config.by, config.execution) for config in configs)
 
 

@@ -32,7 +32,7 @@ class Judgments:
 
     def add(self, role: str) -> None:
         """Read one judgment; the baseline's own row comes before the first that was judged against it."""
-        from dpr_core.judging import canaries
+        from dpr_core.evaluation import canaries
         from dpr_core.reporting.links import Linked
         from dpr_core.reporting.rows import Row
 
@@ -83,7 +83,7 @@ class Judgments:
 def _judged(
     policy: str, benchmark: str, judgment: Artifact, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
 ) -> "Judged":
-    from dpr_core.judging.pairwise import Game
+    from dpr_core.evaluation.pairwise import Game
     from dpr_core.reporting.judged import Answered, Judged, Prompt
 
     games: dict[str, list[Game]] = {}

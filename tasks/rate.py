@@ -15,7 +15,7 @@ from tasks.stage import Stage, Workspace
 from tasks.tracking import Artifact
 
 if TYPE_CHECKING:
-    from dpr_core.benchmarks.base import Question
+    from dpr_core.evaluation.questions import Question
     from dpr_core.reporting.ratings import Rated
 
 logger = logging.getLogger("dense_path")
@@ -30,18 +30,17 @@ JUDGMENTS = "model_judgment.jsonl"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    from dpr_core import rating
-    from dpr_core.judging.judged_by import complaints, judged_by
-    from dpr_core.rating import canary
-    from dpr_core.rating.results import as_rows, summarise
+    from dpr_core.evaluation.judged_by import complaints, judged_by
+    from dpr_core.evaluation.rating import canary, raters
+    from dpr_core.evaluation.rating.results import as_rows, summarise
 
     settings = cast(RateConfig, config)
     answers = work.input("answers")
     pairs = answered(read_answers(answers.path))
     warn_of_references([question for question, _ in pairs])
-    rater = rating.build(settings, rating.prompts_of(settings), work.store.home / VERDICTS)
-    rated, tried = asyncio.run(rating.rate_answers(rater, settings, pairs, work.advance))
-    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), rating.judge_name(settings)))
+    rater = raters.build(settings, raters.prompts_of(settings), work.store.home / VERDICTS)
+    rated, tried = asyncio.run(raters.rate_answers(rater, settings, pairs, work.advance))
+    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), raters.judge_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
     if result.unscored_share > settings.execution.max_unreadable_share:
         work.file(work.output / JUDGMENTS, "rate")
@@ -51,11 +50,11 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}"
         )
     (work.output / RATINGS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-    raters = judged_by(settings.by, (given.details for _, given in rated))
-    (work.output / JUDGE).write_text(json.dumps(raters, indent=2) + "\n", encoding="utf-8")
+    served = judged_by(settings.by, (given.details for _, given in rated))
+    (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n", encoding="utf-8")
     cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
     measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | tried
-    for complaint in [*complaints(raters), *canary.complaints(measured)]:
+    for complaint in [*complaints(served), *canary.complaints(measured)]:
         logger.warning("%s", complaint)
     return measured
 
@@ -68,7 +67,7 @@ def _model(answers: Artifact, work: Workspace) -> str:
 
 def warn_of_references(questions: "Sequence[Question]") -> None:
     """MT-Bench shows its judge a reference answer where there is one right result."""
-    from dpr_core.official.mt_bench import WITH_REFERENCES
+    from dpr_core.evaluation.official.mt_bench import WITH_REFERENCES
 
     without = [question for question in questions if question.category in WITH_REFERENCES and not question.references]
     if without:
@@ -83,9 +82,8 @@ def warn_of_references(questions: "Sequence[Question]") -> None:
 
 def rated_in(work: Workspace) -> "list[Rated]":
     """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
-    from dpr_core import rating
-    from dpr_core.rating import canary
-    from dpr_core.rating.results import Ratings
+    from dpr_core.evaluation.rating import canary, raters
+    from dpr_core.evaluation.rating.results import Ratings
     from dpr_core.reporting.ratings import Rated
 
     found = []
@@ -94,25 +92,25 @@ def rated_in(work: Workspace) -> "list[Rated]":
         if artifact.stage == STAGE.name:
             policy, _, benchmark = role.removesuffix(RATED).partition(" on ")
             ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
-            judge = rating.judge_name(RateConfig.model_validate(artifact.config))
+            judge = raters.judge_name(RateConfig.model_validate(artifact.config))
             complaints = canary.complaints(work.store.record(artifact.id).results)
             found.append(Rated(policy, benchmark, judge, ratings, tuple(complaints)))
     return found
 
 
 def pin(config: RateConfig) -> RateConfig:
-    from dpr_core import rating
+    from dpr_core.evaluation.rating import raters
 
-    return rating.pinned(config)
+    return raters.pinned(config)
 
 
 def preflight(configs: Sequence[RateConfig]) -> None:
     """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
-    from dpr_core import rating
-    from dpr_core.judging.probe import probe_each
+    from dpr_core.evaluation.probe import probe_each
+    from dpr_core.evaluation.rating import raters
 
     for config in configs:
-        rating.build(config, rating.prompts_of(config))
+        raters.build(config, raters.prompts_of(config))
     probe_each((config.by, config.execution) for config in configs)
 
 

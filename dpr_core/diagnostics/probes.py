@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from dpr_core import benchmarks
-from dpr_core.benchmarks.base import Question, ReadResult
 from dpr_core.config.data import LabSource, Source
 from dpr_core.config.evaluation import LabBenchmark
+from dpr_core.evaluation import benchmarks
+from dpr_core.evaluation.questions import Question, ReadResult
 from dpr_core.models.token_rewards import GivenText
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dpr_core.judging.judge import Verdict
-from dpr_core.judging.pairwise import Game
+from dpr_core.evaluation.judge import Verdict
+from dpr_core.evaluation.pairwise import Game
 from dpr_core.reporting.judged import Judged, Prompt
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section

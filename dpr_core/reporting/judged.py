@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dpr_core.benchmarks.base import Question
-from dpr_core.judging.pairwise import Game
+from dpr_core.evaluation.pairwise import Game
+from dpr_core.evaluation.questions import Question
 from dpr_core.reporting.comparison import Rate, length_adjusted_rate
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dpr_core.rating.results import Ratings
+from dpr_core.evaluation.rating.results import Ratings
 from dpr_core.reporting.page import element, join
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import NONE, Table, escaped

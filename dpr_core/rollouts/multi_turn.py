@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dpr_core.benchmarks.base import Question
 from dpr_core.data.encoding import encode_later_turn, encode_prompt
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
+from dpr_core.evaluation.questions import Question
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.state import State

@@ -17,11 +17,11 @@ from flows.console import Debug, Identifier, Json, Set, emit, reported
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dpr_core.benchmarks.base import Question
     from dpr_core.config.evaluation import JudgeConfig, JudgeExecution
-    from dpr_core.judging.judge import Answer
-    from dpr_core.judging.pairwise import Pair
-    from dpr_core.official.layouts import Answers, Layout
+    from dpr_core.evaluation.judge import Answer
+    from dpr_core.evaluation.official.layouts import Answers, Layout
+    from dpr_core.evaluation.pairwise import Pair
+    from dpr_core.evaluation.questions import Question
 
 app = typer.Typer(
     no_args_is_help=True, help="Score, judge and write files of AlpacaEval, Arena-Hard, LIMA and MT-Bench."
@@ -54,7 +54,7 @@ Questions = Annotated[Path | None, typer.Option(help="The benchmark's own questi
 def list_formats(as_json: Json = False, debug: Debug = False) -> None:
     """List the benchmarks whose files are understood."""
     with reported(debug):
-        from dpr_core.official.layouts import LAYOUTS
+        from dpr_core.evaluation.official.layouts import LAYOUTS
 
         found = [{"format": name, "benchmark": each.title, "prompts": each.prompts} for name, each in LAYOUTS.items()]
         emit(found, as_json, lambda: "\n".join(f"{f['format']:<12} {f['benchmark']}, {f['prompts']}" for f in found))
@@ -74,8 +74,8 @@ def score(
     Example: dpr benchmark score --format mt-bench gpt-4_single.jsonl --questions question.jsonl
     """
     with reported(debug):
-        from dpr_core.official import FORMATS
-        from dpr_core.official.files import read_rows
+        from dpr_core.evaluation.official import FORMATS
+        from dpr_core.evaluation.official.files import read_rows
 
         rows = [row for file in files for row in read_rows(file)]
         others = [read_rows(file) if file is not None else [] for file in (answers, questions)]
@@ -105,9 +105,9 @@ def judge(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
-        from dpr_core.judging.cost import judging_cost, prices
-        from dpr_core.official.files import read_rows
-        from dpr_core.official.layouts import LAYOUTS, questions_of
+        from dpr_core.evaluation.cost import judging_cost, prices
+        from dpr_core.evaluation.official.files import read_rows
+        from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
 
         settings = parse(JudgeConfig, override({}, assignments), "judge")
         layout = LAYOUTS[kind.value]
@@ -139,7 +139,7 @@ def export(
 ) -> None:
     """Write the answers of an artifact in a benchmark's own layout, so that the official tools can read them."""
     with reported(debug):
-        from dpr_core.official.layouts import LAYOUTS
+        from dpr_core.evaluation.official.layouts import LAYOUTS
         from tasks.answer import answered, read_answers
         from tasks.tracking import Store
 
@@ -156,7 +156,7 @@ def export(
 
 
 def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
-    from dpr_core.official.files import read_rows
+    from dpr_core.evaluation.official.files import read_rows
 
     models = layout.answers(read_rows(file))
     if len(models) != 1:
@@ -167,8 +167,8 @@ def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
 def _hub_questions(kind: Format) -> "list[Question]":
     from typing import get_args
 
-    from dpr_core.benchmarks import load
     from dpr_core.config.official import Official
+    from dpr_core.evaluation.benchmarks import load
 
     (benchmark,) = (each() for each in get_args(Official) if each.model_fields["type"].default == kind.name)
     return load(benchmark)
@@ -176,8 +176,8 @@ def _hub_questions(kind: Format) -> "list[Question]":
 
 def _pairs(questions: "list[Question]", mine: "Answers", theirs: "Answers") -> "tuple[list[Pair], list[str]]":
     """The questions that both have answered, and those that somebody has not."""
-    from dpr_core.judging.judge import Answer
-    from dpr_core.judging.pairwise import Pair
+    from dpr_core.evaluation.judge import Answer
+    from dpr_core.evaluation.pairwise import Pair
 
     known = {question.id for question in questions}
     if strange := sorted((mine.keys() | theirs.keys()) - known):
@@ -205,20 +205,20 @@ def _is_empty(answer: "Answer") -> bool:
 
 
 def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
-    from dpr_core import judging
-    from dpr_core.judging.canaries import complaints, try_out
-    from dpr_core.judging.judged_by import complaints as judged_by_several
-    from dpr_core.judging.judged_by import judged_by
-    from dpr_core.judging.pairwise import answers_cut, judge_pairs, summarise
+    from dpr_core.evaluation import judges
+    from dpr_core.evaluation.canaries import complaints, try_out
+    from dpr_core.evaluation.judged_by import complaints as judged_by_several
+    from dpr_core.evaluation.judged_by import judged_by
+    from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
     from tasks.home import open_home
     from tasks.judge import VERDICTS, preflight
     from tasks.progress import StageProgress
 
     preflight([settings])
-    judge = judging.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
+    judge = judges.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
     tried: dict[str, float] = {}
     with StageProgress("judge") as progress:
-        if judging.costs_money(settings.by) and settings.execution.canaries:
+        if judges.costs_money(settings.by) and settings.execution.canaries:
             tried = asyncio.run(try_out(judge, pairs, settings.execution, progress.advance)).as_metrics()
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
@@ -230,8 +230,8 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     print(judge.status(), file=sys.stderr)
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     check_readable(result.unreadable_share, settings.execution)
-    judges = judged_by(settings.by, (game.details for game in games))
-    warnings = [*complaints(tried), *judged_by_several(judges)]
+    served = judged_by(settings.by, (game.details for game in games))
+    warnings = [*complaints(tried), *judged_by_several(served)]
     return {**result.as_dict(), "answers_cut": answers_cut(games), **tried, "warnings": warnings}
 
 

@@ -16,10 +16,10 @@ from flows.console import Debug, Json, Set, emit, reported
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dpr_core.benchmarks.base import Question
     from dpr_core.config.evaluation import RateConfig
-    from dpr_core.official.layouts import Answers
-    from dpr_core.rating.rater import Prompts
+    from dpr_core.evaluation.official.layouts import Answers
+    from dpr_core.evaluation.questions import Question
+    from dpr_core.evaluation.rating.rater import Prompts
 
 Answered = list[tuple["Question", tuple[str, ...]]]
 
@@ -39,21 +39,21 @@ def rate(
     Settings are those of the rate stage: --set judgings=3 --set by.temperature=0.7
     """
     with reported(debug):
-        from dpr_core import rating
-        from dpr_core.benchmarks import load
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import RateConfig
         from dpr_core.config.official import MTBench
-        from dpr_core.judging.cost import prices
-        from dpr_core.official.layouts import LAYOUTS
-        from dpr_core.rating.cost import rating_cost
+        from dpr_core.evaluation.benchmarks import load
+        from dpr_core.evaluation.cost import prices
+        from dpr_core.evaluation.official.layouts import LAYOUTS
+        from dpr_core.evaluation.rating import raters
+        from dpr_core.evaluation.rating.cost import rating_cost
 
         settings = parse(RateConfig, override({}, assignments), "rate")
         model, given = only_model(LAYOUTS["mt-bench"], answers)
         asked = load(MTBench(path=str(questions), references=str(references) if references is not None else None))
         answered, missing = _answered(asked, given)
-        prompts = rating.prompts_of(settings)
-        about = {"model": model, "judge": rating.judge_name(settings), "unanswered": missing}
+        prompts = raters.prompts_of(settings)
+        about = {"model": model, "judge": raters.judge_name(settings), "unanswered": missing}
         if dry_run:
             cost = rating_cost(settings, prompts, answered).as_dict() | {"prices": prices(settings.execution)}
             emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
@@ -78,9 +78,8 @@ def _answered(questions: "list[Question]", given: "Answers") -> tuple[Answered, 
 def _rated(
     settings: "RateConfig", prompts: "Prompts", model: str, answered: Answered, output: Path | None
 ) -> dict[str, Any]:
-    from dpr_core import rating
-    from dpr_core.rating import canary
-    from dpr_core.rating.results import as_rows, summarise
+    from dpr_core.evaluation.rating import canary, raters
+    from dpr_core.evaluation.rating.results import as_rows, summarise
     from tasks.home import open_home
     from tasks.judge import VERDICTS
     from tasks.progress import StageProgress
@@ -88,11 +87,11 @@ def _rated(
 
     preflight([settings])
     warn_of_references([question for question, _ in answered])
-    rater = rating.build(settings, prompts, open_home() / VERDICTS)
+    rater = raters.build(settings, prompts, open_home() / VERDICTS)
     with StageProgress("rate") as progress:
-        rated, tried = asyncio.run(rating.rate_answers(rater, settings, answered, progress.advance))
+        rated, tried = asyncio.run(raters.rate_answers(rater, settings, answered, progress.advance))
     if output is not None:
-        rows = as_rows(rated, model, rating.judge_name(settings))
+        rows = as_rows(rated, model, raters.judge_name(settings))
         try:
             output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         except OSError as error:
@@ -107,7 +106,7 @@ def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from dpr_core.rating.results import Ratings
+    from dpr_core.evaluation.rating.results import Ratings
     from dpr_core.reporting.ratings import CAPTION, Rated, table
 
     ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dpr_core import judging
-from dpr_core.benchmarks.base import Question
 from dpr_core.config.official import MTBench
-from dpr_core.official.layouts import LAYOUTS
+from dpr_core.evaluation import judges
+from dpr_core.evaluation.official.layouts import LAYOUTS
+from dpr_core.evaluation.questions import Question
 
 pytestmark = pytest.mark.integration
 
@@ -122,7 +122,7 @@ def test_verdicts_that_cannot_be_read_are_no_result(dpr: Dpr, tmp_path: Path) ->
 
 
 def test_a_judge_that_costs_money_is_tried_out_first(dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "costs_money", lambda config: True)
+    monkeypatch.setattr(judges, "costs_money", lambda config: True)
     questions = lines(tmp_path / "question.jsonl", QUESTIONS)
     mine = answers(tmp_path / "mine.jsonl", "mine", ("a", "b"))
     result = dpr(

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from dpr_core.benchmarks.base import Question
 from dpr_core.config.evaluation import JudgeConfig, JudgeExecution, OpenAIJudge
 from dpr_core.errors import DensePathError
-from dpr_core.judging.spending import BudgetReached
-from dpr_core.official.layouts import LAYOUTS
+from dpr_core.evaluation.budget import BudgetReached
+from dpr_core.evaluation.official.layouts import LAYOUTS
+from dpr_core.evaluation.questions import Question
 from flows import wiring
 from tasks.graph import plan, preflight
 from tasks.stage import Outcome, run_stage

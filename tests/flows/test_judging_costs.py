@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dpr_core.config.evaluation import JudgeConfig, JudgeExecution, OpenAIJudge
-from dpr_core.judging.cost import judging_cost
-from dpr_core.judging.judge import Answer
-from dpr_core.judging.pairwise import Pair
-from dpr_core.judging.template import TEMPLATE_DIGEST
+from dpr_core.evaluation.cost import judging_cost
+from dpr_core.evaluation.judge import Answer
+from dpr_core.evaluation.pairwise import Pair
+from dpr_core.evaluation.prompts import TEMPLATE_DIGEST
 from tasks.answer import answered, read_answers
 from tasks.judge import GAMES, JUDGE
 from tasks.stage import run_stage

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from dpr_core import judging
 from dpr_core.config.evaluation import AnswerConfig, BestOfN, JudgeConfig, ReportConfig, ScriptedJudge
 from dpr_core.config.official import ArenaHard, MTBench
 from dpr_core.data.encoding import decode_response
 from dpr_core.errors import UsageError
-from dpr_core.official.files import read_rows
-from dpr_core.official.layouts import LAYOUTS
+from dpr_core.evaluation import judges
+from dpr_core.evaluation.official.files import read_rows
+from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.rollouts.in_process import InProcessEngine
 from tasks.answer import ANSWERS, read_answers
 from tasks.lineage import Lineage
@@ -109,7 +109,7 @@ def test_the_judge_sees_all_turns_and_the_report_says_what_the_canaries_found(
     ours, theirs = (answer(store, made.id(name), benchmark=benchmark).id for name in ("reinforce", "sft"))
     sound = judge(store, ours, theirs, by=ScriptedJudge(rule="longer"))
     assert not any("canary" in name for name in sound.metrics)
-    monkeypatch.setattr(judging, "costs_money", lambda config: True)
+    monkeypatch.setattr(judges, "costs_money", lambda config: True)
     tried = judge(store, ours, theirs, by=ScriptedJudge(rule="first"))
     assert (tried.metrics["judge/canary_self"], tried.metrics["judge/canary_constant"]) == (1.0, 0.5)
     assert tried.metrics["judge/prompts"] == 3

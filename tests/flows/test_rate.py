@@ -18,8 +18,8 @@ from dpr_core.config.evaluation import (
 )
 from dpr_core.config.official import MTBench
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.official.files import read_rows
-from dpr_core.official.layouts import LAYOUTS
+from dpr_core.evaluation.official.files import read_rows
+from dpr_core.evaluation.official.layouts import LAYOUTS
 from flows.wiring import nodes
 from tasks.answer import read_answers
 from tasks.rate import JUDGMENTS, RATED, RATINGS
@@ -186,7 +186,7 @@ def test_the_report_shows_ratings_in_a_table_of_their_own(store: Store, made: An
 def test_a_file_is_rated_without_a_pipeline(
     dpr: Callable[..., Any], questions: str, references: str, tmp_path: Path, loopback: Loopback
 ) -> None:
-    from dpr_core.benchmarks.base import Question
+    from dpr_core.evaluation.questions import Question
 
     given = [(Question(str(row["question_id"]), tuple(row["turns"])), ("a" * 40, "b")) for row in MT]
     answers = tmp_path / "mine.jsonl"
@@ -209,7 +209,7 @@ def test_a_file_is_rated_without_a_pipeline(
 
 
 def test_files_that_do_not_fit_are_refused(dpr: Callable[..., Any], questions: str, tmp_path: Path) -> None:
-    from dpr_core.benchmarks.base import Question
+    from dpr_core.evaluation.questions import Question
 
     answers = tmp_path / "mine.jsonl"
     common = ["benchmark", "rate", "--answers", answers, "--questions", questions, "--set", "by.type=scripted"]

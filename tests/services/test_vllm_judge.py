@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dpr_core.benchmarks.base import Question
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
-from dpr_core.judging.judge import Answer, Verdict
-from dpr_core.judging.openai import OpenAIJudge
-from dpr_core.judging.pairwise import Game, Pair, judge_pairs, summarise
-from dpr_core.official.layouts import LAYOUTS
+from dpr_core.evaluation.judge import Answer, Verdict
+from dpr_core.evaluation.official.layouts import LAYOUTS
+from dpr_core.evaluation.openai import OpenAIJudge
+from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs, summarise
+from dpr_core.evaluation.questions import Question
 from flows.cli import app
 from tests.services.vllm import MODEL, Server, save_judge, serving
 

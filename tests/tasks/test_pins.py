@@ -9,7 +9,7 @@ from dpr_core.config.data import FileSource, LabSource, SubsampleConfig
 from dpr_core.config.evaluation import AnswerConfig, FileBenchmark, JudgeConfig, LabBenchmark, OpenAIJudge
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.training import SFTConfig
-from dpr_core.judging import template
+from dpr_core.evaluation import prompts
 from tasks.table import stage_named
 
 
@@ -51,6 +51,6 @@ def test_what_a_config_says_in_full_is_left_as_it_is(stage: str, config: StageCo
 def test_other_instructions_are_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     config = JudgeConfig(by=OpenAIJudge())
     before = _identity("judge", config)
-    monkeypatch.setattr("dpr_core.judging.TEMPLATE_DIGEST", "0" * 64)
-    assert template.TEMPLATE_DIGEST in str(before)
+    monkeypatch.setattr("dpr_core.evaluation.judges.TEMPLATE_DIGEST", "0" * 64)
+    assert prompts.TEMPLATE_DIGEST in str(before)
     assert _identity("judge", config) != before

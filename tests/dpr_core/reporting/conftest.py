@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dpr_core.benchmarks.base import Question
-from dpr_core.judging.judge import Verdict
-from dpr_core.judging.pairwise import Game
+from dpr_core.evaluation.judge import Verdict
+from dpr_core.evaluation.pairwise import Game
+from dpr_core.evaluation.questions import Question
 from dpr_core.reporting.judged import Answered, Judged, Prompt
 
 VERDICTS = {1.0: (Verdict.FIRST, Verdict.SECOND), 0.5: (Verdict.TIE,) * 2, 0.0: (Verdict.SECOND, Verdict.FIRST)}

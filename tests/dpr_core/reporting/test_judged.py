@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.judging.pairwise import Game, summarise
+from dpr_core.evaluation.pairwise import Game, summarise
 from dpr_core.reporting.comparison import length_adjusted_rate
 from dpr_core.reporting.judged import Judged, complaints
 

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.benchmarks.base import Question
+from dpr_core.evaluation.questions import Question
 from dpr_core.reporting.charts import Box
 from dpr_core.reporting.judged import Answered, Judged, Prompt
 from dpr_core.reporting.lengths import box, by_difference, section

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from dpr_core.rating.results import Ratings
+from dpr_core.evaluation.rating.results import Ratings
 from dpr_core.reporting.ratings import Rated, section, table
 
 RATINGS = Ratings(

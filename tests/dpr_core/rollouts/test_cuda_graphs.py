@@ -82,7 +82,7 @@ def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: 
 def test_replayed_steps_read_the_weights_as_they_are_now(tiny: Callable[..., Any], traced: Tracer) -> None:
     """Under bfloat16 the rounding of other columns may turn a row into another one, but not at once."""
     model = tiny("llama")[0]
-    plain, replaying = (InProcessEngine(model, 4, torch.bfloat16, graphs=cuda_graphs) for cuda_graphs in (False, True))
+    plain, replaying = (InProcessEngine(model, 4, torch.bfloat16, graphs=graphs) for graphs in (False, True))
     before = plain.generate(PROMPTS, SAMPLING, seed=1)
     assert alike(replaying.generate(PROMPTS, SAMPLING, seed=1), before) > len(PROMPTS) / 2
     with torch.no_grad():

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from dpr_core.benchmarks.base import Question
 from dpr_core.config.data import Template
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
+from dpr_core.evaluation.questions import Question
 from dpr_core.lab import tokenizers
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Completion, Progress, Sampling

@@ -1,0 +1,1 @@
+"""Asking questions of policies, and judging, rating and scoring the answers."""

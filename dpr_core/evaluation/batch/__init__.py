@@ -1,0 +1,1 @@
+"""Judging through the Batch API."""

@@ -1,0 +1,196 @@
+"""A language model as judge through OpenAI's Batch API: everything is sent at once, and comes within a day."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dpr_core.config import evaluation as settings
+from dpr_core.errors import DensePathError
+from dpr_core.evaluation.batch.batch_api import BatchApi
+from dpr_core.evaluation.batch.batch_ledger import Ledger, Sent
+from dpr_core.evaluation.batch.batch_lines import Completion, Refusal, Results, in_files, read_results, request_line
+from dpr_core.evaluation.budget import tokens_in, tokens_of
+from dpr_core.evaluation.cache import VerdictCache, comparison_key
+from dpr_core.evaluation.endpoint import Endpoint, OtherVersion, SchemaRefused
+from dpr_core.evaluation.judge import Comparison, Judgment, Unavailable
+from dpr_core.evaluation.openai import judgment_of, request, within_limit
+
+Asked = Mapping[str, Comparison]
+"""Comparisons by `custom_id`, which is the key of the verdict in the cache."""
+
+
+class OpenAIBatchJudge:
+    """`prepare` sends, waits and keeps; `compare` says what was kept.
+
+    With `cache`, every verdict is written down when it comes, and so are the batches that are under way: whoever asks
+    for the same later, in this process or another, waits for the same batch.
+    """
+
+    def __init__(
+        self,
+        config: settings.OpenAIBatchJudge,
+        execution: settings.JudgeExecution,
+        identity: str,
+        cache: Path | None = None,
+    ) -> None:
+        self.endpoint = Endpoint(config, execution, batched=True)
+        self._api = BatchApi(self.endpoint)
+        self._as_json = config.verdicts != "text"
+        self._identity = identity
+        self._verdicts = None if cache is None else VerdictCache(cache)
+        self._ledger = Ledger(cache)
+        self._kept: dict[str, Judgment] = {}
+        self._failed: dict[str, DensePathError] = {}
+        self._last_words = "nothing came back"
+        self._waiting_for: dict[str, str] = {}
+        self._ignored: Counter[str] = Counter()
+
+    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+        """Wait for what is under way already, send the rest, and again what was not answered."""
+        asked = {comparison_key(self._identity, each): each for each in comparisons}
+        await self._collect(asked)
+        rounds = self.endpoint.execution.rounds
+        for again in range(rounds + 1):
+            if not (missing := self._missing(asked)):
+                return
+            if again:
+                await asyncio.sleep(self.endpoint.execution.batch_poll_seconds)
+            reserved = await self._send(missing)
+            await self._collect(missing)
+            self.endpoint.meter.release(reserved)
+        if missing := self._missing(asked):
+            failure = Unavailable(
+                f"{len(missing)} of {len(asked)} requests were sent in {rounds + 1} batches and never answered: "
+                f"{self._last_words}; run the same command again: verdicts that came are kept"
+            )
+            self._failed |= dict.fromkeys(missing, failure)
+
+    async def compare(self, comparison: Comparison) -> Judgment:
+        key = comparison_key(self._identity, comparison)
+        if key in self._kept:
+            return self._kept[key]
+        raise self._failed.get(key) or Unavailable("this comparison was in no batch")
+
+    def status(self) -> str:
+        ignored = [f"{count} {kind}" for kind, count in self._ignored.items() if count]
+        noted = [f"result lines ignored: {' and '.join(ignored)}"] if ignored else []
+        return ", ".join(filter(None, [*self._waiting_for.values(), self.endpoint.status(), *noted]))
+
+    async def close(self) -> None:
+        await self.endpoint.close()
+
+    def _missing(self, asked: Asked) -> Asked:
+        return {key: each for key, each in asked.items() if key not in self._kept and key not in self._failed}
+
+    async def _send(self, missing: Asked) -> float:
+        """Make batches of what is under way nowhere; the most that they can cost, which was set aside before."""
+        async with self._ledger.sending():
+            under_way = {key for sent in self._ledger.sent(missing) for key in sent.requests}
+            new = {key: each for key, each in missing.items() if key not in under_way and not self._came_since(key)}
+            if not new:
+                return 0.0
+            read = sum(tokens_in(self._request(each)[0]) for each in new.values())
+            written = len(new) * self.endpoint.config.max_tokens
+            reserved = self.endpoint.meter.reserve(read, written, f"a batch of {len(new)} requests")
+            for lines in in_files(self._lines(new), self.endpoint.execution.batch_requests):
+                file = await self._api.upload(lines.values())
+                self._ledger.uploaded(file, lines)
+                self._ledger.started(file, await self._start(file))
+            return reserved
+
+    def _came_since(self, key: str) -> bool:
+        """Whether another process has got, and written down, the verdict since the caller asked for it."""
+        known = self._verdicts and self._verdicts.get(key)
+        if known:
+            self._kept[key] = known
+        return known is not None
+
+    async def _start(self, file: str) -> str:
+        """A batch of the file. Where no answer came, the batch may be there all the same, and is looked for first."""
+        failures = 0
+        while True:
+            try:
+                return (await self._api.find(file) if failures else None) or await self._api.start(file)
+            except Unavailable:
+                failures += 1
+                if failures > self.endpoint.execution.rounds:
+                    raise
+                await asyncio.sleep(min(2.0**failures, self.endpoint.execution.batch_poll_seconds))
+
+    async def _collect(self, asked: Asked) -> None:
+        """Wait for every batch that holds any of this, and keep what comes; only then complain of those that failed."""
+        async with self._ledger.sending():
+            for sent in self._ledger.sent(asked):
+                if sent.batch is None:
+                    await self._adopt(sent)
+            under_way = self._ledger.sent(asked)
+        ended = await asyncio.gather(*(self._follow(sent, asked) for sent in under_way), return_exceptions=True)
+        for failure in ended:
+            if failure is not None:
+                raise failure
+
+    async def _adopt(self, sent: Sent) -> None:
+        """A process ended between the upload and the batch, or between the batch and its note of it."""
+        batch = await self._api.find(sent.file)
+        if batch is None:
+            self._ledger.forget(sent)
+        else:
+            self._ledger.started(sent.file, batch)
+
+    async def _follow(self, sent: Sent, asked: Asked) -> None:
+        assert sent.batch is not None
+        try:
+            batch = await self._api.end_of(sent.batch, lambda stands: self._waiting_for.update({sent.file: stands}))
+        finally:
+            self._waiting_for.pop(sent.file, None)
+        self._last_words = f"{sent.batch} {batch.status}"
+        lines = [line for file in batch.files for line in await self._api.download(file)]
+        results = read_results(lines, sent.requests)
+        self._keep(results, asked)
+        self._ledger.forget(sent)
+        if batch.status == "failed":
+            failure = self.endpoint.failure(Refusal(f"{sent.batch} failed: {batch.complaint}", 400, None))
+            if not batch.may_pass and not results.completions:
+                raise failure
+            self._last_words = str(failure)
+
+    def _keep(self, results: Results, asked: Asked) -> None:
+        for key, completion in results.completions.items():
+            try:
+                judgment = self._judgment(completion, asked[key])
+            except OtherVersion as error:
+                self._failed[key] = error
+                continue
+            self._kept[key] = judgment
+            if self._verdicts is not None:
+                self._verdicts.put(key, judgment)
+        for key, refusal in results.refusals.items():
+            self._last_words = str(refusal)
+            if refusal.status_code is None:
+                continue
+            failure = self.endpoint.failure(refusal, self._as_json)
+            self._last_words = str(failure)
+            if isinstance(failure, SchemaRefused):
+                failure = DensePathError(f"{failure}; set judge.by.verdicts=text")
+            if not isinstance(failure, Unavailable):
+                self._failed[key] = failure
+        self._ignored.update(unknown=results.unknown, repeated=results.repeated, broken=results.broken)
+
+    def _judgment(self, completion: Completion, comparison: Comparison) -> Judgment:
+        usage = completion.usage
+        read = usage.prompt_tokens if usage else tokens_of(comparison)
+        written = usage.completion_tokens if usage else self.endpoint.config.max_tokens
+        self.endpoint.meter.settle(0.0, read, written)
+        judgment = judgment_of(self.endpoint.reply(completion), self._as_json)
+        cut = within_limit(comparison, self.endpoint.config.max_answer_characters)[1]
+        return replace(judgment, details={**judgment.details, "answers_cut": cut}) if cut else judgment
+
+    def _request(self, comparison: Comparison) -> tuple[list[dict[str, str]], dict[str, object] | None]:
+        shown, _ = within_limit(comparison, self.endpoint.config.max_answer_characters)
+        return request(shown, self._as_json)
+
+    def _lines(self, asked: Asked) -> Iterator[tuple[str, bytes]]:
+        for key, comparison in asked.items():
+            yield key, request_line(key, self._api.url, self.endpoint.body(*self._request(comparison)))

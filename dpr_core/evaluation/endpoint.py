@@ -1,0 +1,261 @@
+"""An endpoint that speaks OpenAI's chat completions: requests, limits, failures and the meter; nothing of judging."""
+
+import asyncio
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from dpr_core.config import evaluation as settings
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.evaluation.budget import Meter, price_of, tokens_in
+from dpr_core.evaluation.judge import Unavailable, Unreachable
+from dpr_core.evaluation.pace import Pace
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+CUT_SHORT = ("length", "content_filter")
+"""Reasons to end after which a reply is not the model's whole say."""
+
+MAY_PASS = (408, 409, 425, 429)
+"""Refusals, besides the server's own failures, that another time may not bring."""
+
+NO_MONEY = "insufficient_quota"
+"""The code of a 429 that no waiting helps against."""
+
+NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
+"""What httpx calls a failure before anything was sent."""
+
+SECONDS_BETWEEN_LOOKS = 0.05
+
+Messages = list[dict[str, str]]
+
+
+class SchemaRefused(DensePathError):
+    """The endpoint does not know how to answer in a given schema."""
+
+
+class OtherVersion(DensePathError):
+    """The reply is not of the version of the model that was asked for."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, and what the endpoint told about its work."""
+
+    text: str
+    is_whole: bool
+    """False where it was cut at the length limit or by a filter, or is a refusal in words."""
+    details: Mapping[str, str | int]
+
+
+class Endpoint:
+    """One model behind one address. Whoever calls it bounds how many calls are open."""
+
+    def __init__(
+        self, config: settings.ChatCompletions, execution: settings.JudgeExecution, batched: bool = False
+    ) -> None:
+        self.config = config
+        self.execution = execution
+        self.url = _checked_url(config.base_url or OPENAI_URL)
+        self.library = _library()
+        self._key()
+        self._client: Any = None
+        self._limit = "max_completion_tokens"
+        self._requests = Pace(execution.requests_per_minute)
+        self._tokens = Pace(execution.tokens_per_minute)
+        own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
+        price = price_of(config.model, *own, batched)
+        if price is None and execution.budget_dollars is not None:
+            raise UsageError(
+                f"judge.execution.budget_dollars is set, but no price of {config.model} is known; set "
+                "dollars_per_million_read and dollars_per_million_written beside it"
+            )
+        self.meter = Meter(price, execution.budget_dollars)
+
+    async def ask(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> Reply:
+        """One completion. SchemaRefused: ask without; Unavailable: later perhaps; other DensePathError: never."""
+        asked = tokens_in(messages)
+        while self.meter.is_promised(asked, self.config.max_tokens):
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        reserved = self.meter.reserve(asked, self.config.max_tokens)
+        await self._requests.wait()
+        await self._tokens.wait(asked + self.config.max_tokens)
+        failure: DensePathError | None = None
+        try:
+            completion = await self._complete(messages, schema)
+        except self.library.APIError as error:
+            failure = self.failure(error, schema is not None)
+        except ValueError as error:
+            # The client passes on what its JSON reader says of a reply that was cut off.
+            failure = self.unreadable(error)
+        else:
+            if not getattr(completion, "choices", None):
+                failure = Unreachable(
+                    f"{self.url} answered, but not with a chat completion; check judge.by.base_url, which often ends "
+                    "in /v1, and the model's name"
+                )
+        if failure is not None:
+            self.meter.release(reserved)
+            # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
+            raise failure
+        usage = getattr(completion, "usage", None)
+        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (asked, self.config.max_tokens)
+        self.meter.settle(reserved, *spent)
+        return self.reply(completion)
+
+    def body(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The request as the endpoint takes it."""
+        body: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": messages,
+            "temperature": self.config.temperature,
+            self._limit: self.config.max_tokens,
+        }
+        return body | ({"response_format": dict(schema)} if schema is not None else {})
+
+    def reply(self, completion: Any) -> Reply:
+        """What is read of a completion; OtherVersion where another version of the model wrote it than may judge."""
+        wanted, version = self.config.system_fingerprint, self._without_key(completion.system_fingerprint)
+        if wanted is not None and version != wanted:
+            raise OtherVersion(
+                f"{self.url} answers as {version or 'a version without a name'}, not as "
+                f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
+                "take any"
+            )
+        choice, usage = completion.choices[0], completion.usage
+        refusal = getattr(choice.message, "refusal", None)
+        details = {
+            "model": self._without_key(completion.model),
+            "system_fingerprint": version,
+            "finish_reason": choice.finish_reason,
+            "prompt_tokens": usage and usage.prompt_tokens,
+            "completion_tokens": usage and usage.completion_tokens,
+            "length_limit": self._limit,
+        }
+        # A reply may end in half of an emoji, which no file takes.
+        said = (choice.message.content or refusal or "").encode("utf-8", "replace").decode()
+        return Reply(
+            self._without_key(said),
+            choice.finish_reason not in CUT_SHORT and not refusal,
+            {name: value for name, value in details.items() if value is not None},
+        )
+
+    def unreadable(self, error: ValueError) -> Unavailable:
+        """What the client's JSON reader says of a reply, which may repeat a part of it."""
+        return Unavailable(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
+
+    def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
+        """The client's error as one of ours, in one line and without the key."""
+        said = self._without_key(_in_a_line(error))[:500]
+        status = getattr(error, "status_code", None)
+        tried = f" after {self.execution.retries} retries" if self.execution.retries else ""
+        if status in (401, 403):
+            return DensePathError(
+                f"{self.url} refused the key in {self.execution.api_key_variable} (HTTP {status}); "
+                "check the key and its rights to this model"
+            )
+        if status is None and type(error.__cause__).__name__ in NO_CONNECTION:
+            return Unreachable(f"{self.url} cannot be reached{tried}: {said}; check judge.by.base_url and the network")
+        if status is None:
+            return Unavailable(f"{self.url} gave no answer{tried}: {said}; check the address and the network")
+        if getattr(error, "code", None) == NO_MONEY:
+            return DensePathError(f"{self.url}: the account of this key has nothing left to spend: {said}")
+        if status in MAY_PASS or status >= 500:
+            return Unavailable(f"{self.url} failed{tried} (HTTP {status}): {said}")
+        if with_schema and status in (400, 422) and _is_about_schemas(said):
+            return SchemaRefused(f"{self.url} does not take a schema for the reply: {said}")
+        where = "; check judge.by.model, and judge.by.base_url, which often ends in /v1" if status == 404 else ""
+        return DensePathError(f"{self.url} refused a request for the model {self.config.model}: {said}{where}")
+
+    def status(self) -> str:
+        """How many requests were answered, and what they cost."""
+        if not self.meter.requests:
+            return ""
+        spent = self.meter.spent
+        return f"{self.meter.requests} requests" + ("" if spent is None else f", ${spent:.2f}")
+
+    @property
+    def client(self) -> Any:
+        """The library's client, connected at the first use."""
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Any:
+        while True:
+            limit = self._limit
+            try:
+                return await self.client.chat.completions.create(**self.body(messages, schema))
+            except self.library.APIStatusError as error:
+                if error.status_code not in (400, 422) or limit not in str(error) or limit == "max_tokens":
+                    raise
+                # Servers older than this name know the same limit as `max_tokens`.
+                self._limit = "max_tokens"
+
+    def _connect(self) -> Any:
+        common = {
+            "api_key": self._key(),
+            "max_retries": self.execution.retries,
+            "timeout": self.execution.request_seconds,
+        }
+        if self.config.api_version is not None:
+            return self.library.AsyncAzureOpenAI(azure_endpoint=self.url, api_version=self.config.api_version, **common)
+        return self.library.AsyncOpenAI(base_url=self.url, **common)
+
+    def _key(self) -> str:
+        """Read at each use, so that no object of ours holds it."""
+        name = self.execution.api_key_variable
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise UsageError(
+                f"the environment variable {name}, which should hold the judge's API key, is not set; "
+                "set it (any value for an endpoint without keys), or name another in judge.execution.api_key_variable"
+            )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise UsageError(f"the environment variable {name} holds characters that no API key has; set it again")
+        return key
+
+    def _without_key(self, said: Any) -> Any:
+        """What the endpoint says, which knows the key and may repeat it: as it is, or as it stands in an address."""
+        if not isinstance(said, str):
+            return said
+        for form in (key := self._key(), quote(key), quote(key, safe="")):
+            said = said.replace(form, "<key>")
+        return said
+
+
+def _in_a_line(error: Any) -> str:
+    """What the client says of an error, and the reason beneath it; an error page is only named as one."""
+    body = getattr(error, "body", None)
+    if isinstance(body, str) and body.lstrip().startswith("<"):
+        return f"HTTP {error.status_code} with a page of HTML"
+    return " ".join(" ".join(filter(None, (str(error), str(error.__cause__ or "")))).split())
+
+
+def _is_about_schemas(message: str) -> bool:
+    return any(word in message for word in ("response_format", "json_schema", "structured output", "guided"))
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("openai")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "the OpenAI judge needs the `openai` package, which is not installed; pip install 'dense-path[judge]'"
+        ) from None
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"judge.by.base_url: {url!r} is no address; expected something like http://127.0.0.1:8000/v1")
+    return url.rstrip("/")

@@ -1,0 +1,175 @@
+"""The public benchmarks: questions in their official layouts, from a local file or from the hub."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from dpr_core.config.official import ArenaHard, MTBench, Official
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.evaluation.official import layouts
+from dpr_core.evaluation.official.files import read_rows
+from dpr_core.evaluation.questions import Question
+from dpr_core.hashing import of_file
+
+if TYPE_CHECKING:
+    from dpr_core.evaluation.official.layouts import Layout
+
+T = TypeVar("T")
+
+MT_BENCH_TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "stem": 0.1,
+    "humanities": 0.1,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+}
+
+
+def load(config: Official) -> list[Question]:
+    """The questions, each id once and each with as many turns as the benchmark asks."""
+    layout = _layout(config)
+    questions = _named(_file(config), lambda path: layouts.questions_of(layout, read_rows(path)))
+    for question in questions:
+        if len(question.turns) != layout.turns:
+            raise UsageError(
+                f"{_file(config)}: question {question.id} has {len(question.turns)} of the {layout.turns} turns that "
+                f"{layout.title} asks"
+            )
+        temperature(config, question)
+    if isinstance(config, MTBench) and config.references is not None:
+        return _with_references(questions, Path(config.references).expanduser())
+    return questions
+
+
+def pinned(config: Official) -> Official:
+    """The benchmark together with the hashes of its files as they are now."""
+    update = {"content": _hash(_file(config))}
+    if isinstance(config, MTBench) and config.references is not None:
+        update["references_content"] = _hash(Path(config.references).expanduser())
+    return config.model_copy(update=update)
+
+
+def missing(config: Official) -> str | None:
+    """What has to be fetched from the hub before the questions can be read."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if config.path is not None:
+        return None
+    here = try_to_load_from_cache(config.repository, config.file, revision=config.revision, repo_type="dataset")
+    if isinstance(here, str):
+        return None
+    return f"{config.file} of the dataset {config.repository} is not on this machine yet"
+
+
+def outline(config: Official) -> list[Question]:
+    """As many questions, and turns of each, as the benchmark is known to have; without their texts."""
+    layout = _layout(config)
+    return [Question(str(number), ("",) * layout.turns) for number in range(layout.prompts)]
+
+
+def temperature(config: Official, question: Question) -> float | None:
+    """The benchmark's own temperature for a question, where that is wanted."""
+    if isinstance(config, ArenaHard) and config.temperatures == "own":
+        return 0.0
+    if isinstance(config, MTBench) and config.temperatures == "own":
+        if question.category not in MT_BENCH_TEMPERATURES:
+            raise UsageError(
+                f"question {question.id} has the category {question.category!r}, for which MT-Bench sets no "
+                f"temperature (it does for {', '.join(MT_BENCH_TEMPERATURES)}); use temperatures: paper"
+            )
+        return MT_BENCH_TEMPERATURES[question.category]
+    return None
+
+
+def file_of(config: Official, model: str, answered: Sequence[tuple[Question, tuple[str, ...]]]) -> tuple[str, str]:
+    """Name and text of the official answer file."""
+    layout = _layout(config)
+    return layout.file.format(model=model), layout.write(model, answered)
+
+
+def read_result(text: str) -> str | None:
+    """None: a judge decides, not a program."""
+    return None
+
+
+def _layout(config: Official) -> "Layout":
+    return layouts.LAYOUTS[config.type.replace("_", "-")]
+
+
+def _with_references(questions: list[Question], path: Path) -> list[Question]:
+    """Questions with the reference answers that the file has for some of them."""
+    models = _named(path, lambda path: layouts.LAYOUTS["mt-bench"].answers(read_rows(path)))
+    if len(models) != 1:
+        raise UsageError(f"{path} holds reference answers of {len(models)} models; one is needed")
+    (references,) = models.values()
+    known = {question.id: question for question in questions}
+    if strange := sorted(references.keys() - known.keys()):
+        raise UsageError(f"{path} has reference answers to questions that are not asked, such as {strange[0]}")
+    for name, turns in references.items():
+        if len(turns) != len(known[name].turns):
+            raise UsageError(f"{path}: the reference answer to question {name} has {len(turns)} turns")
+    return [replace(question, references=references.get(question.id, ())) for question in questions]
+
+
+def _named(path: Path, read: Callable[[Path], T]) -> T:
+    """What is wrong with a file is said together with its name."""
+    try:
+        return read(path)
+    except UsageError as error:
+        raise UsageError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _hash(path: Path) -> str:
+    try:
+        return of_file(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such benchmark file; check the benchmark's settings") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the benchmark file cannot be read: {error.strerror}") from None
+
+
+def _file(config: Official) -> Path:
+    """The local file, or a copy of the hub's in the hub's own cache."""
+    if config.path is not None:
+        return Path(config.path).expanduser()
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(config.repository, config.file, repo_type="dataset", revision=config.revision))
+    except Exception as error:
+        raise _explained(config, error) from None
+
+
+def _explained(config: Official, error: Exception) -> DensePathError:
+    from huggingface_hub import errors
+
+    detail = " ".join(str(error).split()).rstrip(".")[:300]
+    instead = (
+        f"or give a local file: --set evaluation.benchmarks.{config.type}.path=FILE, "
+        "for `dpr benchmark judge` --questions FILE"
+    )
+    place = f"{config.file} of the dataset {config.repository}"
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
+        return DensePathError(
+            f"the hub cannot be reached for {place} ({detail}); check the network and HF_HUB_OFFLINE, {instead}"
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return UsageError(
+            f"the dataset {config.repository} is gated: ask for access on its page, then `hf auth login`, {instead}"
+        )
+    if isinstance(
+        error,
+        errors.RepositoryNotFoundError
+        | errors.RevisionNotFoundError
+        | errors.EntryNotFoundError
+        | errors.HFValidationError,
+    ):
+        return UsageError(
+            f"the hub has no {place} at revision {config.revision or 'main'} that can be read from here ({detail}); "
+            f"check repository, file and revision, {instead}"
+        )
+    return DensePathError(f"{place} cannot be read: {type(error).__name__}: {detail}; try again, {instead}")

@@ -1,0 +1,1 @@
+"""Single-answer ratings from 1 to 10."""

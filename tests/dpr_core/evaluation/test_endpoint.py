@@ -1,0 +1,227 @@
+"""Addresses, keys, limits and failures of an endpoint, through the real client."""
+
+import asyncio
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_core.config import evaluation as settings
+from dpr_core.config.base import parse
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.evaluation import judges
+from dpr_core.evaluation.budget import BudgetReached
+from dpr_core.evaluation.endpoint import Endpoint
+from dpr_core.evaluation.judge import Answer, Unavailable, Unreachable, Verdict
+from dpr_core.evaluation.pairwise import Pair, judge_pairs
+from dpr_core.evaluation.questions import Question
+from tests.dpr_core.evaluation.asking import ask, build, failure
+from tests.loopback import KEY, Loopback, Reply, completion, refused, serving
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_failures_that_may_pass_are_told_from_those_that_will_not(loopback: Loopback, status: int) -> None:
+    loopback.answer = lambda call: refused(status, "not now")
+    with pytest.raises(Unavailable, match="not now"):
+        ask(build(loopback.url))
+    loopback.answer = lambda call: refused(404, "no such model")
+    with pytest.raises(DensePathError) as caught:
+        ask(build(loopback.url))
+    assert not isinstance(caught.value, Unavailable)
+
+
+def test_a_reply_that_breaks_off_may_pass(loopback: Loopback) -> None:
+    loopback.answer = lambda call: Reply('{"id": "c1", "choi', headers={"Content-Type": "application/json"})
+    with pytest.raises(Unavailable):
+        ask(build(loopback.url))
+
+
+def test_a_request_that_hangs_is_given_up(loopback: Loopback) -> None:
+    loopback.answer = lambda call: replace(completion("VERDICT: A"), after=1.0)
+    config = settings.OpenAIJudge(model="judge", base_url=loopback.url, verdicts="text")
+    execution = settings.JudgeExecution(retries=0, api_key_variable="OPENAI_API_KEY", request_seconds=0.2)
+    with pytest.raises(Unavailable, match="gave no answer"):
+        ask(judges.build(config, execution, lambda text: None))
+
+
+def test_azure_is_spoken_to_in_its_own_way(loopback: Loopback) -> None:
+    loopback.answer = lambda call: completion("VERDICT: A")
+    address = loopback.url.removesuffix("/v1")
+    assert ask(build(address, api_version="2024-10-21")).verdict is Verdict.FIRST
+    (call,) = loopback.calls
+    assert (call.path, call.query) == ("/openai/deployments/judge/chat/completions", "api-version=2024-10-21")
+    assert call.headers["api-key"] == KEY
+
+
+def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.answer = lambda call: completion("VERDICT: A")
+    config = settings.OpenAIJudge(model="judge", base_url=loopback.url, verdicts="text", max_tokens=64)
+    pairs = [Pair(Question(id=str(i), turns=(f"{i}?",)), Answer.of("x"), Answer.of("y")) for i in range(20)]
+
+    def run(dollars: float) -> None:
+        execution = settings.JudgeExecution(
+            retries=0,
+            concurrency=4,
+            budget_dollars=dollars,
+            dollars_per_million_read=1000.0,
+            dollars_per_million_written=1000.0,
+        )
+        judge = judges.build(config, execution, lambda text: None, tmp_path / "verdicts.sqlite")
+        asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: notes.append(note)))
+
+    notes: list[str] = []
+    with pytest.raises(BudgetReached, match="budget_dollars=2 is spent"):
+        run(2.0)
+    first = len(loopback.calls)
+    # 120 tokens of usage each at a tenth of a cent: no more than 2 dollars can have been spent.
+    assert 0 < first * 0.12 <= 2.0
+    run(100.0)
+    assert len(loopback.calls) == 40
+    assert "from the cache" in notes[-1]
+    assert "$" in notes[-1]
+
+
+def test_a_budget_needs_a_price(loopback: Loopback) -> None:
+    config = settings.OpenAIJudge(model="unheard-of", base_url=loopback.url)
+    execution = settings.JudgeExecution(api_key_variable="OPENAI_API_KEY", budget_dollars=1.0)
+    with pytest.raises(UsageError, match="no price of unheard-of is known"):
+        judges.build(config, execution, lambda text: None)
+
+
+def test_failed_requests_are_sent_again_up_to_the_limit(loopback: Loopback) -> None:
+    busy = refused(429, "slow down", **{"retry-after-ms": "1"})
+    loopback.answer = lambda call: completion("VERDICT: A") if len(loopback.calls) == 3 else busy
+    assert ask(build(loopback.url, retries=2)).verdict is Verdict.FIRST
+    loopback.calls.clear()
+    loopback.answer = lambda call: busy
+    assert "slow down" in failure(build(loopback.url, retries=1))
+    assert len(loopback.calls) == 2
+
+
+PAGE = "<html><body>" + "hello " * 1000
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (refused(401, f"Incorrect API key provided: {KEY}"), "refused the key in OPENAI_API_KEY (HTTP 401)"),
+        (refused(404, f"no model judge for {KEY}"), "refused a request for the model judge: "),
+        (refused(404, "no model judge"), "check judge.by.model, and judge.by.base_url, which often ends in /v1"),
+        (Reply(PAGE, 404), "HTTP 404 with a page of HTML; check judge.by.model"),
+        (Reply(PAGE, 502), "HTTP 502 with a page of HTML"),
+        (refused(400, f"max_tokens is bad, {KEY}"), "<key>"),
+        (refused(429, "You exceeded your quota", "insufficient_quota"), "the account of this key has nothing left"),
+        (Reply(PAGE), "not with a chat completion"),
+        (Reply({"choices": []}), "not with a chat completion"),
+        (Reply({"error": {"message": KEY}}), "not with a chat completion"),
+    ],
+)
+def test_failures_are_sentences_without_the_key(loopback: Loopback, reply: Reply, expected: str) -> None:
+    loopback.answer = lambda call: reply
+    said = failure(build(loopback.url))
+    assert expected in said
+    assert "hello" not in said
+    assert "\n" not in said
+
+
+def test_a_reply_that_repeats_the_key_is_kept_without_it(loopback: Loopback) -> None:
+    said = completion(f"Your key is {KEY}.\nVERDICT: A").body
+    assert isinstance(said, dict)
+    loopback.answer = lambda call: Reply({**said, "model": KEY, "system_fingerprint": f"fp {KEY}"})
+    judgment = ask(build(loopback.url))
+    assert judgment.verdict is Verdict.FIRST
+    assert KEY not in repr(judgment)
+    assert "Your key is <key>." in repr(judgment)
+
+
+def test_what_is_said_of_an_unreadable_reply_is_without_the_key(loopback: Loopback) -> None:
+    config = settings.OpenAIJudge(model="judge", base_url=loopback.url)
+    endpoint = Endpoint(config, settings.JudgeExecution(api_key_variable="OPENAI_API_KEY"))
+    told = str(endpoint.unreadable(ValueError(f"Expecting value near {KEY}")))
+    assert told == f"{loopback.url} sent a reply that could not be read: Expecting value near <key>"
+
+
+def test_what_was_not_a_completion_costs_nothing(loopback: Loopback) -> None:
+    loopback.answer = lambda call: Reply(PAGE)
+    judge = build(loopback.url)
+    failure(judge)
+    assert judge.status() == ""
+
+
+def test_no_money_is_no_overload(loopback: Loopback) -> None:
+    loopback.answer = lambda call: refused(429, "You exceeded your quota", "insufficient_quota")
+    with pytest.raises(DensePathError) as caught:
+        ask(build(loopback.url))
+    assert not isinstance(caught.value, Unavailable)
+
+
+def test_a_server_that_is_not_there(loopback: Loopback) -> None:
+    with serving() as gone:
+        url = gone.url
+    assert f"{url} cannot be reached: Connection error. All connection attempts failed" in failure(build(url))
+    with pytest.raises(Unreachable):
+        ask(build("http://nowhere.invalid/v1", retries=1))
+
+
+def test_the_address_never_comes_from_the_environment(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = build(loopback.url)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    ask(judge)
+    assert len(loopback.calls) == 1
+
+
+def test_a_request_waits_as_long_as_the_endpoint_says(loopback: Loopback) -> None:
+    busy = refused(429, "slow down", **{"retry-after": "2"})
+    loopback.answer = lambda call: completion("VERDICT: A") if len(loopback.calls) == 2 else busy
+    started = time.monotonic()
+    assert ask(build(loopback.url, retries=1)).verdict is Verdict.FIRST
+    # Left to itself, the client would have waited half a second.
+    assert time.monotonic() - started >= 2.0
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_a_missing_key_is_named_before_any_work(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UsageError, match="OPENAI_API_KEY.* is not set"):
+        build(loopback.url)
+
+
+@pytest.mark.parametrize("key", ["sk-caf\u00e9-secret", "sk-secret\nmore", "sk secret"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UsageError, match="holds characters that no API key has") as caught:
+        build(loopback.url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "https://"])
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(UsageError, match=r"judge\.by\.base_url"):
+        build(url)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"by": {"type": "openai", "base_url": "https://user:sesame@host/v1"}},
+        {"by": {"type": "openai", "base_url": "https://host/v1?key=sesame"}},
+        {"execution": {"api_key_variable": "sk-sesame"}},
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_before_it_is_stored_and_never_repeated(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(settings.JudgeConfig, values, "judge")
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UsageError, match=r"pip install 'dense-path\[judge\]'"):
+        build(None)

@@ -1,0 +1,79 @@
+"""Which version of a model has judged, and one version alone."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dpr_core.config import evaluation as settings
+from dpr_core.errors import DensePathError
+from dpr_core.evaluation import judges
+from dpr_core.evaluation.judge import Verdict
+from dpr_core.evaluation.judged_by import complaints, judged_by
+from dpr_core.evaluation.prompts import TEMPLATE_DIGEST
+from tests.dpr_core.evaluation.asking import ask, build, failure
+from tests.dpr_core.evaluation.batching import build as batched
+from tests.dpr_core.evaluation.batching import play
+from tests.loopback import Loopback, completion
+from tests.loopback_batches import Batches, Outcome, Request
+
+
+def test_models_and_versions_are_counted_beside_the_settings() -> None:
+    by = judges.pinned(settings.OpenAIJudge(temperature=0.5))
+    replies = [
+        {"model": "gpt-4o-b", "system_fingerprint": "fp_2"},
+        {"model": "gpt-4o-a", "system_fingerprint": "fp_1"},
+        {"model": "gpt-4o-a", "system_fingerprint": "fp_2", "prompt_tokens": 7},
+        {"model": "gpt-4o-a"},
+        {},
+    ]
+    found = judged_by(by, replies)
+    assert found["models"] == {"gpt-4o-a": 3, "gpt-4o-b": 1}
+    assert found["system_fingerprints"] == {"fp_1": 1, "fp_2": 2}
+    assert (found["type"], found["model"], found["temperature"]) == ("openai", "gpt-4o", 0.5)
+    assert found["template"] == TEMPLATE_DIGEST
+    assert complaints(found) == [
+        "Several models have judged: gpt-4o-a (3 replies), gpt-4o-b (1 replies).",
+        "Several system fingerprints have judged: fp_1 (1 replies), fp_2 (2 replies).",
+    ]
+
+
+def test_one_version_or_a_judge_without_any_is_nothing_to_complain_of() -> None:
+    assert complaints(judged_by(settings.OpenAIJudge(), [{"model": "m", "system_fingerprint": "fp_1"}] * 2)) == []
+    found = judged_by(settings.VerifiableJudge(), [{}])
+    assert found == {"type": "verifiable", "models": {}, "system_fingerprints": {}}
+    assert complaints(found) == []
+
+
+def test_a_verdict_of_another_version_than_may_judge_is_refused(loopback: Loopback) -> None:
+    loopback.answer = lambda call: completion("VERDICT: A")
+    assert ask(build(loopback.url, system_fingerprint="fp_1")).verdict is Verdict.FIRST
+    message = failure(build(loopback.url, system_fingerprint="fp_0"))
+    assert "answers as fp_1, not as judge.by.system_fingerprint=fp_0" in message
+    assert len(loopback.calls) == 2
+
+    def nameless(call: object) -> object:
+        said = completion("VERDICT: A")
+        return dataclasses.replace(said, body={**said.body, "system_fingerprint": None})
+
+    loopback.answer = nameless
+    assert "answers as a version without a name" in failure(build(loopback.url, system_fingerprint="fp_1"))
+    assert ask(build(loopback.url)).verdict is Verdict.FIRST
+
+
+def test_of_a_batch_all_but_the_other_versions_verdicts_are_kept(batches: Batches, tmp_path: Path) -> None:
+    def one_is_other(requests: list[Request]) -> Outcome:
+        lines = [batches.answered(request) for request in requests]
+        return Outcome([lines[0].replace("fp_1", "fp_0"), *lines[1:]], [])
+
+    batches.outcomes = [one_is_other]
+    by = {"system_fingerprint": "fp_1"}
+    with pytest.raises(DensePathError, match="answers as fp_0, not as judge.by.system_fingerprint=fp_1"):
+        play(batched(batches, tmp_path / "verdicts.sqlite", by))
+    assert len(play(batched(batches, tmp_path / "verdicts.sqlite", by))) == 12
+    assert len(batches.requests(1)) == 1
+
+
+def test_the_version_is_part_of_what_a_kept_verdict_depends_on() -> None:
+    one, other = (judges.identity(settings.OpenAIJudge(system_fingerprint=name)) for name in ("fp_1", "fp_2"))
+    assert one != other != judges.identity(settings.OpenAIJudge())

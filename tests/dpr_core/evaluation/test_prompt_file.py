@@ -1,0 +1,113 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from dpr_core.config.evaluation import FileBenchmark
+from dpr_core.errors import UsageError
+from dpr_core.evaluation import benchmarks
+from dpr_core.evaluation.questions import Question, is_right
+
+
+def load(path: Path) -> list[Question]:
+    return benchmarks.load(FileBenchmark(path=str(path)))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def test_rows_become_questions(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"id": "a", "prompt": "What is 2+2?", "reference": 4},
+        {"prompt": "Sag es auf Deutsch: \u00e9", "system": "Be brief.", "other": [1]},
+        {"id": 7, "prompt": "Why?", "reference": " because "},
+    ]
+    path.write_text("\ufeff" + "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert load(path) == [
+        Question(id="a", turns=("What is 2+2?",), reference="4"),
+        Question(id="3", turns=("Sag es auf Deutsch: \u00e9",), system="Be brief."),
+        Question(id="7", turns=("Why?",), reference="because"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second_line", "complaint"),
+    [
+        (b"{not json", "line 2: not valid JSON"),
+        (b'["prompt"]', "line 2: a JSON object is expected, not list"),
+        (b'{"id": "b"}', "line 2: the row has no `prompt`"),
+        (b'{"prompt": "  \\n"}', "line 2: the row has no `prompt`"),
+        (b'{"prompt": ["x"]}', "line 2: `prompt` must be text, not list"),
+        (b'{"prompt": "x", "reference": true}', "line 2: `reference` must be text, not bool"),
+        (b'{"prompt": "x", "id": "a"}', "line 2: the id 'a' was already used in line 1"),
+        (b'{"prompt": "caf\xe9"}', "line 2: not UTF-8 (byte 16 of the line)"),
+        (b'{"prompt": "\\ud800"}', "line 2: `prompt` holds half of a surrogate pair"),
+        (b"[" * 100_000, "line 2: not valid JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, second_line: bytes, complaint: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "fine", "id": "a"}\n' + second_line + b"\n")
+    message = refusal(path)
+    assert complaint in message
+    assert str(path) in message
+
+
+def test_a_numbered_row_may_not_take_a_given_id(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x", "id": "2"}\n{"prompt": "y"}\n')
+    assert "the id '2' was already used in line 1" in refusal(path)
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}')
+    config = FileBenchmark(path="~/prompts.jsonl")
+    assert benchmarks.load(config) == [Question(id="1", turns=("x",))]
+    digest = hashlib.sha256(b'{"prompt": "x"}').hexdigest()
+    assert benchmarks.pinned(config) == FileBenchmark(path="~/prompts.jsonl", content=digest)
+    with pytest.raises(UsageError, match="there is no such benchmark file"):
+        benchmarks.pinned(FileBenchmark(path="~/absent.jsonl"))
+
+
+def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
+    assert "there is no such benchmark file" in refusal(tmp_path / "absent.jsonl")
+    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n \n")
+    assert "has no rows" in refusal(empty)
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        ("The answer is 42.", "42"),
+        ("First the answer is 1, I think.\nNo, the answer is: Paris.\nGoodbye.", "Paris"),
+        ("Some steps.\n\n 3.5 \n", "3.5"),
+        ("Done. The answer is ", None),
+        (" \n ", None),
+        ("", None),
+    ],
+)
+def test_the_result_is_what_the_answer_states_last(answer: str, result: str | None) -> None:
+    assert benchmarks.result_reader(FileBenchmark(path="any"))(answer) == result
+
+
+def test_right_wrong_and_not_verifiable() -> None:
+    question = Question(id="q", turns=("2+2?",), reference="4")
+    read_result = benchmarks.result_reader(FileBenchmark(path="any"))
+    assert is_right(question, "The answer is 4.", read_result) is True
+    assert is_right(question, "The answer is 5.", read_result) is False
+    assert is_right(question, "", read_result) is False
+    assert is_right(Question(id="q", turns=("2+2?",)), "The answer is 4.", read_result) is None
+
+
+def test_only_a_single_turn_question_has_a_prompt() -> None:
+    assert Question(id="q", turns=("one",)).prompt == "one"
+    with pytest.raises(ValueError, match="question q has 2 turns"):
+        _ = Question(id="q", turns=("one", "two")).prompt
