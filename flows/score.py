@@ -54,7 +54,7 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
     from rich.text import Text
 
     from dpr_core.models.token_rewards import assign_credit
-    from dpr_core.reporting import credit
+    from dpr_core.reporting import token_credit
     from tasks.progress import StageProgress
 
     lineage = Lineage(store)
@@ -73,17 +73,17 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
         made_of = {"Formula": definition.formula, "Reference": definition.describe_reference()}
         provenance = {"Reward": artifact.id, **made_of}
         try:
-            html.write_text(credit.as_html(scored, "Token credit", provenance), encoding="utf-8")
+            html.write_text(token_credit.as_html(scored, "Token credit", provenance), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {html}: {error.strerror}") from None
     if as_json:
         for text in scored:
-            print(json_text(credit.as_json(text)))
+            print(json_text(token_credit.as_json(text)))
         return
     console = Console()
     for text in scored:
-        console.print(credit.as_terminal(text))
-        total = credit.significant(sum(token.reward for token in text.tokens))
+        console.print(token_credit.as_terminal(text))
+        total = token_credit.significant(sum(token.reward for token in text.tokens))
         console.print(Text(f"return {total} over {len(text.tokens)} tokens", "dim"))
     if html is not None:
         console.print(Text(f"page: {html}"))

@@ -27,7 +27,7 @@ TEXTS_ON_PAGE = 12
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.masking import mean_by_position
     from dpr_core.models.token_rewards import credit_of, encode_texts
-    from dpr_core.reporting import credit, plots
+    from dpr_core.reporting import plots, token_credit
 
     settings = cast(RewardConfig, config)
     lineage = Lineage(work.store)
@@ -44,9 +44,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     scored = reward(sequences, work.advance)
     credited = credit_of(tokenizer, texts, sequences, scored)
     with (work.output / "demonstrations.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(credit.as_json(text), ensure_ascii=False) + "\n" for text in credited)
+        lines.writelines(json.dumps(token_credit.as_json(text), ensure_ascii=False) + "\n" for text in credited)
     provenance = {"Formula": definition.formula, "Reference": definition.describe_reference()}
-    page = credit.as_html(credited[:TEXTS_ON_PAGE], "Token credit on demonstrations", provenance)
+    page = token_credit.as_html(credited[:TEXTS_ON_PAGE], "Token credit on demonstrations", provenance)
     (work.output / CREDIT_PAGE).write_text(page, encoding="utf-8")
     by_position = mean_by_position(scored.rewards, scored.mask)
     plots.lines(

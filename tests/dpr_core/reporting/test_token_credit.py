@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dpr_core.credit import ScoredText, TokenCredit
-from dpr_core.reporting.credit import as_html, as_json, as_terminal, significant
 from dpr_core.reporting.credit_style import INK, STEPS, WHITE, hue, takes_white_ink
+from dpr_core.reporting.token_credit import as_html, as_json, as_terminal, significant
 
 ROOT = Path(__file__).parents[3]
 HOSTILE = [
@@ -173,7 +173,7 @@ def test_a_small_reward_is_not_rounded_away(value: float, shown: str) -> None:
 
 
 def test_reporting_imports_no_torch() -> None:
-    code = "import sys, dpr_core.reporting.credit; sys.exit('torch' in sys.modules)"
+    code = "import sys, dpr_core.reporting.token_credit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
