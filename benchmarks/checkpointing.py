@@ -28,7 +28,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.state import read
 from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
-from tasks.bench import Bench, in_bytes, write_state
+from tasks.running.stage_workdir import Bench, in_bytes, write_state
 
 ROWS = [TokenSequence(tuple(range(3, 13)), tuple(range(13, 32))) for _ in range(8)]
 

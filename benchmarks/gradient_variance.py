@@ -30,8 +30,8 @@ from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.stats import mean_interval
-from tasks.lineage import Lineage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.stages.lineage import Lineage
 
 PLAIN: dict[str, Any] = {"kl_weight": 0.0, "whiten": False}
 ESTIMATORS = {

@@ -29,8 +29,8 @@ from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.guard import GUARDS
 from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
 from dpr_core.training.trainer import Trainer
-from tasks.lineage import Lineage
-from tasks.tracking import Artifact, Store
+from tasks.artifacts.store import Artifact, Store
+from tasks.stages.lineage import Lineage
 
 REGIMES: Mapping[str, tuple[str, float, float]] = {
     "DPR": ("baseline_relative", 5e-5, 0.1),

@@ -76,7 +76,7 @@ def bare(work: Work, folder: Path) -> Path:
 
 def stage(work: Work) -> Path:
     """As `dpr` makes a stage, without Prefect."""
-    from tasks.workers import Job, make
+    from tasks.subprocess_pool import Job, make
 
     made = make(Job("sft", "sft", work.config, {"data": work.data}, None, datetime.now(UTC)))
     return _published(made.id)
@@ -97,7 +97,7 @@ def _published(artifact: str) -> Path:
 
 def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackbone) -> Work:
     """Demonstrations for so many steps, as an artifact of a subsample stage."""
-    from tasks.workers import Job, make
+    from tasks.subprocess_pool import Job, make
 
     sequences = ragged(BATCH * steps, size)
     texts = [(" ".join(map(str, s.prompt)), " ".join(map(str, s.response[:-1]))) for s in sequences]
@@ -184,7 +184,7 @@ def measured(size: str, steps: int, repeats: int, folder: Path) -> dict[str, Any
     once: dict[str, float] = {}
     os.environ["DPR_HOME"] = str(folder / "home")
     started = time.perf_counter()
-    from tasks.tracking import Store
+    from tasks.artifacts.store import Store
 
     home = Store.open().home
     once["import MLflow, and make its database"] = time.perf_counter() - started

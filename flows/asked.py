@@ -10,12 +10,12 @@ from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
 from flows import wiring
 from flows.merging import Experiment
+from tasks.artifacts.parent_runs import About, Pipeline, Request
 from tasks.graph import Node, rerun_nodes
-from tasks.pipelines import About, Pipeline, Request
-from tasks.table import stage_named
+from tasks.registry import stage_named
 
 if TYPE_CHECKING:
-    from tasks.tracking import Store
+    from tasks.artifacts.store import Store
 
 HOW = {"jobs", "pool"}
 """What may differ between two commands that ask for the same."""

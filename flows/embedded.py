@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tasks.home import no_space
+from tasks.local_home import no_space
 
 NEEDED_BYTES = 32 * 2**20
 """Prefect's own database takes a few MB; without them its server does not start, and does not say why."""

@@ -16,13 +16,13 @@ from flows.asked import Sweep
 from flows.merging import Experiment
 from flows.pipeline import show_links
 from flows.runs import pipeline_run, reused, stage_entry, tables_of
-from tasks.ending import terminable
+from tasks.artifacts.store import Store
 from tasks.graph import Node, plan, preflight
 from tasks.prefect_task import stage_task
+from tasks.run_stage import Outcome
+from tasks.running.shutdown import terminable
 from tasks.schedule import Done, Failure, Here, execute_all
-from tasks.stage import Outcome
-from tasks.tracking import Store
-from tasks.workers import Job, Workers, make
+from tasks.subprocess_pool import Job, Workers, make
 
 logger = logging.getLogger("dense_path")
 

@@ -9,8 +9,8 @@ from dpr_core.config.experiment import ExperimentConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments.points import Point, Study, label, short_names
 from flows import wiring
+from tasks.artifacts.identity import canonical_json
 from tasks.graph import OTHER, Node
-from tasks.identity import canonical_json
 from tasks.schedule import Failure
 
 REPORT, DIAGNOSE, EXPERIMENT = "report", "diagnose", "experiment"

@@ -11,10 +11,10 @@ from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
 from flows.asked import Alone, Asked, Rerun, Whole
 from flows.runs import pipeline_run, stage_entry
+from tasks.artifacts.store import Store
 from tasks.graph import Node, execute, plan, preflight
 from tasks.prefect_task import stage_task
-from tasks.stage import Outcome
-from tasks.tracking import Store
+from tasks.run_stage import Outcome
 
 DEMO = recipes.load("demo")
 

@@ -17,8 +17,8 @@ from dpr_core.experiments.results import claims_table, summary, training_times
 from dpr_core.reporting.tables import escaped
 from dpr_core.text import visible
 from flows import recipes
-from tasks.experiment import PLOTS, RESULTS
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.stages.experiment import PLOTS, RESULTS
 
 VERDICTS = "verdicts.json"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from dpr_core.errors import DensePathError, UsageError
 from flows.asked import Asked, Rerun, asked_of
+from tasks.artifacts.parent_runs import Pipeline
+from tasks.artifacts.run_records import Record
+from tasks.artifacts.store import Store
 from tasks.graph import plan
-from tasks.pipelines import Pipeline
-from tasks.records import Record
-from tasks.tracking import Store
 
 INTERRUPTED = ("INTERRUPTED", "KILLED")
 

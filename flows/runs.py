@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from tasks.experiment import CLAIMS, OBSERVATIONS
+from tasks.artifacts.parent_runs import About
+from tasks.artifacts.store import Store
 from tasks.graph import Planned
-from tasks.pipelines import About
-from tasks.report import TABLE
-from tasks.stage import Outcome
-from tasks.tracking import Store
+from tasks.run_stage import Outcome
+from tasks.stages.experiment import CLAIMS, OBSERVATIONS
+from tasks.stages.report import TABLE
 
 Results = Callable[[Store, Sequence[Mapping[str, Any]]], dict[str, Any]]
 

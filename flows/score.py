@@ -9,8 +9,8 @@ from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
 from dpr_core.text import json_text
-from tasks.lineage import Lineage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.stages.lineage import Lineage
 
 if TYPE_CHECKING:
     from dpr_core.models.token_rewards import GivenText
@@ -55,7 +55,7 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
 
     from dpr_core.models.token_rewards import assign_credit
     from dpr_core.reporting import token_credit
-    from tasks.progress import StageProgress
+    from tasks.running.progress import StageProgress
 
     lineage = Lineage(store)
     artifact = store.fetch(reference, stages=("reward",))

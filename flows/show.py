@@ -19,14 +19,14 @@ from dpr_core.reporting import layout
 from dpr_core.reporting.rows import Row
 from dpr_core.reporting.rows import Table as Results
 from dpr_core.text import visible_lines
-from tasks import diagnose
+from tasks.artifacts.parent_runs import Pipeline
+from tasks.artifacts.run_records import Record
+from tasks.artifacts.store import Store
 from tasks.graph import Planned
-from tasks.pipelines import Pipeline
-from tasks.records import Record
-from tasks.report import BESIDE
-from tasks.report import PAGE as REPORT_PAGE
-from tasks.reward import CREDIT_PAGE
-from tasks.tracking import Store
+from tasks.stages import diagnose
+from tasks.stages.report import BESIDE
+from tasks.stages.report import PAGE as REPORT_PAGE
+from tasks.stages.reward import CREDIT_PAGE
 
 SHORT = 8
 NARROW = 80

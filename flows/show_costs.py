@@ -10,9 +10,9 @@ from rich.text import Text
 from dpr_core.evaluation.cost import Cost
 from dpr_core.reporting.tables import Table
 from flows.console import emit
-from tasks.costs import Costs, judging_costs
+from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned
-from tasks.tracking import Store
+from tasks.judging_costs import Costs, judging_costs
 
 HEADINGS = ("judging", "benchmark", "artifacts", "calls", "tokens read", "tokens written", "dollars about", "at most")
 

@@ -13,8 +13,8 @@ from dpr_core.experiments.results import as_terminal, summary, table
 from dpr_core.reporting.tables import Table
 from flows.merging import EXPERIMENT, Experiment
 from flows.show import plan_document
+from tasks.artifacts.store import Store
 from tasks.graph import Planned
-from tasks.tracking import Store
 
 
 def experiment_plan_document(asked: Experiment, planned: Sequence[Planned]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from flows.resume import Unfinished
 from flows.show import SHORT, add_row, grid
-from tasks.bench import in_bytes
-from tasks.garbage import Piece
+from tasks.cleanup import Piece
+from tasks.running.stage_workdir import in_bytes
 
 NOTHING = "Nothing is unfinished."
 LISTED = 3

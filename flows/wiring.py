@@ -8,7 +8,7 @@ from dpr_core.config.pipeline import PipelineConfig, Variant
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
 from tasks.graph import Node
-from tasks.rate import RATED
+from tasks.stages.rate import RATED
 
 TRAINED = "DPR"
 """What the trained policy is called in the report."""

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from dpr_core.errors import UsageError
-from tasks.lineage import TRAINED, Lineage, checkpoint
-from tasks.tracking import Artifact, Store
+from tasks.artifacts.store import Artifact, Store
+from tasks.stages.lineage import TRAINED, Lineage, checkpoint
 
 
 def export_checkpoint(store: Store, reference: str, folder: Path, part: str | None) -> dict[str, str]:

@@ -8,13 +8,13 @@ from typing import Literal
 from dpr_core.config.base import StageConfig, override, parse
 from dpr_core.config.execution import Execution
 from dpr_core.errors import DensePathError, UsageError
-from tasks.changes import FORCED, NEVER, UNEXPLAINED, Wanted, differences
-from tasks.identity import canonical_json, stage_key
-from tasks.records import Record, usable_as, wrong_stage
-from tasks.snapshot import Snapshot
-from tasks.stage import Outcome, check_launch, recent, reusable
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.identity import canonical_json, stage_key
+from tasks.artifacts.run_records import Record, usable_as, wrong_stage
+from tasks.artifacts.snapshot import Snapshot
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, check_launch, recent, reusable
+from tasks.running.explain_rerun import FORCED, NEVER, UNEXPLAINED, Wanted, differences
 
 OTHER = "@"
 

@@ -7,8 +7,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dpr_core.config.base import StageConfig
-from tasks.stage import Outcome
-from tasks.workers import Job, make
+from tasks.run_stage import Outcome
+from tasks.subprocess_pool import Job, make
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)

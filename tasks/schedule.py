@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 
 from tasks.graph import Node, in_order, resolved, sources
-from tasks.stage import Outcome
+from tasks.run_stage import Outcome
 
 
 @dataclass(frozen=True)

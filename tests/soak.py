@@ -228,7 +228,7 @@ def tally(home: Path, figures: Figures) -> None:
 
 def opened(home: Path) -> Any:
     os.environ["DPR_HOME"] = str(home)
-    from tasks.tracking import Store
+    from tasks.artifacts.store import Store
 
     return Store.open()
 
@@ -241,7 +241,7 @@ def live(point: str, number: int) -> None:
     from dpr_core.config.pipeline import PipelineConfig
     from flows import recipes, wiring
     from tasks.graph import execute
-    from tasks.workers import Job, make
+    from tasks.subprocess_pool import Job, make
 
     torch.set_num_threads(1)
     config = parse(PipelineConfig, override(recipes.load(str(RECIPE)).model_dump(mode="json"), EVERY_STEP), "tiny")
@@ -253,10 +253,10 @@ def live(point: str, number: int) -> None:
 def trap(point: str, number: int) -> None:
     """Die at the n-th passing of a point."""
     import dpr_core.state
-    import tasks.attempt
-    import tasks.bench
-    from tasks.bench import Bench
-    from tasks.mlflow_client import Client
+    import tasks.artifacts.stage_run
+    import tasks.running.stage_workdir
+    from tasks.artifacts.mlflow_client import Client
+    from tasks.running.stage_workdir import Bench
 
     passed = 0
 
@@ -302,7 +302,7 @@ def trap(point: str, number: int) -> None:
         return maybe
 
     def is_manifest(client: Any, run: str, text: str, path: str) -> bool:
-        return path == tasks.attempt.MANIFEST
+        return path == tasks.artifacts.stage_run.MANIFEST
 
     def half_manifest(client: Any, run: str, text: str, path: str) -> None:
         if is_manifest(client, run, text, path) and reached():
@@ -328,7 +328,7 @@ def trap(point: str, number: int) -> None:
         client_method(name)
     match point:
         case "half the files moved":
-            around(tasks.attempt, "_move", half_moved, None)
+            around(tasks.artifacts.stage_run, "_move", half_moved, None)
         case "before the manifest":
             around(Client, "log_text", on(is_manifest), None)
         case "half the manifest":
@@ -348,7 +348,7 @@ def trap(point: str, number: int) -> None:
         case "after a state":
             around(Bench, "keep", None, on(always))
         case "results told":
-            around(tasks.attempt.StageRun, "results", None, on(always))
+            around(tasks.artifacts.stage_run.StageRun, "results", None, on(always))
 
 
 if __name__ == "__main__":

@@ -140,8 +140,8 @@ def export(
     """Write the answers of an artifact in a benchmark's own layout, so that the official tools can read them."""
     with reported(debug):
         from dpr_core.evaluation.official.layouts import LAYOUTS
-        from tasks.answer import answered, read_answers
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
+        from tasks.stages.answer import answered, read_answers
 
         if file.exists():
             raise UsageError(f"{file} is there already; give another name")
@@ -210,9 +210,9 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     from dpr_core.evaluation.judged_by import complaints as judged_by_several
     from dpr_core.evaluation.judged_by import judged_by
     from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
-    from tasks.home import open_home
-    from tasks.judge import VERDICTS, preflight
-    from tasks.progress import StageProgress
+    from tasks.local_home import open_home
+    from tasks.running.progress import StageProgress
+    from tasks.stages.judge import VERDICTS, preflight
 
     preflight([settings])
     judge = judges.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)

@@ -69,7 +69,7 @@ def sweep(
     with reported(debug, RESUME):
         from dpr_core.experiments.points import Study, missing_references, read_over
         from flows import recipes, show_experiment
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         values = read_over(over)
         if not values:
@@ -150,8 +150,8 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
     from flows import embedded, runs, show_experiment
     from flows.asked import Sweep
     from flows.merging import Experiment
+    from tasks.artifacts.store import Store
     from tasks.graph import on_machines, plan
-    from tasks.tracking import Store
 
     if wish.pool and wish.jobs:
         raise UsageError("--jobs is for this machine, --pool for the workers of a pool; give one of them")
@@ -186,8 +186,8 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
 def processes(studies: "Sequence[Study]", to_run: int) -> int:
     """How many share the work where nothing is said: every core for the lab, whose stages have one thread each."""
     from dpr_core.config.model import LabBackbone
-    from tasks.children import usable_cores
-    from tasks.workers import MOST
+    from tasks.launch.child_processes import usable_cores
+    from tasks.subprocess_pool import MOST
 
     on_lab = all(isinstance(study.config.backbone, LabBackbone) for study in studies)
     return max(1, min(usable_cores(), to_run, MOST)) if on_lab else 1
@@ -209,7 +209,7 @@ def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: P
     """Write the results down, keep them with the run, and show the verdicts."""
     from dpr_core.theory.checks import table
     from flows import reproduction, show_experiment
-    from tasks.tracking import Store
+    from tasks.artifacts.store import Store
 
     store = Store.open()
     file = out or store.home / "results" / document["run_id"] / "results.md"
@@ -234,7 +234,7 @@ def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: P
 
 def _theory(seed: int, instances: int) -> "list[Identity]":
     from dpr_core.theory import checks
-    from tasks.progress import StageProgress
+    from tasks.running.progress import StageProgress
 
     with StageProgress("theory") as progress:
         return checks.run(seed, instances, progress.advance)

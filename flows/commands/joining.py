@@ -23,6 +23,6 @@ def join(
     Example: dpr join 10.0.0.1:29555, while there runs dpr run llama-3.1-8b-2nodes --set launch.main_address=10.0.0.1
     """
     with reported(debug):
-        from tasks.joining import join as take_part
+        from tasks.launch.joining import join as take_part
 
         take_part(address, once)

@@ -19,8 +19,8 @@ def artifacts(
     """List what has been made, newest first. What was interrupted is told, too: dpr resume goes on with it."""
     with reported(debug):
         from flows import show
-        from tasks.table import stage_named
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
+        from tasks.registry import stage_named
 
         store = Store.open()
         records = [store.seen(record) for record in store.records(stage_named(stage).name if stage else None)]
@@ -37,7 +37,7 @@ def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> N
     """
     with reported(debug):
         from flows import show as view
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         store = Store.open()
         if (pipeline := store.pipelines.find(artifact)) is not None:
@@ -64,8 +64,8 @@ def verify(
     """
     with reported(debug):
         from flows import show as view
-        from tasks.progress import StageProgress
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
+        from tasks.running.progress import StageProgress
 
         if (artifact is None) == (not everything):
             raise UsageError("give one artifact ID, or --all")
@@ -92,8 +92,8 @@ def export(
 ) -> None:
     """Write a model as a plain Hugging Face checkpoint, which from_pretrained loads."""
     with reported(debug):
+        from tasks.artifacts.store import Store
         from tasks.export import export_checkpoint
-        from tasks.tracking import Store
 
         written = export_checkpoint(Store.open(), artifact, folder, part)
         emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")
@@ -115,7 +115,7 @@ def score(
     """
     with reported(debug):
         from flows.score import given_texts, score_texts
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         texts = given_texts(file, text)
         score_texts(Store.open(), reward, texts, html, as_json)

@@ -8,7 +8,7 @@ from flows.console import RESUME, Debug, Force, Identifier, Json, Plan, Set, emi
 
 if TYPE_CHECKING:
     from flows.asked import Asked
-    from tasks.tracking import Store
+    from tasks.artifacts.store import Store
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     with reported(debug, RESUME):
         from flows import recipes
         from flows.asked import Whole
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         config = recipes.load(recipe, assignments)
         _run_or_plan(Store.open(), Whole(config=config, force=force), Wish(plan, as_json, debug))
@@ -47,7 +47,7 @@ def rerun(
     """
     with reported(debug, RESUME):
         from flows.asked import Rerun
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         store = Store.open()
         target = store.resolve(artifact)

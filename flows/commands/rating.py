@@ -80,10 +80,10 @@ def _rated(
 ) -> dict[str, Any]:
     from dpr_core.evaluation.rating import canary, raters
     from dpr_core.evaluation.rating.results import as_rows, summarise
-    from tasks.home import open_home
-    from tasks.judge import VERDICTS
-    from tasks.progress import StageProgress
-    from tasks.rate import preflight, warn_of_references
+    from tasks.local_home import open_home
+    from tasks.running.progress import StageProgress
+    from tasks.stages.judge import VERDICTS
+    from tasks.stages.rate import preflight, warn_of_references
 
     preflight([settings])
     warn_of_references([question for question, _ in answered])

@@ -49,7 +49,7 @@ def ui(
         import os
         import socket
 
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

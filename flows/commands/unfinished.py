@@ -13,7 +13,7 @@ from flows.console import RESUME, Debug, Json, Plan, emit, reported
 
 if TYPE_CHECKING:
     from flows.resume import Unfinished
-    from tasks.tracking import Store
+    from tasks.artifacts.store import Store
 
 HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 
@@ -35,7 +35,7 @@ def resume(
     with reported(debug, RESUME):
         from flows import show_unfinished as view
         from flows.resume import chosen, unfinished
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
 
         store = Store.open()
         there = unfinished(store)
@@ -107,8 +107,8 @@ def gc(
     """
     with reported(debug):
         from flows import show_unfinished as view
-        from tasks.garbage import Garbage
-        from tasks.tracking import Store
+        from tasks.artifacts.store import Store
+        from tasks.cleanup import Garbage
 
         age = _age(older_than)
         store = Store.open()

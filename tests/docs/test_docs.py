@@ -24,7 +24,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import UsageError
 from flows import recipes
 from flows.cli import app
-from tasks.table import STAGES
+from tasks.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
 from flows.cli import app
+from tasks.artifacts.store import Store
 from tasks.graph import Node, execute
-from tasks.stage import Outcome, run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, run_stage
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")

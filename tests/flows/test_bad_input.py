@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows import recipes
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
 
 pytestmark = pytest.mark.integration
 

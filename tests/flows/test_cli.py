@@ -18,7 +18,7 @@ import yaml
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows import embedded, recipes
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
 
 pytestmark = pytest.mark.integration
 

@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
-from tasks.table import STAGES
-from tasks.tracking import Record, Store
+from tasks.artifacts.store import Record, Store
+from tasks.registry import STAGES
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,9 @@ from dpr_core.experiments.points import Study
 from flows import wiring
 from flows.commands.experiments import processes
 from flows.merging import Experiment
+from tasks.artifacts.store import Store
 from tasks.graph import Planned, plan
-from tasks.stage import Outcome
-from tasks.tracking import Store
+from tasks.run_stage import Outcome
 
 pytestmark = pytest.mark.integration
 
@@ -180,7 +180,7 @@ def test_a_wrong_request_is_told_before_anything_is_made(dpr: Dpr, arguments: li
 def test_on_the_lab_every_core_is_used_where_nothing_is_said(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, backbone: list[str], cores: int, to_run: int, expected: int
 ) -> None:
-    monkeypatch.setattr("tasks.children.usable_cores", lambda: cores)
+    monkeypatch.setattr("tasks.launch.child_processes.usable_cores", lambda: cores)
     study = Study(title="t", config=tiny(*backbone), over={"seed": [1, 2]})
     assert processes([study], to_run) == expected
 
@@ -200,7 +200,7 @@ def test_the_number_of_processes_reaches_the_flow(
         raise DensePathError(f"{jobs} jobs")
 
     monkeypatch.setattr("flows.experiment.sweep", flow)
-    monkeypatch.setattr("tasks.children.usable_cores", lambda: 3)
+    monkeypatch.setattr("tasks.launch.child_processes.usable_cores", lambda: 3)
     dpr(*SWEEP, *given).assert_refused(1, f"error: {expected} jobs")
 
 

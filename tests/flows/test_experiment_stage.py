@@ -16,9 +16,9 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments.exhibits import EXHIBITS
 from flows import wiring
-from tasks.experiment import STAGE
-from tasks.stage import Outcome, run_stage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome, run_stage
+from tasks.stages.experiment import STAGE
 
 pytestmark = pytest.mark.integration
 
@@ -145,7 +145,7 @@ def test_points_stand_in_the_order_asked_for_and_the_missing_are_named(experimen
 
 
 def test_a_policy_whose_name_ends_like_another_is_not_taken_for_it(experiments: Experiments) -> None:
-    from tasks.experiment import observed
+    from tasks.stages.experiment import observed
 
     records = {
         "judge of A-DPR": SimpleNamespace(inputs={"candidate": "A-DPR", "baseline": "SFT"}),

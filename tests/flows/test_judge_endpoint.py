@@ -21,10 +21,10 @@ from dpr_core.evaluation.budget import BudgetReached
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
 from flows import wiring
+from tasks.artifacts.store import Store
 from tasks.graph import plan, preflight
-from tasks.stage import Outcome, run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, run_stage
 from tests.loopback import JUDGES, KEY, Call, Loopback, Reply, completion, judging, refused, serving
 
 pytestmark = pytest.mark.integration

@@ -13,11 +13,11 @@ from dpr_core.evaluation.cost import judging_cost
 from dpr_core.evaluation.judge import Answer
 from dpr_core.evaluation.pairwise import Pair
 from dpr_core.evaluation.prompts import TEMPLATE_DIGEST
-from tasks.answer import answered, read_answers
-from tasks.judge import GAMES, JUDGE
-from tasks.stage import run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import run_stage
+from tasks.stages.answer import answered, read_answers
+from tasks.stages.judge import GAMES, JUDGE
 from tests.loopback import MODEL, Loopback, completion
 
 pytestmark = pytest.mark.integration

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
-from tasks.stage import Outcome
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +28,7 @@ CHILD = """
 import os, signal, sys
 from flows import recipes, wiring
 from tasks import graph, stage, table
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
 
 name, count, number, assignments = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 store, current, calls = Store.open(), [], []

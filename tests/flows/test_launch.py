@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
 
 pytestmark = pytest.mark.integration
 

@@ -12,10 +12,10 @@ from dpr_core.config.imitation import ContinuedSFTConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.training import SFTConfig
 from flows import wiring
-from tasks.continued_sft import as_sft
-from tasks.stage import Outcome
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome
+from tasks.stages.continued_sft import as_sft
 
 METHODS = """methods={
     SPIN: {type: self_play, rounds: 2, pairs: 12, batch_size: 4, learning_rate: 1.0e-3, max_response_tokens: 12},

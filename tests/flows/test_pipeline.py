@@ -13,9 +13,9 @@ from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
 from flows.asked import Whole
 from flows.runs import pipeline_run, stage_entry
+from tasks.artifacts.store import Store
 from tasks.graph import plan
-from tasks.stage import Outcome
-from tasks.tracking import Store
+from tasks.run_stage import Outcome
 
 pytestmark = pytest.mark.integration
 

@@ -15,11 +15,11 @@ from dpr_core.evaluation import judges
 from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.rollouts.in_process import InProcessEngine
-from tasks.answer import ANSWERS, read_answers
-from tasks.lineage import Lineage
-from tasks.stage import Outcome, run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, run_stage
+from tasks.stages.answer import ANSWERS, read_answers
+from tasks.stages.lineage import Lineage
 
 pytestmark = pytest.mark.integration
 

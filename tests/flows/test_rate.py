@@ -21,11 +21,11 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from flows.wiring import nodes
-from tasks.answer import read_answers
-from tasks.rate import JUDGMENTS, RATED, RATINGS
-from tasks.stage import Outcome, run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, run_stage
+from tasks.stages.answer import read_answers
+from tasks.stages.rate import JUDGMENTS, RATED, RATINGS
 from tests.loopback import Loopback, completion
 
 pytestmark = pytest.mark.integration

@@ -10,11 +10,11 @@ import pytest
 
 from dpr_core.config.evaluation import JudgeConfig, ReportConfig, ScriptedJudge
 from dpr_core.reporting.comparison import length_adjusted_rate, paired_test
-from tasks.answer import read_answers
-from tasks.report import BESIDE, DOCUMENT, PAGE, TABLE
-from tasks.stage import Outcome, run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, run_stage
+from tasks.stages.answer import read_answers
+from tasks.stages.report import BESIDE, DOCUMENT, PAGE, TABLE
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ import pytest
 from dpr_core.experiments.exhibits import EXHIBITS
 from flows.merging import Experiment
 from flows.reproduction import studies
-from tasks.pipelines import About, Request
-from tasks.tracking import Store
+from tasks.artifacts.parent_runs import About, Request
+from tasks.artifacts.store import Store
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

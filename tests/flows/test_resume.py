@@ -14,8 +14,8 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows.asked import Alone, Rerun, Sweep, Whole, asked_of
 from flows.resume import chosen, unfinished
-from tasks.pipelines import Pipeline, Request
-from tasks.tracking import Store
+from tasks.artifacts.parent_runs import Pipeline, Request
+from tasks.artifacts.store import Store
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +32,8 @@ def cut_off(process_environment: Callable[..., dict[str, str]]) -> Callable[...,
 
     def cut(home: Path, *arguments: object) -> None:
         kill = (
-            "import os, signal, sys; from tasks.bench import Bench; from flows.cli import main; keep = Bench.keep\n"
+            "import os, signal, sys; from flows.cli import main\n"
+            "from tasks.running.stage_workdir import Bench; keep = Bench.keep\n"
             "def kept(bench, *more):\n"
             "    keep(bench, *more)\n"
             "    if len(list(bench.folder.glob('states/*'))) == 2: os.killpg(0, signal.SIGKILL)\n"
@@ -198,8 +199,8 @@ def test_gc_asks_and_removes(dpr: Dpr, open_store: OpenStore, tmp_path: Path) ->
 
 def test_verify_all_names_every_problem_and_goes_on(dpr: Dpr, open_store: OpenStore, tmp_path: Path) -> None:
     from dpr_core.config.data import LabSource, SubsampleConfig, Template
-    from tasks.stage import run_stage
-    from tasks.table import stage_named
+    from tasks.registry import stage_named
+    from tasks.run_stage import run_stage
 
     home = tmp_path / "home"
     store = open_store(home)

@@ -13,11 +13,11 @@ from dpr_core.config.evaluation import AnswerConfig, BestOfN, Contrastive
 from dpr_core.config.execution import Execution
 from dpr_core.config.reward import RewardConfig
 from dpr_core.errors import UsageError
-from tasks.answer import read_answers
-from tasks.lineage import Lineage
-from tasks.stage import Outcome, run_stage
-from tasks.table import stage_named
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, run_stage
+from tasks.stages.answer import read_answers
+from tasks.stages.lineage import Lineage
 
 Tiny = Callable[..., Any]
 
@@ -173,6 +173,6 @@ def test_a_reward_of_an_earlier_version_says_how_to_make_it_again(
     store: Store, sft: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = reward_of(store, sft)
-    monkeypatch.setattr("tasks.lineage.REWARD", "elsewhere.json")
+    monkeypatch.setattr("tasks.stages.lineage.REWARD", "elsewhere.json")
     with pytest.raises(UsageError, match=f"dpr rerun {outcome.id[:8]}"):
         Lineage(store).definition(store.fetch(outcome.id))

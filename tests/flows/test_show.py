@@ -9,8 +9,8 @@ from rich.console import Console, RenderableType
 
 from dpr_core.text import visible
 from flows import show
+from tasks.artifacts.run_records import Record
 from tasks.graph import Planned
-from tasks.records import Record
 
 ODD = "answer [/b] k[b] :smile: \u202e\x9b on lab"
 WHY = 'algorithm.gamma: 1.0 -> 0.9; source.path: "/a/folder/with/a/long/name/rows.jsonl" -> "[/x]"'

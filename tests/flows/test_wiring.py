@@ -10,7 +10,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
 from flows import recipes, wiring
 from tasks.graph import Node
-from tasks.table import stage_named
+from tasks.registry import stage_named
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 

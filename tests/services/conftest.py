@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import tasks.table
+import tasks.registry
 from dpr_core.config.base import StageConfig
-from tasks.stage import Stage, Workspace
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import Stage, Workspace
 
 STEPS = 60
 
@@ -57,6 +57,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DPR_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("tasks.outbox.FLUSH_SECONDS", 0.1)
-    monkeypatch.setattr(tasks.table, "STAGES", {"training": training()})
+    monkeypatch.setattr("tasks.artifacts.metric_buffer.FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tasks.registry, "STAGES", {"training": training()})
     return tmp_path / "home"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dpr_core.errors import DensePathError
-from tasks.stage import run_stage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import run_stage
 from tests.services.conftest import UNDISTURBED, Steps, history, training
 from tests.services.servers import Server, mlflow_server, running
 
@@ -36,7 +36,7 @@ def server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_an_outage_amid_a_stage_loses_nothing(
     server: Server, how: signal.Signals, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.mlflow_client.KNOCK_SECONDS", 0.3)
+    monkeypatch.setattr("tasks.artifacts.mlflow_client.KNOCK_SECONDS", 0.3)
     store = Store.open()
 
     def event(step: int) -> None:

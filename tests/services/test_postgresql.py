@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tasks.stage import run_stage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import run_stage
 from tests.services.conftest import UNDISTURBED, Steps, history, training
 from tests.services.servers import PASSWORD, Server, postgresql
 
@@ -72,8 +72,8 @@ def test_it_may_be_away_when_a_stage_publishes(store: Store, database: tuple[Ser
 
 AT_ONCE = """
 import sys
-from tasks.stage import run_stage
-from tasks.tracking import Store
+from tasks.run_stage import run_stage
+from tasks.artifacts.store import Store
 from tests.services.conftest import Steps, training
 outcome = run_stage(training(seconds=0.0), Steps(seed=int(sys.argv[1])), {}, store=Store.open())
 print(outcome.id, outcome.status)

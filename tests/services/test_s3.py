@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError, UsageError
-from tasks.stage import run_stage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import run_stage
 from tests.services.conftest import UNDISTURBED, Steps, history, training
 from tests.services.servers import Server, mlflow_server, running, s3_server
 
@@ -124,8 +124,8 @@ def test_a_file_too_many_is_refused(store: Store, bucket: Any) -> None:
 
 KILLED = """
 import os, sys
-from tasks.stage import run_stage
-from tasks.tracking import Store
+from tasks.run_stage import run_stage
+from tasks.artifacts.store import Store
 from tests.services.conftest import Steps, training
 store, hook = Store.open(), sys.argv[1]
 if hook == "amid a file":

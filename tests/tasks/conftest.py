@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import tasks.table
+import tasks.registry
 from dpr_core.config.base import StageConfig
-from tasks.mlflow_client import SETTINGS, make_database
-from tasks.pipelines import About, Request
-from tasks.stage import Outcome, Stage, Workspace, run_stage
-from tasks.tracking import Store
+from tasks.artifacts.mlflow_client import SETTINGS, make_database
+from tasks.artifacts.parent_runs import About, Request
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome, Stage, Workspace, run_stage
 
 
 class Number(StageConfig):
@@ -90,7 +90,7 @@ def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copy(empty_database, folder / "mlflow.db")
     monkeypatch.setenv("DPR_HOME", str(folder))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tasks.table, "STAGES", TOYS)
+    monkeypatch.setattr(tasks.registry, "STAGES", TOYS)
     return folder
 
 

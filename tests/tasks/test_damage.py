@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError
-from tasks.stage import Outcome
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome
 
 Make = Callable[..., Outcome]
 Damage = Callable[["Chain"], None]

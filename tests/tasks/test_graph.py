@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import UsageError
-from tasks.changes import changed_fields
+from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, execute, plan, rerun_nodes
-from tasks.stage import Outcome, Stage, run_stage
-from tasks.table import NAMES, STAGES, stage_named
-from tasks.tracking import Store
+from tasks.registry import NAMES, STAGES, stage_named
+from tasks.run_stage import Outcome, Stage, run_stage
+from tasks.running.explain_rerun import changed_fields
 
 Make = Callable[..., Outcome]
 Run = Callable[[Node, dict[str, str]], Outcome]
@@ -139,7 +139,7 @@ def test_a_new_version_is_named(
     import dataclasses
 
     make("number")
-    monkeypatch.setattr("tasks.table.STAGES", toys | {"number": dataclasses.replace(toys["number"], version=2)})
+    monkeypatch.setattr("tasks.registry.STAGES", toys | {"number": dataclasses.replace(toys["number"], version=2)})
     assert lines(plan([node("number")], store)) == {"number": ("run", "stage version: 1 -> 2")}
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-import tasks.attempt
+import tasks.artifacts.stage_run
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import Execution
 from dpr_core.errors import DensePathError
-from tasks.bench import Bench
-from tasks.ending import Terminated, terminable
-from tasks.stage import Outcome, Stage, Workspace, run_stage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tasks.running.shutdown import Terminated, terminable
+from tasks.running.stage_workdir import Bench
 
 Make = Callable[..., Outcome]
 
@@ -93,7 +93,7 @@ def test_everything_is_on_the_disk_before_the_digest_says_that_it_is_there(
             at_digest.append({path.relative_to(root).as_posix() for path in synced})
         set_tag(run_id, name, value)
 
-    monkeypatch.setattr(tasks.attempt, "sync", synced.append)
+    monkeypatch.setattr(tasks.artifacts.stage_run, "sync", synced.append)
     monkeypatch.setattr(store._client, "set_tag", watched, raising=False)
     make("number")
     assert at_digest == [
@@ -110,7 +110,7 @@ def test_that_an_attempt_cannot_be_ended_does_not_hide_why_it_failed(
     def full(*args: Any) -> None:
         raise OSError("no room for the metrics either")
 
-    monkeypatch.setattr(tasks.attempt.StageRun, "end", full)
+    monkeypatch.setattr(tasks.artifacts.stage_run.StageRun, "end", full)
     stage = toys["number"]
     with pytest.raises(DensePathError, match="the real reason"):
         run_stage(dataclasses.replace(stage, body=fails), stage.config(), {}, store=store)

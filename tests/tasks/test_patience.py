@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-import tasks.outage
+import tasks.artifacts.retrying
 from dpr_core.errors import DensePathError, UsageError
-from tasks.outage import Patience, may_pass, patience_seconds
+from tasks.artifacts.retrying import Patience, may_pass, patience_seconds
 
 
 def caused(outer: Exception, inner: Exception) -> Exception:
@@ -83,7 +83,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(tasks.outage, "time", clock)
+    monkeypatch.setattr(tasks.artifacts.retrying, "time", clock)
     return clock
 
 

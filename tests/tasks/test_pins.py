@@ -10,7 +10,7 @@ from dpr_core.config.evaluation import AnswerConfig, FileBenchmark, JudgeConfig,
 from dpr_core.config.model import PretrainedBackbone
 from dpr_core.config.training import SFTConfig
 from dpr_core.evaluation import prompts
-from tasks.table import stage_named
+from tasks.registry import stage_named
 
 
 def _identity(stage: str, config: StageConfig) -> dict[str, object]:

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-import tasks.launched
+import tasks.launch.launcher
 from dpr_core.config.base import StageConfig
 from dpr_core.config.launch import Launch
 from dpr_core.errors import DensePathError, UsageError
-from tasks.bench import Bench
-from tasks.launched import _Ranks, _unconfigured
-from tasks.lines import receive, send
-from tasks.rank import kind_of
-from tasks.stage import Workspace
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.launch.launcher import _Ranks, _unconfigured
+from tasks.launch.messages import receive, send
+from tasks.launch.worker import kind_of
+from tasks.run_stage import Workspace
+from tasks.running.stage_workdir import Bench
 
 
 class Ended:
@@ -70,7 +70,7 @@ class Two:
 
 @pytest.fixture
 def two(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Two:
-    monkeypatch.setattr(tasks.launched, "BREATH", 0.1)
+    monkeypatch.setattr(tasks.launch.launcher, "BREATH", 0.1)
     return Two(store, tmp_path)
 
 

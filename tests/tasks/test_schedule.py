@@ -8,8 +8,8 @@ import pytest
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError
 from tasks.graph import Node
+from tasks.run_stage import Outcome
 from tasks.schedule import Done, Failure, Here, execute_all
-from tasks.stage import Outcome
 
 
 def node(name: str, *needs: str) -> Node:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import UsageError
-from tasks.garbage import Garbage
-from tasks.tracking import Store
+from tasks.artifacts.store import Store
+from tasks.cleanup import Garbage
 from tests.tasks.conftest import Make, Number
 
 

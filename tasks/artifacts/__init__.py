@@ -1,0 +1,1 @@
+"""Artifacts in MLflow: identity, manifests, runs, payloads."""

@@ -1,0 +1,223 @@
+"""The only import of MLflow: its client, patient where MLflow is away, and with its errors as ours."""
+
+import functools
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpr_core.config.base import Config, commented_yaml
+from dpr_core.errors import DensePathError
+from tasks.artifacts.identity import files_below
+from tasks.artifacts.metric_buffer import Entry
+from tasks.artifacts.retrying import Patience
+from tasks.artifacts.run_records import params
+from tasks.artifacts.uris import knock, scrub, without_password
+from tasks.local_home import is_full, no_space
+
+EXPERIMENT = "dense-path"
+SETTINGS = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    # Whether and for how long to try again is decided here, and not inside of a request.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+KNOCK_SECONDS = 3.0
+SECONDS_TO_SAY_KILLED = 5.0
+ADVISORY_LOCK = int.from_bytes(b"dense-pa", "big", signed=True)
+
+MADE_BY = "dpr.made_by"
+"""The tag of a run by which the request that made it finds it again."""
+
+
+class Client:
+    """MLflow's client with explicit run IDs and batches within its limits."""
+
+    def __init__(self, uri: str, home: Path, patience: float) -> None:
+        self.uri = uri
+        self.where = without_password(uri)
+        self.patience = Patience(self.where, patience, self._knock, self._told)
+        self._home = home
+        self._mlflow: Any = None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._mlflow, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._own_errors():
+                return self.patience.wait_for(lambda: method(*args, **kwargs))
+
+        return call
+
+    def connect(self, database: Path | None) -> None:
+        """Import MLflow and open the store; `database` is an SQLite file to make where there is none."""
+        os.environ.update(SETTINGS)
+        os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
+        with self._own_errors():
+            import mlflow
+
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+            logging.getLogger("alembic").setLevel(logging.ERROR)
+            if database is not None and not database.exists():
+                make_database(database)
+            self._knock()
+            with _making_tables_alone(self.uri):
+                self._mlflow = mlflow.MlflowClient(self.uri)
+
+    def experiment(self, artifacts: str | None) -> Any:
+        """The one experiment of this project, made where there is none."""
+        found = self.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            try:
+                return self.get_experiment(self.create_experiment(EXPERIMENT, artifact_location=artifacts))
+            except DensePathError:
+                found = self.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise DensePathError(
+                f"the experiment {EXPERIMENT} in {self.where} was deleted; bring it back with: "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        return found
+
+    def create_run(self, experiment: str, tags: Mapping[str, str], run_name: str) -> Any:
+        """A new run. A request whose answer was lost may have made it, so it is looked for before asking again."""
+        mark = secrets.token_hex(16)
+        asked = False
+
+        def made() -> Any:
+            nonlocal asked
+            if asked and (found := self._mlflow.search_runs([experiment], f"tags.`{MADE_BY}` = '{mark}'")):
+                return found[0]
+            asked = True
+            return self._mlflow.create_run(experiment, tags={**tags, MADE_BY: mark}, run_name=run_name)
+
+        with self._own_errors():
+            return self.patience.wait_for(made)
+
+    def log_config(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
+        """A config as params to compare by, and whole as config.yaml."""
+        if isinstance(config, Config):
+            values, text = config.model_dump(mode="json"), commented_yaml(config)
+        else:
+            values, text = dict(config), yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        from mlflow.entities import Param
+
+        entries = [Param(name, value) for name, value in params(values).items()]
+        for start in range(0, len(entries), 100):
+            self.log_batch(run_id, params=entries[start : start + 100])
+        self.log_text(run_id, text, "config.yaml")
+
+    def log_metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
+        """Log metrics, however long it takes MLflow to answer."""
+        for batch in _batches(entries):
+            self.log_batch(run_id, metrics=batch)
+
+    def try_metrics(self, run_id: str, entries: Sequence[Entry]) -> bool:
+        """Log metrics if MLflow answers; whether it did."""
+        with self._own_errors():
+            return self.patience.tried(
+                lambda: [self._mlflow.log_batch(run_id, metrics=batch) for batch in _batches(entries)]
+            )
+
+    def log_folder(self, run_id: str, folder: Path, under: str) -> None:
+        """Upload every file of a folder, each as often as it takes."""
+        for path, name in files_below(folder):
+            self.log_artifact(run_id, str(path), "/".join([under, *Path(name).parent.parts]))
+
+    def log_table(self, run_id: str, columns: Mapping[str, Sequence[Any]], path: str) -> None:
+        """Columns as a table that MLflow compares between runs. One that is there already is replaced."""
+        import pandas
+
+        self.log_text(run_id, pandas.DataFrame(columns).to_json(orient="split", index=False, date_format="iso"), path)
+        tables = json.loads(self.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in tables:
+            self.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*tables, entry]))
+
+    @contextmanager
+    def ending(self, status: str) -> Iterator[None]:
+        """Inside the block a run is ended. Who was told to end has little time, and does not wait for MLflow."""
+        with self.patience.at_most(SECONDS_TO_SAY_KILLED if status == "KILLED" else self.patience.seconds):
+            yield
+
+    def _knock(self) -> None:
+        """Fail soon where MLflow would be long about it: a server that is silent, a database in use or none at all."""
+        if not self.uri.startswith("http"):
+            knock(self.uri, KNOCK_SECONDS)
+            return
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
+        reply = http_request(  # type: ignore[no-untyped-call]
+            credentials, "/health", "GET", max_retries=0, timeout=KNOCK_SECONDS, raise_on_status=False
+        )
+        if reply.status_code >= 500:
+            raise ConnectionError(f"the server is not healthy (status {reply.status_code})")
+
+    def _told(self, error: BaseException) -> str:
+        """What MLflow says, without a password."""
+        text = scrub(" ".join(str(error).split()), self.uri)
+        if any(words in text for words in ("Max retries exceeded", "timeout exception")):
+            text = "the server does not answer"
+        return text[:600]
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DensePathError:
+            raise
+        except Exception as error:
+            if is_full(error):
+                raise no_space(self._home) from error
+            message = f"MLflow at {self.where}: {self._told(error)}"
+            # A traceback would show what the message leaves out.
+            raise DensePathError(message) from (error if self.uri == self.where else None)
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Any]]:
+    from mlflow.entities import Metric
+
+    for start in range(0, len(entries), 1000):
+        yield [Metric(*entry) for entry in entries[start : start + 1000]]
+
+
+@contextmanager
+def _making_tables_alone(uri: str) -> Iterator[None]:
+    """MLflow makes its tables where there are none, and fails if another machine does so in the same PostgreSQL."""
+    if not uri.startswith("postgresql"):
+        yield
+        return
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        # The server frees it with the connection, however that ends.
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+        yield
+
+
+def make_database(path: Path) -> None:
+    """Make the whole schema in a file of another name, so that a process killed meanwhile leaves no half of one."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = path.with_name(path.name + ".new")
+    for leftover in path.parent.glob(new.name + "*"):
+        leftover.unlink()
+    store = SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri())  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    new.replace(path)

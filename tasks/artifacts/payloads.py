@@ -1,0 +1,69 @@
+"""Reading what was published, and trusting none of it before it has been re-hashed."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifacts.identity import HashCache, Manifest, check_files
+from tasks.artifacts.run_records import MANIFEST, PAYLOAD, disagreements, record_of
+from tasks.artifacts.uris import local_path
+from tasks.locks import exclusive
+
+if TYPE_CHECKING:
+    from tasks.artifacts.mlflow_client import Client
+
+_HASHES = HashCache()
+"""One for all stores of this process: a pipeline opens its store once a stage."""
+
+
+class Payloads:
+    """The files of MLflow runs: read in place where they lie on this machine, else downloaded into `home/cache`."""
+
+    def __init__(self, client: "Client", home: Path) -> None:
+        self._client = client
+        self._home = home
+
+    def manifest(self, run: Any) -> tuple[Manifest | None, list[str]]:
+        """The manifest of a run, and what keeps it from being believed."""
+        try:
+            manifest = Manifest.from_json(self._manifest_text(run))
+            return manifest, disagreements(record_of(run), manifest)
+        except FileNotFoundError:
+            return None, [f"{MANIFEST}: missing"]
+        except (OSError, ValueError, RecursionError) as error:
+            return None, [f"{MANIFEST}: {error}"]
+
+    def inspect(self, run: Any, *, cached: bool = True) -> tuple[Manifest | None, Path, list[str]]:
+        """Manifest, payload folder and every problem. Not `cached`: download again, and hash again."""
+        root = local_path(run.info.artifact_uri)
+        payload = (root or self._home / "cache" / run.info.run_id) / PAYLOAD
+        manifest, problems = self.manifest(run)
+        if manifest is None or problems:
+            return None, payload, problems
+        hashes = _HASHES if cached else HashCache()
+        if root is not None:
+            return manifest, payload, check_files(payload, manifest, hashes)
+        with exclusive(self._home / "locks" / f"{run.info.run_id}.lock"):
+            if not cached or check_files(payload, manifest, hashes):
+                shutil.rmtree(payload.parent, ignore_errors=True)
+                payload.parent.mkdir(parents=True)
+                if PAYLOAD in self._names(run):
+                    self._client.download_artifacts(run.info.run_id, PAYLOAD, str(payload.parent))
+            return manifest, payload, check_files(payload, manifest, hashes)
+
+    def _manifest_text(self, run: Any) -> str:
+        root = local_path(run.info.artifact_uri)
+        if root is None:
+            if MANIFEST not in self._names(run):
+                raise FileNotFoundError(MANIFEST)
+            with tempfile.TemporaryDirectory(dir=self._home / "work") as folder:
+                path = self._client.download_artifacts(run.info.run_id, MANIFEST, folder)
+                return Path(path).read_text(encoding="utf-8")
+        if (root / MANIFEST).is_symlink():
+            raise ValueError("not a plain file")
+        return (root / MANIFEST).read_text(encoding="utf-8")
+
+    def _names(self, run: Any) -> list[str]:
+        """What there is of a run in a store on another machine, which tells what is missing only by an error."""
+        return [entry.path for entry in self._client.list_artifacts(run.info.run_id)]

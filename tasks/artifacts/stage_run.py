@@ -1,0 +1,137 @@
+"""An attempt at a stage, while it runs: metrics, extra files, and the order in which a payload becomes an artifact."""
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifacts.identity import Manifest, check_files, files_below
+from tasks.artifacts.metric_buffer import Outbox
+from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, split_tag
+from tasks.local_home import sync
+
+if TYPE_CHECKING:
+    from tasks.artifacts.mlflow_client import Client
+
+
+class StageRun:
+    """One MLflow run in progress. Metrics are sent every few seconds, everything else at once."""
+
+    def __init__(self, run_id: str, client: "Client", root: Path | None) -> None:
+        self.id = run_id
+        self._client = client
+        self._root = root
+        self._outbox = Outbox(lambda entries: client.try_metrics(run_id, entries))
+        self.last_step = 0
+
+    def keep_unsent_in(self, file: Path) -> None:
+        """Where metrics are kept while MLflow is away. Those of an interrupted attempt are sent first."""
+        self._outbox.keep_in(file)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log values over steps, with the time of this call. They reach MLflow within seconds of its being there."""
+        now = time.time_ns() // 1_000_000
+        self.last_step = max(self.last_step, step)
+        self._outbox.add([(mlflow_name(name), float(value), now, step) for name, value in values.items()])
+
+    def flush(self) -> None:
+        """Have all metrics with MLflow or, while it is away, on disk."""
+        self._outbox.flush()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether MLflow has been away for longer than it may be."""
+        return self._client.patience.over
+
+    def give_up_if_lost(self) -> None:
+        """Call this where nothing would be lost by it."""
+        if self.is_lost:
+            raise self._client.patience.lost()
+
+    def results(self, values: Mapping[str, float]) -> None:
+        """Log what the stage came to, as metrics of the last step and as the results that a reuse shows again."""
+        self.metrics(values, self.last_step)
+        text = json.dumps({name: float(value) for name, value in values.items()}, ensure_ascii=False)
+        for tag, piece in split_tag("dpr.results", text).items():
+            self._client.set_tag(self.id, tag, piece)
+
+    def text(self, path: str, content: str) -> None:
+        """Show a text beside the payload."""
+        self._client.log_text(self.id, content, _beside_payload(path))
+
+    def file(self, local: Path, folder: str) -> None:
+        """Show a file beside the payload."""
+        self._client.log_artifact(self.id, str(local), _beside_payload(folder))
+
+    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        """Show rows as a table that MLflow compares between runs; `path` ends in .json."""
+        columns = dict.fromkeys(name for row in rows for name in row)
+        self._client.log_table(self.id, {c: [row.get(c) for row in rows] for c in columns}, _beside_payload(path))
+
+    def unpublished(self, directory: Path, manifest: Manifest) -> list[str]:
+        """What keeps `directory` from being published. Its files may have been moved into their place already."""
+        moved = self._root is not None and not any(directory.iterdir())
+        return check_files(self._root / PAYLOAD if self._root is not None and moved else directory, manifest)
+
+    def publish(self, directory: Path, manifest: Manifest) -> str:
+        """Make `directory` the artifact's payload, and return its digest. A local store takes the directory itself.
+
+        Files come first, then the manifest, then its digest, then the status. A reader asks for all four.
+        """
+        self._outbox.drain(lambda entries: self._client.log_metrics(self.id, entries))
+        if self._root is None:
+            self._client.log_folder(self.id, directory, PAYLOAD)
+        elif any(directory.iterdir()):
+            shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
+            _move(directory, self._root / PAYLOAD)
+        self._client.log_text(self.id, manifest.to_json(), MANIFEST)
+        if self._root is not None:
+            _settle(self._root)
+        digest = manifest.digest()
+        self._client.set_tag(self.id, "dpr.digest", digest)
+        self._client.set_terminated(self.id, "FINISHED")
+        return digest
+
+    def end(self, status: str, reason: str = "") -> None:
+        """End an attempt that made nothing, as FAILED or KILLED. What is already finished stays so."""
+        self.flush()
+        with self._client.ending(status):
+            if self._client.get_run(self.id).info.status == "FINISHED":
+                return
+            try:
+                if reason:
+                    self._client.set_tag(self.id, "dpr.reason", reason[:2000])
+            finally:
+                self._client.set_terminated(self.id, status)
+
+
+def _move(directory: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(directory, partial)
+        partial.rename(target)
+
+
+def _settle(root: Path) -> None:
+    """Have payload and manifest on the disk before anything says that they are there: the power may fail."""
+    payload = root / PAYLOAD
+    for path, _ in files_below(payload):
+        sync(path)
+    for each in (*(path for path in payload.rglob("*") if path.is_dir()), payload, root / MANIFEST, root):
+        sync(each)
+
+
+def _beside_payload(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] in ("/", PAYLOAD, MANIFEST) or ".." in parts:
+        raise ValueError(f"{path!r} is no place beside the payload")
+    return path

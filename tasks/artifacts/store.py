@@ -1,0 +1,313 @@
+"""Everything kept in MLflow: runs, artifacts, lineage, verified reads."""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from dpr_core.config.base import Config
+from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.identity import Manifest, canonical_json
+from tasks.artifacts.mlflow_client import SETTINGS, Client
+from tasks.artifacts.parent_runs import Pipelines
+from tasks.artifacts.payloads import Payloads
+from tasks.artifacts.retrying import patience_seconds
+from tasks.artifacts.run_records import ID, NOTE_LIMIT, Artifact, Record, record_of, run_name, split_tag, usable_as
+from tasks.artifacts.snapshot import Snapshot
+from tasks.artifacts.stage_run import StageRun
+from tasks.artifacts.uris import local_path
+from tasks.local_home import identity_of, open_home
+from tasks.locks import exclusive, is_held
+
+__all__ = ["Artifact", "Record", "StageRun", "Store"]
+
+UI_PORT = 5000
+PAGE = 1000
+ACTIVE, DELETED = 1, 2
+"""MLflow's `ViewType`."""
+SHORTEST_PREFIX = 4
+
+
+class Store:
+    """Artifacts by ID. Safe to use from several threads and processes at once."""
+
+    def __init__(self, home: Path, client: Client, experiment: str, *, embedded: bool) -> None:
+        self.home = home
+        self.where = client.where
+        self._client = client
+        self._experiment = experiment
+        self.embedded = embedded
+        """Whether it is this home's own: SQLite and files in it."""
+        self._payloads = Payloads(client, home)
+        self._owner = identity_of(home)
+        self.pipelines = Pipelines(client, experiment, home, self._owner)
+
+    @classmethod
+    def open(cls, *, patient: bool = False) -> Self:
+        """Open the store of this environment: `MLFLOW_TRACKING_URI` if set, else SQLite and files in `DPR_HOME`.
+
+        Where nobody answers, the address may be a wrong one, so that only who is `patient` waits for it.
+        """
+        home = open_home()
+        setting = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+        client = Client(setting or f"sqlite:///{home / 'mlflow.db'}", home, patience_seconds())
+        artifacts = home / "artifacts"
+
+        def opened() -> Any:
+            with exclusive(home / "locks" / "store.lock"), client.patience.at_most(0):
+                client.connect(database=None if setting else home / "mlflow.db")
+                return client.experiment(None if setting.startswith("http") else artifacts.as_uri())
+
+        try:
+            experiment = client.patience.wait_for(opened) if patient else opened()
+        except DensePathError as error:
+            hint = (
+                "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
+                if setting
+                else "if another process is using it, try again; else set DPR_HOME to another folder"
+            )
+            raise DensePathError(f"cannot open the store of runs. {error}\n{hint}") from error.__cause__
+        made_at = local_path(experiment.artifact_location)
+        if not setting and (made_at is None or made_at.resolve() != artifacts.resolve()):
+            raise DensePathError(
+                f"{home} has been moved: its files were kept in {experiment.artifact_location}; "
+                "move it back there, or set DPR_HOME to a new folder"
+            )
+        return cls(home, client, experiment.experiment_id, embedded=not setting)
+
+    def begin(
+        self,
+        *,
+        stage: str,
+        name: str,
+        version: int,
+        key: str,
+        config: Config,
+        inputs: Mapping[str, str],
+        parent: str | None,
+        description: str,
+    ) -> StageRun:
+        """Start an attempt at a stage."""
+        tags = {
+            "dpr.stage": stage,
+            "dpr.name": name,
+            "dpr.version": str(version),
+            "dpr.key": key,
+            "dpr.owner": self._owner,
+            "mlflow.note.content": description[:NOTE_LIMIT],
+            **split_tag("dpr.inputs", canonical_json(dict(inputs))),
+            **split_tag("dpr.config", canonical_json(config.model_dump(mode="json"))),
+            **({"mlflow.parentRunId": parent} if parent else {}),
+        }
+        run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(stage, name))
+        attempt = StageRun(run.info.run_id, self._client, local_path(run.info.artifact_uri))
+        try:
+            self._client.log_config(attempt.id, config)
+        except BaseException as error:
+            attempt.end("FAILED" if isinstance(error, Exception) else "KILLED", "its config could not be logged")
+            raise
+        return attempt
+
+    def finished(self, key: str) -> list[Record]:
+        """The finished artifacts with this key, earliest first."""
+        runs = self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'FINISHED'", order="ASC")
+        return [record for record in map(record_of, runs) if record.finished]
+
+    def take_up(self, run_id: str, key: str, parent: str | None, not_before: datetime | None = None) -> StageRun | None:
+        """An attempt that was interrupted, as running again. Only for the holder of the key's lock."""
+        found = list(self._search(f"attributes.run_id = '{run_id}'", f"tags.`dpr.key` = '{key}'"))
+        if not found or (record := record_of(found[0])).finished or record.owner != self._owner:
+            return None
+        if not_before is not None and record.started < not_before:
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "dpr.taken_up", str(int(found[0].data.tags.get("dpr.taken_up", "0")) + 1))
+        if record.reason:
+            self._client.set_tag(run_id, "dpr.reason", "")
+        if parent is not None:
+            self._client.set_tag(run_id, "mlflow.parentRunId", parent)
+        return StageRun(run_id, self._client, local_path(found[0].info.artifact_uri))
+
+    def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
+        """End the attempts at this key whose process is gone. Only for the holder of the key's lock."""
+        ended = []
+        for run in self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'RUNNING'"):
+            if run.data.tags.get("dpr.owner") == self._owner and (but is None or run.info.run_id != but.id):
+                StageRun(run.info.run_id, self._client, None).end("KILLED", "its process ended without a word")
+                ended.append(str(run.info.run_id))
+        return ended
+
+    def resolve(self, reference: str) -> str:
+        """The full ID behind a unique prefix, a full ID or a `runs:/` URI."""
+        return str(self._run(reference).info.run_id)
+
+    def record(self, run_id: str) -> Record:
+        """What is stored about one artifact or attempt, by any form of its ID."""
+        return record_of(self._run(run_id))
+
+    def records(self, stage: str | None = None, name: str | None = None) -> list[Record]:
+        """All artifacts and attempts, or those of one stage or name, newest first."""
+        asked = [("stage", stage), ("name", name)]
+        conditions = [f"tags.`dpr.{tag}` = '{text}'" for tag, text in asked if text is not None and "'" not in text]
+        found = map(record_of, self._search(*conditions))
+        return [record for record in found if stage in (None, record.stage) and name in (None, record.name)]
+
+    def digests(self, run_ids: Collection[str]) -> dict[str, str | None]:
+        """The digests of artifacts, by their full IDs."""
+        if not run_ids:
+            return {}
+        listed = ", ".join(f"'{run_id}'" for run_id in sorted(run_ids))
+        return {run.info.run_id: record_of(run).digest for run in self._search(f"attributes.run_id IN ({listed})")}
+
+    def snapshot(self) -> Snapshot:
+        """All artifacts and attempts as they are now, for many questions at once."""
+        return Snapshot(self._search(), lambda run: self._problems(run, quick=True))
+
+    def metrics(self, run_id: str) -> dict[str, float]:
+        """The latest value of each metric."""
+        return dict(self._run(run_id).data.metrics)
+
+    def users(self, run_id: str) -> list[Record]:
+        """Artifacts and attempts that have this one as an input, newest first."""
+        full = self.resolve(run_id)
+        return [record for record in self.records() if full in record.inputs.values()]
+
+    def fetch(self, run_id: str, *, stages: tuple[str, ...] = ()) -> Artifact:
+        """A finished artifact of one of `stages`, re-hashed before it is handed out."""
+        run = self._run(run_id)
+        record = record_of(run)
+        if problem := usable_as(record, stages):
+            raise UsageError(problem)
+        artifact, problems = self._sound(run)
+        if artifact is None:
+            artifact = self._twin(record)
+        if artifact is None:
+            raise DensePathError(
+                f"artifact {record.title} is damaged: {'; '.join(problems[:5])}\n"
+                f"make it again with: dpr rerun {record.id[:8]} --force"
+            )
+        return artifact
+
+    def _sound(self, run: Any) -> tuple[Artifact | None, list[str]]:
+        record = record_of(run)
+        manifest, payload, problems = self._payloads.inspect(run)
+        if manifest is None or problems:
+            return None, problems
+        return Artifact(record.id, record.stage, manifest.digest(), manifest.config, record.inputs, payload), []
+
+    def _twin(self, damaged: Record) -> Artifact | None:
+        """A sound artifact with the digest of a damaged one is the same to the byte, and stands in for it."""
+        for run in self._search(f"tags.`dpr.digest` = '{damaged.digest}'", "attributes.status = 'FINISHED'"):
+            artifact = self._sound(run)[0]
+            if artifact is not None and (artifact.stage, artifact.digest) == (damaged.stage, damaged.digest):
+                return artifact
+        return None
+
+    def verify(self, run_id: str, *, quick: bool = False) -> list[str]:
+        """Every reason not to trust an artifact; empty means sound.
+
+        `quick` downloads nothing, and trusts the hashes that this process has made of unchanged files.
+        """
+        return self._problems(self._run(run_id), quick)
+
+    def _problems(self, run: Any, quick: bool) -> list[str]:
+        record = record_of(run)
+        if record.status == "FINISHED" and record.digest is None:
+            return ["the tag dpr.digest: missing"]
+        if not record.finished:
+            return [f"never finished (its status is {record.status})"]
+        if quick and local_path(run.info.artifact_uri) is None:
+            return self._payloads.manifest(run)[1]
+        return self._payloads.inspect(run, cached=quick)[2]
+
+    def manifest(self, run_id: str) -> Manifest:
+        """What a finished artifact says that it holds; its files are not looked at."""
+        run = self._run(run_id)
+        manifest, problems = self._payloads.manifest(run)
+        if manifest is None or problems:
+            raise DensePathError(f"artifact {record_of(run).title} has no sound manifest: {'; '.join(problems)}")
+        return manifest
+
+    def run_url(self, run_id: str) -> str:
+        """Where a run is shown: on the MLflow server, or where `dpr ui` will show it."""
+        base = self.where if self.where.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
+        return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
+
+    def ui_command(self, port: int) -> list[str]:
+        """The command that shows this store in MLflow's web interface."""
+        if self.where.startswith("http"):
+            raise UsageError(f"the MLflow server shows these runs itself: open {self.where} in a browser")
+        settings = {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quiet = ["env", *(f"{name}={value}" for name, value in settings.items())]
+        serve = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+        if self.embedded:
+            artifacts = (self.home / "artifacts").as_uri()
+            return [*quiet, *serve, "--backend-store-uri", self.where, "--default-artifact-root", artifacts]
+        return ["sh", "-c", f'exec {" ".join([*quiet, *serve])} --backend-store-uri "$MLFLOW_TRACKING_URI"']
+
+    def is_own(self, record: Record) -> bool:
+        """Whether it was made in this home on this host, so that its lock says whether its process lives."""
+        return record.owner == self._owner
+
+    def seen(self, record: Record) -> Record:
+        """The record with INTERRUPTED in place of RUNNING where the process that made it is gone."""
+        held = not self.is_own(record) or is_held(self.home / "locks" / f"{record.key}.lock")
+        return record if record.status != "RUNNING" or held else replace(record, status="INTERRUPTED")
+
+    def claims(self, run_id: str | None = None) -> list[tuple[Record, Callable[[], list[str]]]]:
+        """Runs that say of themselves that they are finished artifacts, or the one asked for, with a check of each.
+
+        One that has lost some of its tags is among them.
+        """
+        if run_id is not None:
+            runs = [self._run(run_id)]
+        else:
+            finished = self._pages(["attributes.status = 'FINISHED'"])
+            runs = [run for run in finished if {"dpr.stage", "dpr.key", "dpr.digest"} & set(run.data.tags)]
+        return [(record_of(run), functools.partial(self._problems, run, False)) for run in runs]
+
+    def folders(self, *, deleted: bool = False) -> dict[str, Path | None]:
+        """Where the files of every run lie, or of those that were deleted in MLflow; None: not on this machine."""
+        found = self._pages([], view=DELETED if deleted else ACTIVE)
+        return {str(run.info.run_id): local_path(run.info.artifact_uri) for run in found}
+
+    def _search(self, *conditions: str, order: str = "DESC") -> Iterator[Any]:
+        return self._pages([*conditions, "tags.`dpr.stage` LIKE '%'"], order)
+
+    def _pages(self, conditions: Collection[str], order: str = "DESC", view: int = ACTIVE) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment],
+                " AND ".join(conditions),
+                run_view_type=view,
+                max_results=PAGE,
+                order_by=[f"attributes.start_time {order}", f"attributes.run_id {order}"],
+                page_token=token,
+            )
+            yield from (run for run in page if ID.fullmatch(run.info.run_id))
+            token = page.token
+            if not token:
+                return
+
+    def _run(self, reference: str) -> Any:
+        asked = reference.strip().removeprefix("runs:/").split("/")[0].lower()
+        if not re.fullmatch(r"[0-9a-f]{1,32}", asked):
+            raise UsageError(f"{reference!r} is not an artifact ID; `dpr artifacts` lists them")
+        if len(asked) < SHORTEST_PREFIX:
+            raise UsageError(f"{reference!r} is too short for an ID; give at least {SHORTEST_PREFIX} characters")
+        found = list(self._search(f"attributes.run_id LIKE '{asked}%'"))
+        if not found:
+            raise UsageError(f"there is no artifact {reference!r} in {self.where}; `dpr artifacts` lists what there is")
+        if len(found) > 1:
+            candidates = [
+                f"  {r.id}  {run_name(r.stage, r.name)}  {r.status}  {r.started:%Y-%m-%d %H:%M}"
+                for r in map(record_of, found[:10])
+            ]
+            raise UsageError("\n".join([f"{reference!r} is ambiguous; it could be", *candidates]))
+        return found[0]

@@ -1,0 +1,193 @@
+"""What nobody needs any more: found, with its size and the reason, and removed only while nobody works on it.
+
+Never found: a finished artifact, and whatever one was made from, directly or further up.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tasks.artifacts.identity import files_below
+from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
+from tasks.artifacts.store import Store
+from tasks.locks import if_free, is_held
+from tasks.running.stage_workdir import Bench
+
+LOCK = re.compile(r"(?:[0-9a-f]{32}){1,2}\.lock")
+SCRATCH = timedelta(hours=1)
+"""Scratch that no lock belongs to is left alone this long: it is used for seconds."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file or a folder that can be removed."""
+
+    path: Path
+    kind: str
+    why: str
+    size: int
+    changed: datetime
+    lock: str | None = None
+    """Whoever holds this lock may be using it."""
+    still: Callable[[], bool] = field(default=lambda: True, compare=False)
+    """Whether it is still so, asked while the lock is held."""
+
+
+class Garbage:
+    """What can be removed now. `unfinished`: work, too, that `dpr resume` could go on from."""
+
+    def __init__(self, store: Store, *, unfinished: bool = False, older_than: timedelta = timedelta(0)) -> None:
+        self._store = store
+        self._unfinished = unfinished
+        self._before = datetime.now(UTC) - older_than
+        self._records = {record.id: record for record in store.records()}
+        self._finished = {record.key: record for record in self._records.values() if record.finished}
+        self._needed = needed(self._records.values())
+        self._open = {pipeline.id for pipeline in store.pipelines.to_go_on()}
+        self._runs = store.folders()
+        self._deleted = store.folders(deleted=True)
+
+    def find(self) -> list[Piece]:
+        """Everything that can be removed, by kind."""
+        finders = (self._payloads, self._uploads, self._work, self._cached, self._runs_deleted, self._locks)
+        return [piece for find in finders for piece in find() if piece.changed <= self._before]
+
+    def remove(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Remove what is still as it was found and what nobody uses; returns what was removed."""
+        removed = []
+        for piece in pieces:
+            free: AbstractContextManager[bool] = if_free(self._lock(piece.lock)) if piece.lock else nullcontext(True)
+            with free as mine:
+                if mine and piece.still():
+                    if piece.path.is_symlink() or piece.path.is_file():
+                        piece.path.unlink(missing_ok=True)
+                    else:
+                        shutil.rmtree(piece.path, ignore_errors=True)
+                    if piece.lock:
+                        self._lock(piece.lock).unlink(missing_ok=True)
+                    removed.append(piece)
+        return removed
+
+    def _payloads(self) -> Iterator[Piece]:
+        """Of attempts that came to nothing. The runs stay, with their metrics and settings."""
+        for record in self._records.values():
+            folder = self._runs.get(record.id)
+            if record.finished or record.id in self._needed or folder is None or not self._store.is_own(record):
+                continue
+            bench = self._bench(record.key)
+            kept = bench.attempt() == record.id and bench.holds_work and not self._superseded(record)
+            if is_held(self._lock(record.key)) or (kept and not self._unfinished):
+                continue
+            why = f"attempt {record.title} is {self._store.seen(record).status}"
+            for name in (PAYLOAD, f"{PAYLOAD}.partial", MANIFEST):
+                yield from self._piece(folder / name, "payload", why, record.key, self._is_unfinished(record.id))
+
+    def _uploads(self) -> Iterator[Piece]:
+        """Half copies beside the payload of what is finished."""
+        for record in self._records.values():
+            folder = self._runs.get(record.id)
+            if record.finished and folder is not None:
+                half = folder / f"{PAYLOAD}.partial"
+                yield from self._piece(half, "upload", f"{record.title} was published without it", record.key)
+
+    def _work(self) -> Iterator[Piece]:
+        for folder in sorted((self._store.home / "work").iterdir()):
+            if KEY.fullmatch(folder.name):
+                yield from self._of_bench(folder)
+            elif ID.fullmatch(folder.name) or folder.name.startswith("tmp"):
+                for piece in self._piece(folder, "work", "scratch that was left behind"):
+                    if piece.changed <= datetime.now(UTC) - SCRATCH:
+                        yield piece
+
+    def _of_bench(self, folder: Path) -> Iterator[Piece]:
+        bench, key = Bench(folder), folder.name
+        attempt = bench.attempt()
+        if is_held(self._lock(key)):
+            return
+        record = None if attempt is None else self._records.get(attempt)
+        if record is None:
+            if attempt is not None and not self._knows_all:
+                return
+            why = "it belongs to no attempt" if attempt is None else f"there is no run {attempt[:8]} any more"
+        elif record.finished:
+            why = f"{record.title} is finished"
+        elif not bench.holds_work:
+            why = f"attempt {record.title} has nothing here to go on from"
+        elif self._superseded(record):
+            why = f"{self._finished[key].title} was finished in place of attempt {record.id[:8]}"
+        elif self._unfinished:
+            why = f"unfinished: {record.title} would start from its beginning"
+        else:
+            return
+        yield from self._piece(folder, "work", why, key, lambda: bench.attempt() == attempt)
+
+    def _cached(self) -> Iterator[Piece]:
+        for folder in sorted((self._store.home / "cache").iterdir()):
+            if ID.fullmatch(folder.name) and self._knows_all and folder.name not in self._runs:
+                yield from self._piece(folder, "cache", "there is no such run any more", folder.name)
+
+    def _runs_deleted(self) -> Iterator[Piece]:
+        """Files of runs that were deleted in MLflow, and of runs that MLflow does not know at all."""
+        for run_id, folder in self._deleted.items():
+            if folder is not None and run_id not in self._needed:
+                yield from self._piece(_whole(folder, run_id), "deleted run", "its MLflow run was deleted")
+        if self._store.embedded:
+            for folder in sorted((self._store.home / "artifacts").iterdir()):
+                known = folder.name in self._runs or folder.name in self._deleted or folder.name in self._needed
+                if ID.fullmatch(folder.name) and not known:
+                    yield from self._piece(folder, "deleted run", "MLflow has no such run")
+
+    def _locks(self) -> Iterator[Piece]:
+        for path in sorted((self._store.home / "locks").iterdir()):
+            if LOCK.fullmatch(path.name) and not is_held(path):
+                yield from self._piece(path, "lock", "nobody holds it", path.stem)
+
+    def _superseded(self, record: Record) -> bool:
+        """Whether the work on an attempt will never be gone on with, because what it was to make is there."""
+        return record.key in self._finished and record.parent not in self._open
+
+    @property
+    def _knows_all(self) -> bool:
+        """Whether this store's runs are all that worked in this home."""
+        return self._store.embedded or not (self._store.home / "mlflow.db").exists()
+
+    def _is_unfinished(self, run_id: str) -> Callable[[], bool]:
+        return lambda: not self._store.record(run_id).finished
+
+    def _bench(self, key: str) -> Bench:
+        return Bench(self._store.home / "work" / key)
+
+    def _lock(self, name: str) -> Path:
+        return self._store.home / "locks" / f"{name}.lock"
+
+    def _piece(
+        self, path: Path, kind: str, why: str, lock: str | None = None, still: Callable[[], bool] = lambda: True
+    ) -> Iterator[Piece]:
+        if path.is_symlink() or path.exists():
+            files = [path] if path.is_symlink() or path.is_file() else [each for each, _ in files_below(path)]
+            states = [each.lstat() for each in (path, *files)]
+            size = sum(each.lstat().st_size for each in files)
+            changed = datetime.fromtimestamp(max(state.st_mtime for state in states), UTC)
+            yield Piece(path, kind, why, size, changed, lock, still)
+
+
+def needed(records: Collection[Record]) -> set[str]:
+    """The finished artifacts, and all that they were made from."""
+    by_id = {record.id: record for record in records}
+    reached: set[str] = set()
+    queue = [record.id for record in records if record.finished]
+    while queue:
+        run_id = queue.pop()
+        if run_id not in reached:
+            reached.add(run_id)
+            queue += by_id[run_id].inputs.values() if run_id in by_id else ()
+    return reached
+
+
+def _whole(folder: Path, run_id: str) -> Path:
+    """A local store gives every run a folder of its name, with its artifacts in it."""
+    return folder.parent if folder.parent.name == run_id else folder

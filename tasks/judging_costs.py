@@ -1,0 +1,182 @@
+"""What the judging in a plan would cost: nothing is run, fetched or asked for that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletions, JudgeConfig, RateConfig
+from dpr_core.evaluation import benchmarks
+from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN
+from dpr_core.evaluation.cost import REPLY_TOKENS, Cost, judging_cost, prices
+from dpr_core.evaluation.judge import Answer
+from dpr_core.evaluation.pairwise import Pair
+from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rating import raters
+from dpr_core.evaluation.rating.cost import rating_cost
+from tasks.artifacts.store import Store
+from tasks.graph import OTHER, Node, Planned
+from tasks.stages.answer import answered, read_answers
+
+LIKELY_SHARE = 0.5
+"""How long an answer that there is not yet is taken to be, as a share of the most that it may have."""
+
+QUESTION_TOKENS = 120
+"""Of a question that is not on this machine; those of MT-Bench and Arena-Hard have about as many."""
+
+Answered = Sequence[tuple[Question, tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """All judging of one kind on one benchmark."""
+
+    stage: str
+    benchmark: str
+    judgments: int
+    """Artifacts to be made."""
+    prompts: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What judges that are paid would cost, by benchmark."""
+
+    lines: tuple[Line, ...]
+    reused: int
+    """Judgments that are there already, and cost nothing."""
+    assumed: tuple[str, ...]
+
+    @property
+    def total(self) -> Cost:
+        return sum((line.cost for line in self.lines), Cost())
+
+
+class _Answers(NamedTuple):
+    """An artifact's answers, or those that are to be made."""
+
+    artifact: str | None
+    settings: AnswerConfig
+
+
+def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Store | None) -> Costs:
+    """Of every judge and rate stage that is to run. Answers that are there are looked up in the store."""
+    by_name = {node.name: node for node in nodes}
+    step = {each.name: each for each in planned}
+    paid = [node for node in nodes if node.stage in _COSTS and isinstance(cast(Any, node.config).by, ChatCompletions)]
+    to_run = [node for node in paid if step[node.name].status == "run"]
+    lines: dict[tuple[str, str], Line] = {}
+    asked: list[_Answers] = []
+    tried: set[tuple[Any, ...]] = set()
+
+    def answers(source: str) -> _Answers:
+        name = source.removeprefix(OTHER)
+        if name in by_name:
+            return _Answers(step[name].id, cast(AnswerConfig, by_name[name].config))
+        assert store is not None
+        return _Answers(source, AnswerConfig.model_validate(store.record(source).config))
+
+    @cache
+    def read(artifact: str) -> Answered:
+        assert store is not None
+        return answered(read_answers(store.fetch(artifact).path))
+
+    @cache
+    def cost(stage: str, config: StageConfig, *sides: tuple[str, _Answers]) -> tuple[Cost, int]:
+        likely, longest = (_sides(dict(sides), read, share) for share in (LIKELY_SHARE, 1.0))
+        bound = _COSTS[stage](config, longest)
+        return _COSTS[stage](config, likely).at_most(bound), len(next(iter(likely.values())))
+
+    for node in to_run:
+        sides = {role: answers(source) for role, source in node.inputs.items()}
+        benchmark = next(iter(sides.values())).settings.benchmark
+        canary = (node.stage, cast(Any, node.config).by, node.inputs.get("baseline", benchmark))
+        config = _without_canaries(node.config) if canary in tried else node.config
+        tried.add(canary)
+        found, prompts = cost(node.stage, config, *sides.items())
+        key = (node.stage, _label(benchmark))
+        line = lines.get(key, Line(*key, 0, prompts, Cost()))
+        lines[key] = replace(line, judgments=line.judgments + 1, cost=line.cost + found)
+        asked += sides.values()
+    return Costs(tuple(lines.values()), len(paid) - len(to_run), _assumed(to_run, asked))
+
+
+def _judge(config: JudgeConfig, sides: Mapping[str, Answered]) -> Cost:
+    both = zip(sides["candidate"], sides["baseline"], strict=True)
+    return judging_cost(
+        config, [Pair(question, Answer(ours), Answer(theirs)) for (question, ours), (_, theirs) in both]
+    )
+
+
+def _rate(config: RateConfig, sides: Mapping[str, Answered]) -> Cost:
+    return rating_cost(config, raters.prompts_of(config), sides["answers"])
+
+
+_COSTS: dict[str, Callable[[Any, Mapping[str, Answered]], Cost]] = {"judge": _judge, "rate": _rate}
+
+
+def _sides(sides: Mapping[str, _Answers], read: Callable[[str], Answered], share: float) -> dict[str, Answered]:
+    """The answers of every side; those that are not there yet have this share of their longest."""
+    known = {role: read(side.artifact) for role, side in sides.items() if side.artifact is not None}
+    if known:
+        questions = [question for question, _ in next(iter(known.values()))]
+    else:
+        questions = _questions(next(iter(sides.values())).settings, share)
+    return {
+        role: known.get(role) or [(question, _imagined(question, side.settings, share)) for question in questions]
+        for role, side in sides.items()
+    }
+
+
+def _questions(settings: AnswerConfig, share: float) -> list[Question]:
+    if benchmarks.missing(settings.benchmark) is None:
+        return benchmarks.load(settings.benchmark)
+    tokens = settings.max_prompt_tokens if share == 1.0 else min(QUESTION_TOKENS, settings.max_prompt_tokens)
+    known = benchmarks.outline(settings.benchmark)
+    return [replace(each, turns=(_text(tokens / len(each.turns)),) * len(each.turns)) for each in known]
+
+
+def _imagined(question: Question, settings: AnswerConfig, share: float) -> tuple[str, ...]:
+    return (_text(share * settings.max_response_tokens),) * len(question.turns)
+
+
+def _text(tokens: float) -> str:
+    return "x" * int(tokens * CHARACTERS_PER_TOKEN)
+
+
+def _without_canaries(config: StageConfig) -> StageConfig:
+    """For judging that finds the canaries' verdicts in the cache."""
+    execution = cast(Any, config).execution
+    return config.model_copy(update={"execution": execution.model_copy(update={"canaries": 0})})
+
+
+def _label(benchmark: Benchmark) -> str:
+    path = getattr(benchmark, "path", None) if benchmark.type == "file" else None
+    return path or benchmark.type
+
+
+def _assumed(nodes: Sequence[Node], asked: Sequence[_Answers]) -> tuple[str, ...]:
+    """In sentences, what the numbers rest on."""
+    if not nodes:
+        return ()
+    imagined = [side.settings for side in asked if side.artifact is None]
+    absent = sorted({_label(each.benchmark) for each in imagined if benchmarks.missing(each.benchmark)})
+    longest = sorted({each.max_response_tokens for each in imagined})
+    told = [
+        f"Prices {' or '.join(sorted({prices(cast(Any, node.config).execution) for node in nodes}))}, at "
+        f"{CHARACTERS_PER_TOKEN:g} characters a token; a reply has about {REPLY_TOKENS} tokens, at most max_tokens.",
+        "Verdicts that are kept already would cost nothing; replies that cannot be read are asked for again, and paid.",
+    ]
+    if longest:
+        told.append(
+            f"Answers that are not there yet have at most {' or '.join(map(str, longest))} tokens a turn, and about "
+            f"{LIKELY_SHARE:.0%} of that."
+        )
+    if absent:
+        told.append(
+            f"The questions of {', '.join(absent)} are not on this machine: their official number is counted, each of "
+            f"at most max_prompt_tokens and about {QUESTION_TOKENS} tokens."
+        )
+    return tuple(told)

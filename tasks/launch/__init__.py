@@ -1,0 +1,1 @@
+"""A stage that several processes do together."""

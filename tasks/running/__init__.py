@@ -1,0 +1,1 @@
+"""What surrounds the body of a stage while it runs."""

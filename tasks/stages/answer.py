@@ -1,0 +1,220 @@
+"""One policy answers one benchmark."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
+from tasks.run_stage import Stage, Work
+from tasks.stages.lineage import TRAINED, Lineage
+from tasks.stages.policies import answering
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from dpr_core.evaluation.questions import Question
+    from dpr_core.models.dense_reward import ScoredTokens
+    from dpr_core.rollouts.engine import Completion
+
+ANSWERS = "answers.jsonl"
+PROFILE = "profile.json"
+
+OFFICIAL = "official"
+"""The folder of the answers in a public benchmark's own layout."""
+
+
+def body(config: StageConfig, work: Work) -> dict[str, float]:
+    from dpr_core.data.encoding import TokenSequence, end_token
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.rollouts.engine import Sampling
+    from dpr_core.rollouts.multi_turn import converse, script
+
+    settings = cast(AnswerConfig, config)
+    lineage = Lineage(work.store)
+    source = work.input("policy")
+    tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
+    questions = benchmarks.load(settings.benchmark)
+    own = [benchmarks.temperature(settings.benchmark, question) for question in questions]
+    scripts = [
+        script(tokenizer, renderer, question, settings.temperature if t is None else t, settings.max_prompt_tokens)
+        for question, t in zip(questions, own, strict=True)
+    ]
+    asked = answering(settings, lineage, source)
+    end = end_token(tokenizer)
+    sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
+    answers = converse(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work)
+    sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
+    state_kl = asked.kl_to_sft(sequences)
+    rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
+    write_rows(work.output / ANSWERS, rows)
+    _write_official(settings, source.stage, rows, work.output)
+    work.table("samples/answers.json", rows[:16])
+    if asked.reward is not None:
+        write_profile(work, profile(state_kl, asked.reward(sequences)))
+    return statistics(rows) | bound(settings)
+
+
+def _rows(
+    settings: AnswerConfig,
+    questions: "list[Question]",
+    answers: "list[list[Completion]]",
+    tokenizer: "PreTrainedTokenizerBase",
+    kl: list[float] | None,
+) -> list[dict[str, Any]]:
+    """A row for each question: what was asked, the text of every turn's answer, and sums over the turns."""
+    from dpr_core.data.encoding import decode_response, end_token
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.evaluation.questions import is_right
+
+    end = end_token(tokenizer)
+    read_result = benchmarks.result_reader(settings.benchmark)
+    left = iter(kl) if kl is not None else None
+    rows = []
+    for question, completions in zip(questions, answers, strict=True):
+        turns = [decode_response(tokenizer, completion.response) for completion in completions]
+        rows.append(
+            {
+                "question": asdict(question),
+                "turns": turns,
+                "right": is_right(question, turns[-1], read_result),
+                "tokens": sum(completion.length for completion in completions),
+                "cut": any(not completion.ended(end) for completion in completions),
+                "kl_to_sft": None if left is None else sum(next(left) for _ in completions),
+            }
+        )
+    return rows
+
+
+def _write_official(settings: AnswerConfig, stage: str, rows: list[dict[str, Any]], folder: Path) -> None:
+    """The answers to a public benchmark once more, as its own tools read them."""
+    from dpr_core.evaluation import benchmarks
+
+    official = benchmarks.official_file(settings.benchmark, model_name(settings, stage), answered(rows))
+    if official is not None:
+        name, text = official
+        (folder / OFFICIAL).mkdir()
+        (folder / OFFICIAL / name).write_text(text, encoding="utf-8")
+
+
+def model_name(settings: AnswerConfig, stage: str) -> str:
+    """What a policy is called in the benchmarks' own files."""
+    return f"dense-path-{stage if isinstance(settings.policy, AsTrained) else settings.policy.type}"
+
+
+def profile(kl: "Tensor | None", scored: "ScoredTokens") -> list[dict[str, Any]]:
+    """At each response position: how many answers reach it, and their mean exact KL to SFT and mean token reward."""
+    from dpr_core.masking import mean_by_position
+
+    rewards = mean_by_position(scored.rewards, scored.mask)
+    kls = [None] * len(rewards) if kl is None else mean_by_position(kl, scored.mask)
+    return [
+        {"position": t, "answers": count, "kl_to_sft": kls[t], "reward": rewards[t]}
+        for t, count in enumerate(scored.mask.sum(dim=0).tolist())
+    ]
+
+
+def write_profile(work: Work, positions: list[dict[str, Any]]) -> None:
+    from dpr_core.reporting import plots
+
+    (work.output / PROFILE).write_text(json.dumps(positions, indent=1) + "\n", encoding="utf-8")
+    shown = {
+        name: [(float(p["position"]), float(p[name])) for p in positions]
+        for name in ("kl_to_sft", "reward", "answers")
+        if positions[0][name] is not None
+    }
+    plots.lines(work.scratch / "profile.png", "Along the answers", "position in the response", shown)
+    work.file(work.scratch / "profile.png", "plots")
+
+
+def bound(settings: AnswerConfig) -> dict[str, float]:
+    """What is known of best-of-n's KL to SFT without measuring it."""
+    from dpr_core.rollouts.best_of_n import kl_bound
+
+    return {"answer/kl_bound": kl_bound(settings.policy.n)} if isinstance(settings.policy, BestOfN) else {}
+
+
+def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the answers; the KL where the policy has one, accuracy where every question has a reference."""
+    count = len(rows)
+    measured = {
+        "answer/response_tokens": sum(r["tokens"] for r in rows) / count,
+        "answer/cut_share": sum(r["cut"] for r in rows) / count,
+        "answer/empty_share": sum(not all(map(str.strip, r["turns"])) for r in rows) / count,
+        "answer/prompts": float(count),
+    }
+    if all(r["kl_to_sft"] is not None for r in rows):
+        measured["answer/kl_to_sft"] = sum(r["kl_to_sft"] for r in rows) / count
+    if all(r["right"] is not None for r in rows):
+        measured["answer/accuracy"] = sum(r["right"] for r in rows) / count
+    return measured
+
+
+def read_answers(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an artifact; those of version 2 hold the text of their only turn."""
+    with (folder / ANSWERS).open(encoding="utf-8") as lines:
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [row if "turns" in row else {**row, "turns": [row["text"]]} for row in rows]
+
+
+def answered(rows: list[dict[str, Any]]) -> "list[tuple[Question, tuple[str, ...]]]":
+    """The questions of rows, each with the text of the answer to every turn."""
+    from dpr_core.evaluation.questions import Question
+
+    return [(Question.of(row["question"]), tuple(row["turns"])) for row in rows]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def pin(config: AnswerConfig) -> AnswerConfig:
+    from dpr_core.evaluation import benchmarks
+
+    return config.model_copy(update={"benchmark": benchmarks.pinned(config.benchmark)})
+
+
+def missing(config: AnswerConfig) -> str | None:
+    from dpr_core.evaluation import benchmarks
+
+    return benchmarks.missing(config.benchmark)
+
+
+def preflight(configs: Sequence[AnswerConfig]) -> None:
+    """Questions that cannot be had are better known before the training than after."""
+    from dpr_core.evaluation import benchmarks
+
+    for benchmark in {config.benchmark for config in configs}:
+        benchmarks.load(benchmark)
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(AnswerConfig, config)
+    match settings.policy:
+        case AsTrained():
+            control = ""
+        case Extrapolated(k=k):
+            control = f", extrapolated by k = {k:g}"
+        case Contrastive(k=k):
+            control = f", contrastive with k = {k:g}"
+        case BestOfN(n=n, by=by):
+            control = f", best of {n} by {by}"
+    return f"Answers to {settings.benchmark.type} at temperature {settings.temperature:g}{control}."
+
+
+STAGE = Stage(
+    name="answer",
+    version=3,
+    config=AnswerConfig,
+    inputs={"policy": ("sft", "reward", *TRAINED)},
+    body=body,
+    shared=True,
+    describe=describe,
+    pin=pin,
+    missing=missing,
+    preflight=preflight,
+)

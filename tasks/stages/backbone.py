@@ -1,0 +1,27 @@
+"""Build the lab's tiny backbone. Pretrained backbones need no such stage."""
+
+from typing import cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.model import LabBackbone
+from tasks.run_stage import Stage, Workspace
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.lab.backbone import train
+    from dpr_core.models.checkpoints import save
+
+    model, tokenizer, metrics = train(cast(LabBackbone, config), work)
+    save(model, tokenizer, work.output / "model")
+    return metrics
+
+
+def describe(config: StageConfig) -> str:
+    lab = cast(LabBackbone, config)
+    return (
+        f"A {lab.family} network of {lab.layers} layers, width {lab.width}, taught {lab.task.summary}, "
+        f"then blended with careless answers (seed {lab.seed})."
+    )
+
+
+STAGE = Stage(name="backbone", version=1, config=LabBackbone, body=body, describe=describe)

@@ -1,0 +1,89 @@
+"""Measure a reward before anything is trained on it, and say go, caution or stop."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.data import SubsampleConfig
+from dpr_core.config.reward import DiagnoseConfig
+from tasks.run_stage import Stage, Work
+from tasks.stages.lineage import Lineage
+from tasks.stages.reward import probes
+
+logger = logging.getLogger("dense_path")
+
+DOCUMENT = "diagnosis.json"
+PAGE = "diagnosis.md"
+
+
+def body(config: StageConfig, work: Work) -> dict[str, float]:
+    from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.diagnostics.measure import Probes, measure
+    from dpr_core.diagnostics.probes import training_questions
+    from dpr_core.diagnostics.verdict import Level, judge
+    from dpr_core.evaluation.questions import is_right
+    from dpr_core.models.token_rewards import encode_texts
+    from dpr_core.reporting import diagnosis as report
+    from dpr_core.rollouts.engine import Sampling
+    from dpr_core.rollouts.in_process import InProcessEngine
+
+    settings = cast(DiagnoseConfig, config)
+    lineage = Lineage(work.store)
+    reward = work.input("reward")
+    tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
+    learned = probes(lineage, lineage.ancestor(reward, "sft"), max(settings.demonstrations, settings.prompts))
+    source = SubsampleConfig.model_validate(lineage.ancestor(reward, "subsample").config).source
+    questions, read_result = training_questions(source, learned, settings.prompts, settings.seed)
+    prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
+
+    def right(prompt: int, response: tuple[int, ...]) -> bool | None:
+        text = decode_response(tokenizer, response)
+        return None if read_result is None else is_right(questions[prompt], text, read_result)
+
+    dense_reward = lineage.dense_reward(reward, settings.execution)
+    policy = dense_reward.sft
+    policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
+    measured = measure(
+        dense_reward,
+        InProcessEngine.of(policy, settings.execution),
+        Probes(prompts, settings.samples, right, encode_texts(tokenizer, renderer, learned[: settings.demonstrations])),
+        Sampling(1.0, settings.max_response_tokens, end_token(tokenizer)),
+        settings.seed,
+        work.advance,
+    )
+    verdict = judge(measured)
+    document = report.as_dict(measured, verdict)
+    (work.output / DOCUMENT).write_text(f"{json.dumps(document, indent=2, allow_nan=False)}\n", encoding="utf-8")
+    (work.output / PAGE).write_text(report.as_markdown(measured, verdict), encoding="utf-8")
+    for path in report.draw(measured, work.scratch):
+        work.file(path, "plots")
+    level = logging.INFO if verdict.level == Level.GO else logging.WARNING
+    logger.log(level, "diagnose: %s", verdict.sentence)
+    return measured.metrics() | {"diagnose/verdict": float(verdict.level)}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The document that a diagnosis holds: `verdict`, `reasons`, `measured`."""
+    document: dict[str, Any] = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+    return document
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(DiagnoseConfig, config)
+    return (
+        f"What the reward does on {settings.samples} answers of SFT to each of {settings.prompts} training prompts, "
+        f"and on {settings.demonstrations} demonstrations with one token replaced (seed {settings.seed})."
+    )
+
+
+STAGE = Stage(
+    name="diagnose",
+    version=1,
+    config=DiagnoseConfig,
+    inputs={"reward": ("reward",)},
+    body=body,
+    describe=describe,
+    shared=True,
+)

@@ -1,0 +1,95 @@
+"""Compare two policies' answers to the same questions, each pair in both orders."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
+from dpr_core.errors import DensePathError, UsageError
+from tasks.run_stage import Stage, Workspace
+from tasks.stages.answer import answered, read_answers, write_rows
+
+logger = logging.getLogger("dense_path")
+
+WIN_RATE = "win_rate.json"
+GAMES = "games.jsonl"
+
+JUDGE = "judge.json"
+"""Who judged: the settings, and the models and versions that the replies name."""
+
+VERDICTS = "verdicts.sqlite"
+"""The cache of all verdicts that were paid for, in `DPR_HOME`."""
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.evaluation import benchmarks, canaries, judges
+    from dpr_core.evaluation.judge import Answer
+    from dpr_core.evaluation.judged_by import complaints, judged_by
+    from dpr_core.evaluation.pairwise import Pair, answers_cut, judge_pairs, summarise
+
+    settings = cast(JudgeConfig, config)
+    candidate, baseline = work.input("candidate"), work.input("baseline")
+    ours, theirs = (answered(read_answers(side.path)) for side in (candidate, baseline))
+    if [question for question, _ in ours] != [question for question, _ in theirs]:
+        raise UsageError(f"answers {candidate.id[:8]} and {baseline.id[:8]} are not to the same questions")
+    pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
+    benchmark = AnswerConfig.model_validate(candidate.config).benchmark
+    reader = benchmarks.result_reader(benchmark)
+    judge = judges.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
+    tried = {}
+    if judges.costs_money(settings.by) and settings.execution.canaries:
+        tried = asyncio.run(canaries.try_out(judge, pairs, settings.execution, work.advance)).as_metrics()
+        for complaint in canaries.complaints(tried):
+            logger.warning("%s", complaint)
+    games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
+    result = summarise(games, settings.bootstrap_samples, settings.seed)
+    write_rows(work.output / GAMES, [game.as_dict() for game in games])
+    if result.unreadable_share > settings.execution.max_unreadable_share:
+        work.file(work.output / GAMES, "judge")
+        raise DensePathError(
+            f"{result.unreadable} of {len(games)} verdicts could not be read, more than "
+            f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "
+            f"the judge's replies are in judge/{GAMES} of run {work.run.id}"
+        )
+    (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    served = judged_by(settings.by, (game.details for game in games))
+    (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n")
+    for complaint in complaints(served):
+        logger.warning("%s", complaint)
+    measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
+    return measured | {"judge/answers_cut": float(answers_cut(games))} | tried
+
+
+def pin(config: JudgeConfig) -> JudgeConfig:
+    from dpr_core.evaluation import judges
+
+    return config.model_copy(update={"by": judges.pinned(config.by)})
+
+
+def preflight(configs: Sequence[JudgeConfig]) -> None:
+    """A judge without key, library or an endpoint that knows it is better known before the training than after."""
+    from dpr_core.evaluation import judges
+    from dpr_core.evaluation.probe import probe_each
+
+    for config in configs:
+        judges.build(config.by, config.execution, lambda text: None)
+    probe_each((config.by, config.execution) for config in configs)
+
+
+def describe(config: StageConfig) -> str:
+    return f"Win rate judged by {cast(JudgeConfig, config).by.type}, both orders, ties 0.5."
+
+
+STAGE = Stage(
+    name="judge",
+    version=2,
+    config=JudgeConfig,
+    inputs={"candidate": ("answer",), "baseline": ("answer",)},
+    body=body,
+    describe=describe,
+    pin=pin,
+    preflight=preflight,
+)

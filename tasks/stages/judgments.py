@@ -1,0 +1,162 @@
+"""What the judgments of a report, and all that they were made of, come to."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dpr_core.errors import UsageError
+from tasks.artifacts.store import Artifact
+from tasks.run_stage import Workspace
+from tasks.stages.answer import answered, read_answers, statistics
+from tasks.stages.judge import GAMES, WIN_RATE
+
+if TYPE_CHECKING:
+    from dpr_core.reporting.judged import Judged
+    from dpr_core.reporting.links import Linked
+    from dpr_core.reporting.rows import Row
+
+BASELINE = "SFT"
+
+
+class Judgments:
+    """Rows, games and answers of the judgments that were added, one by one."""
+
+    def __init__(self, work: Workspace) -> None:
+        self._work = work
+        self._baselines: dict[str, str] = {}
+        self._notes: list[str] = []
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.judged: list[Judged] = []
+        self.linked: list[Linked] = []
+        self._facts: dict[str, list[str]] = {}
+
+    def add(self, role: str) -> None:
+        """Read one judgment; the baseline's own row comes before the first that was judged against it."""
+        from dpr_core.evaluation import canaries
+        from dpr_core.reporting.links import Linked
+        from dpr_core.reporting.rows import Row
+
+        judgment = self._work.input(role)
+        policy, _, benchmark = role.partition(" on ")
+        baseline, candidate = (self._work.artifact(judgment.inputs[side]) for side in ("baseline", "candidate"))
+        sft = self._work.artifact(baseline.inputs["policy"])
+        if sft.stage != "sft":
+            raise UsageError(f"{role}: judged against {baseline.id[:8]}, whose answers are not those of an SFT model")
+        if self._baselines.setdefault(benchmark, baseline.id) != baseline.id:
+            raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
+        ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
+        if (BASELINE, benchmark) not in self.rows:
+            self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **_measured(theirs))
+            self.linked.append(Linked(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
+        self.linked.append(
+            Linked(
+                policy,
+                benchmark,
+                {"policy": candidate.inputs["policy"], "answers": candidate.id, "judgment": judgment.id},
+            )
+        )
+        for complaint in canaries.complaints(self._work.store.record(judgment.id).results):
+            self._notes.append(f"Canaries of {role}: {complaint}")
+        judged = _judged(policy, benchmark, judgment, ours, theirs)
+        self.judged.append(judged)
+        self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, _measured(ours), _measured(theirs))
+        for name, value in (
+            ("Backbone", _backbone(sft)),
+            (f"{benchmark} judged by", judged.judge),
+            (f"{benchmark} answered", f"{len(ours):,} prompts, temperature {candidate.config['temperature']:g}"),
+        ):
+            if value not in self._facts.setdefault(name, []):
+                self._facts[name].append(value)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where it all comes from, by the name of the fact."""
+        return {name: "; ".join(values) for name, values in self._facts.items()}
+
+    def complaints(self) -> list[str]:
+        """What is wrong with the judgments, each thing once."""
+        from dpr_core.reporting import judged
+
+        return [*self._notes, *judged.complaints(self.judged)]
+
+
+def _judged(
+    policy: str, benchmark: str, judgment: Artifact, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
+) -> "Judged":
+    from dpr_core.evaluation.pairwise import Game
+    from dpr_core.reporting.judged import Answered, Judged, Prompt
+
+    games: dict[str, list[Game]] = {}
+    with (judgment.path / GAMES).open(encoding="utf-8") as lines:
+        for game in map(Game.of, map(json.loads, lines)):
+            games.setdefault(game.question_id, []).append(game)
+    prompts = tuple(
+        Prompt(
+            question,
+            Answered(turns, mine["tokens"]),
+            Answered(tuple(its["turns"]), its["tokens"]),
+            tuple(games.get(question.id, ())),
+        )
+        for (question, turns), mine, its in zip(answered(ours), ours, theirs, strict=True)
+    )
+    settings = judgment.config
+    return Judged(
+        policy, benchmark, prompts, _described(settings["by"]), settings["bootstrap_samples"], settings["seed"]
+    )
+
+
+def _row(
+    judged: "Judged",
+    judgment: Artifact,
+    candidate: Artifact,
+    sft: Artifact,
+    measured: dict[str, Any],
+    baseline: dict[str, Any],
+) -> "Row":
+    from dpr_core.reporting.published import published
+    from dpr_core.reporting.rows import Row
+
+    win = json.loads((judgment.path / WIN_RATE).read_text(encoding="utf-8"))
+    adjusted = judged.length_adjusted()
+    # A judge that checks results cannot favour a position.
+    sees_order = judgment.config["by"]["type"] != "verifiable"
+    return Row(
+        judged.policy,
+        judged.benchmark,
+        win_rate=win["win_rate"],
+        win_rate_interval=None if win["low"] is None else (win["low"], win["high"]),
+        length_adjusted_rate=None if adjusted is None else adjusted.rate,
+        length_adjusted_interval=None if adjusted is None else (adjusted.low, adjusted.high),
+        baseline_tokens=baseline["response_tokens"],
+        contradiction_rate=win["contradiction_rate"] if sees_order else None,
+        first_position_rate=win["first_position_rate"] if sees_order else None,
+        unreadable_rate=win["unreadable_share"],
+        scored_prompts=win["scored_prompts"],
+        published=published(_backbone(sft), judged.policy, candidate.config["benchmark"]["type"]),
+        **measured,
+    )
+
+
+def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    values = statistics(rows)
+    return {
+        "prompts": int(values["answer/prompts"]),
+        "response_tokens": values["answer/response_tokens"],
+        "cut_share": values["answer/cut_share"],
+        "accuracy": values.get("answer/accuracy"),
+        "kl_to_sft": values.get("answer/kl_to_sft"),
+    }
+
+
+def _backbone(sft: Artifact) -> str:
+    """Its name on the hub, or that of its folder."""
+    name: str = (sft.config["backbone"] or {}).get("name", "the lab's own")
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _described(settings: Mapping[str, Any]) -> str:
+    """Settings in a line: their type first, then what is set, hashes by their beginning."""
+    values = {name: value for name, value in settings.items() if name != "type" and value is not None}
+    if isinstance(values.get("template"), str):
+        values["template"] = values["template"][:12]
+    return ", ".join([settings["type"], *(f"{name} {value}" for name, value in values.items())])

@@ -1,0 +1,157 @@
+"""What the stages need from the artifacts that theirs were built on: models, tokenizer, template, demonstrations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpr_core.config.execution import Execution
+from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.reward import RewardDefinition
+from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.store import Artifact
+from tasks.running.workspace import Artifacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dpr_core.data.rows import Demonstration
+    from dpr_core.data.template import Renderer
+    from dpr_core.models.dense_reward import DenseReward
+    from dpr_core.models.policy import Policy
+
+
+REWARD = "reward.json"
+"""The definition of a reward, in its artifact."""
+
+
+LAB = PretrainedBackbone(name="lab", dtype="float32")
+"""How the lab's own backbones are run."""
+
+
+TRAINED = ("reinforce", "self_play", "continued_sft")
+"""The stages that train the SFT model further, each into a folder `policy`."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Walks from an artifact to its ancestors; each is verified when it is read."""
+
+    store: Artifacts
+
+    def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
+        """The nearest ancestor made by `stage`, or the artifact itself."""
+        queue = [artifact]
+        while queue:
+            current = queue.pop(0)
+            if current.stage == stage:
+                return current
+            queue += [self.store.fetch(run_id) for run_id in current.inputs.values()]
+        raise DensePathError(f"artifact {artifact.id} ({artifact.stage}) was not built on any {stage} artifact")
+
+    def demonstrations(self, artifact: Artifact) -> "list[Demonstration]":
+        from dpr_core.data.subsample import read
+
+        return read(self.ancestor(artifact, "subsample").path).demonstrations
+
+    def renderer(self, artifact: Artifact) -> "Renderer":
+        from dpr_core.data.template import Renderer
+
+        return Renderer.load(self.ancestor(artifact, "subsample").path)
+
+    def tokenizer(self, artifact: Artifact) -> "PreTrainedTokenizerBase":
+        from dpr_core.models.checkpoints import load_tokenizer
+
+        return load_tokenizer(self.sft_folder(artifact))
+
+    def policy_folder(self, artifact: Artifact) -> Path:
+        """The checkpoint of the policy that an artifact ends with; for a reward, its SFT model."""
+        if artifact.stage in TRAINED:
+            return artifact.path / "policy"
+        return self.sft_folder(artifact)
+
+    def sft_folder(self, artifact: Artifact) -> Path:
+        """The checkpoint of pi_SFT."""
+        return checkpoint(self.ancestor(artifact, "sft"), 1.0)
+
+    def definition(self, artifact: Artifact) -> RewardDefinition:
+        """The reward that an artifact is, or was made with."""
+        reward = self.ancestor(artifact, "reward")
+        file = reward.path / REWARD
+        if not file.is_file():
+            raise UsageError(
+                f"reward artifact {reward.id} was made by an earlier version and has no {REWARD}; "
+                f"make it again: dpr rerun {reward.id[:8]}"
+            )
+        return RewardDefinition.model_validate_json(file.read_text(encoding="utf-8"))
+
+    def reference_folders(self, artifact: Artifact, definition: RewardDefinition) -> list[Path]:
+        """The checkpoints of the SFT run behind an artifact whose mean is pi_ref."""
+        sft = self.ancestor(artifact, "sft")
+        return [checkpoint(sft, part) for part in definition.reference]
+
+    def load(
+        self, folder: Path | Sequence[Path], like: Artifact, execution: Execution, *, frozen: bool = False
+    ) -> "Policy":
+        """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to.
+
+        A frozen one is put where it computes; one that is trained is put there by its trainer.
+        """
+        import torch
+
+        from dpr_core.models.checkpoints import load_mean
+        from dpr_core.models.compiling import compile_layers
+        from dpr_core.models.policy import Policy
+        from dpr_core.models.sharding import place
+
+        backbone = self.ancestor(like, "sft").config["backbone"]
+        settings = PretrainedBackbone.model_validate(backbone) if backbone else LAB
+        folders = [folder] if isinstance(folder, Path) else folder
+        model = load_mean(folders, attention=settings.attention)
+        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
+        if frozen:
+            place(policy.freeze(), execution.launch)
+            if execution.compile:
+                compile_layers(policy)
+        return policy
+
+    def dense_reward(self, artifact: Artifact, execution: Execution) -> "DenseReward":
+        """The reward that an artifact is, or was made with."""
+        return self.defined_reward(artifact, self.definition(artifact), execution)
+
+    def defined_reward(self, artifact: Artifact, definition: RewardDefinition, execution: Execution) -> "DenseReward":
+        """The reward that a definition makes of the SFT run behind an artifact."""
+        from dpr_core.models.dense_reward import DenseReward
+
+        return DenseReward(
+            self.load(self.sft_folder(artifact), artifact, execution, frozen=True),
+            self.load(self.reference_folders(artifact, definition), artifact, execution, frozen=True),
+            definition.formula,
+            execution.tokens_per_micro_batch,
+            definition.scale,
+            definition.clip_above,
+            definition.seed,
+        )
+
+
+def checkpoints(sft: Artifact) -> dict[float | str, Path]:
+    """The folders of the weights that an SFT run kept: at fractions of the run, and its moving average as `ema`."""
+    folders = sorted((sft.path / "checkpoints").iterdir())
+    return {folder.name if folder.name == "ema" else float(folder.name): folder for folder in folders}
+
+
+def checkpoint(sft: Artifact, part: float | str) -> Path:
+    """The folder of the weights that an SFT run kept at a fraction, or of its moving average."""
+    kept = checkpoints(sft)
+    if part in kept:
+        return kept[part]
+    if isinstance(part, str):
+        raise UsageError(
+            f"SFT artifact {sft.id} keeps no moving average; make one that does: "
+            f"dpr rerun {sft.id[:8]} --set ema_decay=0.98"
+        )
+    names = ", ".join(f"{f:g}" for f in kept if isinstance(f, float))
+    raise UsageError(
+        f"SFT artifact {sft.id} keeps the fractions {names}, not {part:g}; "
+        f"make one that does: dpr rerun {sft.id[:8]} --set 'checkpoints=[{part:g}, {names}]'"
+    )

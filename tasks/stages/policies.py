@@ -1,0 +1,106 @@
+"""The policies that answer: one that a stage trained, or one made of a reward's two models without training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
+from dpr_core.errors import UsageError
+from tasks.artifacts.store import Artifact
+from tasks.stages.lineage import Lineage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpr_core.data.encoding import TokenSequence
+    from dpr_core.models.dense_reward import DenseReward
+    from dpr_core.models.extrapolation import Contrasted
+    from dpr_core.models.policy import Policy
+    from dpr_core.rollouts.engine import Completion, Progress, Sampling
+
+HAVE_A_REWARD = ("reward", "reinforce")
+"""The stages whose policies were made with a reward."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A policy with what it is measured against: SFT, and the reward where there is one."""
+
+    settings: AnswerConfig
+    policy: "Policy | Contrasted"
+    sft: "Policy"
+    reward: "DenseReward | None"
+
+    def draw(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: "Sampling",
+        seed: int,
+        on_progress: "Progress",
+        drawn: "dict[int, Completion]",
+    ) -> "list[Completion]":
+        """One answer to each prompt; of best-of-n, `drawn` holds all n."""
+        from dpr_core.models.extrapolation import Contrasted
+        from dpr_core.rollouts.in_process import Against, InProcessEngine
+
+        execution = self.settings.execution
+        if isinstance(self.policy, Contrasted):
+            against = Against(self.policy.reference.model, self.policy.k)
+            engine = InProcessEngine.of(self.policy.sft, execution, against)
+        else:
+            engine = InProcessEngine.of(self.policy, execution)
+        chosen = self.settings.policy
+        if not isinstance(chosen, BestOfN):
+            return engine.generate(prompts, sampling, seed, on_progress, drawn)
+        repeated = [prompt for prompt in prompts for _ in range(chosen.n)]
+        return self._best(engine.generate(repeated, sampling, seed, on_progress, drawn), chosen)
+
+    def _best(self, completions: "list[Completion]", chosen: BestOfN) -> "list[Completion]":
+        from dpr_core.data.encoding import TokenSequence
+        from dpr_core.rollouts.best_of_n import best, mean_log_probs, returns
+
+        assert self.reward is not None
+        scored = self.reward([TokenSequence(c.prompt, c.response) for c in completions])
+        by_reward = chosen.by == "reward"
+        scores = returns(scored.rewards, scored.mask) if by_reward else mean_log_probs(scored.log_sft, scored.mask)
+        return [completions[i] for i in best(scores, chosen.n)]
+
+    def kl_to_sft(self, sequences: "Sequence[TokenSequence]") -> "Tensor | None":
+        """(B, T): exact KL in the state in front of each token. A choice among samples is no policy that has one."""
+        import torch
+
+        from dpr_core.models.scoring import state_kl
+
+        if isinstance(self.settings.policy, BestOfN):
+            return None
+        if self.policy is self.sft:
+            return torch.zeros(len(sequences), max(len(s.response) for s in sequences))
+        return state_kl(self.policy, self.sft, sequences, self.settings.execution.tokens_per_micro_batch)
+
+
+def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Answering:
+    """The policy that the settings make of an artifact."""
+    from dpr_core.models.checkpoints import extrapolate
+    from dpr_core.models.extrapolation import Contrasted
+    from dpr_core.models.sharding import place
+
+    control, execution = settings.policy, settings.execution
+    if not isinstance(control, AsTrained) and source.stage != "reward":
+        raise UsageError(
+            f"a policy of type {control.type} is made of a reward, but {source.id[:8]} is of stage {source.stage}"
+        )
+    reward = lineage.dense_reward(source, execution) if source.stage in HAVE_A_REWARD else None
+    load = partial(lineage.load, like=source, execution=execution)
+    sft = reward.sft if reward else load(lineage.sft_folder(source), frozen=True)
+    policy: Policy | Contrasted = sft
+    if reward and isinstance(control, Contrastive):
+        policy = Contrasted(sft, reward.reference, control.k)
+    elif reward and isinstance(control, Extrapolated):
+        policy = load(lineage.sft_folder(source))
+        reference = load(lineage.reference_folders(source, lineage.definition(source)))
+        extrapolate(policy.model, reference.model, control.k)
+        place(policy.freeze(), execution.launch)
+    elif source.stage not in ("sft", "reward"):
+        policy = load(lineage.policy_folder(source), frozen=True)
+    return Answering(settings, policy, sft, reward)

@@ -1,0 +1,132 @@
+"""Rate every turn of a policy's answers from 1 to 10, one answer at a time."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import AnswerConfig, RateConfig
+from dpr_core.errors import DensePathError
+from tasks.artifacts.store import Artifact
+from tasks.run_stage import Stage, Workspace
+from tasks.stages.answer import answered, model_name, read_answers, write_rows
+from tasks.stages.judge import JUDGE, VERDICTS
+
+if TYPE_CHECKING:
+    from dpr_core.evaluation.questions import Question
+    from dpr_core.reporting.ratings import Rated
+
+logger = logging.getLogger("dense_path")
+
+RATED = ", rated"
+"""What the role of a rate artifact ends with among the inputs of a report, after "policy on benchmark"."""
+
+RATINGS = "ratings.json"
+
+JUDGMENTS = "model_judgment.jsonl"
+"""Every rating as a row in FastChat's layout."""
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.evaluation.judged_by import complaints, judged_by
+    from dpr_core.evaluation.rating import canary, raters
+    from dpr_core.evaluation.rating.results import as_rows, summarise
+
+    settings = cast(RateConfig, config)
+    answers = work.input("answers")
+    pairs = answered(read_answers(answers.path))
+    warn_of_references([question for question, _ in pairs])
+    rater = raters.build(settings, raters.prompts_of(settings), work.store.home / VERDICTS)
+    rated, tried = asyncio.run(raters.rate_answers(rater, settings, pairs, work.advance))
+    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), raters.judge_name(settings)))
+    result = summarise(rated, settings.bootstrap_samples, settings.seed)
+    if result.unscored_share > settings.execution.max_unreadable_share:
+        work.file(work.output / JUDGMENTS, "rate")
+        raise DensePathError(
+            f"{result.unscored} of {result.n} ratings could not be read, more than "
+            f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "
+            f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}"
+        )
+    (work.output / RATINGS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    served = judged_by(settings.by, (given.details for _, given in rated))
+    (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n", encoding="utf-8")
+    cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
+    measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | tried
+    for complaint in [*complaints(served), *canary.complaints(measured)]:
+        logger.warning("%s", complaint)
+    return measured
+
+
+def _model(answers: Artifact, work: Workspace) -> str:
+    """What the answers' own official file calls the policy."""
+    settings = AnswerConfig.model_validate(answers.config)
+    return model_name(settings, work.store.record(answers.inputs["policy"]).stage)
+
+
+def warn_of_references(questions: "Sequence[Question]") -> None:
+    """MT-Bench shows its judge a reference answer where there is one right result."""
+    from dpr_core.evaluation.official.mt_bench import WITH_REFERENCES
+
+    without = [question for question in questions if question.category in WITH_REFERENCES and not question.references]
+    if without:
+        logger.warning(
+            "%d questions of %s have no reference answer and are rated without one, such as %s; MT-Bench's own score "
+            "needs them: give the benchmark its `references`",
+            len(without),
+            ", ".join(sorted({question.category for question in without})),
+            without[0].id,
+        )
+
+
+def rated_in(work: Workspace) -> "list[Rated]":
+    """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
+    from dpr_core.evaluation.rating import canary, raters
+    from dpr_core.evaluation.rating.results import Ratings
+    from dpr_core.reporting.ratings import Rated
+
+    found = []
+    for role in work.inputs:
+        artifact = work.input(role)
+        if artifact.stage == STAGE.name:
+            policy, _, benchmark = role.removesuffix(RATED).partition(" on ")
+            ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
+            judge = raters.judge_name(RateConfig.model_validate(artifact.config))
+            complaints = canary.complaints(work.store.record(artifact.id).results)
+            found.append(Rated(policy, benchmark, judge, ratings, tuple(complaints)))
+    return found
+
+
+def pin(config: RateConfig) -> RateConfig:
+    from dpr_core.evaluation.rating import raters
+
+    return raters.pinned(config)
+
+
+def preflight(configs: Sequence[RateConfig]) -> None:
+    """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
+    from dpr_core.evaluation.probe import probe_each
+    from dpr_core.evaluation.rating import raters
+
+    for config in configs:
+        raters.build(config, raters.prompts_of(config))
+    probe_each((config.by, config.execution) for config in configs)
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(RateConfig, config)
+    times = f", {settings.judgings} times each" if settings.judgings > 1 else ""
+    return f"Ratings from 1 to 10 by {settings.by.type}{times}."
+
+
+STAGE = Stage(
+    name="rate",
+    version=1,
+    config=RateConfig,
+    inputs={"answers": ("answer",)},
+    body=body,
+    describe=describe,
+    pin=pin,
+    preflight=preflight,
+)

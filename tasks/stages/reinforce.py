@@ -1,0 +1,129 @@
+"""Improve the SFT policy by REINFORCE against its own recovered reward."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.rollouts import Vllm
+from dpr_core.errors import UsageError
+from tasks.run_stage import Stage, Work
+from tasks.stages.lineage import Lineage
+
+if TYPE_CHECKING:
+    from dpr_core.state import State
+
+
+def body(config: StageConfig, work: Work) -> dict[str, float]:
+    from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.models.checkpoints import save
+    from dpr_core.models.lora import add_adapters
+    from dpr_core.reporting import plots
+    from dpr_core.rollouts.factory import opened
+    from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+    from dpr_core.training.trainer import Trainer
+
+    settings = cast(ReinforceConfig, config)
+    lineage = Lineage(work.store)
+    reward = work.input("reward")
+    tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
+    rows = lineage.demonstrations(reward)
+    encoded = (encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows)
+    prompts = [prompt for prompt in encoded if len(prompt) <= settings.max_prompt_tokens]
+    if not prompts:
+        raise UsageError(f"no prompt is left: all are longer than max_prompt_tokens={settings.max_prompt_tokens}")
+    policy = lineage.load(lineage.policy_folder(reward), reward, settings.execution)
+    longest = max(map(len, prompts)) + settings.max_response_tokens
+    policy.check_length(longest)
+    if settings.lora is not None:
+        add_adapters(policy.model, settings.lora, settings.seed)
+        policy.round_frozen()
+    history = History(work)
+    with opened(
+        settings.rollouts,
+        policy,
+        lambda folder: save(policy.model, tokenizer, folder),
+        longest,
+        settings.execution,
+        work.scratch / "rollouts",
+    ) as engine:
+        loop = OnPolicy(
+            policy=policy,
+            engine=engine,
+            reward=lineage.dense_reward(reward, settings.execution),
+            trainer=Trainer(
+                policy, settings, optimizer_steps(len(prompts), settings), settings.execution, recorder=history
+            ),
+            config=settings,
+            end_token=end_token(tokenizer),
+            decode=lambda ids: decode_response(tokenizer, ids),
+            recorder=history,
+        )
+        metrics = loop.run(prompts)
+    save(policy.model, tokenizer, work.output / "policy")
+    plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
+    work.file(work.scratch / "training.png", "plots")
+    return metrics | {"data/prompts_too_long": float(len(rows) - len(prompts))}
+
+
+class History:
+    """Passes everything on to the workspace, and remembers across interruptions what the plot shows of the rollouts."""
+
+    SHOWN = ("rollout/return", "rollout/kl", "rollout/length", "rollout/entropy")
+
+    def __init__(self, work: Work) -> None:
+        self.advance = work.advance
+        self.table = work.table
+        self._work = work
+        self._points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self._work.metrics(values, step)
+        if self.SHOWN[0] in values:
+            self._points.append((step, {name: values[name] for name in self.SHOWN}))
+
+    def restore(self) -> dict[str, Any] | None:
+        left = self._work.restore()
+        if left is None:
+            return None
+        self._points = left["points"]
+        loop: dict[str, Any] = left["loop"]
+        return loop
+
+    def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
+        self._work.checkpoint(step, lambda: {"loop": state(), "points": self._points})
+
+    def series(self) -> dict[str, list[tuple[float, float]]]:
+        return {name: [(float(step), values[name]) for step, values in self._points] for name in self.SHOWN}
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(ReinforceConfig, config)
+    guard = f", guarded by {settings.guard.type}" if settings.guard else ""
+    drawn_by = " by vLLM" if isinstance(settings.rollouts, Vllm) else ""
+    return (
+        f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
+        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard} "
+        f"(seed {settings.seed})."
+    )
+
+
+def preflight(configs: Sequence[ReinforceConfig]) -> None:
+    """Look for vLLM before hours of training."""
+    from dpr_core.rollouts.vllm_server import check
+
+    for config in configs:
+        if isinstance(config.rollouts, Vllm):
+            check(config.rollouts.execution)
+
+
+STAGE = Stage(
+    name="reinforce",
+    version=1,
+    config=ReinforceConfig,
+    inputs={"reward": ("reward",)},
+    body=body,
+    describe=describe,
+    shared=True,
+    preflight=preflight,
+)

@@ -1,0 +1,88 @@
+"""One report of every policy over every benchmark: a page, a Markdown document and the numbers of both."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import ReportConfig
+from tasks.run_stage import Stage, Workspace
+from tasks.stages.judgments import BASELINE, Judgments
+from tasks.stages.rate import rated_in
+
+if TYPE_CHECKING:
+    from dpr_core.reporting.rows import Table
+
+TABLE = "table.json"
+PAGE = "report.html"
+DOCUMENT = "report.md"
+
+BESIDE = "report"
+"""The folder beside the payload with the page and the document once more, with links to the artifacts.
+
+IDs and addresses are those of one store. The payload has none, so that the same work gives the same digest anywhere.
+"""
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    """Each input is a judge artifact, whose role, "policy on benchmark", names the row, or a rate artifact."""
+    from dpr_core.reporting import examples, lengths, links, pairs, ratings, report, rows
+
+    read = Judgments(work)
+    judged = [role for role in work.inputs if work.input(role).stage == "judge"]
+    for done, role in enumerate(judged, start=1):
+        read.add(role)
+        work.advance(done, len(judged), role)
+    title = cast(ReportConfig, config).title
+    table = rows.Table(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
+    compared, rated = pairs.compare(read.judged), rated_in(work)
+    parts = [
+        ratings.section(rated),
+        pairs.section(compared),
+        lengths.section(read.judged, BASELINE),
+        examples.section(read.judged, BASELINE),
+    ]
+    sections = [part for part in parts if part is not None]
+    values = rows.as_dict(table) | {
+        "paired_tests": [asdict(pair) for pair in compared],
+        "ratings": [asdict(each) for each in rated],
+    }
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (work.output / TABLE).write_text(text, encoding="utf-8")
+    address = work.store.run_url if work.store.where.startswith("http") else lambda run_id: None
+    linked = [*sections, links.section(read.linked, address)]
+    for folder, shown in ((work.output, sections), (work.scratch / BESIDE, linked)):
+        folder.mkdir(exist_ok=True)
+        (folder / PAGE).write_text(report.as_html(table, shown), encoding="utf-8")
+        (folder / DOCUMENT).write_text(report.as_markdown(table, shown), encoding="utf-8")
+    for name in (PAGE, DOCUMENT):
+        work.file(work.scratch / BESIDE / name, BESIDE)
+    _plot(work, table)
+    return {
+        f"{row.benchmark}/{row.policy}/{name}": float(value)
+        for row in table.rows
+        for name in ("win_rate", "length_adjusted_rate", "accuracy", "response_tokens", "kl_to_sft")
+        if (value := getattr(row, name)) is not None
+    }
+
+
+def _plot(work: Workspace, table: "Table") -> None:
+    from dpr_core.reporting import plots
+
+    bars = [
+        (f"{row.policy} ({row.benchmark})", row.win_rate, *row.win_rate_interval)
+        for row in table.rows
+        if row.win_rate is not None and row.win_rate_interval is not None
+    ]
+    if bars:
+        plots.intervals(work.scratch / "win_rates.png", f"{table.estimand} (%)", bars, even=50)
+        work.file(work.scratch / "win_rates.png", "plots")
+
+
+def describe(config: StageConfig) -> str:
+    return f"{cast(ReportConfig, config).title}: every policy over every benchmark."
+
+
+STAGE = Stage(
+    name="report", version=2, config=ReportConfig, inputs={"*": ("judge", "rate")}, body=body, describe=describe
+)

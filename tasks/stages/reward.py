@@ -1,0 +1,169 @@
+"""Recover the dense reward of an SFT run, and measure it on demonstrations."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.reward import RewardConfig, RewardDefinition
+from dpr_core.config.training import SFTConfig
+from dpr_core.errors import UsageError
+from tasks.artifacts.store import Artifact
+from tasks.run_stage import Stage, Work
+from tasks.stages.lineage import REWARD, Lineage, checkpoints
+
+if TYPE_CHECKING:
+    from dpr_core.data.encoding import TokenSequence
+    from dpr_core.models.dense_reward import DenseReward, ScoredTokens
+    from dpr_core.models.token_rewards import GivenText
+
+CREDIT_PAGE = "credit.html"
+TEXTS_ON_PAGE = 12
+
+
+def body(config: StageConfig, work: Work) -> dict[str, float]:
+    from dpr_core.masking import mean_by_position
+    from dpr_core.models.token_rewards import credit_of, encode_texts
+    from dpr_core.reporting import plots, token_credit
+
+    settings = cast(RewardConfig, config)
+    lineage = Lineage(work.store)
+    sft = work.input("sft")
+    tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
+    texts = probes(lineage, sft, settings.probe_demonstrations)
+    sequences = encode_texts(tokenizer, renderer, texts)
+    definition = chosen(settings, lineage, sft, sequences)
+    reward = lineage.defined_reward(sft, definition, settings.execution)
+    if settings.normalise:
+        definition = definition.model_copy(update={"scale": deviation(reward, sequences)})
+        reward = replace(reward, scale=definition.scale)
+    (work.output / REWARD).write_text(definition.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    scored = reward(sequences, work.advance)
+    credited = credit_of(tokenizer, texts, sequences, scored)
+    with (work.output / "demonstrations.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(token_credit.as_json(text), ensure_ascii=False) + "\n" for text in credited)
+    provenance = {"Formula": definition.formula, "Reference": definition.describe_reference()}
+    page = token_credit.as_html(credited[:TEXTS_ON_PAGE], "Token credit on demonstrations", provenance)
+    (work.output / CREDIT_PAGE).write_text(page, encoding="utf-8")
+    by_position = mean_by_position(scored.rewards, scored.mask)
+    plots.lines(
+        work.scratch / "reward_by_position.png",
+        "Mean token reward on demonstrations",
+        "position in the response",
+        {"reward": [(float(t), value) for t, value in enumerate(by_position)]},
+    )
+    work.file(work.scratch / "reward_by_position.png", "plots")
+    return statistics(scored) | constants(definition)
+
+
+def probes(lineage: Lineage, sft: Artifact, count: int) -> "list[GivenText]":
+    """The first demonstrations that SFT saw whole."""
+    from dpr_core.data.encoding import encode_prompt, encode_response
+    from dpr_core.models.token_rewards import GivenText
+
+    tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
+    limits = SFTConfig.model_validate(sft.config)
+
+    def learned_whole(text: GivenText) -> bool:
+        prompt = encode_prompt(tokenizer, renderer.render(text.prompt, text.system))
+        response = encode_response(tokenizer, text.response)
+        return len(prompt) <= limits.max_prompt_tokens and len(response) <= limits.max_response_tokens
+
+    rows = (GivenText(row.prompt, row.response, row.system) for row in lineage.demonstrations(sft))
+    texts = list(islice(filter(learned_whole, rows), count))
+    if not texts:
+        raise UsageError("no demonstration is short enough for SFT's length limits, so there is nothing to score")
+    return texts
+
+
+def chosen(
+    settings: RewardConfig, lineage: Lineage, sft: Artifact, demonstrations: "Sequence[TokenSequence]"
+) -> RewardDefinition:
+    """What the settings say, with the reference named outright."""
+    reference: tuple[float | Literal["ema"], ...] = settings.fractions()
+    candidates: dict[float, float] = {}
+    if settings.reference == "ema":
+        reference = ("ema",)
+    elif settings.reference == "validated":
+        candidates = validated(settings, lineage, sft, demonstrations)
+        best = max(candidates, key=lambda fraction: candidates[fraction])
+        reference = (best,)
+    return RewardDefinition(
+        formula=settings.formula,
+        reference=reference,
+        clip_above=settings.clip_above,
+        seed=settings.seed,
+        candidates={f"{fraction:g}": score for fraction, score in candidates.items()},
+    )
+
+
+def validated(
+    settings: RewardConfig, lineage: Lineage, sft: Artifact, demonstrations: "Sequence[TokenSequence]"
+) -> dict[float, float]:
+    """How well each kept checkpoint, as the reference, finds corrupted tokens; the end of the run is no candidate."""
+    from dpr_core.diagnostics.reference_choice import detection_by_candidate
+
+    kept = {part: folder for part, folder in checkpoints(sft).items() if isinstance(part, float) and part < 1}
+    if not kept:
+        raise UsageError(
+            f"SFT artifact {sft.id} keeps nothing but its end, so there is no reference to choose; "
+            f"make one that does: dpr rerun {sft.id[:8]} --set 'checkpoints=[0.25, 0.5, 0.75]'"
+        )
+    load = partial(lineage.load, like=sft, execution=settings.execution, frozen=True)
+    return detection_by_candidate(
+        load(lineage.sft_folder(sft)),
+        {fraction: partial(load, folder) for fraction, folder in kept.items()},
+        demonstrations,
+        settings.seed,
+        settings.execution.tokens_per_micro_batch,
+    )
+
+
+def deviation(reward: "DenseReward", demonstrations: "Sequence[TokenSequence]") -> float:
+    """Of the token reward on demonstrations, before it is scaled or clipped."""
+    raw = replace(reward, scale=1.0, clip_above=None)(demonstrations)
+    found = float(raw.rewards[raw.mask].std(correction=0))
+    if not found > 0:
+        raise UsageError("the token reward is the same everywhere on demonstrations, so normalise has nothing to do")
+    return found
+
+
+def statistics(scored: "ScoredTokens") -> dict[str, float]:
+    """What the reward looks like on demonstrations, and how far apart the soft values of its two models are."""
+    rewards, gap = scored.rewards[scored.mask], scored.value_gap[scored.mask]
+    last = scored.rewards.gather(1, scored.mask.sum(dim=1, keepdim=True) - 1)
+    return {
+        "reward/token_mean": float(rewards.mean()),
+        "reward/token_deviation": float(rewards.std(correction=0)),
+        "reward/end_token_mean": float(last.mean()),
+        "reward/return_mean": float(scored.rewards.sum(dim=1).mean()),
+        "reward/value_gap_mean": float(gap.mean()),
+        "reward/value_gap_rms": float(gap.square().mean().sqrt()),
+    }
+
+
+def constants(definition: RewardDefinition) -> dict[str, float]:
+    """What was measured or chosen to define the reward."""
+    found = {f"reward/detection_auroc/{name}": score for name, score in definition.candidates.items()}
+    if definition.candidates:
+        found["reward/chosen_reference"] = cast(float, definition.reference[0])
+    return found | {"reward/scale": definition.scale}
+
+
+def describe(config: StageConfig) -> str:
+    settings = cast(RewardConfig, config)
+    if isinstance(settings.reference, str):
+        against = {"ema": "the moving average", "validated": "a checkpoint, chosen by validation,"}[settings.reference]
+    elif isinstance(settings.reference, tuple):
+        against = f"the mean of the checkpoints at {', '.join(f'{fraction:g}' for fraction in settings.reference)}"
+    else:
+        against = f"the checkpoint at {settings.reference:g}"
+    return f"Token reward, {settings.formula}, against {against} of the SFT run."
+
+
+STAGE = Stage(
+    name="reward", version=2, config=RewardConfig, inputs={"sft": ("sft",)}, body=body, describe=describe, shared=True
+)

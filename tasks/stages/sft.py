@@ -1,0 +1,81 @@
+"""Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
+
+from pathlib import Path
+from typing import Literal, cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.training import SFTConfig
+from tasks.run_stage import Stage, Work
+from tasks.stages.lineage import Lineage
+
+
+def body(config: StageConfig, work: Work) -> dict[str, float]:
+    import torch
+
+    from dpr_core.data.encoding import encode_demonstrations
+    from dpr_core.errors import UsageError
+    from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
+    from dpr_core.models.lora import add_adapters
+    from dpr_core.models.policy import Policy
+    from dpr_core.training.sft_loop import fine_tune, total_steps
+    from dpr_core.training.trainer import Trainer
+
+    sft = cast(SFTConfig, config)
+    data = work.input("data")
+    lineage = Lineage(work.store)
+    if sft.backbone is not None and "backbone" in work.inputs:
+        raise UsageError("sft has two backbones: leave `backbone` of its settings empty, or give no backbone artifact")
+    if sft.backbone is not None:
+        model, tokenizer = load_backbone(sft.backbone)
+    elif "backbone" in work.inputs:
+        folder = work.input("backbone").path / "model"
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
+    else:
+        raise UsageError(
+            "sft has no backbone: set `backbone` to a pretrained one, or give a backbone artifact as input"
+        )
+    if sft.lora is not None:
+        add_adapters(model, sft.lora, sft.seed)
+    renderer = lineage.renderer(data)
+    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
+    encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)
+    activations = getattr(torch, sft.backbone.dtype) if sft.backbone else torch.float32
+    policy = Policy(model, sft.execution.logits_per_chunk, activations, sft.execution.packing).round_frozen()
+    policy.check_length(max(len(sequence) for sequence in encoded.sequences))
+    trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution, recorder=work)
+
+    def keep(part: float | Literal["ema"]) -> None:
+        save(model, tokenizer, work.output / "checkpoints" / str(part))
+
+    return fine_tune(trainer, encoded.sequences, sft, keep, work) | encoded.counts()
+
+
+def pin(config: SFTConfig) -> SFTConfig:
+    """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
+    from dpr_core.hashing import of_folder
+
+    if config.backbone is None or not (folder := Path(config.backbone.name).expanduser()).is_dir():
+        return config
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": of_folder(folder)})})
+
+
+def describe(config: StageConfig) -> str:
+    sft = cast(SFTConfig, config)
+    kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints) + (", ema" if sft.ema_decay else "")
+    return (
+        f"Supervised fine-tuning: {sft.epochs} pass(es), learning rate {sft.learning_rate:g}, batches of "
+        f"{sft.batch_size}; weights kept at {kept} of the run (seed {sft.seed})."
+    )
+
+
+STAGE = Stage(
+    name="sft",
+    version=1,
+    config=SFTConfig,
+    inputs={"data": ("subsample",), "backbone": ("backbone",)},
+    optional=frozenset({"backbone"}),
+    body=body,
+    shared=True,
+    describe=describe,
+    pin=pin,
+)

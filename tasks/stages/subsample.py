@@ -1,0 +1,45 @@
+"""Draw the demonstrations that everything else learns from, and freeze the prompt template with them."""
+
+import logging
+from dataclasses import asdict
+from typing import cast
+
+from dpr_core.config.base import StageConfig
+from dpr_core.config.data import LabSource, SubsampleConfig
+from tasks.run_stage import Stage, Workspace
+
+logger = logging.getLogger("dense_path")
+
+
+def body(config: StageConfig, work: Workspace) -> dict[str, float]:
+    from dpr_core.data.subsample import subsample, write
+
+    # A failed draw leaves its quarantine where the user can read it; a finished one publishes it.
+    quarantine = work.store.home / "quarantine" / f"{work.run.id}.jsonl"
+    sample = subsample(cast(SubsampleConfig, config), work.advance, quarantine)
+    write(sample, work.output)
+    logger.info("subsample: %d rows with the hash %s", sample.counts.kept, sample.content_hash)
+    work.run.text("content_hash.txt", f"{sample.content_hash}\n")
+    work.table("samples/demonstrations.json", [asdict(row) for row in sample.demonstrations[:16]])
+    return {
+        "data/rows_read": float(sample.counts.read),
+        "data/rows_kept": float(sample.counts.kept),
+        "data/rows_bad": float(sample.counts.bad_rows),
+    }
+
+
+def pin(config: SubsampleConfig) -> SubsampleConfig:
+    from dpr_core.data.sources import fingerprint
+
+    if isinstance(config.source, LabSource):
+        return config
+    source = config.source.model_copy(update={"content": fingerprint(config.source)})
+    return config.model_copy(update={"source": source})
+
+
+def describe(config: StageConfig) -> str:
+    data = cast(SubsampleConfig, config)
+    return f"Up to {data.size:,} demonstrations from {data.source.type} (seed {data.seed})."
+
+
+STAGE = Stage(name="subsample", version=1, config=SubsampleConfig, body=body, describe=describe, pin=pin)

@@ -1,0 +1,286 @@
+"""Parent runs that were interrupted: seen as such, taken up by the same request, ended where nobody does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts.parent_runs import About, Request
+from tasks.artifacts.store import Store
+from tasks.locks import exclusive, if_free, is_held
+from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tasks.running.stage_workdir import Bench
+from tests.interruption import Killed
+
+Make = Callable[..., Outcome]
+Asked = Callable[..., About]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_process_that_is_gone_leaves_it_interrupted_and_the_same_request_takes_it_up(
+    store: Store, about: Asked
+) -> None:
+    left = store.pipelines.begin(about("demo", {"a": 1}))
+    [found] = store.pipelines.all()
+    assert (found.id, found.status, found.may_go_on) == (left, "INTERRUPTED", True)
+    assert store.pipelines.to_go_on() == [found]
+    with store.pipelines.running(about("demo", {"a": 1})) as again:
+        assert again == left
+        [found] = store.pipelines.all()
+        assert (found.status, found.may_go_on) == ("RUNNING", False)
+        assert store.pipelines.to_go_on() == []
+    store.pipelines.end(left, "FINISHED", {})
+    assert store.pipelines.to_go_on() == []
+    with store.pipelines.running(about("demo", {"a": 1})) as another:
+        assert another != left
+
+
+def test_another_request_gets_its_own_run_and_ends_the_dead_one(store: Store, about: Asked) -> None:
+    left = store.pipelines.begin(about("demo", {"a": 1}))
+    with store.pipelines.running(about("demo", {"a": 2})) as run_id:
+        assert run_id != left
+        assert {p.id: (p.status, p.reason) for p in store.pipelines.all()} == {
+            run_id: ("RUNNING", ""),
+            left: ("KILLED", "its process ended without a word"),
+        }
+        assert [pipeline.id for pipeline in store.pipelines.to_go_on()] == [left]
+
+
+def test_what_a_live_process_is_at_is_not_taken_from_it(store: Store, about: Asked) -> None:
+    with store.pipelines.running(about()) as first, store.pipelines.running(about()) as second:
+        assert first != second
+        assert {pipeline.status for pipeline in store.pipelines.all()} == {"RUNNING"}
+        assert store.pipelines.end_dead() == []
+
+
+def test_how_it_is_done_is_no_part_of_the_request(store: Store) -> None:
+    one = About("s", "", {}, Request({"studies": 1}, {"jobs": 1}))
+    four = About("s", "", {}, Request({"studies": 1}, {"jobs": 4}))
+    left = store.pipelines.begin(one)
+    with store.pipelines.running(four) as run_id:
+        assert run_id == left
+    assert dict(store.pipelines.all()[0].request.how) == {"jobs": 1}  # type: ignore[union-attr]
+
+
+def test_one_that_finished_later_settles_those_before_it(store: Store, about: Asked) -> None:
+    store.pipelines.begin(about())
+    finished = store.pipelines.begin(about())
+    store.pipelines.end(finished, "FINISHED", {})
+    assert store.pipelines.to_go_on() == []
+
+
+def test_one_that_failed_may_go_on_but_was_not_interrupted(store: Store, about: Asked) -> None:
+    failed = store.pipelines.begin(about())
+    store.pipelines.end(failed, "FAILED", {}, reason="ValueError: no")
+    [found] = store.pipelines.to_go_on()
+    assert (found.interrupted, found.reason) == (False, "ValueError: no")
+    with store.pipelines.running(about()) as again:
+        assert again == failed
+
+
+def test_a_pipeline_of_another_machine_is_left_alone(
+    store: Store, about: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.pipelines, "_owner", "elsewhere:/home")
+    theirs = store.pipelines.begin(about())
+    monkeypatch.undo()
+    with store.pipelines.running(about()) as ours:
+        assert ours != theirs
+    assert {p.id: p.status for p in store.pipelines.all()}[theirs] == "RUNNING"
+
+
+def test_a_long_request_is_kept_whole(store: Store) -> None:
+    what = {"config": {"text": "x" * 30_000}}
+    store.pipelines.begin(About("long", "", {}, Request(what)))
+    [found] = store.pipelines.all()
+    assert found.request == Request(what)
+    assert store.pipelines.find(found.id[:8]) == found
+
+
+# Force
+
+
+def test_a_forced_request_reuses_what_it_made_itself(store: Store, make: Make, about: Asked, toys: Any) -> None:
+    before = make("number")
+    store.pipelines.begin(about())
+    moment = store.pipelines.since(about().request)
+    [pipeline] = store.pipelines.all()
+    assert moment == pipeline.started
+    config = toys["number"].config()
+    first = run_stage(toys["number"], config, {}, store=store, not_before=moment)
+    assert (first.status, first.id != before.id) == ("ran", True)
+    again = run_stage(toys["number"], config, {}, store=store, not_before=store.pipelines.since(about().request))
+    assert (again.status, again.id) == ("reused", first.id)
+
+
+def interrupted(toys: dict[str, Stage], store: Store, moment: datetime | None) -> str:
+    """An attempt that has kept a state; returns its ID."""
+    import dataclasses
+
+    def body(config: Any, work: Workspace) -> dict[str, float]:
+        work._bench.keep(1, 1, lambda folder: None)
+        raise Killed
+
+    stage = dataclasses.replace(toys["number"], body=body)
+    with pytest.raises(Killed):
+        run_stage(stage, stage.config(), {}, store=store, not_before=moment)
+    return store.records()[0].id
+
+
+@pytest.mark.parametrize("begun", ["before", "after"])
+def test_a_forced_request_goes_on_with_an_attempt_only_if_it_began_after_it(
+    store: Store, toys: dict[str, Stage], begun: str
+) -> None:
+    moment = datetime.now(UTC)
+    time.sleep(0.01)
+    left = interrupted(toys, store, moment)
+    asked = moment if begun == "after" else datetime.now(UTC)
+    outcome = run_stage(toys["number"], toys["number"].config(), {}, store=store, not_before=asked)
+    assert (outcome.status, outcome.id == left) == ("ran", begun == "after")
+    assert list((store.home / "work").iterdir()) == []
+
+
+# Locks
+
+
+def test_a_lock_file_that_was_removed_by_its_holder_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    assert not is_held(path)
+    with exclusive(path):
+        assert is_held(path)
+        with if_free(path) as mine:
+            assert not mine
+        path.unlink()
+    with exclusive(path):
+        assert path.exists()
+        assert is_held(path)
+    assert not is_held(path)
+
+
+WAITER = """
+import sys
+from pathlib import Path
+from tasks.locks import exclusive
+path = Path(sys.argv[1])
+with exclusive(path, lambda: print("waits", flush=True)):
+    print(path.exists(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_who_waits_for_a_lock_file_that_is_removed_gets_one_that_others_see(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with exclusive(path):
+        waiter = subprocess.Popen(
+            [sys.executable, "-c", WAITER, str(path)],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert waiter.stdout is not None
+        assert waiter.stdout.readline() == "waits\n"
+        path.unlink()
+    assert waiter.stdout.readline() == "True\n"
+    assert is_held(path)
+    waiter.communicate("")
+    assert not is_held(path)
+
+
+# Two at once
+
+SIX = """
+import runpy
+from tasks.run_stage import run_stage
+from tasks.artifacts.store import Store
+toys = runpy.run_path("tests/tasks/conftest.py")
+outcome = run_stage(toys["NUMBER"], toys["Number"](), {}, store=Store.open())
+print(outcome.id, outcome.status)
+"""
+
+SLOW = """
+import json, runpy, sys, time
+from dataclasses import replace
+from pathlib import Path
+from tasks.running.stage_workdir import write_state
+from tasks.run_stage import run_stage
+from tasks.artifacts.store import Store
+toys = runpy.run_path("tests/tasks/conftest.py")
+store = Store.open()
+
+def body(config, work):
+    left = work.restore()
+    first = 0 if left is None else left["step"]
+    (store.home / f"began at {first}").touch()
+    for step in range(first, 8):
+        work._bench.keep(step, step, lambda folder: write_state({"step": step}, folder))
+        time.sleep(600 if left is None and step == 3 else 0)
+    toys["write"](work, config.value)
+    return {}
+
+import logging
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+outcome = run_stage(replace(toys["NUMBER"], body=body), toys["Number"](), {}, store=store)
+print(outcome.id, outcome.status, flush=True)
+"""
+
+
+def started(code: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.integration
+def test_six_processes_start_on_an_empty_home_and_one_of_them_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPR_HOME", str(tmp_path / "empty"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said = [process.communicate(timeout=300)[0] for process in [started(SIX) for _ in range(6)]]
+    ended = [text.split()[-2:] for text in said]
+    assert sorted(status for _, status in ended) == ["ran", *["reused"] * 5], said
+    assert len({run_id for run_id, _ in ended}) == 1
+
+
+@pytest.mark.integration
+def test_the_second_takes_over_from_the_first_that_is_killed_and_goes_on_from_its_state(store: Store) -> None:
+    first = started(SLOW)
+    [attempt] = wait_for(lambda: list((store.home / "work").glob("*/states/*3/SEAL.json")))
+    second = started(SLOW)
+    assert second.stdout is not None
+    assert "another process is making this; waiting for it" in second.stdout.readline()
+    os.kill(first.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    assert "goes on with attempt" in second.stdout.readline()
+    assert time.monotonic() - killed < 5
+    rest = second.communicate(timeout=60)[0]
+    [record] = store.records()
+    assert rest.split()[-2:] == [record.id, "ran"]
+    assert store.verify(record.id) == []
+    assert {path.name for path in store.home.glob("began at *")} == {"began at 0", "began at 3"}
+    assert not Bench(attempt.parents[2]).folder.exists()
+    first.communicate()
+
+
+def wait_for(found: Callable[[], list[Path]]) -> list[Path]:
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found()
+
+
+def test_the_parameters_are_kept_as_tags_that_people_can_read(store: Store, about: Asked) -> None:
+    run_id = store.pipelines.begin(about("demo", {"a": 1}))
+    tags = store._client.get_run(run_id).data.tags
+    assert json.loads(tags["dpr.what"]) == {"flow": "toy", "name": "demo", "a": 1}
+    assert tags["dpr.request"] == about("demo", {"a": 1}).request.key

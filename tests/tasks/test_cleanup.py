@@ -1,0 +1,227 @@
+"""What may be removed, and what never is."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_core.errors import DensePathError
+from tasks.artifacts.parent_runs import About
+from tasks.artifacts.store import Store
+from tasks.cleanup import Garbage, Piece
+from tasks.locks import exclusive
+from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tests.interruption import Killed
+
+Make = Callable[..., Outcome]
+Asked = Callable[..., About]
+
+
+def found(store: Store, **options: Any) -> dict[str, Piece]:
+    """What can be removed but for lock files, by its path in the home."""
+    pieces = Garbage(store, **options).find()
+    return {str(piece.path.relative_to(store.home)): piece for piece in pieces if piece.kind != "lock"}
+
+
+def clear(store: Store, **options: Any) -> list[Piece]:
+    garbage = Garbage(store, **options)
+    return garbage.remove(garbage.find())
+
+
+def interrupted(store: Store, stage: Stage, parent: str | None = None) -> str:
+    """An attempt that has kept a state and then was killed; returns its ID."""
+
+    def body(config: Any, work: Workspace) -> dict[str, float]:
+        (work.output / "half.bin").write_bytes(bytes(1000))
+        work._bench.keep(1, 1, lambda folder: None)
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_stage(dataclasses.replace(stage, body=body), stage.config(), {}, store=store, parent=parent)
+    return store.records()[0].id
+
+
+def failed(store: Store, key: str = "e" * 64) -> str:
+    """An attempt that failed with half of its payload in the store."""
+    from dpr_core.config.base import StageConfig
+
+    run = store.begin(
+        stage="number", name="n", version=1, key=key, config=StageConfig(), inputs={}, parent=None, description=""
+    )
+    for folder in ("output", "output.partial"):
+        (root(store, run.id) / folder).mkdir(parents=True)
+        (root(store, run.id) / folder / "half.bin").write_bytes(bytes(1000))
+    run.end("FAILED", "no luck")
+    return run.id
+
+
+def root(store: Store, run_id: str) -> Path:
+    return store.home / "artifacts" / run_id / "artifacts"
+
+
+def test_a_finished_chain_has_nothing_to_remove_but_lock_files(store: Store, make: Make) -> None:
+    make("double", {"number": make("number").id})
+    before = {path for path in store.home.rglob("*") if "locks" not in path.parts}
+    assert found(store) == {}
+    assert {piece.kind for piece in clear(store)} == {"lock"}
+    assert {path for path in store.home.rglob("*") if "locks" not in path.parts} == before
+    assert Garbage(store).find() == []
+
+
+def test_the_payload_of_a_failed_attempt_goes_and_its_run_stays(store: Store) -> None:
+    run_id = failed(store)
+    assert {path: (p.kind, p.size, p.why) for path, p in found(store).items()} == {
+        f"artifacts/{run_id}/artifacts/{name}": ("payload", 1000, f"attempt {run_id[:8]} (number · n) is FAILED")
+        for name in ("output", "output.partial")
+    }
+    clear(store)
+    assert [path.name for path in root(store, run_id).iterdir()] == ["config.yaml"]
+    assert store.record(run_id).reason == "no luck"
+
+
+def test_what_a_finished_artifact_was_made_from_is_never_removed(store: Store, make: Make) -> None:
+    """Even where the status of an input was edited so that it looks like a failure."""
+    number = make("number")
+    add = make("add", {"number": number.id, "double": make("double", {"number": number.id}).id})
+    for input_id in store.record(add.id).inputs.values():
+        store._client.update_run(input_id, status="FAILED")
+    clear(store, unfinished=True)
+    for input_id in store.record(add.id).inputs.values():
+        store._client.update_run(input_id, status="FINISHED")
+        assert store.verify(input_id) == []
+
+
+def test_unfinished_work_goes_only_if_that_is_asked_for(store: Store, toys: dict[str, Stage], make: Make) -> None:
+    left = interrupted(store, toys["number"])
+    key = store.record(left).key
+    assert found(store) == {}
+    [(path, piece)] = found(store, unfinished=True).items()
+    assert (path, piece.kind) == (f"work/{key}", "work")
+    assert piece.why == f"unfinished: {left[:8]} (number) would start from its beginning"
+    clear(store)
+    assert make("number").id == left
+    interrupted_again = interrupted(store, dataclasses.replace(toys["number"], version=2))
+    clear(store, unfinished=True)
+    assert list((store.home / "work").iterdir()) == []
+    assert store.record(interrupted_again).status == "KILLED"
+
+
+def test_work_on_a_key_that_is_finished_goes_unless_its_pipeline_may_go_on(
+    store: Store, toys: dict[str, Stage], make: Make, about: Asked
+) -> None:
+    parent = store.pipelines.begin(about())
+    left = interrupted(store, toys["number"], parent)
+    bench = store.home / "work" / store.record(left).key
+    aside = store.home / "aside"
+    bench.rename(aside)
+    done = make("number")
+    assert done.id != left
+    aside.rename(bench)
+    assert found(store) == {}
+    store.pipelines.end(parent, "FINISHED", {})
+    why = found(store)[f"work/{bench.name}"].why
+    assert why == f"{done.id[:8]} (number) was finished in place of attempt {left[:8]}"
+
+
+def test_a_bench_whose_run_is_gone_and_old_scratch_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = store.home / "work" / ("a" * 64)
+    bench.mkdir()
+    (bench / "ATTEMPT").write_text("0" * 32)
+    for name in ("tmpold", "tmpnew", "f" * 32, "mine"):
+        (store.home / "work" / name).mkdir()
+    hours_ago = time.time() - 7200
+    for name in ("tmpold", "f" * 32, "mine"):
+        os.utime(store.home / "work" / name, (hours_ago, hours_ago))
+    assert set(found(store)) == {f"work/{'a' * 64}", "work/tmpold", f"work/{'f' * 32}"}
+    monkeypatch.setattr(store, "embedded", False)
+    assert f"work/{'a' * 64}" not in found(store), "it may be of the other store that this home was used with"
+
+
+def test_what_a_live_process_works_on_is_left_alone(store: Store) -> None:
+    key = "b" * 64
+    run_id = failed(store, key)
+    (store.home / "work" / key).mkdir()
+    lock = store.home / "locks" / f"{key}.lock"
+    with exclusive(lock):
+        assert Garbage(store).find() == []
+    garbage = Garbage(store)
+    pieces = garbage.find()
+    with exclusive(lock):
+        assert garbage.remove(pieces) == []
+    assert (root(store, run_id) / "output").is_dir()
+    assert lock.exists()
+
+
+def test_what_has_changed_since_it_was_found_is_left_alone(store: Store, toys: dict[str, Stage], make: Make) -> None:
+    left = interrupted(store, toys["number"])
+    garbage = Garbage(store, unfinished=True)
+    pieces = garbage.find()
+    assert make("number").id == left
+    removed = garbage.remove(pieces)
+    assert all(piece.kind != "payload" for piece in removed)
+    assert store.verify(left) == []
+
+
+def test_files_of_runs_that_were_deleted_or_never_known_go(store: Store, make: Make) -> None:
+    deleted, kept, needed = make("number", value=1), make("number", value=2), make("number", value=3)
+    make("double", {"number": needed.id})
+    for outcome in (deleted, needed):
+        store._client.delete_run(outcome.id)
+    (store.home / "artifacts" / ("e" * 32)).mkdir()
+    (store.home / "artifacts" / "models").mkdir()
+    assert {path: piece.why for path, piece in found(store).items()} == {
+        f"artifacts/{deleted.id}": "its MLflow run was deleted",
+        f"artifacts/{'e' * 32}": "MLflow has no such run",
+    }
+    clear(store)
+    assert not (store.home / "artifacts" / deleted.id).exists()
+    assert store.verify(kept.id) == []
+    store._client.restore_run(needed.id)
+    assert store.verify(needed.id) == []
+
+
+def test_a_half_upload_beside_a_finished_payload_goes(store: Store, make: Make) -> None:
+    number = make("number")
+    (root(store, number.id) / "output.partial").mkdir()
+    assert list(found(store)) == [f"artifacts/{number.id}/artifacts/output.partial"]
+    clear(store)
+    assert store.verify(number.id) == []
+
+
+def test_a_link_is_removed_and_not_followed(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("mine")
+    run_id = failed(store)
+    payload = root(store, run_id) / "output"
+    (payload / "half.bin").unlink()
+    payload.rmdir()
+    payload.symlink_to(tmp_path / "precious")
+    clear(store)
+    assert not payload.is_symlink()
+    assert (tmp_path / "precious" / "file").read_text() == "mine"
+
+
+def test_only_what_has_not_changed_for_so_long(store: Store) -> None:
+    failed(store)
+    assert found(store, older_than=timedelta(days=1)) == {}
+    assert len(found(store, older_than=timedelta(0))) == 2
+
+
+def test_the_cache_keeps_what_may_be_needed(store: Store, make: Make) -> None:
+    number = make("number")
+    for name in (number.id, "d" * 32, "verdicts"):
+        (store.home / "cache" / name).mkdir()
+    assert list(found(store)) == [f"cache/{'d' * 32}"]
+
+
+def test_nothing_is_built_on_what_was_removed(store: Store, toys: dict[str, Stage], make: Make) -> None:
+    left = interrupted(store, toys["number"])
+    clear(store, unfinished=True)
+    with pytest.raises(DensePathError, match="never finished"):
+        make("double", {"number": left})
+    assert make("number").id != left

@@ -1,0 +1,108 @@
+"""Stages made by other processes: what comes back, and what becomes of a process that ends."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dpr_core.config.data import LabSource, SubsampleConfig, Template
+from dpr_core.config.model import LabBackbone
+from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.store import Store
+from tasks.launch.child_processes import usable_cores
+from tasks.subprocess_pool import Job, Workers
+
+pytestmark = pytest.mark.integration
+
+DATA = SubsampleConfig(source=LabSource(rows=8), size=8, template=Template(text="{prompt}\n"))
+ENDLESS = LabBackbone(teach_max_steps=10**6, probe_every=10**6)
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The real stages, which the other processes know."""
+    monkeypatch.undo()
+    monkeypatch.setenv("DPR_HOME", str(home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store.open()
+
+
+def job(config: SubsampleConfig | LabBackbone, inputs: dict[str, str] | None = None) -> Job:
+    stage = "subsample" if isinstance(config, SubsampleConfig) else "backbone"
+    return Job(stage, f"my {stage}", config, inputs or {}, None)
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "workers.main" in " ".join(child.cmdline())]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_process_makes_one_stage_after_another_and_tells_errors_as_they_are(here: Store) -> None:
+    with Workers() as workers:
+        made = workers.make(job(DATA))
+        assert (made.status, made.name) == ("ran", "my subsample")
+        assert here.verify(made.id) == []
+        assert workers.make(job(DATA)).status == "reused"
+        with pytest.raises(UsageError, match="subsample has no input called sft"):
+            workers.make(job(DATA, {"sft": made.id}))
+        assert len(children()) == 1
+    assert children() == []
+    with pytest.raises(DensePathError, match="the run is ending"):
+        workers.make(job(DATA))
+
+
+def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
+    failures: list[str] = []
+
+    def try_to_make(workers: Workers) -> None:
+        try:
+            workers.make(job(ENDLESS))
+        except DensePathError as error:
+            failures.append(str(error))
+
+    def begun() -> list[int]:
+        """When the attempt at the backbone was begun or taken up."""
+        return [path.stat().st_mtime_ns for path in (here.home / "work").glob("*/ATTEMPT")]
+
+    with Workers() as workers:
+        thread = threading.Thread(target=try_to_make, args=[workers])
+        thread.start()
+        wait_until(begun)
+        before = begun()
+        [child] = children()
+        os.kill(child.pid, signal.SIGKILL)
+        thread.join()
+        assert failures == ["my backbone: the process that made it was killed by SIGKILL"]
+        assert workers.make(job(DATA)).status == "ran"
+        thread = threading.Thread(target=try_to_make, args=[workers])
+        thread.start()
+        wait_until(lambda: begun() not in ([], before))
+    thread.join()
+    assert children() == []
+    assert [record.status for record in here.records("backbone")] == ["KILLED"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [(None, 6), ("max 100000\n", 6), ("250000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000", 6), ("odd", 6)],
+)
+def test_cores_are_counted_within_affinity_and_quota(
+    quota: str | None, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr("tasks.launch.child_processes.QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores() == cores
