@@ -47,7 +47,7 @@ soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look
 
 bench: ## Time the program beside TRL and plain transformers, in .venv-bench; about an hour and a half, into bench.json and bench.png
 	@env -u VIRTUAL_ENV bash .ci/install-bench
-	@OMP_NUM_THREADS=1 .venv-bench/bin/python benchmarks/all.py --out bench.json
+	@OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --out bench.json
 
 check: install ## Check format, lint, types and layering
 	"$(BIN)/ruff" format --check

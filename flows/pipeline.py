@@ -9,8 +9,8 @@ from prefect.artifacts import create_table_artifact
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
-from flows.asked import Alone, Asked, Rerun, Whole
-from flows.runs import pipeline_run, stage_entry
+from flows.requests import Alone, Asked, Rerun, Whole
+from flows.run_document import pipeline_run, stage_entry
 from tasks.artifacts.store import Store
 from tasks.graph import Node, execute, plan, preflight
 from tasks.prefect_task import stage_task

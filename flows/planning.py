@@ -19,7 +19,7 @@ from dpr_core.planning.backbones import architecture
 from dpr_core.planning.hardware import AS_OF, RESERVED, Gpu
 from dpr_core.planning.stages import Circumstances, Needs, Questions, needs, plannable
 from flows import wiring
-from flows.show_costs import costs_document
+from flows.cli.costs_view import costs_document
 from tasks.graph import Node, Planned
 from tasks.judging_costs import LIKELY_SHARE, Costs, judging_costs
 

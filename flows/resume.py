@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpr_core.errors import DensePathError, UsageError
-from flows.asked import Asked, Rerun, asked_of
+from flows.requests import Asked, Rerun, asked_of
 from tasks.artifacts.parent_runs import Pipeline
 from tasks.artifacts.run_records import Record
 from tasks.artifacts.store import Store

@@ -13,8 +13,8 @@ from dpr_core.config.model import LabBackbone
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
-from flows.asked import Alone
 from flows.pipeline import run_nodes
+from flows.requests import Alone
 
 
 @flow

@@ -23,7 +23,7 @@ from dpr_core.config.base import Config, StageConfig, override, parse
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import UsageError
 from flows import recipes
-from flows.cli import app
+from flows.cli.__main__ import app
 from tasks.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ if sys.argv[1:2] in (["run"], ["config"]):
         sys.argv.insert(2, "demo")
     if sys.argv[2] == "demo":
         sys.argv[3:3] = [word for setting in TINY for word in ("--set", setting)]
-from flows.cli import main
+from flows.cli.__main__ import main
 main()
 """
 
@@ -358,7 +358,7 @@ def test_the_measured_tables_are_there() -> None:
             f"README.md: no figures of {policy} in the demo's output"
         )
     rows = re.findall(r"^\| \d+ \| \d", seeds, re.MULTILINE)
-    assert len(rows) >= 5, "README.md: fill in what benchmarks/demo_seeds.py prints"
+    assert len(rows) >= 5, "README.md: fill in what perf/demo_seeds.py prints"
 
 
 def test_the_tree_in_the_readme_exists() -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
-from flows.cli import app
+from flows.cli.__main__ import app
 from tasks.artifacts.store import Store
 from tasks.graph import Node, execute
 from tasks.registry import stage_named

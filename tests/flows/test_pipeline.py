@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
-from flows.asked import Whole
-from flows.runs import pipeline_run, stage_entry
+from flows.requests import Whole
+from flows.run_document import pipeline_run, stage_entry
 from tasks.artifacts.store import Store
 from tasks.graph import plan
 from tasks.run_stage import Outcome

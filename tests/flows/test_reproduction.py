@@ -94,7 +94,7 @@ def an_ended_run(monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]
         document["run_id"] = Store.open().pipelines.begin(About("reproduce", "", {}, Request({})))
         return document, None
 
-    monkeypatch.setattr("flows.commands.experiments._run_or_plan", ended)
+    monkeypatch.setattr("flows.cli.experiments._run_or_plan", ended)
     return document
 
 
@@ -147,7 +147,7 @@ def test_what_the_document_quotes_is_shown_to_the_letter(
 def test_a_wrong_request_is_refused_before_anything_is_done(
     dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
-    monkeypatch.setattr("flows.commands.experiments._run_or_plan", lambda *_: pytest.fail("ran"))
-    monkeypatch.setattr("flows.commands.experiments._theory", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("flows.cli.experiments._run_or_plan", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("flows.cli.experiments._theory", lambda *_: pytest.fail("ran"))
     (tmp_path / "file").write_text("")
     dpr("reproduce", *(argument.format(here=tmp_path) for argument in arguments)).assert_refused(2, words)

@@ -12,7 +12,7 @@ import pytest
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
-from flows.asked import Alone, Rerun, Sweep, Whole, asked_of
+from flows.requests import Alone, Rerun, Sweep, Whole, asked_of
 from flows.resume import chosen, unfinished
 from tasks.artifacts.parent_runs import Pipeline, Request
 from tasks.artifacts.store import Store
@@ -32,7 +32,7 @@ def cut_off(process_environment: Callable[..., dict[str, str]]) -> Callable[...,
 
     def cut(home: Path, *arguments: object) -> None:
         kill = (
-            "import os, signal, sys; from flows.cli import main\n"
+            "import os, signal, sys; from flows.cli.__main__ import main\n"
             "from tasks.running.stage_workdir import Bench; keep = Bench.keep\n"
             "def kept(bench, *more):\n"
             "    keep(bench, *more)\n"

@@ -18,7 +18,7 @@ from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.openai import OpenAIJudge
 from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs, summarise
 from dpr_core.evaluation.questions import Question
-from flows.cli import app
+from flows.cli.__main__ import app
 from tests.services.vllm import MODEL, Server, save_judge, serving
 
 pytestmark = pytest.mark.services

@@ -1,0 +1,60 @@
+"""The `dpr` command line. Imports what a command needs only when that command runs, so that --help is quick."""
+
+import typer
+
+from flows.cli import benchmark, experiments, inspect, join, plan, rate, resume, run, settings
+
+app = typer.Typer(
+    name="dpr",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Dense-Path REINFORCE: demonstrations -> SFT with checkpoints -> dense reward -> REINFORCE -> judged answers.
+
+    Every stage makes an artifact with an ID. What is there already is reused; any stage can be made again by its ID.
+
+    [bold]Start here[/bold]
+
+      dpr run demo            the whole method on the embedded lab, in minutes
+
+      dpr artifacts           what has been made
+
+      dpr resume              go on with what was interrupted
+
+      dpr rerun ID --plan --downstream --set reference=0.3   what would change
+
+      dpr score ID --text "Start at 1, add 2." "The answer is 3."   token rewards
+
+    Everything lives in DPR_HOME (default: .dpr in the current folder).""",
+)
+
+for command in (
+    run.run,
+    plan.plan,
+    run.rerun,
+    resume.resume,
+    join.join,
+    experiments.sweep,
+    experiments.reproduce,
+    inspect.artifacts,
+    inspect.show,
+    inspect.verify,
+    inspect.export,
+    inspect.score,
+    resume.gc,
+):
+    app.command()(command)
+benchmark.app.command()(rate.rate)
+app.add_typer(benchmark.app, name="benchmark")
+app.command("recipes")(settings.list_recipes)
+app.command("config")(settings.show_config)
+app.command("ui")(settings.ui)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

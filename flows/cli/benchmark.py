@@ -1,0 +1,301 @@
+"""`dpr benchmark`: the benchmarks' own files, scored, judged and written without any pipeline."""
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.text import visible
+from flows.cli.console import Debug, Identifier, Json, Set, emit, reported
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dpr_core.config.evaluation import JudgeConfig, JudgeExecution
+    from dpr_core.evaluation.judge import Answer
+    from dpr_core.evaluation.official.layouts import Answers, Layout
+    from dpr_core.evaluation.pairwise import Pair
+    from dpr_core.evaluation.questions import Question
+
+app = typer.Typer(
+    no_args_is_help=True, help="Score, judge and write files of AlpacaEval, Arena-Hard, LIMA and MT-Bench."
+)
+
+
+class Format(StrEnum):
+    mt_bench = "mt-bench"
+    arena_hard = "arena-hard"
+    alpaca_eval = "alpaca-eval"
+    lima = "lima"
+
+
+def _format(name: str) -> Format:
+    """As `dpr benchmark list` names it, or as the configuration does, with an underscore."""
+    try:
+        return Format(name.replace("_", "-"))
+    except ValueError:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(Format)}") from None
+
+
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", "--benchmark", parser=_format, metavar="|".join(Format), help="Whose files these are."),
+]
+Questions = Annotated[Path | None, typer.Option(help="The benchmark's own questions.")]
+
+
+@app.command("list")
+def list_formats(as_json: Json = False, debug: Debug = False) -> None:
+    """List the benchmarks whose files are understood."""
+    with reported(debug):
+        from dpr_core.evaluation.official.layouts import LAYOUTS
+
+        found = [{"format": name, "benchmark": each.title, "prompts": each.prompts} for name, each in LAYOUTS.items()]
+        emit(found, as_json, lambda: "\n".join(f"{f['format']:<12} {f['benchmark']}, {f['prompts']}" for f in found))
+
+
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Judgment or annotation files.")],
+    kind: FormatOption,
+    answers: Annotated[Path | None, typer.Option(help="The answers as they are now.")] = None,
+    questions: Questions = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compute the official score and the paper's from existing judgments, and say what is wrong in the files.
+
+    Example: dpr benchmark score --format mt-bench gpt-4_single.jsonl --questions question.jsonl
+    """
+    with reported(debug):
+        from dpr_core.evaluation.official import FORMATS
+        from dpr_core.evaluation.official.files import read_rows
+
+        rows = [row for file in files for row in read_rows(file)]
+        others = [read_rows(file) if file is not None else [] for file in (answers, questions)]
+        scores = FORMATS[kind.value](rows, *others)
+        document = {"models": {model: asdict(found) for model, found in scores.items()}}
+        emit(document, as_json, lambda: _score_view(document["models"]))
+
+
+@app.command()
+def judge(
+    answers: Annotated[Path, typer.Option(help="Answers of the model to be judged, in the benchmark's own layout.")],
+    baseline: Annotated[Path, typer.Option(help="Answers of the model that it is compared with.")],
+    kind: FormatOption,
+    questions: Annotated[
+        Path | None, typer.Option(help="The benchmark's own questions; without it, those of the hub.")
+    ] = None,
+    assignments: Set = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; ask nobody.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write every game there, one JSON object a line.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Judge two answer files against each other, every pair in both orders.
+
+    Settings are those of the judge stage: --set by.model=gpt-4o --set execution.budget_dollars=5
+    """
+    with reported(debug):
+        from dpr_core.config.base import override, parse
+        from dpr_core.config.evaluation import JudgeConfig
+        from dpr_core.evaluation.cost import judging_cost, prices
+        from dpr_core.evaluation.official.files import read_rows
+        from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
+
+        settings = parse(JudgeConfig, override({}, assignments), "judge")
+        layout = LAYOUTS[kind.value]
+        mine, theirs = (only_model(layout, file) for file in (answers, baseline))
+        asked = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
+        pairs, missing = _pairs(asked, mine[1], theirs[1])
+        about = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
+        about |= {
+            "characters": _mean_length([pair.candidate for pair in pairs]),
+            "baseline_characters": _mean_length([pair.baseline for pair in pairs]),
+        }
+        about["empty_answers"] = sum(_is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline))
+        if dry_run:
+            cost = judging_cost(settings, pairs).as_dict() | {"prices": prices(settings.execution)}
+            emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
+            return
+        result = _judged(settings, pairs, output)
+        emit({**about, **result}, as_json, lambda: _judged_view(about, result))
+
+
+@app.command()
+def export(
+    artifact: Identifier,
+    file: Annotated[Path, typer.Argument(help="A file that does not exist yet.")],
+    kind: FormatOption,
+    model: Annotated[str, typer.Option(help="What the model is called in the file.")] = "dense-path",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the answers of an artifact in a benchmark's own layout, so that the official tools can read them."""
+    with reported(debug):
+        from dpr_core.evaluation.official.layouts import LAYOUTS
+        from tasks.artifacts.store import Store
+        from tasks.stages.answer import answered, read_answers
+
+        if file.exists():
+            raise UsageError(f"{file} is there already; give another name")
+        found = Store.open().fetch(artifact, stages=("answer",))
+        rows = answered(read_answers(found.path))
+        try:
+            file.write_text(LAYOUTS[kind.value].write(model, rows), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {file}: {error.strerror}") from None
+        written = {"id": found.id, "file": str(file), "answers": len(rows)}
+        emit(written, as_json, lambda: f"{len(rows)} answers -> {file}")
+
+
+def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
+    from dpr_core.evaluation.official.files import read_rows
+
+    models = layout.answers(read_rows(file))
+    if len(models) != 1:
+        raise UsageError(f"{file} holds answers of {len(models)} models ({', '.join(sorted(models))}); one is needed")
+    return next(iter(models.items()))
+
+
+def _hub_questions(kind: Format) -> "list[Question]":
+    from typing import get_args
+
+    from dpr_core.config.official import Official
+    from dpr_core.evaluation.benchmarks import load
+
+    (benchmark,) = (each() for each in get_args(Official) if each.model_fields["type"].default == kind.name)
+    return load(benchmark)
+
+
+def _pairs(questions: "list[Question]", mine: "Answers", theirs: "Answers") -> "tuple[list[Pair], list[str]]":
+    """The questions that both have answered, and those that somebody has not."""
+    from dpr_core.evaluation.judge import Answer
+    from dpr_core.evaluation.pairwise import Pair
+
+    known = {question.id for question in questions}
+    if strange := sorted((mine.keys() | theirs.keys()) - known):
+        raise UsageError(
+            f"{len(strange)} answers are to questions that are not in the questions file, such as {strange[0]}"
+        )
+    pairs, missing = [], []
+    for question in questions:
+        both = [answers.get(question.id, ()) for answers in (mine, theirs)]
+        if any(len(turns) != len(question.turns) for turns in both):
+            missing.append(question.id)
+            continue
+        pairs.append(Pair(question, Answer(both[0]), Answer(both[1])))
+    if not pairs:
+        raise UsageError("no question has been answered by both models in all its turns")
+    return pairs, missing
+
+
+def _mean_length(answers: "list[Answer]") -> float:
+    return sum(len(turn) for answer in answers for turn in answer.turns) / len(answers)
+
+
+def _is_empty(answer: "Answer") -> bool:
+    return not all(map(str.strip, answer.turns))
+
+
+def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
+    from dpr_core.evaluation import judges
+    from dpr_core.evaluation.canaries import complaints, try_out
+    from dpr_core.evaluation.judged_by import complaints as judged_by_several
+    from dpr_core.evaluation.judged_by import judged_by
+    from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
+    from tasks.local_home import open_home
+    from tasks.running.progress import StageProgress
+    from tasks.stages.judge import VERDICTS, preflight
+
+    preflight([settings])
+    judge = judges.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
+    tried: dict[str, float] = {}
+    with StageProgress("judge") as progress:
+        if judges.costs_money(settings.by) and settings.execution.canaries:
+            tried = asyncio.run(try_out(judge, pairs, settings.execution, progress.advance)).as_metrics()
+        games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
+    if output is not None:
+        rows = "".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games)
+        try:
+            output.write_text(rows, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}") from None
+    print(judge.status(), file=sys.stderr)
+    result = summarise(games, settings.bootstrap_samples, settings.seed)
+    check_readable(result.unreadable_share, settings.execution)
+    served = judged_by(settings.by, (game.details for game in games))
+    warnings = [*complaints(tried), *judged_by_several(served)]
+    return {**result.as_dict(), "answers_cut": answers_cut(games), **tried, "warnings": warnings}
+
+
+def check_readable(unreadable_share: float, execution: "JudgeExecution") -> None:
+    """A result that rests on too few of its verdicts is none."""
+    if unreadable_share > execution.max_unreadable_share:
+        raise DensePathError(
+            f"{100 * unreadable_share:.1f}% of the verdicts could not be read, more than "
+            f"execution.max_unreadable_share={execution.max_unreadable_share:g} allows; what the judge wrote is in the "
+            "file of --output"
+        )
+
+
+def _score_view(models: dict[str, Any]) -> "RenderableType":
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for model, found in models.items():
+        view = Table("", "official", "paper", box=box.SIMPLE_HEAD, title=Text(visible(model)), title_justify="left")
+        official, paper = _flat(found["official"]), _flat(found["paper"])
+        for name in dict.fromkeys([*official, *paper]):
+            view.add_row(visible(name), _shown(official.get(name)), _shown(paper.get(name)))
+        view.add_row("judged", str(found["n"]), "")
+        view.add_row("without a verdict", str(found["unscored"]), "")
+        parts += [view, *(Text(visible(f"! {line}")) for line in found["warnings"]), Text("")]
+    return Group(*parts)
+
+
+def _flat(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores by category in lines of their own."""
+    flat: dict[str, Any] = {}
+    for name, value in scores.items():
+        flat |= {f"  {part}": each for part, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(each) for each in value)}]"
+    return str(value)
+
+
+def _judged_view(about: dict[str, Any], result: dict[str, Any]) -> str:
+    interval = "" if result["low"] is None else f" [{result['low']:.1f}, {result['high']:.1f}]"
+    rate = "no verdict could be read" if result["win_rate"] is None else f"{result['win_rate']:.1f} %{interval}"
+    lines = [
+        f"{visible(about['candidate'])} against {visible(about['baseline'])}: {rate}",
+        f"win rate over {about['prompts']} prompts, both orders, ties 0.5; in brackets a 95% interval over prompts",
+        f"mean characters {about['characters']:.0f}, of the baseline {about['baseline_characters']:.0f}",
+        f"contradictions {_shown(result['contradiction_rate'])}, first position "
+        f"{_shown(result['first_position_rate'])}, unreadable {result['unreadable']}",
+    ]
+    if about["unanswered"]:
+        lines.append(f"{len(about['unanswered'])} questions are left out: not answered by both in all turns")
+    if about["empty_answers"]:
+        lines.append(f"{about['empty_answers']} answers are empty; they are judged as they are")
+    if result["answers_cut"]:
+        lines.append(f"{result['answers_cut']} answers were longer than by.max_answer_characters and were cut there")
+    lines += [f"! {line}" for line in result["warnings"]]
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""A plan, and what its judging would cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from dpr_core.evaluation.cost import Cost
+from dpr_core.reporting.tables import Table
+from flows.cli.console import emit
+from tasks.artifacts.store import Store
+from tasks.graph import Node, Planned
+from tasks.judging_costs import Costs, judging_costs
+
+HEADINGS = ("judging", "benchmark", "artifacts", "calls", "tokens read", "tokens written", "dollars about", "at most")
+
+
+def emit_plan(
+    store: Store,
+    nodes: Sequence[Node],
+    planned: Sequence[Planned],
+    document: dict[str, Any],
+    as_json: bool,
+    make_view: Callable[[], RenderableType],
+) -> None:
+    """The plan; beside it the costs, which people are shown where there are any."""
+    costs = judging_costs(nodes, planned, store)
+    emit(document | {"judging": costs_document(costs)}, as_json, lambda: Group(make_view(), *views(costs)))
+
+
+def costs_document(costs: Costs) -> dict[str, Any]:
+    lines = [{**asdict(line), "cost": line.cost.as_dict()} for line in costs.lines]
+    total = costs.total.as_dict()
+    return {"by_benchmark": lines, "total": total, "reused": costs.reused, "assumed": list(costs.assumed)}
+
+
+def views(costs: Costs) -> list[RenderableType]:
+    """For people: nothing where nothing is paid."""
+    reused = [Text(f"{costs.reused} judgments are there already and cost nothing.")] if costs.reused else []
+    if not costs.lines:
+        return reused
+    rows = [[line.stage, line.benchmark, str(line.judgments), *_cells(line.cost)] for line in costs.lines]
+    rows.append(["in all", "", str(sum(line.judgments for line in costs.lines)), *_cells(costs.total)])
+    table = Table(HEADINGS, rows, texts=2).as_terminal("What judging would cost")
+    return [table, *reused, *map(Text, costs.assumed)]
+
+
+def _cells(cost: Cost) -> list[str]:
+    read, written, dollars = (
+        (cost.tokens_read_about, cost.tokens_read_at_most),
+        (cost.tokens_written_about, cost.tokens_written_at_most),
+        (cost.dollars_about, cost.dollars_at_most),
+    )
+    return [
+        f"{cost.requests:,}",
+        *(f"{_short(about)} to {_short(most)}" for about, most in (read, written)),
+        *("price unknown" if amount is None else f"{amount:,.2f}" for amount in dollars),
+    ]
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:.1f} k"

@@ -1,0 +1,125 @@
+"""Commands about artifacts that are there: list, show, check, write out, score."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpr_core.errors import UsageError
+from dpr_core.text import visible
+from flows.cli.console import Debug, Identifier, Json, emit, reported
+
+
+def artifacts(
+    stage: Annotated[str | None, typer.Option(help="Only those of one stage.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what has been made, newest first. What was interrupted is told, too: dpr resume goes on with it."""
+    with reported(debug):
+        from flows.cli import inspect_view
+        from tasks.artifacts.store import Store
+        from tasks.registry import stage_named
+
+        store = Store.open()
+        records = [store.seen(record) for record in store.records(stage_named(stage).name if stage else None)]
+        emit(
+            [inspect_view.record_document(record) for record in records],
+            as_json,
+            lambda: inspect_view.record_table(records),
+        )
+        if interrupted := [pipeline for pipeline in store.pipelines.to_go_on() if pipeline.interrupted]:
+            names = ", ".join(visible(pipeline.title) for pipeline in interrupted)
+            print(f"interrupted: {names}; go on with: dpr resume", file=sys.stderr)
+
+
+def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> None:
+    """Show one artifact: settings, what it was made from, what it was used for, metrics and files.
+
+    With the ID of a pipeline's run: what was asked for, its state, and the stages made for it.
+    """
+    with reported(debug):
+        from flows.cli import inspect_view as view
+        from tasks.artifacts.store import Store
+
+        store = Store.open()
+        if (pipeline := store.pipelines.find(artifact)) is not None:
+            about = view.pipeline_document(store, pipeline)
+            emit(about, as_json, lambda: view.pipeline_view(store, pipeline))
+            return
+        record = store.seen(store.record(artifact))
+        document = view.artifact_document(store, record)
+        emit(document, as_json, lambda: view.artifact_view(store, record, document))
+
+
+def verify(
+    artifact: Annotated[str | None, typer.Argument(metavar="[ID]", help="One artifact.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every artifact that claims to be finished, with progress on stderr.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hash every file of an artifact again and compare. Exit status 1 if anything is wrong.
+
+    Every file and tag that is not as it was published is named. A damaged artifact is not used: the next run that
+    needs it makes it again.
+    """
+    with reported(debug):
+        from flows.cli import inspect_view as view
+        from tasks.artifacts.store import Store
+        from tasks.running.progress import StageProgress
+
+        if (artifact is None) == (not everything):
+            raise UsageError("give one artifact ID, or --all")
+        store = Store.open()
+        checked = []
+        with StageProgress("verify") as progress:
+            claims = store.claims(artifact)
+            for number, (record, problems) in enumerate(claims, 1):
+                progress.advance(number, len(claims), record.title)
+                checked.append((record, problems()))
+        emit(view.verification_document(checked), as_json, lambda: view.verification_table(checked))
+        if any(problems for _, problems in checked):
+            raise SystemExit(1)
+
+
+def export(
+    artifact: Identifier,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
+    part: Annotated[
+        str | None, typer.Option(help="sft or ref for a reward; a kept fraction such as 0.50 for an SFT run.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as a plain Hugging Face checkpoint, which from_pretrained loads."""
+    with reported(debug):
+        from tasks.artifacts.store import Store
+        from tasks.export import export_checkpoint
+
+        written = export_checkpoint(Store.open(), artifact, folder, part)
+        emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")
+
+
+def score(
+    reward: Identifier,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE.jsonl]", help="Rows with prompt and response.")] = None,
+    text: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="PROMPT RESPONSE", help="One prompt and one response.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write a self-contained page.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the reward of every token of given text (the paper's Figure 1): red is high, blue is low.
+
+    With --json: one document for --text; one line a row for a file. Positions count from the start of the response.
+    """
+    with reported(debug):
+        from flows.score import given_texts, score_texts
+        from tasks.artifacts.store import Store
+
+        texts = given_texts(file, text)
+        score_texts(Store.open(), reward, texts, html, as_json)

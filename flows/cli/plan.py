@@ -1,0 +1,46 @@
+"""The command that says what a run would need."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.console import Debug, Json, Set, emit, reported
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")],
+    gpu: Annotated[str, typer.Option(help="h200, h100, h100-pcie, a100, a100-40, l40s, a10, l4 or 4090.")] = "h100",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="How many of them; as many as the recipe has processes.")
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=1, help="GiB of one, where it is not the table's.")] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of the peak speed that is reached; 0.4 is assumed.")
+    ] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean length of prompts.")] = None,
+    response_tokens: Annotated[float | None, typer.Option(min=1, help="Mean length of responses.")] = None,
+    assignments: Set = [],  # noqa: B006
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run from scratch would need: memory by part, whether it fits, tokens, hours, judge dollars.
+
+    Nothing is run or asked. Where a stage does not fit, the nearest settings with which it does are named.
+
+    Example: dpr plan llama-3.1-8b --gpu h200 --prompt-tokens 200 --response-tokens 250
+    """
+    with reported(debug):
+        from dataclasses import replace
+
+        from dpr_core.planning.compute import UTILISATION
+        from dpr_core.planning.hardware import gpu_named
+        from flows import planning, recipes
+        from flows.cli.plan_view import plan_view
+
+        card = gpu_named(gpu)
+        if gpu_memory is not None:
+            card = replace(card, gigabytes=gpu_memory)
+        config = recipes.load(recipe, assignments)
+        asked = planning.Asked(card, gpus, utilisation or UTILISATION, prompt_tokens, response_tokens)
+        made = planning.plan(recipe, config, asked)
+        emit(made.as_dict(), as_json, lambda: plan_view(made))

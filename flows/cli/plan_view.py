@@ -1,0 +1,125 @@
+"""A plan for people: the memory of every stage by part, its work, and what would make it fit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from dpr_core.planning.hardware import Gpu
+from dpr_core.planning.memory import PARTS
+from dpr_core.reporting.tables import NONE, Table
+from flows.cli.costs_view import views
+from flows.planning import RunPlan, StagePlan
+
+GIGA = 2**30
+
+
+def plan_view(plan: RunPlan) -> RenderableType:
+    asked = plan.asked
+    shared = any(stage.launch.processes > 1 for stage in plan.stages)
+    served = any(stage.needs.server for stage in plan.stages)
+    more = [*(["processes", "on each GPU"] if shared else []), *(["vLLM server"] if served else [])]
+    memory = Table(
+        ("stage", "fullest while", *PARTS, "in all", *more, "fits"),
+        [_memory_row(stage, shared, served, asked.gpu) for stage in plan.stages],
+        texts=2,
+    )
+    work = Table(
+        ("stage", "tokens", "operations", "hours"),
+        [
+            *(
+                [each.name, _number(each.needs.work.tokens), _number(each.needs.work.operations), _hours(each.hours)]
+                for each in plan.stages
+            ),
+            ["in all", "", "", _hours(sum(each.hours for each in plan.stages))],
+        ],
+    )
+    room = f"{_gib(asked.gpu.usable)} of {asked.gpu.gigabytes:g}"
+    return Group(
+        memory.as_terminal(f"GiB for {asked.gpu.name}, of which {room} can be used on each"),
+        *(Text(f"{each.name}: {advice(each, plan)}") for each in plan.stages if not each.fits),
+        work.as_terminal(f"Work, for {plan.architecture.parameters / 1e9:.2f} billion parameters"),
+        *views(plan.costs),
+        *map(Text, plan.assumed),
+    )
+
+
+def advice(stage: StagePlan, plan: RunPlan) -> str:
+    """The nearest settings with which a stage fits, or why there are none."""
+    return "; ".join(filter(None, (_of_server(stage, plan), _of_batches(stage, plan))))
+
+
+def _of_server(stage: StagePlan, plan: RunPlan) -> str:
+    """Empty where it has all that it needs."""
+    server, gpu = stage.needs.server, plan.asked.gpu
+    if server is None or server.fits(gpu.memory):
+        return ""
+    told = f"its vLLM server needs {_gib(server.least)} GiB for weights and one response"
+    if (share := server.least_share(gpu.memory)) >= 1:
+        return f"{told}, which no share of this GPU is"
+    setting = _in_changes(stage, f"reinforce.rollouts.execution.memory_share={share:.2f}")
+    return f"{told} and is given {_gib(server.taken(gpu.memory))}; it would fit with {setting}"
+
+
+def _of_batches(stage: StagePlan, plan: RunPlan) -> str:
+    """Empty where they fit as they are."""
+    if stage.nearest.changes == {}:
+        return ""
+    if stage.nearest.changes:
+        return f"does not fit; it would with {_settings(stage, stage.nearest.changes)}"
+    server = stage.needs.server
+    least = f"{server.least_share(plan.asked.gpu.memory):.2f}" if server else ""
+    beside = f" beside its vLLM server, which needs a memory_share of {least} at least" if server else ""
+    told = (
+        f"does not fit: with the smallest batches it still needs {_gib(stage.nearest.least)} GiB, of which "
+        f"{_gib(max(0.0, stage.room))} can be used{beside}"
+    )
+    if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.processes > 1):
+        return told
+    if stage.sharded.changes is None:
+        return f"{told}; with slices on {plan.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"
+    settings = " ".join(filter(None, (_sliced(plan.gpus), _settings(stage, stage.sharded.changes))))
+    return f"{told}; with slices on {plan.gpus} GPUs it would fit: {settings}"
+
+
+def _sliced(gpus: int) -> str:
+    return f"launch.processes={gpus} launch.strategy=fsdp"
+
+
+def _settings(stage: StagePlan, changes: Mapping[str, Any]) -> str:
+    """As `--set` takes them, or as a variant lists its changes."""
+    own = stage.stage in ("self_play", "continued_sft")
+    section = f"methods.{stage.name}" if own else stage.stage
+    told = " ".join(f"{section}.execution.{name}={str(value).lower()}" for name, value in changes.items())
+    return _in_changes(stage, told)
+
+
+def _in_changes(stage: StagePlan, told: str) -> str:
+    variant = stage.stage in ("reward", "reinforce") and stage.name != stage.stage
+    return f"{told} (in the changes of that method)" if variant else told
+
+
+def _memory_row(stage: StagePlan, shared: bool, served: bool, gpu: Gpu) -> list[str]:
+    parts = stage.needs.peak.as_dict()
+    cells = [_gib(parts[name]) if parts[name] else NONE for name in PARTS]
+    on_each = [str(stage.launch.processes), _gib(stage.on_each)] if shared else []
+    in_all, server = _gib(stage.needs.peak.total), stage.needs.server
+    taken = [_gib(server.taken(gpu.memory)) if server else NONE] if served else []
+    return [stage.name, stage.needs.fullest, *cells, in_all, *on_each, *taken, "yes" if stage.fits else "no"]
+
+
+def _gib(size: float) -> str:
+    found = size / GIGA
+    return f"{found:.1f}" if found >= 0.1 else f"{found:.1g}"
+
+
+def _number(value: float) -> str:
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 0.05 else f"{hours:.1g}"

@@ -1,0 +1,118 @@
+"""`dpr benchmark rate`: the answers of a file rated from 1 to 10, without any pipeline."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpr_core.errors import UsageError
+from dpr_core.text import visible
+from flows.cli.benchmark import check_readable, only_model
+from flows.cli.console import Debug, Json, Set, emit, reported
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dpr_core.config.evaluation import RateConfig
+    from dpr_core.evaluation.official.layouts import Answers
+    from dpr_core.evaluation.questions import Question
+    from dpr_core.evaluation.rating.rater import Prompts
+
+Answered = list[tuple["Question", tuple[str, ...]]]
+
+
+def rate(
+    answers: Annotated[Path, typer.Option(help="Answers of one model to MT-Bench, as FastChat writes them.")],
+    questions: Annotated[Path, typer.Option(help="MT-Bench's own questions.")],
+    references: Annotated[Path | None, typer.Option(help="Reference answers, which the judge is shown.")] = None,
+    assignments: Set = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; ask nobody.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write every rating there, in FastChat's layout.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Rate every turn of MT-Bench answers from 1 to 10.
+
+    Settings are those of the rate stage: --set judgings=3 --set by.temperature=0.7
+    """
+    with reported(debug):
+        from dpr_core.config.base import override, parse
+        from dpr_core.config.evaluation import RateConfig
+        from dpr_core.config.official import MTBench
+        from dpr_core.evaluation.benchmarks import load
+        from dpr_core.evaluation.cost import prices
+        from dpr_core.evaluation.official.layouts import LAYOUTS
+        from dpr_core.evaluation.rating import raters
+        from dpr_core.evaluation.rating.cost import rating_cost
+
+        settings = parse(RateConfig, override({}, assignments), "rate")
+        model, given = only_model(LAYOUTS["mt-bench"], answers)
+        asked = load(MTBench(path=str(questions), references=str(references) if references is not None else None))
+        answered, missing = _answered(asked, given)
+        prompts = raters.prompts_of(settings)
+        about = {"model": model, "judge": raters.judge_name(settings), "unanswered": missing}
+        if dry_run:
+            cost = rating_cost(settings, prompts, answered).as_dict() | {"prices": prices(settings.execution)}
+            emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
+            return
+        result = _rated(settings, prompts, model, answered, output)
+        emit({**about, **result}, as_json, lambda: _view(about, result))
+
+
+def _answered(questions: "list[Question]", given: "Answers") -> tuple[Answered, list[str]]:
+    """The questions that were answered in all turns, and the others."""
+    if strange := sorted(given.keys() - {question.id for question in questions}):
+        raise UsageError(
+            f"{len(strange)} answers are to questions that are not in the questions file, such as {strange[0]}"
+        )
+    whole = [question for question in questions if len(given.get(question.id, ())) == len(question.turns)]
+    if not whole:
+        raise UsageError("no question has been answered in all its turns")
+    answered = [(question, given[question.id]) for question in whole]
+    return answered, [question.id for question in questions if question not in whole]
+
+
+def _rated(
+    settings: "RateConfig", prompts: "Prompts", model: str, answered: Answered, output: Path | None
+) -> dict[str, Any]:
+    from dpr_core.evaluation.rating import canary, raters
+    from dpr_core.evaluation.rating.results import as_rows, summarise
+    from tasks.local_home import open_home
+    from tasks.running.progress import StageProgress
+    from tasks.stages.judge import VERDICTS
+    from tasks.stages.rate import preflight, warn_of_references
+
+    preflight([settings])
+    warn_of_references([question for question, _ in answered])
+    rater = raters.build(settings, prompts, open_home() / VERDICTS)
+    with StageProgress("rate") as progress:
+        rated, tried = asyncio.run(raters.rate_answers(rater, settings, answered, progress.advance))
+    if output is not None:
+        rows = as_rows(rated, model, raters.judge_name(settings))
+        try:
+            output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}") from None
+    print(rater.status(), file=sys.stderr)
+    result = summarise(rated, settings.bootstrap_samples, settings.seed)
+    check_readable(result.unscored_share, settings.execution)
+    return {**result.as_dict(), **tried, "warnings": canary.complaints(result.as_metrics() | tried)}
+
+
+def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
+    from rich.console import Group
+    from rich.text import Text
+
+    from dpr_core.evaluation.rating.results import Ratings
+    from dpr_core.reporting.ratings import CAPTION, Rated, table
+
+    ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})
+    lines = [CAPTION]
+    if about["unanswered"]:
+        lines.append(f"{len(about['unanswered'])} questions are left out: not answered in all turns")
+    lines += [f"! {line}" for line in result["warnings"]]
+    shown = table([Rated(about["model"], "mt_bench", about["judge"], ratings)])
+    return Group(shown.as_terminal("Ratings"), *(Text(visible(line)) for line in lines))

@@ -1,0 +1,140 @@
+"""Commands about what was not brought to an end: going on with it, and clearing up after it."""
+
+import re
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.text import visible_lines
+from flows.cli.console import RESUME, Debug, Json, Plan, emit, reported
+
+if TYPE_CHECKING:
+    from flows.resume import Unfinished
+    from tasks.artifacts.store import Store
+
+HOURS = {"h": 1, "d": 24, "w": 7 * 24}
+
+
+def resume(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Only these, by the IDs that --plan lists.")
+    ] = None,
+    plan: Plan = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with whatever was interrupted: pipelines, sweeps and single stages, the newest first.
+
+    Each goes on in its own MLflow run. Finished stages are reused, and the stage that was cut off goes on from the
+    newest state that it kept. What failed by itself is gone on with only if its ID is given. `dpr resume --plan` lists
+    everything that is unfinished and runs nothing. To give the first command again does the same for that one.
+    """
+    with reported(debug, RESUME):
+        from flows.cli import resume_view as view
+        from flows.resume import chosen, unfinished
+        from tasks.artifacts.store import Store
+
+        store = Store.open()
+        there = unfinished(store)
+        named = chosen(there, ids or [])
+        if plan:
+            document = {"unfinished": [{**each.document, "goes_on": each in named} for each in there]}
+            emit(document, as_json, lambda: view.unfinished_table(there, named))
+            return
+        if not named:
+            emit({"resumed": []}, as_json, lambda: view.unfinished_table(there, named) if there else view.NOTHING)
+            return
+        _go_on(store, named, as_json, debug)
+
+
+def _go_on(store: "Store", named: "list[Unfinished]", as_json: bool, debug: bool) -> None:
+    """One after the other. One that fails does not keep the others from their turn."""
+    from flows import embedded
+    from flows.resume import go_on
+
+    embedded.prepare(store.home, debug)
+    embedded.start_server()
+    documents: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for each in named:
+        try:
+            document = go_on(each)
+        except DensePathError as error:
+            print(visible_lines(f"{each.run.title}: {error}"), file=sys.stderr)
+            failures.append(each.run.title)
+            documents.append({"id": each.run.id, "name": each.run.name, "error": str(error)})
+            continue
+        documents.append({"id": each.run.id, "name": each.run.name, "document": document})
+        if not as_json:
+            _show(store, each, document)
+    if as_json:
+        emit({"resumed": documents}, True, lambda: "")
+    if failures:
+        raise DensePathError(f"{len(failures)} of {len(named)} failed: {', '.join(failures)}")
+
+
+def _show(store: "Store", each: "Unfinished", document: dict[str, Any]) -> None:
+    from flows.cli import experiments_view, inspect_view
+    from flows.requests import Sweep
+
+    if isinstance(each.asked, Sweep):
+        emit(document, False, lambda: experiments_view.sweep_summary(store, document))
+        if each.asked.name.startswith("reproduce"):
+            print("The verdicts and their document: give the same `dpr reproduce` again; everything is there.")
+        return
+    emit(document, False, lambda: inspect_view.run_summary(store, document))
+
+
+def gc(
+    plan: Annotated[bool, typer.Option("--plan", help="List what can be removed, with sizes; remove nothing.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also work that `dpr resume` could go on from.")
+    ] = False,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Only what has not changed for so long: 12h, 7d, 2w.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what nobody needs: payloads of failed attempts, work left behind, stale locks, files of deleted runs.
+
+    Never removed: finished artifacts and all that they were made from, work of a process that lives, and, without
+    --unfinished, work that `dpr resume` could go on from. Start with: dpr gc --plan --older-than 7d
+    """
+    with reported(debug):
+        from flows.cli import resume_view as view
+        from tasks.artifacts.store import Store
+        from tasks.cleanup import Garbage
+
+        age = _age(older_than)
+        store = Store.open()
+        garbage = Garbage(store, unfinished=unfinished, older_than=age)
+        found = garbage.find()
+        if plan or not found:
+            told = " can be removed; nothing was."
+            emit(view.pieces_document(found, False), as_json, lambda: view.pieces_table(found, store.home, told))
+            return
+        if not yes:
+            if as_json or not sys.stdin.isatty():
+                raise UsageError("dpr gc removes files: look at them with --plan, then say --yes")
+            emit({}, False, lambda: view.pieces_table(found, store.home, "."))
+            if not typer.confirm("Remove them?"):
+                print("nothing was removed", file=sys.stderr)
+                return
+        store.pipelines.end_dead()
+        removed = garbage.remove(found)
+        told = " were removed."
+        emit(view.pieces_document(removed, True), as_json, lambda: view.pieces_table(removed, store.home, told))
+
+
+def _age(text: str | None) -> timedelta:
+    if text is None:
+        return timedelta(0)
+    found = re.fullmatch(r"(\d{1,4})([hdw])", text.strip())
+    if not found:
+        raise UsageError(f"--older-than {text!r}: give a number and h, d or w, such as 12h, 7d or 2w")
+    return timedelta(hours=int(found[1]) * HOURS[found[2]])

@@ -1,0 +1,109 @@
+"""Every benchmark, one after the other: the ratios of those that compare two programs in one JSON file and as a plot,
+how our own work grows as another plot, and which share of the machine it uses.
+
+    python perf/all.py --out bench.json
+    python perf/all.py --markdown bench.json
+
+Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about an hour and a half. With
+--markdown nothing is run: the tables of an earlier file are printed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+
+HERE = Path(__file__).parent
+SCRIPTS = ("sft", "scoring", "rollouts", "rl", "orchestration", "growth", "utilisation")
+
+
+def plot(ratios: Mapping[str, float], path: Path) -> None:
+    """Bars, where 1 is as fast (or as small) as the other."""
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(ratios)), layout="constrained")
+    axes.barh(list(ratios), list(ratios.values()))
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as good as the other")
+    figure.savefig(path)
+
+
+def more_is_better(ratios: Mapping[str, float]) -> dict[str, float]:
+    """All but what orchestration takes over the bare function, and shares of the machine, where 1 is not as fast as
+    another but as fast as can be."""
+    return {
+        name: value
+        for name, value in ratios.items()
+        if ("_vs_" in name or "_over_" in name) and not name.startswith("orchestration_")
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of texts and numbers; lists, such as single repeats, stay in the JSON."""
+    columns = dict.fromkeys(
+        name for row in rows for name, value in row.items() if not isinstance(value, (list, Mapping))
+    )
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(_cell(row.get(name)) for name in columns)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown(told: Mapping[str, Any]) -> str:
+    """All that a file of results holds, as tables."""
+    parts = [", ".join(f"{name}: {_cell(value)}" for name, value in told["machine"].items())]
+    parts.append(table([{"ratio": name, "value": value} for name, value in told["ratios"].items()]))
+    for name, found in told["benchmarks"].items():
+        parts.append(f"## {name}")
+        lists = {what: rows for what, rows in found.items() if isinstance(rows, list)}
+        for what, rows in lists.items():
+            parts += [f"### {what}"] * (len(lists) > 1) + [table(rows)]
+    return "\n\n".join(parts)
+
+
+def run(names: Sequence[str], out: Path) -> dict[str, Any]:
+    """One script after the other; what there is already is in the file if a later one fails."""
+    told: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
+    for name in names:
+        print(f"{name} ...", file=sys.stderr)
+        also = ["--plot", str(out.with_name(f"{out.stem}-growth.png"))] if name == "growth" else []
+        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *also]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        told["ratios"] |= found.get("ratios", {})
+        told["machine"] |= found.get("machine", {})
+        told["benchmarks"][name] = found
+        out.write_text(json.dumps(told, indent=2) + "\n")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench.json"), help="the plots go beside it, as .png and -growth.png"
+    )
+    parser.add_argument("--only", nargs="+", default=SCRIPTS, choices=SCRIPTS)
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of this file and run nothing")
+    arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.markdown.read_text())))
+        return
+    told = run(arguments.only, arguments.out)
+    if shown := more_is_better(told["ratios"]):
+        plot(shown, arguments.out.with_suffix(".png"))
+    print(json.dumps(told["ratios"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Judgments a second against a server on this machine, beside the bare client doing the same requests.
+
+    python perf/judge_throughput.py --requests 2000 --concurrency 1 16 64
+
+Prints one JSON document. The server is `tests/loopback.py` in a process of its own and answers at once, so what is
+measured is the client's side and not a model's. `ours` is all that a run does: cache, template, budget, client,
+verdict. `bare` sends the same bodies, made before, with the openai client and asyncio.gather. Both take turns,
+`--repeats` times; all are medians. `busy` is the share of one core that a process used: near 1, it is what limits.
+`client_milliseconds` is processor time a request, which other work on the machine disturbs least.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dpr_core.config import evaluation as settings
+from dpr_core.evaluation import judges
+from dpr_core.evaluation.endpoint import Endpoint
+from dpr_core.evaluation.judge import Answer
+from dpr_core.evaluation.openai import request
+from dpr_core.evaluation.pairwise import Pair, judge_pairs
+from dpr_core.evaluation.questions import Question
+
+SERVER = Path(__file__).parents[1] / "tests" / "loopback.py"
+
+KEY = "DENSE_PATH_BENCHMARK_KEY"
+BUSY = 0.8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2000, help="requests of a measurement")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64], help="requests under way at once")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of which the median is shown")
+    parser.add_argument("--characters", type=int, default=1500, help="length of an answer")
+    arguments = parser.parse_args()
+    os.environ.setdefault(KEY, "any")
+    rows = [
+        compare(pairs_of(arguments.requests // 2, arguments.characters), concurrency, arguments.repeats)
+        for concurrency in arguments.concurrency
+    ]
+    print(json.dumps({"requests": arguments.requests, "characters": arguments.characters, "rows": rows}, indent=2))
+
+
+def pairs_of(count: int, characters: int) -> list[Pair]:
+    """Answers of one length, all different."""
+    texts = [[f"{side} {i} ".ljust(characters, "x") for side in "ab"] for i in range(count)]
+    return [Pair(Question(str(i), (f"Question {i}?",)), *map(Answer.of, both)) for i, both in enumerate(texts)]
+
+
+def compare(pairs: Sequence[Pair], concurrency: int, repeats: int) -> dict[str, Any]:
+    """Ours and the bare client in turn; medians of the rates and of their ratio."""
+    measured: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
+    for _ in range(repeats):
+        for name, judged in (("ours", ours), ("bare", bare)):
+            with server() as url, tempfile.TemporaryDirectory() as folder:
+                work = judged(pairs, *_settings(url, concurrency), Path(folder) / "verdicts.sqlite")
+                measured[name].append(timed(url, work, 2 * len(pairs)))
+    ratios = [a["per_second"] / b["per_second"] for a, b in zip(measured["ours"], measured["bare"], strict=True)]
+    sides = {name: {key: median(each[key] for each in rows) for key in rows[0]} for name, rows in measured.items()}
+    return {"concurrency": concurrency, **sides, "ratio": median(ratios), "limit": limit(sides["ours"])}
+
+
+def median(values: Any) -> float:
+    return round(statistics.median(values), 3)
+
+
+def limit(side: dict[str, float]) -> str:
+    """What more speed would have to come from."""
+    if max(side["client_busy"], side["server_busy"]) < BUSY:
+        return "waiting"
+    return "client" if side["client_busy"] >= side["server_busy"] else "server"
+
+
+def timed(url: str, work: Callable[[], Awaitable[int]], expected: int) -> dict[str, float]:
+    """How fast the work went, and how busy both sides were meanwhile."""
+    of_server, of_client, started = server_seconds(url), time.process_time(), time.perf_counter()
+    done = asyncio.run(_await(work))
+    seconds = time.perf_counter() - started
+    if done != expected:
+        raise RuntimeError(f"{done} of {expected} verdicts came back")
+    used = time.process_time() - of_client
+    return {
+        "per_second": expected / seconds,
+        "client_milliseconds": 1000 * used / expected,
+        "client_busy": used / seconds,
+        "server_busy": (server_seconds(url) - of_server) / seconds,
+    }
+
+
+async def _await(work: Callable[[], Awaitable[int]]) -> int:
+    return await work()
+
+
+def ours(
+    pairs: Sequence[Pair], config: settings.OpenAIJudge, execution: settings.JudgeExecution, cache: Path
+) -> Callable[[], Awaitable[int]]:
+    """As a run judges, with a cache that is empty."""
+    judge = judges.build(config, execution, lambda text: None, cache)
+
+    async def work() -> int:
+        games = await judge_pairs(judge, pairs, execution, lambda done, total, note: None)
+        return sum(game.score is not None for game in games)
+
+    return work
+
+
+def bare(
+    pairs: Sequence[Pair], config: settings.OpenAIJudge, execution: settings.JudgeExecution, cache: Path
+) -> Callable[[], Awaitable[int]]:
+    """The client alone; what it is given is made before the clock runs."""
+    endpoint = Endpoint(config, execution)
+    bodies = [endpoint.body(*request(pair.shown(first), as_json=True)) for pair in pairs for first in (True, False)]
+
+    async def work() -> int:
+        turn = asyncio.Semaphore(execution.concurrency)
+
+        async def one(body: dict[str, Any]) -> bool:
+            async with turn:
+                return bool((await endpoint.client.chat.completions.create(**body)).choices)
+
+        found = await asyncio.gather(*map(one, bodies))
+        await endpoint.close()
+        return sum(found)
+
+    return work
+
+
+def _settings(url: str, concurrency: int) -> tuple[settings.OpenAIJudge, settings.JudgeExecution]:
+    config = settings.OpenAIJudge(model="judge", base_url=url)
+    return config, settings.JudgeExecution(concurrency=concurrency, api_key_variable=KEY)
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The address of a server that answers by the hash of what it is shown."""
+    command = [sys.executable, str(SERVER), "--judge", "hash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def server_seconds(url: str) -> float:
+    """Processor time that the server has used."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/cpu") as reply:
+        return float(json.load(reply)["seconds"])
+
+
+if __name__ == "__main__":
+    main()

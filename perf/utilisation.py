@@ -1,0 +1,235 @@
+"""How much of what the machine can do is used: operations of SFT, scoring and the REINFORCE update, and bytes that
+drawing has to read, as shares of limits that are measured in the same run, as Markdown.
+
+    python perf/utilisation.py --sizes tiny small v32k
+    python perf/utilisation.py --sizes 1b 8b
+
+The second needs a GPU, where it is the default. Operations are those of the model on tokens that are no padding, as
+`dpr plan` counts them; what is computed again, or for padding, is time lost. Networks have random weights: 1b and 8b
+the shapes of Llama-3.2-1B and Llama-3.1-8B. Activations are bfloat16 on a GPU and float32 on a CPU. The head's
+products are slower than the others on a GPU, and `at_most` is the utilisation that this leaves.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from transformers import PreTrainedModel
+
+from dpr_core import distributed
+from dpr_core.algorithms import policy_gradient
+from dpr_core.config.execution import Execution
+from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.training import LoRA, SFTConfig
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import DensePathError
+from dpr_core.models.lora import add_adapters
+from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score
+from dpr_core.planning import compute
+from dpr_core.planning.architecture import Architecture, architecture_of
+from dpr_core.planning.compute import Work
+from dpr_core.planning.hardware import RESERVED
+from dpr_core.planning.stages import Circumstances, needs
+from dpr_core.rollouts.engine import Sampling
+from dpr_core.training.sft_loop import SupervisedFineTuning
+from dpr_core.training.trainer import Trainer
+from perf.all import table
+from perf.device_limits import Limits, by_maker, by_measuring, known, rows_of, seconds
+from perf.rollouts import END, ScriptedLengths
+from perf.side_by_side import machine, one_core
+from perf.sizes import LARGE, PROMPTS, RESPONSES, SIZES, large_network, network, ragged
+
+WAYS: dict[str, tuple[LoRA | None, bool]] = {
+    "all weights": (None, False),
+    "all weights, activations computed again": (None, True),
+    "adapters": (LoRA(), False),
+    "adapters, activations computed again": (LoRA(), True),
+}
+"""What is trained, and whether activations are computed again; the first that fits is taken."""
+LONG = (64, 1024), (32, 256)
+"""Tokens of responses and prompts of the large sizes: few do not keep a GPU busy."""
+RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do, in so few words, and what it takes at least."""
+
+    run: Callable[[], object]
+    least: Work
+    how: str = ""
+
+
+class Bench:
+    """Makes the tasks of one size."""
+
+    def __init__(self, size: str, device: torch.device, dtype: torch.dtype, count: int, rows: int) -> None:
+        self.size, self.device, self.dtype, self.rows = size, device, dtype, rows
+        lengths = LONG if size in LARGE else (RESPONSES, PROMPTS)
+        # Of token ids that every vocabulary has.
+        self.sequences = ragged(count, "toy", 0, *lengths)
+        self.to_draw = ragged(4 * rows, "toy", 1, *lengths)
+
+    def network(self) -> PreTrainedModel:
+        return large_network(self.size, self.device) if self.size in LARGE else network(self.size)
+
+    def sft(self) -> Task:
+        trainer, _, least, way = self.learning()
+        return Task(lambda: trainer.step(self.sequences, SupervisedFineTuning()), least, way)
+
+    def update(self) -> Task:
+        trainer, policy, least, way = self.learning()
+        old = score(policy, self.sequences, None).log_probs
+        values = {"old_log_probs": old, "advantages": torch.ones_like(old)}
+        method = policy_gradient(ReinforceConfig().algorithm)
+        return Task(lambda: trainer.step(self.sequences, method, values), least, way)
+
+    def learning(self) -> tuple[Trainer, Policy, Work, str]:
+        model = self.network()
+        architecture = architecture_of(model.config)
+        room = torch.cuda.mem_get_info()[1] * (1 - RESERVED) if self.device.type == "cuda" else float("inf")
+        way = fitting(architecture, self.dtype, self.sequences, room)
+        lora, again = WAYS[way]
+        if lora:
+            add_adapters(model, lora, 0)
+        policy = Policy(model, activations=self.dtype).round_frozen()
+        settings = SFTConfig(learning_rate=RATE, batch_size=len(self.sequences))
+        trainer = Trainer(policy, settings, 100, Execution(gradient_checkpointing=again))
+        return trainer, policy, trained(architecture, self.sequences, adapters=lora is not None), way
+
+    def scoring(self) -> Task:
+        policy = Policy(self.network().to(self.device), activations=self.dtype).freeze()
+        run = lambda: score(policy, self.sequences, None)  # noqa: E731
+        return Task(run, read_once(architecture_of(policy.model.config), self.sequences))
+
+    def rollout(self) -> Task:
+        model, lengths = self.network().to(self.device).eval(), [len(s.response) for s in self.to_draw]
+        engine = ScriptedLengths(model, self.rows, self.dtype)
+        engine.lengths = lengths
+        sampling = Sampling(1.0, max(lengths), END)
+
+        def run() -> None:
+            completions = engine.generate([s.prompt for s in self.to_draw], sampling, seed=0)
+            assert [c.length for c in completions] == lengths
+
+        architecture, head = architecture_of(model.config), model.get_output_embeddings().weight
+        read = bytes_read(architecture, self.to_draw, self.rows, self.dtype.itemsize, head.element_size())
+        least = replace(read_once(architecture, self.to_draw), tokens=sum(lengths), read=read)
+        return Task(run, least, f"{len(lengths)} prompts, {self.rows} rows at once")
+
+
+TASKS: dict[str, Callable[[Bench], Task]] = {
+    "sft": Bench.sft,
+    "score": Bench.scoring,
+    "update": Bench.update,
+    "rollout": Bench.rollout,
+}
+
+
+def fitting(architecture: Architecture, dtype: torch.dtype, sequences: Sequence[TokenSequence], room: float) -> str:
+    """The first way to train that the planned memory leaves."""
+    longest = max(len(s.prompt) for s in sequences), max(len(s.response) for s in sequences)
+    limits = dict(zip(("max_prompt_tokens", "max_response_tokens"), longest, strict=True))
+    for way, (lora, again) in WAYS.items():
+        config = SFTConfig(**limits, lora=lora, execution=Execution(gradient_checkpointing=again))
+        around = Circumstances(architecture, str(dtype).removeprefix("torch."), "sdpa", len(sequences), config)
+        if needs(config, around).peak.total <= room:
+            return way
+    raise DensePathError("training does not fit, nor do adapters alone")
+
+
+def each(sequences: Sequence[TokenSequence]) -> list[compute.Sequences]:
+    """One by one, since attention grows with the square of the length."""
+    return [compute.Sequences(1, len(s.prompt), len(s.response)) for s in sequences]
+
+
+def read_once(architecture: Architecture, sequences: Sequence[TokenSequence]) -> Work:
+    return sum((compute.forward(architecture, s) for s in each(sequences)), Work())
+
+
+def trained(architecture: Architecture, sequences: Sequence[TokenSequence], adapters: bool) -> Work:
+    """The model's own operations; what is computed again does not count."""
+    return sum((compute.training(architecture, s, False, False, adapters) for s in each(sequences)), Work())
+
+
+def bytes_read(a: Architecture, sequences: Sequence[TokenSequence], rows: int, number: int, head: int) -> int:
+    """By an engine whose rows are never idle: the weights once for the next token of all rows, and for each token the
+    keys and values of those before it, but for a response's first, which its prompt's pass gives. `number` and `head`
+    are bytes of an activation and of a number of the head."""
+    lengths = [len(s.response) for s in sequences]
+    passes = max(*lengths, -(-sum(lengths) // rows))
+    weights = number * a.layers * a.layer_matrices + head * a.head
+    seen = sum(len(s.prompt) * (n - 1) + n * (n - 1) // 2 for s, n in zip(sequences, lengths, strict=True))
+    return passes * weights + 2 * number * a.remembered(seen)
+
+
+def measured(name: str, bench: Bench, limits: Limits, makers: Limits | None, repeats: int) -> dict[str, Any]:
+    # Of what was measured before.
+    gc.collect()
+    torch.cuda.empty_cache()
+    row: dict[str, Any] = {"case": bench.size, "work": name}
+    try:
+        task = TASKS[name](bench)
+        taken = seconds(task.run, bench.device, repeats)
+    except (DensePathError, torch.OutOfMemoryError) as error:
+        return {**row, "how": f"not measured: {str(error).splitlines()[0]}"}
+    median, least = statistics.median(taken), task.least
+    return {
+        **row,
+        "how": task.how,
+        "tokens_per_second": least.tokens / median,
+        "teraflops": least.operations / median / 1e12,
+        "gigabytes_per_second": least.read / median / 1e9 if least.read else None,
+        "utilisation": limits.share(least, median),
+        "at_most": limits.at_most(least),
+        "of_makers_peak": makers.share(least, median) if makers else None,
+        "seconds": taken,
+    }
+
+
+def main() -> None:
+    device = distributed.device()
+    on_gpu = device.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = list(LARGE) if on_gpu else ["tiny", "small", "v32k"]
+    parser.add_argument("--sizes", nargs="+", default=default, choices=[*SIZES, *LARGE])
+    parser.add_argument("--sequences", type=int, default=128 if on_gpu else 32, help="of a step, or scored")
+    parser.add_argument("--rows", type=int, default=128 if on_gpu else 32, help="drawn at once, of 4 times as many")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
+    arguments = parser.parse_args()
+    if not on_gpu and set(arguments.sizes) & set(LARGE):
+        parser.error(f"{' and '.join(LARGE)} need a GPU, and torch sees none")
+    one_core()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    limits = by_measuring(device, dtype)
+    gpu = known(torch.cuda.get_device_name()) if on_gpu else None
+    makers = by_maker(gpu, dtype) if gpu else None
+    rows = []
+    for size in arguments.sizes:
+        bench = Bench(size, device, dtype, arguments.sequences, arguments.rows)
+        for name in TASKS:
+            rows.append(measured(name, bench, limits, makers, arguments.repeats))
+    ratios = {f"utilisation_{row['work']}_{row['case']}": row["utilisation"] for row in rows if "utilisation" in row}
+    around = machine() | ({"gpu": torch.cuda.get_device_name()} if on_gpu else {})
+    reached = rows_of(limits, makers)
+    told = {"ratios": ratios, "machine": around, "limits": reached, "rows": rows}
+    print(json.dumps(told, indent=2) if arguments.json else f"{table(reached)}\n\n{table(rows)}")
+    if not on_gpu:
+        print(f"No GPU: {' and '.join(LARGE)} are measured on one.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

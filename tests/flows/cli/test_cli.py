@@ -1,0 +1,507 @@
+"""`dpr` as its users call it: what it prints, and its exit status."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.errors import DensePathError
+from flows import embedded, recipes
+from tasks.artifacts.store import Store
+
+pytestmark = pytest.mark.integration
+
+TINY = Path(__file__).with_name("tiny.yaml")
+COMMANDS = [
+    "run",
+    "rerun",
+    "resume",
+    "join",
+    "sweep",
+    "reproduce",
+    "artifacts",
+    "show",
+    "verify",
+    "export",
+    "score",
+    "gc",
+    "recipes",
+    "config",
+    "ui",
+]
+
+Dpr = Callable[..., Any]
+OpenStore = Callable[[Path], Store]
+
+
+# Help
+
+
+def test_help_shows_the_commands_and_where_to_start(dpr: Dpr) -> None:
+    result = dpr("--help")
+    assert result.status == 0
+    assert "dpr run demo" in result.stdout
+    for command in COMMANDS:
+        assert f" {command} " in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_itself(dpr: Dpr, command: str) -> None:
+    result = dpr(command, "--help")
+    assert result.status == 0
+    assert "Usage: " in result.stdout
+    assert f"dpr {command}" in result.stdout
+
+
+def test_no_arguments_show_the_help(dpr: Dpr) -> None:
+    result = dpr()
+    assert "Usage: " in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["sweep", "--help"], ["recipes"]])
+def test_help_and_recipes_import_nothing_heavy(
+    arguments: list[str], process_environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from flows.cli.__main__ import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'prefect', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=process_environment(tmp_path), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Running
+
+
+def test_run_prints_one_document(made: Any) -> None:
+    document = made.result.json
+    assert set(document) == {"run_id", "stages", "results"}
+    assert [entry["stage"] for entry in document["stages"]] == [
+        "backbone",
+        "subsample",
+        "sft",
+        "reward",
+        "diagnose",
+        "reinforce",
+        "answer",
+        "answer",
+        "judge",
+        "answer",
+        "judge",
+        "report",
+    ]
+    for entry in document["stages"]:
+        assert {"stage", "id", "status", "seconds"} <= set(entry)
+        assert entry["status"] == "ran"
+        assert entry["seconds"] >= 0
+    assert [row["policy"] for row in document["results"]["rows"]] == ["SFT", "DPR", "extrapolated"]
+    assert "reinforce: runs, because: never ran" in made.result.stderr
+
+
+def test_a_second_run_reuses_everything_and_says_so(dpr: Dpr, made: Any) -> None:
+    again = dpr("run", TINY, "--json", home=made.home).json
+    before = made.result.json
+    assert again["run_id"] != before["run_id"]
+    assert [entry["id"] for entry in again["stages"]] == [entry["id"] for entry in before["stages"]]
+    assert {entry["status"] for entry in again["stages"]} == {"reused"}
+    assert again["results"] == before["results"]
+    shown = dpr("run", TINY, home=made.home).stdout
+    assert "Nothing had changed: every stage was reused." in shown
+    assert made.id("reinforce") in shown
+    assert "the reward: caution" in shown
+    assert f"dpr rerun {made.id('reinforce')[:8]} --set algorithm.gamma=0.95 --downstream" in shown
+    assert "dpr ui" in shown
+
+
+def test_the_plan_of_a_changed_run_names_the_field(dpr: Dpr, made: Any, open_store: OpenStore) -> None:
+    store = open_store(made.home)
+    before = len(store.records())
+    planned = dpr("run", TINY, "--set", "reward.formula=with_value", "--plan", "--json", home=made.home).json["plan"]
+    assert {"stage", "name", "status", "id", "why"} == set(planned[0])
+    by_name = {step["name"]: step for step in planned}
+    assert [name for name, step in by_name.items() if step["status"] == "reuse"] == [
+        "backbone",
+        "subsample",
+        "sft",
+        "answer SFT on lab",
+    ]
+    assert by_name["reward"]["why"] == 'formula: "baseline_relative" -> "with_value"'
+    assert by_name["sft"]["id"] == made.id("sft")
+    assert len(store.records()) == before
+    shown = dpr("run", TINY, "--set", "reward.formula=with_value", "--plan", home=made.home).stdout
+    assert "8 of 12 stages would run; nothing was run." in shown
+
+
+def test_a_failing_process_leaves_stdout_empty(dpr_process: Dpr, tmp_path: Path) -> None:
+    source = "subsample.source={type: file, path: absent.jsonl}"
+    result = dpr_process("run", TINY, "--set", source, "--json", home=tmp_path / "home")
+    result.assert_refused(2, "absent.jsonl", "No such file or directory", "--set subsample.source.path=FILE")
+
+
+def test_debug_leaves_the_error_as_python_shows_it(dpr: Dpr, made: Any) -> None:
+    dpr("show", "zzzz", home=made.home).assert_refused(2, "'zzzz' is not an artifact ID")
+    result = dpr("show", "zzzz", "--debug", home=made.home)
+    assert (result.status, result.stderr) == (1, "")
+
+
+# Rerunning
+
+
+def test_rerun_plans_by_the_stored_inputs(dpr: Dpr, made: Any) -> None:
+    reinforce = made.id("reinforce")
+    change = ("--set", "algorithm.gamma=0.9", "--plan", "--json")
+    [alone] = dpr("rerun", reinforce[:8], *change, home=made.home).json["plan"]
+    assert (alone["stage"], alone["status"], alone["why"]) == ("reinforce", "run", "algorithm.gamma: 1.0 -> 0.9")
+    planned = dpr("rerun", f"runs:/{reinforce}/output", "--downstream", *change, home=made.home).json["plan"]
+    assert {step["stage"] for step in planned} == {"reinforce", "answer", "judge", "report"}
+    assert {step["status"] for step in planned} == {"run"}
+
+
+def test_rerun_of_what_has_not_changed_reuses_it(dpr: Dpr, made: Any) -> None:
+    document = dpr("rerun", made.id("subsample")[:8], "--json", home=made.home).json
+    assert [(entry["id"], entry["status"]) for entry in document["stages"]] == [(made.id("subsample"), "reused")]
+
+
+@pytest.mark.usefixtures("prefect_here")
+def test_rerun_with_a_change_and_downstream(dpr: Dpr, made: Any, open_store: OpenStore) -> None:
+    answers = made.id("answer DPR on lab")
+    result = dpr("rerun", answers[:8], "--set", "seed=21", "--downstream", "--json", home=made.home)
+    assert result.status == 0, result.stderr
+    again = {entry["name"]: entry for entry in result.json["stages"]}
+    assert list(again) == ["answer DPR on lab", "judge DPR on lab", "report"]
+    assert {entry["status"] for entry in again.values()} == {"ran"}
+    assert set(result.json["results"]) >= {"title", "rows"}
+    store = open_store(made.home)
+    assert store.record(again["judge DPR on lab"]["id"]).inputs == {
+        "candidate": again["answer DPR on lab"]["id"],
+        "baseline": made.id("answer SFT on lab"),
+    }
+    assert store.record(again["report"]["id"]).inputs == {
+        "DPR on lab": again["judge DPR on lab"]["id"],
+        "extrapolated on lab": made.id("judge extrapolated on lab"),
+    }
+
+
+@pytest.mark.usefixtures("prefect_here")
+def test_force_makes_the_same_artifact_again_under_another_id(dpr: Dpr, made: Any, open_store: OpenStore) -> None:
+    document = dpr("rerun", made.id("subsample")[:8], "--force", "--json", home=made.home).json
+    [entry] = document["stages"]
+    assert (entry["status"], entry["id"] == made.id("subsample")) == ("ran", False)
+    store = open_store(made.home)
+    assert store.record(entry["id"]).digest == store.record(made.id("subsample")).digest
+    [later] = dpr("rerun", made.id("subsample"), "--json", home=made.home).json["stages"]
+    assert later["id"] == made.id("subsample")
+
+
+# Looking
+
+
+def test_artifacts_lists_those_of_a_stage(dpr: Dpr, made: Any) -> None:
+    listed = dpr("artifacts", "--stage", "sft", "--json", home=made.home).json
+    assert {entry["stage"] for entry in listed} == {"sft"}
+    ours = next(entry for entry in listed if entry["id"] == made.id("sft"))
+    assert ours["inputs"] == {"data": made.id("subsample"), "backbone": made.id("backbone")}
+    shown = dpr("artifacts", home=made.home).stdout
+    for entry in made.result.json["stages"]:
+        assert entry["id"] in shown
+
+
+def test_an_empty_store_says_how_to_start(dpr: Dpr) -> None:
+    assert "dpr run demo" in dpr("artifacts").stdout
+    assert dpr("artifacts", "--json").json == []
+    assert dpr("verify", "--all", "--json").json == []
+
+
+def test_show_gives_the_verdict_of_a_diagnosis(dpr: Dpr, made: Any) -> None:
+    diagnosis = dpr("show", made.id("diagnose"), "--json", home=made.home).json["diagnosis"]
+    gravest = [reason["text"] for reason in diagnosis["reasons"] if reason["level"] == diagnosis["verdict"]]
+    assert (diagnosis["verdict"], len(gravest) > 0) == ("caution", True)
+    text = " ".join(dpr("show", made.id("diagnose"), home=made.home).stdout.replace("│", " ").split())
+    for reason in gravest:
+        assert reason.split()[0] in text
+    assert f"the reward: {diagnosis['verdict']}" in text
+    assert "diagnosis" not in dpr("show", made.id("reward"), "--json", home=made.home).json
+
+
+def test_show_tells_all_about_an_artifact(dpr: Dpr, made: Any) -> None:
+    shown = dpr("show", made.id("reinforce")[:8], "--json", home=made.home).json
+    keys = {"id", "stage", "status", "key", "digest", "inputs", "config", "metrics", "files"}
+    assert keys <= set(shown)
+    assert (shown["id"], shown["stage"], shown["status"]) == (made.id("reinforce"), "reinforce", "FINISHED")
+    assert shown["inputs"] == {"reward": made.id("reward")}
+    assert shown["config"]["algorithm"]["kl_weight"] == 0.1
+    assert 0 < shown["metrics"]["rollout/length"] <= 12
+    assert "policy/model.safetensors" in [entry["path"] for entry in shown["files"]]
+    assert made.id("answer DPR on lab") in shown["used_by"]
+    text = dpr("show", made.id("reinforce"), home=made.home).stdout
+    for part in ("made from", f"reward: {made.id('reward')[:8]}", f"data: {made.id('subsample')[:8]}", "used by"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("view", "command"),
+    [
+        ("run_summary", ["run", TINY]),
+        ("plan_table", ["run", TINY, "--plan"]),
+        ("record_table", ["artifacts"]),
+        ("artifact_view", ["show", "{sft}"]),
+        ("verification_table", ["verify", "{sft}"]),
+    ],
+)
+def test_a_document_costs_no_view(
+    dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPatch, view: str, command: list[Any]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError(view)
+
+    monkeypatch.setattr(f"flows.cli.inspect_view.{view}", refuse)
+    arguments = [str(argument).format(sft=made.id("sft")) for argument in command]
+    result = dpr(*arguments, "--json", home=made.home)
+    assert (result.status, json.loads(result.stdout) != []) == (0, True), result.stderr
+    assert view in dpr(*arguments, home=made.home).assert_refused(1)
+
+
+@contextmanager
+def flipped_byte(path: Path) -> Iterator[None]:
+    content = path.read_bytes()
+    path.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
+def test_damage_is_found_told_and_never_built_on(dpr: Dpr, made: Any, open_store: OpenStore) -> None:
+    sft = made.id("sft")
+    assert dpr("verify", "--all", home=made.home).status == 0
+    file = open_store(made.home).fetch(sft).path / "checkpoints" / "0.5" / "model.safetensors"
+    with flipped_byte(file):
+        result = dpr("verify", "--all", "--json", home=made.home)
+        assert (result.status, result.stderr) == (1, "")
+        assert [entry["id"] for entry in result.json if not entry["sound"]] == [sft]
+        told = dpr("verify", sft, home=made.home)
+        assert (told.status, told.stderr) == (1, "")
+        assert "1 checked, 1 damaged." in told.stdout
+        assert dpr("verify", made.id("reinforce"), home=made.home).status == 0
+        for command in (
+            ("score", made.id("reward"), "--text", "a", "b"),
+            ("export", sft, made.home.parent / "not-made"),
+        ):
+            dpr(*command, home=made.home).assert_refused(1, sft[:8], "checkpoints/0.5/model.safetensors", "dpr rerun")
+        assert not (made.home.parent / "not-made").exists()
+        planned = {s["name"]: s for s in dpr("run", TINY, "--plan", "--json", home=made.home).json["plan"]}
+        assert planned["sft"]["status"] == "run"
+        assert "is damaged" in planned["sft"]["why"]
+    assert dpr("verify", sft, home=made.home).status == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "checkpoint"),
+    [
+        ("sft", "0.50", "checkpoints/0.5"),
+        ("reward", "sft", "checkpoints/1.0"),
+        ("reward", "ref", "checkpoints/0.5"),
+        ("reinforce", None, "policy"),
+    ],
+)
+def test_export_writes_a_plain_checkpoint(
+    dpr: Dpr, made: Any, open_store: OpenStore, tmp_path: Path, name: str, part: str | None, checkpoint: str
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    option = ("--part", part) if part else ()
+    written = dpr("export", made.id(name)[:8], tmp_path / "out", *option, "--json", home=made.home).json
+    assert (written["id"], written["folder"]) == (made.id(name), str(tmp_path / "out"))
+    source = made.id("sft") if name == "reward" else made.id(name)
+    weights = open_store(made.home).fetch(source).path / checkpoint / "model.safetensors"
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights.read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer("Start at 1, add 2.", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=2).shape[1] > ids.shape[1]
+
+
+# Scoring
+
+
+def test_score_gives_every_token_its_reward(dpr: Dpr, made: Any, tmp_path: Path) -> None:
+    page = tmp_path / "credit.html"
+    text = ("--text", "Start at 1, add 2.", "1 <b>+</b> 2 = 3.")
+    result = dpr("score", made.id("reward")[:8], *text, "--html", page, "--json", home=made.home)
+    assert result.status == 0, result.stderr
+    scored = result.json
+    assert set(scored) == {"input_ids", "tokens"}
+    for position, token in enumerate(scored["tokens"]):
+        assert set(token) == {"position", "token_id", "token", "log_pi_sft", "log_pi_ref", "reward", "return"}
+        assert token["position"] == position
+        assert token["reward"] == pytest.approx(token["log_pi_sft"] - token["log_pi_ref"], abs=1e-6)
+        rest = sum(later["reward"] for later in scored["tokens"][position:])
+        assert token["return"] == pytest.approx(rest, abs=1e-5)
+    assert [t["token_id"] for t in scored["tokens"]] == scored["input_ids"][-len(scored["tokens"]) :]
+    html = page.read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>")
+    assert "<b>+</b>" not in html
+    for outside in ("http://", "https://", "src="):
+        assert outside not in html
+
+
+def test_score_of_a_file_is_a_line_a_row(dpr: Dpr, made: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a", "response": "b\xe2\x80\xa8b"}\n\n'
+        b'{"system": "s", "prompt": "c", "response": "d e"}\n'
+    )
+    result = dpr("score", made.id("reward"), rows, "--json", home=made.home)
+    lines = [json.loads(line) for line in result.stdout.rstrip("\n").split("\n")]
+    assert [set(line) for line in lines] == [{"input_ids", "tokens"}] * 2
+    shown = dpr("score", made.id("reward"), rows, home=made.home).stdout
+    assert shown.count("return ") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["has no rows"]),
+        (b"nonsense\n", [":1: not JSON"]),
+        (b'{"prompt": "a", "response": "b"}\n\n{"prompt": "a"}\n', [":3: no response", "prompt, response and maybe"]),
+        (b'{"prompt": " ", "response": "b"}\n', [":1: empty prompt"]),
+        (b'{"prompt": "a", "response": 7}\n', [":1: response is not text"]),
+        (b'["a", "b"]\n', [":1: not a JSON object"]),
+        (b'[{"prompt": "a", "response": "b"}]\n', ["one JSON list", "jq"]),
+        (b'{"prompt": "caf\xe9", "response": "b"}\n', [":1: not UTF-8"]),
+        (b'{"prompt": "a", "response": "half \\ud800"}\n', [":1: response is not valid Unicode"]),
+    ],
+)
+def test_score_refuses_broken_rows_by_their_line(
+    dpr: Dpr, made: Any, tmp_path: Path, content: bytes, words: list[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(content)
+    dpr("score", made.id("reward"), rows, home=made.home).assert_refused(2, "rows.jsonl", *words)
+
+
+def test_score_wants_either_a_text_or_a_file_that_is_there(dpr: Dpr, made: Any, tmp_path: Path) -> None:
+    reward = made.id("reward")
+    dpr("score", reward, home=made.home).assert_refused(2, "--text PROMPT RESPONSE")
+    dpr("score", reward, "--text", "a", "half \ud800", home=made.home).assert_refused(2, "--text", "not valid Unicode")
+    dpr("score", reward, tmp_path / "absent.jsonl", home=made.home).assert_refused(2, "absent.jsonl", "No such file")
+    dpr("score", made.id("sft"), "--text", "a", "b", home=made.home).assert_refused(2, "stage sft", "reward")
+    page = tmp_path / "absent" / "page.html"
+    dpr("score", reward, "--text", "a", "b", "--html", page, home=made.home).assert_refused(2, str(page))
+
+
+# Recipes
+
+
+def test_recipes_lists_them(dpr: Dpr) -> None:
+    listed = dpr("recipes", "--json").json
+    assert [entry["name"] for entry in listed] == recipes.names()
+    for entry in listed:
+        assert entry["description"] in dpr("recipes").stdout
+
+
+def test_config_prints_every_setting_with_its_meaning_and_reads_it_back(dpr: Dpr, tmp_path: Path) -> None:
+    printed = dpr("config", "demo").stdout
+    assert "# Fraction alpha of the SFT run whose checkpoint is the reference." in printed
+    assert yaml.safe_load(printed) == dpr("config", "demo", "--json").json
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(printed)
+    assert recipes.load(str(copy)) == recipes.load("demo")
+    assert {step["why"] for step in dpr("run", copy, "--plan", "--json").json["plan"]} == {"never ran"}
+    assert PipelineConfig.model_validate(dpr("config", TINY, "--set", "seed=2", "--json").json).sft.seed == 2
+
+
+def test_ui_serves_this_store(dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda program, command: started.append(command))
+    assert dpr("ui", "--port", "5055", home=made.home).status == 0
+    [command] = started
+    assert f"sqlite:///{made.home / 'mlflow.db'}" in command
+    assert command[command.index("--port") + 1] == "5055"
+
+
+# Embedded Prefect
+
+
+def test_prefect_is_set_up_in_the_home_and_kept_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
+    embedded.prepare(tmp_path)
+    assert environment["PREFECT_HOME"] == str(tmp_path / "prefect")
+    assert environment["PREFECT_LOGGING_LEVEL"] == "CRITICAL"
+    assert environment["DO_NOT_TRACK"] == "true"
+
+
+def test_a_disk_too_full_for_prefect_is_told_before_it_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(DensePathError, match="no space left"):
+        embedded.prepare(tmp_path)
+
+
+def test_a_taken_port_is_told(dpr: Dpr, made: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        dpr("ui", "--port", port, home=made.home).assert_refused(2, f"port {port} cannot be used")
+
+
+def test_a_prefect_server_of_the_users_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment = {"PREFECT_API_URL": "http://prefect:4200/api"}
+    monkeypatch.setattr(os, "environ", environment)
+    embedded.prepare(tmp_path, debug=True)
+    assert environment["PREFECT_API_URL"] == "http://prefect:4200/api"
+    assert "PREFECT_HOME" not in environment
+    assert environment["PREFECT_LOGGING_LEVEL"] == "INFO"
+
+
+def test_the_theory_as_a_document_and_as_a_table(dpr: Dpr) -> None:
+    identities = dpr("reproduce", "theory", "--instances", 2, "--json").json["identities"]
+    assert {frozenset(row) for row in identities} == {frozenset(("name", "residual", "tolerance", "holds", "note"))}
+    by_name = {row["name"]: row for row in identities}
+    assert any("Prop. 1" in name and row["holds"] for name, row in by_name.items())
+    assert any("Theorem 2" in name and not row["holds"] for name, row in by_name.items())
+    assert dpr("reproduce", "theory", "--instances", 1).stdout.startswith("| claim | holds |")
+
+
+@pytest.mark.parametrize("command", [("run", TINY), ("sweep", TINY, "--over", "seed=1,2", "--jobs", 2)])
+def test_an_interrupt_of_the_whole_terminal_ends_it_soon(
+    process_environment: Callable[..., dict[str, str]], tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *map(str, command), "--set", "reinforce.iterations=5000"],
+        env=process_environment(tmp_path / "home"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell ignores this signal for what it runs in the background, and so would all that these tests start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert started.stderr is not None
+    for line in started.stderr:
+        if line.startswith("reinforce"):
+            break
+    os.killpg(started.pid, signal.SIGINT)
+    # Without a server, Prefect tries for more than a minute to say how the flow ended.
+    _, said = started.communicate(timeout=50)
+    assert started.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; nothing unfinished will be taken for whole; go on with: dpr resume"

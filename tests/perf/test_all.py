@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from perf import all as benchmarks
+
+TOLD = {
+    "ratios": {"sft_vs_trl_tuned_tiny": 2.54321, "rl_vs_trl": 2.0},
+    "machine": {"cores": 2, "load": 0.25},
+    "benchmarks": {
+        "sft": {"ratios": {}, "rows": [{"case": "tiny", "tokens_per_second": 1234.5, "repeats": [1.0, 2.0]}]},
+        "growth": {"rows": [{"work": "rollout", "batch": 16}], "exponents": [{"work": "rollout", "seconds": 1.0}]},
+    },
+}
+
+
+def test_there_is_a_script_for_every_name() -> None:
+    assert [name for name in benchmarks.SCRIPTS if not (benchmarks.HERE / f"{name}.py").is_file()] == []
+
+
+def test_the_plot_shows_what_is_better_where_it_is_more() -> None:
+    shown = {"sft_vs_trl": 2.0, "score_memory_plain_over_ours": 10.0}
+    others = {"orchestration_flow_over_bare": 1.1, "load": 3.0, "utilisation_sft_small": 0.4}
+    assert benchmarks.more_is_better(shown | others) == shown
+
+
+def test_the_tables_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(TOLD))
+    monkeypatch.setattr("sys.argv", ["all.py", "--markdown", str(file)])
+    benchmarks.main()
+    assert capsys.readouterr().out.split("\n\n") == [
+        "cores: 2, load: 0.25",
+        "| ratio | value |\n|---|---|\n| sft_vs_trl_tuned_tiny | 2.543 |\n| rl_vs_trl | 2 |",
+        "## sft",
+        "| case | tokens_per_second |\n|---|---|\n| tiny | 1234 |",
+        "## growth",
+        "### rows",
+        "| work | batch |\n|---|---|\n| rollout | 16 |",
+        "### exponents",
+        "| work | seconds |\n|---|---|\n| rollout | 1 |\n",
+    ]
+
+
+def test_each_script_is_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import json, sys; print(json.dumps({'ratios': {'%s_vs_other': 2}, 'asked': sys.argv[1:]}))"
+    for name in ("sft", "growth"):
+        (tmp_path / f"{name}.py").write_text(code % name)
+    monkeypatch.setattr(benchmarks, "HERE", tmp_path)
+    out = tmp_path / "out.json"
+    told = benchmarks.run(["sft", "growth"], out)
+    assert told["ratios"] == {"sft_vs_other": 2, "growth_vs_other": 2}
+    assert told["benchmarks"]["sft"]["asked"] == ["--json"]
+    assert told["benchmarks"]["growth"]["asked"] == ["--json", "--plot", str(tmp_path / "out-growth.png")]
+    assert json.loads(out.read_text()) == told

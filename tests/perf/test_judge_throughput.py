@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from perf.judge_throughput import KEY, compare, limit, main, pairs_of, timed
+
+
+def side(client: float, server: float) -> dict[str, float]:
+    return {"per_second": 1.0, "client_busy": client, "server_busy": server}
+
+
+def test_who_limits() -> None:
+    assert [limit(side(*busy)) for busy in ((0.95, 0.2), (0.3, 0.99), (0.5, 0.5))] == ["client", "server", "waiting"]
+
+
+def test_all_requests_differ() -> None:
+    pairs = pairs_of(3, 50)
+    texts = [answer.turns[0] for pair in pairs for answer in (pair.candidate, pair.baseline)]
+    assert (len(set(texts)), {len(text) for text in texts}) == (6, {50})
+
+
+@pytest.mark.integration
+def test_both_sides_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv(KEY, "any")
+    monkeypatch.setattr("sys.argv", ["judge_throughput", "--requests", "8", "--concurrency", "2", "--repeats", "1"])
+    main()
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["concurrency"] == 2
+    assert row["ratio"] == pytest.approx(row["ours"]["per_second"] / row["bare"]["per_second"], rel=1e-3, abs=1e-3)
+    monkeypatch.setattr("perf.judge_throughput.timed", lambda url, work, expected: timed(url, work, 9))
+    with pytest.raises(RuntimeError, match="8 of 9 verdicts"):
+        compare(pairs_of(4, 20), 2, 1)
