@@ -22,7 +22,7 @@ from tasks.artifacts.store import Store
 
 pytestmark = pytest.mark.integration
 
-TINY = Path(__file__).with_name("tiny.yaml")
+TINY = Path(__file__).parents[1] / "tiny.yaml"
 COMMANDS = [
     "run",
     "rerun",

@@ -22,7 +22,7 @@ from tests.interruption import Killed
 
 Make = Callable[..., Outcome]
 Asked = Callable[..., About]
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_a_process_that_is_gone_leaves_it_interrupted_and_the_same_request_takes_it_up(

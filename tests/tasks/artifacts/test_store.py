@@ -20,7 +20,7 @@ from tasks.artifacts.parent_runs import About
 from tasks.artifacts.run_records import flatten, join_tag, mlflow_name, params, split_tag
 from tasks.artifacts.store import Store
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 ABSENT = "0" * 32
 
 

@@ -36,7 +36,7 @@ from tests.conftest import TinyModel
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 12
 
 

@@ -9,7 +9,7 @@ import pytest
 from dpr_core.evaluation.official import FORMATS
 from dpr_core.evaluation.official.files import read_rows
 
-FILES = Path(__file__).parents[4] / "shared" / "bench"
+FILES = Path(__file__).parents[5] / "shared" / "bench"
 RATINGS = FILES / "mt_bench/model_judgment/orpo_mix_gpt-4_single.jsonl"
 BATTLES = FILES / "arena_hard/v0.1/model_judgment/gpt-4-1106__llama-3.1-8b-instruct.jsonl"
 ALPACA = FILES / "alpaca_eval/results/alpaca-7b"

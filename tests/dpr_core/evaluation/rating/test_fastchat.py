@@ -11,7 +11,7 @@ from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rating.fastchat import FastChatPrompts
 from dpr_core.evaluation.rating.rater import Turn
 
-SHARED = Path(__file__).parents[4] / "shared" / "bench" / "mt_bench"
+SHARED = Path(__file__).parents[5] / "shared" / "bench" / "mt_bench"
 
 
 def row(name: str, template: str, **changes: Any) -> dict[str, Any]:
