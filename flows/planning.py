@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import LabSource
+from dpr_core.config.data import LabSourceConfig
 from dpr_core.config.evaluation import AnswerConfig
-from dpr_core.config.execution import Execution
-from dpr_core.config.launch import Launch
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.evaluation import benchmarks
@@ -44,7 +44,7 @@ class StagePlan:
     stage: str
     needs: Needs
     """Of the whole stage, were it one process."""
-    launch: Launch
+    launch: LaunchConfig
     on_each: float
     """Bytes on each of the GPUs that share the stage."""
     room: float
@@ -155,11 +155,11 @@ def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
 
 def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> Circumstances:
     backbone, source = config.backbone, config.subsample.source
-    pretrained = isinstance(backbone, PretrainedBackbone)
-    rows = min(config.subsample.size, source.rows) if isinstance(source, LabSource) else config.subsample.size
+    pretrained = isinstance(backbone, PretrainedBackboneConfig)
+    rows = min(config.subsample.size, source.rows) if isinstance(source, LabSourceConfig) else config.subsample.size
     return Circumstances(
         architecture=known,
-        dtype=backbone.dtype if isinstance(backbone, PretrainedBackbone) else "float32",
+        dtype=backbone.dtype if isinstance(backbone, PretrainedBackboneConfig) else "float32",
         attention=backbone.attention if pretrained else "sdpa",
         demonstrations=rows,
         learned=config.sft,
@@ -194,9 +194,9 @@ def _questions(config: AnswerConfig) -> Questions:
     return Questions(len(found), max(len(question.turns) for question in found))
 
 
-def _execution(several: list[tuple[str, Asking]]) -> Execution:
+def _execution(several: list[tuple[str, Asking]]) -> ExecutionConfig:
     """Of stages that are planned together, the first one's."""
-    execution: Execution = cast(Any, several[0][1][0]).execution
+    execution: ExecutionConfig = cast(Any, several[0][1][0]).execution
     return execution
 
 
@@ -208,14 +208,14 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, 
     first = _execution(several)
     launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes > 1 else first.launch
 
-    def with_execution(execution: Execution) -> Needs:
+    def with_execution(execution: ExecutionConfig) -> Needs:
         changed = [needs(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
         return max(changed, key=lambda found: found.peak.total)
 
     server = fullest.server
     room = asked.gpu.usable - (server.taken(asked.gpu.memory) if server else 0)
     held = fitting.on_each(around.architecture, launch)
-    sharded = fitting.on_each(around.architecture, Launch(processes=gpus, strategy="fsdp"))
+    sharded = fitting.on_each(around.architecture, LaunchConfig(processes=gpus, strategy="fsdp"))
     on_each = max(held(found) for found in each)
     return StagePlan(
         name=name,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpr_core.config.data import Columns
+from dpr_core.config.data import ColumnsConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
@@ -15,7 +15,7 @@ from tasks.stages.lineage import Lineage
 if TYPE_CHECKING:
     from dpr_core.models.token_rewards import GivenText
 
-COLUMNS = Columns(id=None, system="system", prompt="prompt", response="response")
+COLUMNS = ColumnsConfig(id=None, system="system", prompt="prompt", response="response")
 
 
 def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenText]":

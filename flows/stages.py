@@ -9,7 +9,7 @@ from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, RateConfig, ReportConfig
 from dpr_core.config.experiment import ExperimentConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
-from dpr_core.config.model import LabBackbone
+from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
@@ -18,7 +18,7 @@ from flows.requests import Alone
 
 
 @flow
-def backbone(config: LabBackbone = LabBackbone(), force: bool = False) -> str:
+def backbone(config: LabBackboneConfig = LabBackboneConfig(), force: bool = False) -> str:
     """Build the lab's tiny backbone."""
     return _alone("backbone", config, {}, force)
 

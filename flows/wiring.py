@@ -1,10 +1,10 @@
 """The pipeline's graph: which stages a configuration asks for, and what each is built on."""
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, AsTrained, Policy
-from dpr_core.config.model import LabBackbone
-from dpr_core.config.official import MTBench
-from dpr_core.config.pipeline import PipelineConfig, Variant
+from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, PolicyConfig
+from dpr_core.config.model import LabBackboneConfig
+from dpr_core.config.official import MTBenchConfig
+from dpr_core.config.pipeline import PipelineConfig, VariantConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
 from tasks.graph import Node
@@ -18,7 +18,7 @@ def nodes(config: PipelineConfig) -> list[Node]:
     """Every stage of a pipeline run, each after what it needs. `@name` refers to another node's artifact."""
     graph: list[Node] = []
     sft, sft_inputs = config.sft, {"data": "@subsample"}
-    if isinstance(config.backbone, LabBackbone):
+    if isinstance(config.backbone, LabBackboneConfig):
         graph.append(Node("backbone", "backbone", config.backbone, {}))
         sft_inputs["backbone"] = "@backbone"
     else:
@@ -31,10 +31,10 @@ def nodes(config: PipelineConfig) -> list[Node]:
     if config.diagnose is not None:
         graph.append(Node("diagnose", "diagnose", config.diagnose, {"reward": "@reward"}))
     graph.append(Node("reinforce", "reinforce", config.reinforce, {"reward": "@reward"}))
-    policies: dict[str, tuple[Policy, str]] = {TRAINED: (AsTrained(), "@reinforce")}
+    policies: dict[str, tuple[PolicyConfig, str]] = {TRAINED: (AsTrainedConfig(), "@reinforce")}
     for name in config.methods:
         graph += _method(config, name)
-        policies[name] = AsTrained(), f"@{name}"
+        policies[name] = AsTrainedConfig(), f"@{name}"
     policies |= {name: (control, "@reward") for name, control in config.evaluation.controls.items()}
     return graph + _evaluation(config, policies)
 
@@ -42,7 +42,7 @@ def nodes(config: PipelineConfig) -> list[Node]:
 def _method(config: PipelineConfig, name: str) -> list[Node]:
     """The stages of one entry of `methods`; the last one has its name."""
     method = config.methods[name]
-    if not isinstance(method, Variant):
+    if not isinstance(method, VariantConfig):
         stage: StageConfig = method
         return [Node(name, method.type, stage, {"sft": "@sft"})]
     reward, reinforce = config.variants()[name]
@@ -59,12 +59,12 @@ def _variant(config: PipelineConfig, name: str, reward: RewardConfig, reinforce:
     ]
 
 
-def _evaluation(config: PipelineConfig, policies: dict[str, tuple[Policy, str]]) -> list[Node]:
+def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, str]]) -> list[Node]:
     """Every policy answers every benchmark and is judged against SFT; where that is asked for, it is rated too."""
     graph: list[Node] = []
     verdicts: dict[str, str] = {}
     for benchmark in config.evaluation.benchmarks:
-        baseline = _answers(config, benchmark, "SFT", AsTrained(), "@sft")
+        baseline = _answers(config, benchmark, "SFT", AsTrainedConfig(), "@sft")
         graph.append(baseline)
         for name, (policy, source) in policies.items():
             answers = _answers(config, benchmark, name, policy, source)
@@ -76,7 +76,7 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[Policy, str]])
             )
             graph += [answers, verdict]
             verdicts[f"{name} on {benchmark}"] = f"@{verdict.name}"
-        if config.rate is not None and isinstance(config.evaluation.benchmarks[benchmark], MTBench):
+        if config.rate is not None and isinstance(config.evaluation.benchmarks[benchmark], MTBenchConfig):
             for name in ("SFT", *policies):
                 on = f"{name} on {benchmark}"
                 graph.append(Node(f"rate {on}", "rate", config.rate, {"answers": f"@answer {on}"}))
@@ -86,6 +86,6 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[Policy, str]])
     return graph
 
 
-def _answers(config: PipelineConfig, benchmark: str, name: str, policy: Policy, source: str) -> Node:
+def _answers(config: PipelineConfig, benchmark: str, name: str, policy: PolicyConfig, source: str) -> Node:
     settings = AnswerConfig(**dict(config.answer), benchmark=config.evaluation.benchmarks[benchmark], policy=policy)
     return Node(f"answer {name} on {benchmark}", "answer", settings, {"policy": source})

@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.training import Optimizer
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.state import read
@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=5, help="states kept; medians are shown")
-    parser.add_argument("--minutes", type=float, default=Execution().checkpoint_minutes, help="between two states")
+    parser.add_argument(
+        "--minutes", type=float, default=ExecutionConfig().checkpoint_minutes, help="between two states"
+    )
     parser.add_argument("--folder", type=Path, help="where the states are written; their disk is what is measured")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
@@ -67,8 +69,8 @@ def trained(width: int, layers: int, vocabulary: int) -> Trainer:
             tie_word_embeddings=True,
         )
     )
-    settings = Optimizer(learning_rate=1e-4, batch_size=len(ROWS))
-    trainer = Trainer(Policy(model), settings, total_steps=10, execution=Execution())
+    settings = OptimizerConfig(learning_rate=1e-4, batch_size=len(ROWS))
+    trainer = Trainer(Policy(model), settings, total_steps=10, execution=ExecutionConfig())
     trainer.step(ROWS, SupervisedFineTuning())
     return trainer
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.base import Experience
 from dpr_core.config import reinforce as config
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence, encode_prompt, end_token
 from dpr_core.models.dense_reward import DenseReward
@@ -35,10 +35,10 @@ from tasks.stages.lineage import Lineage
 
 PLAIN: dict[str, Any] = {"kl_weight": 0.0, "whiten": False}
 ESTIMATORS = {
-    "DPR": policy_gradient(config.ReinforcePlusPlus(**PLAIN)),
-    "SR": policy_gradient(config.SequenceReinforce(**PLAIN)),
-    "DPR, position baseline": policy_gradient(config.ReinforcePlusPlus(**PLAIN, baseline="position")),
-    "SR, position baseline": policy_gradient(config.SequenceReinforce(**PLAIN, baseline="position")),
+    "DPR": policy_gradient(config.ReinforcePlusPlusConfig(**PLAIN)),
+    "SR": policy_gradient(config.SequenceReinforceConfig(**PLAIN)),
+    "DPR, position baseline": policy_gradient(config.ReinforcePlusPlusConfig(**PLAIN, baseline="position")),
+    "SR, position baseline": policy_gradient(config.SequenceReinforceConfig(**PLAIN, baseline="position")),
 }
 """Raw REINFORCE at gamma 1, so that all of them estimate the same gradient."""
 
@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error("--batches: a variance needs two mini-batches at least")
     store = Store.open()
     artifact = store.fetch(store.resolve(arguments.reward), stages=("reward",))
-    lineage, execution = Lineage(store), Execution()
+    lineage, execution = Lineage(store), ExecutionConfig()
     tokenizer, renderer = lineage.tokenizer(artifact), lineage.renderer(artifact)
     texts = (renderer.render(row.prompt, row.system) for row in lineage.demonstrations(artifact))
     prompts = [encode_prompt(tokenizer, text) for text in texts]

@@ -31,7 +31,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
@@ -48,7 +48,7 @@ from perf.sizes import END
 Work = Callable[[], object]
 
 PROMPT = 32
-EXECUTION = Execution(tokens_per_micro_batch=1024, logits_per_chunk=2**21, rollout_rows=16)
+EXECUTION = ExecutionConfig(tokens_per_micro_batch=1024, logits_per_chunk=2**21, rollout_rows=16)
 
 
 @dataclass(frozen=True)

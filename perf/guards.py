@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.config.data import LabSource
-from dpr_core.config.execution import Execution
-from dpr_core.config.reinforce import GuardConfig, KLStop, ReinforceConfig, WitnessStop
+from dpr_core.config.data import LabSourceConfig
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.reinforce import GuardConfig, KLStopConfig, ReinforceConfig, WitnessStopConfig
 from dpr_core.data.encoding import decode_response, encode_prompt, end_token
 from dpr_core.evaluation.lab_prompts import read_result
 from dpr_core.lab.programs import draw_problems
@@ -43,9 +43,9 @@ REGIMES: Mapping[str, tuple[str, float, float]] = {
 
 RULES: Mapping[str, GuardConfig | None] = {
     "none": None,
-    "kl_stop 0.5": KLStop(),
-    "kl_stop 1": KLStop(max_sequence_kl=1.0),
-    "witness_stop": WitnessStop(),
+    "kl_stop 0.5": KLStopConfig(),
+    "kl_stop 1": KLStopConfig(max_sequence_kl=1.0),
+    "witness_stop": WitnessStopConfig(),
 }
 
 Curve = list[dict[str, float]]
@@ -81,7 +81,7 @@ class Curves(Silent):
 def train(lineage: Lineage, artifact: Artifact, regime: str, arguments: argparse.Namespace) -> Curve:
     """One run to its end."""
     formula, learning_rate, kl_weight = REGIMES[regime]
-    execution, limit = Execution(threads=1), arguments.max_response_tokens
+    execution, limit = ExecutionConfig(threads=1), arguments.max_response_tokens
     settings = ReinforceConfig.model_validate(
         {
             "algorithm": {"type": "reinforce_plus_plus", "kl_weight": kl_weight},
@@ -99,7 +99,7 @@ def train(lineage: Lineage, artifact: Artifact, regime: str, arguments: argparse
     prompts = [encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows]
     policy = lineage.load(lineage.sft_folder(artifact), artifact, execution)
     engine = InProcessEngine(policy.model, activations=policy.activations)
-    source = LabSource.model_validate(lineage.ancestor(artifact, "subsample").config["source"])
+    source = LabSourceConfig.model_validate(lineage.ancestor(artifact, "subsample").config["source"])
     problems = draw_problems(source.task, "train", arguments.prompts, arguments.seed)
     asked = [encode_prompt(tokenizer, renderer.render(problem.prompt, "")) for problem in problems]
 

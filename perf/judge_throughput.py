@@ -106,7 +106,7 @@ async def _await(work: Callable[[], Awaitable[int]]) -> int:
 
 
 def ours(
-    pairs: Sequence[Pair], config: settings.OpenAIJudge, execution: settings.JudgeExecution, cache: Path
+    pairs: Sequence[Pair], config: settings.OpenAIJudgeConfig, execution: settings.JudgeExecutionConfig, cache: Path
 ) -> Callable[[], Awaitable[int]]:
     """As a run judges, with a cache that is empty."""
     judge = judges.build(config, execution, lambda text: None, cache)
@@ -119,7 +119,7 @@ def ours(
 
 
 def bare(
-    pairs: Sequence[Pair], config: settings.OpenAIJudge, execution: settings.JudgeExecution, cache: Path
+    pairs: Sequence[Pair], config: settings.OpenAIJudgeConfig, execution: settings.JudgeExecutionConfig, cache: Path
 ) -> Callable[[], Awaitable[int]]:
     """The client alone; what it is given is made before the clock runs."""
     endpoint = Endpoint(config, execution)
@@ -139,9 +139,9 @@ def bare(
     return work
 
 
-def _settings(url: str, concurrency: int) -> tuple[settings.OpenAIJudge, settings.JudgeExecution]:
-    config = settings.OpenAIJudge(model="judge", base_url=url)
-    return config, settings.JudgeExecution(concurrency=concurrency, api_key_variable=KEY)
+def _settings(url: str, concurrency: int) -> tuple[settings.OpenAIJudgeConfig, settings.JudgeExecutionConfig]:
+    config = settings.OpenAIJudgeConfig(model="judge", base_url=url)
+    return config, settings.JudgeExecutionConfig(concurrency=concurrency, api_key_variable=KEY)
 
 
 @contextmanager

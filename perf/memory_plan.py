@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.config.training import SFTConfig
@@ -92,7 +92,7 @@ class Bench:
     def __init__(self, shape: Shape, dtype: str, checkpointing: bool) -> None:
         self.shape, self.dtype = shape, dtype
         self.limits = {"max_prompt_tokens": shape.prompt, "max_response_tokens": shape.response}
-        self.execution = Execution(
+        self.execution = ExecutionConfig(
             tokens_per_micro_batch=shape.tokens,
             logits_per_chunk=2**21,
             rollout_rows=shape.rows,

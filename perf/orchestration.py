@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core import hashing
-from dpr_core.config.data import FileSource, SubsampleConfig, Template
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.data import FileSourceConfig, SubsampleConfig, TemplateConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import encode_demonstrations
 from dpr_core.models.checkpoints import load_backbone, save
@@ -95,7 +95,7 @@ def _published(artifact: str) -> Path:
     return Path(os.environ["DPR_HOME"]) / "artifacts" / artifact / "artifacts" / "output" / "checkpoints" / "1.0"
 
 
-def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackbone) -> Work:
+def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneConfig) -> Work:
     """Demonstrations for so many steps, as an artifact of a subsample stage."""
     from tasks.subprocess_pool import Job, make
 
@@ -104,8 +104,8 @@ def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackbone) 
     file = folder / f"demonstrations-{steps}.jsonl"
     rows = ({"id": str(i), "question": prompt, "response": text} for i, (prompt, text) in enumerate(texts))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = FileSource(path=str(file))
-    drawn = SubsampleConfig(source=source, size=len(texts), template=Template(text="{system}{prompt}"))
+    source = FileSourceConfig(path=str(file))
+    drawn = SubsampleConfig(source=source, size=len(texts), template=TemplateConfig(text="{system}{prompt}"))
     made = make(Job("subsample", f"{steps} steps", drawn, {}, None))
     listed = [json.loads(line) for line in (_payload(made.id) / "demonstrations.jsonl").read_text().splitlines()]
     config = SFTConfig(backbone=backbone, batch_size=BATCH, learning_rate=1e-4, checkpoints=(1.0,))
@@ -198,7 +198,7 @@ def measured(size: str, steps: int, repeats: int, folder: Path) -> dict[str, Any
     once["import Prefect, and start its server"] = time.perf_counter() - started
 
     save(network(size), word_tokenizer(size), folder / "backbone")
-    backbone = PretrainedBackbone(name=str(folder / "backbone"), dtype="float32")
+    backbone = PretrainedBackboneConfig(name=str(folder / "backbone"), dtype="float32")
     rows: list[dict[str, Any]] = []
     for length, rounds in ((1, 3 * repeats), (steps, repeats)):
         work = prepared(size, length, folder, backbone)

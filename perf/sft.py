@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
@@ -41,7 +41,7 @@ def ours(sequences: Sequence[TokenSequence], size: str, batch: int) -> Callable[
     config = SFTConfig(
         learning_rate=RATE, batch_size=batch, warmup_ratio=0.0, final_learning_rate_share=1.0, checkpoints=(1.0,)
     )
-    trainer = Trainer(Policy(network(size)), config, math.ceil(len(sequences) / batch), Execution())
+    trainer = Trainer(Policy(network(size)), config, math.ceil(len(sequences) / batch), ExecutionConfig())
 
     def work() -> int:
         fine_tune(trainer, sequences, config, lambda fraction: None, Silent())
@@ -105,7 +105,7 @@ def largest_difference(size: str, batch: int, steps: int = 4) -> float:
     """Of the two sides' losses over the first steps on the same batches."""
     sequences = ragged(batch * steps, size, seed=1)
     config = SFTConfig(learning_rate=RATE, batch_size=batch, warmup_ratio=0.0, final_learning_rate_share=1.0)
-    trainer = Trainer(Policy(network(size)), config, steps, Execution())
+    trainer = Trainer(Policy(network(size)), config, steps, ExecutionConfig())
     batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
     mine = [trainer.step(each, SupervisedFineTuning())["train/loss"] for each in batches]
     other: list[float] = []

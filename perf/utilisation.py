@@ -29,9 +29,9 @@ from transformers import PreTrainedModel
 
 from dpr_core import distributed
 from dpr_core.algorithms import policy_gradient
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.training import LoRA, SFTConfig
+from dpr_core.config.training import LoRAConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.models.lora import add_adapters
@@ -51,11 +51,11 @@ from perf.rollouts import END, ScriptedLengths
 from perf.side_by_side import machine, one_core
 from perf.sizes import LARGE, PROMPTS, RESPONSES, SIZES, large_network, network, ragged
 
-WAYS: dict[str, tuple[LoRA | None, bool]] = {
+WAYS: dict[str, tuple[LoRAConfig | None, bool]] = {
     "all weights": (None, False),
     "all weights, activations computed again": (None, True),
-    "adapters": (LoRA(), False),
-    "adapters, activations computed again": (LoRA(), True),
+    "adapters": (LoRAConfig(), False),
+    "adapters, activations computed again": (LoRAConfig(), True),
 }
 """What is trained, and whether activations are computed again; the first that fits is taken."""
 LONG = (64, 1024), (32, 256)
@@ -106,7 +106,7 @@ class Bench:
             add_adapters(model, lora, 0)
         policy = Policy(model, activations=self.dtype).round_frozen()
         settings = SFTConfig(learning_rate=RATE, batch_size=len(self.sequences))
-        trainer = Trainer(policy, settings, 100, Execution(gradient_checkpointing=again))
+        trainer = Trainer(policy, settings, 100, ExecutionConfig(gradient_checkpointing=again))
         return trainer, policy, trained(architecture, self.sequences, adapters=lora is not None), way
 
     def scoring(self) -> Task:
@@ -143,7 +143,7 @@ def fitting(architecture: Architecture, dtype: torch.dtype, sequences: Sequence[
     longest = max(len(s.prompt) for s in sequences), max(len(s.response) for s in sequences)
     limits = dict(zip(("max_prompt_tokens", "max_response_tokens"), longest, strict=True))
     for way, (lora, again) in WAYS.items():
-        config = SFTConfig(**limits, lora=lora, execution=Execution(gradient_checkpointing=again))
+        config = SFTConfig(**limits, lora=lora, execution=ExecutionConfig(gradient_checkpointing=again))
         around = Circumstances(architecture, str(dtype).removeprefix("torch."), "sdpa", len(sequences), config)
         if needs(config, around).peak.total <= room:
             return way

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from dpr_core.config.base import StageConfig, override, parse
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import canonical_json, stage_key
 from tasks.artifacts.run_records import Record, usable_as, wrong_stage
@@ -71,7 +71,7 @@ def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool =
     for stage, asked in configs.items():
         stage_named(stage).preflight(asked)
     executions = [getattr(config, "execution", None) for asked in configs.values() for config in asked]
-    if here and any(isinstance(each, Execution) and each.device == "cuda" for each in executions):
+    if here and any(isinstance(each, ExecutionConfig) and each.device == "cuda" for each in executions):
         from dpr_core.training.devices import refuse_without_gpu
 
         refuse_without_gpu()

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletions, JudgeConfig, RateConfig
+from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletionsConfig, JudgeConfig, RateConfig
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN
 from dpr_core.evaluation.cost import REPLY_TOKENS, Cost, judging_cost, prices
@@ -65,7 +65,9 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
     """Of every judge and rate stage that is to run. Answers that are there are looked up in the store."""
     by_name = {node.name: node for node in nodes}
     step = {each.name: each for each in planned}
-    paid = [node for node in nodes if node.stage in _COSTS and isinstance(cast(Any, node.config).by, ChatCompletions)]
+    paid = [
+        node for node in nodes if node.stage in _COSTS and isinstance(cast(Any, node.config).by, ChatCompletionsConfig)
+    ]
     to_run = [node for node in paid if step[node.name].status == "run"]
     lines: dict[tuple[str, str], Line] = {}
     asked: list[_Answers] = []

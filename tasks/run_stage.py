@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.execution import Execution
-from dpr_core.config.launch import Launch
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, stage_key
 from tasks.artifacts.store import Artifact, Record, StageRun, Store
@@ -48,7 +48,7 @@ class Stage:
     preflight: Callable[[Sequence[Any]], None] = lambda configs: None
     """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
 
-    def launch(self, config: StageConfig) -> Launch | None:
+    def launch(self, config: StageConfig) -> LaunchConfig | None:
         """The processes that are to do it together; None where this one does it alone."""
         launch = getattr(getattr(config, "execution", None), "launch", None)
         return launch if launch is not None and launch.processes > 1 else None
@@ -273,7 +273,7 @@ def torch_as_in(config: StageConfig) -> AbstractContextManager[None]:
     """Threads as configured, and torch's generators, which dropout draws from, as the seed has them: what else this
     process made before must not matter."""
     execution = getattr(config, "execution", None)
-    if not isinstance(execution, Execution):
+    if not isinstance(execution, ExecutionConfig):
         return nullcontext()
     import torch
 

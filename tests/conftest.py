@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpr_core.config.model import Family, LabBackbone
+from dpr_core.config.model import Family, LabBackboneConfig
 from dpr_core.lab.backbone import CLASSES, untrained
 from tests.loopback import KEY, Loopback, serving
 
@@ -43,7 +43,7 @@ def tiny() -> TinyModel:
     def build(
         family: Family = "llama", *, seed: int = 0, deviation: float = 0.3, **changes: Any
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        model, tokenizer = untrained(LabBackbone(family=family, width=16, layers=2, heads=2, feed_forward=32))
+        model, tokenizer = untrained(LabBackboneConfig(family=family, width=16, layers=2, heads=2, feed_forward=32))
         if changes:
             config = copy.deepcopy(model.config)
             for name, value in changes.items():

@@ -20,7 +20,7 @@ class Algorithm1:
     per: Literal["token", "sequence"] = "sequence"
     critic: CriticObjective | None = None
 
-    def __init__(self, settings: config.Algorithm1) -> None:
+    def __init__(self, settings: config.Algorithm1Config) -> None:
         self.gamma = settings.gamma
 
     def kl_control(self, iterations: int) -> kl_control.KLControl:
@@ -40,7 +40,7 @@ class ReinforcePlusPlus:
     per: Literal["token", "sequence"] = "token"
     critic: CriticObjective | None = None
 
-    def __init__(self, settings: config.ClippedReinforce) -> None:
+    def __init__(self, settings: config.ClippedReinforceConfig) -> None:
         self.settings = settings
 
     def kl_control(self, iterations: int) -> kl_control.KLControl:

@@ -20,7 +20,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Gsil:
     """One of the losses above of u = scale d + shift, d = log pi(y | x) - log pi_opponent(y | x)."""
 
-    def __init__(self, settings: config.Gsil) -> None:
+    def __init__(self, settings: config.GsilConfig) -> None:
         self.loss = LOSSES[settings.loss]
         self.scale = settings.scale
         self.shift = settings.shift

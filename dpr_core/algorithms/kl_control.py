@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from dpr_core.config.reinforce import KLLinear, KLTarget
+from dpr_core.config.reinforce import KLLinearConfig, KLTargetConfig
 from dpr_core.state import State
 
 
@@ -35,7 +35,7 @@ class Constant:
 class Linear:
     """Along a line from the first iteration's weight to the last one's, and no further."""
 
-    def __init__(self, first: float, settings: KLLinear, iterations: int) -> None:
+    def __init__(self, first: float, settings: KLLinearConfig, iterations: int) -> None:
         self.weight = first
         self._first, self._last = first, settings.final_weight
         self._done, self._steps = 0, max(1, iterations - 1)
@@ -54,7 +54,7 @@ class Linear:
 class Target:
     """Proportional control (Ziegler et al., 2019): weight *= 1 + clamp(KL / target - 1, -gain, gain)."""
 
-    def __init__(self, first: float, settings: KLTarget) -> None:
+    def __init__(self, first: float, settings: KLTargetConfig) -> None:
         self.weight = first
         self._target, self._gain = settings.sequence_kl, settings.gain
 
@@ -69,7 +69,7 @@ class Target:
         self.weight = state["weight"]
 
 
-def kl_control(weight: float, schedule: KLLinear | KLTarget | None, iterations: int) -> KLControl:
+def kl_control(weight: float, schedule: KLLinearConfig | KLTargetConfig | None, iterations: int) -> KLControl:
     """The controller that a method's settings ask for."""
     if schedule is None:
         return Constant(weight)

@@ -17,7 +17,7 @@ class ValueRegression:
 
     per: Literal["token", "sequence"] = "token"
 
-    def __init__(self, settings: config.PPO) -> None:
+    def __init__(self, settings: config.PPOConfig) -> None:
         self.learning_rate = settings.critic_learning_rate
         self.warmup_iterations = settings.critic_warmup_iterations
         self.clip = settings.value_clip
@@ -29,7 +29,7 @@ class ValueRegression:
 class PPO(ReinforcePlusPlus):
     """Generalised advantage estimation in place of the return; the ratio clip and the KL term are REINFORCE++'s."""
 
-    def __init__(self, settings: config.PPO) -> None:
+    def __init__(self, settings: config.PPOConfig) -> None:
         super().__init__(settings)
         self.gae_lambda = settings.gae_lambda
         self.critic = ValueRegression(settings)

@@ -9,7 +9,7 @@ from dpr_core.config import imitation as config
 class Spin:
     """L = -log sigmoid(beta (d_demonstration - d_generated)), d = log pi(y | x) - log pi_opponent(y | x)."""
 
-    def __init__(self, settings: config.Spin) -> None:
+    def __init__(self, settings: config.SpinConfig) -> None:
         self.beta = settings.beta
 
     def __call__(self, demonstration: Tensor, generated: Tensor) -> Tensor:

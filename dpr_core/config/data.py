@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from dpr_core.config.base import Config, StageConfig, type_if_unset
 
 
-class Additions(Config):
+class AdditionsConfig(Config):
     """`Start at 4, add 3, add 2.`: a chain of additions modulo a small number."""
 
     type: Literal["additions"] = "additions"
@@ -31,7 +31,7 @@ class Additions(Config):
         return f"chains of {self.operations} additions modulo {self.modulus}"
 
 
-class ShellGame(Config):
+class ShellGameConfig(Config):
     """`Ball at 2. Swap 1-3, swap 2-3.`: follow a ball under cups that are swapped two at a time."""
 
     type: Literal["shell_game"] = "shell_game"
@@ -52,16 +52,16 @@ class ShellGame(Config):
         return f"shell games of {self.swaps} swaps of {self.cups} cups"
 
 
-LabTask = Annotated[Additions | ShellGame, Field(discriminator="type"), type_if_unset("additions")]
+LabTask = Annotated[AdditionsConfig | ShellGameConfig, Field(discriminator="type"), type_if_unset("additions")]
 
 
-class LabSource(Config):
+class LabSourceConfig(Config):
     """Demonstrations written by a program."""
 
     type: Literal["lab"] = "lab"
     """Which kind of source this is."""
 
-    task: LabTask = Additions()
+    task: LabTask = AdditionsConfig()
     """What is to be answered."""
 
     rows: int = Field(3072, ge=1)
@@ -74,7 +74,7 @@ class LabSource(Config):
     """Share of answers with a wrong step."""
 
 
-class Columns(Config):
+class ColumnsConfig(Config):
     """Which column of a row holds what."""
 
     id: str | None = "id"
@@ -90,7 +90,7 @@ class Columns(Config):
     """Column of the demonstrated response."""
 
 
-class FileSource(Config):
+class FileSourceConfig(Config):
     """A local file: Parquet or CSV where its name ends so, else one JSON object a line (JSONL)."""
 
     type: Literal["file"] = "file"
@@ -99,14 +99,14 @@ class FileSource(Config):
     path: str = Field(min_length=1)
     """The file."""
 
-    columns: Columns = Columns()
+    columns: ColumnsConfig = ColumnsConfig()
     """Which column holds what."""
 
     content: str | None = None
     """Hash of the file, filled in when the stage starts: an edited file is another source."""
 
 
-class HubSource(Config):
+class HubSourceConfig(Config):
     """A dataset of the Hugging Face hub (or a local dataset folder), read as a stream."""
 
     type: Literal["hub"] = "hub"
@@ -124,17 +124,19 @@ class HubSource(Config):
     split: str = "train"
     """Split to read."""
 
-    columns: Columns = Columns()
+    columns: ColumnsConfig = ColumnsConfig()
     """Which column holds what."""
 
     content: str | None = None
     """Hash of the files of a local folder, filled in when the stage starts."""
 
 
-Source = Annotated[LabSource | FileSource | HubSource, Field(discriminator="type"), type_if_unset("hub")]
+SourceConfig = Annotated[
+    LabSourceConfig | FileSourceConfig | HubSourceConfig, Field(discriminator="type"), type_if_unset("hub")
+]
 
 
-class Template(Config):
+class TemplateConfig(Config):
     """How a system prompt and a prompt become what the model sees. Frozen with the data; used by every stage."""
 
     text: str = "{system}### User:\n{prompt}\n\n### Assistant:\n"
@@ -157,13 +159,13 @@ class Template(Config):
 class SubsampleConfig(StageConfig):
     """Draw a fixed sample of demonstrations, whatever order they come in."""
 
-    source: Source = HubSource()
+    source: SourceConfig = HubSourceConfig()
     """Where rows are read from."""
 
     size: int = Field(100_000, ge=1)
     """How many rows to keep: those with the smallest hash of seed and identifier."""
 
-    template: Template = Template()
+    template: TemplateConfig = TemplateConfig()
     """The one prompt template of this pipeline."""
 
     max_characters: int = Field(200_000, ge=1)

@@ -5,18 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from dpr_core.config.base import Address, Config, Name, StageConfig, Variable, type_if_unset
-from dpr_core.config.data import Additions, LabTask
-from dpr_core.config.execution import Execution
-from dpr_core.config.official import AlpacaEval, ArenaHard, Lima, MTBench
+from dpr_core.config.data import AdditionsConfig, LabTask
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
 
 
-class LabBenchmark(Config):
+class LabBenchmarkConfig(Config):
     """Prompts of the lab's task, with verifiable results."""
 
     type: Literal["lab"] = "lab"
     """Which kind of benchmark this is."""
 
-    task: LabTask = Additions()
+    task: LabTask = AdditionsConfig()
     """What is asked."""
 
     split: Literal["evaluation", "train"] = "evaluation"
@@ -29,7 +29,7 @@ class LabBenchmark(Config):
     """Seed of the draw of prompts: the same for every policy, so that answers can be paired."""
 
 
-class FileBenchmark(Config):
+class FileBenchmarkConfig(Config):
     """A local JSONL file of single-turn prompts."""
 
     type: Literal["file"] = "file"
@@ -43,21 +43,22 @@ class FileBenchmark(Config):
 
 
 Benchmark = Annotated[
-    LabBenchmark | FileBenchmark | AlpacaEval | ArenaHard | Lima | MTBench, Field(discriminator="type")
+    LabBenchmarkConfig | FileBenchmarkConfig | AlpacaEvalConfig | ArenaHardConfig | LimaConfig | MTBenchConfig,
+    Field(discriminator="type"),
 ]
 
 OFFICIAL = frozenset({"alpaca_eval", "arena_hard", "lima", "mt_bench"})
 """A benchmark that is called by one of these names, and says no `type`, is of that type."""
 
 
-class AsTrained(Config):
+class AsTrainedConfig(Config):
     """The policy as its stage left it."""
 
     type: Literal["as_trained"] = "as_trained"
     """Which kind of policy this is."""
 
 
-class Extrapolated(Config):
+class ExtrapolatedConfig(Config):
     """No training: theta_SFT + k (theta_SFT - theta_ref), from the reward's own two models."""
 
     type: Literal["extrapolated"] = "extrapolated"
@@ -67,7 +68,7 @@ class Extrapolated(Config):
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
 
 
-class Contrastive(Config):
+class ContrastiveConfig(Config):
     """No training: logits log pi_SFT + k (log pi_SFT - log pi_ref), token by token."""
 
     type: Literal["contrastive"] = "contrastive"
@@ -77,7 +78,7 @@ class Contrastive(Config):
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
 
 
-class BestOfN(Config):
+class BestOfNConfig(Config):
     """No training: of n responses of SFT, the one that scores best."""
 
     type: Literal["best_of_n"] = "best_of_n"
@@ -90,15 +91,19 @@ class BestOfN(Config):
     """The recovered return, or the mean of log pi_SFT over the response's tokens."""
 
 
-Control = Annotated[Extrapolated | Contrastive | BestOfN, Field(discriminator="type"), type_if_unset("extrapolated")]
+Control = Annotated[
+    ExtrapolatedConfig | ContrastiveConfig | BestOfNConfig, Field(discriminator="type"), type_if_unset("extrapolated")
+]
 """Policies made of a reward's two models, without training."""
 
-Policy = Annotated[
-    AsTrained | Extrapolated | Contrastive | BestOfN, Field(discriminator="type"), type_if_unset("as_trained")
+PolicyConfig = Annotated[
+    AsTrainedConfig | ExtrapolatedConfig | ContrastiveConfig | BestOfNConfig,
+    Field(discriminator="type"),
+    type_if_unset("as_trained"),
 ]
 
 
-class AnswerSettings(StageConfig):
+class AnsweringConfig(StageConfig):
     """How answers are drawn; the same for every policy and benchmark."""
 
     temperature: float = Field(0.7, ge=0)
@@ -110,28 +115,28 @@ class AnswerSettings(StageConfig):
     max_response_tokens: int = Field(1024, ge=1)
     """Longer answers are cut, and counted; of several turns, each."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
 
 
-class AnswerConfig(AnswerSettings):
+class AnswerConfig(AnsweringConfig):
     """One policy answers one benchmark."""
 
     benchmark: Benchmark
     """Filled in from the pipeline's `evaluation` section."""
 
-    policy: Policy = AsTrained()
+    policy: PolicyConfig = AsTrainedConfig()
     """Filled in from the pipeline's `evaluation` section."""
 
 
-class VerifiableJudge(Config):
+class VerifiableJudgeConfig(Config):
     """The answer whose result is right wins; a tie otherwise. Needs a benchmark with references."""
 
     type: Literal["verifiable"] = "verifiable"
     """Which kind of judge this is."""
 
 
-class ScriptedJudge(Config):
+class ScriptedJudgeConfig(Config):
     """A judge that follows a rule, for tests and dry runs of a pipeline."""
 
     type: Literal["scripted"] = "scripted"
@@ -141,7 +146,7 @@ class ScriptedJudge(Config):
     """Which answer it prefers."""
 
 
-class ChatCompletions(Config):
+class ChatCompletionsConfig(Config):
     """A language model behind any endpoint that speaks OpenAI's chat completions."""
 
     model: str = "gpt-4o"
@@ -169,21 +174,21 @@ class ChatCompletions(Config):
     """Hash of the judge's instructions, filled in when the stage starts."""
 
 
-class ChatJudge(ChatCompletions):
+class ChatJudgeConfig(ChatCompletionsConfig):
     """How such a model gives its verdict."""
 
     verdicts: Literal["auto", "schema", "text"] = "auto"
     """A verdict as JSON of a fixed schema, or as the last line of a text; auto: as JSON where the endpoint takes it."""
 
 
-class OpenAIJudge(ChatJudge):
+class OpenAIJudgeConfig(ChatJudgeConfig):
     """A language model behind any endpoint that speaks OpenAI's chat completions."""
 
     type: Literal["openai"] = "openai"
     """Which kind of judge this is."""
 
 
-class OpenAIBatchJudge(ChatJudge):
+class OpenAIBatchJudgeConfig(ChatJudgeConfig):
     """The same model through OpenAI's Batch API: half the price, and up to a day to wait.
 
     `verdicts: auto` asks for JSON: a batch cannot find out by trying.
@@ -194,13 +199,13 @@ class OpenAIBatchJudge(ChatJudge):
 
 
 Judge = Annotated[
-    VerifiableJudge | ScriptedJudge | OpenAIJudge | OpenAIBatchJudge,
+    VerifiableJudgeConfig | ScriptedJudgeConfig | OpenAIJudgeConfig | OpenAIBatchJudgeConfig,
     Field(discriminator="type"),
     type_if_unset("openai"),
 ]
 
 
-class JudgeExecution(Config):
+class JudgeExecutionConfig(Config):
     """How judging is done."""
 
     concurrency: int = Field(16, ge=1)
@@ -258,17 +263,17 @@ class JudgeExecution(Config):
 class JudgeConfig(StageConfig):
     """Pairwise comparison of two sets of answers to the same prompts, each pair in both orders."""
 
-    by: Judge = OpenAIJudge()
+    by: Judge = OpenAIJudgeConfig()
     """Who judges."""
 
     bootstrap_samples: int = Field(2000, ge=100)
     """Resamples of the prompts for the interval."""
 
-    execution: JudgeExecution = JudgeExecution()
+    execution: JudgeExecutionConfig = JudgeExecutionConfig()
     """How judging is done."""
 
 
-class ScriptedRater(Config):
+class ScriptedRaterConfig(Config):
     """Ratings by a rule, for tests and dry runs of a pipeline."""
 
     type: Literal["scripted"] = "scripted"
@@ -278,7 +283,7 @@ class ScriptedRater(Config):
     """How it rates: from 1 for an empty answer, a point more for every 20 characters; or never readably."""
 
 
-class OpenAIRater(ChatCompletions):
+class OpenAIRaterConfig(ChatCompletionsConfig):
     """A language model behind any endpoint that speaks OpenAI's chat completions."""
 
     type: Literal["openai"] = "openai"
@@ -288,13 +293,13 @@ class OpenAIRater(ChatCompletions):
     """Length limit of a rating and its reasons; MT-Bench's own."""
 
 
-Rater = Annotated[ScriptedRater | OpenAIRater, Field(discriminator="type"), type_if_unset("openai")]
+Rater = Annotated[ScriptedRaterConfig | OpenAIRaterConfig, Field(discriminator="type"), type_if_unset("openai")]
 
 
 class RateConfig(StageConfig):
     """Every turn of every answer is rated from 1 to 10, without another answer beside it, as MT-Bench does."""
 
-    by: Rater = OpenAIRater()
+    by: Rater = OpenAIRaterConfig()
     """Who rates."""
 
     judgings: int = Field(1, ge=1, le=100)
@@ -309,7 +314,7 @@ class RateConfig(StageConfig):
     bootstrap_samples: int = Field(2000, ge=100)
     """Resamples of the questions for the interval."""
 
-    execution: JudgeExecution = JudgeExecution()
+    execution: JudgeExecutionConfig = JudgeExecutionConfig()
     """How the work is done."""
 
 
@@ -317,7 +322,7 @@ RESERVED = frozenset({"SFT", "DPR"})
 """What the report calls the policies that are trained."""
 
 
-class Evaluation(Config):
+class EvaluationConfig(Config):
     """Which benchmarks are asked, and which controls stand beside the trained policy."""
 
     benchmarks: dict[Name, Benchmark] = Field({}, max_length=16)

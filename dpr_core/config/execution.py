@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from dpr_core.config.base import Config
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 
 Device = Literal["auto", "cuda"]
 
@@ -13,7 +13,7 @@ CPU_TOKENS = 1024
 GPU_TOKENS = 8192
 
 
-class Execution(Config):
+class ExecutionConfig(Config):
     """How the work is done. None of this changes what comes out beyond rounding."""
 
     device: Device = "auto"
@@ -59,7 +59,7 @@ class Execution(Config):
     skipped_steps: int = Field(3, ge=0)
     """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""
 
-    launch: Launch = Launch()
+    launch: LaunchConfig = LaunchConfig()
     """Processes that share the work."""
 
     def tokens_at_once(self, on_gpu: bool) -> int:

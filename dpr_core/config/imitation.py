@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dpr_core.config.base import Config, StageConfig, type_if_unset
-from dpr_core.config.execution import Execution
-from dpr_core.config.training import Lengths, Optimizer
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.training import LengthsConfig, OptimizerConfig
 
 
-class Spin(Config):
+class SpinConfig(Config):
     """Self-play fine-tuning (Chen et al., 2024): tell a demonstration from the opponent's own response."""
 
     type: Literal["spin"] = "spin"
@@ -19,7 +19,7 @@ class Spin(Config):
     """Scale of the difference of log-ratios."""
 
 
-class Gsil(Config):
+class GsilConfig(Config):
     """Generalised self-imitation (Xiao et al., 2024): a density-ratio loss for demonstrations and own responses."""
 
     type: Literal["gsil"] = "gsil"
@@ -35,16 +35,16 @@ class Gsil(Config):
     """c in the same."""
 
 
-SelfPlayMethod = Annotated[Spin | Gsil, Field(discriminator="type"), type_if_unset("spin")]
+SelfPlayMethod = Annotated[SpinConfig | GsilConfig, Field(discriminator="type"), type_if_unset("spin")]
 
 
-class SelfPlayConfig(StageConfig, Optimizer, Lengths):
+class SelfPlayConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Rounds of: freeze the policy as the opponent, draw its responses, learn to prefer the demonstrations."""
 
     type: Literal["self_play"] = "self_play"
     """Which kind of stage this is."""
 
-    method: SelfPlayMethod = Spin()
+    method: SelfPlayMethod = SpinConfig()
     """What is learned from a demonstration and the opponent's response to the same prompt."""
 
     rounds: int = Field(3, ge=1)
@@ -80,11 +80,11 @@ class SelfPlayConfig(StageConfig, Optimizer, Lengths):
     final_learning_rate_share: float = Field(0.0, ge=0, le=1)
     """The decay ends at this share of the peak."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
 
 
-class ContinuedSFTConfig(StageConfig, Optimizer, Lengths):
+class ContinuedSFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """A control that the paper lacks: more supervised fine-tuning of the SFT model, on the same demonstrations."""
 
     type: Literal["continued_sft"] = "continued_sft"
@@ -99,5 +99,5 @@ class ContinuedSFTConfig(StageConfig, Optimizer, Lengths):
     epochs: int = Field(1, ge=1)
     """Passes over the demonstrations."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""

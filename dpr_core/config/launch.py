@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from dpr_core.config.base import Config
 
 
-class Launch(Config):
+class LaunchConfig(Config):
     """Processes that do a stage together, each with its share of every batch."""
 
     processes: int = Field(1, ge=1)

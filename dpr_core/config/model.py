@@ -5,13 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig
-from dpr_core.config.data import Additions, LabTask
-from dpr_core.config.execution import Execution
+from dpr_core.config.data import AdditionsConfig, LabTask
+from dpr_core.config.execution import ExecutionConfig
 
 Family = Literal["llama", "qwen2", "mistral", "gemma3"]
 
 
-class PretrainedBackbone(Config):
+class PretrainedBackboneConfig(Config):
     """A causal language model from the hub or from a local folder; safetensors only."""
 
     type: Literal["pretrained"] = "pretrained"
@@ -33,7 +33,7 @@ class PretrainedBackbone(Config):
     """Attention implementation of transformers."""
 
 
-class LabBackbone(StageConfig):
+class LabBackboneConfig(StageConfig):
     """A tiny from-scratch network of one of the four families, taught a skill that it mostly does not show."""
 
     type: Literal["lab"] = "lab"
@@ -42,7 +42,7 @@ class LabBackbone(StageConfig):
     family: Family = "llama"
     """Which transformers classes and which tokenizer conventions to use."""
 
-    task: LabTask = Additions()
+    task: LabTask = AdditionsConfig()
     """The skill."""
 
     width: int = Field(96, ge=8)
@@ -90,7 +90,7 @@ class LabBackbone(StageConfig):
     blend_slips: float = Field(0.40, ge=0, le=1)
     """Share of answers that contain a wrong step."""
 
-    execution: Execution = Execution(threads=1)
+    execution: ExecutionConfig = ExecutionConfig(threads=1)
     """How the work is done."""
 
     @model_validator(mode="after")
@@ -102,4 +102,4 @@ class LabBackbone(StageConfig):
         return self
 
 
-Backbone = Annotated[PretrainedBackbone | LabBackbone, Field(discriminator="type")]
+Backbone = Annotated[PretrainedBackboneConfig | LabBackboneConfig, Field(discriminator="type")]

@@ -7,7 +7,7 @@ from pydantic import Field
 from dpr_core.config.base import Config
 
 
-class OfficialBenchmark(Config):
+class OfficialBenchmarkConfig(Config):
     """Questions in the layout of a public benchmark, from a local file or from the hub."""
 
     path: str | None = Field(None, min_length=1)
@@ -26,7 +26,7 @@ class OfficialBenchmark(Config):
     """Hash of the questions, filled in when the stage starts: an edited file is another benchmark."""
 
 
-class AlpacaEval(OfficialBenchmark):
+class AlpacaEvalConfig(OfficialBenchmarkConfig):
     """AlpacaEval's 805 instructions."""
 
     type: Literal["alpaca_eval"] = "alpaca_eval"
@@ -42,7 +42,7 @@ class AlpacaEval(OfficialBenchmark):
     """Commit of the dataset; none takes what is there now."""
 
 
-class ArenaHard(OfficialBenchmark):
+class ArenaHardConfig(OfficialBenchmarkConfig):
     """Arena-Hard's 500 prompts: version 0.1, or 2.0 by another `file`."""
 
     type: Literal["arena_hard"] = "arena_hard"
@@ -61,7 +61,7 @@ class ArenaHard(OfficialBenchmark):
     """The answer stage's temperature, as in the paper, or the benchmark's own, which is 0."""
 
 
-class Lima(OfficialBenchmark):
+class LimaConfig(OfficialBenchmarkConfig):
     """LIMA's 300 test prompts. The dataset is gated: log in with `hf auth login`, or give a `path`."""
 
     type: Literal["lima"] = "lima"
@@ -74,7 +74,7 @@ class Lima(OfficialBenchmark):
     """The file of that dataset."""
 
 
-class MTBench(OfficialBenchmark):
+class MTBenchConfig(OfficialBenchmarkConfig):
     """MT-Bench's 80 questions of two turns."""
 
     type: Literal["mt_bench"] = "mt_bench"
@@ -99,4 +99,4 @@ class MTBench(OfficialBenchmark):
     """Hash of that file, filled in when the stage starts."""
 
 
-Official = AlpacaEval | ArenaHard | Lima | MTBench
+Official = AlpacaEvalConfig | ArenaHardConfig | LimaConfig | MTBenchConfig

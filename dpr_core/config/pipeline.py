@@ -6,22 +6,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from dpr_core.config.base import Config, Name, override, parse, type_if_unset
-from dpr_core.config.data import LabSource, SubsampleConfig
+from dpr_core.config.data import LabSourceConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     RESERVED,
-    AnswerSettings,
-    Evaluation,
+    AnsweringConfig,
+    EvaluationConfig,
     JudgeConfig,
-    LabBenchmark,
+    LabBenchmarkConfig,
     RateConfig,
     ReportConfig,
-    VerifiableJudge,
+    VerifiableJudgeConfig,
 )
 from dpr_core.config.execution import Device
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
-from dpr_core.config.launch import Launch
-from dpr_core.config.model import Backbone, LabBackbone
-from dpr_core.config.official import OfficialBenchmark
+from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.model import Backbone, LabBackboneConfig
+from dpr_core.config.official import OfficialBenchmarkConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
@@ -36,7 +36,7 @@ SHARED = ("sft", "reward", "diagnose", "reinforce", "answer")
 """Stages that run networks and that several processes can do together, as all methods can be."""
 
 
-class Variant(Config):
+class VariantConfig(Config):
     """The trained policy again, with other settings of its reward or its REINFORCE."""
 
     type: Literal["variant"] = "variant"
@@ -46,7 +46,9 @@ class Variant(Config):
     """What is different, as `--set` takes it: `reward.formula=with_value`, `reinforce.algorithm.gamma=0.95`."""
 
 
-Method = Annotated[Variant | SelfPlayConfig | ContinuedSFTConfig, Field(discriminator="type"), type_if_unset("variant")]
+Method = Annotated[
+    VariantConfig | SelfPlayConfig | ContinuedSFTConfig, Field(discriminator="type"), type_if_unset("variant")
+]
 
 
 class PipelineConfig(Config):
@@ -64,7 +66,7 @@ class PipelineConfig(Config):
     device: Device = "auto"
     """What every stage behind the backbone runs on that does not say it itself: see `execution.device`."""
 
-    launch: Launch = Launch()
+    launch: LaunchConfig = LaunchConfig()
     """Processes that share the work of every stage that can be shared and does not set its own."""
 
     backbone: Backbone
@@ -88,10 +90,10 @@ class PipelineConfig(Config):
     methods: dict[Name, Method] = Field({}, max_length=32)
     """What else is trained from the same SFT model, by name: variants of the method, and other methods."""
 
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationConfig = EvaluationConfig()
     """What the policies are asked, and what stands beside the trained one."""
 
-    answer: AnswerSettings = AnswerSettings()
+    answer: AnsweringConfig = AnsweringConfig()
     """How they answer."""
 
     judge: JudgeConfig = JudgeConfig()
@@ -130,7 +132,7 @@ class PipelineConfig(Config):
         if not isinstance(values, dict) or "launch" not in values:
             return values
         try:
-            launch = Launch.model_validate(values["launch"]).model_dump()
+            launch = LaunchConfig.model_validate(values["launch"]).model_dump()
         except ValidationError:
             # It is told of once, where it was written.
             return values
@@ -162,7 +164,7 @@ class PipelineConfig(Config):
     def _one_lab_task(self) -> Self:
         parts: dict[str, Config] = {"backbone": self.backbone, "subsample.source": self.subsample.source}
         parts |= {f"evaluation.benchmarks.{name}": part for name, part in self.evaluation.benchmarks.items()}
-        labs = (LabBackbone, LabSource, LabBenchmark)
+        labs = (LabBackboneConfig, LabSourceConfig, LabBenchmarkConfig)
         tasks = {f"{name}.task": part.task for name, part in parts.items() if isinstance(part, labs)}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"{', '.join(tasks)} must be equal, or prompts kept for evaluation would be trained on")
@@ -179,8 +181,10 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _results_can_be_checked(self) -> Self:
-        public = [name for name, each in self.evaluation.benchmarks.items() if isinstance(each, OfficialBenchmark)]
-        if public and isinstance(self.judge.by, VerifiableJudge):
+        public = [
+            name for name, each in self.evaluation.benchmarks.items() if isinstance(each, OfficialBenchmarkConfig)
+        ]
+        if public and isinstance(self.judge.by, VerifiableJudgeConfig):
             raise ValueError(
                 f"evaluation.benchmarks.{public[0]} has no results that a program can check, which "
                 "judge.by.type=verifiable needs; choose another judge, such as judge.by.type=openai"
@@ -198,7 +202,7 @@ class PipelineConfig(Config):
         sections = {"reward": self.reward.model_dump(mode="json"), "reinforce": self.reinforce.model_dump(mode="json")}
         made = {}
         for name, method in self.methods.items():
-            if isinstance(method, Variant):
+            if isinstance(method, VariantConfig):
                 where = f"methods.{name}.changes"
                 if outside := [c for c in method.changes if c.partition(".")[0] not in sections]:
                     raise UsageError(f"{where}: {outside[0]}: a variant changes fields of reward and reinforce")

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config, StageConfig, type_if_unset
-from dpr_core.config.execution import Execution
-from dpr_core.config.rollouts import InProcess, Rollouts
-from dpr_core.config.training import Lengths, LoRA, Optimizer
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.rollouts import InProcessConfig, Rollouts
+from dpr_core.config.training import LengthsConfig, LoRAConfig, OptimizerConfig
 
 
-class Algorithm1(Config):
+class Algorithm1Config(Config):
     """The paper's Algorithm 1 to the letter: sum over tokens, mean over sequences; no clip, no KL, no whitening."""
 
     type: Literal["algorithm1"] = "algorithm1"
@@ -21,7 +21,7 @@ class Algorithm1(Config):
     """Discount of the return."""
 
 
-class KLLinear(Config):
+class KLLinearConfig(Config):
     """The KL weight moves along a line, from `kl_weight` in the first iteration to another in the last."""
 
     type: Literal["linear"] = "linear"
@@ -31,7 +31,7 @@ class KLLinear(Config):
     """KL weight of the last iteration."""
 
 
-class KLTarget(Config):
+class KLTargetConfig(Config):
     """The KL weight follows the measured KL: more of it above the target, less below (Ziegler et al., 2019)."""
 
     type: Literal["target"] = "target"
@@ -44,7 +44,7 @@ class KLTarget(Config):
     """An iteration changes the weight by at most this share."""
 
 
-class ClippedReinforce(Config):
+class ClippedReinforceConfig(Config):
     """What the methods that run on OpenRLHF's REINFORCE++ share."""
 
     gamma: float = Field(1.0, gt=0, le=1)
@@ -53,7 +53,7 @@ class ClippedReinforce(Config):
     kl_weight: float = Field(1e-5, ge=0)
     """Weight of the per-token KL estimate that is subtracted from the reward."""
 
-    kl_schedule: Annotated[KLLinear | KLTarget, Field(discriminator="type")] | None = None
+    kl_schedule: Annotated[KLLinearConfig | KLTargetConfig, Field(discriminator="type")] | None = None
     """Beyond the paper: how that weight changes from iteration to iteration; none leaves it as it is."""
 
     kl_bound: float = Field(10.0, gt=0)
@@ -70,26 +70,26 @@ class ClippedReinforce(Config):
 
     @model_validator(mode="after")
     def _a_target_moves_a_weight(self) -> Self:
-        if isinstance(self.kl_schedule, KLTarget) and self.kl_weight == 0:
+        if isinstance(self.kl_schedule, KLTargetConfig) and self.kl_weight == 0:
             raise ValueError("a kl_schedule of type target multiplies kl_weight, which must be above 0 for that")
         return self
 
 
-class ReinforcePlusPlus(ClippedReinforce):
+class ReinforcePlusPlusConfig(ClippedReinforceConfig):
     """What the paper's experiments ran: OpenRLHF's REINFORCE++ on the dense reward."""
 
     type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
     """The name of this algorithm."""
 
 
-class SequenceReinforce(ClippedReinforce):
+class SequenceReinforceConfig(ClippedReinforceConfig):
     """The paper's SR: the same total reward, paid at the last token alone."""
 
     type: Literal["sequence_reinforce"] = "sequence_reinforce"
     """The name of this algorithm."""
 
 
-class PPO(ClippedReinforce):
+class PPOConfig(ClippedReinforceConfig):
     """The paper's PPO: the sentence-level reward of SR, with a learned critic."""
 
     type: Literal["ppo"] = "ppo"
@@ -109,13 +109,13 @@ class PPO(ClippedReinforce):
 
 
 Algorithm = Annotated[
-    ReinforcePlusPlus | SequenceReinforce | PPO | Algorithm1,
+    ReinforcePlusPlusConfig | SequenceReinforceConfig | PPOConfig | Algorithm1Config,
     Field(discriminator="type"),
     type_if_unset("reinforce_plus_plus"),
 ]
 
 
-class KLStop(Config):
+class KLStopConfig(Config):
     """Label-free guard: when the policy's KL to SFT passes the bound, go back one iteration and stop."""
 
     type: Literal["kl_stop"] = "kl_stop"
@@ -125,7 +125,7 @@ class KLStop(Config):
     """Bound on the mean over sequences of the summed log-ratio to SFT, in nats."""
 
 
-class WitnessStop(Config):
+class WitnessStopConfig(Config):
     """Label-free guard: stop when what SFT, or SFT against its reference, says of the responses has clearly fallen."""
 
     type: Literal["witness_stop"] = "witness_stop"
@@ -145,13 +145,13 @@ class WitnessStop(Config):
     """And where SFT's lead over the reference has grown since the start, by more standard errors than this."""
 
 
-GuardConfig = KLStop | WitnessStop
+GuardConfig = KLStopConfig | WitnessStopConfig
 
 
-class ReinforceConfig(StageConfig, Optimizer, Lengths):
+class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Token-level REINFORCE against the recovered reward."""
 
-    algorithm: Algorithm = ReinforcePlusPlus()
+    algorithm: Algorithm = ReinforcePlusPlusConfig()
     """How rewards become a loss."""
 
     learning_rate: float = Field(5e-7, gt=0)
@@ -175,13 +175,13 @@ class ReinforceConfig(StageConfig, Optimizer, Lengths):
     guard: Annotated[GuardConfig, Field(discriminator="type"), type_if_unset("kl_stop")] | None = None
     """Stop before over-optimisation, and go back to a policy that was still good. The paper has none."""
 
-    lora: LoRA | None = None
+    lora: LoRAConfig | None = None
     """Beyond the paper: train adapters alone, which takes a higher learning rate; none trains all weights."""
 
-    rollouts: Rollouts = InProcess()
+    rollouts: Rollouts = InProcessConfig()
     """What draws the responses."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
 
     @classmethod

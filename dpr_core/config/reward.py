@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from dpr_core.config.base import Config, StageConfig
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 """A place in the SFT run, before its end."""
@@ -32,7 +32,7 @@ class RewardConfig(StageConfig):
     probe_demonstrations: int = Field(256, ge=1)
     """Demonstrations that the reward is measured on; those that SFT saw cut or not at all are passed over."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
 
     @field_validator("reference")
@@ -49,7 +49,7 @@ class RewardConfig(StageConfig):
         return self.reference if isinstance(self.reference, tuple) else (self.reference,)
 
 
-class RewardDefinition(Config):
+class RewardDefinitionConfig(Config):
     """A reward as its artifact holds it: every choice made, every constant measured. It names models and holds none."""
 
     formula: Formula = "baseline_relative"
@@ -92,5 +92,5 @@ class DiagnoseConfig(StageConfig):
     max_response_tokens: int = Field(1024, ge=1)
     """Longer answers are cut."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""

@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from dpr_core.config.base import Address, Config, Variable, type_if_unset
 
 
-class InProcess(Config):
+class InProcessConfig(Config):
     """The policy itself, in the process that trains it."""
 
     type: Literal["in_process"] = "in_process"
     """Which kind of engine this is."""
 
 
-class VllmExecution(Config):
+class VllmExecutionConfig(Config):
     """Where vLLM runs. None of this changes what comes out beyond rounding."""
 
     python: str | None = None
@@ -49,7 +49,7 @@ class VllmExecution(Config):
         return self
 
 
-class Vllm(Config):
+class VllmConfig(Config):
     """A vLLM server, which gets the policy's weights before each iteration."""
 
     type: Literal["vllm"] = "vllm"
@@ -65,8 +65,8 @@ class Vllm(Config):
     overlap: bool = False
     """Draw the next batch while the policy learns from this one: its samples are one iteration old."""
 
-    execution: VllmExecution = VllmExecution()
+    execution: VllmExecutionConfig = VllmExecutionConfig()
     """Where it runs, which is no part of what an artifact is."""
 
 
-Rollouts = Annotated[InProcess | Vllm, Field(discriminator="type"), type_if_unset("in_process")]
+Rollouts = Annotated[InProcessConfig | VllmConfig, Field(discriminator="type"), type_if_unset("in_process")]

@@ -5,11 +5,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dpr_core.config.base import Config, StageConfig
-from dpr_core.config.execution import Execution
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 
 
-class Lengths(Config):
+class LengthsConfig(Config):
     """Limits in tokens."""
 
     max_prompt_tokens: int = Field(1024, ge=1)
@@ -22,7 +22,7 @@ class Lengths(Config):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Optimizer(Config):
+class OptimizerConfig(Config):
     """Adam with warm-up and decay."""
 
     learning_rate: float = Field(gt=0)
@@ -50,7 +50,7 @@ class Optimizer(Config):
     """Gradients are scaled down to this norm (OpenRLHF's default)."""
 
 
-class LoRA(Config):
+class LoRAConfig(Config):
     """Train low-rank adapters in place of all weights. Checkpoints have them merged in."""
 
     rank: int = Field(16, ge=1)
@@ -66,10 +66,10 @@ class LoRA(Config):
     """Which linear layers have one; by default all those of the four families' blocks."""
 
 
-class SFTConfig(StageConfig, Optimizer, Lengths):
+class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Supervised fine-tuning on responses, end token included."""
 
-    backbone: PretrainedBackbone | None = None
+    backbone: PretrainedBackboneConfig | None = None
     """Filled in from the pipeline's backbone; empty where a backbone stage built it."""
 
     learning_rate: float = Field(5e-6, gt=0)
@@ -87,10 +87,10 @@ class SFTConfig(StageConfig, Optimizer, Lengths):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Beyond the paper: also keep a moving average of the weights, as a reference (`reward.reference: ema`)."""
 
-    lora: LoRA | None = None
+    lora: LoRAConfig | None = None
     """Beyond the paper: train adapters alone, which takes a higher learning rate, some 1e-4; none trains all."""
 
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
 
     @model_validator(mode="after")

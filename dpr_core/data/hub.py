@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.data import HubSource
+from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.errors import DensePathError, UsageError
 
@@ -18,7 +18,7 @@ class HubDataset:
 
     expected_rows: int | None = None
 
-    def __init__(self, config: HubSource) -> None:
+    def __init__(self, config: HubSourceConfig) -> None:
         self.name = config.name
         self._config = config
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from dpr_core.config.data import Columns
+from dpr_core.config.data import ColumnsConfig
 from dpr_core.errors import UsageError
 
 _RAW_CHARACTERS = 500
@@ -44,7 +44,7 @@ class Unusable(ValueError):
 class RowReader:
     """Turns the mappings of one source into demonstrations by way of its columns."""
 
-    def __init__(self, columns: Columns, source: str) -> None:
+    def __init__(self, columns: ColumnsConfig, source: str) -> None:
         self._columns = columns
         self._source = source
         self._rows = 0

@@ -6,8 +6,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
-from dpr_core.config.data import FileSource, LabSource
-from dpr_core.config.data import Source as SourceConfig
+from dpr_core.config.data import FileSourceConfig, LabSourceConfig, SourceConfig
 from dpr_core.data.hub import HubDataset
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.data.tables import CommaSeparated, LocalFile, ParquetTable
@@ -59,7 +58,7 @@ def json_lines(stream: BufferedReader, name: str, reader: RowReader) -> Iterator
 class LabDemonstrations:
     """Demonstrations that a program writes."""
 
-    def __init__(self, config: LabSource, seed: int) -> None:
+    def __init__(self, config: LabSourceConfig, seed: int) -> None:
         self.name = "the lab"
         self.expected_rows: int | None = config.rows
         self._config = config
@@ -82,10 +81,10 @@ def open_source(config: SourceConfig, seed: int) -> Source:
     return _SOURCES[config.type](config, seed)
 
 
-_BY_ENDING: Mapping[str, Callable[[FileSource], Source]] = {".parquet": ParquetTable, ".csv": CommaSeparated}
+_BY_ENDING: Mapping[str, Callable[[FileSourceConfig], Source]] = {".parquet": ParquetTable, ".csv": CommaSeparated}
 
 
-def _file(config: FileSource) -> Source:
+def _file(config: FileSourceConfig) -> Source:
     """By the ending of the file's name; whatever is not listed holds JSON lines."""
     path = Path(config.path).expanduser()
     try:
@@ -97,9 +96,9 @@ def _file(config: FileSource) -> Source:
 
 def fingerprint(config: SourceConfig) -> str | None:
     """A hash of the local bytes behind a source, or None where its config alone says what it holds."""
-    if isinstance(config, LabSource):
+    if isinstance(config, LabSourceConfig):
         return None
-    if isinstance(config, FileSource):
+    if isinstance(config, FileSourceConfig):
         path = Path(config.path).expanduser()
         try:
             return of_file(path)

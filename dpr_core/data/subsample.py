@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.data import SubsampleConfig, Template
+from dpr_core.config.data import SubsampleConfig, TemplateConfig
 from dpr_core.data.rows import BadRow, Demonstration
 from dpr_core.data.sources import open_source
 from dpr_core.data.template import Renderer
@@ -53,7 +53,7 @@ class Sample:
     demonstrations: list[Demonstration]
     bad: list[BadRow]
     counts: Counts
-    template: Template
+    template: TemplateConfig
     content_hash: str
     """SHA-256 of the file that the demonstrations are written to."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.data import Columns, FileSource
+from dpr_core.config.data import ColumnsConfig, FileSourceConfig
 from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
 from dpr_core.errors import DensePathError, UsageError
 
@@ -19,7 +19,7 @@ class LocalFile:
 
     expected_rows: int | None = None
 
-    def __init__(self, config: FileSource) -> None:
+    def __init__(self, config: FileSourceConfig) -> None:
         self.name = config.path
         self._path = Path(config.path).expanduser()
         self._columns = config.columns
@@ -80,7 +80,7 @@ def _read(reader: RowReader, row: dict[Any, Any], where: str, number: int) -> tu
         return where, BadRow.of(where, str(problem), json.dumps(raw, ensure_ascii=False, default=str))
 
 
-def _columns_to_read(present: list[str], columns: Columns) -> list[str] | None:
+def _columns_to_read(present: list[str], columns: ColumnsConfig) -> list[str] | None:
     """Those of the mapping; all of them where one that is needed is not there, for the message that will follow."""
     if columns.prompt not in present or columns.response not in present:
         return None

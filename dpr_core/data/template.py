@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from dpr_core.config.base import parse
-from dpr_core.config.data import Template
+from dpr_core.config.data import TemplateConfig
 from dpr_core.errors import DensePathError
 
 TEMPLATE_FILE = "template.json"
@@ -18,7 +18,7 @@ _MARKER = re.compile(r"\{(prompt|system)\}")
 class Renderer:
     """Fills a template. Contents are put in as they are: a marker inside them is text like any other."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: TemplateConfig) -> None:
         self.template = template
 
     def render(self, prompt: str, system: str = "") -> str:
@@ -42,7 +42,7 @@ class Renderer:
             values = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise DensePathError(f"cannot read the prompt template {path}: {error}") from error
-        return cls(parse(Template, values, str(path)))
+        return cls(parse(TemplateConfig, values, str(path)))
 
 
 def _fill(text: str, contents: dict[str, str]) -> str:

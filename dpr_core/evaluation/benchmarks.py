@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpr_core.config.evaluation import Benchmark, FileBenchmark, LabBenchmark
-from dpr_core.config.official import AlpacaEval, ArenaHard, Lima, MTBench
+from dpr_core.config.evaluation import Benchmark, FileBenchmarkConfig, LabBenchmarkConfig
+from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
 from dpr_core.evaluation import lab_prompts, prompt_file, public_sets
 from dpr_core.evaluation.questions import Question, ReadResult
 
@@ -42,12 +42,12 @@ _OFFICIAL = Kind(
 )
 
 KINDS: dict[type[Benchmark], Kind] = {
-    LabBenchmark: Kind(lab_prompts.load, lab_prompts.read_result),
-    FileBenchmark: Kind(prompt_file.load, prompt_file.read_result, prompt_file.pinned),
-    AlpacaEval: _OFFICIAL,
-    ArenaHard: _OFFICIAL,
-    Lima: _OFFICIAL,
-    MTBench: _OFFICIAL,
+    LabBenchmarkConfig: Kind(lab_prompts.load, lab_prompts.read_result),
+    FileBenchmarkConfig: Kind(prompt_file.load, prompt_file.read_result, prompt_file.pinned),
+    AlpacaEvalConfig: _OFFICIAL,
+    ArenaHardConfig: _OFFICIAL,
+    LimaConfig: _OFFICIAL,
+    MTBenchConfig: _OFFICIAL,
 }
 
 

@@ -7,7 +7,7 @@ says nothing and praises itself loses against a real one.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.judge import Answer, Judge, Verdict
 from dpr_core.evaluation.pairwise import Pair, judge_pairs
@@ -62,7 +62,7 @@ def pairs_of(pairs: Sequence[Pair], count: int) -> tuple[list[Pair], list[Pair]]
 async def try_out(
     judge: Judge,
     pairs: Sequence[Pair],
-    execution: JudgeExecution,
+    execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Canaries:
     """Judge the canaries of `pairs`, each in both orders like any other pair.

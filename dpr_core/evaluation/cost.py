@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from dpr_core.config.evaluation import ChatCompletions, JudgeConfig, JudgeExecution, OpenAIBatchJudge
+from dpr_core.config.evaluation import ChatCompletionsConfig, JudgeConfig, JudgeExecutionConfig, OpenAIBatchJudgeConfig
 from dpr_core.evaluation.budget import PRICES_AS_OF, price_of, tokens_of
 from dpr_core.evaluation.canaries import pairs_of
 from dpr_core.evaluation.openai import within_limit
@@ -47,7 +47,7 @@ class Cost:
 
 def judging_cost(config: JudgeConfig, pairs: Sequence[Pair]) -> Cost:
     """Of both orders of every pair and of the canaries, if none of the verdicts is kept already."""
-    if not isinstance(config.by, ChatCompletions):
+    if not isinstance(config.by, ChatCompletionsConfig):
         return Cost()
     asked = [*pairs, *(each for kind in pairs_of(pairs, config.execution.canaries) for each in kind)]
     limit = config.by.max_answer_characters
@@ -55,18 +55,18 @@ def judging_cost(config: JudgeConfig, pairs: Sequence[Pair]) -> Cost:
     return cost_of(read, config.by, config.execution)
 
 
-def cost_of(tokens: Iterable[int], by: ChatCompletions, execution: JudgeExecution) -> Cost:
+def cost_of(tokens: Iterable[int], by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Cost:
     """Of requests with so many tokens."""
     asked = list(tokens)
     read = sum(asked)
     about, most = (len(asked) * each for each in (min(REPLY_TOKENS, by.max_tokens), by.max_tokens))
     own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
-    price = price_of(by.model, *own, batched=isinstance(by, OpenAIBatchJudge))
+    price = price_of(by.model, *own, batched=isinstance(by, OpenAIBatchJudgeConfig))
     dollars = (None, None) if price is None else (price.of(read, about), price.of(read, most))
     return Cost(len(asked), read, read, about, most, *dollars)
 
 
-def prices(execution: JudgeExecution) -> str:
+def prices(execution: JudgeExecutionConfig) -> str:
     """Where the prices are from."""
     own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
     return f"of {PRICES_AS_OF}" if None in own else "as set"

@@ -55,7 +55,7 @@ class Endpoint:
     """One model behind one address. Whoever calls it bounds how many calls are open."""
 
     def __init__(
-        self, config: settings.ChatCompletions, execution: settings.JudgeExecution, batched: bool = False
+        self, config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig, batched: bool = False
     ) -> None:
         self.config = config
         self.execution = execution

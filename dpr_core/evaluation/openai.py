@@ -12,7 +12,7 @@ from dpr_core.evaluation.prompts import SCHEMA, read_json_verdict, read_verdict,
 class OpenAIJudge:
     """Asks for reasons and a verdict: as JSON of a schema where the endpoint takes one, as a line of text elsewhere."""
 
-    def __init__(self, config: settings.ChatJudge, execution: settings.JudgeExecution) -> None:
+    def __init__(self, config: settings.ChatJudgeConfig, execution: settings.JudgeExecutionConfig) -> None:
         self.endpoint = Endpoint(config, execution)
         self._may_change = config.verdicts == "auto"
         self._as_json = config.verdicts != "text"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.evaluation.judge import Answer, Comparison, Judge, Verdict
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.queue import ask_all
@@ -96,7 +96,7 @@ class WinRate:
 
 
 async def judge_pairs(
-    judge: Judge, pairs: Sequence[Pair], execution: JudgeExecution, on_progress: Callable[[int, int, str], None]
+    judge: Judge, pairs: Sequence[Pair], execution: JudgeExecutionConfig, on_progress: Callable[[int, int, str], None]
 ) -> list[Game]:
     """Judge every pair in both orders, at most `execution.concurrency` at once; both games of a pair stand together.
 

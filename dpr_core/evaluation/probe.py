@@ -17,28 +17,28 @@ MOST_TOKENS = 16
 MOST_SECONDS = 30.0
 
 
-def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecution]]) -> None:
+def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]]) -> None:
     """Ask every endpoint once, however many judges are behind it, but for those with `check_endpoint` off."""
     found = {
         (by.base_url, by.model, by.api_version, execution.api_key_variable): (by, execution)
         for by, execution in judges
-        if isinstance(by, settings.ChatCompletions) and execution.check_endpoint
+        if isinstance(by, settings.ChatCompletionsConfig) and execution.check_endpoint
     }
     for by, execution in found.values():
         probe(by, execution)
 
 
-def probe(config: settings.ChatCompletions, execution: settings.JudgeExecution) -> None:
+def probe(config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig) -> None:
     """Raise what would make every request fail. An endpoint that is there but overloaded or slow passes."""
     asyncio.run(_ask(config, execution))
 
 
-async def _ask(config: settings.ChatCompletions, execution: settings.JudgeExecution) -> None:
+async def _ask(config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig) -> None:
     small = config.model_copy(update={"max_tokens": MOST_TOKENS})
     seconds = min(MOST_SECONDS, execution.request_seconds)
     once = execution.model_copy(update={"retries": 0, "request_seconds": seconds})
     endpoint = Endpoint(small, once)
-    demanded = isinstance(config, settings.ChatJudge) and config.verdicts == "schema"
+    demanded = isinstance(config, settings.ChatJudgeConfig) and config.verdicts == "schema"
     try:
         await endpoint.ask(REQUEST, SCHEMA if demanded else None)
     except Unreachable:

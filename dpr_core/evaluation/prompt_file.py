@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpr_core.config.evaluation import FileBenchmark
+from dpr_core.config.evaluation import FileBenchmarkConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.questions import Question
 from dpr_core.hashing import of_file
@@ -16,7 +16,7 @@ T = TypeVar("T")
 _STATED = re.compile(r"answer is:?[ \t]*(.*)", re.IGNORECASE)
 
 
-def load(config: FileBenchmark) -> list[Question]:
+def load(config: FileBenchmarkConfig) -> list[Question]:
     """Read every row, or say which line is wrong. Rows without an `id` are named by their line number."""
     questions: list[Question] = []
     first_line: dict[str, int] = {}
@@ -38,7 +38,7 @@ def load(config: FileBenchmark) -> list[Question]:
     return questions
 
 
-def pinned(config: FileBenchmark) -> FileBenchmark:
+def pinned(config: FileBenchmarkConfig) -> FileBenchmarkConfig:
     """The benchmark together with the hash of its file as it is now."""
     return config.model_copy(update={"content": _readable(config.path, of_file)})
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dpr_core.config.official import ArenaHard, MTBench, Official
+from dpr_core.config.official import ArenaHardConfig, MTBenchConfig, Official
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.official import layouts
 from dpr_core.evaluation.official.files import read_rows
@@ -40,7 +40,7 @@ def load(config: Official) -> list[Question]:
                 f"{layout.title} asks"
             )
         temperature(config, question)
-    if isinstance(config, MTBench) and config.references is not None:
+    if isinstance(config, MTBenchConfig) and config.references is not None:
         return _with_references(questions, Path(config.references).expanduser())
     return questions
 
@@ -48,7 +48,7 @@ def load(config: Official) -> list[Question]:
 def pinned(config: Official) -> Official:
     """The benchmark together with the hashes of its files as they are now."""
     update = {"content": _hash(_file(config))}
-    if isinstance(config, MTBench) and config.references is not None:
+    if isinstance(config, MTBenchConfig) and config.references is not None:
         update["references_content"] = _hash(Path(config.references).expanduser())
     return config.model_copy(update=update)
 
@@ -73,9 +73,9 @@ def outline(config: Official) -> list[Question]:
 
 def temperature(config: Official, question: Question) -> float | None:
     """The benchmark's own temperature for a question, where that is wanted."""
-    if isinstance(config, ArenaHard) and config.temperatures == "own":
+    if isinstance(config, ArenaHardConfig) and config.temperatures == "own":
         return 0.0
-    if isinstance(config, MTBench) and config.temperatures == "own":
+    if isinstance(config, MTBenchConfig) and config.temperatures == "own":
         if question.category not in MT_BENCH_TEMPERATURES:
             raise UsageError(
                 f"question {question.id} has the category {question.category!r}, for which MT-Bench sets no "

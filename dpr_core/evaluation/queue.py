@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.judge import Unavailable
 
@@ -18,7 +18,7 @@ Said = TypeVar("Said")
 async def ask_all(
     asked: Sequence[Asked],
     ask: Callable[[Asked], Awaitable[Said]],
-    execution: JudgeExecution,
+    execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int], None],
     is_readable: Callable[[Said], bool] = lambda said: True,
 ) -> list[Said]:

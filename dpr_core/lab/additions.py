@@ -3,11 +3,11 @@
 import random
 from collections.abc import Sequence
 
-from dpr_core.config.data import Additions
+from dpr_core.config.data import AdditionsConfig
 from dpr_core.lab.problem import Problem, Step
 
 
-def draw(task: Additions, rng: random.Random) -> Problem:
+def draw(task: AdditionsConfig, rng: random.Random) -> Problem:
     addends = [rng.randint(1, task.largest_addend) for _ in range(task.operations)]
     return problem(rng.randrange(task.modulus), addends, task.modulus)
 

@@ -21,10 +21,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from dpr_core.config.data import Template
-from dpr_core.config.execution import Execution
-from dpr_core.config.model import Family, LabBackbone
-from dpr_core.config.training import Optimizer
+from dpr_core.config.data import TemplateConfig
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.model import Family, LabBackboneConfig
+from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
 from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
@@ -45,7 +45,7 @@ CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], Pre
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 
-TEMPLATE = Template(text="{system}{prompt}\n", system="{system}\n")
+TEMPLATE = TemplateConfig(text="{system}{prompt}\n", system="{system}\n")
 """The lab's prompts are short; so is its template."""
 
 PROBES = 128
@@ -54,7 +54,7 @@ INITIAL_DEVIATION = 0.15
 """transformers' 0.02 is small for such narrow networks: many seeds then stay where they can copy but not add."""
 
 
-def untrained(config: LabBackbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def untrained(config: LabBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Random weights and the family's tokenizer. As in real checkpoints, there are more rows than tokens."""
     tokenizer = build_tokenizer(config.family)
     config_class, model_class = CLASSES[config.family]
@@ -77,7 +77,9 @@ def untrained(config: LabBackbone) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model_class(settings), tokenizer
 
 
-def train(config: LabBackbone, recorder: Recorder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
+def train(
+    config: LabBackboneConfig, recorder: Recorder
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
     """Both phases; fails where the skill was not learned."""
     model, tokenizer = untrained(config)
     text = Text(config, tokenizer)
@@ -100,7 +102,12 @@ class Taught:
 
 
 def _teach(
-    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: dict[str, Any]
+    config: LabBackboneConfig,
+    model: PreTrainedModel,
+    text: "Text",
+    recorder: Recorder,
+    taught: Taught,
+    left: dict[str, Any],
 ) -> None:
     """Until two probes running pass."""
     size, steps = config.teach_batch_size, config.teach_max_steps
@@ -125,7 +132,12 @@ def _teach(
 
 
 def _blend(
-    config: LabBackbone, model: PreTrainedModel, text: "Text", recorder: Recorder, taught: Taught, left: dict[str, Any]
+    config: LabBackboneConfig,
+    model: PreTrainedModel,
+    text: "Text",
+    recorder: Recorder,
+    taught: Taught,
+    left: dict[str, Any],
 ) -> None:
     size, steps = config.blend_batch_size, config.blend_steps
     trainer = _trainer(model, config.blend_learning_rate, size, steps, 0.1, config.execution, recorder)
@@ -145,10 +157,10 @@ def _trainer(
     size: int,
     steps: int,
     decay_to: float,
-    execution: Execution,
+    execution: ExecutionConfig,
     recorder: Recorder,
 ) -> Trainer:
-    settings = Optimizer(
+    settings = OptimizerConfig(
         learning_rate=rate, batch_size=size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
     )
     return Trainer(Policy(model, packing=execution.packing), settings, steps, execution, recorder=recorder)
@@ -157,7 +169,7 @@ def _trainer(
 class Text:
     """The backbone's training text, all of it on training prompts."""
 
-    def __init__(self, config: LabBackbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, config: LabBackboneConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.renderer = Renderer(TEMPLATE)

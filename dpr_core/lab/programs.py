@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal
 
-from dpr_core.config.data import Additions, LabSource, LabTask, ShellGame
+from dpr_core.config.data import AdditionsConfig, LabSourceConfig, LabTask, ShellGameConfig
 from dpr_core.errors import UsageError
 from dpr_core.lab import additions, shell_game
 from dpr_core.lab.problem import Problem, Style
@@ -14,8 +14,8 @@ from dpr_core.lab.problem import Problem, Style
 Split = Literal["train", "evaluation"]
 
 PROGRAMS: Mapping[type[LabTask], Callable[[Any, random.Random], Problem]] = {
-    Additions: additions.draw,
-    ShellGame: shell_game.draw,
+    AdditionsConfig: additions.draw,
+    ShellGameConfig: shell_game.draw,
 }
 
 
@@ -51,7 +51,7 @@ def draw_problems(task: LabTask, split: Split, count: int, seed: int) -> list[Pr
     return found
 
 
-def demonstrations(source: LabSource, seed: int) -> Iterator[tuple[str, str, str]]:
+def demonstrations(source: LabSourceConfig, seed: int) -> Iterator[tuple[str, str, str]]:
     """`source.rows` rows of (id, prompt, response) on training prompts."""
     rng = random.Random(f"demonstrations {seed}")
     written = 0

@@ -3,11 +3,11 @@
 import random
 from collections.abc import Sequence
 
-from dpr_core.config.data import ShellGame
+from dpr_core.config.data import ShellGameConfig
 from dpr_core.lab.problem import Problem, Step
 
 
-def draw(task: ShellGame, rng: random.Random) -> Problem:
+def draw(task: ShellGameConfig, rng: random.Random) -> Problem:
     swaps = [(cups[0], cups[1]) for cups in (sorted(rng.sample(range(1, task.cups + 1), 2)) for _ in range(task.swaps))]
     return problem(rng.randint(1, task.cups), swaps, task.cups)
 

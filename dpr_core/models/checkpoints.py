@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from dpr_core import distributed
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
@@ -111,7 +111,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
     return tokenizer
 
 
-def load_backbone(backbone: PretrainedBackbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights to train, in float32: steps of 5e-7 vanish in bfloat16. The type in the config is that of activations."""
     local = Path(backbone.name).expanduser()
     source = local if local.is_dir() else backbone.name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpr_core.config.training import LoRA
+from dpr_core.config.training import LoRAConfig
 from dpr_core.errors import UsageError
 from dpr_core.models.sharding import is_slice
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NAME = "default"
 
 
-def add_adapters(model: "PreTrainedModel", settings: LoRA, seed: int) -> None:
+def add_adapters(model: "PreTrainedModel", settings: LoRAConfig, seed: int) -> None:
     """Freeze the model and put adapters into it that change nothing yet, in place.
 
     Seeds torch's generators, from which the first adapters and their dropout are drawn.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_core import distributed
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ _skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary(
 """Of each sharded model: the same one without weights, and without the hooks that gather them."""
 
 
-def place(module: M, launch: Launch) -> M:
+def place(module: M, launch: LaunchConfig) -> M:
     """Put a policy or a critic where it computes: all of it, or this process's slice of each weight. In place."""
     if launch.strategy != "fsdp" or distributed.count() == 1:
         return module.to(distributed.device())

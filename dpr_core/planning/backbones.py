@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpr_core.config.model import Backbone, PretrainedBackbone
+from dpr_core.config.model import Backbone, PretrainedBackboneConfig
 from dpr_core.errors import UsageError
 from dpr_core.planning.architecture import MODEL_TYPES, PUBLISHED, Architecture, architecture_of
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def architecture(backbone: Backbone) -> Architecture:
     """No weights are loaded. A local folder is looked through for what would keep it from loading."""
-    if not isinstance(backbone, PretrainedBackbone):
+    if not isinstance(backbone, PretrainedBackboneConfig):
         from dpr_core.lab.backbone import untrained
 
         return architecture_of(untrained(backbone)[0].config)

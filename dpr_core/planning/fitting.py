@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.launch import Launch
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.memory import FULL
 from dpr_core.planning.stages import Needs
@@ -30,7 +30,7 @@ class Fit:
 
 
 def nearest(
-    needs_with: Callable[[Execution], Needs], held: Callable[[Needs], float], start: Execution, room: float
+    needs_with: Callable[[ExecutionConfig], Needs], held: Callable[[Needs], float], start: ExecutionConfig, room: float
 ) -> Fit:
     """`held` says how many bytes of what is needed lie on one GPU."""
     least = math.inf
@@ -43,22 +43,22 @@ def nearest(
     return Fit(None, least)
 
 
-def on_each(architecture: Architecture, launch: Launch) -> Callable[[Needs], float]:
+def on_each(architecture: Architecture, launch: LaunchConfig) -> Callable[[Needs], float]:
     """Bytes of a stage's fullest moment on each of the GPUs that share it."""
     way = {"ddp": _replicated, "fsdp": _sharded}[launch.strategy] if launch.processes > 1 else _alone
     return lambda needs: max(way(architecture, launch, needs, moment) for moment in needs.moments)
 
 
-def _alone(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+def _alone(architecture: Architecture, launch: LaunchConfig, needs: Needs, moment: str) -> float:
     return needs.moments[moment].total
 
 
-def _replicated(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+def _replicated(architecture: Architecture, launch: LaunchConfig, needs: Needs, moment: str) -> float:
     """All of it on each, and the gradients a second time, in the buckets in which they are exchanged."""
     return needs.moments[moment].total + needs.moments[moment].gradients
 
 
-def _sharded(architecture: Architecture, launch: Launch, needs: Needs, moment: str) -> float:
+def _sharded(architecture: Architecture, launch: LaunchConfig, needs: Needs, moment: str) -> float:
     """A slice of what lasts, or none of it, and what is gathered: to draw, whole networks; else two layers and all that
     is in no layer, and while learning the gradients of these and of one layer."""
     parts, a = needs.moments[moment], architecture
@@ -72,7 +72,7 @@ def _sharded(architecture: Architecture, launch: Launch, needs: Needs, moment: s
     return parts.total - parts.lasting + slices + gathered
 
 
-def _changes(execution: Execution, longest: int) -> Iterator[Changes]:
+def _changes(execution: ExecutionConfig, longest: int) -> Iterator[Changes]:
     lists: dict[str, list[Any]] = {
         "tokens_per_micro_batch": _halves(execution.tokens_at_once(on_gpu=True), longest),
         "rollout_rows": _halves(execution.rollout_rows, 1),
@@ -91,7 +91,7 @@ def _halves(most: int, least: int) -> list[int]:
     return found
 
 
-def _distance(execution: Execution, changes: Changes) -> float:
+def _distance(execution: ExecutionConfig, changes: Changes) -> float:
     distance = 0.0
     for name, value in changes.items():
         if name == "gradient_checkpointing":

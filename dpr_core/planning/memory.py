@@ -6,8 +6,8 @@ from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 
 from dpr_core.chunks import rows_of_logits
-from dpr_core.config.execution import Execution
-from dpr_core.config.training import LoRA
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.training import LoRAConfig
 from dpr_core.planning.architecture import Architecture
 
 FULL, HALF = 4, 2
@@ -72,7 +72,7 @@ class Memory:
     dtype: str
     """Of activations."""
     attention: str
-    execution: Execution
+    execution: ExecutionConfig
     longest_prompt: int
     longest_response: int
     on_gpu: bool = True
@@ -108,7 +108,7 @@ class Memory:
         a = self.architecture
         return HALF * a.layers * a.layer_matrices if self.dtype == "bfloat16" else 0
 
-    def adapters(self, lora: LoRA) -> float:
+    def adapters(self, lora: LoRAConfig) -> float:
         """Of all layers: two matrices for each one that is adapted."""
         a = self.architecture
         sides = {

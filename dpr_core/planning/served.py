@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dpr_core.config.rollouts import Rollouts, Vllm
+from dpr_core.config.rollouts import Rollouts, VllmConfig
 from dpr_core.planning.memory import FULL, HALF, Memory
 
 
@@ -53,7 +53,7 @@ class Server:
 
 def server_for(rollouts: Rollouts, memory: Memory) -> Server | None:
     """None where none is started: one that is named by its address is elsewhere."""
-    if not isinstance(rollouts, Vllm) or rollouts.execution.url is not None:
+    if not isinstance(rollouts, VllmConfig) or rollouts.execution.url is not None:
         return None
     number = HALF if memory.dtype == "bfloat16" else FULL
     known = memory.architecture

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive
-from dpr_core.config.execution import Execution
+from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, BestOfNConfig, ContrastiveConfig
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
-from dpr_core.config.reinforce import PPO, ReinforceConfig
+from dpr_core.config.reinforce import PPOConfig, ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
-from dpr_core.config.training import Lengths, LoRA, SFTConfig
+from dpr_core.config.training import LengthsConfig, LoRAConfig, SFTConfig
 from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Sequences, Work
@@ -35,7 +35,7 @@ class Circumstances:
     dtype: str
     attention: str
     demonstrations: int
-    learned: Lengths
+    learned: LengthsConfig
     """The limits of SFT, which the reward's demonstrations keep."""
     mean_prompt: float | None = None
     mean_response: float | None = None
@@ -46,7 +46,7 @@ class Circumstances:
     questions: Questions = Questions(0)
     on_gpu: bool = True
 
-    def memory(self, execution: Execution, prompt: int, response: int) -> Memory:
+    def memory(self, execution: ExecutionConfig, prompt: int, response: int) -> Memory:
         return Memory(self.architecture, self.dtype, self.attention, execution, prompt, response, self.on_gpu)
 
     def sequences(self, count: float, prompt: int, response: int) -> Sequences:
@@ -92,12 +92,12 @@ def _fullest(lasting: Parts, moments: Sequence[Parts]) -> Parts:
     return lasting + max(moments, key=lambda parts: parts.total)
 
 
-def _learned(memory: Memory, lora: LoRA | None) -> float:
+def _learned(memory: Memory, lora: LoRAConfig | None) -> float:
     """Bytes of a network's weights that are trained."""
     return memory.adapters(lora) if lora else memory.network
 
 
-def _learning(memory: Memory, lasting: Parts, lora: LoRA | None = None) -> dict[str, Parts]:
+def _learning(memory: Memory, lasting: Parts, lora: LoRAConfig | None = None) -> dict[str, Parts]:
     """`lasting` with the moments of all that is trained; one network learns at a time."""
     weights = _learned(memory, lora)
     with_gradients = replace(lasting, gradients=weights)
@@ -110,7 +110,7 @@ def _chunked(memory: Memory, sequences: Sequences) -> bool:
     return rows * memory.architecture.vocabulary > memory.execution.logits_per_chunk
 
 
-def _trained(memory: Memory, sequences: Sequences, lora: LoRA | None = None) -> Work:
+def _trained(memory: Memory, sequences: Sequences, lora: LoRAConfig | None = None) -> Work:
     checkpointing, chunks = memory.execution.gradient_checkpointing, _chunked(memory, sequences)
     return compute.training(memory.architecture, sequences, checkpointing, chunks, lora is not None)
 
@@ -126,7 +126,7 @@ def sft(config: SFTConfig | ContinuedSFTConfig, around: Circumstances) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
     average = memory.network if getattr(config, "ema_decay", None) else 0
-    lora: LoRA | None = getattr(config, "lora", None)
+    lora: LoRAConfig | None = getattr(config, "lora", None)
     learned = _learned(memory, lora)
     weights = memory.frozen + learned if lora else memory.network
     lasting = Parts(weights=weights, optimizer=2 * learned, copies=average)
@@ -160,7 +160,7 @@ def diagnose(config: DiagnoseConfig, around: Circumstances) -> Needs:
 def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
-    critic = memory.critic if isinstance(config.algorithm, PPO) else 0
+    critic = memory.critic if isinstance(config.algorithm, PPOConfig) else 0
     learned = _learned(memory, config.lora)
     # Beside adapters, of which the critic has as many as the policy, casts are all that is held of matrices.
     trained = learned + (learned if config.lora else critic) * bool(critic)
@@ -213,12 +213,12 @@ def answer(config: AnswerConfig, around: Circumstances) -> Needs:
     memory = around.memory(config.execution, prompt, config.max_response_tokens)
     rewarded = around.source in ("reward", "reinforce")
     frozen = 2 if rewarded else 0 if around.source == "sft" else 1
-    own = 0 if rewarded and isinstance(policy, Contrastive | BestOfN) else 1
-    if rewarded and isinstance(policy, AsTrained) and around.source == "reward":
+    own = 0 if rewarded and isinstance(policy, ContrastiveConfig | BestOfNConfig) else 1
+    if rewarded and isinstance(policy, AsTrainedConfig) and around.source == "reward":
         own = 0
     lasting = Parts(weights=own * memory.frozen, scorers=frozen * memory.frozen)
-    samples = policy.n if isinstance(policy, BestOfN) else 1
-    models = 2 if isinstance(policy, Contrastive) else 1
+    samples = policy.n if isinstance(policy, BestOfNConfig) else 1
+    models = 2 if isinstance(policy, ContrastiveConfig) else 1
     count = around.questions.count * samples
     moments = {"drawing": _fullest(lasting, memory.drawing(count, models))}
     if frozen:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dpr_core import distributed
-from dpr_core.config.execution import Execution
-from dpr_core.config.rollouts import Rollouts, Vllm, VllmExecution
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.rollouts import Rollouts, VllmConfig, VllmExecutionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models.policy import Policy
@@ -27,11 +27,11 @@ def opened(
     policy: Policy,
     save: Callable[[Path], None],
     longest: int,
-    execution: Execution,
+    execution: ExecutionConfig,
     folder: Path,
 ) -> Iterator[FollowingEngine]:
     """It draws with `policy`, which may learn; `save` writes that as a checkpoint, and `folder` has room for two."""
-    if not isinstance(settings, Vllm):
+    if not isinstance(settings, VllmConfig):
         yield InProcessEngine.of(policy, execution)
         return
 
@@ -54,7 +54,7 @@ def opened(
         yield overlapping
 
 
-def server_for(settings: VllmExecution, dtype: torch.dtype, longest: int, rows: int, folder: Path) -> Server:
+def server_for(settings: VllmExecutionConfig, dtype: torch.dtype, longest: int, rows: int, folder: Path) -> Server:
     if settings.url is not None:
         return RunningServer(settings)
     options = {

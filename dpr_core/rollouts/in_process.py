@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpr_core import distributed
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.logprobs import contrastive
 from dpr_core.models.compiling import uncompiled
 from dpr_core.models.oom import as_much_as_fits
@@ -59,7 +59,7 @@ class InProcessEngine:
         self.version = 0
 
     @classmethod
-    def of(cls, policy: Policy, execution: Execution, against: Against | None = None) -> Self:
+    def of(cls, policy: Policy, execution: ExecutionConfig, against: Against | None = None) -> Self:
         """As the settings say."""
         return cls(policy.model, execution.rollout_rows, policy.activations, against, execution.graphs)
 

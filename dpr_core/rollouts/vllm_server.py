@@ -15,7 +15,7 @@ from typing import Protocol
 
 import httpx
 
-from dpr_core.config.rollouts import VllmExecution
+from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.rollouts import vllm_process
 from dpr_core.text import visible_lines
@@ -176,7 +176,7 @@ class RunningServer:
 
     own = False
 
-    def __init__(self, settings: VllmExecution) -> None:
+    def __init__(self, settings: VllmExecutionConfig) -> None:
         assert settings.url is not None
         self.name = self._url = settings.url.rstrip("/").removesuffix("/v1")
         self._variable = settings.api_key_variable
@@ -209,7 +209,7 @@ class RunningServer:
         pass
 
 
-def python_of(settings: VllmExecution) -> Path:
+def python_of(settings: VllmExecutionConfig) -> Path:
     """The interpreter that the settings or the environment name."""
     folder = os.environ.get(ENVIRONMENT)
     if settings.python is None and not folder:
@@ -234,7 +234,7 @@ def key_in(variable: str) -> str:
     return key
 
 
-def check(settings: VllmExecution) -> None:
+def check(settings: VllmExecutionConfig) -> None:
     """Raise what can be seen before any work is done."""
     if settings.url is None:
         python_of(settings)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dpr_core.config.reinforce import GuardConfig, KLStop, WitnessStop
+from dpr_core.config.reinforce import GuardConfig, KLStopConfig, WitnessStopConfig
 from dpr_core.models.policy import Policy
 from dpr_core.models.sharding import cut
 from dpr_core.recorder import Recorder
@@ -37,7 +37,7 @@ class Guard(Protocol):
 class KLBound:
     """Keeps every policy within a bound on the KL to SFT, and stops at the first beyond it."""
 
-    def __init__(self, settings: KLStop) -> None:
+    def __init__(self, settings: KLStopConfig) -> None:
         self.bound = settings.max_sequence_kl
 
     def watch(self, signals: Mapping[str, float]) -> Verdict:
@@ -74,7 +74,7 @@ class Witnesses:
         "contrast": "how much more SFT likes the responses than the reference does",
     }
 
-    def __init__(self, settings: WitnessStop) -> None:
+    def __init__(self, settings: WitnessStopConfig) -> None:
         self.settings = settings
         self._start: Measured | None = None
         self._recent: dict[str, deque[Measured]] = {name: deque(maxlen=settings.window) for name in self.NAMES}
@@ -124,7 +124,7 @@ def _mean(values: Collection[Measured]) -> Measured:
     )
 
 
-GUARDS: Mapping[type[GuardConfig], Callable[[Any], Guard]] = {KLStop: KLBound, WitnessStop: Witnesses}
+GUARDS: Mapping[type[GuardConfig], Callable[[Any], Guard]] = {KLStopConfig: KLBound, WitnessStopConfig: Witnesses}
 
 
 class RollBack:

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from dpr_core.config.rollouts import Vllm
+from dpr_core.config.rollouts import VllmConfig
 from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
 from dpr_core.rollouts.engine import log_probs
 from dpr_core.training.rollout_batch import Rollout
 
 
-def corrected(advantages: Tensor, rollout: Rollout, settings: Vllm) -> tuple[Tensor, dict[str, float]]:
+def corrected(advantages: Tensor, rollout: Rollout, settings: VllmConfig) -> tuple[Tensor, dict[str, float]]:
     """A_t min(pi_trainer / pi_engine, C), which nothing is differentiated through; and how far the two are apart."""
     mask, ours, theirs = rollout.scored.mask, rollout.old_log_probs, log_probs(rollout.completions)
     ratios = importance(ours, theirs, mask, settings.importance_per)

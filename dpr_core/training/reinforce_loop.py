@@ -10,7 +10,7 @@ from dpr_core.advantages import explained_variance
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.rollouts import Vllm
+from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
@@ -88,7 +88,7 @@ class OnPolicy:
             seen = rollout.experience(critic.values(rollout.sequences) if critic else None)
             credit = method.credit(seen, kl.weight)
             latest = {**describe(rollout, credit, self.end_token), "rollout/kl_weight": kl.weight}
-            if isinstance(config.rollouts, Vllm):
+            if isinstance(config.rollouts, VllmConfig):
                 advantages, told = corrected(credit.advantages, rollout, config.rollouts)
                 credit, latest = credit._replace(advantages=advantages), {**latest, **told}
             if critic:

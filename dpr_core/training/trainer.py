@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dpr_core import distributed
-from dpr_core.config.execution import Execution
-from dpr_core.config.training import Optimizer
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
@@ -47,9 +47,9 @@ class Trainer:
     def __init__(
         self,
         module: nn.Module,
-        settings: Optimizer,
+        settings: OptimizerConfig,
         total_steps: int,
-        execution: Execution,
+        execution: ExecutionConfig,
         name: str = "train",
         recorder: Recorder | None = None,
     ) -> None:
@@ -218,7 +218,7 @@ class Trainer:
         return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
-def learning_rate_share(step: int, total_steps: int, settings: Optimizer) -> float:
+def learning_rate_share(step: int, total_steps: int, settings: OptimizerConfig) -> float:
     """Linear warm-up from 0, then decay: the share of the peak at which step number `step` (from 0) is taken."""
     warmup = math.ceil(settings.warmup_ratio * total_steps)
     if step < warmup:

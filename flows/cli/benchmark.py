@@ -17,7 +17,7 @@ from flows.cli.console import Debug, Identifier, Json, Set, emit, reported
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dpr_core.config.evaluation import JudgeConfig, JudgeExecution
+    from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig
     from dpr_core.evaluation.judge import Answer
     from dpr_core.evaluation.official.layouts import Answers, Layout
     from dpr_core.evaluation.pairwise import Pair
@@ -235,7 +235,7 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     return {**result.as_dict(), "answers_cut": answers_cut(games), **tried, "warnings": warnings}
 
 
-def check_readable(unreadable_share: float, execution: "JudgeExecution") -> None:
+def check_readable(unreadable_share: float, execution: "JudgeExecutionConfig") -> None:
     """A result that rests on too few of its verdicts is none."""
     if unreadable_share > execution.max_unreadable_share:
         raise DensePathError(

@@ -187,11 +187,11 @@ def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[st
 
 def processes(studies: "Sequence[Study]", to_run: int) -> int:
     """How many share the work where nothing is said: every core for the lab, whose stages have one thread each."""
-    from dpr_core.config.model import LabBackbone
+    from dpr_core.config.model import LabBackboneConfig
     from tasks.launch.child_processes import usable_cores
     from tasks.subprocess_pool import MOST
 
-    on_lab = all(isinstance(study.config.backbone, LabBackbone) for study in studies)
+    on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in studies)
     return max(1, min(usable_cores(), to_run, MOST)) if on_lab else 1
 
 

@@ -41,7 +41,7 @@ def rate(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import RateConfig
-        from dpr_core.config.official import MTBench
+        from dpr_core.config.official import MTBenchConfig
         from dpr_core.evaluation.benchmarks import load
         from dpr_core.evaluation.cost import prices
         from dpr_core.evaluation.official.layouts import LAYOUTS
@@ -50,7 +50,7 @@ def rate(
 
         settings = parse(RateConfig, override({}, assignments), "rate")
         model, given = only_model(LAYOUTS["mt-bench"], answers)
-        asked = load(MTBench(path=str(questions), references=str(references) if references is not None else None))
+        asked = load(MTBenchConfig(path=str(questions), references=str(references) if references is not None else None))
         answered, missing = _answered(asked, given)
         prompts = raters.prompts_of(settings)
         about = {"model": model, "judge": raters.judge_name(settings), "unanswered": missing}

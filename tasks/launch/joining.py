@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import library_versions
 from tasks.launch.doors import knock
@@ -53,7 +53,7 @@ def _shared(line: Connection, address: str) -> bool:
         begin = receive(line)
     except (EOFError, OSError):
         return False
-    launch, number = Launch.model_validate(task["launch"]), begin["number"]
+    launch, number = LaunchConfig.model_validate(task["launch"]), begin["number"]
     folder = Path(begin["folder"])
     parts = command(launch, task["threads"], folder / SETTINGS, address, number, begin["port"])
     with started(parts, folder / f"launcher-{number}.log") as launcher:
@@ -97,7 +97,7 @@ def _unfit(task: dict[str, Any]) -> str | None:
     if has_gpus() != task["gpus"]:
         return f"GPUs: {'there are some' if has_gpus() else 'there is none'} here, unlike on the first machine"
     try:
-        check_machine(task["stage"], Launch.model_validate(task["launch"]))
+        check_machine(task["stage"], LaunchConfig.model_validate(task["launch"]))
     except DensePathError as error:
         return str(error)
     return None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import visible
 from tasks.launch.child_processes import environment, how_it_ended, usable_cores
@@ -52,7 +52,7 @@ ENDED = re.compile(r"^ *rank *: (\d+) .*?^ *exitcode *: (-?\d+) ", re.MULTILINE 
 """A process in what torch says of those that failed."""
 
 
-def check_machine(name: str, launch: Launch) -> None:
+def check_machine(name: str, launch: LaunchConfig) -> None:
     """Refuse what this machine has not got for its share of the processes."""
     if launch.machines > 1 and not launch.main_address:
         raise UsageError(
@@ -87,7 +87,7 @@ def _leave_the_gpu() -> None:
         torch.cuda.empty_cache()
 
 
-def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) -> dict[str, float]:
+def launched(name: str, config: StageConfig, launch: LaunchConfig, work: Workspace) -> dict[str, float]:
     """Have the stage done by several processes; returns what the first one's body returns."""
     _leave_the_gpu()
     folder = work.scratch / "ranks"
@@ -112,7 +112,9 @@ def launched(name: str, config: StageConfig, launch: Launch, work: Workspace) ->
                 ranks.leave()
 
 
-def command(launch: Launch, threads: int | None, settings: Path, address: str, machine: int, port: int) -> list[str]:
+def command(
+    launch: LaunchConfig, threads: int | None, settings: Path, address: str, machine: int, port: int
+) -> list[str]:
     """What starts the processes of one machine. They find each other at this port of the first, or at any, which is 0,
     and the owner of the stage at the address."""
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -170,7 +172,7 @@ class _Ranks:
         self,
         name: str,
         config: StageConfig,
-        launch: Launch,
+        launch: LaunchConfig,
         work: Workspace,
         folder: Path,
         launcher: "subprocess.Popen[bytes]",

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError
 from dpr_core.text import visible
 from tasks.artifacts.identity import library_versions
@@ -28,7 +28,7 @@ class Machine(NamedTuple):
 
 
 @contextmanager
-def joined(name: str, launch: Launch, door: Door, folder: Path, **about: Any) -> Iterator[list[Machine]]:
+def joined(name: str, launch: LaunchConfig, door: Door, folder: Path, **about: Any) -> Iterator[list[Machine]]:
     """As many others as the stage needs, once all are there. At the end of the block they may go."""
     there: list[Machine] = []
     try:
@@ -40,7 +40,9 @@ def joined(name: str, launch: Launch, door: Door, folder: Path, **about: Any) ->
             machine.line.close()
 
 
-def _gather(there: list[Machine], name: str, launch: Launch, door: Door, folder: Path, about: dict[str, Any]) -> None:
+def _gather(
+    there: list[Machine], name: str, launch: LaunchConfig, door: Door, folder: Path, about: dict[str, Any]
+) -> None:
     shared, token = folder / "shared", secrets.token_hex()
     shared.write_text(token, encoding="ascii")
     about |= {"stage": name, "launch": launch.model_dump(mode="json"), "versions": library_versions()}

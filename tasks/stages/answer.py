@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    AsTrainedConfig,
+    BestOfNConfig,
+    ContrastiveConfig,
+    ExtrapolatedConfig,
+)
 from tasks.run_stage import Stage, Work
 from tasks.stages.lineage import TRAINED, Lineage
 from tasks.stages.policies import answering
@@ -102,7 +108,7 @@ def _write_official(settings: AnswerConfig, stage: str, rows: list[dict[str, Any
 
 def model_name(settings: AnswerConfig, stage: str) -> str:
     """What a policy is called in the benchmarks' own files."""
-    return f"dense-path-{stage if isinstance(settings.policy, AsTrained) else settings.policy.type}"
+    return f"dense-path-{stage if isinstance(settings.policy, AsTrainedConfig) else settings.policy.type}"
 
 
 def profile(kl: "Tensor | None", scored: "ScoredTokens") -> list[dict[str, Any]]:
@@ -134,7 +140,7 @@ def bound(settings: AnswerConfig) -> dict[str, float]:
     """What is known of best-of-n's KL to SFT without measuring it."""
     from dpr_core.rollouts.best_of_n import kl_bound
 
-    return {"answer/kl_bound": kl_bound(settings.policy.n)} if isinstance(settings.policy, BestOfN) else {}
+    return {"answer/kl_bound": kl_bound(settings.policy.n)} if isinstance(settings.policy, BestOfNConfig) else {}
 
 
 def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -195,13 +201,13 @@ def preflight(configs: Sequence[AnswerConfig]) -> None:
 def describe(config: StageConfig) -> str:
     settings = cast(AnswerConfig, config)
     match settings.policy:
-        case AsTrained():
+        case AsTrainedConfig():
             control = ""
-        case Extrapolated(k=k):
+        case ExtrapolatedConfig(k=k):
             control = f", extrapolated by k = {k:g}"
-        case Contrastive(k=k):
+        case ContrastiveConfig(k=k):
             control = f", contrastive with k = {k:g}"
-        case BestOfN(n=n, by=by):
+        case BestOfNConfig(n=n, by=by):
             control = f", best of {n} by {by}"
     return f"Answers to {settings.benchmark.type} at temperature {settings.temperature:g}{control}."
 

@@ -3,7 +3,7 @@
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.model import LabBackbone
+from dpr_core.config.model import LabBackboneConfig
 from tasks.run_stage import Stage, Workspace
 
 
@@ -11,17 +11,17 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.lab.backbone import train
     from dpr_core.models.checkpoints import save
 
-    model, tokenizer, metrics = train(cast(LabBackbone, config), work)
+    model, tokenizer, metrics = train(cast(LabBackboneConfig, config), work)
     save(model, tokenizer, work.output / "model")
     return metrics
 
 
 def describe(config: StageConfig) -> str:
-    lab = cast(LabBackbone, config)
+    lab = cast(LabBackboneConfig, config)
     return (
         f"A {lab.family} network of {lab.layers} layers, width {lab.width}, taught {lab.task.summary}, "
         f"then blended with careless answers (seed {lab.seed})."
     )
 
 
-STAGE = Stage(name="backbone", version=1, config=LabBackbone, body=body, describe=describe)
+STAGE = Stage(name="backbone", version=1, config=LabBackboneConfig, body=body, describe=describe)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.model import PretrainedBackbone
-from dpr_core.config.reward import RewardDefinition
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.model import PretrainedBackboneConfig
+from dpr_core.config.reward import RewardDefinitionConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Artifacts
@@ -25,7 +25,7 @@ REWARD = "reward.json"
 """The definition of a reward, in its artifact."""
 
 
-LAB = PretrainedBackbone(name="lab", dtype="float32")
+LAB = PretrainedBackboneConfig(name="lab", dtype="float32")
 """How the lab's own backbones are run."""
 
 
@@ -74,7 +74,7 @@ class Lineage:
         """The checkpoint of pi_SFT."""
         return checkpoint(self.ancestor(artifact, "sft"), 1.0)
 
-    def definition(self, artifact: Artifact) -> RewardDefinition:
+    def definition(self, artifact: Artifact) -> RewardDefinitionConfig:
         """The reward that an artifact is, or was made with."""
         reward = self.ancestor(artifact, "reward")
         file = reward.path / REWARD
@@ -83,15 +83,15 @@ class Lineage:
                 f"reward artifact {reward.id} was made by an earlier version and has no {REWARD}; "
                 f"make it again: dpr rerun {reward.id[:8]}"
             )
-        return RewardDefinition.model_validate_json(file.read_text(encoding="utf-8"))
+        return RewardDefinitionConfig.model_validate_json(file.read_text(encoding="utf-8"))
 
-    def reference_folders(self, artifact: Artifact, definition: RewardDefinition) -> list[Path]:
+    def reference_folders(self, artifact: Artifact, definition: RewardDefinitionConfig) -> list[Path]:
         """The checkpoints of the SFT run behind an artifact whose mean is pi_ref."""
         sft = self.ancestor(artifact, "sft")
         return [checkpoint(sft, part) for part in definition.reference]
 
     def load(
-        self, folder: Path | Sequence[Path], like: Artifact, execution: Execution, *, frozen: bool = False
+        self, folder: Path | Sequence[Path], like: Artifact, execution: ExecutionConfig, *, frozen: bool = False
     ) -> "Policy":
         """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to.
 
@@ -105,7 +105,7 @@ class Lineage:
         from dpr_core.models.sharding import place
 
         backbone = self.ancestor(like, "sft").config["backbone"]
-        settings = PretrainedBackbone.model_validate(backbone) if backbone else LAB
+        settings = PretrainedBackboneConfig.model_validate(backbone) if backbone else LAB
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
         policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
@@ -115,11 +115,13 @@ class Lineage:
                 compile_layers(policy)
         return policy
 
-    def dense_reward(self, artifact: Artifact, execution: Execution) -> "DenseReward":
+    def dense_reward(self, artifact: Artifact, execution: ExecutionConfig) -> "DenseReward":
         """The reward that an artifact is, or was made with."""
         return self.defined_reward(artifact, self.definition(artifact), execution)
 
-    def defined_reward(self, artifact: Artifact, definition: RewardDefinition, execution: Execution) -> "DenseReward":
+    def defined_reward(
+        self, artifact: Artifact, definition: RewardDefinitionConfig, execution: ExecutionConfig
+    ) -> "DenseReward":
         """The reward that a definition makes of the SFT run behind an artifact."""
         from dpr_core.models.dense_reward import DenseReward
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    AsTrainedConfig,
+    BestOfNConfig,
+    ContrastiveConfig,
+    ExtrapolatedConfig,
+)
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.stages.lineage import Lineage
@@ -51,12 +57,12 @@ class Answering:
         else:
             engine = InProcessEngine.of(self.policy, execution)
         chosen = self.settings.policy
-        if not isinstance(chosen, BestOfN):
+        if not isinstance(chosen, BestOfNConfig):
             return engine.generate(prompts, sampling, seed, on_progress, drawn)
         repeated = [prompt for prompt in prompts for _ in range(chosen.n)]
         return self._best(engine.generate(repeated, sampling, seed, on_progress, drawn), chosen)
 
-    def _best(self, completions: "list[Completion]", chosen: BestOfN) -> "list[Completion]":
+    def _best(self, completions: "list[Completion]", chosen: BestOfNConfig) -> "list[Completion]":
         from dpr_core.data.encoding import TokenSequence
         from dpr_core.rollouts.best_of_n import best, mean_log_probs, returns
 
@@ -72,7 +78,7 @@ class Answering:
 
         from dpr_core.models.scoring import state_kl
 
-        if isinstance(self.settings.policy, BestOfN):
+        if isinstance(self.settings.policy, BestOfNConfig):
             return None
         if self.policy is self.sft:
             return torch.zeros(len(sequences), max(len(s.response) for s in sequences))
@@ -86,7 +92,7 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     from dpr_core.models.sharding import place
 
     control, execution = settings.policy, settings.execution
-    if not isinstance(control, AsTrained) and source.stage != "reward":
+    if not isinstance(control, AsTrainedConfig) and source.stage != "reward":
         raise UsageError(
             f"a policy of type {control.type} is made of a reward, but {source.id[:8]} is of stage {source.stage}"
         )
@@ -94,9 +100,9 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     load = partial(lineage.load, like=source, execution=execution)
     sft = reward.sft if reward else load(lineage.sft_folder(source), frozen=True)
     policy: Policy | Contrasted = sft
-    if reward and isinstance(control, Contrastive):
+    if reward and isinstance(control, ContrastiveConfig):
         policy = Contrasted(sft, reward.reference, control.k)
-    elif reward and isinstance(control, Extrapolated):
+    elif reward and isinstance(control, ExtrapolatedConfig):
         policy = load(lineage.sft_folder(source))
         reference = load(lineage.reference_folders(source, lineage.definition(source)))
         extrapolate(policy.model, reference.model, control.k)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.rollouts import Vllm
+from dpr_core.config.rollouts import VllmConfig
 from dpr_core.errors import UsageError
 from tasks.run_stage import Stage, Work
 from tasks.stages.lineage import Lineage
@@ -100,7 +100,7 @@ class History:
 def describe(config: StageConfig) -> str:
     settings = cast(ReinforceConfig, config)
     guard = f", guarded by {settings.guard.type}" if settings.guard else ""
-    drawn_by = " by vLLM" if isinstance(settings.rollouts, Vllm) else ""
+    drawn_by = " by vLLM" if isinstance(settings.rollouts, VllmConfig) else ""
     return (
         f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
         f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard} "
@@ -113,7 +113,7 @@ def preflight(configs: Sequence[ReinforceConfig]) -> None:
     from dpr_core.rollouts.vllm_server import check
 
     for config in configs:
-        if isinstance(config.rollouts, Vllm):
+        if isinstance(config.rollouts, VllmConfig):
             check(config.rollouts.execution)
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.reward import RewardConfig, RewardDefinition
+from dpr_core.config.reward import RewardConfig, RewardDefinitionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
@@ -81,7 +81,7 @@ def probes(lineage: Lineage, sft: Artifact, count: int) -> "list[GivenText]":
 
 def chosen(
     settings: RewardConfig, lineage: Lineage, sft: Artifact, demonstrations: "Sequence[TokenSequence]"
-) -> RewardDefinition:
+) -> RewardDefinitionConfig:
     """What the settings say, with the reference named outright."""
     reference: tuple[float | Literal["ema"], ...] = settings.fractions()
     candidates: dict[float, float] = {}
@@ -91,7 +91,7 @@ def chosen(
         candidates = validated(settings, lineage, sft, demonstrations)
         best = max(candidates, key=lambda fraction: candidates[fraction])
         reference = (best,)
-    return RewardDefinition(
+    return RewardDefinitionConfig(
         formula=settings.formula,
         reference=reference,
         clip_above=settings.clip_above,
@@ -145,7 +145,7 @@ def statistics(scored: "ScoredTokens") -> dict[str, float]:
     }
 
 
-def constants(definition: RewardDefinition) -> dict[str, float]:
+def constants(definition: RewardDefinitionConfig) -> dict[str, float]:
     """What was measured or chosen to define the reward."""
     found = {f"reward/detection_auroc/{name}": score for name, score in definition.candidates.items()}
     if definition.candidates:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import LabSource, SubsampleConfig
+from dpr_core.config.data import LabSourceConfig, SubsampleConfig
 from tasks.run_stage import Stage, Workspace
 
 logger = logging.getLogger("dense_path")
@@ -31,7 +31,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
 def pin(config: SubsampleConfig) -> SubsampleConfig:
     from dpr_core.data.sources import fingerprint
 
-    if isinstance(config.source, LabSource):
+    if isinstance(config.source, LabSourceConfig):
         return config
     source = config.source.model_copy(update={"content": fingerprint(config.source)})
     return config.model_copy(update={"source": source})

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.data import HubSource
+from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.sources import fingerprint
 from dpr_core.errors import UsageError
 from dpr_core.hashing import of_file, of_folder
@@ -32,7 +32,7 @@ def test_names_and_contents_count(folder: Path) -> None:
 def test_a_link_out_of_a_folder_of_data_is_refused_by_name(folder: Path, target: str) -> None:
     (folder / "deep" / "link.jsonl").symlink_to(Path("..") / target)
     with pytest.raises(UsageError, match=r"deep/link\.jsonl is a link to .*, out of the folder"):
-        fingerprint(HubSource(name=str(folder)))
+        fingerprint(HubSourceConfig(name=str(folder)))
 
 
 def test_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.official import MTBench
+from dpr_core.config.official import MTBenchConfig
 from dpr_core.evaluation import judges
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
@@ -79,7 +79,7 @@ def test_the_benchmark_alone_is_enough_where_the_hub_has_its_questions(
     common = ["benchmark", "judge", "--set", "by.type=scripted", "--answers", str(mine), "--baseline", str(theirs)]
     result = dpr(*common, "--benchmark", "mt_bench", "--json").json
     assert (result["win_rate"], result["characters"], result["baseline_characters"]) == (100.0, 10, 9)
-    assert set(asked) == {("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl", MTBench().revision)}
+    assert set(asked) == {("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl", MTBenchConfig().revision)}
     unknown = dpr(*common, "--benchmark", "mt")
     assert (unknown.status, "'mt' is none of mt-bench" in unknown.stderr) == (2, True)
 

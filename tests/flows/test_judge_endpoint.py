@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, JudgeExecution, OpenAIJudge
+from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.budget import BudgetReached
 from dpr_core.evaluation.official.layouts import LAYOUTS
@@ -91,8 +91,8 @@ def test_a_run_that_is_killed_while_it_judges_goes_on_and_pays_nothing_twice(
     assert KEY not in done.stdout + done.stderr
 
 
-def judge(store: Store, made: Any, by: OpenAIJudge, **execution: Any) -> Outcome:
-    config = JudgeConfig(by=by, bootstrap_samples=100, execution=JudgeExecution(retries=0, **execution))
+def judge(store: Store, made: Any, by: OpenAIJudgeConfig, **execution: Any) -> Outcome:
+    config = JudgeConfig(by=by, bootstrap_samples=100, execution=JudgeExecutionConfig(retries=0, **execution))
     answers = {"candidate": made.id("answer DPR on lab"), "baseline": made.id("answer SFT on lab")}
     return run_stage(stage_named("judge"), config, answers, store=store)
 
@@ -101,7 +101,7 @@ def test_a_budget_that_is_reached_and_raised_pays_nothing_twice(
     made: Any, loopback: Loopback, open_store: OpenStore
 ) -> None:
     loopback.answer = BY_HASH
-    store, by = open_store(made.home), OpenAIJudge(base_url=loopback.url, max_tokens=64)
+    store, by = open_store(made.home), OpenAIJudgeConfig(base_url=loopback.url, max_tokens=64)
     prices = {"dollars_per_million_read": 1000.0, "dollars_per_million_written": 1000.0}
     with pytest.raises(BudgetReached, match="raise the budget and run the same command again"):
         judge(store, made, by, budget_dollars=1.5, **prices)
@@ -146,7 +146,7 @@ def test_what_the_canaries_find_is_in_the_log_and_in_the_report(
 ) -> None:
     loopback.answer = judging(answer)
     store = open_store(made.home)
-    outcome = judge(store, made, OpenAIJudge(base_url=loopback.url))
+    outcome = judge(store, made, OpenAIJudgeConfig(base_url=loopback.url))
     said = [record.getMessage() for record in caplog.records if "judge" in record.getMessage()]
     complaints = [line for line in said if line.startswith("The judge")]
     assert len(complaints) == len(words)
@@ -165,7 +165,9 @@ def test_a_judge_that_cannot_be_read_is_stopped_at_the_canaries(
 ) -> None:
     loopback.answer = lambda call: completion("\x1b[31mAs a language model, I like both.")
     with pytest.raises(DensePathError, match="none of the 8 verdicts on the canaries could be read.*I like both"):
-        judge(open_store(made.home), made, OpenAIJudge(base_url=loopback.url, verdicts="text"), unreadable_retries=1)
+        judge(
+            open_store(made.home), made, OpenAIJudgeConfig(base_url=loopback.url, verdicts="text"), unreadable_retries=1
+        )
     assert comparisons(loopback).total() == 8 * 2
     # Both orders of an answer against itself read the same.
     assert len(comparisons(loopback)) == 6

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, JudgeExecution, OpenAIJudge
+from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig
 from dpr_core.evaluation.cost import judging_cost
 from dpr_core.evaluation.judge import Answer
 from dpr_core.evaluation.pairwise import Pair
@@ -41,7 +41,7 @@ def test_answers_that_are_there_are_counted_as_they_are(
     }
     by_hand = [
         judging_cost(
-            JudgeConfig(by=OpenAIJudge(), execution=JudgeExecution(canaries=0)),
+            JudgeConfig(by=OpenAIJudgeConfig(), execution=JudgeExecutionConfig(canaries=0)),
             [
                 Pair(q, Answer(ours), Answer(theirs))
                 for (q, ours), (_, theirs) in zip(sides[name], sides["SFT"], strict=True)
@@ -73,8 +73,8 @@ def test_a_judge_leaves_word_of_who_it_was(
 
     loopback.answer = alternating
     store = open_store(made.home)
-    by = OpenAIJudge(model=MODEL, base_url=loopback.url, verdicts="text", max_tokens=64)
-    config = JudgeConfig(by=by, bootstrap_samples=100, execution=JudgeExecution(canaries=0, concurrency=1))
+    by = OpenAIJudgeConfig(model=MODEL, base_url=loopback.url, verdicts="text", max_tokens=64)
+    config = JudgeConfig(by=by, bootstrap_samples=100, execution=JudgeExecutionConfig(canaries=0, concurrency=1))
     inputs = {"candidate": made.id("answer DPR on lab"), "baseline": made.id("answer SFT on lab")}
     outcome = run_stage(stage_named("judge"), config, inputs, store=store)
     folder = store.fetch(outcome.id).path

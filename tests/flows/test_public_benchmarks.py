@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import AnswerConfig, BestOfN, JudgeConfig, ReportConfig, ScriptedJudge
-from dpr_core.config.official import ArenaHard, MTBench
+from dpr_core.config.evaluation import AnswerConfig, BestOfNConfig, JudgeConfig, ReportConfig, ScriptedJudgeConfig
+from dpr_core.config.official import ArenaHardConfig, MTBenchConfig
 from dpr_core.data.encoding import decode_response
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import judges
@@ -64,7 +64,7 @@ def test_the_second_turn_is_asked_after_the_policys_own_first_answer(
         return drawn
 
     monkeypatch.setattr(InProcessEngine, "generate", generate)
-    outcome = answer(store, made.id("sft"), benchmark=MTBench(path=questions, temperatures="own"))
+    outcome = answer(store, made.id("sft"), benchmark=MTBenchConfig(path=questions, temperatures="own"))
     assert [(temperature, len(drawn)) for temperature, drawn in seen] == [(0.7, 1), (0.0, 1), (0.1, 1)] * 2
     rows = read_answers(store.fetch(outcome.id).path)
     tokenizer = Lineage(store).tokenizer(store.fetch(made.id("sft")))
@@ -81,7 +81,7 @@ def test_the_second_turn_is_asked_after_the_policys_own_first_answer(
 def test_answers_stand_in_the_artifact_in_the_official_layout_too(
     store: Store, made: Any, questions: str, dpr: Callable[..., Any], tmp_path: Path
 ) -> None:
-    benchmark = MTBench(path=questions)
+    benchmark = MTBenchConfig(path=questions)
     outcome = answer(store, made.id("reinforce"), benchmark=benchmark)
     folder = store.fetch(outcome.id).path
     rows = read_answers(folder)
@@ -96,7 +96,7 @@ def test_answers_stand_in_the_artifact_in_the_official_layout_too(
 
 
 def test_best_of_n_chooses_at_every_turn(store: Store, made: Any, questions: str) -> None:
-    outcome = answer(store, made.id("reward"), benchmark=MTBench(path=questions), policy=BestOfN(n=3))
+    outcome = answer(store, made.id("reward"), benchmark=MTBenchConfig(path=questions), policy=BestOfNConfig(n=3))
     folder = store.fetch(outcome.id).path
     assert [len(row["turns"]) for row in read_answers(folder)] == [2, 2, 2]
     assert (folder / "official" / "dense-path-best_of_n.jsonl").is_file()
@@ -105,12 +105,12 @@ def test_best_of_n_chooses_at_every_turn(store: Store, made: Any, questions: str
 def test_the_judge_sees_all_turns_and_the_report_says_what_the_canaries_found(
     store: Store, made: Any, questions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    benchmark = MTBench(path=questions)
+    benchmark = MTBenchConfig(path=questions)
     ours, theirs = (answer(store, made.id(name), benchmark=benchmark).id for name in ("reinforce", "sft"))
-    sound = judge(store, ours, theirs, by=ScriptedJudge(rule="longer"))
+    sound = judge(store, ours, theirs, by=ScriptedJudgeConfig(rule="longer"))
     assert not any("canary" in name for name in sound.metrics)
     monkeypatch.setattr(judges, "costs_money", lambda config: True)
-    tried = judge(store, ours, theirs, by=ScriptedJudge(rule="first"))
+    tried = judge(store, ours, theirs, by=ScriptedJudgeConfig(rule="first"))
     assert (tried.metrics["judge/canary_self"], tried.metrics["judge/canary_constant"]) == (1.0, 0.5)
     assert tried.metrics["judge/prompts"] == 3
     for outcome, words in ((sound, None), (tried, "favours the first place")):
@@ -123,19 +123,19 @@ def test_the_judge_sees_all_turns_and_the_report_says_what_the_canaries_found(
 def test_answers_to_other_questions_are_not_compared(store: Store, made: Any, questions: str, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps(row) + "\n" for row in MT[:2]))
-    ours = answer(store, made.id("reinforce"), benchmark=MTBench(path=questions)).id
-    theirs = answer(store, made.id("sft"), benchmark=MTBench(path=str(other))).id
+    ours = answer(store, made.id("reinforce"), benchmark=MTBenchConfig(path=questions)).id
+    theirs = answer(store, made.id("sft"), benchmark=MTBenchConfig(path=str(other))).id
     with pytest.raises(UsageError, match="are not to the same questions"):
-        judge(store, ours, theirs, by=ScriptedJudge())
+        judge(store, ours, theirs, by=ScriptedJudgeConfig())
 
 
 def test_a_conversation_that_the_model_cannot_read_names_the_question(
     store: Store, made: Any, questions: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"question 81 has \d+ tokens, more than max_prompt_tokens=5"):
-        answer(store, made.id("sft"), benchmark=MTBench(path=questions), max_prompt_tokens=5)
+        answer(store, made.id("sft"), benchmark=MTBenchConfig(path=questions), max_prompt_tokens=5)
     with pytest.raises(UsageError, match=r"question 81: before turn [12] the conversation has \d+ tokens"):
-        answer(store, made.id("sft"), benchmark=MTBench(path=questions), max_response_tokens=1020)
+        answer(store, made.id("sft"), benchmark=MTBenchConfig(path=questions), max_response_tokens=1020)
 
 
 def test_rows_of_an_earlier_version_hold_one_text(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_rows_of_an_earlier_version_hold_one_text(tmp_path: Path) -> None:
 def test_a_benchmark_of_a_known_name_needs_only_a_path(tiny: Callable[..., Any], questions: str) -> None:
     scripted = "judge.by={type: scripted}"
     config = tiny(scripted, f"evaluation.benchmarks.mt_bench.path={questions}")
-    assert config.evaluation.benchmarks["mt_bench"] == MTBench(path=questions)
+    assert config.evaluation.benchmarks["mt_bench"] == MTBenchConfig(path=questions)
     config = tiny(scripted, "evaluation.benchmarks.ah.type=arena_hard", "evaluation.benchmarks.ah.temperatures=own")
-    assert config.evaluation.benchmarks["ah"] == ArenaHard(temperatures="own")
+    assert config.evaluation.benchmarks["ah"] == ArenaHardConfig(temperatures="own")
     with pytest.raises(UsageError, match=r"mt_bench\.paht: no such field; did you mean path\?"):
         tiny(scripted, "evaluation.benchmarks.mt_bench.paht=x")
     with pytest.raises(UsageError, match="mt_bench has no results that a program can check"):

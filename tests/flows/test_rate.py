@@ -10,13 +10,13 @@ import pytest
 from dpr_core.config.evaluation import (
     AnswerConfig,
     JudgeConfig,
-    OpenAIRater,
+    OpenAIRaterConfig,
     RateConfig,
     ReportConfig,
-    ScriptedJudge,
-    ScriptedRater,
+    ScriptedJudgeConfig,
+    ScriptedRaterConfig,
 )
-from dpr_core.config.official import MTBench
+from dpr_core.config.official import MTBenchConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.official.layouts import LAYOUTS
@@ -58,13 +58,13 @@ def references(tmp_path: Path) -> str:
 
 
 def answer(store: Store, source: str, questions: str, references: str | None = None) -> str:
-    benchmark = MTBench(path=questions, references=references)
+    benchmark = MTBenchConfig(path=questions, references=references)
     config = AnswerConfig(benchmark=benchmark, max_response_tokens=8)
     return run_stage(stage_named("answer"), config, {"policy": source}, store=store).id
 
 
 def rate(store: Store, answers: str, **settings: Any) -> Outcome:
-    config = RateConfig(**{"by": ScriptedRater(), "bootstrap_samples": 100, **settings})
+    config = RateConfig(**{"by": ScriptedRaterConfig(), "bootstrap_samples": 100, **settings})
     return run_stage(stage_named("rate"), config, {"answers": answers}, store=store)
 
 
@@ -104,12 +104,12 @@ def test_too_much_that_cannot_be_read_fails_the_stage_and_keeps_the_replies(
     store: Store, made: Any, questions: str
 ) -> None:
     answers = answer(store, made.id("sft"), questions)
-    unreadable = ScriptedRater(rule="unreadable")
+    unreadable = ScriptedRaterConfig(rule="unreadable")
     with pytest.raises(DensePathError, match=rf"4 of 4 ratings could not be read.*rate/{JUDGMENTS} of run"):
         rate(store, answers, by=unreadable)
-    from dpr_core.config.evaluation import JudgeExecution
+    from dpr_core.config.evaluation import JudgeExecutionConfig
 
-    outcome = rate(store, answers, by=unreadable, execution=JudgeExecution(max_unreadable_share=1.0))
+    outcome = rate(store, answers, by=unreadable, execution=JudgeExecutionConfig(max_unreadable_share=1.0))
     assert outcome.metrics["rate/unscored"] == 4
     assert "rate/average" not in outcome.metrics
 
@@ -129,7 +129,7 @@ def test_a_model_rates_through_the_client_and_nothing_twice(
 ) -> None:
     answers = answer(store, made.id("sft"), questions)
     loopback.answer = lambda call: completion("Fine.\nRATING: [[7]]")
-    by = OpenAIRater(model="m", base_url=loopback.url)
+    by = OpenAIRaterConfig(model="m", base_url=loopback.url)
     first = rate(store, answers, by=by)
     asked = len(loopback.requests)
     assert asked == 8  # Two questions of two turns, and the constant answer to them.
@@ -163,7 +163,7 @@ def test_the_report_shows_ratings_in_a_table_of_their_own(store: Store, made: An
     answers = {
         name: answer(store, made.id(source), questions) for name, source in (("SFT", "sft"), ("DPR", "reinforce"))
     }
-    config = JudgeConfig(by=ScriptedJudge(), bootstrap_samples=100)
+    config = JudgeConfig(by=ScriptedJudgeConfig(), bootstrap_samples=100)
     sides = {"candidate": answers["DPR"], "baseline": answers["SFT"]}
     inputs = {"DPR on mt_bench": run_stage(stage_named("judge"), config, sides, store=store).id}
     for judgings, median in ((1, False), (2, True)):
@@ -224,6 +224,6 @@ def test_files_that_do_not_fit_are_refused(dpr: Callable[..., Any], questions: s
 
 
 def test_a_rater_that_cannot_work_is_known_before_any_training(tmp_path: Path) -> None:
-    settings = RateConfig(by=ScriptedRater(), prompts=lines(tmp_path / "judge_prompts.jsonl", [{"name": "x"}]))
+    settings = RateConfig(by=ScriptedRaterConfig(), prompts=lines(tmp_path / "judge_prompts.jsonl", [{"name": "x"}]))
     with pytest.raises(UsageError, match="no judge prompt called"):
         stage_named("rate").preflight([settings])

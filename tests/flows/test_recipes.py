@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from dpr_core.config.base import commented_yaml
-from dpr_core.config.data import HubSource
-from dpr_core.config.evaluation import OpenAIJudge
-from dpr_core.config.model import LabBackbone, PretrainedBackbone
-from dpr_core.config.reinforce import Algorithm1, ReinforceConfig, ReinforcePlusPlus
+from dpr_core.config.data import HubSourceConfig
+from dpr_core.config.evaluation import OpenAIJudgeConfig
+from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
+from dpr_core.config.reinforce import Algorithm1Config, ReinforceConfig, ReinforcePlusPlusConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import encode_response
@@ -49,14 +49,14 @@ def test_what_config_prints_is_the_same_configuration(name: str, tmp_path: Path)
 
 def test_assignments_reach_nested_fields() -> None:
     config = recipes.load(str(TINY), ["reinforce.algorithm.gamma=0.95", "sft.epochs=2", "evaluation.controls={}"])
-    assert config.reinforce.algorithm == ReinforcePlusPlus(gamma=0.95, kl_weight=0.1)
+    assert config.reinforce.algorithm == ReinforcePlusPlusConfig(gamma=0.95, kl_weight=0.1)
     assert config.sft.epochs == 2
     assert config.evaluation.controls == {}
 
 
 def test_another_type_starts_its_section_afresh() -> None:
     config = recipes.load(str(TINY), ["reinforce.algorithm.type=algorithm1", "reinforce.batch_size=8"])
-    assert config.reinforce.algorithm == Algorithm1()
+    assert config.reinforce.algorithm == Algorithm1Config()
 
 
 def test_one_seed_reaches_every_stage_that_has_none_of_its_own() -> None:
@@ -188,13 +188,13 @@ def test_a_mistake_in_a_parent_is_told(tmp_path: Path) -> None:
     )
 
 
-LABS = [name for name in recipes.names() if isinstance(recipes.load(name).backbone, LabBackbone)]
+LABS = [name for name in recipes.names() if isinstance(recipes.load(name).backbone, LabBackboneConfig)]
 
 
 @pytest.mark.parametrize("name", LABS)
 def test_careful_answers_are_long_enough_for_credit_to_matter(name: str) -> None:
     config = recipes.load(name)
-    assert isinstance(config.backbone, LabBackbone)
+    assert isinstance(config.backbone, LabBackboneConfig)
     tokenizer = build(config.backbone.family)
     for task in draw_problems(config.backbone.task, "train", 20, seed=0):
         response = encode_response(tokenizer, task.answer("careful", False, random.Random(0)))
@@ -243,17 +243,17 @@ TABLE_4 = {
 def test_the_papers_recipes_have_the_values_of_its_tables(name: str) -> None:
     """Tables 3 and 4, which hold for all backbones, and what section 5 says of data, reference and judge."""
     config = recipes.load(name)
-    assert isinstance(config.backbone, PretrainedBackbone)
+    assert isinstance(config.backbone, PretrainedBackboneConfig)
     assert config.backbone.name == BACKBONES.get(name, BACKBONES["llama-3.1-8b"])
     assert {field: getattr(config.sft, field) for field in TABLE_3} == TABLE_3
     assert {field: getattr(config.reinforce, field) for field in TABLE_4} == TABLE_4
     algorithm = config.reinforce.algorithm
-    assert isinstance(algorithm, ReinforcePlusPlus)
+    assert isinstance(algorithm, ReinforcePlusPlusConfig)
     assert (algorithm.kl_weight, algorithm.gamma, algorithm.ratio_clip) == (1e-5, 1.0, 0.2)
     assert (config.reward.formula, config.reward.reference) == ("baseline_relative", 0.5)
-    assert isinstance(config.subsample.source, HubSource)
+    assert isinstance(config.subsample.source, HubSourceConfig)
     assert (config.subsample.source.name, config.subsample.size) == ("Open-Orca/OpenOrca", 100_000)
-    assert isinstance(config.judge.by, OpenAIJudge)
+    assert isinstance(config.judge.by, OpenAIJudgeConfig)
     assert (config.judge.by.model, config.judge.by.temperature) == ("gpt-4o", 0.0)
     assert config.answer.temperature == 0.7
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, ReportConfig, ScriptedJudge
+from dpr_core.config.evaluation import JudgeConfig, ReportConfig, ScriptedJudgeConfig
 from dpr_core.reporting.comparison import length_adjusted_rate, paired_test
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
@@ -25,7 +25,7 @@ def store(made: Any, open_store: Callable[[Path], Store]) -> Store:
 
 
 def judge(store: Store, made: Any, policy: str, rule: str = "longer") -> str:
-    config = JudgeConfig(by=ScriptedJudge(rule=rule), bootstrap_samples=100)
+    config = JudgeConfig(by=ScriptedJudgeConfig(rule=rule), bootstrap_samples=100)
     sides = {"candidate": made.id(f"answer {policy} on lab"), "baseline": made.id("answer SFT on lab")}
     return run_stage(stage_named("judge"), config, sides, store=store).id
 

@@ -198,7 +198,7 @@ def test_gc_asks_and_removes(dpr: Dpr, open_store: OpenStore, tmp_path: Path) ->
 
 
 def test_verify_all_names_every_problem_and_goes_on(dpr: Dpr, open_store: OpenStore, tmp_path: Path) -> None:
-    from dpr_core.config.data import LabSource, SubsampleConfig, Template
+    from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
     from tasks.registry import stage_named
     from tasks.run_stage import run_stage
 
@@ -206,7 +206,9 @@ def test_verify_all_names_every_problem_and_goes_on(dpr: Dpr, open_store: OpenSt
     store = open_store(home)
     made = []
     for seed in (1, 2, 3):
-        data = SubsampleConfig(source=LabSource(rows=8), size=8, template=Template(text="{prompt}\n"), seed=seed)
+        data = SubsampleConfig(
+            source=LabSourceConfig(rows=8), size=8, template=TemplateConfig(text="{prompt}\n"), seed=seed
+        )
         made.append(run_stage(stage_named("subsample"), data, {}, store=store).id)
     files = [store.fetch(made[number]).path / "demonstrations.jsonl" for number in (0, 1)]
     files[0].unlink()

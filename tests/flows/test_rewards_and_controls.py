@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from dpr_core.config.evaluation import AnswerConfig, BestOfN, Contrastive
-from dpr_core.config.execution import Execution
+from dpr_core.config.evaluation import AnswerConfig, BestOfNConfig, ContrastiveConfig
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Store
@@ -80,7 +80,7 @@ def test_normalising_makes_the_deviation_one_and_a_clip_comes_after_it(store: St
 
 def test_what_is_built_on_a_reward_uses_its_definition(store: Store, sft: str) -> None:
     made = reward_of(store, sft, normalise=True, clip_above=0.5, formula="random_sign", seed=3)
-    reward = Lineage(store).dense_reward(store.fetch(made.id), Execution())
+    reward = Lineage(store).dense_reward(store.fetch(made.id), ExecutionConfig())
     scale = definition(store, made)["scale"]
     found = reward.formula, reward.scale, reward.clip_above, reward.seed
     assert found == ("random_sign", scale, 0.5, 3)
@@ -129,13 +129,13 @@ def test_the_validated_reference_is_the_candidate_with_the_best_score(store: Sto
 @pytest.mark.parametrize(
     ("policy", "has_kl"),
     [
-        (Contrastive(k=3), True),
-        (BestOfN(n=3), False),
-        (BestOfN(n=3, by="log_sft"), False),
+        (ContrastiveConfig(k=3), True),
+        (BestOfNConfig(n=3), False),
+        (BestOfNConfig(n=3, by="log_sft"), False),
     ],
 )
 def test_policies_without_training_answer(
-    store: Store, made: Any, tiny: Tiny, policy: Contrastive | BestOfN, has_kl: bool
+    store: Store, made: Any, tiny: Tiny, policy: ContrastiveConfig | BestOfNConfig, has_kl: bool
 ) -> None:
     outcome = answer(store, made.id("reward"), tiny, policy=policy)
     rows = read_answers(store.fetch(outcome.id).path)
@@ -152,7 +152,7 @@ def test_policies_without_training_answer(
 def test_the_profile_counts_the_answers_at_each_position_and_adds_up_to_the_mean_kl(
     store: Store, made: Any, tiny: Tiny, source: str
 ) -> None:
-    settings = {"policy": Contrastive(k=3)} if source == "reward" else {}
+    settings = {"policy": ContrastiveConfig(k=3)} if source == "reward" else {}
     outcome = answer(store, made.id(source), tiny, **settings)
     folder = store.fetch(outcome.id).path
     profile, rows = json.loads((folder / "profile.json").read_text(encoding="utf-8")), read_answers(folder)

@@ -2,9 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.evaluation import AnswerConfig, AsTrained, BestOfN, Contrastive, Extrapolated
-from dpr_core.config.imitation import ContinuedSFTConfig, Gsil, SelfPlayConfig
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    AsTrainedConfig,
+    BestOfNConfig,
+    ContrastiveConfig,
+    ExtrapolatedConfig,
+)
+from dpr_core.config.imitation import ContinuedSFTConfig, GsilConfig, SelfPlayConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
@@ -63,7 +69,7 @@ def test_a_pretrained_backbone_is_a_setting_of_sft_and_needs_no_stage() -> None:
     nodes = graph("backbone={type: pretrained, name: /models/some}")
     assert "backbone" not in nodes
     assert nodes["sft"].inputs == {"data": "@subsample"}
-    assert nodes["sft"].config.model_dump()["backbone"] == PretrainedBackbone(name="/models/some").model_dump()
+    assert nodes["sft"].config.model_dump()["backbone"] == PretrainedBackboneConfig(name="/models/some").model_dump()
 
 
 def test_without_benchmarks_the_pipeline_ends_with_the_policy() -> None:
@@ -83,7 +89,7 @@ def test_a_method_is_trained_from_sft_answers_and_is_judged_under_its_name() -> 
     nodes = graph(
         "methods={imitate: {type: self_play, method: {type: gsil}, rounds: 1}, more: {type: continued_sft, epochs: 2}}"
     )
-    assert nodes["imitate"].config == SelfPlayConfig(method=Gsil(), rounds=1)
+    assert nodes["imitate"].config == SelfPlayConfig(method=GsilConfig(), rounds=1)
     assert nodes["more"].config == ContinuedSFTConfig(epochs=2)
     for name, stage in {"imitate": "self_play", "more": "continued_sft"}.items():
         assert (nodes[name].stage, nodes[name].inputs) == (stage, {"sft": "@sft"})
@@ -121,7 +127,7 @@ def test_a_variant_with_another_reward_has_one_of_its_own() -> None:
 def test_controls_are_made_of_the_rewards_models_without_training() -> None:
     nodes = graph("evaluation.controls={a: {k: 2}, b: {type: contrastive, k: 0.5}, c: {type: best_of_n, n: 3}}")
     assert not {"a", "b", "c"} & nodes.keys()
-    for name, policy in {"a": Extrapolated(k=2), "b": Contrastive(k=0.5), "c": BestOfN(n=3)}.items():
+    for name, policy in {"a": ExtrapolatedConfig(k=2), "b": ContrastiveConfig(k=0.5), "c": BestOfNConfig(n=3)}.items():
         answers = nodes[f"answer {name} on lab"]
         assert answers.inputs == {"policy": "@reward"}
         assert isinstance(answers.config, AnswerConfig)
@@ -150,9 +156,9 @@ def test_every_policy_answers_every_benchmark_the_same_way() -> None:
         assert (config.temperature, config.seed, config.max_response_tokens) == (0.3, 8, 12)
     policies = {name.split(" on ")[0]: config.policy for name, config in answers.items()}  # type: ignore[attr-defined]
     assert policies == {
-        "answer SFT": AsTrained(),
-        "answer DPR": AsTrained(),
-        "answer extrapolated": Extrapolated(k=2),
+        "answer SFT": AsTrainedConfig(),
+        "answer DPR": AsTrainedConfig(),
+        "answer extrapolated": ExtrapolatedConfig(k=2),
     }
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.reinforce import KLStop, WitnessStop
+from dpr_core.config.reinforce import KLStopConfig, WitnessStopConfig
 from perf.guards import Curve, as_rows, main, replay
 
 
@@ -27,10 +27,10 @@ BAD = curve((0.5, 0.0, -1.0), (0.75, 0.4, -1.0), (0.25, 0.8, -3.0), (0.0, 3.0, -
 
 def test_a_guard_is_replayed_up_to_its_stop() -> None:
     assert replay(None, BAD) == (4, None)
-    assert replay(KLStop(), BAD) == (2, 3)
-    assert replay(KLStop(max_sequence_kl=1.0), BAD) == (3, 4)
-    assert replay(WitnessStop(), BAD) == (2, 3)
-    assert replay(KLStop(max_sequence_kl=5.0), BAD) == (4, None)
+    assert replay(KLStopConfig(), BAD) == (2, 3)
+    assert replay(KLStopConfig(max_sequence_kl=1.0), BAD) == (3, 4)
+    assert replay(WitnessStopConfig(), BAD) == (2, 3)
+    assert replay(KLStopConfig(max_sequence_kl=5.0), BAD) == (4, None)
 
 
 def test_a_row_holds_the_accuracy_of_what_each_guard_leaves() -> None:

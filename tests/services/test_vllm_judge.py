@@ -45,8 +45,10 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge(server: Server, **changes: object) -> OpenAIJudge:
-    config = settings.OpenAIJudge.model_validate({"model": MODEL, "base_url": server.url, "max_tokens": 64, **changes})
-    return OpenAIJudge(config, settings.JudgeExecution(api_key_variable=KEY, retries=0, rounds=0))
+    config = settings.OpenAIJudgeConfig.model_validate(
+        {"model": MODEL, "base_url": server.url, "max_tokens": 64, **changes}
+    )
+    return OpenAIJudge(config, settings.JudgeExecutionConfig(api_key_variable=KEY, retries=0, rounds=0))
 
 
 def judged(by: OpenAIJudge, count: int = 1) -> list[Game]:

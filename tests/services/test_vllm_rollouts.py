@@ -18,9 +18,9 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.rollouts import VllmExecution
+from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.checkpoints import save
 from dpr_core.models.dense_reward import DenseReward
@@ -73,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setenv(name, value)
-        settings = VllmExecution(python=str(python), eager=True)
+        settings = VllmExecutionConfig(python=str(python), eager=True)
         running = server_for(settings, torch.float32, 16, 64, folder)
         assert isinstance(running, OwnServer)
         yield running
@@ -171,7 +171,7 @@ def trained(seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollout
     )  # fmt: skip
     policy, recorder = Policy(network(0)), Silent()
     reward = DenseReward(Policy(network(0)), Policy(network(1)), "baseline_relative")
-    trainer = Trainer(policy, config, ITERATIONS, Execution())
+    trainer = Trainer(policy, config, ITERATIONS, ExecutionConfig())
     OnPolicy(policy, engine_of(policy), reward, trainer, config, END, str, recorder).run(PROMPTS)
     return exact_return(policy.model), recorder
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dpr_core.config.model import LabBackbone
+from dpr_core.config.model import LabBackboneConfig
 from dpr_core.lab.backbone import untrained
 
 MODEL = "always-a"
@@ -38,7 +38,7 @@ class Server:
 
 def save_judge(folder: Path, positions: int) -> None:
     """A Hugging Face folder with network, tokenizer and chat template."""
-    model, tokenizer = untrained(LabBackbone(width=64, layers=1, heads=2, feed_forward=64))
+    model, tokenizer = untrained(LabBackboneConfig(width=64, layers=1, heads=2, feed_forward=64))
     model.config.max_position_embeddings = positions
     with torch.no_grad():
         # Whatever was read, the last hidden state is all ones, so that the output layer alone decides.

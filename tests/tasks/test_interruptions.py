@@ -14,7 +14,7 @@ import torch
 
 import tasks.artifacts.stage_run
 from dpr_core.config.base import StageConfig
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome, Stage, Workspace, run_stage
@@ -117,7 +117,7 @@ def test_that_an_attempt_cannot_be_ended_does_not_hide_why_it_failed(
 
 
 class Drawn(StageConfig):
-    execution: Execution = Execution()
+    execution: ExecutionConfig = ExecutionConfig()
 
 
 def test_what_torch_drew_before_a_stage_changes_nothing_in_it(store: Store) -> None:

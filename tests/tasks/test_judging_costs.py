@@ -8,8 +8,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from dpr_core.config.evaluation import AnswerConfig, FileBenchmark
-from dpr_core.config.official import AlpacaEval
+from dpr_core.config.evaluation import AnswerConfig, FileBenchmarkConfig
+from dpr_core.config.official import AlpacaEvalConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments.points import Study
 from flows import recipes, wiring
@@ -106,11 +106,11 @@ def test_a_judge_that_is_not_paid_costs_nothing() -> None:
 
 def test_a_plan_does_not_fetch_and_a_run_finds_out_before_it_trains() -> None:
     answer = stage_named("answer")
-    there = answer.missing(AnswerConfig(benchmark=AlpacaEval()))
+    there = answer.missing(AnswerConfig(benchmark=AlpacaEvalConfig()))
     assert there == "alpaca_eval.json of the dataset tatsu-lab/alpaca_eval is not on this machine yet"
-    assert answer.missing(AnswerConfig(benchmark=AlpacaEval(path="here.json"))) is None
+    assert answer.missing(AnswerConfig(benchmark=AlpacaEvalConfig(path="here.json"))) is None
     with pytest.raises(UsageError, match="there is no such benchmark file"):
-        answer.preflight([AnswerConfig(benchmark=FileBenchmark(path="nowhere.jsonl"))])
+        answer.preflight([AnswerConfig(benchmark=FileBenchmarkConfig(path="nowhere.jsonl"))])
 
 
 def test_the_cost_of_the_papers_table_is_as_documented() -> None:

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import FileSource, LabSource, SubsampleConfig
-from dpr_core.config.evaluation import AnswerConfig, FileBenchmark, JudgeConfig, LabBenchmark, OpenAIJudge
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.data import FileSourceConfig, LabSourceConfig, SubsampleConfig
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    FileBenchmarkConfig,
+    JudgeConfig,
+    LabBenchmarkConfig,
+    OpenAIJudgeConfig,
+)
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.evaluation import prompts
 from tasks.registry import stage_named
@@ -21,9 +27,9 @@ def _identity(stage: str, config: StageConfig) -> dict[str, object]:
 def test_an_edited_file_is_another_input(tmp_path: Path, stage: str) -> None:
     file = tmp_path / "data.jsonl"
     config: StageConfig = {
-        "subsample": SubsampleConfig(source=FileSource(path=str(file))),
-        "answer": AnswerConfig(benchmark=FileBenchmark(path=str(file))),
-        "sft": SFTConfig(backbone=PretrainedBackbone(name=str(tmp_path))),
+        "subsample": SubsampleConfig(source=FileSourceConfig(path=str(file))),
+        "answer": AnswerConfig(benchmark=FileBenchmarkConfig(path=str(file))),
+        "sft": SFTConfig(backbone=PretrainedBackboneConfig(name=str(tmp_path))),
     }[stage]
     file.write_text('{"prompt": "a"}')
     before = _identity(stage, config)
@@ -38,10 +44,10 @@ def test_an_edited_file_is_another_input(tmp_path: Path, stage: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "config"),
     [
-        ("subsample", SubsampleConfig(source=LabSource())),
-        ("answer", AnswerConfig(benchmark=LabBenchmark())),
+        ("subsample", SubsampleConfig(source=LabSourceConfig())),
+        ("answer", AnswerConfig(benchmark=LabBenchmarkConfig())),
         ("sft", SFTConfig()),
-        ("sft", SFTConfig(backbone=PretrainedBackbone(name="some/hub-id", revision="abc"))),
+        ("sft", SFTConfig(backbone=PretrainedBackboneConfig(name="some/hub-id", revision="abc"))),
     ],
 )
 def test_what_a_config_says_in_full_is_left_as_it_is(stage: str, config: StageConfig) -> None:
@@ -49,7 +55,7 @@ def test_what_a_config_says_in_full_is_left_as_it_is(stage: str, config: StageCo
 
 
 def test_other_instructions_are_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = JudgeConfig(by=OpenAIJudge())
+    config = JudgeConfig(by=OpenAIJudgeConfig())
     before = _identity("judge", config)
     monkeypatch.setattr("dpr_core.evaluation.judges.TEMPLATE_DIGEST", "0" * 64)
     assert prompts.TEMPLATE_DIGEST in str(before)

@@ -12,7 +12,7 @@ import pytest
 
 import tasks.launch.launcher
 from dpr_core.config.base import StageConfig
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.launcher import _Ranks, _unconfigured
@@ -48,7 +48,7 @@ class Two:
         (bench.output / "file").write_text("made by the first")
         self.store, self.run, self.bench, self.folder = store, run, bench, folder
         work, launcher = Workspace(run, store, {}, bench), Ended()
-        self.ranks = _Ranks("sft", StageConfig(), Launch(processes=2), work, folder, launcher, [])  # type: ignore[arg-type]
+        self.ranks = _Ranks("sft", StageConfig(), LaunchConfig(processes=2), work, folder, launcher, [])  # type: ignore[arg-type]
         self.theirs: list[Connection] = []
         for rank in range(2):
             ours, theirs = Pipe()

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpr_core.config.data import LabSource, SubsampleConfig, Template
-from dpr_core.config.model import LabBackbone
+from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
+from dpr_core.config.model import LabBackboneConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.child_processes import usable_cores
@@ -19,8 +19,8 @@ from tasks.subprocess_pool import Job, Workers
 
 pytestmark = pytest.mark.integration
 
-DATA = SubsampleConfig(source=LabSource(rows=8), size=8, template=Template(text="{prompt}\n"))
-ENDLESS = LabBackbone(teach_max_steps=10**6, probe_every=10**6)
+DATA = SubsampleConfig(source=LabSourceConfig(rows=8), size=8, template=TemplateConfig(text="{prompt}\n"))
+ENDLESS = LabBackboneConfig(teach_max_steps=10**6, probe_every=10**6)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store.open()
 
 
-def job(config: SubsampleConfig | LabBackbone, inputs: dict[str, str] | None = None) -> Job:
+def job(config: SubsampleConfig | LabBackboneConfig, inputs: dict[str, str] | None = None) -> Job:
     stage = "subsample" if isinstance(config, SubsampleConfig) else "backbone"
     return Job(stage, f"my {stage}", config, inputs or {}, None)
 

@@ -30,8 +30,8 @@ class OpenAIBatchJudge:
 
     def __init__(
         self,
-        config: settings.OpenAIBatchJudge,
-        execution: settings.JudgeExecution,
+        config: settings.OpenAIBatchJudgeConfig,
+        execution: settings.JudgeExecutionConfig,
         identity: str,
         cache: Path | None = None,
     ) -> None:

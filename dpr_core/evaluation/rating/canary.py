@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.evaluation.canaries import CONSTANT
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rating.rater import Rater, Turn, rate_all, turns_of
@@ -16,7 +16,7 @@ def turns(questions: Sequence[Question], count: int) -> list[Turn]:
     return turns_of((question, (CONSTANT,) * len(question.turns)) for question in questions[:count])
 
 
-async def try_out(rater: Rater, questions: Sequence[Question], execution: JudgeExecution) -> dict[str, float]:
+async def try_out(rater: Rater, questions: Sequence[Question], execution: JudgeExecutionConfig) -> dict[str, float]:
     """The constant answer's mean rating, as a metric; none where no rating could be read."""
     given = await rate_all(rater, turns(questions, execution.canaries), execution, lambda done, total, note: None)
     scores = [rating.score for rating in given if rating.score is not None]

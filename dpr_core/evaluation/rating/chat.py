@@ -13,8 +13,8 @@ class ChatRater:
 
     def __init__(
         self,
-        config: settings.ChatCompletions,
-        execution: settings.JudgeExecution,
+        config: settings.ChatCompletionsConfig,
+        execution: settings.JudgeExecutionConfig,
         prompts: Prompts,
         cache: VerdictCache | None = None,
         identity: str = "",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dpr_core.config.evaluation import OpenAIRater, RateConfig
+from dpr_core.config.evaluation import OpenAIRaterConfig, RateConfig
 from dpr_core.evaluation.budget import tokens_in
 from dpr_core.evaluation.cost import Cost, cost_of
 from dpr_core.evaluation.questions import Question
@@ -13,7 +13,7 @@ from dpr_core.evaluation.rating.rater import Prompts, turns_of
 
 def rating_cost(config: RateConfig, prompts: Prompts, answered: Sequence[tuple[Question, tuple[str, ...]]]) -> Cost:
     """Of every rating of these answers and of the canary, if none of them is kept already."""
-    if not isinstance(config.by, OpenAIRater):
+    if not isinstance(config.by, OpenAIRaterConfig):
         return Cost()
     turns = turns_of(answered, config.judgings)
     turns += canary.turns([question for question, _ in answered], config.execution.canaries)

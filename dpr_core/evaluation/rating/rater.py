@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.queue import ask_all
 
@@ -88,7 +88,7 @@ def turns_of(answered: Iterable[tuple[Question, tuple[str, ...]]], judgings: int
 
 
 async def rate_all(
-    rater: Rater, turns: Sequence[Turn], execution: JudgeExecution, on_progress: Callable[[int, int, str], None]
+    rater: Rater, turns: Sequence[Turn], execution: JudgeExecutionConfig, on_progress: Callable[[int, int, str], None]
 ) -> list[Rating]:
     """A rating for each turn, in the order of the turns.
 

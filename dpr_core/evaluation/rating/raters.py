@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_core.config import evaluation as settings
-from dpr_core.config.evaluation import OpenAIRater, RateConfig
+from dpr_core.config.evaluation import OpenAIRaterConfig, RateConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.cache import VerdictCache
 from dpr_core.evaluation.questions import Question
@@ -19,8 +19,8 @@ from dpr_core.evaluation.rating.template import DIGEST, OwnPrompts
 from dpr_core.hashing import of_file
 
 KINDS: dict[type[settings.Rater], Callable[[Any, RateConfig, Prompts, Path | None], Rater]] = {
-    settings.ScriptedRater: lambda by, config, prompts, cache: ScriptedRater(by.rule, prompts),
-    OpenAIRater: lambda by, config, prompts, cache: ChatRater(
+    settings.ScriptedRaterConfig: lambda by, config, prompts, cache: ScriptedRater(by.rule, prompts),
+    OpenAIRaterConfig: lambda by, config, prompts, cache: ChatRater(
         by, config.execution, prompts, VerdictCache(cache) if cache is not None else None, _identity(config)
     ),
 }
@@ -30,7 +30,7 @@ def pinned(config: RateConfig) -> RateConfig:
     """The settings together with the hash of the instructions that the rater is given."""
     if config.prompts is not None:
         return config.model_copy(update={"prompts_content": _hash(config.prompts)})
-    if isinstance(config.by, OpenAIRater):
+    if isinstance(config.by, OpenAIRaterConfig):
         return config.model_copy(update={"by": config.by.model_copy(update={"template": DIGEST})})
     return config
 
@@ -56,7 +56,7 @@ async def rate_answers(
 ) -> tuple[list[tuple[Turn, Rating]], dict[str, float]]:
     """A rating of every turn of every answer, and what was found when a rater that costs money was tried first."""
     tried = {}
-    if isinstance(config.by, OpenAIRater) and config.execution.canaries:
+    if isinstance(config.by, OpenAIRaterConfig) and config.execution.canaries:
         tried = await canary.try_out(rater, [question for question, _ in answered], config.execution)
     turns = turns_of(answered, config.judgings)
     ratings = await rate_all(rater, turns, config.execution, on_progress)
@@ -65,7 +65,7 @@ async def rate_answers(
 
 def judge_name(config: RateConfig) -> str:
     """What the rater is called in FastChat's rows."""
-    return config.by.model if isinstance(config.by, OpenAIRater) else config.by.type
+    return config.by.model if isinstance(config.by, OpenAIRaterConfig) else config.by.type
 
 
 def _identity(config: RateConfig) -> str:

@@ -100,13 +100,13 @@ def test_the_expected_gradient_of_algorithm_1_is_the_exact_policy_gradient() -> 
     logits, rewards = _table(0), 2 * _table(1)
     exact = _exact_gradient(logits, rewards)
     assert exact.abs().max() > 0.1
-    method = Algorithm1(config.Algorithm1())
+    method = Algorithm1(config.Algorithm1Config())
     torch.testing.assert_close(_expected_loss_gradient(method, logits, _per_token(rewards)), -exact, atol=1e-8, rtol=0)
 
 
 def test_so_is_that_of_reinforce_plus_plus_before_whitening_kl_and_clip() -> None:
     logits, rewards = _table(2), _table(3)
-    method = ReinforcePlusPlus(config.ReinforcePlusPlus(kl_weight=0, whiten=False))
+    method = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(kl_weight=0, whiten=False))
     found = _expected_loss_gradient(method, logits, _per_token(rewards))
     torch.testing.assert_close(found, -_exact_gradient(logits, rewards), atol=1e-8, rtol=0)
 
@@ -126,7 +126,7 @@ def test_the_dense_reward_ascends_the_kl_from_the_reference_and_descends_that_fr
         moved[1][i, j] -= 1e-5
         exact[i, j] = (difference_of_kls(moved[0]) - difference_of_kls(moved[1])) / 2e-5
     rewards = baseline_relative(*(_per_token(torch.log_softmax(x, -1)) for x in (sft, ref)))
-    found = _expected_loss_gradient(Algorithm1(config.Algorithm1()), logits, rewards)
+    found = _expected_loss_gradient(Algorithm1(config.Algorithm1Config()), logits, rewards)
     torch.testing.assert_close(found, -exact, atol=1e-7, rtol=0)
 
 
@@ -136,7 +136,7 @@ def test_the_value_of_the_unshaped_reward_is_a_baseline_that_moves_no_expectatio
     log_sft = _per_token(torch.log_softmax(q, -1))
     values = _per_token(torch.logsumexp(q, -1, keepdim=True).expand(-1, V))
     shaped, unshaped = without_baseline(log_sft), with_value(log_sft, values, MASK)
-    method = Algorithm1(config.Algorithm1())
+    method = Algorithm1(config.Algorithm1Config())
     torch.testing.assert_close(
         _expected_loss_gradient(method, logits, unshaped),
         _expected_loss_gradient(method, logits, shaped),
@@ -150,13 +150,13 @@ def test_below_gamma_1_that_no_longer_holds() -> None:
     logits, q = _table(7), 3 * _table(8)
     log_sft = _per_token(torch.log_softmax(q, -1))
     values = _per_token(torch.logsumexp(q, -1, keepdim=True).expand(-1, V))
-    method = Algorithm1(config.Algorithm1(gamma=0.9))
+    method = Algorithm1(config.Algorithm1Config(gamma=0.9))
     unshaped = _expected_loss_gradient(method, logits, with_value(log_sft, values, MASK))
     assert (unshaped - _expected_loss_gradient(method, logits, log_sft)).abs().max() > 0.01
 
 
 def test_algorithm_1_by_hand() -> None:
-    method = Algorithm1(config.Algorithm1(gamma=0.5))
+    method = Algorithm1(config.Algorithm1Config(gamma=0.5))
     mask = response_mask([2, 3])
     rewards = torch.tensor([[4.0, 2.0, 50.0], [1.0, 0.0, -4.0]])
     credit = method.credit(_experience(rewards, torch.zeros(2, 3), torch.ones(2, 3), mask), 5.0)
@@ -176,14 +176,14 @@ SEEN = _experience(REWARDS, LOG_OLD, LOG_SFT, response_mask([3, 1]))
 
 def test_reinforce_plus_plus_puts_the_clamped_kl_into_the_return() -> None:
     """Rewards less 0.1 KL are 0.8, 3, 2 and 3.95; with gamma 0.5 the first row's returns are 2.8, 4 and 2."""
-    settings = config.ReinforcePlusPlus(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
+    settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
     credit = ReinforcePlusPlus(settings).credit(SEEN, settings.kl_weight)
     torch.testing.assert_close(credit.returns, torch.tensor([[2.8, 4.0, 2.0], [3.95, 0.0, 0.0]]))
     assert credit.advantages.equal(credit.returns)
 
 
 def test_reinforce_plus_plus_whitens_over_all_tokens_of_the_batch() -> None:
-    settings = config.ReinforcePlusPlus(gamma=0.5, kl_weight=0.1, kl_bound=10.0)
+    settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0)
     credit = ReinforcePlusPlus(settings).credit(SEEN, settings.kl_weight)
     returns = [2.8, 4.0, 2.0, 3.95]
     mean, deviation = statistics.fmean(returns), statistics.pstdev(returns)
@@ -194,7 +194,7 @@ def test_reinforce_plus_plus_whitens_over_all_tokens_of_the_batch() -> None:
 
 def test_the_weight_of_an_iteration_counts_and_not_the_first_one() -> None:
     """With weight 0.2 the rewards less the KL are 0.6, 4, 1 and 3.9."""
-    settings = config.ReinforcePlusPlus(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
+    settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
     credit = ReinforcePlusPlus(settings).credit(SEEN, 0.2)
     torch.testing.assert_close(credit.returns, torch.tensor([[2.85, 4.5, 1.0], [3.9, 0.0, 0.0]]))
 
@@ -204,11 +204,11 @@ def test_the_position_baseline_comes_off_before_whitening() -> None:
     seen = _experience(
         torch.tensor([[1.0, 2.0], [5.0, 9.0]]), torch.zeros(2, 2), torch.zeros(2, 2), response_mask([2, 1])
     )
-    settings = config.ReinforcePlusPlus(baseline="position", whiten=False)
+    settings = config.ReinforcePlusPlusConfig(baseline="position", whiten=False)
     credit = ReinforcePlusPlus(settings).credit(seen, 0.0)
     assert credit.returns.tolist() == [[3.0, 2.0], [5.0, 0.0]]
     assert credit.advantages.tolist() == [[-2.0, 2.0], [2.0, 0.0]]
-    whitened = ReinforcePlusPlus(config.ReinforcePlusPlus(baseline="position")).credit(seen, 0.0).advantages
+    whitened = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(baseline="position")).credit(seen, 0.0).advantages
     mean, deviation = 2 / 3, math.sqrt(32 / 9)
     expected = torch.tensor([[(-2 - mean) / deviation, (2 - mean) / deviation], [(2 - mean) / deviation, 0.0]])
     torch.testing.assert_close(whitened, expected)
@@ -217,7 +217,7 @@ def test_the_position_baseline_comes_off_before_whitening() -> None:
 def test_the_position_baseline_moves_no_expectation() -> None:
     """The expected loss gradient over every pair of responses is still the exact policy gradient."""
     logits, rewards = _table(9), 2 * _table(10)
-    method = ReinforcePlusPlus(config.ReinforcePlusPlus(kl_weight=0, whiten=False, baseline="position"))
+    method = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(kl_weight=0, whiten=False, baseline="position"))
     parameters = logits.clone().requires_grad_()
     log_policy, token_rewards = _per_token(torch.log_softmax(parameters, -1)), _per_token(rewards)
     probabilities = _probabilities(logits)
@@ -237,7 +237,7 @@ def test_the_position_baseline_moves_no_expectation() -> None:
 
 
 def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
-    method = ReinforcePlusPlus(config.ReinforcePlusPlus(ratio_clip=0.2))
+    method = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(ratio_clip=0.2))
     ratios = torch.tensor([1.5, 0.5, 1.1, 1.0])
     log_probs = (ratios.log() - 1).requires_grad_()
     terms = method(
@@ -252,8 +252,8 @@ def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
 
 
 def test_a_configuration_finds_its_method() -> None:
-    assert isinstance(policy_gradient(config.Algorithm1()), Algorithm1)
-    assert isinstance(policy_gradient(config.ReinforcePlusPlus()), ReinforcePlusPlus)
-    assert policy_gradient(config.Algorithm1()).kl_control(5).weight == 0
-    assert policy_gradient(config.ReinforcePlusPlus(kl_weight=0.3)).kl_control(5).weight == 0.3
+    assert isinstance(policy_gradient(config.Algorithm1Config()), Algorithm1)
+    assert isinstance(policy_gradient(config.ReinforcePlusPlusConfig()), ReinforcePlusPlus)
+    assert policy_gradient(config.Algorithm1Config()).kl_control(5).weight == 0
+    assert policy_gradient(config.ReinforcePlusPlusConfig(kl_weight=0.3)).kl_control(5).weight == 0.3
     assert sorted(POLICY_GRADIENTS) == ["algorithm1", "ppo", "reinforce_plus_plus", "sequence_reinforce"]

@@ -7,7 +7,7 @@ import torch
 from dpr_core.algorithms import self_play_loss
 from dpr_core.algorithms.gsil import LOSSES
 from dpr_core.config.base import parse
-from dpr_core.config.imitation import Gsil, SelfPlayConfig
+from dpr_core.config.imitation import GsilConfig, SelfPlayConfig
 from dpr_core.errors import UsageError
 
 
@@ -25,13 +25,13 @@ BY_HAND: dict[str, Callable[[float, float], float]] = {
 
 
 def _loss(name: str, demonstration: float, generated: float, **settings: float) -> float:
-    method = self_play_loss(Gsil.model_validate({"loss": name, **settings}))
+    method = self_play_loss(GsilConfig.model_validate({"loss": name, **settings}))
     both = (torch.tensor([value], dtype=torch.float64) for value in (demonstration, generated))
     return float(method(*both)[0])
 
 
 def test_every_loss_that_can_be_set_is_there() -> None:
-    assert set(LOSSES) == set(BY_HAND) == set(Gsil.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
+    assert set(LOSSES) == set(BY_HAND) == set(GsilConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -68,6 +68,6 @@ def test_minimised_where_the_ratio_is_that_of_the_densities(name: str) -> None:
 
 def test_settings() -> None:
     settings = parse(SelfPlayConfig, {"method": {"type": "gsil"}}, "x")
-    assert settings.method == Gsil(loss="bernoulli", scale=0.01, shift=2)
+    assert settings.method == GsilConfig(loss="bernoulli", scale=0.01, shift=2)
     with pytest.raises(UsageError, match=r"method\.loss"):
         parse(SelfPlayConfig, {"method": {"type": "gsil", "loss": "square"}}, "x")

@@ -9,8 +9,8 @@ from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.base import Experience
 from dpr_core.algorithms.ppo import PPO, ValueRegression
 from dpr_core.config import reinforce as config
-from dpr_core.config.execution import Execution
-from dpr_core.config.training import Optimizer
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
@@ -32,14 +32,14 @@ SEEN = Experience(
 def test_credit_by_hand() -> None:
     """With KL weight 0.5 the rewards are -0.5, 0, 7 - 1 and 0.5 + 0.5; with gamma 0.5 and lambda 0.5 the TD residuals
     -0.5 + 2 - 2, 0 + 3 - 4, 6 - 6 and 1 - 1 add up with weight 0.25."""
-    settings = config.PPO(gamma=0.5, gae_lambda=0.5, whiten=False)
+    settings = config.PPOConfig(gamma=0.5, gae_lambda=0.5, whiten=False)
     credit = policy_gradient(settings).credit(SEEN, 0.5)
     assert credit.advantages.tolist() == [[-0.5 - 0.25, -1.0, 0.0], [0.0, 0.0, 0.0]]
     assert credit.returns.tolist() == [[1.25, 3.0, 6.0], [1.0, 0.0, 0.0]]
 
 
 def test_advantages_are_whitened_and_returns_are_not() -> None:
-    settings = config.PPO(gamma=0.5, gae_lambda=0.5)
+    settings = config.PPOConfig(gamma=0.5, gae_lambda=0.5)
     credit = policy_gradient(settings).credit(SEEN, 0.5)
     mean, deviation = -1.75 / 4, math.sqrt((0.75**2 + 1) / 4 - (1.75 / 4) ** 2)
     expected = [(a - mean) / deviation for a in (-0.75, -1.0, 0.0, 0.0)]
@@ -50,27 +50,27 @@ def test_advantages_are_whitened_and_returns_are_not() -> None:
 @pytest.mark.parametrize("options", [{}, {"baseline": "position"}, {"whiten": False}])
 def test_with_lambda_1_and_a_critic_that_expects_nothing_it_is_sr(options: dict[str, Any]) -> None:
     untrained = SEEN._replace(values=torch.zeros(2, 3))
-    ppo = policy_gradient(config.PPO(**options)).credit(untrained, 0.3)
-    sr = policy_gradient(config.SequenceReinforce(**options)).credit(untrained, 0.3)
+    ppo = policy_gradient(config.PPOConfig(**options)).credit(untrained, 0.3)
+    sr = policy_gradient(config.SequenceReinforceConfig(**options)).credit(untrained, 0.3)
     torch.testing.assert_close(ppo.advantages, sr.advantages)
     torch.testing.assert_close(ppo.returns, sr.returns)
     assert sr.advantages[MASK].abs().min() > 0
 
 
 def test_with_lambda_1_the_critic_learns_the_whole_return_whatever_it_expects() -> None:
-    method = policy_gradient(config.PPO(whiten=False))
-    credit, sr = method.credit(SEEN, 0.0), policy_gradient(config.SequenceReinforce()).credit(SEEN, 0.0)
+    method = policy_gradient(config.PPOConfig(whiten=False))
+    credit, sr = method.credit(SEEN, 0.0), policy_gradient(config.SequenceReinforceConfig()).credit(SEEN, 0.0)
     torch.testing.assert_close(credit.returns, sr.returns)
     assert credit.returns.tolist() == [[7.0, 7.0, 7.0], [0.5, 0.0, 0.0]]
     assert credit.advantages.tolist() == [[5.0, 3.0, 1.0], [-0.5, 0.0, 0.0]]
 
 
 def test_it_says_what_critic_it_needs() -> None:
-    method = policy_gradient(config.PPO(critic_learning_rate=0.5, critic_warmup_iterations=2))
+    method = policy_gradient(config.PPOConfig(critic_learning_rate=0.5, critic_warmup_iterations=2))
     assert isinstance(method, PPO)
     assert method.critic.learning_rate == 0.5
     assert method.critic.warmup_iterations == 2
-    for other in (config.Algorithm1(), config.ReinforcePlusPlus(), config.SequenceReinforce()):
+    for other in (config.Algorithm1Config(), config.ReinforcePlusPlusConfig(), config.SequenceReinforceConfig()):
         assert policy_gradient(other).critic is None
 
 
@@ -99,8 +99,8 @@ def _critic(tiny: Callable[..., Any]) -> Critic:
 
 
 def _steps(module: torch.nn.Module, objective: Any, order: list[int], budget: int, checkpointing: bool) -> Any:
-    optimizer = Optimizer(learning_rate=1e-2, batch_size=4, warmup_ratio=0, max_gradient_norm=1e9)
-    execution = Execution(tokens_per_micro_batch=budget, gradient_checkpointing=checkpointing)
+    optimizer = OptimizerConfig(learning_rate=1e-2, batch_size=4, warmup_ratio=0, max_gradient_norm=1e9)
+    execution = ExecutionConfig(tokens_per_micro_batch=budget, gradient_checkpointing=checkpointing)
     trainer = Trainer(module, optimizer, 10, execution, name="critic")
     given = {"returns": RETURNS, "advantages": RETURNS, "old_values": OLD_VALUES, "old_log_probs": OLD_LOG_PROBS}
     rows, given = [ROWS[i] for i in order], {name: value[order] for name, value in given.items()}
@@ -119,7 +119,7 @@ def test_both_losses_depend_neither_on_micro_batches_nor_on_order_nor_on_padding
     def module() -> torch.nn.Module:
         return _critic(tiny) if which == "critic" else Policy(tiny("llama")[0])
 
-    method = PPO(config.PPO())
+    method = PPO(config.PPOConfig())
     objective = method.critic if which == "critic" else method
     expected, weights = _steps(module(), objective, [0, 1, 2, 3], 8192, False)
     found, other_weights = _steps(module(), objective, order, budget, checkpointing)
@@ -137,8 +137,10 @@ def test_the_critics_loss_is_the_mean_over_tokens(tiny: Callable[..., Any]) -> N
     critic = _critic(tiny)
     old = values(critic, ROWS, 8192)
     error = (old - RETURNS)[ROWS_MASK]
-    trainer = Trainer(critic, Optimizer(learning_rate=1e-3, batch_size=4), 10, Execution(tokens_per_micro_batch=16))
-    told = trainer.step(ROWS, ValueRegression(config.PPO()), {"returns": RETURNS, "old_values": old})
+    trainer = Trainer(
+        critic, OptimizerConfig(learning_rate=1e-3, batch_size=4), 10, ExecutionConfig(tokens_per_micro_batch=16)
+    )
+    told = trainer.step(ROWS, ValueRegression(config.PPOConfig()), {"returns": RETURNS, "old_values": old})
     assert told["train/loss"] == pytest.approx(0.5 * error.square().mean().item(), rel=1e-4)
 
 
@@ -146,9 +148,9 @@ def test_a_critic_learns_what_can_be_expected(tiny: Callable[..., Any]) -> None:
     """Returns that are a function of the state: the error shrinks to a small part of what it was."""
     critic = Critic(Policy(tiny("llama")[0]))
     returns = torch.where(ROWS_MASK, torch.tensor([row.response[0] / 40.0 for row in ROWS])[:, None], 0)
-    trainer = Trainer(critic, Optimizer(learning_rate=1e-2, batch_size=4, warmup_ratio=0), 60, Execution())
+    trainer = Trainer(critic, OptimizerConfig(learning_rate=1e-2, batch_size=4, warmup_ratio=0), 60, ExecutionConfig())
     losses = []
     for _ in range(60):
         given = {"returns": returns, "old_values": values(critic, ROWS, 8192)}
-        losses.append(trainer.step(ROWS, ValueRegression(config.PPO()), given)["train/loss"])
+        losses.append(trainer.step(ROWS, ValueRegression(config.PPOConfig()), given)["train/loss"])
     assert losses[-1] < 0.05 * losses[0]

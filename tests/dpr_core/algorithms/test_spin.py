@@ -5,11 +5,11 @@ import torch
 
 from dpr_core.algorithms import self_play_loss
 from dpr_core.config.base import parse
-from dpr_core.config.imitation import SelfPlayConfig, Spin
+from dpr_core.config.imitation import SelfPlayConfig, SpinConfig
 
 
 def _spin(beta: float, demonstration: float, generated: float) -> float:
-    return float(self_play_loss(Spin(beta=beta))(torch.tensor([demonstration]), torch.tensor([generated]))[0])
+    return float(self_play_loss(SpinConfig(beta=beta))(torch.tensor([demonstration]), torch.tensor([generated]))[0])
 
 
 def test_against_itself_the_loss_is_log_2() -> None:
@@ -31,5 +31,5 @@ def test_a_hopeless_pair_has_a_finite_loss() -> None:
 def test_settings_choose_it_with_or_without_their_type() -> None:
     for method in ({"beta": 0.2}, {"type": "spin", "beta": 0.2}):
         settings = parse(SelfPlayConfig, {"method": method}, "x")
-        assert settings.method == Spin(beta=0.2)
-    assert SelfPlayConfig().method == Spin(beta=0.1)
+        assert settings.method == SpinConfig(beta=0.2)
+    assert SelfPlayConfig().method == SpinConfig(beta=0.1)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 import dpr_core.config
 from dpr_core.config.base import Config, StageConfig, commented_yaml, override, parse, read_yaml
-from dpr_core.config.data import Template
+from dpr_core.config.data import TemplateConfig
 from dpr_core.errors import UsageError
 
 MODULES = [f"dpr_core.config.{module.name}" for module in pkgutil.iter_modules(dpr_core.config.__path__)]
@@ -240,8 +240,8 @@ ODD = ["\x7f", "\x85", "\x9b", "a\u2028b", "a\u2029 b", "\ufeff", "\ufffe"]
 
 @pytest.mark.parametrize("text", TEXTS + ODD)
 def test_any_text_survives_commented_yaml(text: str) -> None:
-    template = Template(text="{prompt}" + text, default_system=text)
-    assert parse(Template, read_yaml(commented_yaml(template), "x"), "x") == template
+    template = TemplateConfig(text="{prompt}" + text, default_system=text)
+    assert parse(TemplateConfig, read_yaml(commented_yaml(template), "x"), "x") == template
     house = House(rooms=1, pets={text: Cat()})
     assert parse(House, read_yaml(commented_yaml(house), "x"), "x") == house
 

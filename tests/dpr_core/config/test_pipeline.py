@@ -4,21 +4,21 @@ from typing import Any
 import pytest
 
 from dpr_core.config.base import commented_yaml, override, parse, read_yaml
-from dpr_core.config.data import FileSource, HubSource, LabSource, SubsampleConfig
+from dpr_core.config.data import FileSourceConfig, HubSourceConfig, LabSourceConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
-    AnswerSettings,
-    Extrapolated,
-    FileBenchmark,
+    AnsweringConfig,
+    ExtrapolatedConfig,
+    FileBenchmarkConfig,
     JudgeConfig,
-    LabBenchmark,
-    OpenAIJudge,
-    VerifiableJudge,
+    LabBenchmarkConfig,
+    OpenAIJudgeConfig,
+    VerifiableJudgeConfig,
 )
-from dpr_core.config.imitation import ContinuedSFTConfig, Gsil, SelfPlayConfig, Spin
-from dpr_core.config.launch import Launch
-from dpr_core.config.model import LabBackbone, PretrainedBackbone
-from dpr_core.config.pipeline import PipelineConfig, Variant
-from dpr_core.config.reinforce import Algorithm1, KLStop, ReinforceConfig, ReinforcePlusPlus
+from dpr_core.config.imitation import ContinuedSFTConfig, GsilConfig, SelfPlayConfig, SpinConfig
+from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
+from dpr_core.config.pipeline import PipelineConfig, VariantConfig
+from dpr_core.config.reinforce import Algorithm1Config, KLStopConfig, ReinforceConfig, ReinforcePlusPlusConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
@@ -48,29 +48,29 @@ def test_reinforce_defaults_are_the_papers() -> None:
     assert reinforce.samples_per_prompt == 1
     assert reinforce.guard is None
     method = reinforce.algorithm
-    assert isinstance(method, ReinforcePlusPlus)
+    assert isinstance(method, ReinforcePlusPlusConfig)
     assert (method.kl_weight, method.gamma, method.ratio_clip) == (1e-5, 1, 0.2)
     assert (method.kl_bound, method.whiten) == (10, True)
     assert reinforce.adam_betas == (0.9, 0.95)
     assert reinforce.max_gradient_norm == 1
     assert reinforce.final_learning_rate_share == 0.1
-    assert Algorithm1().gamma == 1
+    assert Algorithm1Config().gamma == 1
 
 
 def test_reward_data_and_evaluation_defaults_are_the_papers() -> None:
     assert RewardConfig().formula == "baseline_relative"
     assert RewardConfig().reference == 0.5
     data = SubsampleConfig()
-    assert isinstance(data.source, HubSource)
+    assert isinstance(data.source, HubSourceConfig)
     assert (data.source.name, data.size) == ("Open-Orca/OpenOrca", 100_000)
-    assert AnswerSettings().temperature == 0.7
+    assert AnsweringConfig().temperature == 0.7
     judge = JudgeConfig().by
-    assert isinstance(judge, OpenAIJudge)
+    assert isinstance(judge, OpenAIJudgeConfig)
     assert (judge.model, judge.temperature) == ("gpt-4o", 0)
 
 
 def test_only_the_backbone_has_to_be_named() -> None:
-    assert isinstance(parse(PipelineConfig, LAB, "x").backbone, LabBackbone)
+    assert isinstance(parse(PipelineConfig, LAB, "x").backbone, LabBackboneConfig)
     with pytest.raises(UsageError, match="backbone: this field is required"):
         parse(PipelineConfig, {}, "x")
 
@@ -84,7 +84,7 @@ def test_one_seed_for_every_stage_that_does_not_set_its_own() -> None:
 
 def test_a_pretrained_backbone_takes_no_seed() -> None:
     config = parse(PipelineConfig, {"seed": 7, "backbone": {"type": "pretrained", "name": "some/model"}}, "x")
-    assert isinstance(config.backbone, PretrainedBackbone)
+    assert isinstance(config.backbone, PretrainedBackboneConfig)
     assert config.sft.seed == 7
 
 
@@ -111,7 +111,7 @@ def test_algorithm_1_takes_one_step_on_each_rollout_batch() -> None:
     with pytest.raises(UsageError, match=r"reinforce: .*batch_size \(64\).*\(128\)"):
         parse(PipelineConfig, {**LAB, "reinforce": wrong}, "x")
     config = parse(PipelineConfig, {**LAB, "reinforce": {**wrong, "batch_size": 128}}, "x")
-    assert config.reinforce.algorithm == Algorithm1()
+    assert config.reinforce.algorithm == Algorithm1Config()
 
 
 @pytest.mark.parametrize(
@@ -153,16 +153,16 @@ FULL = PipelineConfig(
     name="full",
     description="Everything that can be set: 'quotes', \"quotes\" and # marks.",
     seed=3,
-    backbone=PretrainedBackbone(name="some/model", revision="0123456", dtype="float32"),
-    subsample=SubsampleConfig(source=FileSource(path="/a b/c.jsonl"), seed=1, max_bad_share=0),
+    backbone=PretrainedBackboneConfig(name="some/model", revision="0123456", dtype="float32"),
+    subsample=SubsampleConfig(source=FileSourceConfig(path="/a b/c.jsonl"), seed=1, max_bad_share=0),
     sft=SFTConfig(learning_rate=5e-7, checkpoints=(0.29, 1e-5), adam_betas=(0.9, 1e-9)),
     reward=RewardConfig(reference=0.29, formula="with_value"),
-    reinforce=ReinforceConfig(guard=KLStop(), iterations=3, algorithm=ReinforcePlusPlus(kl_weight=1e-22)),
+    reinforce=ReinforceConfig(guard=KLStopConfig(), iterations=3, algorithm=ReinforcePlusPlusConfig(kl_weight=1e-22)),
     evaluation={  # type: ignore[arg-type]
-        "benchmarks": {"held-out": LabBenchmark(), "true": FileBenchmark(path="b.jsonl")},
-        "controls": {"1.5x": Extrapolated(k=0.5)},
+        "benchmarks": {"held-out": LabBenchmarkConfig(), "true": FileBenchmarkConfig(path="b.jsonl")},
+        "controls": {"1.5x": ExtrapolatedConfig(k=0.5)},
     },
-    judge=JudgeConfig(by=VerifiableJudge()),
+    judge=JudgeConfig(by=VerifiableJudgeConfig()),
 )
 
 
@@ -170,10 +170,11 @@ FULL = PipelineConfig(
     "config",
     [
         FULL,
-        PipelineConfig(backbone=LabBackbone()),
-        PipelineConfig(backbone=LabBackbone(), subsample=SubsampleConfig(source=LabSource(rows=10))),
+        PipelineConfig(backbone=LabBackboneConfig()),
+        PipelineConfig(backbone=LabBackboneConfig(), subsample=SubsampleConfig(source=LabSourceConfig(rows=10))),
         PipelineConfig(
-            backbone=LabBackbone(), reinforce=ReinforceConfig(algorithm=Algorithm1(), rollout_batch_size=128)
+            backbone=LabBackboneConfig(),
+            reinforce=ReinforceConfig(algorithm=Algorithm1Config(), rollout_batch_size=128),
         ),
     ],
 )
@@ -188,18 +189,18 @@ def test_one_launch_for_every_stage_that_can_be_shared_and_does_not_set_its_own(
     config = _load(
         {**LAB, "methods": methods}, "launch.processes=8", "launch.strategy=fsdp", "reward.execution.launch.processes=2"
     )
-    eight, two = Launch(processes=8, strategy="fsdp"), Launch(processes=2, strategy="fsdp")
+    eight, two = LaunchConfig(processes=8, strategy="fsdp"), LaunchConfig(processes=2, strategy="fsdp")
     sections = (config.sft, config.diagnose, config.reinforce, config.answer, config.methods["more"])
     assert [section.execution.launch for section in sections] == [eight] * 5  # type: ignore[union-attr]
     assert config.reward.execution.launch == two
     assert [part.execution.launch for part in config.variants()["other"]] == [two, eight]
-    assert isinstance(config.backbone, LabBackbone)
-    assert config.backbone.execution == LabBackbone().execution
+    assert isinstance(config.backbone, LabBackboneConfig)
+    assert config.backbone.execution == LabBackboneConfig().execution
 
     printed = read_yaml(commented_yaml(config), "x")
     assert "launch" not in printed["sft"]["execution"]
     assert _load(printed) == config
-    assert _load(printed, "launch.processes=4").sft.execution.launch == Launch(processes=4, strategy="fsdp")
+    assert _load(printed, "launch.processes=4").sft.execution.launch == LaunchConfig(processes=4, strategy="fsdp")
     assert _load(LAB, "launch.processes=8", "diagnose=null").diagnose is None
 
 
@@ -223,9 +224,9 @@ def test_every_setting_of_a_printed_recipe_can_be_overridden() -> None:
         values, ["reinforce.algorithm.type=algorithm1", "reinforce.rollout_batch_size=128", "sft.learning_rate=5e-6"]
     )
     config = parse(PipelineConfig, changed, "x")
-    assert config.reinforce.algorithm == Algorithm1()
+    assert config.reinforce.algorithm == Algorithm1Config()
     assert config.sft.learning_rate == 5e-6
-    assert config.reinforce.guard == KLStop()
+    assert config.reinforce.guard == KLStopConfig()
 
 
 def test_how_the_work_is_done_is_no_part_of_a_stages_identity() -> None:
@@ -292,11 +293,11 @@ def test_what_would_fail_or_mislead_later_is_refused_now(assignment: str, messag
 
 def test_spin_and_gsil_defaults_are_their_authors() -> None:
     spin = SelfPlayConfig()
-    assert spin.method == Spin(beta=0.1)
+    assert spin.method == SpinConfig(beta=0.1)
     assert (spin.learning_rate, spin.later_learning_rate, spin.decay) == (5e-7, 1e-7, "linear")
     assert (spin.warmup_ratio, spin.final_learning_rate_share, spin.batch_size) == (0.1, 0, 64)
     assert (spin.temperature, spin.mix_previous) == (1, True)
-    assert Gsil() == Gsil(loss="bernoulli", scale=0.01, shift=2)
+    assert GsilConfig() == GsilConfig(loss="bernoulli", scale=0.01, shift=2)
 
 
 def test_a_method_without_a_type_is_a_variant() -> None:
@@ -306,7 +307,7 @@ def test_a_method_without_a_type_is_a_variant() -> None:
         "more": {"type": "continued_sft"},
     }
     config = _load({"backbone": {"type": "lab"}, "methods": methods})
-    assert [type(method) for method in config.methods.values()] == [Variant, SelfPlayConfig, ContinuedSFTConfig]
+    assert [type(method) for method in config.methods.values()] == [VariantConfig, SelfPlayConfig, ContinuedSFTConfig]
     assert list(config.variants()) == ["w-V"]
 
 
@@ -324,7 +325,9 @@ def test_a_variant_is_the_pipelines_own_settings_changed() -> None:
     config = _load(values)
     reward, reinforce = config.variants()["low"]
     assert reward == config.reward
-    assert reinforce == config.reinforce.model_copy(update={"algorithm": ReinforcePlusPlus(kl_weight=0.1, gamma=0.95)})
+    assert reinforce == config.reinforce.model_copy(
+        update={"algorithm": ReinforcePlusPlusConfig(kl_weight=0.1, gamma=0.95)}
+    )
     reward, reinforce = config.variants()["SR"]
     assert reward == RewardConfig(formula="with_value", probe_demonstrations=9, seed=4)
     assert (reinforce.algorithm.type, reinforce.learning_rate, reinforce.seed) == ("sequence_reinforce", 1e-5, 4)

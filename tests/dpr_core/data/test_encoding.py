@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 from tokenizers import processors
 
-from dpr_core.config.data import Additions, ShellGame
+from dpr_core.config.data import AdditionsConfig, ShellGameConfig
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import (
     TokenSequence,
@@ -85,7 +85,7 @@ def test_lab_text_survives_the_round_trip(family: Family) -> None:
     tokenizer = build(family)
     rng = random.Random(0)
     for _ in range(30):
-        task = rng.choice((Additions(modulus=10, largest_addend=9), ShellGame(cups=9)))
+        task = rng.choice((AdditionsConfig(modulus=10, largest_addend=9), ShellGameConfig(cups=9)))
         problem = programs.PROGRAMS[type(task)](task, rng)
         style = rng.choice(("careful", "bare", "jump"))
         for text in (problem.prompt, problem.answer(style, rng.random() < 0.5, rng)):

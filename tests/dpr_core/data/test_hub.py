@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from dpr_core.config.data import Columns, HubSource
+from dpr_core.config.data import ColumnsConfig, HubSourceConfig
 from dpr_core.data.rows import BadRow, Demonstration
 from dpr_core.data.sources import open_source
 from dpr_core.errors import DensePathError, UsageError
@@ -23,7 +23,7 @@ def _no_network(monkeypatch, tmp_path_factory):
 
 
 def rows_of(name, **fields):
-    return list(open_source(HubSource(name=str(name), **fields), seed=0).rows())
+    return list(open_source(HubSourceConfig(name=str(name), **fields), seed=0).rows())
 
 
 def test_a_local_folder_is_read_like_a_dataset_of_the_hub(tmp_path):
@@ -48,14 +48,14 @@ def test_a_local_folder_is_read_like_a_dataset_of_the_hub(tmp_path):
 def test_a_split_and_columns_of_a_local_folder(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"in": split, "out": "r"}) + "\n")
-    columns = Columns(id=None, system=None, prompt="in", response="out")
+    columns = ColumnsConfig(id=None, system=None, prompt="in", response="out")
     assert [row for _, row in rows_of(tmp_path, split="test", columns=columns)] == [
         Demonstration("row-1", "", "test", "r")
     ]
     with pytest.raises(UsageError, match=r"Bad split: validation.*'train', 'test'.*split"):
         rows_of(tmp_path, split="validation", columns=columns)
     with pytest.raises(UsageError, match=r"none of the first 1 rows has a column 'response'.*in, out"):
-        rows_of(tmp_path, columns=Columns(prompt="in"))
+        rows_of(tmp_path, columns=ColumnsConfig(prompt="in"))
 
 
 def test_a_folder_that_is_missing_or_empty_and_a_file(tmp_path):

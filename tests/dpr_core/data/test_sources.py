@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dpr_core.config.data import Additions, Columns, FileSource, HubSource, LabSource
+from dpr_core.config.data import AdditionsConfig, ColumnsConfig, FileSourceConfig, HubSourceConfig, LabSourceConfig
 from dpr_core.data import sources
 from dpr_core.data.rows import BadRow, Demonstration
 from dpr_core.data.sources import fingerprint, open_source
@@ -11,7 +11,9 @@ from dpr_core.errors import UsageError
 
 def rows_of(path, **columns):
     """What a JSONL file yields, without the places."""
-    return [row for _, row in open_source(FileSource(path=str(path), columns=Columns(**columns)), seed=0).rows()]
+    return [
+        row for _, row in open_source(FileSourceConfig(path=str(path), columns=ColumnsConfig(**columns)), seed=0).rows()
+    ]
 
 
 def file_of(folder, *lines: bytes | dict):
@@ -70,7 +72,7 @@ def test_columns_can_be_left_out(tmp_path):
 )
 def test_a_bad_row_has_a_reason_and_a_place_and_does_not_stop_the_pass(tmp_path, line, reason):
     path = file_of(tmp_path, GOOD, line, {**GOOD, "id": "h"})
-    places, rows = zip(*open_source(FileSource(path=str(path)), seed=0).rows(), strict=True)
+    places, rows = zip(*open_source(FileSourceConfig(path=str(path)), seed=0).rows(), strict=True)
     assert places == (f"{path}:1", f"{path}:2", f"{path}:3")
     assert [row.id for row in (rows[0], rows[2])] == ["g", "h"]
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
@@ -119,14 +121,14 @@ def test_a_column_that_no_row_has_is_a_wrong_request(tmp_path):
 
 def test_a_wrong_column_is_noticed_long_before_the_end(tmp_path):
     path = file_of(tmp_path, *[{"question": "q", "out": "r"}] * 1500)
-    rows = open_source(FileSource(path=str(path)), seed=0).rows()
+    rows = open_source(FileSourceConfig(path=str(path)), seed=0).rows()
     assert [next(rows)[1].reason for _ in range(999)] == ["no response"] * 999
     with pytest.raises(UsageError, match="none of the first 1000 rows"):
         next(rows)
 
 
 def test_the_lab_writes_the_rows_it_is_asked_for():
-    config = LabSource(task=Additions(operations=3), rows=20, slips=0)
+    config = LabSourceConfig(task=AdditionsConfig(operations=3), rows=20, slips=0)
     source = open_source(config, seed=1)
     rows = [row for _, row in source.rows()]
     assert source.expected_rows == len({row.id for row in rows}) == 20
@@ -139,7 +141,7 @@ def test_the_lab_writes_the_rows_it_is_asked_for():
 
 def test_a_fingerprint_follows_the_bytes_and_not_the_time(tmp_path):
     path = file_of(tmp_path, GOOD)
-    file, folder = FileSource(path=str(path)), HubSource(name=str(tmp_path))
+    file, folder = FileSourceConfig(path=str(path)), HubSourceConfig(name=str(tmp_path))
     before = fingerprint(file), fingerprint(folder)
     path.touch()
     assert (fingerprint(file), fingerprint(folder)) == before
@@ -149,7 +151,7 @@ def test_a_fingerprint_follows_the_bytes_and_not_the_time(tmp_path):
     assert fingerprint(folder) != before[1]
     path.write_text("{}")
     assert fingerprint(file) != before[0]
-    assert fingerprint(LabSource()) is None
-    assert fingerprint(HubSource()) is None
+    assert fingerprint(LabSourceConfig()) is None
+    assert fingerprint(HubSourceConfig()) is None
     with pytest.raises(UsageError, match="No such file"):
-        fingerprint(FileSource(path=str(tmp_path / "none")))
+        fingerprint(FileSourceConfig(path=str(tmp_path / "none")))

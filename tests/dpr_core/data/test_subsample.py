@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.data import Columns, FileSource, LabSource, SubsampleConfig, Template
+from dpr_core.config.data import ColumnsConfig, FileSourceConfig, LabSourceConfig, SubsampleConfig, TemplateConfig
 from dpr_core.data import subsample as module
 from dpr_core.data.rows import Demonstration
 from dpr_core.data.subsample import Counts, read, subsample, write
@@ -17,7 +17,7 @@ REAL = Path(__file__).parents[4] / "shared" / "bench" / "sft_data"
 
 def config_of(path, columns=None, **fields):
     fields = {"size": 1000, "max_bad_share": 1.0, **fields}
-    return SubsampleConfig(source=FileSource(path=str(path), columns=columns or Columns()), **fields)
+    return SubsampleConfig(source=FileSourceConfig(path=str(path), columns=columns or ColumnsConfig()), **fields)
 
 
 def rows(count):
@@ -143,7 +143,7 @@ def test_what_is_written_is_read_back_and_has_the_same_bytes_again(tmp_path):
         "response": "\U0001f600",
     }
     path = write_rows(tmp_path / "rows.jsonl", [hostile, {"question": "q"}, *rows(5)])
-    config = config_of(path, template=Template(text="<{prompt}>"))
+    config = config_of(path, template=TemplateConfig(text="<{prompt}>"))
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         write(subsample(config), folder)
@@ -170,7 +170,7 @@ def test_a_folder_that_holds_no_sample_is_named(tmp_path):
 
 def test_progress_tells_the_rows_read_and_what_is_to_come():
     seen = []
-    config = SubsampleConfig(source=LabSource(rows=2500), size=10)
+    config = SubsampleConfig(source=LabSourceConfig(rows=2500), size=10)
     subsample(config, lambda done, total: seen.append((done, total)))
     assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
 
@@ -195,7 +195,7 @@ real_files = pytest.mark.skipif(not REAL.is_dir(), reason="the real data files a
 
 @real_files
 def test_gsm8k(tmp_path):
-    columns = Columns(prompt="question", response="answer")
+    columns = ColumnsConfig(prompt="question", response="answer")
     sample = subsample(config_of(REAL / "gsm8k_train.jsonl", columns, size=500))
     assert sample.counts == Counts(read=7473, requested=500, kept=500, bad={})
     assert all("####" in row.response for row in sample.demonstrations)

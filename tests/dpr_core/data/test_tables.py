@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dpr_core.config.data import Columns, FileSource, SubsampleConfig
+from dpr_core.config.data import ColumnsConfig, FileSourceConfig, SubsampleConfig
 from dpr_core.data import tables
 from dpr_core.data.rows import Demonstration
 from dpr_core.data.sources import open_source
@@ -27,7 +27,7 @@ ROWS = [
 
 
 def rows_of(path, **columns):
-    source = open_source(FileSource(path=str(path), columns=Columns(**columns)), seed=0)
+    source = open_source(FileSourceConfig(path=str(path), columns=ColumnsConfig(**columns)), seed=0)
     return list(source.rows())
 
 
@@ -37,7 +37,7 @@ def test_the_same_rows_give_the_same_sample_from_every_kind_of_file(tmp_path):
     frame.to_csv(tmp_path / "rows.CSV", index=False)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     samples = {
-        subsample(SubsampleConfig(source=FileSource(path=str(tmp_path / name)), size=10)).content_hash
+        subsample(SubsampleConfig(source=FileSourceConfig(path=str(tmp_path / name)), size=10)).content_hash
         for name in ("rows.parquet", "rows.CSV", "rows.jsonl")
     }
     assert len(samples) == 1
@@ -58,8 +58,8 @@ def test_columns_by_mapping_rows_without_an_id_and_bad_rows_of_parquet(tmp_path,
 
 
 def test_only_the_columns_that_are_asked_for_are_read():
-    assert tables._columns_to_read(["response", "x", "question"], Columns()) == ["question", "response"]
-    assert tables._columns_to_read(["id", "x", "question"], Columns()) is None
+    assert tables._columns_to_read(["response", "x", "question"], ColumnsConfig()) == ["question", "response"]
+    assert tables._columns_to_read(["id", "x", "question"], ColumnsConfig()) is None
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
@@ -73,7 +73,7 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path, ending):
 
 def test_parquet_says_how_many_rows_there_will_be(tmp_path):
     pd.DataFrame(ROWS).to_parquet(tmp_path / "rows.parquet")
-    source = open_source(FileSource(path=str(tmp_path / "rows.parquet")), seed=0)
+    source = open_source(FileSourceConfig(path=str(tmp_path / "rows.parquet")), seed=0)
     next(iter(source.rows()))
     assert source.expected_rows == 50
 

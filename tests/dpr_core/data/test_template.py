@@ -2,19 +2,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr_core.config.data import Template
+from dpr_core.config.data import TemplateConfig
 from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
 
 
 def test_the_default_template():
-    renderer = Renderer(Template())
+    renderer = Renderer(TemplateConfig())
     assert renderer.render("Why?") == "### User:\nWhy?\n\n### Assistant:\n"
     assert renderer.render("Why?", "Be brief.") == "### System:\nBe brief.\n\n### User:\nWhy?\n\n### Assistant:\n"
 
 
 def test_a_default_system_prompt_stands_in_for_a_missing_one_only():
-    renderer = Renderer(Template(text="{system}{prompt}", system="<{system}>", default_system="D"))
+    renderer = Renderer(TemplateConfig(text="{system}{prompt}", system="<{system}>", default_system="D"))
     assert renderer.render("p") == "<D>p"
     assert renderer.render("p", " \n") == "<D>p"
     assert renderer.render("p", "own") == "<own>p"
@@ -31,22 +31,22 @@ def test_a_default_system_prompt_stands_in_for_a_missing_one_only():
     ],
 )
 def test_contents_are_never_read_as_markers(prompt, system, expected):
-    renderer = Renderer(Template(text="{system}|{prompt}|", system="[{system}]"))
+    renderer = Renderer(TemplateConfig(text="{system}|{prompt}|", system="[{system}]"))
     assert renderer.render(prompt, system) == expected
 
 
 @given(prompt=st.text(), system=st.text().filter(str.strip))
 def test_any_content_comes_through_whole(prompt, system):
-    renderer = Renderer(Template(text="{system}--{prompt}--", system="<{system}>"))
+    renderer = Renderer(TemplateConfig(text="{system}--{prompt}--", system="<{system}>"))
     assert renderer.render(prompt, system) == f"<{system}>--{prompt}--"
 
 
 def test_other_braces_of_a_template_stay_as_they_are():
-    assert Renderer(Template(text='{"ask": "{prompt}", {x}}')).render("p") == '{"ask": "p", {x}}'
+    assert Renderer(TemplateConfig(text='{"ask": "{prompt}", {x}}')).render("p") == '{"ask": "p", {x}}'
 
 
 def test_saved_and_loaded_it_is_the_same_template(tmp_path):
-    template = Template(text="Q {prompt}\n\u00c4", default_system="\u4f60\u597d")
+    template = TemplateConfig(text="Q {prompt}\n\u00c4", default_system="\u4f60\u597d")
     Renderer(template).save(tmp_path)
     assert Renderer.load(tmp_path).template == template
 

@@ -1,24 +1,24 @@
-from dpr_core.config.data import Additions, FileSource, LabSource
-from dpr_core.config.evaluation import LabBenchmark
+from dpr_core.config.data import AdditionsConfig, FileSourceConfig, LabSourceConfig
+from dpr_core.config.evaluation import LabBenchmarkConfig
 from dpr_core.diagnostics.probes import training_questions
 from dpr_core.lab import programs
 from dpr_core.models.token_rewards import GivenText
 
-TASK = Additions(operations=3, evaluation_share=0.3)
+TASK = AdditionsConfig(operations=3, evaluation_share=0.3)
 TEXTS = [GivenText("one?", "1", "be brief"), GivenText("two?", "2"), GivenText("three?", "3")]
 
 
 def test_the_lab_asks_training_prompts_that_can_be_checked() -> None:
-    questions, read_result = training_questions(LabSource(task=TASK), TEXTS, 5, seed=3)
+    questions, read_result = training_questions(LabSourceConfig(task=TASK), TEXTS, 5, seed=3)
     assert read_result is not None
     drawn = programs.draw_problems(TASK, "train", 5, 3)
     assert [(q.prompt, q.reference) for q in questions] == [(p.prompt, str(p.result)) for p in drawn]
     assert read_result("The answer is 4.") == "4"
-    held_out = programs.draw_problems(TASK, LabBenchmark(task=TASK).split, 20, 0)
+    held_out = programs.draw_problems(TASK, LabBenchmarkConfig(task=TASK).split, 20, 0)
     assert {q.prompt for q in questions}.isdisjoint(p.prompt for p in held_out)
 
 
 def test_other_sources_ask_what_was_demonstrated_and_know_no_result() -> None:
-    questions, read_result = training_questions(FileSource(path="rows.jsonl"), TEXTS, 2, seed=3)
+    questions, read_result = training_questions(FileSourceConfig(path="rows.jsonl"), TEXTS, 2, seed=3)
     assert read_result is None
     assert [(q.prompt, q.system, q.reference) for q in questions] == [("one?", "be brief", None), ("two?", "", None)]

@@ -17,8 +17,8 @@ COMPARISON = Comparison(Question(id="q", turns=("Why?",)), Answer.of("because"),
 
 
 def build(url: str | None, retries: int = 0, **fields: Any) -> Judge:
-    config = settings.OpenAIJudge(model="judge", base_url=url, max_tokens=64, **{"verdicts": "text", **fields})
-    return judges.build(config, settings.JudgeExecution(retries=retries), lambda text: None)
+    config = settings.OpenAIJudgeConfig(model="judge", base_url=url, max_tokens=64, **{"verdicts": "text", **fields})
+    return judges.build(config, settings.JudgeExecutionConfig(retries=retries), lambda text: None)
 
 
 def ask(judge: Judge, comparison: Comparison = COMPARISON) -> Judgment:

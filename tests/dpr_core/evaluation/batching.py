@@ -16,12 +16,12 @@ EXPECTED = {i: "lost" if i < 3 else "won" if i > 3 else "even" for i in range(6)
 
 
 def build(batches: Batches, cache: Path | None = None, by: dict[str, Any] | None = None, **execution: Any) -> Judge:
-    config = settings.OpenAIBatchJudge(**{"model": "gpt-4o", "base_url": batches.server.url, **(by or {})})
+    config = settings.OpenAIBatchJudgeConfig(**{"model": "gpt-4o", "base_url": batches.server.url, **(by or {})})
     return judges.build(config, settled(**execution), lambda text: None, cache)
 
 
-def settled(**execution: Any) -> settings.JudgeExecution:
-    return settings.JudgeExecution(**{"retries": 0, "rounds": 1, "batch_poll_seconds": 0.01, **execution})
+def settled(**execution: Any) -> settings.JudgeExecutionConfig:
+    return settings.JudgeExecutionConfig(**{"retries": 0, "rounds": 1, "batch_poll_seconds": 0.01, **execution})
 
 
 def play(judge: Judge, pairs: list[Pair] = PAIRS, notes: list[str] | None = None) -> list[Game]:
@@ -30,7 +30,7 @@ def play(judge: Judge, pairs: list[Pair] = PAIRS, notes: list[str] | None = None
             notes.append(text)
 
     # Whatever a judge of batches cannot answer now it cannot answer in a moment either.
-    return asyncio.run(judge_pairs(judge, pairs, settings.JudgeExecution(rounds=0), note))
+    return asyncio.run(judge_pairs(judge, pairs, settings.JudgeExecutionConfig(rounds=0), note))
 
 
 def outcomes(games: list[Game]) -> dict[int, str]:

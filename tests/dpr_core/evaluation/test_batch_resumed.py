@@ -22,7 +22,7 @@ from tests.loopback_batches import Batches, Outcome
 
 
 def ask_and_wait(url: str, cache: Path) -> None:
-    config = settings.OpenAIBatchJudge(model="gpt-4o", base_url=url)
+    config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=url)
     play(judges.build(config, settled(), lambda text: None, cache))
 
 
@@ -105,7 +105,7 @@ def test_what_an_earlier_batch_left_out_is_sent_and_counts_as_no_second_time(bat
 
 
 def test_what_another_process_has_got_in_the_meantime_is_not_sent(batches: Batches, tmp_path: Path) -> None:
-    config = settings.OpenAIBatchJudge(model="gpt-4o", base_url=batches.server.url)
+    config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=batches.server.url)
     late = OpenAIBatchJudge(config, settled(), judges.identity(config), tmp_path / "verdicts.sqlite")
     once = play(build(batches, tmp_path / "verdicts.sqlite"))
     assert play(late) == once

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.cache import CachedJudge, VerdictCache
 from dpr_core.evaluation.canaries import CONSTANT, Canaries, complaints, pairs_of, try_out
@@ -45,7 +45,7 @@ class Judging:
 
 
 def tried(judge: Judge, **execution: Any) -> Canaries:
-    return asyncio.run(try_out(judge, PAIRS, JudgeExecution(**{"canaries": 2, **execution})))
+    return asyncio.run(try_out(judge, PAIRS, JudgeExecutionConfig(**{"canaries": 2, **execution})))
 
 
 def test_the_pairs_are_the_first_questions_with_a_real_answer() -> None:
@@ -100,7 +100,7 @@ def test_a_judge_that_can_be_read_half_of_the_time() -> None:
 
 def test_without_a_real_answer_there_are_no_canaries() -> None:
     judge = Judging(lambda a, b: Verdict.TIE)
-    assert asyncio.run(try_out(judge, PAIRS[:1], JudgeExecution())).as_metrics() == {}
+    assert asyncio.run(try_out(judge, PAIRS[:1], JudgeExecutionConfig())).as_metrics() == {}
     assert judge.asked == []
 
 
@@ -111,7 +111,7 @@ def test_nothing_is_said_without_canaries() -> None:
 
 def test_with_the_cache_they_are_asked_once(tmp_path: Path) -> None:
     judge = Judging(lambda a, b: Verdict.TIE)
-    execution = JudgeExecution(canaries=2)
+    execution = JudgeExecutionConfig(canaries=2)
     for _ in range(2):
         cached = CachedJudge(judge, VerdictCache(tmp_path / "v.sqlite"), "me")
         asyncio.run(try_out(cached, PAIRS, execution))

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, JudgeExecution, OpenAIBatchJudge, OpenAIJudge, ScriptedJudge
+from dpr_core.config.evaluation import (
+    JudgeConfig,
+    JudgeExecutionConfig,
+    OpenAIBatchJudgeConfig,
+    OpenAIJudgeConfig,
+    ScriptedJudgeConfig,
+)
 from dpr_core.evaluation.budget import OVERHEAD_TOKENS, tokens_of
 from dpr_core.evaluation.cost import REPLY_TOKENS, Cost, cost_of, judging_cost, prices
 from dpr_core.evaluation.judge import Answer
@@ -20,26 +26,26 @@ def pair(text: str, number: int = 0) -> Pair:
 
 def config(**execution: Any) -> JudgeConfig:
     return JudgeConfig(
-        by=OpenAIJudge(max_tokens=400), execution=JudgeExecution(**{**PRICED, "canaries": 0, **execution})
+        by=OpenAIJudgeConfig(max_tokens=400), execution=JudgeExecutionConfig(**{**PRICED, "canaries": 0, **execution})
     )
 
 
 def test_requests_tokens_and_dollars() -> None:
-    cost = cost_of([1000, 3000], OpenAIJudge(max_tokens=400), JudgeExecution(**PRICED))
+    cost = cost_of([1000, 3000], OpenAIJudgeConfig(max_tokens=400), JudgeExecutionConfig(**PRICED))
     assert cost == Cost(2, 4000, 4000, 2 * REPLY_TOKENS, 800, (4000 + 20 * REPLY_TOKENS) / 1e6, 0.012)
-    assert cost_of([1000], OpenAIJudge(max_tokens=16), JudgeExecution()).tokens_written_about == 16
+    assert cost_of([1000], OpenAIJudgeConfig(max_tokens=16), JudgeExecutionConfig()).tokens_written_about == 16
 
 
 def test_a_batch_costs_half_of_the_listed_price_and_as_much_as_a_price_that_was_set() -> None:
-    alone, batched = OpenAIJudge(model="gpt-4o"), OpenAIBatchJudge(model="gpt-4o")
-    listed = [cost_of([10**6], by, JudgeExecution()).dollars_at_most for by in (alone, batched)]
+    alone, batched = OpenAIJudgeConfig(model="gpt-4o"), OpenAIBatchJudgeConfig(model="gpt-4o")
+    listed = [cost_of([10**6], by, JudgeExecutionConfig()).dollars_at_most for by in (alone, batched)]
     assert listed == [pytest.approx(2.5 + 10 * 512e-6), pytest.approx((2.5 + 10 * 512e-6) / 2)]
-    own = [cost_of([10**6], by, JudgeExecution(**PRICED)).dollars_at_most for by in (alone, batched)]
+    own = [cost_of([10**6], by, JudgeExecutionConfig(**PRICED)).dollars_at_most for by in (alone, batched)]
     assert own == [pytest.approx(1 + 10 * 512e-6)] * 2
 
 
 def test_a_model_without_a_price_makes_every_sum_unknown() -> None:
-    unknown = cost_of([1], OpenAIJudge(model="mine"), JudgeExecution())
+    unknown = cost_of([1], OpenAIJudgeConfig(model="mine"), JudgeExecutionConfig())
     assert (unknown.dollars_about, unknown.dollars_at_most) == (None, None)
     both = Cost(1, 2, 3, 4, 5, 6.0, 7.0) + unknown
     assert (both.requests, both.dollars_about, both.dollars_at_most) == (2, None, None)
@@ -62,7 +68,7 @@ def test_both_orders_and_the_canaries_are_counted() -> None:
     assert plain.tokens_read_about > 6 * (700 / 3.5 + OVERHEAD_TOKENS)
     # An answer against itself and the constant answer, on two questions, in both orders.
     assert judging_cost(config(canaries=2), pairs).requests == 6 + 8
-    assert judging_cost(JudgeConfig(by=ScriptedJudge()), pairs) == Cost()
+    assert judging_cost(JudgeConfig(by=ScriptedJudgeConfig()), pairs) == Cost()
 
 
 def test_no_more_of_an_answer_is_counted_than_is_sent() -> None:
@@ -73,5 +79,5 @@ def test_no_more_of_an_answer_is_counted_than_is_sent() -> None:
 
 
 def test_prices_say_where_they_are_from() -> None:
-    assert prices(JudgeExecution(**PRICED)) == "as set"
-    assert prices(JudgeExecution(dollars_per_million_read=1.0)).startswith("of 20")
+    assert prices(JudgeExecutionConfig(**PRICED)) == "as set"
+    assert prices(JudgeExecutionConfig(dollars_per_million_read=1.0)).startswith("of 20")

@@ -41,8 +41,8 @@ def test_a_reply_that_breaks_off_may_pass(loopback: Loopback) -> None:
 
 def test_a_request_that_hangs_is_given_up(loopback: Loopback) -> None:
     loopback.answer = lambda call: replace(completion("VERDICT: A"), after=1.0)
-    config = settings.OpenAIJudge(model="judge", base_url=loopback.url, verdicts="text")
-    execution = settings.JudgeExecution(retries=0, api_key_variable="OPENAI_API_KEY", request_seconds=0.2)
+    config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url, verdicts="text")
+    execution = settings.JudgeExecutionConfig(retries=0, api_key_variable="OPENAI_API_KEY", request_seconds=0.2)
     with pytest.raises(Unavailable, match="gave no answer"):
         ask(judges.build(config, execution, lambda text: None))
 
@@ -58,11 +58,11 @@ def test_azure_is_spoken_to_in_its_own_way(loopback: Loopback) -> None:
 
 def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda call: completion("VERDICT: A")
-    config = settings.OpenAIJudge(model="judge", base_url=loopback.url, verdicts="text", max_tokens=64)
+    config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url, verdicts="text", max_tokens=64)
     pairs = [Pair(Question(id=str(i), turns=(f"{i}?",)), Answer.of("x"), Answer.of("y")) for i in range(20)]
 
     def run(dollars: float) -> None:
-        execution = settings.JudgeExecution(
+        execution = settings.JudgeExecutionConfig(
             retries=0,
             concurrency=4,
             budget_dollars=dollars,
@@ -85,8 +85,8 @@ def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(loopback: Loop
 
 
 def test_a_budget_needs_a_price(loopback: Loopback) -> None:
-    config = settings.OpenAIJudge(model="unheard-of", base_url=loopback.url)
-    execution = settings.JudgeExecution(api_key_variable="OPENAI_API_KEY", budget_dollars=1.0)
+    config = settings.OpenAIJudgeConfig(model="unheard-of", base_url=loopback.url)
+    execution = settings.JudgeExecutionConfig(api_key_variable="OPENAI_API_KEY", budget_dollars=1.0)
     with pytest.raises(UsageError, match="no price of unheard-of is known"):
         judges.build(config, execution, lambda text: None)
 
@@ -138,8 +138,8 @@ def test_a_reply_that_repeats_the_key_is_kept_without_it(loopback: Loopback) -> 
 
 
 def test_what_is_said_of_an_unreadable_reply_is_without_the_key(loopback: Loopback) -> None:
-    config = settings.OpenAIJudge(model="judge", base_url=loopback.url)
-    endpoint = Endpoint(config, settings.JudgeExecution(api_key_variable="OPENAI_API_KEY"))
+    config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url)
+    endpoint = Endpoint(config, settings.JudgeExecutionConfig(api_key_variable="OPENAI_API_KEY"))
     told = str(endpoint.unreadable(ValueError(f"Expecting value near {KEY}")))
     assert told == f"{loopback.url} sent a reply that could not be read: Expecting value near <key>"
 

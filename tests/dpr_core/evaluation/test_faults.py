@@ -33,8 +33,8 @@ def judged(
     server: Loopback, cache: Path, prompts: int, unreadable_retries: int, verdicts: str = "schema"
 ) -> tuple[list[Game], str]:
     """The games, and what the judge says of its work at the end."""
-    config = settings.OpenAIJudge(model="m", base_url=server.url, verdicts=verdicts)
-    execution = settings.JudgeExecution(
+    config = settings.OpenAIJudgeConfig(model="m", base_url=server.url, verdicts=verdicts)
+    execution = settings.JudgeExecutionConfig(
         retries=2, rounds=20, unreadable_retries=unreadable_retries, concurrency=64, request_seconds=1.0
     )
     judge = judges.build(config, execution, lambda text: None, cache)

@@ -19,7 +19,7 @@ from tests.loopback_batches import Batches, Outcome, Request
 
 
 def test_models_and_versions_are_counted_beside_the_settings() -> None:
-    by = judges.pinned(settings.OpenAIJudge(temperature=0.5))
+    by = judges.pinned(settings.OpenAIJudgeConfig(temperature=0.5))
     replies = [
         {"model": "gpt-4o-b", "system_fingerprint": "fp_2"},
         {"model": "gpt-4o-a", "system_fingerprint": "fp_1"},
@@ -39,8 +39,8 @@ def test_models_and_versions_are_counted_beside_the_settings() -> None:
 
 
 def test_one_version_or_a_judge_without_any_is_nothing_to_complain_of() -> None:
-    assert complaints(judged_by(settings.OpenAIJudge(), [{"model": "m", "system_fingerprint": "fp_1"}] * 2)) == []
-    found = judged_by(settings.VerifiableJudge(), [{}])
+    assert complaints(judged_by(settings.OpenAIJudgeConfig(), [{"model": "m", "system_fingerprint": "fp_1"}] * 2)) == []
+    found = judged_by(settings.VerifiableJudgeConfig(), [{}])
     assert found == {"type": "verifiable", "models": {}, "system_fingerprints": {}}
     assert complaints(found) == []
 
@@ -75,5 +75,5 @@ def test_of_a_batch_all_but_the_other_versions_verdicts_are_kept(batches: Batche
 
 
 def test_the_version_is_part_of_what_a_kept_verdict_depends_on() -> None:
-    one, other = (judges.identity(settings.OpenAIJudge(system_fingerprint=name)) for name in ("fp_1", "fp_2"))
-    assert one != other != judges.identity(settings.OpenAIJudge())
+    one, other = (judges.identity(settings.OpenAIJudgeConfig(system_fingerprint=name)) for name in ("fp_1", "fp_2"))
+    assert one != other != judges.identity(settings.OpenAIJudgeConfig())

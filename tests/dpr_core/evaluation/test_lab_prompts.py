@@ -1,11 +1,11 @@
 import re
 
-from dpr_core.config.data import Additions, ShellGame
-from dpr_core.config.evaluation import LabBenchmark
+from dpr_core.config.data import AdditionsConfig, ShellGameConfig
+from dpr_core.config.evaluation import LabBenchmarkConfig
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.questions import is_right
 
-CONFIG = LabBenchmark(task=Additions(modulus=5, operations=4), prompts=30, prompt_seed=3)
+CONFIG = LabBenchmarkConfig(task=AdditionsConfig(modulus=5, operations=4), prompts=30, prompt_seed=3)
 
 
 def test_references_are_the_sums_of_the_numbers_in_the_prompts() -> None:
@@ -16,7 +16,7 @@ def test_references_are_the_sums_of_the_numbers_in_the_prompts() -> None:
 
 
 def test_references_of_the_other_task_are_where_the_ball_ends() -> None:
-    for question in benchmarks.load(LabBenchmark(task=ShellGame(cups=3, swaps=5), prompts=30)):
+    for question in benchmarks.load(LabBenchmarkConfig(task=ShellGameConfig(cups=3, swaps=5), prompts=30)):
         ball, *cups = re.findall(r"\d", question.prompt)
         for a, b in zip(cups[::2], cups[1::2], strict=True):
             ball = {a: b, b: a}.get(ball, ball)

@@ -144,7 +144,7 @@ def test_pairs_through_the_endpoint(loopback: Loopback) -> None:
     ]
     judge = build(loopback.url)
     for _ in range(2):  # A second event loop must find the judge usable again.
-        execution = settings.JudgeExecution(concurrency=3)
+        execution = settings.JudgeExecutionConfig(concurrency=3)
         games = asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: None))
         rate = summarise(games, bootstrap_samples=100, seed=0)
         assert (rate.win_rate, rate.contradiction_rate, rate.first_position_rate) == (100.0, 0.0, 0.5)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.judge import Answer, Comparison, Judgment, Verdict
 from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs, summarise
@@ -32,7 +32,7 @@ def games(verdicts: list[tuple[Verdict, Verdict]]) -> list[Game]:
 
 def judged(rule: str, answers: list[tuple[str, str]]) -> list[Game]:
     return asyncio.run(
-        judge_pairs(ScriptedJudge(rule), pairs(answers), JudgeExecution(), lambda done, total, note: None)
+        judge_pairs(ScriptedJudge(rule), pairs(answers), JudgeExecutionConfig(), lambda done, total, note: None)
     )
 
 
@@ -73,7 +73,7 @@ def test_each_pair_is_asked_in_both_orders_and_mapped_back() -> None:
         judge_pairs(
             judge,
             pairs([("good", "bad"), ("bad", "good"), ("good", "bad")]),
-            JudgeExecution(concurrency=2),
+            JudgeExecutionConfig(concurrency=2),
             lambda done, total, note: progress.append((done, total)),
         )
     )
@@ -110,7 +110,10 @@ def test_the_first_failure_stops_the_rest_and_closes_the_judge() -> None:
     with pytest.raises(DensePathError, match="the judge is gone"):
         asyncio.run(
             judge_pairs(
-                judge, pairs([("good", "bad")] * 50), JudgeExecution(concurrency=4), lambda done, total, note: None
+                judge,
+                pairs([("good", "bad")] * 50),
+                JudgeExecutionConfig(concurrency=4),
+                lambda done, total, note: None,
             )
         )
     assert judge.closed == 1

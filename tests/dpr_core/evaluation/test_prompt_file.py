@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.evaluation import FileBenchmark
+from dpr_core.config.evaluation import FileBenchmarkConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.questions import Question, is_right
 
 
 def load(path: Path) -> list[Question]:
-    return benchmarks.load(FileBenchmark(path=str(path)))
+    return benchmarks.load(FileBenchmarkConfig(path=str(path)))
 
 
 def refusal(path: Path) -> str:
@@ -67,12 +67,12 @@ def test_a_numbered_row_may_not_take_a_given_id(tmp_path: Path) -> None:
 def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}')
-    config = FileBenchmark(path="~/prompts.jsonl")
+    config = FileBenchmarkConfig(path="~/prompts.jsonl")
     assert benchmarks.load(config) == [Question(id="1", turns=("x",))]
     digest = hashlib.sha256(b'{"prompt": "x"}').hexdigest()
-    assert benchmarks.pinned(config) == FileBenchmark(path="~/prompts.jsonl", content=digest)
+    assert benchmarks.pinned(config) == FileBenchmarkConfig(path="~/prompts.jsonl", content=digest)
     with pytest.raises(UsageError, match="there is no such benchmark file"):
-        benchmarks.pinned(FileBenchmark(path="~/absent.jsonl"))
+        benchmarks.pinned(FileBenchmarkConfig(path="~/absent.jsonl"))
 
 
 def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_result_is_what_the_answer_states_last(answer: str, result: str | None) -> None:
-    assert benchmarks.result_reader(FileBenchmark(path="any"))(answer) == result
+    assert benchmarks.result_reader(FileBenchmarkConfig(path="any"))(answer) == result
 
 
 def test_right_wrong_and_not_verifiable() -> None:
     question = Question(id="q", turns=("2+2?",), reference="4")
-    read_result = benchmarks.result_reader(FileBenchmark(path="any"))
+    read_result = benchmarks.result_reader(FileBenchmarkConfig(path="any"))
     assert is_right(question, "The answer is 4.", read_result) is True
     assert is_right(question, "The answer is 5.", read_result) is False
     assert is_right(question, "", read_result) is False

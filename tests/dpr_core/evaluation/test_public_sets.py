@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from dpr_core.config.official import AlpacaEval, ArenaHard, Lima, MTBench, Official
+from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig, Official
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.official.files import read_rows
@@ -35,7 +35,7 @@ def mt_bench(tmp_path: Path) -> str:
 
 
 def test_mt_bench_with_reference_answers(tmp_path: Path, mt_bench: str) -> None:
-    config = MTBench(path=mt_bench, references=written(tmp_path / "gpt-4.jsonl", REFERENCES))
+    config = MTBenchConfig(path=mt_bench, references=written(tmp_path / "gpt-4.jsonl", REFERENCES))
     assert benchmarks.load(config) == [
         Question("81", ("Write.", "Rewrite."), category="writing"),
         Question("111", ("1+1?", "And 2+2?"), category="math", references=("Two.", "Four.")),
@@ -45,12 +45,12 @@ def test_mt_bench_with_reference_answers(tmp_path: Path, mt_bench: str) -> None:
 @pytest.mark.parametrize(
     ("config", "row", "question"),
     [
-        (AlpacaEval, {"instruction": "Why?", "dataset": "koala"}, Question("", ("Why?",), category="koala")),
-        (ArenaHard, {"uid": "a", "prompt": "Why?", "cluster": "c"}, Question("a", ("Why?",))),
-        (ArenaHard, {"question_id": "a", "turns": [{"content": "Why?"}]}, Question("a", ("Why?",))),
-        (Lima, {"conversations": ["Why?"], "source": "s"}, Question("", ("Why?",))),
+        (AlpacaEvalConfig, {"instruction": "Why?", "dataset": "koala"}, Question("", ("Why?",), category="koala")),
+        (ArenaHardConfig, {"uid": "a", "prompt": "Why?", "cluster": "c"}, Question("a", ("Why?",))),
+        (ArenaHardConfig, {"question_id": "a", "turns": [{"content": "Why?"}]}, Question("a", ("Why?",))),
+        (LimaConfig, {"conversations": ["Why?"], "source": "s"}, Question("", ("Why?",))),
         (
-            MTBench,
+            MTBenchConfig,
             {"question_id": 1, "prompt": ["One?", "Two?"], "category": "stem"},
             Question("1", ("One?", "Two?"), category="stem"),
         ),
@@ -68,9 +68,9 @@ def test_the_layouts_of_all_four(
 
 def test_an_edited_file_is_another_benchmark(tmp_path: Path, mt_bench: str) -> None:
     references = written(tmp_path / "gpt-4.jsonl", REFERENCES)
-    config = MTBench(path=mt_bench, references=references)
+    config = MTBenchConfig(path=mt_bench, references=references)
     found = benchmarks.pinned(config)
-    assert isinstance(found, MTBench)
+    assert isinstance(found, MTBenchConfig)
     assert found.content == hashlib.sha256(Path(mt_bench).read_bytes()).hexdigest()
     assert found.references_content == hashlib.sha256(Path(references).read_bytes()).hexdigest()
     written(Path(mt_bench), MT[:1])
@@ -78,24 +78,24 @@ def test_an_edited_file_is_another_benchmark(tmp_path: Path, mt_bench: str) -> N
 
 
 def test_temperatures_are_the_papers_or_the_benchmarks_own(mt_bench: str) -> None:
-    paper, own = MTBench(path=mt_bench), MTBench(path=mt_bench, temperatures="own")
+    paper, own = MTBenchConfig(path=mt_bench), MTBenchConfig(path=mt_bench, temperatures="own")
     assert [benchmarks.temperature(paper, question) for question in benchmarks.load(paper)] == [None, None]
     assert [benchmarks.temperature(own, question) for question in benchmarks.load(own)] == [0.7, 0.0]
     stem = Question("1", ("a", "b"), category="stem")
     assert benchmarks.temperature(own, stem) == 0.1
-    assert benchmarks.temperature(ArenaHard(temperatures="own"), stem) == 0.0
-    assert benchmarks.temperature(ArenaHard(), stem) is None
-    assert benchmarks.temperature(Lima(), stem) is None
+    assert benchmarks.temperature(ArenaHardConfig(temperatures="own"), stem) == 0.0
+    assert benchmarks.temperature(ArenaHardConfig(), stem) is None
+    assert benchmarks.temperature(LimaConfig(), stem) is None
 
 
 def test_nothing_is_right_or_wrong_without_a_judge() -> None:
-    assert benchmarks.result_reader(AlpacaEval())("The answer is 4.") is None
+    assert benchmarks.result_reader(AlpacaEvalConfig())("The answer is 4.") is None
 
 
-@pytest.mark.parametrize("config", [AlpacaEval(), ArenaHard(), Lima(), MTBench()])
+@pytest.mark.parametrize("config", [AlpacaEvalConfig(), ArenaHardConfig(), LimaConfig(), MTBenchConfig()])
 def test_the_official_file_is_read_back_by_its_own_reader(config: Official, tmp_path: Path) -> None:
-    turns = ("One?", "Two?") if isinstance(config, MTBench) else ("One?",)
-    answers = ("First.", "") if isinstance(config, MTBench) else ("First.",)
+    turns = ("One?", "Two?") if isinstance(config, MTBenchConfig) else ("One?",)
+    answers = ("First.", "") if isinstance(config, MTBenchConfig) else ("First.",)
     found = benchmarks.official_file(config, "mine", [(Question("7", turns), answers)])
     assert found is not None
     (tmp_path / found[0]).write_text(found[1], encoding="utf-8")
@@ -120,7 +120,7 @@ def test_a_bad_file_is_named_with_what_is_wrong_in_it(
 ) -> None:
     path = written(tmp_path / "q.jsonl", rows)
     with pytest.raises(UsageError) as caught:
-        benchmarks.load(MTBench(path=path, temperatures="own"))
+        benchmarks.load(MTBenchConfig(path=path, temperatures="own"))
     assert complaint in str(caught.value)
     if "cooking" not in complaint:
         assert path in str(caught.value)
@@ -141,7 +141,7 @@ def test_reference_answers_that_do_not_fit(
 ) -> None:
     path = written(tmp_path / "references.jsonl", references)
     with pytest.raises(UsageError) as caught:
-        benchmarks.load(MTBench(path=mt_bench, references=path))
+        benchmarks.load(MTBenchConfig(path=mt_bench, references=path))
     assert complaint in str(caught.value)
     assert path in str(caught.value)
 
@@ -149,7 +149,7 @@ def test_reference_answers_that_do_not_fit(
 @pytest.mark.parametrize("use", [benchmarks.load, benchmarks.pinned])
 def test_a_file_that_is_not_there(tmp_path: Path, use: Callable[[Official], object]) -> None:
     with pytest.raises(UsageError, match=r"absent\.jsonl"):
-        use(Lima(path=str(tmp_path / "absent.jsonl")))
+        use(LimaConfig(path=str(tmp_path / "absent.jsonl")))
 
 
 def test_the_hub_is_asked_for_one_file_at_one_revision(monkeypatch: pytest.MonkeyPatch, mt_bench: str) -> None:
@@ -160,7 +160,7 @@ def test_the_hub_is_asked_for_one_file_at_one_revision(monkeypatch: pytest.Monke
         return mt_bench
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert len(benchmarks.load(MTBench(repository="some/where", file="q.jsonl", revision="abc"))) == 2
+    assert len(benchmarks.load(MTBenchConfig(repository="some/where", file="q.jsonl", revision="abc"))) == 2
     assert asked == [(("some/where", "q.jsonl"), {"repo_type": "dataset", "revision": "abc"})]
 
 
@@ -182,7 +182,7 @@ def test_what_the_hub_may_say(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(kind, match=words) as caught:
-        benchmarks.pinned(AlpacaEval())
+        benchmarks.pinned(AlpacaEvalConfig())
     assert type(caught.value) is kind
     assert "--set evaluation.benchmarks.alpaca_eval.path=FILE" in str(caught.value)
 
@@ -195,7 +195,7 @@ FILES = Path(__file__).parents[4] / "shared" / "bench"
     ("config", "count", "turns"),
     [
         (
-            MTBench(
+            MTBenchConfig(
                 path=str(FILES / "mt_bench/question.jsonl"),
                 references=str(FILES / "mt_bench/reference_answer/gpt-4.jsonl"),
                 temperatures="own",
@@ -203,9 +203,9 @@ FILES = Path(__file__).parents[4] / "shared" / "bench"
             80,
             2,
         ),
-        (ArenaHard(path=str(FILES / "arena_hard/v0.1/question.jsonl")), 500, 1),
-        (ArenaHard(path=str(FILES / "arena_hard/v0.1/question_schema1.jsonl")), 500, 1),
-        (AlpacaEval(path=str(FILES / "alpaca_eval/results/alpaca-7b/model_outputs.json")), 805, 1),
+        (ArenaHardConfig(path=str(FILES / "arena_hard/v0.1/question.jsonl")), 500, 1),
+        (ArenaHardConfig(path=str(FILES / "arena_hard/v0.1/question_schema1.jsonl")), 500, 1),
+        (AlpacaEvalConfig(path=str(FILES / "alpaca_eval/results/alpaca-7b/model_outputs.json")), 805, 1),
     ],
 )
 def test_the_real_files(config: Official, count: int, turns: int) -> None:
@@ -213,4 +213,4 @@ def test_the_real_files(config: Official, count: int, turns: int) -> None:
     assert len(questions) == count
     assert {len(question.turns) for question in questions} == {turns}
     referenced = {question.category for question in questions if question.references}
-    assert referenced == ({"math", "reasoning", "coding"} if isinstance(config, MTBench) else set())
+    assert referenced == ({"math", "reasoning", "coding"} if isinstance(config, MTBenchConfig) else set())

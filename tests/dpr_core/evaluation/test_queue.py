@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeExecution
+from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation import queue
 from dpr_core.evaluation.judge import Unavailable
@@ -33,7 +33,7 @@ def asked(absent: dict[int, int], refused: int | None = None, **execution: int) 
             raise Unavailable("not now")
         return number**2
 
-    settings = JudgeExecution(**{"concurrency": 3, "rounds": 2, **execution})
+    settings = JudgeExecutionConfig(**{"concurrency": 3, "rounds": 2, **execution})
     said = asyncio.run(queue.ask_all(range(10), square, settings, lambda *each: done.append(each)))
     assert done == [(i, 10) for i in range(1, 11)]
     return said, times, most
@@ -63,4 +63,4 @@ def test_nothing_to_ask() -> None:
     async def never(number: int) -> int:
         raise AssertionError
 
-    assert asyncio.run(queue.ask_all([], never, JudgeExecution(), lambda *each: None)) == []
+    assert asyncio.run(queue.ask_all([], never, JudgeExecutionConfig(), lambda *each: None)) == []

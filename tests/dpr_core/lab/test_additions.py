@@ -1,6 +1,6 @@
 import random
 
-from dpr_core.config.data import Additions
+from dpr_core.config.data import AdditionsConfig
 from dpr_core.lab.additions import draw, problem
 
 
@@ -13,7 +13,7 @@ def test_a_problem_by_hand() -> None:
 
 
 def test_drawn_problems_are_within_the_tasks_bounds() -> None:
-    task = Additions(modulus=3, operations=4, largest_addend=6)
+    task = AdditionsConfig(modulus=3, operations=4, largest_addend=6)
     rng = random.Random(0)
     drawn = [[int(n) for n in draw(task, rng).id.split("+")] for _ in range(300)]
     assert {numbers[0] for numbers in drawn} == {0, 1, 2}

@@ -6,8 +6,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from dpr_core.config.data import Additions, LabTask, ShellGame
-from dpr_core.config.model import Family, LabBackbone
+from dpr_core.config.data import AdditionsConfig, LabTask, ShellGameConfig
+from dpr_core.config.model import Family, LabBackboneConfig
 from dpr_core.data.encoding import decode_response, end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.lab import additions, backbone, programs
@@ -23,12 +23,12 @@ NAMES = {
     "mistral": "MistralForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
 }
-TASK = Additions(modulus=5, operations=4)
+TASK = AdditionsConfig(modulus=5, operations=4)
 
 
-def _small(**changes: Any) -> LabBackbone:
+def _small(**changes: Any) -> LabBackboneConfig:
     small = {"width": 16, "layers": 1, "heads": 2, "feed_forward": 16, "teach_batch_size": 4, "blend_batch_size": 4}
-    return LabBackbone(**{**small, "task": TASK, **changes})
+    return LabBackboneConfig(**{**small, "task": TASK, **changes})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,7 +131,7 @@ def test_phase_1_is_careful_and_right_and_never_leaves_the_training_prompts() ->
 
 
 def test_another_task_is_taught_in_the_same_way() -> None:
-    task = ShellGame(cups=3, swaps=5)
+    task = ShellGameConfig(cups=3, swaps=5)
     text = Text(_small(task=task), untrained(_small())[1])
     train = {p.prompt: p for p in programs.problems(task, "train", random.Random(0))}
     for sequence in itertools.islice(text.careful(), 100):
@@ -143,7 +143,7 @@ def test_another_task_is_taught_in_the_same_way() -> None:
     assert all(p.prompt in train for p in text.probes)
 
 
-@pytest.mark.parametrize("task", [TASK, ShellGame(cups=3, swaps=5)])
+@pytest.mark.parametrize("task", [TASK, ShellGameConfig(cups=3, swaps=5)])
 def test_a_probe_leaves_room_for_a_careful_answer_and_no_more(task: LabTask) -> None:
     text = Text(_small(task=task), untrained(_small())[1])
     assert {len(sequence.response) for sequence in itertools.islice(text.careful(), 50)} == {text.limit}
@@ -151,7 +151,7 @@ def test_a_probe_leaves_room_for_a_careful_answer_and_no_more(task: LabTask) -> 
 
 def test_phase_2_mixes_styles_and_slips_in_their_shares() -> None:
     """Within three deviations of 2000 draws."""
-    config = _small(blend_careful=0.2, blend_jump=0.3, blend_slips=0.4, task=Additions(modulus=5, operations=6))
+    config = _small(blend_careful=0.2, blend_jump=0.3, blend_slips=0.4, task=AdditionsConfig(modulus=5, operations=6))
     text = Text(config, untrained(config)[1])
     counts: Counter[str] = Counter()
     for sequence in itertools.islice(text.blend(), 2000):
@@ -165,7 +165,7 @@ def test_phase_2_mixes_styles_and_slips_in_their_shares() -> None:
 
 
 def test_a_small_task_is_probed_on_all_its_training_prompts() -> None:
-    task = Additions(modulus=2, operations=2, largest_addend=2)
+    task = AdditionsConfig(modulus=2, operations=2, largest_addend=2)
     config = _small(task=task)
     every = [additions.problem(a, (b, c), 2) for a, b, c in itertools.product((0, 1), (1, 2), (1, 2))]
     probes = Text(config, untrained(config)[1]).probes
@@ -174,7 +174,7 @@ def test_a_small_task_is_probed_on_all_its_training_prompts() -> None:
 
 
 def test_a_task_without_training_prompts_is_a_wrong_request() -> None:
-    config = _small(task=Additions(modulus=2, operations=1, evaluation_share=0.9999))
+    config = _small(task=AdditionsConfig(modulus=2, operations=1, evaluation_share=0.9999))
     with pytest.raises(UsageError, match="training prompts"):
         Text(config, untrained(config)[1])
 
@@ -183,4 +183,4 @@ def test_a_task_without_training_prompts_is_a_wrong_request() -> None:
 def test_a_width_that_heads_cannot_share_is_a_wrong_request(width: int, heads: int) -> None:
     """Each head needs a whole, even number of dimensions for its rotary positions."""
     with pytest.raises(ValueError, match="width"):
-        LabBackbone(width=width, heads=heads)
+        LabBackboneConfig(width=width, heads=heads)

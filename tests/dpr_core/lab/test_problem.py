@@ -5,13 +5,16 @@ from typing import get_args
 
 import pytest
 
-from dpr_core.config.data import Additions, LabTask, ShellGame
+from dpr_core.config.data import AdditionsConfig, LabTask, ShellGameConfig
 from dpr_core.lab import additions, shell_game
 from dpr_core.lab.problem import Problem, Style, read_result
 from dpr_core.lab.programs import draw_problems
 
 STYLES: tuple[Style, ...] = get_args(Style)
-TASKS: tuple[LabTask, ...] = (Additions(modulus=5, operations=4, largest_addend=6), ShellGame(cups=4, swaps=4))
+TASKS: tuple[LabTask, ...] = (
+    AdditionsConfig(modulus=5, operations=4, largest_addend=6),
+    ShellGameConfig(cups=4, swaps=4),
+)
 
 
 def _next(value: int, operation: str, problem: Problem) -> int:

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.data import Additions
-from dpr_core.config.model import LabBackbone
+from dpr_core.config.data import AdditionsConfig
+from dpr_core.config.model import LabBackboneConfig
 from dpr_core.lab.backbone import Text, train, untrained
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
 
-CONFIG = LabBackbone(
+CONFIG = LabBackboneConfig(
     width=16,
     layers=1,
     heads=2,
     feed_forward=16,
-    task=Additions(modulus=5, operations=4),
+    task=AdditionsConfig(modulus=5, operations=4),
     teach_batch_size=4,
     teach_max_steps=20,
     probe_every=2,

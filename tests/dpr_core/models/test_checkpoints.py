@@ -14,7 +14,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dpr_core.config.model import Family, PretrainedBackbone
+from dpr_core.config.model import Family, PretrainedBackboneConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import extrapolate, load_backbone, load_mean, load_model, load_tokenizer, save
 
@@ -66,7 +66,7 @@ def test_weights_are_loaded_in_float32_whatever_type_they_are_stored_in(
 ) -> None:
     model, tokenizer = tiny("llama")
     save(model.to(torch.bfloat16), tokenizer, tmp_path)
-    loaded, _ = load_backbone(PretrainedBackbone(name=str(tmp_path)))
+    loaded, _ = load_backbone(PretrainedBackboneConfig(name=str(tmp_path)))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
@@ -114,7 +114,7 @@ def test_more_tokens_than_rows_are_refused(tiny: Callable[..., Any], tmp_path: P
     model, tokenizer = tiny("llama", vocab_size=200)
     save(model, tokenizer, tmp_path)
     with pytest.raises(UsageError, match="200 rows"):
-        load_backbone(PretrainedBackbone(name=str(tmp_path)))
+        load_backbone(PretrainedBackboneConfig(name=str(tmp_path)))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpr_core import distributed
-from dpr_core.config.execution import Execution
-from dpr_core.config.launch import Launch
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.config.model import Family
-from dpr_core.config.training import LoRA, SFTConfig
+from dpr_core.config.training import LoRAConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models import compiling
@@ -78,7 +78,7 @@ class Taught:
     """A policy that learns, and a frozen one, compiled or not."""
 
     def __init__(self, model: PreTrainedModel, tokens: int, activations: torch.dtype = torch.float32, **execution: Any):
-        self.execution = Execution(tokens_per_micro_batch=tokens, skipped_steps=0, **execution)
+        self.execution = ExecutionConfig(tokens_per_micro_batch=tokens, skipped_steps=0, **execution)
         self.policy = Policy(model, activations=activations, packing=self.execution.packing)
         self.trainer = Trainer(self.policy, SETTINGS, 100, self.execution)
         self.gradients: dict[str, Tensor] = {}
@@ -145,7 +145,7 @@ def test_adapters_and_rounding(tiny: Callable[..., Any], compiled: Counted) -> N
     losses = []
     for each in (True, False):
         model = tiny("qwen2")[0]
-        add_adapters(model, LoRA(rank=2), seed=0)
+        add_adapters(model, LoRAConfig(rank=2), seed=0)
         taught = Taught(model, 1000, torch.bfloat16, packing=False, compile=each)
         losses.append([taught.step(BATCHES[0]) for _ in range(3)])
     assert compiled.graphs > 0
@@ -158,7 +158,7 @@ def test_a_critic(tiny: Callable[..., Any], compiled: Counted) -> None:
     critic = Critic(policy)
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
     expected = values(critic, BATCHES[0], 24)
-    Trainer(critic, SETTINGS, 10, Execution(compile=True), "critic")
+    Trainer(critic, SETTINGS, 10, ExecutionConfig(compile=True), "critic")
     torch.testing.assert_close(values(critic, BATCHES[0], 24), expected, atol=1e-5, rtol=0)
     known = compiled.graphs
     assert known > 0
@@ -199,7 +199,7 @@ def test_what_is_published_is_the_same_byte_for_byte(
 def _two_processes(folder: Path) -> None:
     found = {}
     for strategy in STRATEGIES:
-        launch = Launch(processes=distributed.count(), strategy=strategy)
+        launch = LaunchConfig(processes=distributed.count(), strategy=strategy)
         counted = Counted()
         torch.compiler.reset()
         with torch.compiler.set_stance("default", force_backend=counted):
@@ -211,7 +211,7 @@ def _two_processes(folder: Path) -> None:
 @pytest.mark.integration
 def test_several_processes_learn_the_same(tmp_path: Path) -> None:
     ranks.run(2, _two_processes, tmp_path)
-    alone = training("llama", Launch(), 16)
+    alone = training("llama", LaunchConfig(), 16)
     for name, together in torch.load(tmp_path / "0.pt", weights_only=True).items():
         assert together.pop("graphs") > 0
         assert together.keys() == alone.keys()
@@ -240,4 +240,4 @@ def test_says_what_is_missing(tiny: Callable[..., Any], monkeypatch: pytest.Monk
     compiling._refuse_without_compiler.cache_clear()
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(UsageError, match=r"no-such-compiler.*install a C\+\+ compiler.*--set execution.compile=false"):
-        Trainer(Policy(tiny("llama")[0]), SETTINGS, 10, Execution(compile=True))
+        Trainer(Policy(tiny("llama")[0]), SETTINGS, 10, ExecutionConfig(compile=True))

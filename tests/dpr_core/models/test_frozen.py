@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpr_core.config.model import Family
-from dpr_core.config.training import LoRA
+from dpr_core.config.training import LoRAConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models import sharding
 from dpr_core.models.lora import add_adapters
@@ -50,7 +50,7 @@ def test_what_learns_is_drawn_with_rounded_once_for_all_tokens_to_the_same_bits(
     """Autocast would read every weight in float32, write it and read it again, for each token."""
     model, _ = tiny(family)
     if adapted:
-        add_adapters(model, LoRA(rank=2), seed=0)
+        add_adapters(model, LoRAConfig(rank=2), seed=0)
         for name, weight in model.named_parameters():
             if ".lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.3)

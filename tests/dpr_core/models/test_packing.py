@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import modeling_flash_attention_utils as flash
 
-from dpr_core.config.execution import Execution
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import Family
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.batching import collate
@@ -111,7 +111,7 @@ def test_a_packed_step_has_the_loss_and_the_gradients_of_sequences_alone(
     model_of: Callable[..., PreTrainedModel], family: Family, attention: str, checkpointing: bool
 ) -> None:
     def learned(packing: bool, tokens: int) -> tuple[float, dict[str, Tensor]]:
-        execution = Execution(
+        execution = ExecutionConfig(
             packing=packing, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing, skipped_steps=0
         )
         model = model_of(family, attention)
@@ -158,7 +158,7 @@ def test_adapters_learn_from_packed_rows(model_of: Callable[..., PreTrainedModel
     for packing in (True, False):
         model = model_of("qwen2").float()
         add_adapters(model, SFTConfig(lora={"rank": 2}).lora, seed=0)  # type: ignore[arg-type]
-        trainer = Trainer(Policy(model, packing=packing), SFTConfig(learning_rate=1e-2), 10, Execution())
+        trainer = Trainer(Policy(model, packing=packing), SFTConfig(learning_rate=1e-2), 10, ExecutionConfig())
         losses.append([trainer.step(ROWS, SupervisedFineTuning())["train/loss"] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0][2] < losses[0][0] - 1e-3

@@ -21,9 +21,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.model import Family, PretrainedBackbone
-from dpr_core.config.training import Optimizer
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.model import Family, PretrainedBackboneConfig
+from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import load_backbone, load_model, save
@@ -60,18 +60,18 @@ def test_from_the_published_files_over_a_training_step_to_a_plain_checkpoint(
     family: Family, shards: int, tmp_path: Path
 ) -> None:
     published = publish(family, tmp_path / "published", shards=shards)
-    model, tokenizer = load_backbone(PretrainedBackbone(name=str(published)))
+    model, tokenizer = load_backbone(PretrainedBackboneConfig(name=str(published)))
     assert type(model).__name__ == CLASSES[family]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     rows = sequences(tokenizer)
     before = log_probs(model, rows)
-    settings = Optimizer(learning_rate=1e-2, batch_size=3, warmup_ratio=0)
-    Trainer(Policy(model), settings, 1, Execution()).step(rows, SupervisedFineTuning())
+    settings = OptimizerConfig(learning_rate=1e-2, batch_size=3, warmup_ratio=0)
+    Trainer(Policy(model), settings, 1, ExecutionConfig()).step(rows, SupervisedFineTuning())
     after = log_probs(model, rows)
     assert after.sum() > before.sum() + 1
 
     save(model, tokenizer, tmp_path / "saved")
-    again, its_tokenizer = load_backbone(PretrainedBackbone(name=str(tmp_path / "saved")))
+    again, its_tokenizer = load_backbone(PretrainedBackboneConfig(name=str(tmp_path / "saved")))
     assert log_probs(again, rows).equal(after)
     assert sequences(its_tokenizer) == rows
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
@@ -84,7 +84,7 @@ def test_from_the_published_files_over_a_training_step_to_a_plain_checkpoint(
 def test_every_stored_weight_is_loaded_as_it_is_stored(family: Family, tmp_path: Path) -> None:
     """Of Gemma-3, every weight of the text model; those of its vision tower have no place in it."""
     published = publish(family, tmp_path / "published")
-    model, _ = load_backbone(PretrainedBackbone(name=str(published)))
+    model, _ = load_backbone(PretrainedBackboneConfig(name=str(published)))
     loaded = dict(model.named_parameters())
     with safe_open(published / "model.safetensors", framework="pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -104,7 +104,7 @@ def test_gemmas_text_model_computes_what_it_computes_within_the_model_that_reads
     with torch.no_grad():
         assert text(ids).logits.equal(both(ids).logits)
     assert text.get_output_embeddings().weight is text.get_input_embeddings().weight
-    save(text, load_backbone(PretrainedBackbone(name=str(published)))[1], tmp_path / "saved")
+    save(text, load_backbone(PretrainedBackboneConfig(name=str(published)))[1], tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert (config["architectures"], config["model_type"]) == (["Gemma3ForCausalLM"], "gemma3_text")
     assert config["rope_parameters"]["full_attention"]["factor"] == 8.0
@@ -122,7 +122,7 @@ FACTS = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tokenizer_of_each_family(family: Family, tmp_path: Path) -> None:
-    model, tokenizer = load_backbone(PretrainedBackbone(name=str(publish(family, tmp_path / "published"))))
+    model, tokenizer = load_backbone(PretrainedBackboneConfig(name=str(publish(family, tmp_path / "published"))))
     bos, eos, pad, first = FACTS[family]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (bos, eos, pad)
     prompt, response = encode_prompt(tokenizer, PROMPT), encode_response(tokenizer, "is")
@@ -139,7 +139,7 @@ def test_the_tokenizer_of_each_family(family: Family, tmp_path: Path) -> None:
 
 def test_with_a_prefix_space_prompt_and_response_are_not_encoded_as_their_concatenation(tmp_path: Path) -> None:
     """Why token ids are kept end to end: Mistral's tokenizer marks the start of every text."""
-    _, tokenizer = load_backbone(PretrainedBackbone(name=str(publish("mistral", tmp_path / "published"))))
+    _, tokenizer = load_backbone(PretrainedBackboneConfig(name=str(publish("mistral", tmp_path / "published"))))
     split = [*encode_prompt(tokenizer, PROMPT), *encode_response(tokenizer, "The answer")[:-1]]
     assert split != tokenizer(PROMPT + "The answer")["input_ids"]
 
@@ -147,11 +147,11 @@ def test_with_a_prefix_space_prompt_and_response_are_not_encoded_as_their_concat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_resized_embeddings(family: Family, tmp_path: Path) -> None:
     """Rows that no token has can be drawn, scored and decoded, and are still there afterwards."""
-    model, tokenizer = load_backbone(PretrainedBackbone(name=str(publish(family, tmp_path / "published"))))
+    model, tokenizer = load_backbone(PretrainedBackboneConfig(name=str(publish(family, tmp_path / "published"))))
     rows = len(model.get_input_embeddings().weight) + 37
     model.resize_token_embeddings(rows, mean_resizing=False)
     save(model, tokenizer, tmp_path / "resized")
-    again, _ = load_backbone(PretrainedBackbone(name=str(tmp_path / "resized")))
+    again, _ = load_backbone(PretrainedBackboneConfig(name=str(tmp_path / "resized")))
     assert (len(again.get_input_embeddings().weight), again.config.vocab_size) == (rows, rows)
     prompt = encode_prompt(tokenizer, PROMPT)
     unused = TokenSequence(prompt, (rows - 1, end_token(tokenizer)))
@@ -195,7 +195,7 @@ T5 = T5Config(vocab_size=400, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_hea
 )
 def test_another_architecture_is_refused(build: Callable[[], PreTrainedModel], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        load_backbone(PretrainedBackbone(name=str(_other(build(), tmp_path / "other"))))
+        load_backbone(PretrainedBackboneConfig(name=str(_other(build(), tmp_path / "other"))))
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     changed = {**config, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
     (published / "config.json").write_text(json.dumps(changed))
     with pytest.raises(DensePathError, match=r"missing or of the wrong shape: .*bias"):
-        load_backbone(PretrainedBackbone(name=str(published)))
+        load_backbone(PretrainedBackboneConfig(name=str(published)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -212,7 +212,7 @@ def test_a_missing_shard_is_named(family: Family, tmp_path: Path) -> None:
     published = publish(family, tmp_path / "published", shards=3)
     (published / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UsageError, match=r"1 of 3 files .*model-00002-of-00003\.safetensors"):
-        load_backbone(PretrainedBackbone(name=str(published)))
+        load_backbone(PretrainedBackboneConfig(name=str(published)))
 
 
 def test_a_weight_that_the_index_leaves_out_is_named(tmp_path: Path) -> None:
@@ -225,21 +225,21 @@ def test_a_weight_that_the_index_leaves_out_is_named(tmp_path: Path) -> None:
         kept = {name: file.get_tensor(name) for name in file.keys() if name != lost}  # noqa: SIM118
     save_file(kept, folder, metadata={"format": "pt"})
     with pytest.raises(DensePathError, match=r"layers\.1\.mlp\.up_proj"):
-        load_backbone(PretrainedBackbone(name=str(published)))
+        load_backbone(PretrainedBackboneConfig(name=str(published)))
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
     published = publish("gemma3", tmp_path / "published")
-    model, tokenizer = load_backbone(PretrainedBackbone(name=str(published)))
+    model, tokenizer = load_backbone(PretrainedBackboneConfig(name=str(published)))
     model.resize_token_embeddings(len(tokenizer) - 1, mean_resizing=False)
     save(model, tokenizer, tmp_path / "small")
     with pytest.raises(UsageError, match=f"{len(tokenizer)} tokens, but the model only {len(tokenizer) - 1} rows"):
-        load_backbone(PretrainedBackbone(name=str(tmp_path / "small")))
+        load_backbone(PretrainedBackboneConfig(name=str(tmp_path / "small")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sequences_longer_than_the_models_positions_are_refused(family: Family, tmp_path: Path) -> None:
-    model, _ = load_backbone(PretrainedBackbone(name=str(publish(family, tmp_path / "published"))))
+    model, _ = load_backbone(PretrainedBackboneConfig(name=str(publish(family, tmp_path / "published"))))
     Policy(model).check_length(1024)
     with pytest.raises(UsageError, match="1025 tokens are more than the model's 1024 positions"):
         Policy(model).check_length(1025)
@@ -255,6 +255,6 @@ def test_the_setting_decides_on_attention_whatever_the_checkpoint_says(
     for section in [config, *(config[name] for name in ("text_config", "vision_config") if name in config)]:
         section["_attn_implementation"] = "flash_attention_2"
     (folder / "config.json").write_text(json.dumps(config))
-    model = load_backbone(PretrainedBackbone(name=str(folder), attention=attention))[0]
+    model = load_backbone(PretrainedBackboneConfig(name=str(folder), attention=attention))[0]
     assert model.config._attn_implementation == attention
     assert model.get_decoder().config._attn_implementation == attention

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from dpr_core.config.data import Template
+from dpr_core.config.data import TemplateConfig
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import encode_response
 from dpr_core.data.template import Renderer
@@ -87,7 +87,9 @@ def test_a_long_response_is_decoded_in_short_windows() -> None:
 def test_the_credit_of_a_text_shows_its_tokens_as_they_stand_in_it(tiny: Callable[..., Any]) -> None:
     model, tokenizer = tiny("mistral")
     reward = DenseReward(Policy(model), Policy(tiny("mistral", seed=1)[0]), "baseline_relative")
-    [scored] = assign_credit(reward, tokenizer, Renderer(Template()), [GivenText("Why?", "The answer is \u20ac.")])
+    [scored] = assign_credit(
+        reward, tokenizer, Renderer(TemplateConfig()), [GivenText("Why?", "The answer is \u20ac.")]
+    )
     assert "".join(token.token for token in scored.tokens) == "The answer is \u20ac.</s>"
     assert [token.position for token in scored.tokens] == list(range(len(scored.tokens)))
     assert scored.tokens[0].return_ == pytest.approx(sum(token.reward for token in scored.tokens), abs=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.errors import UsageError
 from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
 
@@ -48,7 +48,7 @@ def change(file: Path, **settings: Any) -> None:
 
 
 def load(folder: Path) -> object:
-    return load_backbone(PretrainedBackbone(name=str(folder)))
+    return load_backbone(PretrainedBackboneConfig(name=str(folder)))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "optimizer.pt", "model.pkl"])

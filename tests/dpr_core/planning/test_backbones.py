@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.model import PretrainedBackbone
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.errors import UsageError
 from dpr_core.models.checkpoints import load_backbone, save
 from dpr_core.planning.backbones import config_of
@@ -24,8 +24,8 @@ def test_a_missing_shard_is_named_before_the_others_are_read(tiny: Callable[...,
     model, tokenizer = tiny("llama")
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     tokenizer.save_pretrained(tmp_path)
-    load_backbone(PretrainedBackbone(name=str(tmp_path)))
+    load_backbone(PretrainedBackboneConfig(name=str(tmp_path)))
     lost = sorted(tmp_path.glob("model-*.safetensors"))[-1]
     lost.unlink()
     with pytest.raises(UsageError, match=rf"1 of \d+ files .*{lost.name}"):
-        load_backbone(PretrainedBackbone(name=str(tmp_path)))
+        load_backbone(PretrainedBackboneConfig(name=str(tmp_path)))

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.launch import Launch
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.compute import Work
 from dpr_core.planning.fitting import nearest, on_each
@@ -14,10 +14,10 @@ from dpr_core.planning.stages import Needs
 TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
 """A layer's matrices have 144 weights, and 100 are in none: embedding, head, and five norms of four."""
 
-START = Execution(tokens_per_micro_batch=64, rollout_rows=8, logits_per_chunk=2**20)
+START = ExecutionConfig(tokens_per_micro_batch=64, rollout_rows=8, logits_per_chunk=2**20)
 
 
-def _needs(execution: Execution) -> Needs:
+def _needs(execution: ExecutionConfig) -> Needs:
     activations = execution.tokens_per_micro_batch * (2 if execution.gradient_checkpointing else 10)
     learning = Parts(weights=100, activations=activations)
     drawing = Parts(weights=100, cache=50 * execution.rollout_rows)
@@ -36,14 +36,14 @@ def _needs(execution: Execution) -> Needs:
 )
 def test_the_fewest_halvings_that_fit(room: float, changes: dict[str, object] | None) -> None:
     """Activations may take 10 a token, or 2 when computed again, which counts as two halvings."""
-    found = nearest(_needs, on_each(TOY, Launch()), START, room)
+    found = nearest(_needs, on_each(TOY, LaunchConfig()), START, room)
     assert found.changes == changes
     assert found.least == 150 if changes is None else found.least <= room
 
 
 def test_a_process_alone_holds_all_of_it() -> None:
     needs = _needs(START)
-    assert on_each(TOY, Launch(strategy="fsdp"))(needs) == needs.peak.total == 740
+    assert on_each(TOY, LaunchConfig(strategy="fsdp"))(needs) == needs.peak.total == 740
     assert needs.fullest == "learning"
     assert replace(needs, moments={"drawing": needs.moments["drawing"]}).peak.total == 500
 
@@ -65,9 +65,9 @@ MOMENTS = {"learning": replace(LASTING, activations=7), "drawing": replace(LASTI
 def test_what_each_of_four_processes_holds(launch: dict[str, Any], moment: str, expected: float) -> None:
     needs = Needs({moment: MOMENTS[moment]}, Work(), longest=16, drawing=55)
     assert TOY.parameters - TOY.layers * TOY.layer_matrices == 100
-    assert on_each(TOY, Launch(processes=4, **launch))(needs) == expected
+    assert on_each(TOY, LaunchConfig(processes=4, **launch))(needs) == expected
 
 
 def test_the_fullest_moment_counts_on_each() -> None:
     needs = Needs(MOMENTS, Work(), longest=16, drawing=55_000)
-    assert on_each(TOY, Launch(processes=4, strategy="fsdp"))(needs) == 90 + 9 + 55_000
+    assert on_each(TOY, LaunchConfig(processes=4, strategy="fsdp"))(needs) == 90 + 9 + 55_000

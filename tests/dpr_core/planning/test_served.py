@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.rollouts import InProcess, Vllm, VllmExecution
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.rollouts import InProcessConfig, VllmConfig, VllmExecutionConfig
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.memory import Memory
 from dpr_core.planning.served import Server, server_for
@@ -13,18 +13,18 @@ TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
 
 
 def memory(dtype: str) -> Memory:
-    return Memory(TOY, dtype, "sdpa", Execution(rollout_rows=8), 10, 6)
+    return Memory(TOY, dtype, "sdpa", ExecutionConfig(rollout_rows=8), 10, 6)
 
 
 @pytest.mark.parametrize(("dtype", "number"), [("float32", 4), ("bfloat16", 2)])
 def test_weights_and_keys_and_values_are_of_the_type_of_the_activations(dtype: str, number: int) -> None:
-    found = server_for(Vllm(execution=VllmExecution(memory_share=0.25)), memory(dtype))
+    found = server_for(VllmConfig(execution=VllmExecutionConfig(memory_share=0.25)), memory(dtype))
     assert found == Server(0.25, weights=number * 388, row=number * 2 * 2 * 2 * 16, rows=8)
 
 
 def test_there_is_none_in_process_or_elsewhere() -> None:
-    elsewhere = Vllm(execution=VllmExecution(url="http://127.0.0.1:8000"))
-    assert [server_for(each, memory("float32")) for each in (InProcess(), elsewhere)] == [None, None]
+    elsewhere = VllmConfig(execution=VllmExecutionConfig(url="http://127.0.0.1:8000"))
+    assert [server_for(each, memory("float32")) for each in (InProcessConfig(), elsewhere)] == [None, None]
 
 
 @pytest.mark.parametrize(

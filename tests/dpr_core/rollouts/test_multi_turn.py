@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.data import Template
+from dpr_core.config.data import TemplateConfig
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.questions import Question
@@ -92,7 +92,7 @@ def test_a_conversation_that_outgrows_the_model_is_an_error_that_names_the_quest
 
 def test_the_ids_are_those_of_the_rendered_conversation() -> None:
     tokenizer = tokenizers.build("llama")
-    renderer = Renderer(Template(text="{system}U: {prompt}\nA: ", system="S: {system}\n"))
+    renderer = Renderer(TemplateConfig(text="{system}U: {prompt}\nA: ", system="S: {system}\n"))
     question = Question("q", ("Hello {prompt}", "Again"), system="Be kind.")
     made = script(tokenizer, renderer, question, 0.7, 100)
     end = tokenizer.eos_token_id
@@ -107,7 +107,7 @@ def test_the_ids_are_those_of_the_rendered_conversation() -> None:
 def test_all_turns_of_a_question_count_for_its_length() -> None:
     tokenizer: Any = tokenizers.build("llama")
     question = Question("long", ("abc", "def"))
-    renderer = Renderer(Template(text="{system}{prompt}\n"))
+    renderer = Renderer(TemplateConfig(text="{system}{prompt}\n"))
     needed = len(script(tokenizer, renderer, question, 0.7, 100).turns[0]) + 6
     with pytest.raises(
         UsageError, match=f"question long has {needed} tokens, more than max_prompt_tokens={needed - 1}"

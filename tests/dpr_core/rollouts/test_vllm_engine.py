@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.rollouts import Vllm
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.policy import Policy
@@ -54,8 +54,8 @@ def engine(policy: Policy, server: LoopbackVllm, tmp_path: Path) -> Iterator[Vll
 
 
 def _opened(policy: Policy, server: LoopbackVllm, folder: Path, longest: int = 8, **changes: Any) -> Any:
-    settings = Vllm.model_validate({"execution": {"url": server.url, **changes}})
-    execution = Execution(rollout_rows=3)
+    settings = VllmConfig.model_validate({"execution": {"url": server.url, **changes}})
+    execution = ExecutionConfig(rollout_rows=3)
     return opened(settings, policy, policy.model.save_pretrained, longest, execution, folder / "work")
 
 
@@ -274,8 +274,8 @@ def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
 
     server = Starting()
     monkeypatch.setattr("dpr_core.rollouts.factory.server_for", lambda *_: server)
-    overlapping = Vllm(overlap=True)
-    with opened(overlapping, policy, policy.model.save_pretrained, 8, Execution(), tmp_path / "work") as engine:
+    overlapping = VllmConfig(overlap=True)
+    with opened(overlapping, policy, policy.model.save_pretrained, 8, ExecutionConfig(), tmp_path / "work") as engine:
         assert isinstance(engine, Overlapping)
         engine.refresh(0)
         engine.begin(PROMPTS, SAMPLING, 3)

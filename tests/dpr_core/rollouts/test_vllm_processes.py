@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dpr_core import distributed
-from dpr_core.config.execution import Execution
-from dpr_core.config.rollouts import Vllm
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.rollouts import VllmConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import load_model
 from dpr_core.models.policy import Policy
@@ -32,8 +32,8 @@ def draw(folder: Path) -> None:
             policy.model.save_pretrained(to)
 
     url = (folder / "url").read_text()
-    execution, work = Execution(), folder / f"work-{distributed.rank()}"
-    with opened(Vllm.model_validate({"execution": {"url": url}}), policy, save, 8, execution, work) as engine:
+    execution, work = ExecutionConfig(), folder / f"work-{distributed.rank()}"
+    with opened(VllmConfig.model_validate({"execution": {"url": url}}), policy, save, 8, execution, work) as engine:
         engine.refresh(0)
         told.append([c.response for c in engine.generate(PROMPTS, Sampling(1.0, 5, 0), 3)])
         try:
@@ -41,7 +41,7 @@ def draw(folder: Path) -> None:
         except DensePathError as error:
             told.append([str(error)])
     try:
-        with opened(Vllm(overlap=True), policy, save, 8, execution, work):
+        with opened(VllmConfig(overlap=True), policy, save, 8, execution, work):
             pass
     except UsageError as error:
         told.append([str(error)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.config.rollouts import VllmExecution
+from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.rollouts import vllm_process
 from dpr_core.rollouts.vllm_server import ENVIRONMENT, OwnServer, check, python_of
@@ -152,17 +152,17 @@ def test_one_that_never_answers_is_given_up(python: Callable[[str], Path], tmp_p
 def test_the_environment_is_looked_for_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     with pytest.raises(UsageError, match=r"set rollouts.execution.python, or DENSE_PATH_VLLM"):
-        check(VllmExecution())
+        check(VllmExecutionConfig())
     with pytest.raises(UsageError, match=r"rollouts.execution.python: there is no Python interpreter at /nowhere"):
-        check(VllmExecution(python="/nowhere"))
+        check(VllmExecutionConfig(python="/nowhere"))
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
     with pytest.raises(UsageError, match="DENSE_PATH_VLLM: there is no"):
-        check(VllmExecution())
+        check(VllmExecutionConfig())
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    assert python_of(VllmExecution()) == tmp_path / "bin" / "python"
+    assert python_of(VllmExecutionConfig()) == tmp_path / "bin" / "python"
     with pytest.raises(UsageError, match="'ftp://x' is no address"):
-        check(VllmExecution(url="ftp://x"))
+        check(VllmExecutionConfig(url="ftp://x"))
     with pytest.raises(UsageError, match="NO_SUCH_KEY"):
-        check(VllmExecution(url="http://127.0.0.1:8000", api_key_variable="NO_SUCH_KEY"))
-    check(VllmExecution(url="http://127.0.0.1:8000"))
+        check(VllmExecutionConfig(url="http://127.0.0.1:8000", api_key_variable="NO_SUCH_KEY"))
+    check(VllmExecutionConfig(url="http://127.0.0.1:8000"))

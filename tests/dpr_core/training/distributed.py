@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpr_core import distributed
-from dpr_core.config.imitation import SelfPlayConfig, Spin
-from dpr_core.config.launch import Launch
-from dpr_core.config.model import Family, LabBackbone
-from dpr_core.config.reinforce import PPO, Algorithm1, KLStop, ReinforceConfig
-from dpr_core.config.training import Execution, LoRA, Optimizer, SFTConfig
+from dpr_core.config.imitation import SelfPlayConfig, SpinConfig
+from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.model import Family, LabBackboneConfig
+from dpr_core.config.reinforce import Algorithm1Config, KLStopConfig, PPOConfig, ReinforceConfig
+from dpr_core.config.training import ExecutionConfig, LoRAConfig, OptimizerConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.lab.backbone import untrained
 from dpr_core.logprobs import TokenScores
@@ -41,14 +41,14 @@ ROWS = [
 ]
 WEIGHTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
 END = 2
-LORA = LoRA(rank=2, targets=("q_proj", "down_proj"))
+LORA = LoRAConfig(rank=2, targets=("q_proj", "down_proj"))
 STRATEGIES: tuple[Literal["ddp", "fsdp"], ...] = ("ddp", "fsdp")
 Found = dict[str, Tensor]
 
 
 def backbone(family: Family = "llama", seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights far from those of a fresh model, whose policy is so near the uniform one that mistakes hide in it."""
-    model, tokenizer = untrained(LabBackbone(family=family, width=16, layers=2, heads=2, feed_forward=32))
+    model, tokenizer = untrained(LabBackboneConfig(family=family, width=16, layers=2, heads=2, feed_forward=32))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -65,9 +65,9 @@ class Weighted:
         return {"loss": -scores.log_probs * values["weights"], "weight": values["weights"]}
 
 
-def trainer_of(policy: Policy, execution: Execution, **changes: Any) -> Trainer:
+def trainer_of(policy: Policy, execution: ExecutionConfig, **changes: Any) -> Trainer:
     settings = {"learning_rate": 1e-2, "batch_size": 5, "warmup_ratio": 0.0, "max_gradient_norm": 0.5, **changes}
-    return Trainer(policy, Optimizer.model_validate(settings), 10, execution)
+    return Trainer(policy, OptimizerConfig.model_validate(settings), 10, execution)
 
 
 def weights_of(model: PreTrainedModel) -> Found:
@@ -83,7 +83,7 @@ def steps(trainer: Trainer, count: int = 3) -> Found:
 
 def training(
     family: Family,
-    launch: Launch,
+    launch: LaunchConfig,
     tokens: int,
     checkpointing: bool = False,
     activations: torch.dtype = torch.float32,
@@ -94,7 +94,7 @@ def training(
     model, _ = backbone(family)
     if activations != torch.float32:
         model.float()
-    execution = Execution(
+    execution = ExecutionConfig(
         launch=launch,
         tokens_per_micro_batch=tokens,
         gradient_checkpointing=checkpointing,
@@ -105,19 +105,19 @@ def training(
     return steps(trainer) | weights_of(model)
 
 
-def adapting(launch: Launch, published: Path, activations: torch.dtype = torch.float32) -> Found:
+def adapting(launch: LaunchConfig, published: Path, activations: torch.dtype = torch.float32) -> Found:
     """Three steps of adapters, which are published merged into a model with tied embeddings."""
     model, tokenizer = backbone("gemma3")
     if activations != torch.float32:
         model.float()
     add_adapters(model, LORA, seed=0)
     policy = Policy(model, activations=activations).round_frozen()
-    told = steps(trainer_of(policy, Execution(launch=launch, tokens_per_micro_batch=16)))
+    told = steps(trainer_of(policy, ExecutionConfig(launch=launch, tokens_per_micro_batch=16)))
     save(model, tokenizer, published)
     return told | weights_of(model)
 
 
-def scoring(launch: Launch, activations: torch.dtype) -> Found:
+def scoring(launch: LaunchConfig, activations: torch.dtype) -> Found:
     """Frozen policies."""
     policies = [
         place(Policy(backbone("gemma3", seed)[0].float(), activations=activations).freeze(), launch) for seed in (0, 1)
@@ -130,10 +130,10 @@ def scoring(launch: Launch, activations: torch.dtype) -> Found:
     }
 
 
-def reinforce(launch: Launch, dtype: torch.dtype, **changes: Any) -> Found:
+def reinforce(launch: LaunchConfig, dtype: torch.dtype, **changes: Any) -> Found:
     """Two iterations and a last rollout."""
     config = ReinforceConfig(
-        execution=Execution(launch=launch, tokens_per_micro_batch=12, rollout_rows=2),
+        execution=ExecutionConfig(launch=launch, tokens_per_micro_batch=12, rollout_rows=2),
         learning_rate=1e-2, batch_size=8, rollout_batch_size=8, iterations=2, max_response_tokens=6, warmup_ratio=0.0,
         **changes,
     )  # fmt: skip
@@ -156,11 +156,11 @@ def reinforce(launch: Launch, dtype: torch.dtype, **changes: Any) -> Found:
     return recorder.found() | weights_of(policy.model)
 
 
-def self_play(launch: Launch) -> Found:
+def self_play(launch: LaunchConfig) -> Found:
     """Two rounds, each with a trainer of its own."""
-    execution = Execution(launch=launch, tokens_per_micro_batch=20)
+    execution = ExecutionConfig(launch=launch, tokens_per_micro_batch=20)
     config = SelfPlayConfig(
-        method=Spin(beta=0.3), rounds=2, batch_size=2, epochs=1, learning_rate=1e-2, max_response_tokens=4,
+        method=SpinConfig(beta=0.3), rounds=2, batch_size=2, epochs=1, learning_rate=1e-2, max_response_tokens=4,
         execution=execution,
     )  # fmt: skip
     model, recorder = backbone()[0], Watching()
@@ -209,11 +209,11 @@ class Keeping(Silent):
             write(state(), self.folder, distributed.rank(), distributed.count())
 
 
-def fine_tuning(launch: Launch, state: Path, published: Path, goes_on: bool = False) -> Found:
+def fine_tuning(launch: LaunchConfig, state: Path, published: Path, goes_on: bool = False) -> Found:
     """Two epochs with a moving average; a state is kept after step 3, or taken up from there."""
     model, tokenizer = backbone("qwen2")
     config = SFTConfig(
-        execution=Execution(launch=launch, tokens_per_micro_batch=20), learning_rate=1e-2, batch_size=2, epochs=2,
+        execution=ExecutionConfig(launch=launch, tokens_per_micro_batch=20), learning_rate=1e-2, batch_size=2, epochs=2,
         checkpoints=(1.0,), ema_decay=0.5,
     )  # fmt: skip
     recorder = Keeping(state, 3, goes_on)
@@ -228,9 +228,9 @@ def fine_tuning(launch: Launch, state: Path, published: Path, goes_on: bool = Fa
     return found
 
 
-def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
+def parts(launch: LaunchConfig, mine: Path) -> Mapping[str, Callable[[], Found]]:
     """All that is compared; `mine` is for states and checkpoints."""
-    critic = PPO(critic_learning_rate=1e-2, critic_warmup_iterations=1)
+    critic = PPOConfig(critic_learning_rate=1e-2, critic_warmup_iterations=1)
     return {
         "one row at a time": lambda: training("llama", launch, 1),
         "some rows at a time": lambda: training("mistral", launch, 24),
@@ -243,9 +243,9 @@ def parts(launch: Launch, mine: Path) -> Mapping[str, Callable[[], Found]]:
         "rounded lora": lambda: adapting(launch, mine / "rounded lora", torch.bfloat16),
         "scores": lambda: scoring(launch, torch.float32),
         "rounded scores": lambda: scoring(launch, torch.bfloat16),
-        "reinforce": lambda: reinforce(launch, torch.float64, algorithm=Algorithm1()),
+        "reinforce": lambda: reinforce(launch, torch.float64, algorithm=Algorithm1Config()),
         "guard and adapters": lambda: reinforce(
-            launch, torch.float64, algorithm=Algorithm1(), guard=KLStop(max_sequence_kl=1e-9), lora=LORA
+            launch, torch.float64, algorithm=Algorithm1Config(), guard=KLStopConfig(max_sequence_kl=1e-9), lora=LORA
         ),
         "ppo": lambda: reinforce(launch, torch.float32, algorithm=critic),
         "self-play": lambda: self_play(launch),
@@ -276,7 +276,7 @@ def waiting(folder: Path) -> None:
 
 def compared(ranks: int, strategy: str) -> list[str]:
     """Four whole models in as many processes are not much else than two."""
-    names = list(parts(Launch(), Path()))
+    names = list(parts(LaunchConfig(), Path()))
     return ["fewer micro-batches than processes", "reinforce"] if (ranks, strategy) == (4, "ddp") else names
 
 
@@ -285,7 +285,7 @@ def everything(folder: Path) -> None:
     ranks = distributed.count()
     found: dict[str, Found] = {}
     for strategy in STRATEGIES if ranks > 1 else STRATEGIES[:1]:
-        launch = Launch(processes=ranks, strategy=strategy)
+        launch = LaunchConfig(processes=ranks, strategy=strategy)
         mine = folder / f"{ranks} {strategy}"
         each = parts(launch, mine)
         found |= {f"{strategy}: {name}": each[name]() for name in compared(ranks, strategy)}
@@ -293,6 +293,6 @@ def everything(folder: Path) -> None:
             left = folder / ("1 ddp" if ranks == 2 else "2 fsdp") / "state"
             found[f"{strategy}: taken up"] = fine_tuning(launch, left, folder / "again", goes_on=True)
     if ranks > 1:
-        offloaded = Launch(processes=ranks, strategy="fsdp", cpu_offload=True)
+        offloaded = LaunchConfig(processes=ranks, strategy="fsdp", cpu_offload=True)
         found["offloaded: tied embeddings"] = training("gemma3", offloaded, 16)
     torch.save(found, folder / f"{ranks}-{distributed.rank()}.pt")

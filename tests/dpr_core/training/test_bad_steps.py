@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpr_core.config.training import Execution, Optimizer
+from dpr_core.config.training import ExecutionConfig, OptimizerConfig
 from dpr_core.data.batching import Batch
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
@@ -66,7 +66,9 @@ def test_a_step_that_is_not_finite_is_not_applied(tiny: Callable[..., Any], how:
     model, expected_model = tiny("llama")[0], tiny("llama")[0]
     before = _parameters(model)
     recorder = Tables()
-    trainer = Trainer(Policy(model), Optimizer(learning_rate=1e-2, batch_size=3), 10, Execution(), recorder=recorder)
+    trainer = Trainer(
+        Policy(model), OptimizerConfig(learning_rate=1e-2, batch_size=3), 10, ExecutionConfig(), recorder=recorder
+    )
     metrics = trainer.step(ROWS, Broken(how), {"weights": WEIGHTS})
     assert metrics["train/skipped"] == 1.0
     assert not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["train/gradient_norm"]))
@@ -79,7 +81,7 @@ def test_a_step_that_is_not_finite_is_not_applied(tiny: Callable[..., Any], how:
 
     # Nothing of it is left behind, but that the schedule is a step further.
     after = trainer.step(ROWS, SupervisedFineTuning())
-    other = Trainer(Policy(expected_model), Optimizer(learning_rate=1e-2, batch_size=3), 10, Execution())
+    other = Trainer(Policy(expected_model), OptimizerConfig(learning_rate=1e-2, batch_size=3), 10, ExecutionConfig())
     other.optimizer.step()
     other.schedule.step()
     expected = other.step(ROWS, SupervisedFineTuning())
@@ -91,7 +93,9 @@ def test_a_step_that_is_not_finite_is_not_applied(tiny: Callable[..., Any], how:
 def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")[0]
     before = _parameters(model)
-    trainer = Trainer(Policy(model), Optimizer(learning_rate=1e-2, batch_size=3), 10, Execution(skipped_steps=2))
+    trainer = Trainer(
+        Policy(model), OptimizerConfig(learning_rate=1e-2, batch_size=3), 10, ExecutionConfig(skipped_steps=2)
+    )
     broken = Broken("infinite loss")
     for objective in (broken, broken, SupervisedFineTuning(), broken, broken):
         trainer.step(ROWS, objective)
@@ -128,9 +132,12 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     model, expected_model = tiny("llama")[0], tiny("llama")[0]
     policy = Crowded(model)
     policy.room = 2 * LONGEST
-    settings, execution = Optimizer(learning_rate=1e-2, batch_size=3), Execution(tokens_per_micro_batch=1024)
+    settings, execution = (
+        OptimizerConfig(learning_rate=1e-2, batch_size=3),
+        ExecutionConfig(tokens_per_micro_batch=1024),
+    )
     trainer = Trainer(policy, settings, 10, execution)
-    expected = Trainer(Policy(expected_model), settings, 10, Execution(tokens_per_micro_batch=1))
+    expected = Trainer(Policy(expected_model), settings, 10, ExecutionConfig(tokens_per_micro_batch=1))
     for _ in range(2):
         ours, theirs = trainer.step(ROWS, SupervisedFineTuning()), expected.step(ROWS, SupervisedFineTuning())
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-6)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.config.reinforce import KLStop, ReinforceConfig, WitnessStop
+from dpr_core.config.reinforce import KLStopConfig, ReinforceConfig, WitnessStopConfig
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Silent
 from dpr_core.training.guard import GUARDS, KLBound, RollBack, Verdict, Witnesses
@@ -51,7 +51,7 @@ def _signals(log_sft: float, contrast: float, error: float = 0.3, contrast_error
     }
 
 
-def _watched(settings: WitnessStop, series: Sequence[tuple[float, float]]) -> list[Verdict]:
+def _watched(settings: WitnessStopConfig, series: Sequence[tuple[float, float]]) -> list[Verdict]:
     guard, verdicts = Witnesses(settings), []
     for values in series:
         verdicts.append(guard.watch(_signals(*values)))
@@ -61,7 +61,7 @@ def _watched(settings: WitnessStop, series: Sequence[tuple[float, float]]) -> li
 
 
 def test_the_kl_bound_keeps_what_is_within_it_and_stops_at_the_first_beyond() -> None:
-    guard = KLBound(KLStop(max_sequence_kl=0.5))
+    guard = KLBound(KLStopConfig(max_sequence_kl=0.5))
     assert [guard.watch({"rollout/kl": kl}) for kl in (0.0, 0.5, -0.1)] == [Verdict(True)] * 3
     assert guard.watch({"rollout/kl": 0.51}) == Verdict(False, "the KL to SFT, 0.51, passed the bound of 0.5")
     assert guard.watch({"rollout/kl": math.nan}).stop
@@ -72,21 +72,21 @@ HEALTHY = [(-5.0, 0.0), (-4.5, 0.5), (-3.5, 1.5), (-3.6, 1.4), (-3.2, 2.0), (-3.
 
 def test_a_healthy_series_goes_on_and_is_kept_once_it_has_gained() -> None:
     """Means of the contrast over four: 0, 0.25, 0.67, 0.85, 1.35; the last is 3.02 standard errors above the start."""
-    verdicts = _watched(WitnessStop(), HEALTHY)
+    verdicts = _watched(WitnessStopConfig(), HEALTHY)
     assert [v.keep for v in verdicts] == [True, False, False, False, True, True, True, True]
     assert not any(v.stop for v in verdicts)
-    assert all(v.keep for v in _watched(WitnessStop(gain_beyond=0), HEALTHY))
+    assert all(v.keep for v in _watched(WitnessStopConfig(gain_beyond=0), HEALTHY))
 
 
 def test_a_run_that_gains_nothing_keeps_its_start() -> None:
-    verdicts = _watched(WitnessStop(), [(-3.0, 0.1 * (-1) ** i) for i in range(20)])
+    verdicts = _watched(WitnessStopConfig(), [(-3.0, 0.1 * (-1) ** i) for i in range(20)])
     assert [v.keep for v in verdicts] == [True] + [False] * 19
     assert not any(v.stop for v in verdicts)
 
 
 def test_a_fall_of_the_mean_over_the_window_ends_the_run() -> None:
     """Means over two iterations: -5, -4, -3, -3.25, -4.5; the error of such a mean is 0.3 / sqrt(2) from the second."""
-    verdicts = _watched(WitnessStop(window=2), [(-5, 0), (-3, 5), (-3, 6), (-3.5, 7), (-5.5, 8), (-9, 9)])
+    verdicts = _watched(WitnessStopConfig(window=2), [(-5, 0), (-3, 5), (-3, 6), (-3.5, 7), (-5.5, 8), (-9, 9)])
     assert [v.keep for v in verdicts] == [True, True, True, True, False]
     assert [v.stop for v in verdicts[:-1]] == [None] * 4
     assert verdicts[-1].stop == (
@@ -96,7 +96,7 @@ def test_a_fall_of_the_mean_over_the_window_ends_the_run() -> None:
 
 def test_the_contrast_to_the_reference_is_a_witness_of_its_own() -> None:
     """A policy that collapses onto what SFT finds likely, short answers say, gives itself away there."""
-    verdicts = _watched(WitnessStop(window=1), [(-5, 0), (-4, 5), (-3, 4), (-2, 2)])
+    verdicts = _watched(WitnessStopConfig(window=1), [(-5, 0), (-4, 5), (-3, 4), (-2, 2)])
     assert [v.keep for v in verdicts] == [True, True, False, False]
     assert verdicts[-1].stop == (
         "how much more SFT likes the responses than the reference does "
@@ -107,36 +107,36 @@ def test_the_contrast_to_the_reference_is_a_witness_of_its_own() -> None:
 def test_one_bad_rollout_among_good_ones_is_not_kept_but_ends_nothing() -> None:
     """5 standard errors below the best alone, 2.8 in the mean over four with its smaller error."""
     alone = [(-3.0, 0.0), (-3.0, 5.0), (-3.0, 5.0), (-5.1, 5.0), (-3.0, 5.0)]
-    assert [v.keep for v in _watched(WitnessStop(), alone)] == [True, True, True, False, True]
-    assert not any(v.stop for v in _watched(WitnessStop(), alone))
-    assert _watched(WitnessStop(window=1), alone)[3].stop
+    assert [v.keep for v in _watched(WitnessStopConfig(), alone)] == [True, True, True, False, True]
+    assert not any(v.stop for v in _watched(WitnessStopConfig(), alone))
+    assert _watched(WitnessStopConfig(window=1), alone)[3].stop
 
 
 def test_a_fall_right_after_a_rise_is_not_kept_though_the_mean_has_not_caught_up() -> None:
     """-4 is the best mean so far, and 2.4 standard errors below the value just before."""
-    verdicts = _watched(WitnessStop(), [(-5, 0), (-4, 5), (-3, 5), (-4, 5)])
+    verdicts = _watched(WitnessStopConfig(), [(-5, 0), (-4, 5), (-3, 5), (-4, 5)])
     assert [v.keep for v in verdicts] == [True, True, True, False]
 
 
 def test_a_slow_decline_ends_the_run_too() -> None:
-    verdicts = _watched(WitnessStop(), [(-3 - 0.15 * i, 0) for i in range(20)])
+    verdicts = _watched(WitnessStopConfig(), [(-3 - 0.15 * i, 0) for i in range(20)])
     assert 6 <= len(verdicts) < 15
     assert verdicts[-1].stop
 
 
 def test_the_settings_decide() -> None:
     series = [(-3.0, 0.0), (-4.0, 9.0)]
-    assert not _watched(WitnessStop(window=1), series)[1].stop
-    assert _watched(WitnessStop(window=1, stop_beyond=2.3), series)[1].stop
-    assert not _watched(WitnessStop(window=2, stop_beyond=2.3), series)[1].stop
-    assert not _watched(WitnessStop(window=1), series)[1].keep
-    assert _watched(WitnessStop(window=1, keep_within=2.4), series)[1].keep
-    assert not _watched(WitnessStop(window=1, keep_within=2.4, gain_beyond=16), series)[1].keep
+    assert not _watched(WitnessStopConfig(window=1), series)[1].stop
+    assert _watched(WitnessStopConfig(window=1, stop_beyond=2.3), series)[1].stop
+    assert not _watched(WitnessStopConfig(window=2, stop_beyond=2.3), series)[1].stop
+    assert not _watched(WitnessStopConfig(window=1), series)[1].keep
+    assert _watched(WitnessStopConfig(window=1, keep_within=2.4), series)[1].keep
+    assert not _watched(WitnessStopConfig(window=1, keep_within=2.4, gain_beyond=16), series)[1].keep
 
 
 def test_more_responses_make_a_smaller_fall_clear() -> None:
     for error, ends in ((0.3, False), (0.1, True)):
-        guard = Witnesses(WitnessStop(window=1))
+        guard = Witnesses(WitnessStopConfig(window=1))
         guard.watch(_signals(-3, 0, error))
         assert bool(guard.watch(_signals(-3.9, 0, error)).stop) is ends
 
@@ -145,13 +145,13 @@ def test_a_plateau_of_noise_is_seldom_ended() -> None:
     noise, stopped = random.Random(0), 0
     for _ in range(40):
         series = [(noise.gauss(0, 0.3), noise.gauss(0, 0.4)) for _ in range(100)]
-        stopped += _watched(WitnessStop(), series)[-1].stop is not None
+        stopped += _watched(WitnessStopConfig(), series)[-1].stop is not None
     assert stopped <= 8
 
 
 @pytest.mark.parametrize("broken", [(math.nan, 0.0), (-3.0, math.nan), (-math.inf, 0.0)])
 def test_a_witness_that_is_no_number_ends_the_run_at_once(broken: tuple[float, float]) -> None:
-    verdicts = _watched(WitnessStop(), [(-3.0, 0.0), broken])
+    verdicts = _watched(WitnessStopConfig(), [(-3.0, 0.0), broken])
     assert not verdicts[-1].keep
     assert "no longer a number" in (verdicts[-1].stop or "")
 
@@ -159,12 +159,14 @@ def test_a_witness_that_is_no_number_ends_the_run_at_once(broken: tuple[float, f
 def test_every_kind_of_settings_has_its_guard_and_a_guard_without_a_type_is_the_kl_stop() -> None:
     kinds = [ReinforceConfig.model_validate({"guard": {"type": kind}}).guard for kind in ("kl_stop", "witness_stop")]
     assert [GUARDS[type(settings)] for settings in kinds if settings] == [KLBound, Witnesses]
-    assert ReinforceConfig.model_validate({"guard": {"max_sequence_kl": 0.2}}).guard == KLStop(max_sequence_kl=0.2)
-    assert ReinforceConfig.model_validate({"guard": {"type": "witness_stop"}}).guard == WitnessStop()
+    assert ReinforceConfig.model_validate({"guard": {"max_sequence_kl": 0.2}}).guard == KLStopConfig(
+        max_sequence_kl=0.2
+    )
+    assert ReinforceConfig.model_validate({"guard": {"type": "witness_stop"}}).guard == WitnessStopConfig()
 
 
 def _rolled_back(policy: Policy, verdicts: Sequence[Verdict]) -> RollBack:
-    rollback = RollBack(KLStop(), policy)
+    rollback = RollBack(KLStopConfig(), policy)
     rollback.guard = Scripted(verdicts)
     return rollback
 
@@ -219,7 +221,7 @@ def test_with_nothing_kept_it_goes_back_to_the_start(tiny: Callable[..., Any]) -
 def test_weights_that_are_no_numbers_are_replaced(tiny: Callable[..., Any]) -> None:
     policy = Policy(tiny("llama")[0])
     _set(policy, 1.0)
-    rollback = RollBack(KLStop(), policy)
+    rollback = RollBack(KLStopConfig(), policy)
     rollback.watch(1, {"rollout/kl": 0.0})
     _set(policy, math.nan)
     rollback.watch(2, {"rollout/kl": math.nan})

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.config.execution import Execution
-from dpr_core.config.reinforce import Algorithm1, ReinforceConfig
-from dpr_core.config.rollouts import Vllm
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.reinforce import Algorithm1Config, ReinforceConfig
+from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
@@ -63,7 +63,7 @@ def _train(
 ) -> tuple[OnPolicy, Watching]:
     policy, recorder = Policy(toy(0)), Watching()
     reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
-    execution = Execution()
+    execution = ExecutionConfig()
 
     def run(engine: FollowingEngine) -> OnPolicy:
         trainer = Trainer(policy, config, 3, execution)
@@ -135,7 +135,7 @@ def test_advantages_are_weighted_by_the_truncated_ratio(toy: Callable[..., Any])
     scored = DenseReward(policy, Policy(toy(1)), "baseline_relative")(sequences)
     ours = score(policy, sequences, None).log_probs
     rollout = Rollout(completions, sequences, scored, ours, ours, version=5)
-    found, told = corrected(torch.full(ours.shape, 2.0), rollout, Vllm(importance_cap=1.1))
+    found, told = corrected(torch.full(ours.shape, 2.0), rollout, VllmConfig(importance_cap=1.1))
     weights = [
         [min(float(torch.exp(ours[i, t] + 1.3)), 1.1) for t in range(len(s.response))] for i, s in enumerate(sequences)
     ]
@@ -150,7 +150,7 @@ def test_advantages_are_weighted_by_the_truncated_ratio(toy: Callable[..., Any])
 
 def test_in_the_process_nothing_is_weighted(toy: Callable[..., Any], tmp_path: Path) -> None:
     """An engine whose log-probs are all wrong changes nothing there, since the policy itself has drawn."""
-    config = _config(algorithm=Algorithm1().model_dump())
+    config = _config(algorithm=Algorithm1Config().model_dump())
     right, recorder = _train(toy, config, tmp_path)
 
     class Wrong(InProcessEngine):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpr_core import distributed
-from dpr_core.config.launch import Launch
+from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError
 from dpr_core.models.oom import as_much_as_fits, in_micro_batches
 from dpr_core.state import read
@@ -29,7 +29,7 @@ from tests.dpr_core.training.distributed import (
 
 pytestmark = pytest.mark.integration
 
-NAMES = list(parts(Launch(), Path()))
+NAMES = list(parts(LaunchConfig(), Path()))
 SEVERAL = (2, 4)
 ROUNDING = 1e-11
 IN_FLOAT32 = dict.fromkeys(["ppo", "rounded training", "rounded lora"], 2e-4)
@@ -119,7 +119,7 @@ def test_a_state_is_taken_up_by_any_number_of_processes(folder: Path) -> None:
     for count in SEVERAL:
         for strategy in ("ddp", "fsdp"):
             assert difference(found(folder, count)[f"{strategy}: taken up"], alone) < ROUNDING
-    again = fine_tuning(Launch(), folder / "4 fsdp" / "state", folder / "again", goes_on=True)
+    again = fine_tuning(LaunchConfig(), folder / "4 fsdp" / "state", folder / "again", goes_on=True)
     assert difference(again, alone) < ROUNDING
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpr_core import distributed
-from dpr_core.config.training import Execution, LoRA
+from dpr_core.config.training import ExecutionConfig, LoRAConfig
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.training.randomness import draw_apart, random_state, set_random_state
@@ -72,9 +72,9 @@ def dropping(folder: Path) -> None:
     """Adapters, as the process of this rank made them, and what the dropout of one leaves of ones."""
     torch.manual_seed(0)
     model, _ = backbone()
-    add_adapters(model, LoRA(rank=2, targets=("q_proj",), dropout=0.5), seed=0)
+    add_adapters(model, LoRAConfig(rank=2, targets=("q_proj",), dropout=0.5), seed=0)
     adapter = model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.detach().clone()
-    trainer_of(Policy(model), Execution())
+    trainer_of(Policy(model), ExecutionConfig())
     left = model.train().model.layers[0].self_attn.q_proj.lora_dropout["default"](torch.ones(64))
     torch.save({"adapter": adapter, "left": left}, folder / f"{distributed.count()}-{distributed.rank()}")
 

@@ -11,17 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpr_core.config.reinforce import (
-    PPO,
-    Algorithm1,
-    KLLinear,
-    KLStop,
-    KLTarget,
+    Algorithm1Config,
+    KLLinearConfig,
+    KLStopConfig,
+    KLTargetConfig,
+    PPOConfig,
     ReinforceConfig,
-    ReinforcePlusPlus,
-    SequenceReinforce,
-    WitnessStop,
+    ReinforcePlusPlusConfig,
+    SequenceReinforceConfig,
+    WitnessStopConfig,
 )
-from dpr_core.config.training import Execution
+from dpr_core.config.training import ExecutionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
@@ -65,7 +65,7 @@ class Watching(Silent):
 def _config(**changes: Any) -> ReinforceConfig:
     small = {
         "learning_rate": 1e-2, "batch_size": 8, "rollout_batch_size": 8, "iterations": 3, "max_response_tokens": 3,
-        "warmup_ratio": 0.0, "final_learning_rate_share": 1.0, "algorithm": Algorithm1(),
+        "warmup_ratio": 0.0, "final_learning_rate_share": 1.0, "algorithm": Algorithm1Config(),
     }  # fmt: skip
     return ReinforceConfig(**{**small, **changes})
 
@@ -79,13 +79,13 @@ def _method(
     updates = (
         iterations(len(PROMPTS), config) * config.rollout_batch_size * config.samples_per_prompt
     ) // config.batch_size
-    trainer = Trainer(policy, config, updates, Execution())
+    trainer = Trainer(policy, config, updates, ExecutionConfig())
     decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
     return OnPolicy(policy, engine(model), reward, trainer, config, EOS, decode, recorder), recorder
 
 
 def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., Any]) -> None:
-    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(), batch_size=4))
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlusConfig(), batch_size=4))
     last = method.run(PROMPTS)
     assert len(recorder.rollouts()) == 3 + 1, "the last one measures the policy that comes out"
     assert len(recorder.updates()) == 6
@@ -189,7 +189,7 @@ def test_one_iteration_of_algorithm_1_is_the_step_that_plain_torch_takes(toy: Ca
 
 def test_a_run_is_repeatable_and_its_seed_matters(toy: Callable[..., Any]) -> None:
     def weights(seed: int) -> list[Tensor]:
-        method, _ = _method(toy, _config(seed=seed, algorithm=ReinforcePlusPlus(), batch_size=2))
+        method, _ = _method(toy, _config(seed=seed, algorithm=ReinforcePlusPlusConfig(), batch_size=2))
         method.run(PROMPTS)
         return [p.detach() for p in method.policy.parameters()]
 
@@ -202,7 +202,7 @@ def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
     toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mini-batches have other widths and orders than the rollout; unwhitened, a row can be checked alone."""
-    algorithm = ReinforcePlusPlus(whiten=False, kl_weight=0.0)
+    algorithm = ReinforcePlusPlusConfig(whiten=False, kl_weight=0.0)
     config = _config(algorithm=algorithm, batch_size=3, rollout_batch_size=4, samples_per_prompt=2, iterations=1)
     method, _ = _method(toy, config)
     seen: list[TokenSequence] = []
@@ -228,7 +228,7 @@ def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
 
 @pytest.mark.parametrize("bound", [0.02, 0.1])
 def test_the_guard_goes_back_to_exactly_the_last_policy_within_the_bound(toy: Callable[..., Any], bound: float) -> None:
-    config = _config(iterations=40, rollout_batch_size=32, batch_size=32, guard=KLStop(max_sequence_kl=bound))
+    config = _config(iterations=40, rollout_batch_size=32, batch_size=32, guard=KLStopConfig(max_sequence_kl=bound))
     method, recorder = _method(toy, config)
     last = method.run(PROMPTS)
     stopped_at = last.pop("guard/stopped_at_iteration")
@@ -245,7 +245,7 @@ def test_the_guard_goes_back_to_exactly_the_last_policy_within_the_bound(toy: Ca
 
 def test_the_guard_also_looks_at_the_policy_after_the_last_update(toy: Callable[..., Any]) -> None:
     config = _config(
-        iterations=1, rollout_batch_size=32, batch_size=32, learning_rate=0.3, guard=KLStop(max_sequence_kl=0.1)
+        iterations=1, rollout_batch_size=32, batch_size=32, learning_rate=0.3, guard=KLStopConfig(max_sequence_kl=0.1)
     )
     method, recorder = _method(toy, config)
     last = method.run(PROMPTS)
@@ -254,7 +254,7 @@ def test_the_guard_also_looks_at_the_policy_after_the_last_update(toy: Callable[
 
 
 def test_a_run_of_which_nothing_is_worth_keeping_ends_where_it_began(toy: Callable[..., Any]) -> None:
-    method, recorder = _method(toy, _config(guard=WitnessStop(stop_beyond=1e9, gain_beyond=1e9)))
+    method, recorder = _method(toy, _config(guard=WitnessStopConfig(stop_beyond=1e9, gain_beyond=1e9)))
     last = method.run(PROMPTS)
     assert len(recorder.rollouts()) == 3 + 1, "it was not stopped"
     assert last == {**recorder.rollouts()[0], "guard/kept_iteration": 1}
@@ -264,7 +264,7 @@ def test_a_run_of_which_nothing_is_worth_keeping_ends_where_it_began(toy: Callab
 
 def test_a_guard_that_never_acts_changes_nothing(toy: Callable[..., Any]) -> None:
     plain, _ = _method(toy, _config())
-    guarded, _ = _method(toy, _config(guard=KLStop(max_sequence_kl=1e9)))
+    guarded, _ = _method(toy, _config(guard=KLStopConfig(max_sequence_kl=1e9)))
     assert plain.run(PROMPTS) == guarded.run(PROMPTS)
     assert all(a.equal(b) for a, b in zip(plain.policy.parameters(), guarded.policy.parameters(), strict=True))
 
@@ -292,7 +292,12 @@ def _exact_return(policy: PreTrainedModel, sft: PreTrainedModel, ref: PreTrained
 
 @pytest.mark.parametrize(
     "algorithm",
-    [Algorithm1(), ReinforcePlusPlus(), PPO(critic_learning_rate=1e-2), ReinforcePlusPlus(baseline="position")],
+    [
+        Algorithm1Config(),
+        ReinforcePlusPlusConfig(),
+        PPOConfig(critic_learning_rate=1e-2),
+        ReinforcePlusPlusConfig(baseline="position"),
+    ],
 )
 def test_the_exact_expected_return_rises(toy: Callable[..., Any], algorithm: Any) -> None:
     """No sampling noise in the measurement: only the training is random."""
@@ -308,7 +313,7 @@ def test_the_exact_expected_return_rises(toy: Callable[..., Any], algorithm: Any
 
 
 def test_a_critic_learns_beside_the_policy_and_is_reported(toy: Callable[..., Any]) -> None:
-    algorithm = PPO(critic_learning_rate=3e-2, value_clip=10.0)
+    algorithm = PPOConfig(critic_learning_rate=3e-2, value_clip=10.0)
     config = _config(algorithm=algorithm, iterations=12, rollout_batch_size=64, batch_size=32, learning_rate=1e-3)
     method, recorder = _method(toy, config)
     method.run(PROMPTS)
@@ -324,7 +329,7 @@ def test_a_critic_learns_beside_the_policy_and_is_reported(toy: Callable[..., An
 
 
 def test_the_policy_waits_for_the_warm_up_of_its_critic(toy: Callable[..., Any]) -> None:
-    config = _config(algorithm=PPO(critic_warmup_iterations=2), iterations=4)
+    config = _config(algorithm=PPOConfig(critic_warmup_iterations=2), iterations=4)
     method, recorder = _method(toy, config)
     method.run(PROMPTS)
     before = dict(toy(0).named_parameters())
@@ -335,26 +340,26 @@ def test_the_policy_waits_for_the_warm_up_of_its_critic(toy: Callable[..., Any])
     assert optimizer_steps(4, config) == 2
     assert optimizer_steps(4, _config(iterations=4)) == 4
     with pytest.raises(UsageError, match="critic_warmup_iterations"):
-        optimizer_steps(4, _config(algorithm=PPO(critic_warmup_iterations=4), iterations=4))
+        optimizer_steps(4, _config(algorithm=PPOConfig(critic_warmup_iterations=4), iterations=4))
 
 
 def test_the_first_update_of_ppo_is_that_of_sr(toy: Callable[..., Any]) -> None:
     """The critic expects nothing yet, and it learns from weights of its own."""
     weights = []
-    for algorithm in (PPO(), SequenceReinforce()):
+    for algorithm in (PPOConfig(), SequenceReinforceConfig()):
         method, _ = _method(toy, _config(algorithm=algorithm, iterations=1))
         method.run(PROMPTS)
         weights.append([p.detach() for p in method.policy.parameters()])
     assert all(a.equal(b) for a, b in zip(*weights, strict=True))
 
 
-@pytest.mark.parametrize("schedule", [KLLinear(final_weight=0.7), KLTarget(sequence_kl=0.05, gain=0.2)])
+@pytest.mark.parametrize("schedule", [KLLinearConfig(final_weight=0.7), KLTargetConfig(sequence_kl=0.05, gain=0.2)])
 def test_the_weight_of_the_kl_changes_from_iteration_to_iteration(toy: Callable[..., Any], schedule: Any) -> None:
-    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(kl_weight=0.1, kl_schedule=schedule)))
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlusConfig(kl_weight=0.1, kl_schedule=schedule)))
     method.run(PROMPTS)
     found = [values["rollout/kl_weight"] for values in recorder.rollouts()]
     expected = [0.1, 0.4, 0.7, 0.7]
-    if isinstance(schedule, KLTarget):
+    if isinstance(schedule, KLTargetConfig):
         expected = [0.1]
         for values in recorder.rollouts()[:-1]:
             error = values["rollout/kl"] / 0.05 - 1
@@ -363,8 +368,8 @@ def test_the_weight_of_the_kl_changes_from_iteration_to_iteration(toy: Callable[
 
 
 def test_the_reported_return_has_the_kl_of_its_iterations_weight(toy: Callable[..., Any]) -> None:
-    schedule = KLLinear(final_weight=0.7)
-    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlus(kl_weight=0.1, kl_schedule=schedule)))
+    schedule = KLLinearConfig(final_weight=0.7)
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlusConfig(kl_weight=0.1, kl_schedule=schedule)))
     method.run(PROMPTS)
     for values in recorder.rollouts():
         rewards = values["rollout/reward"] * values["rollout/length"]

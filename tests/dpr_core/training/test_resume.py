@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.config.training import Execution, SFTConfig
+from dpr_core.config.training import ExecutionConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.training.sft_loop import fine_tune, total_steps
@@ -30,7 +30,7 @@ def same(ours: Tensors, theirs: Tensors) -> bool:
 def sft(model: Any, recorder: Interruptible, kept: dict[Any, Tensors], **fields: Any) -> dict[str, float]:
     settings = {"learning_rate": 1e-2, "batch_size": 2, "epochs": 2, "checkpoints": (0.5, 1.0), "ema_decay": 0.9}
     config = SFTConfig.model_validate({**settings, **fields})
-    trainer = Trainer(Policy(model), config, total_steps(len(ROWS), config), Execution())
+    trainer = Trainer(Policy(model), config, total_steps(len(ROWS), config), ExecutionConfig())
 
     def keep(part: Any) -> None:
         kept[part] = weights(model)

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.config.imitation import Gsil, SelfPlayConfig, Spin
+from dpr_core.config.imitation import GsilConfig, SelfPlayConfig, SpinConfig
 from dpr_core.config.reinforce import (
-    PPO,
-    Algorithm1,
-    KLLinear,
-    KLStop,
-    KLTarget,
+    Algorithm1Config,
+    KLLinearConfig,
+    KLStopConfig,
+    KLTargetConfig,
+    PPOConfig,
     ReinforceConfig,
-    ReinforcePlusPlus,
-    SequenceReinforce,
-    WitnessStop,
+    ReinforcePlusPlusConfig,
+    SequenceReinforceConfig,
+    WitnessStopConfig,
 )
-from dpr_core.config.training import Execution
+from dpr_core.config.training import ExecutionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
@@ -57,13 +57,17 @@ def disturbed(toy: Callable[..., Any]) -> Any:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "algorithm 1": {"algorithm": Algorithm1(), "batch_size": 8},
-    "target control": {"algorithm": ReinforcePlusPlus(kl_weight=0.1, kl_schedule=KLTarget(sequence_kl=0.05))},
-    "linear control": {"algorithm": ReinforcePlusPlus(kl_weight=0.1, kl_schedule=KLLinear(final_weight=0.0))},
-    "sequence reward": {"algorithm": SequenceReinforce(), "samples_per_prompt": 2},
-    "critic": {"algorithm": PPO(critic_learning_rate=1e-2, critic_warmup_iterations=1, gae_lambda=0.9)},
-    "stopped": {"guard": KLStop(max_sequence_kl=0.35), "learning_rate": 5e-3},
-    "rolled back": {"guard": WitnessStop(window=2), "learning_rate": 5e-2},
+    "algorithm 1": {"algorithm": Algorithm1Config(), "batch_size": 8},
+    "target control": {
+        "algorithm": ReinforcePlusPlusConfig(kl_weight=0.1, kl_schedule=KLTargetConfig(sequence_kl=0.05))
+    },
+    "linear control": {
+        "algorithm": ReinforcePlusPlusConfig(kl_weight=0.1, kl_schedule=KLLinearConfig(final_weight=0.0))
+    },
+    "sequence reward": {"algorithm": SequenceReinforceConfig(), "samples_per_prompt": 2},
+    "critic": {"algorithm": PPOConfig(critic_learning_rate=1e-2, critic_warmup_iterations=1, gae_lambda=0.9)},
+    "stopped": {"guard": KLStopConfig(max_sequence_kl=0.35), "learning_rate": 5e-3},
+    "rolled back": {"guard": WitnessStopConfig(window=2), "learning_rate": 5e-2},
 }
 
 
@@ -75,7 +79,7 @@ def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
     def run(recorder: Interruptible) -> Any:
         model = disturbed(toy)
         policy = Policy(model)
-        trainer = Trainer(policy, config, optimizer_steps(len(PROMPTS), config), Execution(), recorder=recorder)
+        trainer = Trainer(policy, config, optimizer_steps(len(PROMPTS), config), ExecutionConfig(), recorder=recorder)
         reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
         loop = OnPolicy(policy, InProcessEngine(model), reward, trainer, config, EOS, decode, recorder)
         return {"measured": loop.run(PROMPTS), "weights": weights(model)}
@@ -91,8 +95,8 @@ def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": Spin(beta=0.3), "mix_previous": True, "rounds": 3},
-        {"method": Gsil(loss="brier", scale=0.2, shift=0.3), "rounds": 2, "later_learning_rate": 3e-3},
+        {"method": SpinConfig(beta=0.3), "mix_previous": True, "rounds": 3},
+        {"method": GsilConfig(loss="brier", scale=0.2, shift=0.3), "rounds": 2, "later_learning_rate": 3e-3},
     ],
     ids=["spin", "gsil"],
 )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import self_play_loss
-from dpr_core.config.execution import Execution
-from dpr_core.config.imitation import Gsil, SelfPlayConfig, Spin
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.imitation import GsilConfig, SelfPlayConfig, SpinConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
@@ -32,8 +32,8 @@ DEMONSTRATIONS = [
 ]
 SCRIPT = {(1, 2): (2, 0), (3,): (4, 1, 4, 4), (4, 4, 1): (0,), (2,): (1, 3, 0), (1,): (4, 2, 0)}
 METHODS = [
-    Spin(beta=0.3),
-    *(Gsil(loss=name, scale=0.2, shift=0.3) for name in ("bernoulli", "brier", "hinge", "kliep", "lsif")),  # type: ignore[arg-type]
+    SpinConfig(beta=0.3),
+    *(GsilConfig(loss=name, scale=0.2, shift=0.3) for name in ("bernoulli", "brier", "hinge", "kliep", "lsif")),  # type: ignore[arg-type]
 ]
 
 
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_pairs_loss_for_any_micro_batches(
     toy: Callable[..., Any], settings: Any, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, plain, opponent = toy(0), toy(0), toy(1)
-    loop, _ = _loop(model, _config(method=settings, execution=Execution(tokens_per_micro_batch=budget)))
+    loop, _ = _loop(model, _config(method=settings, execution=ExecutionConfig(tokens_per_micro_batch=budget)))
     expected = _plain_loss(settings, plain, opponent, _pairs())
     expected.backward()
 
@@ -297,7 +297,7 @@ def test_self_play_moves_the_policy_towards_the_demonstrations(toy: Callable[...
 
 
 def test_a_loss_that_overflows_is_refused_and_the_step_not_applied(toy: Callable[..., Any]) -> None:
-    config = _config(method=Gsil(loss="lsif", shift=800), execution=Execution(skipped_steps=0))
+    config = _config(method=GsilConfig(loss="lsif", shift=800), execution=ExecutionConfig(skipped_steps=0))
     loop, recorder = _loop(toy(0), config)
     with pytest.raises(DensePathError, match="the step was not applied"):
         loop.run(DEMONSTRATIONS)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr_core.config.training import Execution, SFTConfig
+from dpr_core.config.training import ExecutionConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
@@ -89,7 +89,7 @@ ROWS = [TokenSequence((1, 30 + i), (40 + i, 50 + i, 2)) for i in range(6)]
 
 
 def _fine_tune(model: Any, config: SFTConfig, keep: Callable[[Any], None], recorder: Silent) -> dict[str, float]:
-    trainer = Trainer(Policy(model), config, total_steps(len(ROWS), config), Execution())
+    trainer = Trainer(Policy(model), config, total_steps(len(ROWS), config), ExecutionConfig())
     return fine_tune(trainer, ROWS, config, keep, recorder)
 
 
@@ -113,7 +113,7 @@ def test_the_reference_is_a_moment_of_the_same_run(tiny: Callable[..., Any]) -> 
         kept[fraction] = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     _fine_tune(model, config, keep, Silent())
-    trainer = Trainer(Policy(by_hand), config, 6, Execution())
+    trainer = Trainer(Policy(by_hand), config, 6, ExecutionConfig())
     for rows in batches(6, 2, 2, config.seed)[:3]:
         trainer.step([ROWS[row] for row in rows], SupervisedFineTuning())
     assert all(p.equal(kept[0.5][name]) for name, p in by_hand.named_parameters())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpr_core.config.training import Execution, Optimizer
+from dpr_core.config.training import ExecutionConfig, OptimizerConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
@@ -47,8 +47,8 @@ def _weights() -> Tensor:
 
 def _trainer(model: PreTrainedModel, budget: int = 8192, steps: int = 10, **settings: Any) -> Trainer:
     checkpointing = settings.pop("gradient_checkpointing", False)
-    optimizer = Optimizer(**{"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, **settings})
-    execution = Execution(tokens_per_micro_batch=budget, gradient_checkpointing=checkpointing)
+    optimizer = OptimizerConfig(**{"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, **settings})
+    execution = ExecutionConfig(tokens_per_micro_batch=budget, gradient_checkpointing=checkpointing)
     return Trainer(Policy(model, logits_per_chunk=1000), optimizer, steps, execution)
 
 
@@ -224,7 +224,9 @@ def test_a_step_does_not_depend_on_the_number_of_processes() -> None:
 
 
 def test_metrics_can_stand_under_another_name(tiny: Callable[..., Any]) -> None:
-    trainer = Trainer(Policy(tiny("llama")[0]), Optimizer(learning_rate=1, batch_size=4), 1, Execution(), name="other")
+    trainer = Trainer(
+        Policy(tiny("llama")[0]), OptimizerConfig(learning_rate=1, batch_size=4), 1, ExecutionConfig(), name="other"
+    )
     metrics = trainer.step(ROWS, SupervisedFineTuning())
     assert {name.split("/")[0] for name in metrics} == {"other"}
 
@@ -255,39 +257,39 @@ def test_frozen_parameters_stay(tiny: Callable[..., Any]) -> None:
     ],
 )  # fmt: skip
 def test_warm_up_and_cosine_by_hand(step: int, share: float) -> None:
-    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0.2)
+    settings = OptimizerConfig(learning_rate=1, batch_size=1, warmup_ratio=0.2)
     assert learning_rate_share(step, 10, settings) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 1 / 3), (2, 1.0), (4, 0.775), (6, 0.55), (10, 0.1), (11, 0.1)])
 def test_warm_up_and_linear_decay_by_hand(step: int, share: float) -> None:
-    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0.2, decay="linear")
+    settings = OptimizerConfig(learning_rate=1, batch_size=1, warmup_ratio=0.2, decay="linear")
     assert learning_rate_share(step, 10, settings) == pytest.approx(share)
 
 
 def test_the_schedule_without_warm_up_or_decay() -> None:
-    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=1)
+    settings = OptimizerConfig(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=1)
     assert [learning_rate_share(step, 4, settings) for step in range(5)] == [1.0] * 5
-    settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=0)
+    settings = OptimizerConfig(learning_rate=1, batch_size=1, warmup_ratio=0, final_learning_rate_share=0)
     assert [learning_rate_share(s, 2, settings) for s in range(3)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_a_linear_decay_by_hand() -> None:
     linear = {"learning_rate": 1, "batch_size": 1, "decay": "linear"}
-    settings = Optimizer.model_validate({**linear, "warmup_ratio": 0.2, "final_learning_rate_share": 0})
+    settings = OptimizerConfig.model_validate({**linear, "warmup_ratio": 0.2, "final_learning_rate_share": 0})
     shares = [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0, 0]
     assert [learning_rate_share(step, 10, settings) for step in range(12)] == pytest.approx(shares)
-    settings = Optimizer.model_validate({**linear, "warmup_ratio": 0, "final_learning_rate_share": 0.2})
+    settings = OptimizerConfig.model_validate({**linear, "warmup_ratio": 0, "final_learning_rate_share": 0.2})
     assert [learning_rate_share(step, 2, settings) for step in range(3)] == pytest.approx([1.0, 0.6, 0.2])
 
 
 def test_the_papers_warm_up_of_a_hundred_steps() -> None:
-    settings = Optimizer(learning_rate=1, batch_size=1)
+    settings = OptimizerConfig(learning_rate=1, batch_size=1)
     assert [learning_rate_share(step, 100, settings) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_every_step_has_a_learning_rate_above_zero() -> None:
     for total in (1, 2, 3, 50):
         for ratio in (0.0, 0.03, 1.0):
-            settings = Optimizer(learning_rate=1, batch_size=1, warmup_ratio=ratio)
+            settings = OptimizerConfig(learning_rate=1, batch_size=1, warmup_ratio=ratio)
             assert all(0 < learning_rate_share(step, total, settings) <= 1 for step in range(total))

@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from dpr_core.config.data import LabSource, SubsampleConfig, Template
-from dpr_core.config.launch import Launch
-from dpr_core.config.model import LabBackbone, PretrainedBackbone
+from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
+from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
@@ -82,11 +82,11 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyModel, tmp_path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = Store.open()
-    data = SubsampleConfig(source=LabSource(rows=64), size=48, template=Template(text="{prompt}\n"))
+    data = SubsampleConfig(source=LabSourceConfig(rows=64), size=48, template=TemplateConfig(text="{prompt}\n"))
     model, tokenizer = tiny()
     save(model, tokenizer, tmp_path / "model")
     settings = {
-        "backbone": PretrainedBackbone(name=str(tmp_path / "model"), dtype="float32").model_dump(),
+        "backbone": PretrainedBackboneConfig(name=str(tmp_path / "model"), dtype="float32").model_dump(),
         "batch_size": 48 * 2 // STEPS,
         "epochs": 2,
         "learning_rate": 1e-2,
@@ -218,7 +218,7 @@ def test_more_processes_than_gpus_and_stages_of_one_process_are_refused_before_a
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     with pytest.raises(UsageError, match="sft: execution.launch.processes is 8, .* this machine has 4; set it to 4"):
         here.sft(8)
-    shared = LabBackbone.model_validate({"execution": {"launch": {"processes": 2}}})
+    shared = LabBackboneConfig.model_validate({"execution": {"launch": {"processes": 2}}})
     nodes = [Node("first", "subsample", SubsampleConfig(), {}), Node("second", "backbone", shared, {})]
     for ask in (
         lambda: preflight(nodes, [Planned(node.name, node.stage, "run", None, "") for node in nodes]),
@@ -239,7 +239,7 @@ def test_without_more_being_said_each_process_gets_its_share_of_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
-    launch = Launch(processes=4)
+    launch = LaunchConfig(processes=4)
     parts = command(launch, execution.get("threads"), Path("settings"), "there", 0, 0)
     assert parts[parts.index("--num_cpu_threads_per_process") + 1] == str(threads)
     assert parts[parts.index("--num_processes") + 1] == "4"
@@ -259,7 +259,7 @@ def test_what_accelerate_finds_in_the_user_s_home_changes_nothing(
     for module in (accelerate, config_args):
         monkeypatch.setattr(module, "default_config_file", str(theirs))
         monkeypatch.setattr(module, "default_yaml_config_file", str(theirs), raising=False)
-    parts = command(Launch(processes=2), None, ours, "there", 0, 0)
+    parts = command(LaunchConfig(processes=2), None, ours, "there", 0, 0)
     asked = accelerate.launch_command_parser().parse_args(parts[parts.index("--multi_gpu") :])
     settled = accelerate._validate_launch_command(asked)[0]
     assert (settled.gpu_ids, settled.debug, settled.num_processes, settled.use_fsdp) == ("all", False, 2, False)
@@ -316,11 +316,11 @@ def test_where_nobody_joins_the_stage_fails_and_says_what_to_run(here: Here) -> 
 
 
 def test_each_machine_needs_gpus_for_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = Launch(processes=16, machines=2, main_address="first")
+    launch = LaunchConfig(processes=16, machines=2, main_address="first")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     check_machine("sft", launch)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     with pytest.raises(UsageError, match="is 16 on 2 machines, .* this machine has 4; set it to 8"):
         check_machine("sft", launch)
     with pytest.raises(ValidationError, match="9 processes cannot be shared out equally over 2 machines"):
-        Launch(processes=9, machines=2)
+        LaunchConfig(processes=9, machines=2)

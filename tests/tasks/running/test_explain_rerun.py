@@ -1,12 +1,12 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from dpr_core.config.evaluation import AnswerConfig, Extrapolated, LabBenchmark
+from dpr_core.config.evaluation import AnswerConfig, ExtrapolatedConfig, LabBenchmarkConfig
 from tasks.artifacts.run_records import Record
 from tasks.running.explain_rerun import NEVER, Wanted, differences
 
-SFT = AnswerConfig(benchmark=LabBenchmark())
-CONTROL = SFT.model_copy(update={"policy": Extrapolated(k=2)})
+SFT = AnswerConfig(benchmark=LabBenchmarkConfig())
+CONTROL = SFT.model_copy(update={"policy": ExtrapolatedConfig(k=2)})
 
 
 def _record(name: str, config: AnswerConfig, **changes: object) -> Record:
@@ -26,7 +26,7 @@ def test_a_stage_is_compared_with_earlier_ones_of_its_own_name() -> None:
     assert differences(_wanted("control answers", CONTROL), [], {}) == [NEVER]
     killed = _record("control answers", CONTROL, status="KILLED", digest=None)
     assert differences(_wanted("control answers", CONTROL), [killed], {})[0].startswith("never finished")
-    stronger = CONTROL.model_copy(update={"policy": Extrapolated(k=3)})
+    stronger = CONTROL.model_copy(update={"policy": ExtrapolatedConfig(k=3)})
     earlier = _record("control answers", CONTROL)
     assert differences(_wanted("control answers", stronger), [earlier], {}) == ["policy.k: 2.0 -> 3.0"]
 

@@ -183,7 +183,7 @@ def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: 
     assert batches.files == {}
     assert outcomes(play(build(batches, budget_dollars=0.05))) == EXPECTED
     # A single request, which is not sent where it could pass what is left, costs up to 0.6 cents.
-    single = settings.OpenAIJudge(model="gpt-4o", base_url=batches.server.url)
+    single = settings.OpenAIJudgeConfig(model="gpt-4o", base_url=batches.server.url)
     execution = settled(budget_dollars=0.0055, concurrency=12)
     with pytest.raises(BudgetReached):
         asyncio.run(
@@ -202,7 +202,7 @@ def test_a_verdict_is_the_same_however_it_is_delivered(batches: Batches, tmp_pat
         config = kind(model="gpt-4o", base_url=batches.server.url)
         return play(judges.build(config, settled(), lambda text: None, tmp_path / "verdicts.sqlite"))
 
-    kinds: list[Any] = [settings.OpenAIJudge, settings.OpenAIBatchJudge]
+    kinds: list[Any] = [settings.OpenAIJudgeConfig, settings.OpenAIBatchJudgeConfig]
     once, again = map(asked, kinds if first == "openai" else kinds[::-1])
     assert once == again
     assert (len(batches.server.calls), len(batches.batches)) == ((12, 0) if first == "openai" else (0, 1))
@@ -218,7 +218,7 @@ def test_what_a_batch_brought_is_not_called_reused(batches: Batches, tmp_path: P
 
 
 def test_an_endpoint_without_batches_is_said_in_a_sentence(loopback: Loopback) -> None:
-    config = settings.OpenAIBatchJudge(model="gpt-4o", base_url=loopback.url)
+    config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=loopback.url)
     with pytest.raises(DensePathError, match=r"Invalid URL \(POST /v1/files\)"):
         play(judges.build(config, settled(), lambda text: None))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeExecution, OpenAIRater, RateConfig, ScriptedRater
+from dpr_core.config.evaluation import JudgeExecutionConfig, OpenAIRaterConfig, RateConfig, ScriptedRaterConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.budget import BudgetReached
 from dpr_core.evaluation.canaries import CONSTANT
@@ -26,8 +26,8 @@ ANSWERED = [(question, (f"first {question.id}", f"second {question.id}")) for qu
 
 def config(server: Loopback | None, judgings: int = 1, prompts: str | None = None, **changes: Any) -> RateConfig:
     url = server.url if server is not None else None
-    by = OpenAIRater(model="m", base_url=url, temperature=0.7, max_answer_characters=100)
-    execution = JudgeExecution(**{"retries": 0, "canaries": 0, "concurrency": 4, **changes})
+    by = OpenAIRaterConfig(model="m", base_url=url, temperature=0.7, max_answer_characters=100)
+    execution = JudgeExecutionConfig(**{"retries": 0, "canaries": 0, "concurrency": 4, **changes})
     return RateConfig(by=by, judgings=judgings, prompts=prompts, execution=execution)
 
 
@@ -170,30 +170,30 @@ def test_the_cost_before_anybody_is_asked() -> None:
     # Four questions of two turns, three times, and the canary's two turns.
     assert (cost.requests, cost.tokens_written_at_most) == (26, 26 * 2048)
     assert cost.dollars_at_most == pytest.approx((cost.tokens_read_about + 10 * 26 * 2048) / 1e6)
-    free = RateConfig(by=ScriptedRater())
+    free = RateConfig(by=ScriptedRaterConfig())
     assert rating_cost(free, raters.prompts_of(free), ANSWERED) == Cost()
 
 
 def test_the_scripted_rater_goes_by_length() -> None:
-    settings = RateConfig(by=ScriptedRater())
+    settings = RateConfig(by=ScriptedRaterConfig())
     rated, tried, status = rate(settings, answered=[(QUESTIONS[0], ("", "x" * 40)), (QUESTIONS[1], ("x" * 999, "y"))])
     assert [each.score for _, each in rated] == [1.0, 3.0, 10.0, 1.0]
     assert (tried, status) == ({}, "")
 
 
 def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = RateConfig(by=OpenAIRater(model="m"), prompts=str(tmp_path / "none.jsonl"))
+    settings = RateConfig(by=OpenAIRaterConfig(model="m"), prompts=str(tmp_path / "none.jsonl"))
     with pytest.raises(UsageError, match=r"none\.jsonl cannot be read"):
         raters.pinned(settings)
     with pytest.raises(UsageError, match=r"cannot read .*none\.jsonl"):
         raters.prompts_of(settings)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    own = RateConfig(by=OpenAIRater(model="m"))
+    own = RateConfig(by=OpenAIRaterConfig(model="m"))
     with pytest.raises(UsageError, match="OPENAI_API_KEY"):
         raters.build(own, raters.prompts_of(own))
 
 
 def test_nothing_to_rate() -> None:
-    settings = RateConfig(by=ScriptedRater())
+    settings = RateConfig(by=ScriptedRaterConfig())
     rater = raters.build(settings, raters.prompts_of(settings))
     assert asyncio.run(rate_all(rater, [], settings.execution, lambda *progress: None)) == []
