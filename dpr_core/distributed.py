@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("dense_path")
 
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 """How long one of them waits for another in an exchange. NCCL's ten minutes are too few where the first writes a large
 checkpoint; that a process has ended is noticed by the one that started it, and much sooner."""
 
@@ -32,14 +32,14 @@ def state() -> "PartialState":
 
     if PartialState._shared_state:
         return PartialState()
-    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU"), "timeout": PATIENCE}
+    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU"), "timeout": TIMEOUT}
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available() and not settings["cpu"]:
         # Beside NCCL, gloo: what rests on the CPU is exchanged there.
         settings["backend"] = "cuda:nccl,cpu:gloo"
     return PartialState(**settings)
 
 
-def count() -> int:
+def world_size() -> int:
     """How many there are."""
     return int(state().num_processes)
 
@@ -54,10 +54,10 @@ def device() -> torch.device:
     return torch.device(state().device)
 
 
-def turns(work: Sequence[T]) -> Iterator[tuple[T, bool]]:
+def shard_work(work: Sequence[T]) -> Iterator[tuple[T, bool]]:
     """This process's share, one piece a turn. All take equally many turns, since a sharded model is gathered by all at
     once: a piece that comes with False is there for that alone, and its result is another's."""
-    for turn in range(0, len(work), count()):
+    for turn in range(0, len(work), world_size()):
         is_mine = turn + rank() < len(work)
         yield work[turn + rank() if is_mine else 0], is_mine
 
@@ -69,10 +69,10 @@ _told: list[str] = []
 """What was warned of, once a stage."""
 
 
-def tell_of_idle(what: str, lengths: Sequence[int], pieces: int, tokens: int) -> None:
+def warn_of_idle_ranks(what: str, lengths: Sequence[int], pieces: int, tokens: int) -> None:
     """Warn where rows of these lengths make fewer micro-batches, of so many tokens at the most, than there are
     processes. A pass over fewer rows than another of its kind, such as the last of an epoch, is no reason to."""
-    several, rows = count(), len(lengths)
+    several, rows = world_size(), len(lengths)
     _rows_seen[what] = max(rows, _rows_seen.get(what, 0))
     if not 0 < pieces < several or rows < _rows_seen[what] or _told:
         return
@@ -85,18 +85,18 @@ def tell_of_idle(what: str, lengths: Sequence[int], pieces: int, tokens: int) ->
     logger.warning(_told[-1])
 
 
-def added(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over processes, in every one of them."""
-    if count() == 1:
+    if world_size() == 1:
         return values
     total = values.to(device())
     torch.distributed.all_reduce(total)
     return total.to(values.device)
 
 
-def gathered(values: Iterable[T]) -> list[T]:
+def all_gather(values: Iterable[T]) -> list[T]:
     """What each process has, one after another, in every one of them."""
     from accelerate.utils import gather_object
 
     mine = list(values)
-    return list(gather_object(mine)) if count() > 1 else mine
+    return list(gather_object(mine)) if world_size() > 1 else mine

@@ -15,7 +15,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     return torch.where(mask, returns, 0)
 
 
-def paid_at_the_end(rewards: Tensor, mask: Tensor) -> Tensor:
+def terminal_reward(rewards: Tensor, mask: Tensor) -> Tensor:
     """The same total for each response, all of it at its last token (the paper's SR)."""
     totals = torch.where(mask, rewards, 0).sum(dim=-1)
     last = mask.sum(dim=-1, keepdim=True) - 1

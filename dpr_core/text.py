@@ -8,15 +8,15 @@ _NAMED = {"\n": "\u21b5", "\t": "\u21e5"}
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def visible(text: str) -> str:
+def escape_control(text: str) -> str:
     """The text with every control, zero-width, bidirectional and odd space character replaced by a sign for it."""
     shown = "".join(_sign(character) for character in text)
     return "\u25cc" + shown if shown and unicodedata.combining(shown[0]) else shown
 
 
-def visible_lines(text: str) -> str:
+def escape_control_lines(text: str) -> str:
     """The same with its line breaks kept, for where a page keeps them too."""
-    return "\n".join(map(visible, text.split("\n")))
+    return "\n".join(map(escape_control, text.split("\n")))
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

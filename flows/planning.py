@@ -17,7 +17,7 @@ from dpr_core.planning import fitting
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.backbones import architecture
 from dpr_core.planning.hardware import AS_OF, RESERVED, Gpu
-from dpr_core.planning.stages import Circumstances, Needs, Questions, needs, plannable
+from dpr_core.planning.stages import Needs, PlanInputs, Questions, needs, plannable
 from flows import wiring
 from flows.cli.costs_view import costs_document
 from tasks.graph import Node, Planned
@@ -153,11 +153,11 @@ def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
     return RunPlan(recipe, asked, gpus, known, stages, judging_costs(nodes, to_run, None), served)
 
 
-def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> Circumstances:
+def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> PlanInputs:
     backbone, source = config.backbone, config.subsample.source
     pretrained = isinstance(backbone, PretrainedBackboneConfig)
     rows = min(config.subsample.size, source.rows) if isinstance(source, LabSourceConfig) else config.subsample.size
-    return Circumstances(
+    return PlanInputs(
         architecture=known,
         dtype=backbone.dtype if isinstance(backbone, PretrainedBackboneConfig) else "float32",
         attention=backbone.attention if pretrained else "sdpa",
@@ -169,10 +169,10 @@ def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) ->
     )
 
 
-Asking = tuple[StageConfig, Circumstances]
+Asking = tuple[StageConfig, PlanInputs]
 
 
-def _together(nodes: Sequence[Node], around: Circumstances) -> Iterator[tuple[str, list[tuple[str, Asking]]]]:
+def _together(nodes: Sequence[Node], around: PlanInputs) -> Iterator[tuple[str, list[tuple[str, Asking]]]]:
     """Each stage alone, but a policy's answers to all benchmarks in one."""
     stage_of = {node.name: node.stage for node in nodes}
     groups: dict[str, list[tuple[str, Asking]]] = {}
@@ -200,7 +200,7 @@ def _execution(several: list[tuple[str, Asking]]) -> ExecutionConfig:
     return execution
 
 
-def _stage(name: str, several: list[tuple[str, Asking]], around: Circumstances, asked: Asked, gpus: int) -> StagePlan:
+def _stage(name: str, several: list[tuple[str, Asking]], around: PlanInputs, asked: Asked, gpus: int) -> StagePlan:
     each = [needs(config, its) for _, (config, its) in several]
     fullest, work = max(each, key=lambda found: found.peak.total), each[0].work
     for more in each[1:]:

@@ -15,7 +15,7 @@ from dpr_core.experiments.exhibits import EXHIBITS
 from dpr_core.experiments.points import REFERENCE, Study, with_references
 from dpr_core.experiments.results import claims_table, summary, training_times
 from dpr_core.reporting.tables import escaped
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from flows import recipes
 from tasks.artifacts.store import Store
 from tasks.stages.experiment import PLOTS, RESULTS
@@ -82,4 +82,4 @@ def _code(text: str) -> str:
     """Text as code in a line of Markdown, whatever backticks it has."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
-    return f"{fence}{pad}{visible(text)}{pad}{fence}"
+    return f"{fence}{pad}{escape_control(text)}{pad}{fence}"

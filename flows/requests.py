@@ -10,7 +10,7 @@ from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
 from flows import wiring
 from flows.merging import Experiment
-from tasks.artifacts.parent_runs import About, Pipeline, Request
+from tasks.artifacts.parent_runs import About, Pipeline, StoredRequest
 from tasks.graph import Node, rerun_nodes
 from tasks.registry import stage_named
 
@@ -26,8 +26,8 @@ class _Asked(BaseModel):
 
     force: bool = False
 
-    def request(self) -> Request:
-        return Request(self.model_dump(mode="json", exclude=HOW), self.model_dump(mode="json", include=HOW))
+    def request(self) -> StoredRequest:
+        return StoredRequest(self.model_dump(mode="json", exclude=HOW), self.model_dump(mode="json", include=HOW))
 
 
 class Whole(_Asked):

@@ -28,7 +28,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.state import read
 from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
-from tasks.running.stage_workdir import Bench, in_bytes, write_state
+from tasks.running.stage_workdir import StageWorkdir, in_bytes, write_state
 
 ROWS = [TokenSequence(tuple(range(3, 13)), tuple(range(13, 32))) for _ in range(8)]
 
@@ -48,7 +48,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         trainer = trained(arguments.width, arguments.layers, arguments.vocabulary)
-        row = measured(trainer, Bench(folder / "bench"), arguments.repeats, arguments.minutes)
+        row = measured(trainer, StageWorkdir(folder / "bench"), arguments.repeats, arguments.minutes)
     finally:
         shutil.rmtree(folder)
     print(json.dumps(row, indent=2) if arguments.json else markdown(row))
@@ -75,7 +75,7 @@ def trained(width: int, layers: int, vocabulary: int) -> Trainer:
     return trainer
 
 
-def measured(trainer: Trainer, bench: Bench, repeats: int, minutes: float) -> dict[str, Any]:
+def measured(trainer: Trainer, bench: StageWorkdir, repeats: int, minutes: float) -> dict[str, Any]:
     """Keep the trainer's state `repeats` times, each time reading it back."""
     bench.open("benchmark")
     size, writing, reading = 0, [], []

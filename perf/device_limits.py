@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dpr_core.logprobs import on_tensor_cores
-from dpr_core.planning.compute import Work
+from dpr_core.planning.compute import StageWork
 from dpr_core.planning.hardware import GPUS, Gpu
 
 
@@ -25,11 +25,11 @@ class Limits:
     read: float
     """Bytes, of a large tensor that is copied or summed up, whichever moves more."""
 
-    def share(self, least: Work, taken: float) -> float:
+    def share(self, least: StageWork, taken: float) -> float:
         """Of the bytes that could have been read in these seconds, or else of the operations."""
         return (least.read / self.read if least.read else least.operations / self.operations) / taken
 
-    def at_most(self, least: Work) -> float | None:
+    def at_most(self, least: StageWork) -> float | None:
         """The share of operations, were every product at the limit of its own type."""
         return None if least.read else self.share(least, least.body / self.operations + least.head / self.head)
 

@@ -52,7 +52,7 @@ EXECUTION = ExecutionConfig(tokens_per_micro_batch=1024, logits_per_chunk=2**21,
 
 
 @dataclass(frozen=True)
-class Point:
+class GrowthPoint:
     """What grows."""
 
     response: int = 64
@@ -75,12 +75,12 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 
 
-def sft_step(point: Point) -> Work:
+def sft_step(point: GrowthPoint) -> Work:
     trainer, sequences = _trainer(point), _sequences(point, point.batch)
     return lambda: trainer.step(sequences, SupervisedFineTuning())
 
 
-def sft_pass(point: Point) -> Work:
+def sft_pass(point: GrowthPoint) -> Work:
     sequences = _sequences(point, point.data)
     config = _settings(point)
     trainer = _trainer(point, total_steps(point.data, config))
@@ -92,18 +92,18 @@ def sft_pass(point: Point) -> Work:
     return work
 
 
-def scoring(point: Point) -> Work:
+def scoring(point: GrowthPoint) -> Work:
     policy, sequences = Policy(_network(point.vocabulary), EXECUTION.logits_per_chunk), _sequences(point, point.batch)
     return lambda: score(policy, sequences, EXECUTION.tokens_per_micro_batch)
 
 
-def rollout(point: Point) -> Work:
+def rollout(point: GrowthPoint) -> Work:
     engine = InProcessEngine(_network(point.vocabulary).eval(), EXECUTION.rollout_rows)
     prompts = [sequence.prompt for sequence in _sequences(point, point.batch)]
     return lambda: engine.generate(prompts, Sampling(1.0, point.response, NEVER), 0)
 
 
-WORKS: dict[str, tuple[Callable[[Point], Work], tuple[str, ...]]] = {
+WORKS: dict[str, tuple[Callable[[GrowthPoint], Work], tuple[str, ...]]] = {
     "SFT step": (sft_step, ("response", "batch", "vocabulary")),
     "SFT pass": (sft_pass, ("data",)),
     "scoring": (scoring, ("response", "batch", "vocabulary")),
@@ -127,16 +127,16 @@ def _network(vocabulary: int) -> LlamaForCausalLM:
     )
 
 
-def _sequences(point: Point, count: int) -> list[TokenSequence]:
+def _sequences(point: GrowthPoint, count: int) -> list[TokenSequence]:
     each = range(END + 1, END + 1 + PROMPT), range(END + 1, END + 1 + point.response)
     return [TokenSequence(*(tuple(token % point.vocabulary for token in part) for part in each))] * count
 
 
-def _settings(point: Point) -> SFTConfig:
+def _settings(point: GrowthPoint) -> SFTConfig:
     return SFTConfig(batch_size=point.batch, checkpoints=(1.0,), execution=EXECUTION)
 
 
-def _trainer(point: Point, steps: int = 10) -> Trainer:
+def _trainer(point: GrowthPoint, steps: int = 10) -> Trainer:
     """One that has its optimizer's moments already."""
     policy = Policy(_network(point.vocabulary), EXECUTION.logits_per_chunk)
     trainer = Trainer(policy, _settings(point), steps, EXECUTION)
@@ -155,7 +155,7 @@ def taken(work: Work, repeats: int) -> tuple[float, int]:
     return statistics.median(seconds), peak
 
 
-def grown(axes: Mapping[str, Sequence[int]], repeats: int, base: Point = Point()) -> list[dict[str, Any]]:
+def grown(axes: Mapping[str, Sequence[int]], repeats: int, base: GrowthPoint = GrowthPoint()) -> list[dict[str, Any]]:
     """A row for each point of each axis."""
     rows = []
     for name, (made_ready, along) in WORKS.items():

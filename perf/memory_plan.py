@@ -29,8 +29,8 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.planning.architecture import architecture_of
-from dpr_core.planning.memory import Parts
-from dpr_core.planning.stages import Circumstances, Needs, needs
+from dpr_core.planning.memory import MemoryBreakdown
+from dpr_core.planning.stages import Needs, PlanInputs, needs
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.reinforce_loop import OnPolicy
@@ -59,13 +59,13 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Case:
+class PlannedCase:
     """Something to do, what lies there before, and what the plan says of it."""
 
     lasting: int
     """Bytes of tensors, counted."""
     work: Work
-    planned: Parts
+    planned: MemoryBreakdown
 
 
 def network(shape: Shape) -> LlamaForCausalLM:
@@ -86,7 +86,7 @@ def network(shape: Shape) -> LlamaForCausalLM:
     )
 
 
-class Bench:
+class MeasuredStage:
     """Builds the cases of one shape."""
 
     def __init__(self, shape: Shape, dtype: str, checkpointing: bool) -> None:
@@ -108,32 +108,32 @@ class Bench:
         learned = SFTConfig(**self.limits)
         architecture = architecture_of(network(self.shape).config)
         rows = len(self.sequences)
-        return needs(config, Circumstances(architecture, self.dtype, "sdpa", rows, learned, on_gpu=False))
+        return needs(config, PlanInputs(architecture, self.dtype, "sdpa", rows, learned, on_gpu=False))
 
-    def sft(self) -> Case:
+    def sft(self) -> PlannedCase:
         config = SFTConfig(**self.limits, batch_size=len(self.sequences), execution=self.execution)
         policy = self.policy()
         trainer = Trainer(policy, config, 10, config.execution)
         trainer.step(self.sequences[:1], SupervisedFineTuning())
         lasting = size(policy.parameters()) + moments(trainer)
         planned = self.needs(config).moments["learning"]
-        return Case(lasting, lambda: trainer.step(self.sequences, SupervisedFineTuning()), planned)
+        return PlannedCase(lasting, lambda: trainer.step(self.sequences, SupervisedFineTuning()), planned)
 
-    def score(self) -> Case:
+    def score(self) -> PlannedCase:
         config = RewardConfig(execution=self.execution)
         reward = self.reward()
         lasting = size(reward.sft.parameters()) + size(reward.reference.parameters())
-        return Case(lasting, lambda: reward(self.sequences), self.needs(config).moments["scoring"])
+        return PlannedCase(lasting, lambda: reward(self.sequences), self.needs(config).moments["scoring"])
 
-    def rollout(self) -> Case:
+    def rollout(self) -> PlannedCase:
         config = ReinforceConfig(**self.limits, rollout_batch_size=self.shape.rows, execution=self.execution)
         loop, trainer = self.loop(config)
         prompts = [self.sequences[0].prompt] * self.shape.rows
         lasting = size(loop.policy.parameters()) + moments(trainer) + size(loop.reward.sft.parameters()) * 2
         planned = self.needs(config).moments["drawing"]
-        return Case(lasting, lambda: loop.engine.generate(prompts, sampling(config), 0), planned)
+        return PlannedCase(lasting, lambda: loop.engine.generate(prompts, sampling(config), 0), planned)
 
-    def reinforce(self) -> Case:
+    def reinforce(self) -> PlannedCase:
         """One whole iteration and the rollout after it."""
         rows = self.shape.rows
         sizes = {"rollout_batch_size": rows, "batch_size": rows, "iterations": 1}
@@ -141,7 +141,7 @@ class Bench:
         loop, trainer = self.loop(config)
         lasting = size(loop.policy.parameters()) + moments(trainer) + size(loop.reward.sft.parameters()) * 2
         work = lambda: loop.run([self.sequences[0].prompt] * rows)  # noqa: E731
-        return Case(lasting, work, self.needs(config).peak)
+        return PlannedCase(lasting, work, self.needs(config).peak)
 
     def reward(self) -> DenseReward:
         tokens = self.execution.tokens_per_micro_batch
@@ -156,11 +156,11 @@ class Bench:
         return OnPolicy(policy, engine, reward, trainer, config, NEVER, decode, Silent()), trainer
 
 
-CASES: dict[str, Callable[[Bench], Case]] = {
-    "sft": Bench.sft,
-    "score": Bench.score,
-    "rollout": Bench.rollout,
-    "reinforce": Bench.reinforce,
+CASES: dict[str, Callable[[MeasuredStage], PlannedCase]] = {
+    "sft": MeasuredStage.sft,
+    "score": MeasuredStage.score,
+    "rollout": MeasuredStage.rollout,
+    "reinforce": MeasuredStage.reinforce,
 }
 
 
@@ -193,7 +193,7 @@ def measured(work: Work) -> int:
 def compared(name: str, shape: Shape, dtype: str, checkpointing: bool) -> dict[str, Any]:
     """One case, in this process."""
     torch.set_num_threads(1)
-    case = CASES[name](Bench(shape, dtype, checkpointing))
+    case = CASES[name](MeasuredStage(shape, dtype, checkpointing))
     used = measured(case.work)
     planned = case.planned.as_dict()
     kept = sum(planned[part] for part in ("weights", "optimizer", "scorers"))

@@ -45,7 +45,7 @@ WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Cost:
+class OrchestrationCost:
     """Seconds of one program, of each repeat."""
 
     wall: list[float]
@@ -53,7 +53,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageShape:
     """The demonstrations as texts, as a file and as an artifact, and what to learn from them."""
 
     texts: list[tuple[str, str]]
@@ -61,7 +61,7 @@ class Work:
     config: SFTConfig
 
 
-def bare(work: Work, folder: Path) -> Path:
+def bare(work: StageShape, folder: Path) -> Path:
     """What a script would do; returns where the weights are."""
     config = work.config
     assert config.backbone is not None
@@ -74,7 +74,7 @@ def bare(work: Work, folder: Path) -> Path:
     return folder
 
 
-def stage(work: Work) -> Path:
+def stage(work: StageShape) -> Path:
     """As `dpr` makes a stage, without Prefect."""
     from tasks.subprocess_pool import Job, make
 
@@ -82,7 +82,7 @@ def stage(work: Work) -> Path:
     return _published(made.id)
 
 
-def flow(work: Work) -> Path:
+def flow(work: StageShape) -> Path:
     """As `dpr` runs a flow of one stage."""
     from flows.requests import Alone
 
@@ -95,7 +95,7 @@ def _published(artifact: str) -> Path:
     return Path(os.environ["DPR_HOME"]) / "artifacts" / artifact / "artifacts" / "output" / "checkpoints" / "1.0"
 
 
-def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneConfig) -> Work:
+def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneConfig) -> StageShape:
     """Demonstrations for so many steps, as an artifact of a subsample stage."""
     from tasks.subprocess_pool import Job, make
 
@@ -109,16 +109,16 @@ def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneCo
     made = make(Job("subsample", f"{steps} steps", drawn, {}, None))
     listed = [json.loads(line) for line in (_payload(made.id) / "demonstrations.jsonl").read_text().splitlines()]
     config = SFTConfig(backbone=backbone, batch_size=BATCH, learning_rate=1e-4, checkpoints=(1.0,))
-    return Work([(row["prompt"], row["response"]) for row in listed], made.id, config)
+    return StageShape([(row["prompt"], row["response"]) for row in listed], made.id, config)
 
 
 def _payload(artifact: str) -> Path:
     return Path(os.environ["DPR_HOME"]) / "artifacts" / artifact / "artifacts" / "output"
 
 
-def in_turn(programs: Mapping[str, Callable[[], Path]], repeats: int) -> dict[str, Cost]:
+def in_turn(programs: Mapping[str, Callable[[], Path]], repeats: int) -> dict[str, OrchestrationCost]:
     """Each program once in every round, of which the first is not counted. All must have made the same weights."""
-    costs = {name: Cost([], []) for name in programs}
+    costs = {name: OrchestrationCost([], []) for name in programs}
     for turn in range(repeats + 1):
         made = set()
         for name, program in programs.items():
@@ -133,7 +133,7 @@ def in_turn(programs: Mapping[str, Callable[[], Path]], repeats: int) -> dict[st
     return costs
 
 
-def rows_of(steps: int, costs: Mapping[str, Cost]) -> list[dict[str, Any]]:
+def rows_of(steps: int, costs: Mapping[str, OrchestrationCost]) -> list[dict[str, Any]]:
     """A line for each program: its medians, and by how much they are above the bare function's. Beside the ratio of the
     medians stands that of the fastest rounds, which a busy machine changes least."""
     own = costs[BARE]

@@ -45,7 +45,7 @@ OTHERS = {"generate": "`generate`", "continuous": "continuous batching"}
 
 
 @dataclass(frozen=True)
-class Work:
+class RolloutShape:
     """Prompts, and how long the response to each will be."""
 
     prompts: list[tuple[int, ...]]
@@ -67,10 +67,10 @@ def main() -> None:
     print(json.dumps(told, indent=2) if arguments.json else markdown(rows))
 
 
-def drawn_up(count: int, vocabulary: int) -> Work:
+def drawn_up(count: int, vocabulary: int) -> RolloutShape:
     rng = random.Random(0)
     prompts = [tuple(rng.choices(range(1, vocabulary), k=prompt_length(rng))) for _ in range(count)]
-    return Work(prompts, [response_length(rng) for _ in range(count)])
+    return RolloutShape(prompts, [response_length(rng) for _ in range(count)])
 
 
 class ScriptedLengths(InProcessEngine):
@@ -85,7 +85,7 @@ class ScriptedLengths(InProcessEngine):
         return table
 
 
-def by_engine(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
+def by_engine(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:
     """The lengths of the responses."""
     engine = ScriptedLengths(model, rows)
     engine.lengths = work.lengths
@@ -103,7 +103,7 @@ class StopAt(StoppingCriteria):
         return input_ids.shape[1] >= self.widths
 
 
-def by_generate(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
+def by_generate(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:
     found: list[int] = []
     for start in range(0, len(work.prompts), rows):
         prompts, lengths = work.prompts[start : start + rows], work.lengths[start : start + rows]
@@ -123,7 +123,7 @@ def by_generate(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
     return found
 
 
-def by_continuous_batching(model: PreTrainedModel, work: Work, rows: int) -> list[int]:
+def by_continuous_batching(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:
     page = 32
     settings = ContinuousBatchingConfig(
         page_size=page,
@@ -153,8 +153,8 @@ def by_continuous_batching(model: PreTrainedModel, work: Work, rows: int) -> lis
 def measured(name: str, prompts: int, rows: int, repeats: int) -> dict[str, Any]:
     model, work = network(name).eval(), drawn_up(prompts, SIZES[name]["vocab_size"])
     model.generation_config.eos_token_id = None
-    warm = Work(work.prompts[:rows], work.lengths[:rows])
-    sides: dict[str, Callable[[PreTrainedModel, Work, int], list[int]]] = {
+    warm = RolloutShape(work.prompts[:rows], work.lengths[:rows])
+    sides: dict[str, Callable[[PreTrainedModel, RolloutShape, int], list[int]]] = {
         "engine": by_engine,
         "generate": by_generate,
         "continuous": by_continuous_batching,

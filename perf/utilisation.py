@@ -39,9 +39,9 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture, architecture_of
-from dpr_core.planning.compute import Work
+from dpr_core.planning.compute import StageWork
 from dpr_core.planning.hardware import RESERVED
-from dpr_core.planning.stages import Circumstances, needs
+from dpr_core.planning.stages import PlanInputs, needs
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
@@ -68,11 +68,11 @@ class Task:
     """Something to do, in so few words, and what it takes at least."""
 
     run: Callable[[], object]
-    least: Work
+    least: StageWork
     how: str = ""
 
 
-class Bench:
+class UtilisationBench:
     """Makes the tasks of one size."""
 
     def __init__(self, size: str, device: torch.device, dtype: torch.dtype, count: int, rows: int) -> None:
@@ -96,7 +96,7 @@ class Bench:
         method = policy_gradient(ReinforceConfig().algorithm)
         return Task(lambda: trainer.step(self.sequences, method, values), least, way)
 
-    def learning(self) -> tuple[Trainer, Policy, Work, str]:
+    def learning(self) -> tuple[Trainer, Policy, StageWork, str]:
         model = self.network()
         architecture = architecture_of(model.config)
         room = torch.cuda.mem_get_info()[1] * (1 - RESERVED) if self.device.type == "cuda" else float("inf")
@@ -130,11 +130,11 @@ class Bench:
         return Task(run, least, f"{len(lengths)} prompts, {self.rows} rows at once")
 
 
-TASKS: dict[str, Callable[[Bench], Task]] = {
-    "sft": Bench.sft,
-    "score": Bench.scoring,
-    "update": Bench.update,
-    "rollout": Bench.rollout,
+TASKS: dict[str, Callable[[UtilisationBench], Task]] = {
+    "sft": UtilisationBench.sft,
+    "score": UtilisationBench.scoring,
+    "update": UtilisationBench.update,
+    "rollout": UtilisationBench.rollout,
 }
 
 
@@ -144,7 +144,7 @@ def fitting(architecture: Architecture, dtype: torch.dtype, sequences: Sequence[
     limits = dict(zip(("max_prompt_tokens", "max_response_tokens"), longest, strict=True))
     for way, (lora, again) in WAYS.items():
         config = SFTConfig(**limits, lora=lora, execution=ExecutionConfig(gradient_checkpointing=again))
-        around = Circumstances(architecture, str(dtype).removeprefix("torch."), "sdpa", len(sequences), config)
+        around = PlanInputs(architecture, str(dtype).removeprefix("torch."), "sdpa", len(sequences), config)
         if needs(config, around).peak.total <= room:
             return way
     raise DensePathError("training does not fit, nor do adapters alone")
@@ -155,13 +155,13 @@ def each(sequences: Sequence[TokenSequence]) -> list[compute.Sequences]:
     return [compute.Sequences(1, len(s.prompt), len(s.response)) for s in sequences]
 
 
-def read_once(architecture: Architecture, sequences: Sequence[TokenSequence]) -> Work:
-    return sum((compute.forward(architecture, s) for s in each(sequences)), Work())
+def read_once(architecture: Architecture, sequences: Sequence[TokenSequence]) -> StageWork:
+    return sum((compute.forward(architecture, s) for s in each(sequences)), StageWork())
 
 
-def trained(architecture: Architecture, sequences: Sequence[TokenSequence], adapters: bool) -> Work:
+def trained(architecture: Architecture, sequences: Sequence[TokenSequence], adapters: bool) -> StageWork:
     """The model's own operations; what is computed again does not count."""
-    return sum((compute.training(architecture, s, False, False, adapters) for s in each(sequences)), Work())
+    return sum((compute.training(architecture, s, False, False, adapters) for s in each(sequences)), StageWork())
 
 
 def bytes_read(a: Architecture, sequences: Sequence[TokenSequence], rows: int, number: int, head: int) -> int:
@@ -175,7 +175,7 @@ def bytes_read(a: Architecture, sequences: Sequence[TokenSequence], rows: int, n
     return passes * weights + 2 * number * a.remembered(seen)
 
 
-def measured(name: str, bench: Bench, limits: Limits, makers: Limits | None, repeats: int) -> dict[str, Any]:
+def measured(name: str, bench: UtilisationBench, limits: Limits, makers: Limits | None, repeats: int) -> dict[str, Any]:
     # Of what was measured before.
     gc.collect()
     torch.cuda.empty_cache()
@@ -219,7 +219,7 @@ def main() -> None:
     makers = by_maker(gpu, dtype) if gpu else None
     rows = []
     for size in arguments.sizes:
-        bench = Bench(size, device, dtype, arguments.sequences, arguments.rows)
+        bench = UtilisationBench(size, device, dtype, arguments.sequences, arguments.rows)
         for name in TASKS:
             rows.append(measured(name, bench, limits, makers, arguments.repeats))
     ratios = {f"utilisation_{row['work']}_{row['case']}": row["utilisation"] for row in rows if "utilisation" in row}

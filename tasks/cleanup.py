@@ -15,7 +15,7 @@ from tasks.artifacts.identity import files_below
 from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.artifacts.store import Store
 from tasks.locks import if_free, is_held
-from tasks.running.stage_workdir import Bench
+from tasks.running.stage_workdir import StageWorkdir
 
 LOCK = re.compile(r"(?:[0-9a-f]{32}){1,2}\.lock")
 SCRATCH = timedelta(hours=1)
@@ -104,7 +104,7 @@ class Garbage:
                         yield piece
 
     def _of_bench(self, folder: Path) -> Iterator[Piece]:
-        bench, key = Bench(folder), folder.name
+        bench, key = StageWorkdir(folder), folder.name
         attempt = bench.attempt()
         if is_held(self._lock(key)):
             return
@@ -158,8 +158,8 @@ class Garbage:
     def _is_unfinished(self, run_id: str) -> Callable[[], bool]:
         return lambda: not self._store.record(run_id).finished
 
-    def _bench(self, key: str) -> Bench:
-        return Bench(self._store.home / "work" / key)
+    def _bench(self, key: str) -> StageWorkdir:
+        return StageWorkdir(self._store.home / "work" / key)
 
     def _lock(self, name: str) -> Path:
         return self._store.home / "locks" / f"{name}.lock"

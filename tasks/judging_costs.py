@@ -29,7 +29,7 @@ Answered = Sequence[tuple[Question, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
-class Line:
+class CostLine:
     """All judging of one kind on one benchmark."""
 
     stage: str
@@ -44,7 +44,7 @@ class Line:
 class Costs:
     """What judges that are paid would cost, by benchmark."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[CostLine, ...]
     reused: int
     """Judgments that are there already, and cost nothing."""
     assumed: tuple[str, ...]
@@ -69,7 +69,7 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
         node for node in nodes if node.stage in _COSTS and isinstance(cast(Any, node.config).by, ChatCompletionsConfig)
     ]
     to_run = [node for node in paid if step[node.name].status == "run"]
-    lines: dict[tuple[str, str], Line] = {}
+    lines: dict[tuple[str, str], CostLine] = {}
     asked: list[_Answers] = []
     tried: set[tuple[Any, ...]] = set()
 
@@ -99,7 +99,7 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
         tried.add(canary)
         found, prompts = cost(node.stage, config, *sides.items())
         key = (node.stage, _label(benchmark))
-        line = lines.get(key, Line(*key, 0, prompts, Cost()))
+        line = lines.get(key, CostLine(*key, 0, prompts, Cost()))
         lines[key] = replace(line, judgments=line.judgments + 1, cost=line.cost + found)
         asked += sides.values()
     return Costs(tuple(lines.values()), len(paid) - len(to_run), _assumed(to_run, asked))

@@ -18,7 +18,7 @@ from tasks.local_home import is_full, no_space
 from tasks.locks import exclusive
 from tasks.running.explain_rerun import FORCED, UNEXPLAINED, Wanted, differences
 from tasks.running.shutdown import terminable
-from tasks.running.stage_workdir import Bench
+from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Progress, Work, Workspace
 
 __all__ = ["Outcome", "Progress", "Stage", "Work", "Workspace", "run_stage"]
@@ -112,7 +112,7 @@ def run_stage(
         found, damage = reusable(there, lambda run_id: store.verify(run_id, quick=True))
         for line in damage:
             logger.warning("%s: not reused: %s", name, line)
-        bench = Bench(store.home / "work" / key)
+        bench = StageWorkdir(store.home / "work" / key)
         if found is not None:
             if bench.attempt() == found.id:
                 bench.clear()
@@ -168,7 +168,7 @@ def recent(records: Iterable[Record], not_before: datetime | None) -> list[Recor
 
 
 def _taken_up(
-    store: Store, bench: Bench, key: str, name: str, parent: str | None, not_before: datetime | None
+    store: Store, bench: StageWorkdir, key: str, name: str, parent: str | None, not_before: datetime | None
 ) -> StageRun | None:
     """The interrupted attempt whose work lies on the bench, if there is one."""
     attempt = bench.attempt()
@@ -206,7 +206,7 @@ def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> d
 
 
 def _attempt(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: Bench
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: StageWorkdir
 ) -> dict[str, float]:
     run = work.run
     try:
@@ -229,7 +229,7 @@ def _attempt(
 
 
 def _worked(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: Bench
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: StageWorkdir
 ) -> tuple[Manifest, dict[str, float]]:
     """Do what the stage does, and say what came of it."""
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
@@ -255,7 +255,7 @@ def _worked(
     return manifest, metrics
 
 
-def _finished(run: StageRun, bench: Bench) -> tuple[Manifest, dict[str, float]] | None:
+def _finished(run: StageRun, bench: StageWorkdir) -> tuple[Manifest, dict[str, float]] | None:
     """What an attempt came to that was interrupted while it was published; None where it has to work on."""
     done = bench.finished()
     if done is None:

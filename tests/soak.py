@@ -255,8 +255,8 @@ def trap(point: str, number: int) -> None:
     import dpr_core.state
     import tasks.artifacts.stage_run
     import tasks.running.stage_workdir
-    from tasks.artifacts.mlflow_client import Client
-    from tasks.running.stage_workdir import Bench
+    from tasks.artifacts.mlflow_client import MlflowClient
+    from tasks.running.stage_workdir import StageWorkdir
 
     passed = 0
 
@@ -320,9 +320,9 @@ def trap(point: str, number: int) -> None:
         """MLflow's methods are looked up by name; give the class ones of its own that can be wrapped."""
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return Client.__getattr__(self, name)(*args, **kwargs)
+            return MlflowClient.__getattr__(self, name)(*args, **kwargs)
 
-        setattr(Client, name, call)
+        setattr(MlflowClient, name, call)
 
     for name in ("log_text", "set_tag", "set_terminated"):
         client_method(name)
@@ -330,23 +330,23 @@ def trap(point: str, number: int) -> None:
         case "half the files moved":
             around(tasks.artifacts.stage_run, "_move", half_moved, None)
         case "before the manifest":
-            around(Client, "log_text", on(is_manifest), None)
+            around(MlflowClient, "log_text", on(is_manifest), None)
         case "half the manifest":
-            around(Client, "log_text", half_manifest, None)
+            around(MlflowClient, "log_text", half_manifest, None)
         case "before the digest":
-            around(Client, "set_tag", on(is_digest), None)
+            around(MlflowClient, "set_tag", on(is_digest), None)
         case "after the digest":
-            around(Client, "set_tag", None, on(is_digest))
+            around(MlflowClient, "set_tag", None, on(is_digest))
         case "after the status":
-            around(Client, "set_terminated", None, on(always))
+            around(MlflowClient, "set_terminated", None, on(always))
         case "before the work is sealed as done":
-            around(Bench, "finish", on(always), None)
+            around(StageWorkdir, "finish", on(always), None)
         case "after the work is sealed as done":
-            around(Bench, "finish", None, on(always))
+            around(StageWorkdir, "finish", None, on(always))
         case "half a state":
             around(dpr_core.state, "write", half_state, None)
         case "after a state":
-            around(Bench, "keep", None, on(always))
+            around(StageWorkdir, "keep", None, on(always))
         case "results told":
             around(tasks.artifacts.stage_run.StageRun, "results", None, on(always))
 

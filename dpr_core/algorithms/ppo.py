@@ -9,7 +9,7 @@ from dpr_core.advantages import gae
 from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.algorithms.dense_path_reinforce import ReinforcePlusPlus
 from dpr_core.config import reinforce as config
-from dpr_core.returns import paid_at_the_end
+from dpr_core.returns import terminal_reward
 
 
 class ValueRegression:
@@ -35,7 +35,7 @@ class PPO(ReinforcePlusPlus):
         self.critic = ValueRegression(settings)
 
     def credit(self, seen: Experience, kl_weight: float) -> Credit:
-        paid = seen._replace(rewards=paid_at_the_end(seen.rewards, seen.mask))
+        paid = seen._replace(rewards=terminal_reward(seen.rewards, seen.mask))
         rewards = self.penalised(paid, kl_weight)
         advantages = gae(rewards, seen.values, seen.mask, self.settings.gamma, self.gae_lambda)
         return Credit(advantages + seen.values, self.normalised(advantages, seen.mask))

@@ -2,11 +2,11 @@
 
 from dpr_core.algorithms.base import Credit, Experience
 from dpr_core.algorithms.dense_path_reinforce import ReinforcePlusPlus
-from dpr_core.returns import paid_at_the_end
+from dpr_core.returns import terminal_reward
 
 
 class SequenceReinforce(ReinforcePlusPlus):
     """As REINFORCE++, with the dense reward summed up and paid at the last token; the KL term stays with each token."""
 
     def credit(self, seen: Experience, kl_weight: float) -> Credit:
-        return super().credit(seen._replace(rewards=paid_at_the_end(seen.rewards, seen.mask)), kl_weight)
+        return super().credit(seen._replace(rewards=terminal_reward(seen.rewards, seen.mask)), kl_weight)

@@ -17,7 +17,7 @@ from dpr_core.lab import programs
 _LONGEST_LINE = 2**24
 
 
-class Source(Protocol):
+class DemonstrationSource(Protocol):
     """Rows in one pass, read as they are asked for."""
 
     name: str
@@ -69,22 +69,25 @@ class LabDemonstrations:
             yield f"lab:{number}", Demonstration(id, "", prompt, response)
 
 
-_SOURCES: Mapping[str, Callable[[Any, int], Source]] = {
+_SOURCES: Mapping[str, Callable[[Any, int], DemonstrationSource]] = {
     "lab": LabDemonstrations,
     "file": lambda config, seed: _file(config),
     "hub": lambda config, seed: HubDataset(config),
 }
 
 
-def open_source(config: SourceConfig, seed: int) -> Source:
+def open_source(config: SourceConfig, seed: int) -> DemonstrationSource:
     """The source that a config describes; no row is read before it is asked for."""
     return _SOURCES[config.type](config, seed)
 
 
-_BY_ENDING: Mapping[str, Callable[[FileSourceConfig], Source]] = {".parquet": ParquetTable, ".csv": CommaSeparated}
+_BY_ENDING: Mapping[str, Callable[[FileSourceConfig], DemonstrationSource]] = {
+    ".parquet": ParquetTable,
+    ".csv": CommaSeparated,
+}
 
 
-def _file(config: FileSourceConfig) -> Source:
+def _file(config: FileSourceConfig) -> DemonstrationSource:
     """By the ending of the file's name; whatever is not listed holds JSON lines."""
     path = Path(config.path).expanduser()
     try:

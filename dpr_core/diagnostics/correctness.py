@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AurocEstimate:
     """A mean over prompts with its 95% interval; one prompt has no interval."""
 
     value: float
@@ -37,10 +37,10 @@ class Correctness:
     all_right: int
     all_wrong: int
     accuracy: float
-    of_return: Estimate | None
-    of_log_sft: Estimate | None
+    of_return: AurocEstimate | None
+    of_log_sft: AurocEstimate | None
     """Of the mean of log pi_SFT over an answer's tokens."""
-    of_length: Estimate | None
+    of_length: AurocEstimate | None
     """Of the number of tokens alone: what a reward would reach that saw nothing else."""
 
     @property
@@ -60,7 +60,7 @@ def within_prompts(values: Tensor, right: Tensor) -> list[float]:
 def correctness(returns: Tensor, mean_log_sft: Tensor, lengths: Tensor, right: Tensor, seed: int) -> Correctness:
     """All arguments but the seed are (prompts, samples)."""
     of_return, of_log_sft, of_length = (
-        Estimate.of(within_prompts(values, right), seed) for values in (returns, mean_log_sft, lengths)
+        AurocEstimate.of(within_prompts(values, right), seed) for values in (returns, mean_log_sft, lengths)
     )
     return Correctness(
         prompts=len(right),

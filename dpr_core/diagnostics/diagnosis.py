@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dpr_core.diagnostics.correctness import Correctness, Estimate
+from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
 from dpr_core.diagnostics.corruption import Detection
 from dpr_core.diagnostics.shape import Points
 
@@ -67,7 +67,7 @@ class Diagnosis:
         return {f"diagnose/{name}": float(value) for name, value in values.items() if value is not None}
 
 
-def _estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+def _estimate(name: str, estimate: AurocEstimate | None) -> dict[str, float | None]:
     if estimate is None:
         return {}
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from dpr_core.diagnostics.correctness import Correctness, Estimate
+from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
 from dpr_core.diagnostics.diagnosis import Diagnosis
 
 CHANCE = 0.5
@@ -57,7 +57,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RewardVerdict:
     """The gravest of its reasons; those for going on are reasons too."""
 
     reasons: tuple[Reason, ...]
@@ -74,10 +74,10 @@ class Verdict:
         return f"{self.level.word}: {' '.join(r.text for r in self.reasons if r.level == self.level)}"
 
 
-def judge(measured: Diagnosis) -> Verdict:
+def judge(measured: Diagnosis) -> RewardVerdict:
     """What the measurements call for."""
     checks = (_noise, _correctness, _credit, _length, _end, _concentration)
-    return Verdict(tuple(reason for check in checks for reason in check(measured)))
+    return RewardVerdict(tuple(reason for check in checks for reason in check(measured)))
 
 
 def _noise(measured: Diagnosis) -> Iterator[Reason]:
@@ -155,5 +155,5 @@ def _follows_correctness(checked: Correctness | None) -> bool:
     return estimate is not None and estimate.low is not None and estimate.low > CHANCE
 
 
-def _shown(estimate: Estimate) -> str:
+def _shown(estimate: AurocEstimate) -> str:
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"

@@ -13,7 +13,7 @@ from dpr_core.experiments.quantities import ACCURACY, CUT, KL, TOKENS, WIN_RATE,
 from dpr_core.reporting.page import Html, element, image, page
 from dpr_core.reporting.report import STYLE
 from dpr_core.reporting.tables import NONE, Table, escaped
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 BESIDE = (TOKENS, CUT, KL)
 """Shown as means without intervals."""
@@ -57,13 +57,13 @@ def as_html(
     """One self-contained page. `plots` maps a caption to the bytes of a PNG file."""
     return page(
         title,
-        element("h1", visible(title)),
-        element("p", visible(f"{exhibit.runs} {extent(observations)}"), class_="quiet"),
-        element("p", visible(lacking(missing))) if missing else Html(""),
+        element("h1", escape_control(title)),
+        element("p", escape_control(f"{exhibit.runs} {extent(observations)}"), class_="quiet"),
+        element("p", escape_control(lacking(missing))) if missing else Html(""),
         claims_table(verdicts).as_html() if verdicts else Html(""),
-        *(element("p", visible(best)) for best in best_values(exhibit, observations)),
+        *(element("p", escape_control(best)) for best in best_values(exhibit, observations)),
         table(exhibit, observations).as_html(),
-        element("p", visible(CAPTION), class_="quiet"),
+        element("p", escape_control(CAPTION), class_="quiet"),
         *(image(png, caption) for caption, png in plots.items()),
         style=STYLE,
         images=bool(plots),

@@ -18,7 +18,7 @@ from dpr_core.data.encoding import end_token
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.lora import merged
-from dpr_core.models.sharding import gathered, is_slice
+from dpr_core.models.sharding import is_slice, unsharded_in_place
 from dpr_core.models.trust import own_code, refuse_missing_shards, refuse_unsafe
 
 # Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
@@ -33,7 +33,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     weights = merged(model) if writes or sharded else None
     if sharded:
         held = weights or model.state_dict(keep_vars=True)
-        weights = gathered(held, torch.device("cpu") if writes else None)
+        weights = unsharded_in_place(held, torch.device("cpu") if writes else None)
     if writes:
         with _without_progress_bars():
             model.save_pretrained(folder, state_dict=weights)

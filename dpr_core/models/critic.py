@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dpr_core.data.batching import Batch
 from dpr_core.models.packed_attention import packs, states
 from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.sharding import device_of, is_sharded, whole
+from dpr_core.models.sharding import device_of, is_sharded, unsharded_copy
 
 
 class Critic(nn.Module):
@@ -19,7 +19,7 @@ class Critic(nn.Module):
         super().__init__()
         self.activations = policy.activations
         self.packing = policy.packing
-        model = whole(policy.model, torch.device("cpu"))
+        model = unsharded_copy(policy.model, torch.device("cpu"))
         self.model = copy.deepcopy(model.get_decoder()) if model is policy.model else model.get_decoder()
         if not any(weight.requires_grad for weight in self.model.parameters()):
             self.model.requires_grad_(True)

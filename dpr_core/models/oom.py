@@ -32,7 +32,7 @@ def in_micro_batches(
     """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
     `what` names the pass, such as a step.
 
-    None takes what is fast on the device. Several processes do not begin again: see `as_much_as_fits`.
+    None takes what is fast on the device. Several processes do not begin again: see `with_oom_backoff`.
 
     Whatever `work` changes before it fails, it has to set right when it is called again.
     """
@@ -40,10 +40,10 @@ def in_micro_batches(
 
     def share(at_once: int) -> T:
         batches = micro_batches(lengths, at_once, packed)
-        distributed.tell_of_idle(what, lengths, len(batches), at_once)
+        distributed.warn_of_idle_ranks(what, lengths, len(batches), at_once)
         return work(batches)
 
-    return as_much_as_fits(
+    return with_oom_backoff(
         "micro-batches of {} tokens",
         tokens or default_tokens(on_gpu=device.type != "cpu"),
         longest,
@@ -54,7 +54,7 @@ def in_micro_batches(
     )
 
 
-def as_much_as_fits(
+def with_oom_backoff(
     what: str, most: int, least: int, work: Callable[[int], T], setting: str, smallest: str, hint: str
 ) -> T:
     """`work` with `most` at once, called again with half of it while memory runs out, but not below `least`.
@@ -75,7 +75,7 @@ def as_much_as_fits(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             raise DensePathError(
                 f"the memory of process {distributed.rank()} does not hold {what.format(at_once)} ({failure}); "
                 f"set execution.{setting} to less"

@@ -14,7 +14,7 @@ from dpr_core.models.critic import Critic
 from dpr_core.models.extrapolation import Contrasted
 from dpr_core.models.oom import in_micro_batches
 from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.sharding import reading
+from dpr_core.models.sharding import eval_mode
 
 
 def score(
@@ -30,7 +30,7 @@ def score(
     Micro-batches depend on lengths and budget alone, so two models score the same sequences in the same shapes,
     whatever the number of processes that share the work.
     """
-    with reading(policy):
+    with eval_mode(policy):
         columns = _tables(
             policy,
             lambda batch: policy(batch, entropy=entropy),
@@ -56,13 +56,13 @@ def state_kl(
             return (token_kl(*states, logits_per_chunk=policy.logits_per_chunk),)
 
     policies = (policy.sft, policy.reference) if isinstance(policy, Contrasted) else (policy,)
-    with reading(*policies, reference):
+    with eval_mode(*policies, reference):
         return _tables(policy, kl, 1, sequences, tokens_per_micro_batch)[0]
 
 
 def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
     """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
-    with reading(critic):
+    with eval_mode(critic):
         return _tables(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
 
 
@@ -81,15 +81,15 @@ def _tables(
     def fill(batches: list[list[int]]) -> Tensor:
         out = torch.zeros(columns, *mask.shape)
         done = 0
-        for rows, is_mine in distributed.turns(batches):
+        for rows, is_mine in distributed.shard_work(batches):
             found = compute(collate([sequences[row] for row in rows], reader.packed).to(reader.device))
             if is_mine:
                 for table, flat in zip(out, found, strict=True):
                     _unflatten(table, mask, rows, flat)
             if on_progress is not None:
-                done += distributed.count()
+                done += distributed.world_size()
                 on_progress(sum(map(len, batches[:done])), len(sequences))
-        return distributed.added(out)
+        return distributed.all_reduce_sum(out)
 
     lengths = [len(s) for s in sequences]
     return in_micro_batches("a scoring pass", lengths, tokens_per_micro_batch, reader.device, fill, reader.packed)

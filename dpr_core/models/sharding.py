@@ -25,9 +25,9 @@ _skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary(
 """Of each sharded model: the same one without weights, and without the hooks that gather them."""
 
 
-def place(module: M, launch: LaunchConfig) -> M:
+def to_device_or_shard(module: M, launch: LaunchConfig) -> M:
     """Put a policy or a critic where it computes: all of it, or this process's slice of each weight. In place."""
-    if launch.strategy != "fsdp" or distributed.count() == 1:
+    if launch.strategy != "fsdp" or distributed.world_size() == 1:
         return module.to(distributed.device())
     if not is_sharded(module):
         _shard(module, launch.cpu_offload)
@@ -40,7 +40,7 @@ def _shard(module: nn.Module, cpu_offload: bool) -> None:
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
     device = distributed.device()
-    mesh = init_device_mesh(device.type, (distributed.count(),))
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
     layers: set[str] = set()
     for model in networks(module):
@@ -79,7 +79,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 @contextmanager
-def reading(*modules: nn.Module) -> Iterator[None]:
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
     """Without dropout and gradients; afterwards nothing stays gathered."""
     sharded = [module for module in modules if is_sharded(module)]
     for module in modules:
@@ -91,7 +91,7 @@ def reading(*modules: nn.Module) -> Iterator[None]:
         module.reshard()  # type: ignore[operator]
 
 
-def whole(
+def unsharded_copy(
     model: "PreTrainedModel", device: torch.device | None = None, activations: torch.dtype = torch.float32
 ) -> "PreTrainedModel":
     """The model with all of its weights in this process, those that are only ever used rounded held rounded. That is
@@ -103,7 +103,7 @@ def whole(
     twin = copy.deepcopy(_skeletons[model])
     weights = model.state_dict(keep_vars=True)
     types = {name: activations if name in rounded else weight.dtype for name, weight in weights.items()}
-    twin.load_state_dict(gathered(weights, device or distributed.device(), types), assign=True)
+    twin.load_state_dict(unsharded_in_place(weights, device or distributed.device(), types), assign=True)
     return twin
 
 
@@ -126,7 +126,7 @@ def rounded_layers(model: "PreTrainedModel", activations: torch.dtype) -> list[t
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
 
-def gathered(
+def unsharded_in_place(
     weights: Mapping[str, Tensor], device: torch.device | None, types: Mapping[str, torch.dtype] | None = None
 ) -> dict[str, Tensor]:
     """All of each weight on a device, one after another. Tied ones stay one. Without a device, only other processes get
@@ -136,20 +136,20 @@ def gathered(
     with torch.inference_mode(False), torch.no_grad():
         for name, weight in weights.items():
             if id(weight) not in found:
-                each = full(weight).to(dtype=types[name] if types else weight.dtype)
+                each = unshard(weight).to(dtype=types[name] if types else weight.dtype)
                 found[id(weight)] = each.to(device) if device else torch.empty(0)
     return {name: found[id(weight)] for name, weight in weights.items()} if device else {}
 
 
-def full(weight: Tensor) -> Tensor:
+def unshard(weight: Tensor) -> Tensor:
     """All of a weight, in every process."""
     if not is_slice(weight):
         return weight.detach()
-    whole: Tensor = weight.detach().to(distributed.device()).full_tensor()  # type: ignore[attr-defined]
-    return whole
+    unsharded_copy: Tensor = weight.detach().to(distributed.device()).full_tensor()  # type: ignore[attr-defined]
+    return unsharded_copy
 
 
-def cut(values: Tensor, like: Tensor) -> Tensor:
+def shard_like(values: Tensor, like: Tensor) -> Tensor:
     """Of all values, this process's slice, where `like` is sharded."""
     if not is_slice(like) or is_slice(values):
         return values

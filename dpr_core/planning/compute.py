@@ -11,7 +11,7 @@ UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """What is to be done. Multiplying and adding are two operations."""
 
     tokens: float = 0
@@ -23,11 +23,11 @@ class Work:
     read: float = 0
     """Bytes of weights and of keys and values that drawing reads, token by token."""
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "StageWork") -> "StageWork":
+        return StageWork(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def __mul__(self, times: float) -> "Work":
-        return Work(*(each * times for each in astuple(self)))
+    def __mul__(self, times: float) -> "StageWork":
+        return StageWork(*(each * times for each in astuple(self)))
 
     @property
     def operations(self) -> float:
@@ -53,7 +53,7 @@ class Sequences:
         return self.prompt + self.response
 
 
-def forward(architecture: Architecture, sequences: Sequences) -> Work:
+def forward(architecture: Architecture, sequences: Sequences) -> StageWork:
     """One pass: every matrix for every token, attention to all tokens before, and the head for the response alone."""
     a, n, tokens = architecture, sequences.count, sequences.length
     matrices = 2 * a.layers * a.layer_matrices * tokens
@@ -62,19 +62,19 @@ def forward(architecture: Architecture, sequences: Sequences) -> Work:
     seen = (a.layers - a.windowed_layers) * tokens**2 / 2
     seen += a.windowed_layers * (windowed * tokens - windowed**2 / 2)
     attention = 4 * a.queries * seen
-    return Work(n * tokens, n * (matrices + attention), n * 2 * a.head * sequences.response)
+    return StageWork(n * tokens, n * (matrices + attention), n * 2 * a.head * sequences.response)
 
 
 def training(
     architecture: Architecture, sequences: Sequences, checkpointing: bool, chunks: bool, adapters: bool = False
-) -> Work:
+) -> StageWork:
     """Forward and twice as much backward, or once where adapters learn alone; what was not saved is computed again, as
     are logits of several chunks."""
     once, passes = forward(architecture, sequences), 2 if adapters else 3
-    return Work(once.tokens, once.body * (passes + checkpointing), once.head * (passes + chunks))
+    return StageWork(once.tokens, once.body * (passes + checkpointing), once.head * (passes + chunks))
 
 
-def drawing(architecture: Architecture, sequences: Sequences, rows: int, steps: float, halved: bool) -> Work:
+def drawing(architecture: Architecture, sequences: Sequences, rows: int, steps: float, halved: bool) -> StageWork:
     """A forward pass in which every token after the first reads the weights once for all rows at once, and the row's
     keys and values. A batch of rows goes on for `steps` tokens: to the end of its longest response."""
     a = architecture
@@ -83,4 +83,4 @@ def drawing(architecture: Architecture, sequences: Sequences, rows: int, steps: 
     weights = number * a.layers * a.layer_matrices + 4 * a.head
     middle = sequences.prompt + sequences.response / 2
     remembered = 2 * number * a.remembered(round(middle)) * sequences.response * sequences.count
-    return forward(a, sequences) + Work(read=batches * steps * weights + remembered)
+    return forward(a, sequences) + StageWork(read=batches * steps * weights + remembered)

@@ -27,7 +27,7 @@ LIVE_CHUNKS_KL = 5
 
 
 @dataclass(frozen=True)
-class Parts:
+class MemoryBreakdown:
     """Bytes on one GPU at one moment."""
 
     weights: float = 0
@@ -45,8 +45,8 @@ class Parts:
     logits: float = 0
     """With the head's gradient of a micro-batch, which is not yet added to those before."""
 
-    def __add__(self, other: "Parts") -> "Parts":
-        return Parts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "MemoryBreakdown") -> "MemoryBreakdown":
+        return MemoryBreakdown(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def total(self) -> float:
@@ -61,7 +61,7 @@ class Parts:
         return {each.name: round(getattr(self, each.name)) for each in fields(self)}
 
 
-PARTS = tuple(each.name for each in fields(Parts))
+PARTS = tuple(each.name for each in fields(MemoryBreakdown))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Memory:
         rows = rows_of_logits(vocabulary, self.execution.logits_per_chunk, not (learning or self.on_gpu))
         return FULL * min(rows, self.tokens) * vocabulary
 
-    def training(self, adapters: bool = False) -> list[Parts]:
+    def training(self, adapters: bool = False) -> list[MemoryBreakdown]:
         """The highest moments of a backward pass: in the head, in the last layer, and in a tied embedding. With
         adapters, neither head nor embedding has a gradient, and what is not trained is rounded already."""
         a, tokens = self.architecture, self.tokens
@@ -137,33 +137,35 @@ class Memory:
         in_head = LIVE_CHUNKS * self.chunk(learning=True) + head
         # The head's gradient waits for that of the embedding.
         waiting = head if a.tied else 0
-        embedding = Parts(logits=waiting + head)
+        embedding = MemoryBreakdown(logits=waiting + head)
         if not self.execution.gradient_checkpointing:
             held = outside + a.layers * self._saved_by_layer * tokens
             in_layer = self._gradients_in_layer * tokens
             return [
-                Parts(activations=casts + held, logits=in_head),
-                Parts(activations=casts + held + in_layer, logits=waiting),
+                MemoryBreakdown(activations=casts + held, logits=in_head),
+                MemoryBreakdown(activations=casts + held + in_layer, logits=waiting),
                 embedding,
             ]
         held = outside + a.layers * FULL * a.width * tokens
         one_layer = (self._saved_by_layer + self._gradients_in_layer) * tokens
         return [
-            Parts(activations=held, logits=in_head),
-            Parts(activations=casts / a.layers + held + one_layer, logits=waiting),
-            Parts(activations=casts + held + self._transient * tokens),
+            MemoryBreakdown(activations=held, logits=in_head),
+            MemoryBreakdown(activations=casts / a.layers + held + one_layer, logits=waiting),
+            MemoryBreakdown(activations=casts + held + self._transient * tokens),
             embedding,
         ]
 
-    def scoring(self, chunks: int = LIVE_CHUNKS) -> list[Parts]:
+    def scoring(self, chunks: int = LIVE_CHUNKS) -> list[MemoryBreakdown]:
         """In a layer, and in the head."""
         tokens = self.tokens
         return [
-            Parts(activations=self._transient * tokens),
-            Parts(activations=FULL * self.architecture.width * tokens, logits=chunks * self.chunk(learning=False)),
+            MemoryBreakdown(activations=self._transient * tokens),
+            MemoryBreakdown(
+                activations=FULL * self.architecture.width * tokens, logits=chunks * self.chunk(learning=False)
+            ),
         ]
 
-    def drawing(self, total: int, models: int = 1, learned: bool = False) -> list[Parts]:
+    def drawing(self, total: int, models: int = 1, learned: bool = False) -> list[MemoryBreakdown]:
         """Of so many rows with the longest prompts: reading as many as have slots, under a mask; widening the slots of
         the last layer; and drawing the last token. Networks that learn are drawn with in rounded copies."""
         a = self.architecture
@@ -176,9 +178,9 @@ class Memory:
         # Graphs leave each model's logits where they are, and those that they were made from in their pool.
         chunks = max(LIVE_CHUNKS_DRAW, 2 * models) + (2 * models if self.on_gpu and self.execution.graphs else 0)
         return [
-            Parts(cache=read, activations=casts + rows * prompt * (self._transient + FULL * prompt)),
-            Parts(cache=full + full / models / a.layers, activations=casts),
-            Parts(cache=full, activations=casts, logits=chunks * FULL * rows * a.vocabulary),
+            MemoryBreakdown(cache=read, activations=casts + rows * prompt * (self._transient + FULL * prompt)),
+            MemoryBreakdown(cache=full + full / models / a.layers, activations=casts),
+            MemoryBreakdown(cache=full, activations=casts, logits=chunks * FULL * rows * a.vocabulary),
         ]
 
     @property

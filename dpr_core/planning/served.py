@@ -8,7 +8,7 @@ from dpr_core.planning.memory import FULL, HALF, Memory
 
 
 @dataclass(frozen=True)
-class Server:
+class VllmServerShare:
     """It takes its share of the GPU whatever it needs, and keeps keys and values in what its weights leave of it."""
 
     share: float
@@ -51,11 +51,13 @@ class Server:
         }
 
 
-def server_for(rollouts: Rollouts, memory: Memory) -> Server | None:
+def server_for(rollouts: Rollouts, memory: Memory) -> VllmServerShare | None:
     """None where none is started: one that is named by its address is elsewhere."""
     if not isinstance(rollouts, VllmConfig) or rollouts.execution.url is not None:
         return None
     number = HALF if memory.dtype == "bfloat16" else FULL
     known = memory.architecture
     row = 2 * number * known.remembered(memory.longest)
-    return Server(rollouts.execution.memory_share, number * known.parameters, row, memory.execution.rollout_rows)
+    return VllmServerShare(
+        rollouts.execution.memory_share, number * known.parameters, row, memory.execution.rollout_rows
+    )

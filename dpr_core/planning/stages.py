@@ -14,9 +14,9 @@ from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import LengthsConfig, LoRAConfig, SFTConfig
 from dpr_core.planning import compute
 from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.compute import Sequences, Work
-from dpr_core.planning.memory import LIVE_CHUNKS_ENTROPY, LIVE_CHUNKS_KL, Memory, Parts
-from dpr_core.planning.served import Server, server_for
+from dpr_core.planning.compute import Sequences, StageWork
+from dpr_core.planning.memory import LIVE_CHUNKS_ENTROPY, LIVE_CHUNKS_KL, Memory, MemoryBreakdown
+from dpr_core.planning.served import VllmServerShare, server_for
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class PlanInputs:
     """What a stage's own settings do not say."""
 
     architecture: Architecture
@@ -59,12 +59,12 @@ class Circumstances:
 class Needs:
     """Of one stage on one GPU."""
 
-    moments: dict[str, Parts]
+    moments: dict[str, MemoryBreakdown]
     """By what is being done, the fullest moment of that."""
-    work: Work
+    work: StageWork
     longest: int
     """Tokens of the longest sequence that the limits allow, or that the model has positions for."""
-    server: Server | None = field(default=None, kw_only=True)
+    server: VllmServerShare | None = field(default=None, kw_only=True)
     """What draws in its place, if that is on the same GPU."""
     drawing: float = 0
     """Bytes of the whole networks that draw, beyond copies, which a process that holds slices gathers for that."""
@@ -74,11 +74,11 @@ class Needs:
         return max(self.moments, key=lambda moment: self.moments[moment].total)
 
     @property
-    def peak(self) -> Parts:
+    def peak(self) -> MemoryBreakdown:
         return self.moments[self.fullest]
 
 
-def needs(config: StageConfig, circumstances: Circumstances) -> Needs:
+def needs(config: StageConfig, circumstances: PlanInputs) -> Needs:
     """Of a stage, by the type of its settings."""
     return _NEEDS[type(config)](config, circumstances)
 
@@ -88,7 +88,7 @@ def plannable(config: StageConfig) -> bool:
     return type(config) in _NEEDS
 
 
-def _fullest(lasting: Parts, moments: Sequence[Parts]) -> Parts:
+def _fullest(lasting: MemoryBreakdown, moments: Sequence[MemoryBreakdown]) -> MemoryBreakdown:
     return lasting + max(moments, key=lambda parts: parts.total)
 
 
@@ -97,7 +97,7 @@ def _learned(memory: Memory, lora: LoRAConfig | None) -> float:
     return memory.adapters(lora) if lora else memory.network
 
 
-def _learning(memory: Memory, lasting: Parts, lora: LoRAConfig | None = None) -> dict[str, Parts]:
+def _learning(memory: Memory, lasting: MemoryBreakdown, lora: LoRAConfig | None = None) -> dict[str, MemoryBreakdown]:
     """`lasting` with the moments of all that is trained; one network learns at a time."""
     weights = _learned(memory, lora)
     with_gradients = replace(lasting, gradients=weights)
@@ -110,45 +110,45 @@ def _chunked(memory: Memory, sequences: Sequences) -> bool:
     return rows * memory.architecture.vocabulary > memory.execution.logits_per_chunk
 
 
-def _trained(memory: Memory, sequences: Sequences, lora: LoRAConfig | None = None) -> Work:
+def _trained(memory: Memory, sequences: Sequences, lora: LoRAConfig | None = None) -> StageWork:
     checkpointing, chunks = memory.execution.gradient_checkpointing, _chunked(memory, sequences)
     return compute.training(memory.architecture, sequences, checkpointing, chunks, lora is not None)
 
 
-def _drawn(memory: Memory, sequences: Sequences) -> Work:
+def _drawn(memory: Memory, sequences: Sequences) -> StageWork:
     halved = memory.dtype == "bfloat16"
     return compute.drawing(
         memory.architecture, sequences, memory.execution.rollout_rows, memory.longest_response, halved
     )
 
 
-def sft(config: SFTConfig | ContinuedSFTConfig, around: Circumstances) -> Needs:
+def sft(config: SFTConfig | ContinuedSFTConfig, around: PlanInputs) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
     average = memory.network if getattr(config, "ema_decay", None) else 0
     lora: LoRAConfig | None = getattr(config, "lora", None)
     learned = _learned(memory, lora)
     weights = memory.frozen + learned if lora else memory.network
-    lasting = Parts(weights=weights, optimizer=2 * learned, copies=average)
+    lasting = MemoryBreakdown(weights=weights, optimizer=2 * learned, copies=average)
     sequences = around.sequences(around.demonstrations * config.epochs, *limits)
     return Needs(_learning(memory, lasting, lora), _trained(memory, sequences, lora), memory.longest)
 
 
-def reward(config: RewardConfig, around: Circumstances) -> Needs:
+def reward(config: RewardConfig, around: PlanInputs) -> Needs:
     limits = around.learned.max_prompt_tokens, around.learned.max_response_tokens
     memory = around.memory(config.execution, *limits)
-    moments = {"scoring": _fullest(Parts(scorers=2 * memory.frozen), memory.scoring())}
+    moments = {"scoring": _fullest(MemoryBreakdown(scorers=2 * memory.frozen), memory.scoring())}
     probes = around.sequences(min(config.probe_demonstrations, around.demonstrations), *limits)
     passes = 4 if config.normalise else 2
     return Needs(moments, compute.forward(around.architecture, probes) * passes, memory.longest)
 
 
-def diagnose(config: DiagnoseConfig, around: Circumstances) -> Needs:
+def diagnose(config: DiagnoseConfig, around: PlanInputs) -> Needs:
     limits = around.learned.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
     answers = around.sequences(config.prompts * config.samples, *limits)
     demonstrations = around.sequences(min(config.demonstrations, around.demonstrations), *limits)
-    scorers = Parts(scorers=2 * memory.frozen)
+    scorers = MemoryBreakdown(scorers=2 * memory.frozen)
     moments = {
         "drawing": _fullest(scorers, memory.drawing(round(answers.count))),
         "scoring": _fullest(scorers, memory.scoring()),
@@ -157,7 +157,7 @@ def diagnose(config: DiagnoseConfig, around: Circumstances) -> Needs:
     return Needs(moments, _drawn(memory, answers) + scored * 2, memory.longest, memory.frozen)
 
 
-def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
+def reinforce(config: ReinforceConfig, around: PlanInputs) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
     critic = memory.critic if isinstance(config.algorithm, PPOConfig) else 0
@@ -165,7 +165,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     # Beside adapters, of which the critic has as many as the policy, casts are all that is held of matrices.
     trained = learned + (learned if config.lora else critic) * bool(critic)
     rounded = memory.casts * (1 + bool(critic))
-    lasting = Parts(
+    lasting = MemoryBreakdown(
         weights=memory.network + critic + (trained - rounded if config.lora else 0),
         optimizer=2 * trained,
         scorers=2 * memory.frozen,
@@ -180,7 +180,7 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     sequences = around.sequences(count, *limits)
     once = compute.forward(around.architecture, sequences)
     update = _trained(memory, sequences, config.lora)
-    values = replace(once + update, head=0) if critic else Work()
+    values = replace(once + update, head=0) if critic else StageWork()
     iterations = config.iterations or max(1, math.ceil(around.demonstrations / config.rollout_batch_size))
     rollouts = _drawn(memory, sequences) + once * 3
     work = rollouts * (iterations + 1) + (update + values) * iterations
@@ -188,10 +188,10 @@ def reinforce(config: ReinforceConfig, around: Circumstances) -> Needs:
     return Needs(moments, work, memory.longest, gathered)
 
 
-def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
+def self_play(config: SelfPlayConfig, around: PlanInputs) -> Needs:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = around.memory(config.execution, *limits)
-    lasting = Parts(weights=memory.network, optimizer=2 * memory.network)
+    lasting = MemoryBreakdown(weights=memory.network, optimizer=2 * memory.network)
     fresh = min(config.pairs or around.demonstrations, around.demonstrations)
     pairs = fresh + (config.rounds - 1) * fresh * (1 + config.mix_previous)
     moments = {
@@ -206,7 +206,7 @@ def self_play(config: SelfPlayConfig, around: Circumstances) -> Needs:
     return Needs(moments, work, memory.longest, memory.frozen - memory.casts)
 
 
-def answer(config: AnswerConfig, around: Circumstances) -> Needs:
+def answer(config: AnswerConfig, around: PlanInputs) -> Needs:
     turns, policy = around.questions.turns, config.policy
     # In front of a later turn stands the conversation so far.
     prompt = config.max_prompt_tokens + (turns - 1) * config.max_response_tokens
@@ -216,7 +216,7 @@ def answer(config: AnswerConfig, around: Circumstances) -> Needs:
     own = 0 if rewarded and isinstance(policy, ContrastiveConfig | BestOfNConfig) else 1
     if rewarded and isinstance(policy, AsTrainedConfig) and around.source == "reward":
         own = 0
-    lasting = Parts(weights=own * memory.frozen, scorers=frozen * memory.frozen)
+    lasting = MemoryBreakdown(weights=own * memory.frozen, scorers=frozen * memory.frozen)
     samples = policy.n if isinstance(policy, BestOfNConfig) else 1
     models = 2 if isinstance(policy, ContrastiveConfig) else 1
     count = around.questions.count * samples
@@ -228,7 +228,7 @@ def answer(config: AnswerConfig, around: Circumstances) -> Needs:
     return Needs(moments, _drawn(memory, sequences) * models + scored, memory.longest, models * memory.frozen)
 
 
-def reinforce_by_engine(config: ReinforceConfig, around: Circumstances) -> Needs:
+def reinforce_by_engine(config: ReinforceConfig, around: PlanInputs) -> Needs:
     """Where vLLM draws, the process that learns never does."""
     found = reinforce(config, around)
     if config.rollouts.type == "in_process":
@@ -238,7 +238,7 @@ def reinforce_by_engine(config: ReinforceConfig, around: Circumstances) -> Needs
     return replace(found, moments=moments, server=server_for(config.rollouts, memory))
 
 
-_NEEDS: dict[type[StageConfig], Callable[[Any, Circumstances], Needs]] = {
+_NEEDS: dict[type[StageConfig], Callable[[Any, PlanInputs], Needs]] = {
     SFTConfig: sft,
     ContinuedSFTConfig: sft,
     RewardConfig: reward,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dpr_core.reporting.page import Html, element, join
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 WIDTH, LEFT, RIGHT, ROW, LONGEST = 720, 150, 60, 26, 18
 COLOURS = 8
@@ -22,7 +22,7 @@ class Box(NamedTuple):
     mean: float
 
 
-class Point(NamedTuple):
+class ChartPoint(NamedTuple):
     """A value with its interval."""
 
     x: float
@@ -40,8 +40,8 @@ def boxes(label: str, unit: str, rows: Mapping[str, Box]) -> Html:
     for i, (name, box) in enumerate(rows.items()):
         y = ROW * i + ROW / 2 + 4
         told = (
-            f"{visible(name)}: mean {box.mean:.1f}, median {box.median:g}, half between {box.first:g} and "
-            f"{box.third:g}, 90% between {box.low:g} and {box.high:g} {visible(unit)}"
+            f"{escape_control(name)}: mean {box.mean:.1f}, median {box.median:g}, half between {box.first:g} and "
+            f"{box.third:g}, 90% between {box.low:g} and {box.high:g} {escape_control(unit)}"
         )
         width = max(1.0, scale(box.third) - scale(box.first))
         marks.append(
@@ -60,7 +60,7 @@ def boxes(label: str, unit: str, rows: Mapping[str, Box]) -> Html:
     return _figure(label, bottom + 46, marks)
 
 
-def curves(label: str, x_label: str, series: Mapping[str, Sequence[Point]], even: float | None = None) -> Html:
+def curves(label: str, x_label: str, series: Mapping[str, Sequence[ChartPoint]], even: float | None = None) -> Html:
     """A line for each series, with its intervals, and a dashed line at `even`; its legend stands below."""
     points = [point for every in series.values() for point in every]
     x_ticks = nice_ticks(min(p.x for p in points), max(p.x for p in points))
@@ -82,13 +82,13 @@ def curves(label: str, x_label: str, series: Mapping[str, Sequence[Point]], even
         path = " ".join(f"{_n(x)},{_n(up(p.y))}" for x, p in places)
         drawn = [element("polyline", points=path, class_="curve")]
         for x, p in places:
-            told = f"{visible(name)}: {p.y:.1f} [{p.low:.1f}, {p.high:.1f}] at {p.x:.4g}"
+            told = f"{escape_control(name)}: {p.y:.1f} [{p.low:.1f}, {p.high:.1f}] at {p.x:.4g}"
             drawn.append(_line(x, up(p.low), x, up(p.high), "spread"))
             drawn.append(element("circle", element("title", told), cx=_n(x), cy=_n(up(p.y)), r="3.5", class_="dot"))
         marks.append(element("g", *drawn, class_=f"s{i % COLOURS}"))
     marks.append(_text((left + WIDTH - 24) / 2, bottom + 38, x_label, "middle", "axis"))
     legend = [
-        element("span", element("i", class_=f"s{i % COLOURS}"), visible(name), class_="key")
+        element("span", element("i", class_=f"s{i % COLOURS}"), escape_control(name), class_="key")
         for i, name in enumerate(series)
     ]
     return join(_figure(label, bottom + 46, marks), element("p", *legend, class_="legend"))
@@ -117,8 +117,8 @@ class _Scale(NamedTuple):
 
 def _figure(label: str, height: float, marks: Sequence[Html]) -> Html:
     view = f"0 0 {WIDTH} {_n(height)}"
-    drawn = element("svg", *marks, viewBox=view, role="img", aria_label=visible(label))
-    caption = element("figcaption", visible(label))
+    drawn = element("svg", *marks, viewBox=view, role="img", aria_label=escape_control(label))
+    caption = element("figcaption", escape_control(label))
     return element("figure", caption, element("div", drawn, class_="drawing"))
 
 
@@ -131,7 +131,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> Html:
-    return element("text", visible(text), x=_n(x), y=_n(y), text_anchor=anchor, class_=kind)
+    return element("text", escape_control(text), x=_n(x), y=_n(y), text_anchor=anchor, class_=kind)
 
 
 def _short(name: str) -> str:

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpr_core.diagnostics.correctness import Estimate
+from dpr_core.diagnostics.correctness import AurocEstimate
 from dpr_core.diagnostics.diagnosis import Diagnosis
-from dpr_core.diagnostics.verdict import Verdict
+from dpr_core.diagnostics.verdict import RewardVerdict
 from dpr_core.reporting import plots
 
 
-def as_dict(measured: Diagnosis, verdict: Verdict) -> dict[str, Any]:
+def as_dict(measured: Diagnosis, verdict: RewardVerdict) -> dict[str, Any]:
     """The verdict with its reasons, and everything that was measured."""
     credit = {
         name: detection and detection._asdict()
@@ -24,7 +24,7 @@ def as_dict(measured: Diagnosis, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def as_markdown(measured: Diagnosis, verdict: Verdict) -> str:
+def as_markdown(measured: Diagnosis, verdict: RewardVerdict) -> str:
     """The verdict first, its gravest reasons on top, then the numbers."""
     reasons = sorted(verdict.reasons, key=lambda reason: -reason.level)
     lines = [f"# Diagnosis of a reward: {verdict.level.word}", ""]
@@ -87,7 +87,7 @@ def _comparisons(measured: Diagnosis) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _shown(estimate: Estimate | None) -> str:
+def _shown(estimate: AurocEstimate | None) -> str:
     if estimate is None:
         return "not measured"
     if estimate.low is None or estimate.high is None:

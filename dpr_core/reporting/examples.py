@@ -8,7 +8,7 @@ from dpr_core.evaluation.pairwise import Game
 from dpr_core.reporting.judged import Judged, Prompt
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
-from dpr_core.text import visible, visible_lines
+from dpr_core.text import escape_control, escape_control_lines
 
 OF_EACH_KIND = 3
 MOST = 180
@@ -59,7 +59,7 @@ def section(every: Sequence[Judged], baseline: str) -> Section | None:
             )
             for chosen in choose(judged, each)
         ]
-        name = visible(f"{judged.policy} on {judged.benchmark}")
+        name = escape_control(f"{judged.policy} on {judged.benchmark}")
         folded = element("details", element("summary", name), *(kinds or [element("p", _NOTHING, class_="quiet")]))
         parts.append(folded)
     explained = (
@@ -74,7 +74,9 @@ _NOTHING = "No prompt was won or lost in both orders, and none has orders that c
 
 def _example(prompt: Prompt, policy: str, baseline: str) -> Html:
     question = prompt.question
-    summary = element("summary", element("code", visible(question.id)), " ", visible(cut(_opening(question.turns), 90)))
+    summary = element(
+        "summary", element("code", escape_control(question.id)), " ", escape_control(cut(_opening(question.turns), 90))
+    )
     parts = []
     if question.system:
         parts.append(_said("System", question.system))
@@ -89,7 +91,7 @@ def _example(prompt: Prompt, policy: str, baseline: str) -> Html:
         parts.append(_said("Reference", question.reference))
     parts += [_said(f"Judge, {_order(game, policy, baseline)}", game.raw, "judge", WORDS) for game in prompt.games]
     lengths = f"Tokens: {policy} {prompt.candidate.tokens:,}, {baseline} {prompt.baseline.tokens:,}."
-    return element("details", summary, *parts, element("p", visible(lengths), class_="quiet"), class_="example")
+    return element("details", summary, *parts, element("p", escape_control(lengths), class_="quiet"), class_="example")
 
 
 def _opening(turns: tuple[str, ...]) -> str:
@@ -103,8 +105,8 @@ def _order(game: Game, policy: str, baseline: str) -> str:
 
 
 def _said(who: str, text: str, kind: str = "asked", most: int = TEXT) -> Html:
-    body = element("p", visible_lines(cut(text, most)), class_="said") if text.strip() else _EMPTY
-    return element("section", element("h5", visible(who)), body, class_=kind)
+    body = element("p", escape_control_lines(cut(text, most)), class_="said") if text.strip() else _EMPTY
+    return element("section", element("h5", escape_control(who)), body, class_=kind)
 
 
 _EMPTY = element("p", "(empty)", class_="quiet")

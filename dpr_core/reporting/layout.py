@@ -9,9 +9,9 @@ from rich.text import Text
 
 from dpr_core.reporting import tables
 from dpr_core.reporting.page import Html, element, join
-from dpr_core.reporting.rows import Interval, Row, Table
+from dpr_core.reporting.rows import Interval, ReportTable, Row
 from dpr_core.reporting.tables import NONE
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 INTERVAL = "Brackets: 95% bootstrap interval over prompts."
 
@@ -37,7 +37,7 @@ _KL = _Column("KL (nats)", lambda row: _optional(row.kl_to_sft, "{:.3f}"), "kl_t
 _PROMPTS = _Column("prompts", lambda row: str(row.prompts))
 
 
-def overview(table: Table) -> tables.Table:
+def overview(table: ReportTable) -> tables.Table:
     """The paper's first table: win rates, policies by benchmarks, the paper's figure beside where there is one."""
     cells = {(row.policy, row.benchmark): _beside_the_paper(row) for row in table.rows}
     policies = [*([table.baseline] if any(row.is_baseline for row in table.rows) else []), *table.policies]
@@ -47,9 +47,9 @@ def overview(table: Table) -> tables.Table:
     )
 
 
-def overview_html(table: Table) -> Html:
+def overview_html(table: ReportTable) -> Html:
     """The same with the highest win rate on each benchmark in bold and the second underlined."""
-    head = [element("th", visible(name), scope="col", class_="number") for name in table.benchmarks]
+    head = [element("th", escape_control(name), scope="col", class_="number") for name in table.benchmarks]
     found = {(row.policy, row.benchmark): row for row in table.rows}
     ranks = {on: _ranked(table, on) for on in table.benchmarks}
     policies = [*([table.baseline] if any(row.is_baseline for row in table.rows) else []), *table.policies]
@@ -57,13 +57,15 @@ def overview_html(table: Table) -> Html:
     for policy in policies:
         cells = [_overview_cell(found.get((policy, on)), ranks[on]) for on in table.benchmarks]
         kind = "baseline" if policy == table.baseline else "policy"
-        body.append(element("tr", element("th", visible(policy), scope="row", class_="text"), *cells, class_=kind))
+        body.append(
+            element("tr", element("th", escape_control(policy), scope="row", class_="text"), *cells, class_=kind)
+        )
     corner = element("th", "Win rate, %", scope="col", class_="text")
     drawn = element("table", element("thead", element("tr", corner, *head)), element("tbody", *body))
     return element("div", drawn, class_="scroll overview")
 
 
-def _ranked(table: Table, benchmark: str) -> list[float]:
+def _ranked(table: ReportTable, benchmark: str) -> list[float]:
     rates = {row.win_rate for row in table.rows if row.benchmark == benchmark and row.win_rate is not None}
     return sorted(rates, reverse=True)
 
@@ -83,7 +85,7 @@ def _overview_cell(row: Row | None, ranks: Sequence[float]) -> Html:
     return element("td", element("span", rate, class_="rate"), *(join(" ", each) for each in beside), class_="number")
 
 
-def judgments(table: Table) -> tables.Table:
+def judgments(table: ReportTable) -> tables.Table:
     """Beside every win rate, what is needed to trust it."""
     columns = [
         _Column("win rate %", win_rate),
@@ -98,23 +100,23 @@ def judgments(table: Table) -> tables.Table:
     return _tabulated(table, columns, [row for row in table.rows if not row.is_baseline])
 
 
-def answers(table: Table) -> tables.Table:
+def answers(table: ReportTable) -> tables.Table:
     """The answers of every policy, the baseline's too, whoever judged them."""
     return _tabulated(table, [_ACCURACY, _TOKENS, _CUT, _KL, _PROMPTS], table.rows)
 
 
-def _tabulated(table: Table, columns: Sequence[_Column], rows: Sequence[Row]) -> tables.Table:
+def _tabulated(table: ReportTable, columns: Sequence[_Column], rows: Sequence[Row]) -> tables.Table:
     texts = [_POLICY, *([_BENCHMARK] if len(table.benchmarks) > 1 else [])]
     shown = [*texts, *(column for column in columns if not column.needs or table.has(column.needs))]
     cells = [[column.cell(row) for column in shown] for row in rows]
     return tables.Table([column.heading for column in shown], cells, len(texts))
 
 
-def as_terminal(table: Table) -> TerminalTable:
+def as_terminal(table: ReportTable) -> TerminalTable:
     """One table for a terminal, with what there is room for."""
     view = TerminalTable(
-        title=Text(visible(table.title)),
-        caption=Text(visible(" ".join([sentence(table), *table.notes]))),
+        title=Text(escape_control(table.title)),
+        caption=Text(escape_control(" ".join([sentence(table), *table.notes]))),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -131,11 +133,11 @@ def as_terminal(table: Table) -> TerminalTable:
         else:
             view.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
-        view.add_row(*(Text(visible(column.cell(row))) for column in columns))
+        view.add_row(*(Text(escape_control(column.cell(row))) for column in columns))
     return view
 
 
-def sentence(table: Table) -> str:
+def sentence(table: ReportTable) -> str:
     """What the win rate is, and its interval."""
     return f"{table.estimand[0].upper()}{table.estimand[1:]}. {INTERVAL}"
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpr_core.reporting.charts import Box, Point, boxes, curves
+from dpr_core.reporting.charts import Box, ChartPoint, boxes, curves
 from dpr_core.reporting.judged import Judged
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
@@ -54,7 +54,7 @@ def box(lengths: Sequence[int]) -> Box:
     return Box(low, first, median, third, high, float(np.mean(lengths)))
 
 
-def by_difference(judged: Judged) -> list[Point]:
+def by_difference(judged: Judged) -> list[ChartPoint]:
     """Mean score, in percent, of groups of prompts with similar differences in length, none of them small.
 
     Prompts of one difference stay together.
@@ -73,5 +73,5 @@ def by_difference(judged: Judged) -> list[Point]:
         interval = mean_interval(scores, judged.samples, judged.seed)
         if interval is not None and len(group) >= FEWEST:
             x = sum(difference for difference, _ in group) / len(group)
-            points.append(Point(x, 100 * sum(scores) / len(scores), 100 * interval[0], 100 * interval[1]))
+            points.append(ChartPoint(x, 100 * sum(scores) / len(scores), 100 * interval[0], 100 * interval[1]))
     return points

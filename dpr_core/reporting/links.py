@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import Table, escaped
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 SHORT = 8
 """Characters of an ID that tell it from others."""
@@ -29,11 +29,11 @@ class Linked:
 def section(rows: Sequence[Linked], address: Address) -> Section:
     """A row for each row of the report."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.artifacts))
-    head = [element("th", visible(name), scope="col", class_="text") for name in ("policy", "benchmark", *kinds)]
+    head = [element("th", escape_control(name), scope="col", class_="text") for name in ("policy", "benchmark", *kinds)]
     body = []
     for row in rows:
         cells = [_shown(row.artifacts.get(kind), address) for kind in kinds]
-        names = [element("td", visible(name), class_="text") for name in (row.policy, row.benchmark)]
+        names = [element("td", escape_control(name), class_="text") for name in (row.policy, row.benchmark)]
         body.append(element("tr", *names, *cells))
     table = element("table", element("thead", element("tr", *head)), element("tbody", *body))
     commands = [

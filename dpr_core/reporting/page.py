@@ -5,7 +5,7 @@ import hashlib
 import html
 from collections.abc import Mapping
 
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 
 class Html(str):
@@ -36,8 +36,8 @@ def join(*children: str) -> Html:
 def image(png: bytes, caption: str) -> Html:
     """A picture that stands in the page itself; the page has to be made with `images`."""
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    shown = element("img", src=source, alt=visible(caption))
-    return element("figure", element("figcaption", visible(caption)), shown)
+    shown = element("img", src=source, alt=escape_control(caption))
+    return element("figure", element("figcaption", escape_control(caption)), shown)
 
 
 def page(title: str, *body: str, style: str = "", script: str = "", images: bool = False) -> str:
@@ -56,7 +56,7 @@ def page(title: str, *body: str, style: str = "", script: str = "", images: bool
         element("meta", http_equiv="Content-Security-Policy", content="; ".join(policy)),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", visible(title)),
+        element("title", escape_control(title)),
         element("style", Html(style)),
     )
     tail = element("script", Html(script)) if script else Html("")
@@ -66,7 +66,8 @@ def page(title: str, *body: str, style: str = "", script: str = "", images: bool
 def definitions(values: Mapping[str, str], class_: str) -> Html:
     """Names and values as a list of pairs."""
     pairs = [
-        element("div", element("dt", visible(name)), element("dd", visible(value))) for name, value in values.items()
+        element("div", element("dt", escape_control(name)), element("dd", escape_control(value)))
+        for name, value in values.items()
     ]
     return element("dl", *pairs, class_=class_)
 

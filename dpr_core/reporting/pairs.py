@@ -12,7 +12,7 @@ from dpr_core.reporting.tables import Table
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedPair:
     """Two policies on one benchmark: the first one's win rate minus the second one's, over the prompts of both."""
 
     benchmark: str
@@ -27,7 +27,7 @@ class Pair:
     """Adjusted for all comparisons of the report."""
 
 
-def compare(every: Sequence[Judged]) -> list[Pair]:
+def compare(every: Sequence[Judged]) -> list[ComparedPair]:
     """Every two policies with the same benchmark and the same judge; the baseline of a benchmark is one for all."""
     tested: list[tuple[Judged, Judged, int, PairedTest]] = []
     for one, other in combinations(every, 2):
@@ -39,12 +39,12 @@ def compare(every: Sequence[Judged]) -> list[Pair]:
             tested.append((one, other, len(common), test))
     adjusted = holm([test.p_value for *_, test in tested])
     return [
-        Pair(one.benchmark, one.policy, other.policy, count, t.difference, (t.low, t.high), t.p_value, p_holm)
+        ComparedPair(one.benchmark, one.policy, other.policy, count, t.difference, (t.low, t.high), t.p_value, p_holm)
         for (one, other, count, t), p_holm in zip(tested, adjusted, strict=True)
     ]
 
 
-def section(pairs: Sequence[Pair]) -> Section | None:
+def section(pairs: Sequence[ComparedPair]) -> Section | None:
     """The comparisons as a part of the report; None where there is nothing to compare."""
     if not pairs:
         return None

@@ -7,7 +7,7 @@ from dpr_core.evaluation.rating.results import Ratings
 from dpr_core.reporting.page import element, join
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import NONE, Table, escaped
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 CAPTION = (
     "Single answers rated from 1 to 10, unreadable ratings left out. Brackets: 95% bootstrap interval over questions, "
@@ -62,7 +62,7 @@ def section(rated: Iterable[Rated]) -> Section | None:
     lines = [CAPTION, *(f"{row.policy} on {row.benchmark}: {line}" for row in rows for line in row.complaints)]
     return Section(
         "Ratings",
-        join(shown.as_html(), *(element("p", visible(line), class_="quiet") for line in lines)),
+        join(shown.as_html(), *(element("p", escape_control(line), class_="quiet") for line in lines)),
         "\n\n".join([shown.as_markdown(), *map(escaped, lines)]),
     )
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from dpr_core.reporting import charts, examples, layout
 from dpr_core.reporting.page import Html, definitions, element, page
-from dpr_core.reporting.rows import Table
+from dpr_core.reporting.rows import ReportTable
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import escaped
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 BESIDE = (
     "The length-adjusted rate is what a logistic fit on the difference in length predicts for answers as long as the "
@@ -16,7 +16,7 @@ BESIDE = (
 )
 
 
-def as_markdown(table: Table, sections: Sequence[Section] = ()) -> str:
+def as_markdown(table: ReportTable, sections: Sequence[Section] = ()) -> str:
     """The report as a Markdown document."""
     parts = [f"## {escaped(table.title)}", escaped(layout.sentence(table))]
     parts += [f"**Warning:** {escaped(note)}" for note in table.notes]
@@ -29,13 +29,13 @@ def as_markdown(table: Table, sections: Sequence[Section] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_html(table: Table, sections: Sequence[Section] = ()) -> str:
+def as_html(table: ReportTable, sections: Sequence[Section] = ()) -> str:
     """The report as one page that loads nothing."""
     return page(
         table.title,
-        element("h1", visible(table.title)),
-        element("p", visible(layout.sentence(table)), class_="quiet"),
-        *(element("p", element("strong", "Warning: "), visible(note), class_="warning") for note in table.notes),
+        element("h1", escape_control(table.title)),
+        element("p", escape_control(layout.sentence(table)), class_="quiet"),
+        *(element("p", element("strong", "Warning: "), escape_control(note), class_="warning") for note in table.notes),
         layout.overview_html(table),
         *(element("section", element("h2", part.title), part.html) for part in (*_own(table), *sections)),
         element("footer", definitions(table.provenance, "provenance")) if table.provenance else Html(""),
@@ -43,7 +43,7 @@ def as_html(table: Table, sections: Sequence[Section] = ()) -> str:
     )
 
 
-def _own(table: Table) -> list[Section]:
+def _own(table: ReportTable) -> list[Section]:
     """The parts that are made of the rows alone."""
     shown = []
     for title, made, caption in (

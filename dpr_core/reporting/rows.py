@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """The rows, against which policy they were judged, and where all of it comes from."""
 
     title: str
@@ -71,7 +71,7 @@ class Table:
         return list(dict.fromkeys(row.policy for row in self.rows if not row.is_baseline))
 
 
-def as_dict(table: Table) -> dict[str, Any]:
+def as_dict(table: ReportTable) -> dict[str, Any]:
     """The table as JSON values."""
     return {
         "title": table.title,

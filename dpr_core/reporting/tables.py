@@ -9,7 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from dpr_core.reporting.page import Html, element
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 NONE = "\u2013"
 """What stands in a cell without a value."""
@@ -32,9 +32,11 @@ class Table:
     def as_html(self) -> Html:
         """A table element that scrolls where the page is narrow."""
         kinds = ["text" if i < self.texts else "number" for i in range(len(self.headings))]
-        head = [element("th", visible(h), scope="col", class_=k) for h, k in zip(self.headings, kinds, strict=True)]
+        head = [
+            element("th", escape_control(h), scope="col", class_=k) for h, k in zip(self.headings, kinds, strict=True)
+        ]
         rows = [
-            element("tr", *(element("td", visible(c), class_=k) for c, k in zip(row, kinds, strict=True)))
+            element("tr", *(element("td", escape_control(c), class_=k) for c, k in zip(row, kinds, strict=True)))
             for row in self.rows
         ]
         table = element("table", element("thead", element("tr", *head)), element("tbody", *rows))
@@ -42,20 +44,22 @@ class Table:
 
     def as_terminal(self, title: str) -> TerminalTable:
         """The table for a terminal."""
-        view = TerminalTable(title=Text(visible(title)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        view = TerminalTable(
+            title=Text(escape_control(title)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         for i, heading in enumerate(self.headings):
             if i < self.texts:
-                view.add_column(Text(visible(heading)), overflow="fold")
+                view.add_column(Text(escape_control(heading)), overflow="fold")
             else:
-                view.add_column(Text(visible(heading)), justify="right", no_wrap=True)
+                view.add_column(Text(escape_control(heading)), justify="right", no_wrap=True)
         for row in self.rows:
-            view.add_row(*(Text(visible(cell)) for cell in row))
+            view.add_row(*(Text(escape_control(cell)) for cell in row))
         return view
 
 
 def escaped(text: str) -> str:
     """Text as Markdown shows it to the letter."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", visible(text))
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", escape_control(text))
 
 
 def _line(cells: "map[str]") -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.reporting.credit_style import INK, SCRIPT, STEPS, STYLE, WHITE, hue, takes_white_ink
 from dpr_core.reporting.page import Html, definitions, element, join, page
-from dpr_core.text import visible, visible_lines
+from dpr_core.text import escape_control, escape_control_lines
 
 _SATURATED = 0.95
 """Colours span the values up to this quantile of their sizes, so that one extreme token does not pale all others."""
@@ -44,7 +44,7 @@ def as_terminal(scored: ScoredText) -> Text:
     limit = _limit(t.reward for t in scored.tokens)
     text = Text()
     for token in scored.tokens:
-        text.append(visible(token.token), _terminal_style(_step(token.reward, limit)))
+        text.append(escape_control(token.token), _terminal_style(_step(token.reward, limit)))
     return text
 
 
@@ -67,7 +67,7 @@ def as_html(texts: Sequence[ScoredText], title: str, provenance: Mapping[str, st
     cards = [_card(i, scored, reward_limit, return_limit) for i, scored in enumerate(texts)]
     return page(
         title,
-        element("header", element("h1", visible(title)), _introduction(len(texts), len(tokens))),
+        element("header", element("h1", escape_control(title)), _introduction(len(texts), len(tokens))),
         switch,
         bar,
         element("main", *cards),
@@ -126,11 +126,11 @@ def _card(index: int, scored: ScoredText, reward_limit: float, return_limit: flo
         rew, ret = _step(token.reward, reward_limit), _step(token.return_, return_limit)
         span = element(
             "span",
-            visible(token.token) or "\u2205",
+            escape_control(token.token) or "\u2205",
             class_=f"t rew{rew} ret{ret}",
             id=f"t{index}-{i}",
             tabindex=-1 if i else 0,
-            data_token=visible(token.token).replace(" ", "\u2423"),
+            data_token=escape_control(token.token).replace(" ", "\u2423"),
             data_id=token.token_id,
             data_position=token.position,
             data_sft=_number(token.log_pi_sft),
@@ -142,7 +142,7 @@ def _card(index: int, scored: ScoredText, reward_limit: float, return_limit: flo
     return element(
         "section",
         element("h2", "Prompt"),
-        element("p", visible_lines(scored.prompt), class_="prompt"),
+        element("p", escape_control_lines(scored.prompt), class_="prompt"),
         element("h2", "Response"),
         element("p", *spans, class_="tokens"),
         definitions(_totals(scored.tokens), "totals"),

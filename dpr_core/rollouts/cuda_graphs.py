@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpr_core.rollouts.kv_cache import Reader, Spans
+from dpr_core.rollouts.kv_cache import Decoder, Spans
 
 logger = logging.getLogger("dense_path")
 
@@ -33,7 +33,7 @@ class Replaying:
     then on replayed.
     """
 
-    def __init__(self, reader: Reader, capture: Callable[[Work], Work], give_up: Callable[[], None]) -> None:
+    def __init__(self, reader: Decoder, capture: Callable[[Work], Work], give_up: Callable[[], None]) -> None:
         self.reader = reader
         self.capture = capture
         self.give_up = give_up
@@ -129,8 +129,8 @@ class Graphs:
 
 
 def replaying(
-    readers: Sequence[Reader], device: torch.device, give_up: Callable[[], None]
-) -> Sequence[Reader | Replaying]:
+    readers: Sequence[Decoder], device: torch.device, give_up: Callable[[], None]
+) -> Sequence[Decoder | Replaying]:
     """On a GPU, readers whose steps are replayed; `give_up` is called where that does not work."""
     if device.type != "cuda":
         return readers

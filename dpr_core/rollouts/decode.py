@@ -17,15 +17,15 @@ SPANS = 2
 long as new ones. More groups read less, in more calls."""
 
 
-class Reads(Protocol):
-    """See `dpr_core.rollouts.kv_cache.Reader`."""
+class DecoderProtocol(Protocol):
+    """See `dpr_core.rollouts.kv_cache.Decoder`."""
 
     def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor: ...
 
     def move(self, source: Tensor, target: Tensor, width: int) -> None: ...
 
 
-class Drawing:
+class DecodeLoop:
     """Responses to `prompts`, `at_once` of them at a time.
 
     The rows that are going on are always in the first slots, and in groups by age, the first of which has the prompts
@@ -34,7 +34,12 @@ class Drawing:
     """
 
     def __init__(
-        self, reader: Reads, prompts: Sequence[tuple[int, ...]], uniforms: Tensor, sampling: Sampling, at_once: int
+        self,
+        reader: DecoderProtocol,
+        prompts: Sequence[tuple[int, ...]],
+        uniforms: Tensor,
+        sampling: Sampling,
+        at_once: int,
     ) -> None:
         self.reader = reader
         self.prompts = prompts

@@ -17,12 +17,12 @@ from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import FollowingEngine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.overlap import Overlapping
-from dpr_core.rollouts.vllm_engine import Source, VllmEngine, shape_of
-from dpr_core.rollouts.vllm_server import OwnServer, RunningServer, Server, python_of
+from dpr_core.rollouts.vllm_engine import VllmEngine, WeightSource, shape_of
+from dpr_core.rollouts.vllm_server import OwnServer, RunningServer, VllmServer, python_of
 
 
 @contextmanager
-def opened(
+def open_engine(
     settings: Rollouts,
     policy: Policy,
     save: Callable[[Path], None],
@@ -38,10 +38,10 @@ def opened(
     def log_probs(sequences: Sequence[TokenSequence]) -> Tensor:
         return score(policy, sequences, execution.tokens_per_micro_batch).log_probs
 
-    if settings.overlap and distributed.count() > 1:
+    if settings.overlap and distributed.world_size() > 1:
         raise UsageError("rollouts.overlap draws and trains at once, which several processes cannot: set one of them")
     folder.mkdir(parents=True, exist_ok=True)
-    source = Source(save, log_probs, shape_of(policy.model.config.get_text_config()), longest)
+    source = WeightSource(save, log_probs, shape_of(policy.model.config.get_text_config()), longest)
     server = server_for(settings.execution, policy.activations, longest, execution.rollout_rows, folder)
     engine = VllmEngine(server, source, folder, execution.rollout_rows, settings.execution.request_seconds)
     if not settings.overlap:
@@ -54,7 +54,7 @@ def opened(
         yield overlapping
 
 
-def server_for(settings: VllmExecutionConfig, dtype: torch.dtype, longest: int, rows: int, folder: Path) -> Server:
+def server_for(settings: VllmExecutionConfig, dtype: torch.dtype, longest: int, rows: int, folder: Path) -> VllmServer:
     if settings.url is not None:
         return RunningServer(settings)
     options = {

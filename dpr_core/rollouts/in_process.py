@@ -11,13 +11,13 @@ from dpr_core import distributed
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.logprobs import contrastive
 from dpr_core.models.compiling import uncompiled
-from dpr_core.models.oom import as_much_as_fits
+from dpr_core.models.oom import with_oom_backoff
 from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.sharding import whole
+from dpr_core.models.sharding import unsharded_copy
 from dpr_core.rollouts.cuda_graphs import replaying
-from dpr_core.rollouts.decode import Drawing, Reads
+from dpr_core.rollouts.decode import DecodeLoop, DecoderProtocol
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.rollouts.kv_cache import Reader, Spans, attending
+from dpr_core.rollouts.kv_cache import Decoder, Spans, attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,25 +78,25 @@ class InProcessEngine:
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
         read = [self.model] if self.against is None else [self.model, self.against.reference]
-        models = [whole(model, activations=self.activations).eval() for model in read]
+        models = [unsharded_copy(model, activations=self.activations).eval() for model in read]
         uniforms = self.uniforms(len(prompts), sampling, seed)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
 
         def draw_all(at_once: int) -> None:
             """Rows that are drawn already stay, and half of an even `at_once` cuts each wave in two. Processes draw one
             wave each, of prompts of like lengths, and then have what all of them drew."""
-            step = WAVE * at_once * distributed.count()
+            step = WAVE * at_once * distributed.world_size()
             for start in range(0, len(order), step):
                 rows = [i for i in order[start : start + step] if i not in completions]
                 if not rows:
                     continue
-                mine = rows[distributed.rank() :: distributed.count()]
+                mine = rows[distributed.rank() :: distributed.world_size()]
                 if mine:
                     wave = self._wave(models, [prompts[i] for i in mine], uniforms[mine], sampling, at_once)
                     with computing_in(self.activations, models[0].device):
                         for i, completion in wave.completions():
                             completions[mine[i]] = completion
-                completions.update(distributed.gathered((i, completions[i]) for i in mine))
+                completions.update(distributed.all_gather((i, completions[i]) for i in mine))
                 if on_progress is not None:
                     # Who keeps a state now reads weights, and slices cannot be read in inference mode.
                     with torch.inference_mode(False):
@@ -104,7 +104,7 @@ class InProcessEngine:
 
         longest = max(map(len, prompts), default=0)
         with attending(models), uncompiled():
-            as_much_as_fits(
+            with_oom_backoff(
                 "{} rows",
                 self.rows,
                 1,
@@ -126,14 +126,14 @@ class InProcessEngine:
         uniforms: Tensor,
         sampling: Sampling,
         at_once: int,
-    ) -> Drawing:
+    ) -> DecodeLoop:
         slots = min(at_once, len(prompts))
         columns = max(map(len, prompts)) + sampling.max_response_tokens
         device = models[0].device
-        plain = [Reader(model, slots, columns) for model in models]
-        readers: Sequence[Reads] = replaying(plain, device, self._without_graphs) if self.graphs else plain
+        plain = [Decoder(model, slots, columns) for model in models]
+        readers: Sequence[DecoderProtocol] = replaying(plain, device, self._without_graphs) if self.graphs else plain
         reader = readers[0] if self.against is None else _Contrast(readers[0], readers[1], self.against.k)
-        return Drawing(reader, prompts, uniforms.to(device), sampling, slots)
+        return DecodeLoop(reader, prompts, uniforms.to(device), sampling, slots)
 
     def _without_graphs(self) -> None:
         """From the next wave on: what did not work once is not tried, and told of, again and again."""
@@ -144,8 +144,8 @@ class InProcessEngine:
 class _Contrast:
     """Two models that read the same rows."""
 
-    model: Reads
-    reference: Reads
+    model: DecoderProtocol
+    reference: DecoderProtocol
     k: float
 
     def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor:

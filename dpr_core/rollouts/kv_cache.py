@@ -18,7 +18,7 @@ Spans = Sequence[tuple[int, int]]
 """Rows that follow one another: how many, and how many tokens the longest of them has."""
 
 
-class Slots:
+class SlotKVCache:
     """Keys and values of `count` rows: those of a row's token at position p are in column p of the row's slot.
 
     To transformers' attention layers this is a cache. Columns are added by doubling, up to `most`.
@@ -70,7 +70,7 @@ def _rounded(keys: Tensor, values: Tensor) -> Tensor:
     return keys.to(values.dtype)
 
 
-class Reader:
+class Decoder:
     """One model, and what it remembers of the rows in its slots.
 
     `logits` depends on nothing but tensors and their shapes, and waits for no device.
@@ -79,7 +79,7 @@ class Reader:
     def __init__(self, model: "PreTrainedModel", slots: int, columns: int) -> None:
         self.body: Any = model.get_decoder()
         self.head: Any = model.get_output_embeddings()
-        self.slots = Slots(slots, self.body.config.num_key_value_heads, columns)
+        self.slots = SlotKVCache(slots, self.body.config.num_key_value_heads, columns)
 
     def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor:
         """(B, V) for the token after the one at `last` (B,) of the tokens `ids` (B, T), which are read into the slots

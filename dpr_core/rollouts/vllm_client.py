@@ -12,7 +12,7 @@ import httpx
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.vllm_server import Connection
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 ROUNDING = 1e-3
 """So far above 0 a log-prob may be."""
@@ -37,7 +37,7 @@ class ServedModel:
     """Tokens that a sequence may have."""
 
 
-class Client:
+class VllmClient:
     """One server, reached through `connection`. Failures that a restart may mend are Died."""
 
     def __init__(self, connection: Connection, name: str, seconds: float, at_once: int) -> None:
@@ -50,7 +50,9 @@ class Client:
         models = self._call("GET", "/v1/models")
         try:
             model = models["data"][0]
-            return ServedModel(visible(str(model["id"])), visible(str(model["root"])), int(model["max_model_len"]))
+            return ServedModel(
+                escape_control(str(model["id"])), escape_control(str(model["root"])), int(model["max_model_len"])
+            )
         except (TypeError, LookupError, ValueError):
             raise DensePathError(f"{self.name} does not list a model of vLLM's at /v1/models") from None
 
@@ -113,7 +115,7 @@ class Client:
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
         path, status = response.url.path, response.status_code
-        said = visible(" ".join(response.text.split())[:SHOWN])
+        said = escape_control(" ".join(response.text.split())[:SHOWN])
         if status >= 500:
             raise Died(f"{path}: HTTP {status}: {said}")
         if status in (401, 403):
@@ -187,4 +189,4 @@ def completion(reply: Mapping[str, Any], prompt: tuple[int, ...], sampling: Samp
 
 
 def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {visible(' '.join(str(error).split())[:SHOWN])}"
+    return f"{type(error).__name__}: {escape_control(' '.join(str(error).split())[:SHOWN])}"

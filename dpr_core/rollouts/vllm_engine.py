@@ -14,8 +14,8 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.masking import masked_mean, response_mask
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, log_probs
-from dpr_core.rollouts.vllm_client import Client, Died
-from dpr_core.rollouts.vllm_server import Server
+from dpr_core.rollouts.vllm_client import Died, VllmClient
+from dpr_core.rollouts.vllm_server import VllmServer
 
 DEATHS = 3
 """So often a server may die in one rollout and be started again."""
@@ -32,7 +32,7 @@ logger = logging.getLogger("dense_path")
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """What the engine needs of the policy."""
 
     save: Callable[[Path], None]
@@ -48,7 +48,7 @@ class Source:
 class VllmEngine:
     """The same seed does not give the same responses bit by bit: a server batches as requests come in."""
 
-    def __init__(self, server: Server, policy: Source, folder: Path, rows: int, seconds: float) -> None:
+    def __init__(self, server: VllmServer, policy: WeightSource, folder: Path, rows: int, seconds: float) -> None:
         self.server = server
         self.policy = policy
         self.folder = folder
@@ -96,7 +96,7 @@ class VllmEngine:
         """What the server shall call the weights of this version and of no other run."""
         return f"{self._run}-{self.version}"
 
-    def _on_a_living_server(self, work: Callable[[Client, str], None]) -> None:
+    def _on_a_living_server(self, work: Callable[[VllmClient, str], None]) -> None:
         """Do it with the policy's weights loaded, again where the server dies over it."""
         died: Died | None = None
         for _ in range(DEATHS + 1):
@@ -114,12 +114,12 @@ class VllmEngine:
             f"{self.server.last_lines()}"
         )
 
-    def _ready(self) -> tuple[Client, str]:
+    def _ready(self) -> tuple[VllmClient, str]:
         """A server that answers and has the weights, and what it calls its model."""
         if self._weights is None:
             raise DensePathError("an engine must be told of its policy before it draws")
         self.server.start(self._weights)
-        client = Client(self.server.connection(), self.server.name, self.seconds, self.rows)
+        client = VllmClient(self.server.connection(), self.server.name, self.seconds, self.rows)
         if client.version() == self._name:
             return client, client.served().model
         served = client.served()
@@ -162,7 +162,7 @@ class VllmEngine:
             if on_progress is not None and (done % self.rows == 0 or done == len(prompts)):
                 on_progress(done, len(prompts))
 
-        def draw(client: Client, model: str) -> None:
+        def draw(client: VllmClient, model: str) -> None:
             rows = [row for row in range(len(prompts)) if row not in completions]
             client.draw(model, prompts, rows, sampling, seed, self._vocabulary, keep)
             if client.version() != self._name:
@@ -174,7 +174,7 @@ class VllmEngine:
                 self._on_a_living_server(draw)
             except DensePathError as error:
                 failure = error
-        for found, failed in distributed.gathered([(completions, failure)] if distributed.rank() == 0 else []):
+        for found, failed in distributed.all_gather([(completions, failure)] if distributed.rank() == 0 else []):
             if failed is not None:
                 raise failed
             completions.update(found)

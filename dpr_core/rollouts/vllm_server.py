@@ -18,7 +18,7 @@ import httpx
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.rollouts import vllm_process
-from dpr_core.text import visible_lines
+from dpr_core.text import escape_control_lines
 
 ENVIRONMENT = "DENSE_PATH_VLLM"
 """The environment variable that names the folder of vLLM's virtual environment."""
@@ -81,7 +81,7 @@ class Connection:
             return False
 
 
-class Server(Protocol):
+class VllmServer(Protocol):
     name: str
     """For messages."""
 
@@ -168,7 +168,7 @@ class OwnServer:
 
     def last_lines(self) -> str:
         lines = self._log.read_bytes().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
-        return "Its last lines:\n" + "\n".join(visible_lines(line) for line in lines)
+        return "Its last lines:\n" + "\n".join(escape_control_lines(line) for line in lines)
 
 
 class RunningServer:

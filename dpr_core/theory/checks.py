@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpr_core.theory.cases import cases
-from dpr_core.theory.claim import Claim, Measured
+from dpr_core.theory.claim import Measured, TheoryClaim
 from dpr_core.theory.claims_imitation import CLAIMS as IMITATION
 from dpr_core.theory.claims_reinforcement import CLAIMS as REINFORCEMENT
 
-CLAIMS: list[Claim] = [*IMITATION, *REINFORCEMENT]
+CLAIMS: list[TheoryClaim] = [*IMITATION, *REINFORCEMENT]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def run(seed: int, instances: int, on_progress: Callable[[int, int], None] | Non
     return identities
 
 
-def _judge(claim: Claim, measured: list[Measured]) -> Identity:
+def _judge(claim: TheoryClaim, measured: list[Measured]) -> Identity:
     residuals = [each.residual for each in measured]
     worst = math.nan if any(map(math.isnan, residuals)) else max(residuals)
     mean, most, least = {}, {}, {}

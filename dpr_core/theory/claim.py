@@ -22,7 +22,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Claim:
+class TheoryClaim:
     """A statement and how it is measured. `note` may use {mean[fact]}, {most[fact]} and {least[fact]}."""
 
     name: str

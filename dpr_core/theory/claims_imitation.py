@@ -7,7 +7,7 @@ import torch
 from dpr_core.theory import bounds, iq_learn, soft_bellman
 from dpr_core.theory.bounds import Norm
 from dpr_core.theory.cases import Case
-from dpr_core.theory.claim import Claim, Measured, at_most, equal
+from dpr_core.theory.claim import Measured, TheoryClaim, at_most, equal
 from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann, recovered_reward, soft_q, soft_value
 from dpr_core.theory.token_mdp import Mdp, occupancy, random_policy
 
@@ -174,89 +174,93 @@ def _occupancies_match(case: Case) -> Measured:
 
 
 CLAIMS = [
-    Claim("Eq. 1 (A.2)", "E_pi[Q] + beta H(pi) = V - beta KL(pi || pi_Q) for every pi; beta 0.5, 1, 2", _eq1),
-    Claim(
+    TheoryClaim("Eq. 1 (A.2)", "E_pi[Q] + beta H(pi) = V - beta KL(pi || pi_Q) for every pi; beta 0.5, 1, 2", _eq1),
+    TheoryClaim(
         "Eq. 1 with the printed sign",
         "section 3 and A.3 maximise E[Q] - beta H; a single token then beats pi_Q: eq1_sign_counter_example",
         _eq1_as_printed,
     ),
-    Claim("Eq. 4 (A.5)", "log pi = (r + V(s') - V(s)) / beta with V from r alone, and r gives Q back", _eq4),
-    Claim("A.5: returns differ by -V(s_t)", "on every trajectory of the tree", _shift),
-    Claim(
+    TheoryClaim("Eq. 4 (A.5)", "log pi = (r + V(s') - V(s)) / beta with V from r alone, and r gives Q back", _eq4),
+    TheoryClaim("A.5: returns differ by -V(s_t)", "on every trajectory of the tree", _shift),
+    TheoryClaim(
         "A.5 with stochastic transitions",
         "-V(s_t) only on average over trajectories; up to {most[path]:.2g} off on one",
         _shift_stochastic,
     ),
-    Claim(
+    TheoryClaim(
         "Gauge: J* ignores an offset c(s) of the logits",
         "so V and r of Eq. 4 are not identified: c(s) ~ N(0, 1) moves r by up to {most[reward]:.2g}, pi_SFT by 0",
         _gauge,
     ),
-    Claim(
+    TheoryClaim(
         "Section 4.3: pi_SFT is soft optimal for log pi_SFT",
         "with V = 0, and for r as well: what RL can gain under either comes from dropping the entropy term",
         _log_policy_is_its_own_optimum,
     ),
-    Claim("A.3: min over pi of L is Eq. 9", "for every Q at psi = 0, without appeal to the saddle", _inner_minimum),
-    Claim(
+    TheoryClaim(
+        "A.3: min over pi of L is Eq. 9", "for every Q at psi = 0, without appeal to the saddle", _inner_minimum
+    ),
+    TheoryClaim(
         "A.3: min over pi of L as printed",
         "<rho_E - rho_pi_Q, r> - sum_t E[V(s_t)] counts V at every step: a3_counter_example",
         _inner_minimum_as_printed,
     ),
-    Claim("Prop. 1 (A.4)", "values and gradients; the initial value cancels, the constant left over is 0", _prop1),
-    Claim(
+    TheoryClaim(
+        "Prop. 1 (A.4)", "values and gradients; the initial value cancels, the constant left over is 0", _prop1
+    ),
+    TheoryClaim(
         "Prop. 1 on finite demonstrations",
         "any weights of trajectories; rho_0 is that of the demonstrations",
         _prop1_sampled,
     ),
-    Claim(
+    TheoryClaim(
         "Prop. 1 parts where demonstrations and rho_0 differ",
         "by E_D[V(s_0)] - E_rho_0[V(s_0)] exactly, gradient included; up to {most[gap]:.2g}",
         _prop1_prompts,
     ),
-    Claim("Prop. 1 parts where V(s_H) is not 0", "by -E[V(s_H)] exactly; up to {most[gap]:.2g}", _prop1_terminal),
-    Claim(
+    TheoryClaim("Prop. 1 parts where V(s_H) is not 0", "by -E[V(s_H)] exactly; up to {most[gap]:.2g}", _prop1_terminal),
+    TheoryClaim(
         "Prop. 1 at gamma 0.9, discounted rho_E",
         "J* is still a likelihood, with weight gamma^t on token t: gamma = 1 is not what makes it one",
         _prop1_discounted,
     ),
-    Claim(
+    TheoryClaim(
         "Prop. 1 parts at gamma 0.9, the paper's rho_E",
         "by (1 - gamma) E[sum_{{t>0}} V(s_t)] exactly, up to {most[gap]:.2g}; J* then has no maximum",
         _prop1_undiscounted_occupancy,
     ),
-    Claim(
+    TheoryClaim(
         "Prop. 1 with stochastic transitions",
         "holds for an expert of the same MDP: flow is all that A.4 needs, not determinism",
         _prop1_stochastic,
     ),
-    Claim(
+    TheoryClaim(
         "Prop. 1 parts: stochastic, finite demonstrations",
         "by V times the flow's defect exactly, up to {most[gap]:.2g}, with E[V(s')] from the model",
         _prop1_stochastic_sampled,
     ),
     *(
-        Claim(
+        TheoryClaim(
             f"Theorem 2 where rho_pi* = rho_E, {name}/{bounds.DUAL[name]}",
             "r* is then the minimum of psi, whatever the expert does",
             lambda case, name=name: _theorem2(case, name, "minimum", "expert"),  # type: ignore[misc]
         )
         for name in bounds.DUAL
     ),
-    Claim(
+    TheoryClaim(
         "Eq. 2: occupancies match at the saddle",
         "not for a strongly convex psi, where grad psi(r*) = rho_E - rho_pi* (to {most[slope]:.0e} here). At "
         "psi / 1000 they differ by up to {most[weak]:.1g} and Theorem 2's 1/mu is 1000 times larger; at "
         "Prop. 1's psi = 0 it says nothing",
         _occupancies_match,
     ),
-    Claim(
+    TheoryClaim(
         "Theorem 2 as stated, at the true saddle",
         "||rho_pi* - rho_E||_1 is {mean[apart]:.2g} on average: theorem2_counter_example",
         lambda case: _theorem2(case, "l2", "saddle", "expert"),
     ),
     *(
-        Claim(
+        TheoryClaim(
             f"Theorem 2 repaired, {name}/{bounds.DUAL[name]}",
             "at the true saddle, with rho_pi* in place of rho_E",
             lambda case, name=name: _theorem2(case, name, "saddle", "own"),  # type: ignore[misc]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dpr_core.theory import bounds, eos, policy_gradient, shaping
 from dpr_core.theory.cases import Case
-from dpr_core.theory.claim import Claim, Measured, at_most, equal
+from dpr_core.theory.claim import Measured, TheoryClaim, at_most, equal
 from dpr_core.theory.policy_gradient import Credit, estimator, exact_gradient
 from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann, recovered_reward, soft_value
 from dpr_core.theory.token_mdp import Mdp, expected_return, random_policy, random_q
@@ -221,113 +221,117 @@ def _longer_pays(case: Case) -> Measured:
 
 
 CLAIMS = [
-    Claim(
+    TheoryClaim(
         "Eq. 6 (A.7)",
         "||rho' - rho||_1 reaches {most[used]:.0%} of its 2H; with r of w/V, r_hat of DPR and a step towards r_hat "
         "the bound promises a gain in {mean[promises]:.0%} of the instances",
         _safe_improvement,
     ),
-    Claim("A.8: exact gradients under log pi_SFT and r", "through the flow equations", _log_policy_against_reward),
-    Claim(
+    TheoryClaim(
+        "A.8: exact gradients under log pi_SFT and r", "through the flow equations", _log_policy_against_reward
+    ),
+    TheoryClaim(
         "A.8: w/V is wo/Baseline less a state baseline",
         "on every trajectory, with the training code's rewards: one expected gradient, so Table 2's two rows share an "
         "optimum. V multiplies the variance by {mean[ratio]:.2g} on average, by {mean[lifted]:.2g} with logits + 10",
         _log_policy_against_reward_enumerated,
     ),
-    Claim(
+    TheoryClaim(
         "A.8 with stochastic transitions",
         "r = Q - E[V(s')]: in expectation the shift is still a baseline",
         _log_policy_stochastic,
     ),
-    Claim(
+    TheoryClaim(
         "A.8 parts at gamma 0.9",
         "exactly by (1 - gamma) sum_{{k>t}} gamma^(k-t-1) V(s_k), no baseline; up to {most[gap]:.2g}",
         _log_policy_discounted,
     ),
-    Claim(
+    TheoryClaim(
         "w/V less DPR is the gradient under log pi_ref",
         "not shaping alone: w/V has no reference. The cosine of the two gradients is {mean[cosine]:.2f} on average",
         _relative_against_with_value,
     ),
-    Claim(
+    TheoryClaim(
         "Algorithm 1's estimator is unbiased",
         "against the gradient of <rho_pi, r_hat>",
         lambda case: _unbiased(case, "token"),
     ),
-    Claim(
+    TheoryClaim(
         "SR's estimator is unbiased",
         "the same gradient: they differ in variance alone",
         lambda case: _unbiased(case, "sentence"),
     ),
-    Claim(
+    TheoryClaim(
         "Algorithm 1 at gamma 0.9, with gamma^t put back",
         "unbiased; as printed it is off by up to {most[gap]:.0%} of the largest component",
         _unbiased_discounted,
     ),
-    Claim(
+    TheoryClaim(
         "Variance: DPR at most SR",
         "in {mean[below]:.0%} of the instances, DPR / SR {mean[ratio]:.2f} on average: variance_counter_example",
         _variance,
     ),
-    Claim(
+    TheoryClaim(
         "Variance: the baseline reduces it (section 4.3)",
         "at pi = pi_SFT against log pi_SFT: in {mean[near]:.0%} of the instances ({mean[ratio]:.2g} times) for a "
         "pi_ref near pi_SFT, in {mean[far]:.0%} for one far from it",
         _variance_of_rewards,
     ),
-    Claim(
+    TheoryClaim(
         "A.9 repaired: the shift is -(V_SFT - V_ref)",
         "of the return of r_hat against that of r_SFT - r_ref",
         _relative_shift,
     ),
-    Claim("A.9 repaired: bounded by the value gap", "||V_SFT - V_ref||_inf", _relative_shift_bound),
-    Claim(
+    TheoryClaim("A.9 repaired: bounded by the value gap", "||V_SFT - V_ref||_inf", _relative_shift_bound),
+    TheoryClaim(
         "A.9 as printed",
         "|G_SFT - G_ref| = |V_SFT - V_ref| needs r_SFT = r_ref, and then both sides are 0: a9_counter_example",
         _a9_as_printed,
     ),
-    Claim(
+    TheoryClaim(
         "A.9: the dynamic range shrinks by the promise",
         "against log pi_SFT in {mean[kept]:.0%}, against w/V in {mean[kept_v]:.0%} of the instances; adding 10 to "
         "all logits breaks it in every one: the promise moves, the returns do not",
         _dynamic_range,
     ),
-    Claim("A.10 with F(s_H) = 0", "the policy stays, Q^F = Q - F, V^F = V - F", _shaping),
-    Claim("A.10 for any F", "not where F differs between terminal states: a10_counter_example", _shaping_at_ends),
-    Claim("A.10's line Q^F - (V^F + F) = Q - V", "off by F(s); Q^F + F - (V^F + F) is meant", _shaping_as_printed),
-    Claim(
+    TheoryClaim("A.10 with F(s_H) = 0", "the policy stays, Q^F = Q - F, V^F = V - F", _shaping),
+    TheoryClaim("A.10 for any F", "not where F differs between terminal states: a10_counter_example", _shaping_at_ends),
+    TheoryClaim(
+        "A.10's line Q^F - (V^F + F) = Q - V", "off by F(s); Q^F + F - (V^F + F) is meant", _shaping_as_printed
+    ),
+    TheoryClaim(
         "A.11: immediate EOS wins without the baseline",
         "EOS the likeliest token; in the first state suffices. Least lead {least[least]:.2g}",
         _immediate_eos,
     ),
-    Claim(
+    TheoryClaim(
         "A.11 on a subset that leaves out the first state",
         "EOS likeliest everywhere else does not make it win: a11_counter_example",
         _eos_elsewhere,
     ),
-    Claim(
+    TheoryClaim(
         "A.11 made exact: J_naive's optimum is pi_SFT's mode",
         "the empty response in {mean[empty]:.0%} of random instances; A.11's premise, in the first state, is true of "
         "{mean[premise]:.0%}",
         _naive_is_the_mode,
     ),
-    Claim(
+    TheoryClaim(
         "Section 4.3: the baseline removes the EOS pathology",
         "immediate EOS still has the largest r_hat in {mean[still]:.0%}: relative_eos_counter_example",
         _baseline_removes_it,
     ),
-    Claim("E_SFT[r_hat | s] = KL(pi_SFT || pi_ref) >= 0", "{mean[kl]:.2g} a token on average", _kl),
-    Claim(
+    TheoryClaim("E_SFT[r_hat | s] = KL(pi_SFT || pi_ref) >= 0", "{mean[kl]:.2g} a token on average", _kl),
+    TheoryClaim(
         "E_SFT of the first k tokens grows with k",
         "under r_hat, to {mean[whole]:.2g}; it falls under log pi_SFT, to {mean[naive]:.2g}",
         _prefixes_grow,
     ),
-    Claim(
+    TheoryClaim(
         "Section 4.3: the baseline cancels length bias",
         "it turns it round, see the two rows above",
         _length_bias_cancels,
     ),
-    Claim(
+    TheoryClaim(
         "Longer pays under r_hat",
         "pi_ref stopping as often as pi_SFT: lowering the chance to stop from 0.95 to 0.05 gains {mean[gain]:.2g} on "
         "average under r_hat, and {mean[naive]:.2g} under log pi_SFT",

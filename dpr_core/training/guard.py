@@ -13,12 +13,12 @@ import torch
 
 from dpr_core.config.reinforce import GuardConfig, KLStopConfig, WitnessStopConfig
 from dpr_core.models.policy import Policy
-from dpr_core.models.sharding import cut
+from dpr_core.models.sharding import shard_like
 from dpr_core.recorder import Recorder
 from dpr_core.state import State
 
 
-class Verdict(NamedTuple):
+class GuardVerdict(NamedTuple):
     keep: bool
     """The policy is worth going back to."""
     stop: str | None = None
@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
 
 
 class Guard(Protocol):
-    def watch(self, signals: Mapping[str, float]) -> Verdict:
+    def watch(self, signals: Mapping[str, float]) -> GuardVerdict:
         """Call once an iteration, in order, with what the rollout showed of the policy before its update."""
 
     def state(self) -> State: ...
@@ -40,11 +40,11 @@ class KLBound:
     def __init__(self, settings: KLStopConfig) -> None:
         self.bound = settings.max_sequence_kl
 
-    def watch(self, signals: Mapping[str, float]) -> Verdict:
+    def watch(self, signals: Mapping[str, float]) -> GuardVerdict:
         kl = signals["rollout/kl"]
         if kl <= self.bound:
-            return Verdict(keep=True)
-        return Verdict(keep=False, stop=f"the KL to SFT, {kl:.2f}, passed the bound of {self.bound:g}")
+            return GuardVerdict(keep=True)
+        return GuardVerdict(keep=False, stop=f"the KL to SFT, {kl:.2f}, passed the bound of {self.bound:g}")
 
     def state(self) -> State:
         return {}
@@ -53,13 +53,13 @@ class KLBound:
         pass
 
 
-class Measured(NamedTuple):
+class MeanWithError(NamedTuple):
     """A mean and its standard error."""
 
     value: float
     error: float
 
-    def below(self, other: "Measured") -> float:
+    def below(self, other: "MeanWithError") -> float:
         """How far this is below the other, in standard errors of the difference."""
         return (other.value - self.value) / max(math.hypot(self.error, other.error), 1e-9)
 
@@ -76,16 +76,16 @@ class Witnesses:
 
     def __init__(self, settings: WitnessStopConfig) -> None:
         self.settings = settings
-        self._start: Measured | None = None
-        self._recent: dict[str, deque[Measured]] = {name: deque(maxlen=settings.window) for name in self.NAMES}
-        self._best: dict[str, Measured] = {}
+        self._start: MeanWithError | None = None
+        self._recent: dict[str, deque[MeanWithError]] = {name: deque(maxlen=settings.window) for name in self.NAMES}
+        self._best: dict[str, MeanWithError] = {}
 
-    def watch(self, signals: Mapping[str, float]) -> Verdict:
+    def watch(self, signals: Mapping[str, float]) -> GuardVerdict:
         keep, stop = True, None
         for name, meaning in self.NAMES.items():
-            now = Measured(signals[f"rollout/{name}"], signals[f"rollout/{name}_error"])
+            now = MeanWithError(signals[f"rollout/{name}"], signals[f"rollout/{name}_error"])
             if not (math.isfinite(now.value) and math.isfinite(now.error)):
-                return Verdict(keep=False, stop=f"{meaning} is no longer a number")
+                return GuardVerdict(keep=False, stop=f"{meaning} is no longer a number")
             self._recent[name].append(now)
             lately = _mean(self._recent[name])
             best = self._best[name] = max(lately, self._best.get(name, lately))
@@ -95,7 +95,7 @@ class Witnesses:
             if (fall := lately.below(best)) > self.settings.stop_beyond:
                 change = f"from {best.value:.3f} to {lately.value:.3f}"
                 stop = stop or f"{meaning} fell {change}, {fall:.1f} standard errors below its best"
-        return Verdict(keep and self._has_gained(), stop)
+        return GuardVerdict(keep and self._has_gained(), stop)
 
     def state(self) -> State:
         return {
@@ -105,10 +105,10 @@ class Witnesses:
         }
 
     def load_state(self, state: State) -> None:
-        self._start = None if state["start"] is None else Measured(*state["start"])
-        self._best = {name: Measured(*best) for name, best in state["best"].items()}
+        self._start = None if state["start"] is None else MeanWithError(*state["start"])
+        self._best = {name: MeanWithError(*best) for name, best in state["best"].items()}
         for name, values in state["recent"].items():
-            self._recent[name].extend(Measured(*each) for each in values)
+            self._recent[name].extend(MeanWithError(*each) for each in values)
 
     def _has_gained(self) -> bool:
         lately = _mean(self._recent["contrast"])
@@ -118,8 +118,8 @@ class Witnesses:
         return self._start.below(lately) > self.settings.gain_beyond
 
 
-def _mean(values: Collection[Measured]) -> Measured:
-    return Measured(
+def _mean(values: Collection[MeanWithError]) -> MeanWithError:
+    return MeanWithError(
         sum(each.value for each in values) / len(values), math.hypot(*(each.error for each in values)) / len(values)
     )
 
@@ -175,4 +175,4 @@ class RollBack:
     @torch.no_grad()
     def _copy(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
         for name, values in source.items():
-            target[name].copy_(cut(values, target[name]))
+            target[name].copy_(shard_like(values, target[name]))

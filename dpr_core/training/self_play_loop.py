@@ -26,14 +26,14 @@ from dpr_core.training.sft_loop import batches
 from dpr_core.training.trainer import Trainer
 
 
-class Pair(NamedTuple):
+class ResponsePair(NamedTuple):
     """Two responses to one prompt."""
 
     demonstration: TokenSequence
     generated: TokenSequence
 
 
-class Tangent:
+class PairLossSurrogate:
     """The pairs' loss as a sum over tokens: it has the value and, through log pi, the gradient of the loss itself.
 
     The two responses of a pair may be in different micro-batches. With `slope` the derivative of the loss by a
@@ -47,7 +47,7 @@ class Tangent:
 
 
 def tangent_values(losses: Tensor, slopes: Tensor, width: int) -> dict[str, Tensor]:
-    """What `Tangent` needs of B pairs, for B demonstrations and then B generated responses: (2B, width) each."""
+    """What `PairLossSurrogate` needs of B pairs, B demonstrations and then B generated responses: (2B, width) each."""
     # The trainer divides by the number of sequences, and a pair has two.
     slope = 2 * slopes.reshape(-1, 1).expand(-1, width)
     loss = torch.zeros(slope.shape)
@@ -126,7 +126,7 @@ class SelfPlay:
         number: int,
         on_progress: Progress | None = None,
         drawn: dict[int, Completion] | None = None,
-    ) -> list[Pair]:
+    ) -> list[ResponsePair]:
         """Draw the demonstrations of a round and the opponent's response to each of their prompts."""
         config, rows = self.config, self._rows(demonstrations, number)
         completions = self.engine.generate(
@@ -138,7 +138,7 @@ class SelfPlay:
         )
         return _pairs(rows, completions)
 
-    def log_probs(self, pairs: Sequence[Pair]) -> Tensor:
+    def log_probs(self, pairs: Sequence[ResponsePair]) -> Tensor:
         """(2, B): log pi(y | x) of the demonstrations and of the generated responses under the policy as it is now."""
         scores = score(self.policy, _sequences(pairs), self.config.execution.tokens_per_micro_batch)
         return scores.log_probs.double().sum(dim=-1).view(2, len(pairs))
@@ -165,7 +165,7 @@ class SelfPlay:
         self._learn(current, pairs, current.opponent, plan)
         return described | current.metrics
 
-    def _learn(self, current: Round, pairs: Sequence[Pair], opponent: Tensor, plan: Sequence[int]) -> None:
+    def _learn(self, current: Round, pairs: Sequence[ResponsePair], opponent: Tensor, plan: Sequence[int]) -> None:
         config, number, trainer = self.config, current.number, current.trainer
         method = self_play_loss(config.method)
         steps = batches(len(pairs), config.batch_size, config.epochs, config.seed * 1_000_003 + number)
@@ -174,7 +174,7 @@ class SelfPlay:
             sequences = _sequences(batch)
             log_ratios = self.log_probs(batch) - opponent[:, rows]
             values = tangent_values(*losses_and_slopes(method, log_ratios), max(len(s.response) for s in sequences))
-            current.metrics = trainer.step(sequences, Tangent(), values) | _measure(log_ratios)
+            current.metrics = trainer.step(sequences, PairLossSurrogate(), values) | _measure(log_ratios)
             done = sum(plan[: number - 1]) + trainer.steps_done
             self.recorder.metrics(current.metrics, done)
             loss, accuracy = current.metrics["train/loss"], current.metrics["train/accuracy"]
@@ -199,7 +199,7 @@ class SelfPlay:
     def _advance(self, done: int, plan: Sequence[int], note: str) -> None:
         self.recorder.advance(done, sum(plan), note)
 
-    def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
+    def _describe(self, pairs: Sequence[ResponsePair]) -> dict[str, float]:
         responses = [pair.generated.response for pair in pairs]
         return {
             "rollout/length": sum(map(len, responses)) / len(pairs),
@@ -207,7 +207,7 @@ class SelfPlay:
             "rollout/copies": sum(pair.generated == pair.demonstration for pair in pairs) / len(pairs),
         }
 
-    def _samples(self, pairs: Sequence[Pair], count: int = 8) -> list[dict[str, object]]:
+    def _samples(self, pairs: Sequence[ResponsePair], count: int = 8) -> list[dict[str, object]]:
         return [
             {
                 "prompt": self.decode(pair.demonstration.prompt),
@@ -227,11 +227,11 @@ def steps_of_rounds(demonstrations: int, config: SelfPlayConfig) -> list[int]:
     return [config.epochs * math.ceil(size / config.batch_size) for size in sizes]
 
 
-def _pairs(rows: Sequence[TokenSequence], completions: Sequence[Completion]) -> list[Pair]:
-    return [Pair(row, TokenSequence(row.prompt, c.response)) for row, c in zip(rows, completions, strict=True)]
+def _pairs(rows: Sequence[TokenSequence], completions: Sequence[Completion]) -> list[ResponsePair]:
+    return [ResponsePair(row, TokenSequence(row.prompt, c.response)) for row, c in zip(rows, completions, strict=True)]
 
 
-def _sequences(pairs: Sequence[Pair]) -> list[TokenSequence]:
+def _sequences(pairs: Sequence[ResponsePair]) -> list[TokenSequence]:
     return [pair.demonstration for pair in pairs] + [pair.generated for pair in pairs]
 
 

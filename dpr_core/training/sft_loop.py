@@ -14,7 +14,7 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
-from dpr_core.models.sharding import cut
+from dpr_core.models.sharding import shard_like
 from dpr_core.recorder import Recorder
 from dpr_core.state import State
 from dpr_core.training.trainer import Trainer
@@ -45,7 +45,7 @@ class MovingAverage:
     def load_state(self, average: Iterable[Tensor]) -> None:
         """Go on from `average` as it was kept; it stays on the weights' device."""
         for mean, kept in zip(self.average, average, strict=True):
-            mean.copy_(cut(kept, mean))
+            mean.copy_(shard_like(kept, mean))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
 from dpr_core.models.compiling import compile_layers
 from dpr_core.models.oom import in_micro_batches
-from dpr_core.models.sharding import cut, full, is_sharded, networks, place
+from dpr_core.models.sharding import is_sharded, networks, shard_like, to_device_or_shard, unshard
 from dpr_core.recorder import Recorder, Silent
 from dpr_core.state import State
 from dpr_core.training.randomness import draw_apart, random_state, set_random_state
@@ -68,7 +68,7 @@ class Trainer:
         if execution.gradient_checkpointing:
             for network in networks(module):
                 network.gradient_checkpointing_enable()
-        place(module, execution.launch)
+        to_device_or_shard(module, execution.launch)
         if execution.compile:
             compile_layers(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -107,7 +107,7 @@ class Trainer:
             self.packed,
         )
         norm = self._clip()
-        sums = distributed.added(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
+        sums = distributed.all_reduce_sum(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
         totals = dict(zip(totals, sums, strict=True))
         loss_value = totals.pop("loss") / count
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
@@ -139,7 +139,7 @@ class Trainer:
         """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         mask = response_mask([len(s.response) for s in sequences])
-        parts = list(distributed.turns(batches))
+        parts = list(distributed.shard_work(batches))
         totals: dict[str, float] = {}
         for i, (rows, is_mine) in enumerate(parts):
             batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
@@ -148,7 +148,7 @@ class Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 terms = objective(self.module(batch), **flat)
                 # Processes average their gradients; the sum over processes is wanted.
-                loss = is_mine * terms["loss"].sum() / count * distributed.count()
+                loss = is_mine * terms["loss"].sum() / count * distributed.world_size()
                 self.accelerator.backward(loss)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + is_mine * float(term.detach().sum())
@@ -157,7 +157,7 @@ class Trainer:
     def _clip(self) -> float:
         """Scale the gradients down to the configured norm; returns the norm that they had."""
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
-        return float(full(norm))
+        return float(unshard(norm))
 
     def _skip(
         self, sequences: Sequence[TokenSequence], values: Mapping[str, Tensor], loss: float, norm: float
@@ -191,7 +191,7 @@ class Trainer:
             "weights": {name: p.detach() for name, p in self._trained()},
             "optimizer": [dict(optimizer.get(p, {})) for _, p in self._trained()],
             "schedule": {name: v for name, v in self.schedule.state_dict().items() if name != "lr_lambdas"},
-            "random": distributed.gathered([random_state()]),
+            "random": distributed.all_gather([random_state()]),
         }
 
     @torch.no_grad()
@@ -200,10 +200,10 @@ class Trainer:
         self.steps_done = state["steps_done"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         for name, parameter in self._trained():
-            parameter.copy_(cut(state["weights"][name], parameter))
+            parameter.copy_(shard_like(state["weights"][name], parameter))
         groups = self.optimizer.state_dict()["param_groups"]
         kept = {
-            i: {name: cut(value, p) if value.shape == p.shape else value for name, value in each.items()}
+            i: {name: shard_like(value, p) if value.shape == p.shape else value for name, value in each.items()}
             for i, ((_, p), each) in enumerate(zip(self._trained(), state["optimizer"], strict=True))
             if each
         }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from flows.cli.console import Debug, Identifier, Json, Set, emit, reported
 
 if TYPE_CHECKING:
@@ -253,13 +253,15 @@ def _score_view(models: dict[str, Any]) -> "RenderableType":
 
     parts: list[Any] = []
     for model, found in models.items():
-        view = Table("", "official", "paper", box=box.SIMPLE_HEAD, title=Text(visible(model)), title_justify="left")
+        view = Table(
+            "", "official", "paper", box=box.SIMPLE_HEAD, title=Text(escape_control(model)), title_justify="left"
+        )
         official, paper = _flat(found["official"]), _flat(found["paper"])
         for name in dict.fromkeys([*official, *paper]):
-            view.add_row(visible(name), _shown(official.get(name)), _shown(paper.get(name)))
+            view.add_row(escape_control(name), _shown(official.get(name)), _shown(paper.get(name)))
         view.add_row("judged", str(found["n"]), "")
         view.add_row("without a verdict", str(found["unscored"]), "")
-        parts += [view, *(Text(visible(f"! {line}")) for line in found["warnings"]), Text("")]
+        parts += [view, *(Text(escape_control(f"! {line}")) for line in found["warnings"]), Text("")]
     return Group(*parts)
 
 
@@ -285,7 +287,7 @@ def _judged_view(about: dict[str, Any], result: dict[str, Any]) -> str:
     interval = "" if result["low"] is None else f" [{result['low']:.1f}, {result['high']:.1f}]"
     rate = "no verdict could be read" if result["win_rate"] is None else f"{result['win_rate']:.1f} %{interval}"
     lines = [
-        f"{visible(about['candidate'])} against {visible(about['baseline'])}: {rate}",
+        f"{escape_control(about['candidate'])} against {escape_control(about['baseline'])}: {rate}",
         f"win rate over {about['prompts']} prompts, both orders, ties 0.5; in brackets a 95% interval over prompts",
         f"mean characters {about['characters']:.0f}, of the baseline {about['baseline_characters']:.0f}",
         f"contradictions {_shown(result['contradiction_rate'])}, first position "

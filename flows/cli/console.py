@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError
-from dpr_core.text import json_text, visible_lines
+from dpr_core.text import escape_control_lines, json_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,7 +67,7 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
     except DensePathError as error:
         if debug:
             raise
-        print(f"error: {visible_lines(str(error))}", file=sys.stderr)
+        print(f"error: {escape_control_lines(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         print(f"interrupted; nothing unfinished will be taken for whole{then}", file=sys.stderr)
@@ -78,7 +78,9 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {visible_lines(str(error))} (--debug shows where)", file=sys.stderr)
+        print(
+            f"error: {type(error).__name__}: {escape_control_lines(str(error))} (--debug shows where)", file=sys.stderr
+        )
         raise SystemExit(1) from None
 
 
@@ -86,4 +88,4 @@ class _Visible(logging.Formatter):
     """A message, too, may quote data, an answer or a server."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible_lines(super().format(record))
+        return escape_control_lines(super().format(record))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dpr_core.errors import UsageError
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from flows.cli.console import Debug, Identifier, Json, emit, reported
 
 
@@ -30,7 +30,7 @@ def artifacts(
             lambda: inspect_view.record_table(records),
         )
         if interrupted := [pipeline for pipeline in store.pipelines.to_go_on() if pipeline.interrupted]:
-            names = ", ".join(visible(pipeline.title) for pipeline in interrupted)
+            names = ", ".join(escape_control(pipeline.title) for pipeline in interrupted)
             print(f"interrupted: {names}; go on with: dpr resume", file=sys.stderr)
 
 

@@ -16,9 +16,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from dpr_core.reporting import layout
+from dpr_core.reporting.rows import ReportTable as Results
 from dpr_core.reporting.rows import Row
-from dpr_core.reporting.rows import Table as Results
-from dpr_core.text import visible_lines
+from dpr_core.text import escape_control_lines
 from tasks.artifacts.parent_runs import Pipeline
 from tasks.artifacts.run_records import Record
 from tasks.artifacts.store import Store
@@ -266,4 +266,4 @@ def add_row(table: Table, *cells: str) -> None:
 
 def plain(text: str, **options: Any) -> Text:
     """Neither markup nor a sign that steers the terminal, in a name or in what an error quotes."""
-    return Text(visible_lines(text), **options)
+    return Text(escape_control_lines(text), **options)

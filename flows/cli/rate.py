@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import UsageError
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from flows.cli.benchmark import check_readable, only_model
 from flows.cli.console import Debug, Json, Set, emit, reported
 
@@ -115,4 +115,4 @@ def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
         lines.append(f"{len(about['unanswered'])} questions are left out: not answered in all turns")
     lines += [f"! {line}" for line in result["warnings"]]
     shown = table([Rated(about["model"], "mt_bench", about["judge"], ratings)])
-    return Group(shown.as_terminal("Ratings"), *(Text(visible(line)) for line in lines))
+    return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.text import visible_lines
+from dpr_core.text import escape_control_lines
 from flows.cli.console import RESUME, Debug, Json, Plan, emit, reported
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _go_on(store: "Store", named: "list[Unfinished]", as_json: bool, debug: bool
         try:
             document = go_on(each)
         except DensePathError as error:
-            print(visible_lines(f"{each.run.title}: {error}"), file=sys.stderr)
+            print(escape_control_lines(f"{each.run.title}: {error}"), file=sys.stderr)
             failures.append(each.run.title)
             documents.append({"id": each.run.id, "name": each.run.name, "error": str(error)})
             continue

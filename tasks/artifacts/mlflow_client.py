@@ -39,7 +39,7 @@ MADE_BY = "dpr.made_by"
 """The tag of a run by which the request that made it finds it again."""
 
 
-class Client:
+class MlflowClient:
     """MLflow's client with explicit run IDs and batches within its limits."""
 
     def __init__(self, uri: str, home: Path, patience: float) -> None:

@@ -16,7 +16,7 @@ from tasks.artifacts.run_records import NOTE_LIMIT, mapping_in_tag, mlflow_name,
 from tasks.locks import exclusive, is_held
 
 if TYPE_CHECKING:
-    from tasks.artifacts.mlflow_client import Client
+    from tasks.artifacts.mlflow_client import MlflowClient
 
 logger = logging.getLogger("dense_path")
 
@@ -25,7 +25,7 @@ ENDED = "its process ended without a word"
 
 
 @dataclass(frozen=True)
-class Request:
+class StoredRequest:
     """What has to be known to start a pipeline again."""
 
     what: Mapping[str, Any]
@@ -45,7 +45,7 @@ class About:
     name: str
     description: str
     settings: Mapping[str, Any]
-    request: Request
+    request: StoredRequest
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pipeline:
     status: str
     """INTERRUPTED: MLflow has it as running, and its process is gone."""
     started: datetime
-    request: Request | None
+    request: StoredRequest | None
     reason: str = ""
     here: bool = True
     """Whether it was started in this `DPR_HOME` on this host, so that its process can be asked after."""
@@ -79,7 +79,7 @@ class Pipeline:
 class Pipelines:
     """The parent runs of one experiment."""
 
-    def __init__(self, client: "Client", experiment: str, home: Path, owner: str) -> None:
+    def __init__(self, client: "MlflowClient", experiment: str, home: Path, owner: str) -> None:
         self._client = client
         self._experiment = experiment
         self._locks = home / "locks"
@@ -180,12 +180,12 @@ class Pipelines:
             self._client.set_terminated(pipeline.id, "KILLED")
         return dead
 
-    def since(self, request: Request) -> datetime:
+    def since(self, request: StoredRequest) -> datetime:
         """When the work on a request began: that of one that was interrupted, or now."""
         found = self.left_open(request)
         return datetime.now(UTC) if found is None else found.started
 
-    def left_open(self, request: Request) -> Pipeline | None:
+    def left_open(self, request: StoredRequest) -> Pipeline | None:
         """The newest of this request that was not brought to an end, if none finished after it."""
         return newest_open(self.all(f"tags.`dpr.request` = '{request.key}'"), request)
 
@@ -201,13 +201,13 @@ class Pipelines:
             name=tags["dpr.pipeline"],
             status=status,
             started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-            request=Request(what, mapping_in_tag("dpr.how", tags)) if what else None,
+            request=StoredRequest(what, mapping_in_tag("dpr.how", tags)) if what else None,
             reason=tags.get("dpr.reason", ""),
             here=here,
         )
 
 
-def newest_open(there: Sequence[Pipeline], request: Request) -> Pipeline | None:
+def newest_open(there: Sequence[Pipeline], request: StoredRequest) -> Pipeline | None:
     """The newest of this request that was not brought to an end, if none finished after it; newest first."""
     for pipeline in there:
         if pipeline.request is not None and pipeline.request.key == request.key:

@@ -11,7 +11,7 @@ from tasks.artifacts.uris import local_path
 from tasks.locks import exclusive
 
 if TYPE_CHECKING:
-    from tasks.artifacts.mlflow_client import Client
+    from tasks.artifacts.mlflow_client import MlflowClient
 
 _HASHES = HashCache()
 """One for all stores of this process: a pipeline opens its store once a stage."""
@@ -20,7 +20,7 @@ _HASHES = HashCache()
 class Payloads:
     """The files of MLflow runs: read in place where they lie on this machine, else downloaded into `home/cache`."""
 
-    def __init__(self, client: "Client", home: Path) -> None:
+    def __init__(self, client: "MlflowClient", home: Path) -> None:
         self._client = client
         self._home = home
 

@@ -14,13 +14,13 @@ from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, split_ta
 from tasks.local_home import sync
 
 if TYPE_CHECKING:
-    from tasks.artifacts.mlflow_client import Client
+    from tasks.artifacts.mlflow_client import MlflowClient
 
 
 class StageRun:
     """One MLflow run in progress. Metrics are sent every few seconds, everything else at once."""
 
-    def __init__(self, run_id: str, client: "Client", root: Path | None) -> None:
+    def __init__(self, run_id: str, client: "MlflowClient", root: Path | None) -> None:
         self.id = run_id
         self._client = client
         self._root = root

@@ -13,7 +13,7 @@ from typing import Any, Self
 from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import Manifest, canonical_json
-from tasks.artifacts.mlflow_client import SETTINGS, Client
+from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import Pipelines
 from tasks.artifacts.payloads import Payloads
 from tasks.artifacts.retrying import patience_seconds
@@ -36,7 +36,7 @@ SHORTEST_PREFIX = 4
 class Store:
     """Artifacts by ID. Safe to use from several threads and processes at once."""
 
-    def __init__(self, home: Path, client: Client, experiment: str, *, embedded: bool) -> None:
+    def __init__(self, home: Path, client: MlflowClient, experiment: str, *, embedded: bool) -> None:
         self.home = home
         self.where = client.where
         self._client = client
@@ -55,7 +55,7 @@ class Store:
         """
         home = open_home()
         setting = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-        client = Client(setting or f"sqlite:///{home / 'mlflow.db'}", home, patience_seconds())
+        client = MlflowClient(setting or f"sqlite:///{home / 'mlflow.db'}", home, patience_seconds())
         artifacts = home / "artifacts"
 
         def opened() -> Any:

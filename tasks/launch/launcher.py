@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from dpr_core.config.base import StageConfig
 from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from tasks.launch.child_processes import environment, how_it_ended, usable_cores
 from tasks.launch.doors import Door, door_for_machines, door_of_this_machine
 from tasks.launch.machines import Machine, free_port, joined
@@ -356,5 +356,5 @@ class _Ranks:
         file = self._log(who) if isinstance(who, int) else self.folder / f"{who}.log"
         with suppress(OSError):
             if lines := file.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
-                return "; its last words:\n" + "\n".join(f"  {visible(line)}" for line in lines)
+                return "; its last words:\n" + "\n".join(f"  {escape_control(line)}" for line in lines)
         return ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from tasks.artifacts.identity import library_versions
 from tasks.launch.doors import PATIENCE, Door
 from tasks.launch.messages import receive, send
@@ -73,11 +73,11 @@ def _met(name: str, door: Door, about: dict[str, Any]) -> Machine | None:
     with suppress(EOFError, OSError):
         send(line, **about)
         if line.poll(PATIENCE):
-            host, unfit = visible(str(first.get("machine"))), receive(line)["unfit"]
+            host, unfit = escape_control(str(first.get("machine"))), receive(line)["unfit"]
             if unfit is None:
                 logger.info("%s: %s has joined", name, host)
                 return Machine(line, host)
-            logger.warning("%s: %s cannot join: %s", name, host, visible(unfit))
+            logger.warning("%s: %s cannot join: %s", name, host, escape_control(unfit))
     line.close()
     return None
 

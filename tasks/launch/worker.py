@@ -109,7 +109,7 @@ class Shared:
         from dpr_core import distributed
 
         try:
-            write_state(state, folder, distributed.rank(), distributed.count())
+            write_state(state, folder, distributed.rank(), distributed.world_size())
         except NoRoom as error:
             return error.needed
         return 0

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -15,7 +15,7 @@ class StageProgress:
     """Shows one stage: its name, step, rate, time left and a note."""
 
     def __init__(self, name: str) -> None:
-        self.name = visible(name)
+        self.name = escape_control(name)
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -43,7 +43,7 @@ class StageProgress:
             self._bar.stop()
 
     def advance(self, step: int, total: int | None, note: str = "") -> None:
-        note = visible(note)
+        note = escape_control(note)
         now = time.monotonic()
         if self._first is None or step < self._first[1]:
             self._first = (now, step)

@@ -40,7 +40,7 @@ class Kept(NamedTuple):
     """The last step of which metrics had been logged."""
 
 
-class Bench:
+class StageWorkdir:
     """One stage's folder. All that is in it is either whole or not looked at."""
 
     def __init__(self, folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.artifacts.store import Artifact, StageRun, Store
 from tasks.running.shutdown import Ending
-from tasks.running.stage_workdir import Bench, write_state
+from tasks.running.stage_workdir import StageWorkdir, write_state
 
 if TYPE_CHECKING:
     from dpr_core.state import State
@@ -59,7 +59,7 @@ class Workspace:
         run: StageRun,
         store: Store,
         inputs: Mapping[str, str],
-        bench: Bench,
+        bench: StageWorkdir,
         *,
         execution: Any = None,
         ending: Ending | None = None,

@@ -102,7 +102,7 @@ class Lineage:
         from dpr_core.models.checkpoints import load_mean
         from dpr_core.models.compiling import compile_layers
         from dpr_core.models.policy import Policy
-        from dpr_core.models.sharding import place
+        from dpr_core.models.sharding import to_device_or_shard
 
         backbone = self.ancestor(like, "sft").config["backbone"]
         settings = PretrainedBackboneConfig.model_validate(backbone) if backbone else LAB
@@ -110,7 +110,7 @@ class Lineage:
         model = load_mean(folders, attention=settings.attention)
         policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
         if frozen:
-            place(policy.freeze(), execution.launch)
+            to_device_or_shard(policy.freeze(), execution.launch)
             if execution.compile:
                 compile_layers(policy)
         return policy

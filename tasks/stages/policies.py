@@ -89,7 +89,7 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     """The policy that the settings make of an artifact."""
     from dpr_core.models.checkpoints import extrapolate
     from dpr_core.models.extrapolation import Contrasted
-    from dpr_core.models.sharding import place
+    from dpr_core.models.sharding import to_device_or_shard
 
     control, execution = settings.policy, settings.execution
     if not isinstance(control, AsTrainedConfig) and source.stage != "reward":
@@ -106,7 +106,7 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
         policy = load(lineage.sft_folder(source))
         reference = load(lineage.reference_folders(source, lineage.definition(source)))
         extrapolate(policy.model, reference.model, control.k)
-        place(policy.freeze(), execution.launch)
+        to_device_or_shard(policy.freeze(), execution.launch)
     elif source.stage not in ("sft", "reward"):
         policy = load(lineage.policy_folder(source), frozen=True)
     return Answering(settings, policy, sft, reward)

@@ -19,7 +19,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.models.checkpoints import save
     from dpr_core.models.lora import add_adapters
     from dpr_core.reporting import plots
-    from dpr_core.rollouts.factory import opened
+    from dpr_core.rollouts.factory import open_engine
     from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
     from dpr_core.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         add_adapters(policy.model, settings.lora, settings.seed)
         policy.round_frozen()
     history = History(work)
-    with opened(
+    with open_engine(
         settings.rollouts,
         policy,
         lambda folder: save(policy.model, tokenizer, folder),

@@ -11,7 +11,7 @@ from tasks.stages.judgments import BASELINE, Judgments
 from tasks.stages.rate import rated_in
 
 if TYPE_CHECKING:
-    from dpr_core.reporting.rows import Table
+    from dpr_core.reporting.rows import ReportTable
 
 TABLE = "table.json"
 PAGE = "report.html"
@@ -34,7 +34,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         read.add(role)
         work.advance(done, len(judged), role)
     title = cast(ReportConfig, config).title
-    table = rows.Table(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
+    table = rows.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
     compared, rated = pairs.compare(read.judged), rated_in(work)
     parts = [
         ratings.section(rated),
@@ -66,7 +66,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     }
 
 
-def _plot(work: Workspace, table: "Table") -> None:
+def _plot(work: Workspace, table: "ReportTable") -> None:
     from dpr_core.reporting import plots
 
     bars = [

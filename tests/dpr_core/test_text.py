@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dpr_core.text import json_text, visible
+from dpr_core.text import escape_control, json_text
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from dpr_core.text import json_text, visible
     ],
 )
 def test_nothing_stays_hidden(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert escape_control(text) == shown
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -12,7 +12,7 @@ import pytest
 from dpr_core.experiments.exhibits import EXHIBITS
 from flows.merging import Experiment
 from flows.reproduction import studies
-from tasks.artifacts.parent_runs import About, Request
+from tasks.artifacts.parent_runs import About, StoredRequest
 from tasks.artifacts.store import Store
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -91,7 +91,7 @@ def an_ended_run(monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]
     document = {"stages": [], "results": results, **more}
 
     def ended(*_: object) -> tuple[dict[str, Any], None]:
-        document["run_id"] = Store.open().pipelines.begin(About("reproduce", "", {}, Request({})))
+        document["run_id"] = Store.open().pipelines.begin(About("reproduce", "", {}, StoredRequest({})))
         return document, None
 
     monkeypatch.setattr("flows.cli.experiments._run_or_plan", ended)

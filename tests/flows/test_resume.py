@@ -14,7 +14,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows.requests import Alone, Rerun, Sweep, Whole, asked_of
 from flows.resume import chosen, unfinished
-from tasks.artifacts.parent_runs import Pipeline, Request
+from tasks.artifacts.parent_runs import Pipeline, StoredRequest
 from tasks.artifacts.store import Store
 
 pytestmark = pytest.mark.integration
@@ -120,7 +120,7 @@ def test_the_same_command_goes_on_and_another_does_not(
 def stored(asked: Any) -> Pipeline:
     from datetime import UTC, datetime
 
-    request: Request = asked.request()
+    request: StoredRequest = asked.request()
     return Pipeline("0" * 32, "x", "KILLED", datetime.now(UTC), request)
 
 
@@ -152,7 +152,7 @@ def test_a_request_of_another_version_is_told(tiny: Callable[..., PipelineConfig
     import dataclasses
 
     with pytest.raises(DensePathError, match="asked for in another version"):
-        asked_of(dataclasses.replace(pipeline, request=Request(what)))
+        asked_of(dataclasses.replace(pipeline, request=StoredRequest(what)))
 
 
 # What is unfinished

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from perf.growth import WORKS, Point, exponent, exponents, grown, markdown, plot
+from perf.growth import WORKS, GrowthPoint, exponent, exponents, grown, markdown, plot
 
 
 def row(work: str, axis: str, size: int, seconds: float, peak: float) -> dict[str, object]:
@@ -50,7 +50,7 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
 
 def test_all_that_can_grow_is_measured() -> None:
     axes = {"response": (4,), "batch": (2,), "vocabulary": (64,), "data": (4,)}
-    rows = grown(axes, 1, Point(response=4, batch=2, vocabulary=64, data=4))
+    rows = grown(axes, 1, GrowthPoint(response=4, batch=2, vocabulary=64, data=4))
     assert [(r["work"], r["axis"]) for r in rows] == [
         (work, axis) for work, (_, along) in WORKS.items() for axis in along
     ]

@@ -2,20 +2,20 @@ from typing import Any
 
 import pytest
 
-from perf.orchestration import Cost, above, in_turn, markdown, rows_of, summary
+from perf.orchestration import OrchestrationCost, above, in_turn, markdown, rows_of, summary
 
 COSTS = {
-    "function": Cost([10.0, 12.0, 11.0], [9.0, 9.0, 9.0]),
-    "stage": Cost([10.5, 12.25, 11.25], [9.5, 9.0, 9.75]),
-    "flow": Cost([12.0, 14.0, 13.5], [9.0, 9.0, 9.9]),
+    "function": OrchestrationCost([10.0, 12.0, 11.0], [9.0, 9.0, 9.0]),
+    "stage": OrchestrationCost([10.5, 12.25, 11.25], [9.5, 9.0, 9.75]),
+    "flow": OrchestrationCost([12.0, 14.0, 13.5], [9.0, 9.0, 9.9]),
 }
 
 
 def rows() -> list[dict[str, Any]]:
     short = {
-        "function": Cost([1.0], [1.0]),
-        "stage": Cost([1.3], [1.1]),
-        "flow": Cost([1.9], [1.2]),
+        "function": OrchestrationCost([1.0], [1.0]),
+        "stage": OrchestrationCost([1.3], [1.1]),
+        "flow": OrchestrationCost([1.9], [1.2]),
     }
     return rows_of(1, short) + rows_of(16, COSTS)
 

@@ -10,11 +10,11 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.models.policy import Policy
 from dpr_core.planning.architecture import Architecture, architecture_of
-from dpr_core.planning.compute import Work
+from dpr_core.planning.compute import StageWork
 from dpr_core.planning.hardware import GPUS
 from perf.device_limits import Limits, known
 from perf.sizes import LARGE, SIZES, large_network, network, ragged
-from perf.utilisation import TASKS, Bench, bytes_read, fitting, main, measured, read_once, trained
+from perf.utilisation import TASKS, UtilisationBench, bytes_read, fitting, main, measured, read_once, trained
 
 CPU = torch.device("cpu")
 NANO = Architecture("llama", 512, 32, 2, 4, 2, 16, 48, 4096, False)
@@ -57,11 +57,11 @@ def test_the_bytes_are_those_of_rows_that_are_never_idle() -> None:
 
 def test_shares_of_the_limits() -> None:
     limits = Limits(operations=100, head=10, read=50)
-    least = Work(body=60, head=20)
+    least = StageWork(body=60, head=20)
     assert limits.share(least, 4) == pytest.approx(0.2)
     # 0.6 seconds for the body, 2 for the head, in which 260 operations would have been possible.
     assert limits.at_most(least) == pytest.approx(80 / 260)
-    drawn = Work(body=60, head=20, read=25)
+    drawn = StageWork(body=60, head=20, read=25)
     assert limits.share(drawn, 2) == pytest.approx(0.25)
     assert limits.at_most(drawn) is None
 
@@ -126,7 +126,7 @@ def test_large_networks_are_measured_as_on_a_gpu(way: str, monkeypatch: pytest.M
     monkeypatch.setattr("perf.utilisation.LONG", ((4, 8), (3, 5)))
     monkeypatch.setattr("perf.utilisation.fitting", lambda *_: way)
     limits = Limits(operations=1e12, head=1e11, read=1e10)
-    bench = Bench("nano", CPU, torch.bfloat16, count=1, rows=1)
+    bench = UtilisationBench("nano", CPU, torch.bfloat16, count=1, rows=1)
     rows = {name: measured(name, bench, limits, limits, repeats=1) for name in TASKS}
     assert rows["sft"]["how"] == rows["update"]["how"] == way
     assert all(0 < row["utilisation"] == row["of_makers_peak"] for row in rows.values())
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise DensePathError("training does not fit")
 
     monkeypatch.setattr("perf.utilisation.fitting", full)
-    bench, limits = Bench("toy", CPU, torch.float32, 1, 1), Limits(1, 1, 1)
+    bench, limits = UtilisationBench("toy", CPU, torch.float32, 1, 1), Limits(1, 1, 1)
     row = measured("sft", bench, limits, None, 1)
     assert row == {"case": "toy", "work": "sft", "how": "not measured: training does not fit"}
 

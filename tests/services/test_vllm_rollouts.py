@@ -30,7 +30,7 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling, log_probs
 from dpr_core.rollouts.factory import server_for
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.vllm_engine import Source, VllmEngine, shape_of
+from dpr_core.rollouts.vllm_engine import VllmEngine, WeightSource, shape_of
 from dpr_core.rollouts.vllm_server import OwnServer
 from dpr_core.training.reinforce_loop import OnPolicy
 from dpr_core.training.trainer import Trainer
@@ -94,7 +94,7 @@ def engine_of(server: OwnServer, tmp_path: Path) -> Engines:
         def scores(sequences: Sequence[TokenSequence]) -> Tensor:
             return score(policy, sequences, None).log_probs
 
-        source = Source(lambda to: save(policy.model, tokenizer(), to), scores, shape_of(policy.model.config), 16)
+        source = WeightSource(lambda to: save(policy.model, tokenizer(), to), scores, shape_of(policy.model.config), 16)
         return VllmEngine(server, source, folder, rows=64, seconds=120.0)
 
     return build

@@ -13,7 +13,7 @@ import pytest
 import tasks.registry
 from dpr_core.config.base import StageConfig
 from tasks.artifacts.mlflow_client import SETTINGS, make_database
-from tasks.artifacts.parent_runs import About, Request
+from tasks.artifacts.parent_runs import About, StoredRequest
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome, Stage, Workspace, run_stage
 
@@ -116,7 +116,9 @@ def about() -> Callable[..., About]:
     """What a parent run says of its pipeline: about("demo", {"a": 1})."""
 
     def build(name: str = "demo", settings: dict[str, Any] | None = None) -> About:
-        return About(name, "What it is.", settings or {}, Request({"flow": "toy", "name": name, **(settings or {})}))
+        return About(
+            name, "What it is.", settings or {}, StoredRequest({"flow": "toy", "name": name, **(settings or {})})
+        )
 
     return build
 

@@ -19,7 +19,7 @@ from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome, Stage, Workspace, run_stage
 from tasks.running.shutdown import Terminated, terminable
-from tasks.running.stage_workdir import Bench
+from tasks.running.stage_workdir import StageWorkdir
 
 Make = Callable[..., Outcome]
 
@@ -54,7 +54,7 @@ def test_what_a_finished_attempt_left_on_its_bench_goes_at_the_next_request(
     store: Store, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Bench, "clear", lambda bench: None)
+        patched.setattr(StageWorkdir, "clear", lambda bench: None)
         made = make("number")
     (left,) = (store.home / "work").iterdir()
     assert make("number").status == "reused"

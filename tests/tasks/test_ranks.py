@@ -19,7 +19,7 @@ from tasks.launch.launcher import _Ranks, _unconfigured
 from tasks.launch.messages import receive, send
 from tasks.launch.worker import kind_of
 from tasks.run_stage import Workspace
-from tasks.running.stage_workdir import Bench
+from tasks.running.stage_workdir import StageWorkdir
 
 
 class Ended:
@@ -43,7 +43,7 @@ class Two:
             parent=None,
             description="",
         )
-        bench = Bench(store.home / "work" / "key")
+        bench = StageWorkdir(store.home / "work" / "key")
         bench.open(run.id)
         (bench.output / "file").write_text("made by the first")
         self.store, self.run, self.bench, self.folder = store, run, bench, folder
@@ -90,7 +90,7 @@ def test_what_the_first_reports_is_logged_and_what_it_says_is_said_here(
 def test_a_state_is_sealed_once_all_have_written_and_all_go_on_from_it(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bench, "is_due", lambda bench, step, *every: step == 2)
+    monkeypatch.setattr(StageWorkdir, "is_due", lambda bench, step, *every: step == 2)
     two.both("restore")
     two.both("checkpoint", step=1)
     two.both("checkpoint", step=2)
@@ -106,7 +106,7 @@ def test_a_state_is_sealed_once_all_have_written_and_all_go_on_from_it(
 def test_a_disk_that_is_full_for_one_keeps_no_state_and_ends_nothing(
     two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Bench, "is_due", lambda bench, step, *every: True)
+    monkeypatch.setattr(StageWorkdir, "is_due", lambda bench, step, *every: True)
     two.both("checkpoint", step=1)
     two.say(0, "written", needed=0)
     two.say(1, "written", needed=2500)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Batch:
+class ApiBatch:
     """How a batch stands."""
 
     status: str
@@ -69,7 +69,7 @@ class BatchApi:
 
         return await self._call(self._if_there(search))
 
-    async def end_of(self, batch: str, tell: Callable[[str], None]) -> Batch:
+    async def end_of(self, batch: str, tell: Callable[[str], None]) -> ApiBatch:
         """The batch when it has ended, however it did. Until then, `tell` gets how it stands."""
         now = asyncio.get_running_loop().time
         hours = self.endpoint.execution.batch_wait_hours
@@ -123,14 +123,14 @@ def _id(made: Any) -> str:
     return found
 
 
-def _read(found: Any) -> Batch:
+def _read(found: Any) -> ApiBatch:
     if found is None:
-        return Batch(GONE, "", (), "", may_pass=True)
+        return ApiBatch(GONE, "", (), "", may_pass=True)
     if not isinstance(getattr(found, "status", None), str):
         raise Unavailable("the endpoint answered, but not with a batch")
     errors = (found.errors and found.errors.data) or []
     counts = found.request_counts
-    return Batch(
+    return ApiBatch(
         status=found.status,
         counts=f"{counts.completed} of {counts.total} answered" if counts else "nothing answered yet",
         files=tuple(file for file in (found.output_file_id, found.error_file_id) if file),

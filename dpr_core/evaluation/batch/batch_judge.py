@@ -10,7 +10,7 @@ from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.batch.batch_api import BatchApi
 from dpr_core.evaluation.batch.batch_ledger import Ledger, Sent
-from dpr_core.evaluation.batch.batch_lines import Completion, Refusal, Results, in_files, read_results, request_line
+from dpr_core.evaluation.batch.batch_lines import BatchReply, Refusal, Results, in_files, read_results, request_line
 from dpr_core.evaluation.budget import tokens_in, tokens_of
 from dpr_core.evaluation.cache import VerdictCache, comparison_key
 from dpr_core.evaluation.endpoint import Endpoint, OtherVersion, SchemaRefused
@@ -178,7 +178,7 @@ class OpenAIBatchJudge:
                 self._failed[key] = failure
         self._ignored.update(unknown=results.unknown, repeated=results.repeated, broken=results.broken)
 
-    def _judgment(self, completion: Completion, comparison: Comparison) -> Judgment:
+    def _judgment(self, completion: BatchReply, comparison: Comparison) -> Judgment:
         usage = completion.usage
         read = usage.prompt_tokens if usage else tokens_of(comparison)
         written = usage.completion_tokens if usage else self.endpoint.config.max_tokens

@@ -26,7 +26,7 @@ class Usage(BaseModel):
     completion_tokens: int
 
 
-class Completion(BaseModel):
+class BatchReply(BaseModel):
     """What is read of a chat completion."""
 
     model: str | None = None
@@ -61,7 +61,7 @@ class Refusal(Exception):
 class Results:
     """What came of the requests of a batch. What is neither here nor there did not come at all."""
 
-    completions: dict[str, Completion] = field(default_factory=dict)
+    completions: dict[str, BatchReply] = field(default_factory=dict)
     refusals: dict[str, Refusal] = field(default_factory=dict)
     unknown: int = 0
     """Lines with an id that nobody asked about."""
@@ -104,7 +104,7 @@ def read_results(lines: Iterable[bytes], asked: Collection[str]) -> Results:
             elif line.custom_id in results.completions:
                 results.repeated += 1
             elif line.response is not None and line.response.status_code == 200:
-                results.completions[line.custom_id] = Completion.model_validate(line.response.body)
+                results.completions[line.custom_id] = BatchReply.model_validate(line.response.body)
             else:
                 results.refusals[line.custom_id] = _refusal(line)
         except ValidationError:

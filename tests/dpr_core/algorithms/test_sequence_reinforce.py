@@ -7,7 +7,7 @@ from dpr_core.algorithms.sequence_reinforce import SequenceReinforce as Sequence
 from dpr_core.config.base import parse
 from dpr_core.config.reinforce import ReinforceConfig, ReinforcePlusPlusConfig, SequenceReinforceConfig
 from dpr_core.masking import response_mask
-from dpr_core.returns import paid_at_the_end
+from dpr_core.returns import terminal_reward
 
 MASK = response_mask([3, 1, 2])
 REWARDS = torch.tensor([[1.0, 2.0, 4.0], [0.5, 9.0, 9.0], [-1.0, 3.0, 9.0]])
@@ -16,7 +16,7 @@ SEEN = Experience(REWARDS, ZERO, ZERO, MASK, ZERO)
 
 
 def test_the_whole_reward_is_paid_at_the_last_token() -> None:
-    assert paid_at_the_end(REWARDS, MASK).tolist() == [[0.0, 0.0, 7.0], [0.5, 0.0, 0.0], [0.0, 2.0, 0.0]]
+    assert terminal_reward(REWARDS, MASK).tolist() == [[0.0, 0.0, 7.0], [0.5, 0.0, 0.0], [0.0, 2.0, 0.0]]
 
 
 def test_every_token_is_credited_with_the_whole_response() -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dpr_core.diagnostics.correctness import Estimate, correctness, within_prompts
+from dpr_core.diagnostics.correctness import AurocEstimate, correctness, within_prompts
 
 RIGHT = torch.tensor([[True, False, True], [True, True, True], [False, False, False], [False, True, False]])
 VALUES = torch.tensor([[3.0, 2.0, 1.0], [9.0, 9.0, 9.0], [5.0, 6.0, 7.0], [0.0, 4.0, 4.0]])
@@ -22,12 +22,12 @@ def test_the_record_of_correctness() -> None:
     assert (found.of_return.low, found.of_return.high) == (0.5, 0.75)
     assert found.of_log_sft is not None
     assert found.of_log_sft.value == pytest.approx(1 - 0.625)
-    assert found.of_length == Estimate(0.5, 0.5, 0.5)
+    assert found.of_length == AurocEstimate(0.5, 0.5, 0.5)
 
 
 def test_one_prompt_has_no_interval_and_none_no_estimate() -> None:
     one = correctness(VALUES[:2], VALUES[:2], VALUES[:2], RIGHT[:2], seed=0)
-    assert one.of_return == Estimate(0.5)
+    assert one.of_return == AurocEstimate(0.5)
     none = correctness(VALUES[1:3], VALUES[1:3], VALUES[1:3], RIGHT[1:3], seed=0)
     assert none.of_return is None
     assert none.counted == 0

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from dpr_core.diagnostics import verdict
-from dpr_core.diagnostics.correctness import Correctness, Estimate
+from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
 from dpr_core.diagnostics.corruption import Detection
 from dpr_core.diagnostics.diagnosis import Diagnosis
 from dpr_core.diagnostics.verdict import Level, judge
 
-CHECKED = Correctness(40, 5, 3, 0.6, Estimate(0.82, 0.74, 0.89), Estimate(0.9, 0.85, 0.95), Estimate(0.7, 0.6, 0.8))
+CHECKED = Correctness(
+    40, 5, 3, 0.6, AurocEstimate(0.82, 0.74, 0.89), AurocEstimate(0.9, 0.85, 0.95), AurocEstimate(0.7, 0.6, 0.8)
+)
 GOOD = Diagnosis(
     answers=320,
     cut_share=0.0,
@@ -38,7 +40,7 @@ def test_a_sound_reward_goes() -> None:
 
 
 def checked(value: float, low: float, high: float, all_right: int = 5) -> Correctness:
-    return replace(CHECKED, of_return=Estimate(value, low, high), all_right=all_right)
+    return replace(CHECKED, of_return=AurocEstimate(value, low, high), all_right=all_right)
 
 
 @pytest.mark.parametrize(

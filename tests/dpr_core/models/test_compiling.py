@@ -199,7 +199,7 @@ def test_what_is_published_is_the_same_byte_for_byte(
 def _two_processes(folder: Path) -> None:
     found = {}
     for strategy in STRATEGIES:
-        launch = LaunchConfig(processes=distributed.count(), strategy=strategy)
+        launch = LaunchConfig(processes=distributed.world_size(), strategy=strategy)
         counted = Counted()
         torch.compiler.reset()
         with torch.compiler.set_stance("default", force_backend=counted):

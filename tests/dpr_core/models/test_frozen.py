@@ -14,7 +14,7 @@ from dpr_core.models import sharding
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.models.sharding import whole
+from dpr_core.models.sharding import unsharded_copy
 from dpr_core.rollouts import kv_cache
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -64,14 +64,14 @@ def test_what_learns_is_drawn_with_rounded_once_for_all_tokens_to_the_same_bits(
 
 def test_a_copy_for_drawing_shares_what_is_not_rounded(tiny: TinyModel) -> None:
     model, _ = tiny("llama")
-    twin = whole(model, activations=torch.bfloat16)
+    twin = unsharded_copy(model, activations=torch.bfloat16)
     weights, rounded = dict(model.named_parameters()), dict(twin.named_parameters())
     held = {name for name, weight in rounded.items() if weight.dtype == torch.bfloat16}
     assert held == {name for name, weight in weights.items() if "_proj" in name}
     assert all(rounded[name] is weights[name] for name in weights.keys() - held)
     assert all(rounded[name].equal(weights[name].bfloat16()) for name in held)
-    assert whole(model) is model
-    assert whole(twin, activations=torch.bfloat16) is twin
+    assert unsharded_copy(model) is model
+    assert unsharded_copy(twin, activations=torch.bfloat16) is twin
 
 
 def test_a_frozen_policy_in_float32_is_left_as_it_is(tiny: TinyModel) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from dpr_core.errors import UsageError
 from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.compute import Sequences, Work, drawing, forward, training
+from dpr_core.planning.compute import Sequences, StageWork, drawing, forward, training
 from dpr_core.planning.hardware import GPUS, Gpu, gpu_named
 
 TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
@@ -34,7 +34,7 @@ def test_drawing_reads_the_weights_once_for_all_rows_of_a_batch() -> None:
 
 def test_hours_follow_from_the_peaks_and_the_share_of_them() -> None:
     gpu = Gpu("toy", 1, bfloat16_teraflops=100, float32_teraflops=10, gigabytes_per_second=1000)
-    work = Work(body=100e12 * 1800, head=10e12 * 900, read=1000e9 * 900)
+    work = StageWork(body=100e12 * 1800, head=10e12 * 900, read=1000e9 * 900)
     # TensorFloat-32 is half as fast as bfloat16.
     assert work.hours(gpu, "bfloat16", 1.0) == pytest.approx((1800 + 180 + 900) / 3600)
     assert work.hours(gpu, "bfloat16", 0.5) == pytest.approx(2 * (1800 + 180 + 900) / 3600)

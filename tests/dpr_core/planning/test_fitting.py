@@ -6,9 +6,9 @@ import pytest
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.launch import LaunchConfig
 from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.compute import Work
+from dpr_core.planning.compute import StageWork
 from dpr_core.planning.fitting import nearest, on_each
-from dpr_core.planning.memory import Parts
+from dpr_core.planning.memory import MemoryBreakdown
 from dpr_core.planning.stages import Needs
 
 TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
@@ -19,9 +19,9 @@ START = ExecutionConfig(tokens_per_micro_batch=64, rollout_rows=8, logits_per_ch
 
 def _needs(execution: ExecutionConfig) -> Needs:
     activations = execution.tokens_per_micro_batch * (2 if execution.gradient_checkpointing else 10)
-    learning = Parts(weights=100, activations=activations)
-    drawing = Parts(weights=100, cache=50 * execution.rollout_rows)
-    return Needs({"learning": learning, "drawing": drawing}, Work(), longest=16)
+    learning = MemoryBreakdown(weights=100, activations=activations)
+    drawing = MemoryBreakdown(weights=100, cache=50 * execution.rollout_rows)
+    return Needs({"learning": learning, "drawing": drawing}, StageWork(), longest=16)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_process_alone_holds_all_of_it() -> None:
     assert replace(needs, moments={"drawing": needs.moments["drawing"]}).peak.total == 500
 
 
-LASTING = Parts(weights=100, gradients=80, optimizer=200, scorers=60)
+LASTING = MemoryBreakdown(weights=100, gradients=80, optimizer=200, scorers=60)
 MOMENTS = {"learning": replace(LASTING, activations=7), "drawing": replace(LASTING, gradients=0, cache=9)}
 
 
@@ -63,11 +63,11 @@ MOMENTS = {"learning": replace(LASTING, activations=7), "drawing": replace(LASTI
     ],
 )
 def test_what_each_of_four_processes_holds(launch: dict[str, Any], moment: str, expected: float) -> None:
-    needs = Needs({moment: MOMENTS[moment]}, Work(), longest=16, drawing=55)
+    needs = Needs({moment: MOMENTS[moment]}, StageWork(), longest=16, drawing=55)
     assert TOY.parameters - TOY.layers * TOY.layer_matrices == 100
     assert on_each(TOY, LaunchConfig(processes=4, **launch))(needs) == expected
 
 
 def test_the_fullest_moment_counts_on_each() -> None:
-    needs = Needs(MOMENTS, Work(), longest=16, drawing=55_000)
+    needs = Needs(MOMENTS, StageWork(), longest=16, drawing=55_000)
     assert on_each(TOY, LaunchConfig(processes=4, strategy="fsdp"))(needs) == 90 + 9 + 55_000

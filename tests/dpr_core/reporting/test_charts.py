@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dpr_core.reporting.charts import COLOURS, Box, Point, boxes, curves, nice_ticks
+from dpr_core.reporting.charts import COLOURS, Box, ChartPoint, boxes, curves, nice_ticks
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_boxes_lie_where_their_quantiles_are() -> None:
 
 
 def test_a_curve_goes_through_its_points_from_left_to_right() -> None:
-    points = [Point(1.0, 60, 55, 65), Point(0.5, 50, 45, 60)]
+    points = [ChartPoint(1.0, 60, 55, 65), ChartPoint(0.5, 50, 45, 60)]
     markup = curves("Win rate", "x", {"DPR": points}, even=50)
     (path,) = re.findall(r'points="([^"]+)"', markup)
     (x1, y1), (x2, y2) = ([float(value) for value in pair.split(",")] for pair in path.split())
@@ -46,13 +46,13 @@ def test_a_curve_goes_through_its_points_from_left_to_right() -> None:
 
 
 def test_more_series_than_colours_start_again() -> None:
-    series = {f"p{i}": [Point(0, 1, 0, 2), Point(1, 2, 1, 3)] for i in range(COLOURS + 1)}
+    series = {f"p{i}": [ChartPoint(0, 1, 0, 2), ChartPoint(1, 2, 1, 3)] for i in range(COLOURS + 1)}
     assert re.findall(r'<g class="s(\d)">', curves("c", "x", series)) == [*map(str, range(COLOURS)), "0"]
 
 
 def test_names_are_text_and_long_ones_are_cut_where_there_is_no_room() -> None:
     evil = "<script>alert(1)</script>\u202e"
-    markup = boxes(evil, evil, {evil: Box(1, 2, 3, 4, 5, 3)}) + curves(evil, evil, {evil: [Point(0, 1, 0, 2)]})
+    markup = boxes(evil, evil, {evil: Box(1, 2, 3, 4, 5, 3)}) + curves(evil, evil, {evil: [ChartPoint(0, 1, 0, 2)]})
     assert "<script" not in markup
     assert "\u202e" not in markup
     assert "&lt;script&gt;alert(1)&lt;\u2026<" in markup

@@ -2,13 +2,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from dpr_core.diagnostics.correctness import Correctness, Estimate
+from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
 from dpr_core.diagnostics.corruption import Detection
 from dpr_core.diagnostics.diagnosis import Diagnosis
-from dpr_core.diagnostics.verdict import Level, Reason, Verdict
+from dpr_core.diagnostics.verdict import Level, Reason, RewardVerdict
 from dpr_core.reporting import diagnosis
 
-VERDICT = Verdict((Reason(Level.GO, "Fine."), Reason(Level.STOP, "Broken."), Reason(Level.CAUTION, "Odd.")))
+VERDICT = RewardVerdict((Reason(Level.GO, "Fine."), Reason(Level.STOP, "Broken."), Reason(Level.CAUTION, "Odd.")))
 MEASURED = Diagnosis(
     answers=8,
     cut_share=0.25,
@@ -21,7 +21,7 @@ MEASURED = Diagnosis(
     corrupted=4,
     credit=Detection(0.75, 0.5),
     credit_log_sft=Detection(0.875, 0.25),
-    correctness=Correctness(4, 1, 2, 0.3, Estimate(0.7), Estimate(0.8, 0.6, 0.9), None),
+    correctness=Correctness(4, 1, 2, 0.3, AurocEstimate(0.7), AurocEstimate(0.8, 0.6, 0.9), None),
     by_position=[(0.0, 0.1), (1.0, 0.2)],
     by_length=[(2.0, 0.3)],
 )

@@ -10,7 +10,7 @@ from dpr_core.reporting import tables
 from dpr_core.reporting.layout import as_terminal, overview
 from dpr_core.reporting.page import element
 from dpr_core.reporting.report import as_html, as_markdown
-from dpr_core.reporting.rows import Row, Table, as_dict
+from dpr_core.reporting.rows import ReportTable, Row, as_dict
 from dpr_core.reporting.section import Section
 
 ESTIMAND = "Win rate against SFT, both orders, ties 0.5."
@@ -31,10 +31,10 @@ DPR = Row(
     unreadable_rate=0.0125,
     scored_prompts=598,
 )
-TABLE = Table("Demo", (SFT, DPR), notes=("One seed.",), provenance={"sft": "abc"})
+TABLE = ReportTable("Demo", (SFT, DPR), notes=("One seed.",), provenance={"sft": "abc"})
 
 
-def terminal(table: Table) -> str:
+def terminal(table: ReportTable) -> str:
     console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(as_terminal(table))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
@@ -84,7 +84,7 @@ def beside_of(document: str) -> str:
 
 def test_the_terminal_table_fits_eighty_columns_and_names_its_estimand() -> None:
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(as_terminal(Table("t", (*TABLE.rows, replace(DPR, policy="extrapolated k=8")))))
+    console.print(as_terminal(ReportTable("t", (*TABLE.rows, replace(DPR, policy="extrapolated k=8")))))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count("63.2 [60.1, 66.4]") == 2
     assert "extrapolated k=8" in shown
@@ -108,25 +108,25 @@ def test_columns_without_any_value_are_left_out(show: object) -> None:
     )
     optional = ("benchmark", "accuracy", "KL", "contradictions", "first wins")
     assert callable(show)
-    assert not [heading for heading in optional if heading in show(Table("t", (bare,)))]
-    assert [heading for heading in optional if heading in show(Table("t", (bare, full)))] == list(optional)
+    assert not [heading for heading in optional if heading in show(ReportTable("t", (bare,)))]
+    assert [heading for heading in optional if heading in show(ReportTable("t", (bare, full)))] == list(optional)
 
 
 def test_a_policy_whose_verdicts_cannot_be_read_has_no_number() -> None:
     row = Row("DPR", "lab", prompts=3, response_tokens=1.0, cut_share=0.0)
-    assert "| DPR | unreadable | 1.0 |" in as_markdown(Table("t", (row,)))
-    assert '<td class="number">unreadable</td>' in as_html(Table("t", (row,)))
+    assert "| DPR | unreadable | 1.0 |" in as_markdown(ReportTable("t", (row,)))
+    assert '<td class="number">unreadable</td>' in as_html(ReportTable("t", (row,)))
 
 
 def test_one_prompt_has_a_win_rate_without_interval() -> None:
     row = Row("DPR", "lab", prompts=1, response_tokens=1.0, cut_share=0.0, win_rate=100.0)
-    assert "| DPR | 100.0 | 1.0 |" in as_markdown(Table("t", (row,)))
+    assert "| DPR | 100.0 | 1.0 |" in as_markdown(ReportTable("t", (row,)))
 
 
 def test_the_page_is_escaped_and_loads_nothing() -> None:
     evil = "</style><script>alert(1)</script>\u202e\"'|`[x](http://a)"
     row = Row(evil, "lab", prompts=1, response_tokens=1.0, cut_share=0.0)
-    table = Table(evil, (row,), baseline=evil, notes=(evil,), provenance={evil: evil})
+    table = ReportTable(evil, (row,), baseline=evil, notes=(evil,), provenance={evil: evil})
     page = as_html(table)
     assert "<script" not in page
     assert "\u202e" not in page
@@ -146,7 +146,7 @@ def test_several_benchmarks_stand_side_by_side_with_the_papers_figures() -> None
         replace(DPR, benchmark="lima", published=62.7),
         replace(DPR, policy="SR", benchmark="lima", win_rate=None),
     )
-    table = Table("Demo", rows)
+    table = ReportTable("Demo", rows)
     assert overview(table).as_markdown().split("\n") == [
         "| win rate % | lab | lima |",
         "|---|--:|--:|",
@@ -160,10 +160,10 @@ def test_several_benchmarks_stand_side_by_side_with_the_papers_figures() -> None
 
 def test_the_highest_is_bold_and_the_second_underlined_where_there_are_three() -> None:
     rows = [replace(DPR, policy=name, win_rate=rate) for name, rate in (("a", 55.0), ("b", 61.0), ("c", 50.0))]
-    page = as_html(Table("t", (SFT, *rows)))
+    page = as_html(ReportTable("t", (SFT, *rows)))
     assert re.findall(r"<(strong|u)>([\d.]+)<", page) == [("u", "55.0"), ("strong", "61.0")]
-    assert re.findall(r"<(strong|u)>([\d.]+)<", as_html(Table("t", (SFT, *rows[:2])))) == [("strong", "61.0")]
-    assert not re.findall(r"<(strong|u)>[\d.]+<", as_html(Table("t", (SFT, rows[0]))))
+    assert re.findall(r"<(strong|u)>([\d.]+)<", as_html(ReportTable("t", (SFT, *rows[:2])))) == [("strong", "61.0")]
+    assert not re.findall(r"<(strong|u)>[\d.]+<", as_html(ReportTable("t", (SFT, rows[0]))))
 
 
 def test_sections_stand_below_the_main_table_in_their_order() -> None:

@@ -9,7 +9,7 @@ from dpr_core.reporting import examples, lengths, links, pairs
 from dpr_core.reporting.judged import Judged
 from dpr_core.reporting.page import element, image, page
 from dpr_core.reporting.report import as_html
-from dpr_core.reporting.rows import Row, Table
+from dpr_core.reporting.rows import ReportTable, Row
 from tests.browser import CHROMIUM, Browser, browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -49,7 +49,7 @@ def report_of(judged: Make) -> str:
         examples.section(every, HOSTILE),
         links.section(linked, lambda run_id: f"https://mlflow.example/{run_id}"),
     ]
-    table = Table(HOSTILE, tuple(rows), HOSTILE, (HOSTILE,), {HOSTILE: HOSTILE})
+    table = ReportTable(HOSTILE, tuple(rows), HOSTILE, (HOSTILE,), {HOSTILE: HOSTILE})
     return as_html(table, [part for part in parts if part is not None])
 
 

@@ -16,7 +16,7 @@ from dpr_core.rollouts import cuda_graphs, in_process
 from dpr_core.rollouts.cuda_graphs import Graphs, Replaying, Work
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.rollouts.kv_cache import Reader
+from dpr_core.rollouts.kv_cache import Decoder
 
 PROMPTS = [tuple(30 + (7 * i + 3 * j) % 60 for j in range(1 + i % 9)) for i in range(24)]
 SAMPLING = Sampling(1.0, 24, 35)
@@ -98,7 +98,7 @@ def alike(found: list[Completion], expected: list[Completion]) -> int:
 
 
 def test_rows_and_columns_are_filled_up_to_few_shapes(toy: Callable[..., Any]) -> None:
-    replaying = Replaying(Reader(toy(), slots=12, columns=300), lambda work: work, lambda: None)
+    replaying = Replaying(Decoder(toy(), slots=12, columns=300), lambda work: work, lambda: None)
     assert replaying._filled_up([(6, 129), (5, 40)]) == ((6, 256), (6, 128))
     assert replaying._filled_up([(5, 257)]) == ((6, 300),)
     assert replaying._filled_up([(3, 128)]) == ((3, 128),)

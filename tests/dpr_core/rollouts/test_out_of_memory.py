@@ -7,10 +7,10 @@ import pytest
 
 from dpr_core.errors import DensePathError
 from dpr_core.models import oom
-from dpr_core.rollouts.decode import Drawing
+from dpr_core.rollouts.decode import DecodeLoop
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.kv_cache import Reader
+from dpr_core.rollouts.kv_cache import Decoder
 from tests.interruption import Killed
 
 SAMPLING = Sampling(0.8, 12, 10_000)
@@ -29,7 +29,7 @@ def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], l
     What it returns is filled with how many tokens the prompts had whose answers came to their end.
     """
     monkeypatch.setattr(oom, "_found", {})
-    logits, completions = Reader.logits, Drawing.completions
+    logits, completions = Decoder.logits, DecodeLoop.completions
     ended: list[int] = []
 
     def limit(room: Callable[[int], int]) -> list[int]:
@@ -43,8 +43,8 @@ def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], l
                 ended.append(len(completion.prompt))
                 yield row, completion
 
-        monkeypatch.setattr(Reader, "logits", crowded)
-        monkeypatch.setattr(Drawing, "completions", counted)
+        monkeypatch.setattr(Decoder, "logits", crowded)
+        monkeypatch.setattr(DecodeLoop, "completions", counted)
         return ended
 
     return limit
@@ -110,7 +110,7 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory(
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr(Reader, "logits", broken)
+    monkeypatch.setattr(Decoder, "logits", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
     assert oom._found == {}

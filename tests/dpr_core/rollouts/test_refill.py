@@ -12,7 +12,7 @@ from dpr_core.masking import causal_mask
 from dpr_core.rollouts.decode import in_groups
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.rollouts.kv_cache import Reader, Slots, Spans
+from dpr_core.rollouts.kv_cache import Decoder, SlotKVCache, Spans
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 WINDOW = 4
@@ -115,9 +115,9 @@ def test_prompts_wait_until_an_eighth_of_the_slots_is_free(toy: Callable[..., An
 
 def test_young_rows_are_not_read_as_far_as_old_ones(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     read = whole = 0
-    logits = Reader.logits
+    logits = Decoder.logits
 
-    def counted(self: Reader, first: int, ids: Any, positions: Any, last: Any, spans: Spans) -> Any:
+    def counted(self: Decoder, first: int, ids: Any, positions: Any, last: Any, spans: Spans) -> Any:
         nonlocal read, whole
         assert sum(rows for rows, _ in spans) == len(ids)
         assert max(width for _, width in spans) == int(positions[:, -1].max()) + 1
@@ -125,7 +125,7 @@ def test_young_rows_are_not_read_as_far_as_old_ones(toy: Callable[..., Any], mon
         whole += len(ids) * max(width for _, width in spans)
         return logits(self, first, ids, positions, last, spans)
 
-    monkeypatch.setattr(Reader, "logits", counted)
+    monkeypatch.setattr(Decoder, "logits", counted)
     InProcessEngine(toy(), rows=8).generate([(1, 2)] * 64, Sampling(1.0, 20, 0), SEED)
     assert read < 0.9 * whole
 
@@ -180,7 +180,7 @@ def test_a_mask_by_hand() -> None:
 
 def test_slots_by_hand() -> None:
     """One head of width 1: a prompt of two tokens and one of one, a token each, and the second moves over the first."""
-    slots = Slots(count=2, heads=1, most=4)
+    slots = SlotKVCache(count=2, heads=1, most=4)
 
     def update(first: int, positions: list[list[int]], keys: list[list[float]], width: int) -> list[list[float]]:
         slots.aim(first, torch.tensor(positions), width)

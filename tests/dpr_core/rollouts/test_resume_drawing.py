@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dpr_core.rollouts.best_of_n import best
-from dpr_core.rollouts.decode import Drawing
+from dpr_core.rollouts.decode import DecodeLoop
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
 from dpr_core.rollouts.in_process import Against, InProcessEngine
 from dpr_core.rollouts.multi_turn import Script, converse
@@ -33,7 +33,7 @@ class Counting(InProcessEngine):
 
     waves: list[int]
 
-    def _wave(self, models: Any, prompts: Any, uniforms: Any, sampling: Sampling, at_once: int) -> Drawing:
+    def _wave(self, models: Any, prompts: Any, uniforms: Any, sampling: Sampling, at_once: int) -> DecodeLoop:
         self.waves.append(len(prompts))
         return super()._wave(models, prompts, uniforms, sampling, at_once)
 

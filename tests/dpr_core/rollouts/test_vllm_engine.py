@@ -15,7 +15,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling
-from dpr_core.rollouts.factory import opened
+from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.overlap import Overlapping
 from dpr_core.rollouts.vllm_client import row_seed
 from dpr_core.rollouts.vllm_engine import DEATHS, RECOGNISED_BY, VllmEngine
@@ -56,7 +56,7 @@ def engine(policy: Policy, server: LoopbackVllm, tmp_path: Path) -> Iterator[Vll
 def _opened(policy: Policy, server: LoopbackVllm, folder: Path, longest: int = 8, **changes: Any) -> Any:
     settings = VllmConfig.model_validate({"execution": {"url": server.url, **changes}})
     execution = ExecutionConfig(rollout_rows=3)
-    return opened(settings, policy, policy.model.save_pretrained, longest, execution, folder / "work")
+    return open_engine(settings, policy, policy.model.save_pretrained, longest, execution, folder / "work")
 
 
 def _scores(policy: Policy, drawn: list[Completion]) -> list[list[float]]:
@@ -275,7 +275,9 @@ def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
     server = Starting()
     monkeypatch.setattr("dpr_core.rollouts.factory.server_for", lambda *_: server)
     overlapping = VllmConfig(overlap=True)
-    with opened(overlapping, policy, policy.model.save_pretrained, 8, ExecutionConfig(), tmp_path / "work") as engine:
+    with open_engine(
+        overlapping, policy, policy.model.save_pretrained, 8, ExecutionConfig(), tmp_path / "work"
+    ) as engine:
         assert isinstance(engine, Overlapping)
         engine.refresh(0)
         engine.begin(PROMPTS, SAMPLING, 3)

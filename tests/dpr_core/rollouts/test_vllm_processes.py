@@ -14,7 +14,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import load_model
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
-from dpr_core.rollouts.factory import opened
+from dpr_core.rollouts.factory import open_engine
 from tests import ranks
 from tests.loopback_vllm import serving
 
@@ -33,7 +33,9 @@ def draw(folder: Path) -> None:
 
     url = (folder / "url").read_text()
     execution, work = ExecutionConfig(), folder / f"work-{distributed.rank()}"
-    with opened(VllmConfig.model_validate({"execution": {"url": url}}), policy, save, 8, execution, work) as engine:
+    with open_engine(
+        VllmConfig.model_validate({"execution": {"url": url}}), policy, save, 8, execution, work
+    ) as engine:
         engine.refresh(0)
         told.append([c.response for c in engine.generate(PROMPTS, Sampling(1.0, 5, 0), 3)])
         try:
@@ -41,7 +43,7 @@ def draw(folder: Path) -> None:
         except DensePathError as error:
             told.append([str(error)])
     try:
-        with opened(VllmConfig(overlap=True), policy, save, 8, execution, work):
+        with open_engine(VllmConfig(overlap=True), policy, save, 8, execution, work):
             pass
     except UsageError as error:
         told.append([str(error)])

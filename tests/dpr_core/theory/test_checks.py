@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpr_core.theory import bounds, checks, eos, iq_learn, policy_gradient, shaping, soft_bellman
-from dpr_core.theory.claim import Claim, Measured, at_most, equal
+from dpr_core.theory.claim import Measured, TheoryClaim, at_most, equal
 
 FALSE = {
     "Eq. 1 with the printed sign",
@@ -75,7 +75,7 @@ def test_measurements() -> None:
 
 def test_nan_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.0, float("nan"), 0.0])
-    monkeypatch.setattr(checks, "CLAIMS", [Claim("x", "", lambda case: Measured(next(values)))])
+    monkeypatch.setattr(checks, "CLAIMS", [TheoryClaim("x", "", lambda case: Measured(next(values)))])
     assert not checks.run(0, 3)[0].holds
 
 

@@ -23,7 +23,7 @@ from dpr_core.models.extrapolation import Contrasted
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
-from dpr_core.models.sharding import cut, gathered, place
+from dpr_core.models.sharding import shard_like, to_device_or_shard, unsharded_in_place
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.state import State, read, write
@@ -72,7 +72,7 @@ def trainer_of(policy: Policy, execution: ExecutionConfig, **changes: Any) -> Tr
 
 def weights_of(model: PreTrainedModel) -> Found:
     """All of them, in every process."""
-    return gathered(dict(model.named_parameters()), torch.device("cpu"))
+    return unsharded_in_place(dict(model.named_parameters()), torch.device("cpu"))
 
 
 def steps(trainer: Trainer, count: int = 3) -> Found:
@@ -120,7 +120,8 @@ def adapting(launch: LaunchConfig, published: Path, activations: torch.dtype = t
 def scoring(launch: LaunchConfig, activations: torch.dtype) -> Found:
     """Frozen policies."""
     policies = [
-        place(Policy(backbone("gemma3", seed)[0].float(), activations=activations).freeze(), launch) for seed in (0, 1)
+        to_device_or_shard(Policy(backbone("gemma3", seed)[0].float(), activations=activations).freeze(), launch)
+        for seed in (0, 1)
     ]
     scores = score(policies[0], ROWS, 16, entropy=True)._asdict()
     contrasted = Contrasted(policies[0], policies[1], 0.5)
@@ -145,7 +146,7 @@ def reinforce(launch: LaunchConfig, dtype: torch.dtype, **changes: Any) -> Found
     loop = OnPolicy(
         policy,
         InProcessEngine(policy.model, config.execution.rollout_rows),
-        DenseReward(*(place(each, launch) for each in scorers), "baseline_relative", 12),
+        DenseReward(*(to_device_or_shard(each, launch) for each in scorers), "baseline_relative", 12),
         Trainer(policy, config, optimizer_steps(len(prompts), config), config.execution),
         config,
         END,
@@ -205,8 +206,8 @@ class Keeping(Silent):
         if step == self.at and not self.goes_on:
             if distributed.rank() == 0:
                 self.folder.mkdir(parents=True)
-            distributed.gathered([0])  # which waits for all
-            write(state(), self.folder, distributed.rank(), distributed.count())
+            distributed.all_gather([0])  # which waits for all
+            write(state(), self.folder, distributed.rank(), distributed.world_size())
 
 
 def fine_tuning(launch: LaunchConfig, state: Path, published: Path, goes_on: bool = False) -> Found:
@@ -254,14 +255,14 @@ def parts(launch: LaunchConfig, mine: Path) -> Mapping[str, Callable[[], Found]]
 
 
 def slicing(folder: Path) -> None:
-    """What `cut` makes of values is a slice as torch would cut it, and holds no more than that."""
+    """What `shard_like` makes of values is a slice as torch would cut it, and holds no more than that."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (distributed.count(),))
+    mesh = init_device_mesh("cpu", (distributed.world_size(),))
     values = torch.arange(15.0).view(5, 3)
     like = distribute_tensor(values, mesh, [Shard(0)])
-    mine: Any = cut(values, like)
+    mine: Any = shard_like(values, like)
     assert mine.to_local().equal(like.to_local())
     assert mine.to_local().untyped_storage().nbytes() == mine.to_local().nbytes
 
@@ -282,7 +283,7 @@ def compared(ranks: int, strategy: str) -> list[str]:
 
 def everything(folder: Path) -> None:
     """All of it in this process, under each strategy, into a file of this process."""
-    ranks = distributed.count()
+    ranks = distributed.world_size()
     found: dict[str, Found] = {}
     for strategy in STRATEGIES if ranks > 1 else STRATEGIES[:1]:
         launch = LaunchConfig(processes=ranks, strategy=strategy)

@@ -9,7 +9,7 @@ import torch
 from dpr_core.config.reinforce import KLStopConfig, ReinforceConfig, WitnessStopConfig
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Silent
-from dpr_core.training.guard import GUARDS, KLBound, RollBack, Verdict, Witnesses
+from dpr_core.training.guard import GUARDS, GuardVerdict, KLBound, RollBack, Witnesses
 
 
 class Tables(Silent):
@@ -24,10 +24,10 @@ class Tables(Silent):
 class Scripted:
     """A guard that says what it was told to."""
 
-    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+    def __init__(self, verdicts: Sequence[GuardVerdict]) -> None:
         self.verdicts = iter(verdicts)
 
-    def watch(self, signals: object) -> Verdict:
+    def watch(self, signals: object) -> GuardVerdict:
         return next(self.verdicts)
 
 
@@ -51,7 +51,7 @@ def _signals(log_sft: float, contrast: float, error: float = 0.3, contrast_error
     }
 
 
-def _watched(settings: WitnessStopConfig, series: Sequence[tuple[float, float]]) -> list[Verdict]:
+def _watched(settings: WitnessStopConfig, series: Sequence[tuple[float, float]]) -> list[GuardVerdict]:
     guard, verdicts = Witnesses(settings), []
     for values in series:
         verdicts.append(guard.watch(_signals(*values)))
@@ -62,8 +62,8 @@ def _watched(settings: WitnessStopConfig, series: Sequence[tuple[float, float]])
 
 def test_the_kl_bound_keeps_what_is_within_it_and_stops_at_the_first_beyond() -> None:
     guard = KLBound(KLStopConfig(max_sequence_kl=0.5))
-    assert [guard.watch({"rollout/kl": kl}) for kl in (0.0, 0.5, -0.1)] == [Verdict(True)] * 3
-    assert guard.watch({"rollout/kl": 0.51}) == Verdict(False, "the KL to SFT, 0.51, passed the bound of 0.5")
+    assert [guard.watch({"rollout/kl": kl}) for kl in (0.0, 0.5, -0.1)] == [GuardVerdict(True)] * 3
+    assert guard.watch({"rollout/kl": 0.51}) == GuardVerdict(False, "the KL to SFT, 0.51, passed the bound of 0.5")
     assert guard.watch({"rollout/kl": math.nan}).stop
 
 
@@ -165,7 +165,7 @@ def test_every_kind_of_settings_has_its_guard_and_a_guard_without_a_type_is_the_
     assert ReinforceConfig.model_validate({"guard": {"type": "witness_stop"}}).guard == WitnessStopConfig()
 
 
-def _rolled_back(policy: Policy, verdicts: Sequence[Verdict]) -> RollBack:
+def _rolled_back(policy: Policy, verdicts: Sequence[GuardVerdict]) -> RollBack:
     rollback = RollBack(KLStopConfig(), policy)
     rollback.guard = Scripted(verdicts)
     return rollback
@@ -173,8 +173,8 @@ def _rolled_back(policy: Policy, verdicts: Sequence[Verdict]) -> RollBack:
 
 def test_it_goes_back_to_exactly_the_newest_policy_that_was_kept(tiny: Callable[..., Any]) -> None:
     policy, recorder = Policy(tiny("gemma3")[0]), Tables()  # with tied weights
-    keep, leave = Verdict(True), Verdict(False)
-    rollback = _rolled_back(policy, [keep, keep, leave, Verdict(False, "enough")])
+    keep, leave = GuardVerdict(True), GuardVerdict(False)
+    rollback = _rolled_back(policy, [keep, keep, leave, GuardVerdict(False, "enough")])
     for iteration in range(1, 5):
         _set(policy, float(iteration))
         rollback.watch(iteration, {})
@@ -189,7 +189,7 @@ def test_it_goes_back_to_exactly_the_newest_policy_that_was_kept(tiny: Callable[
 
 def test_a_run_that_ends_by_itself_also_ends_with_a_policy_that_was_kept(tiny: Callable[..., Any]) -> None:
     policy, recorder = Policy(tiny("llama")[0]), Tables()
-    rollback = _rolled_back(policy, [Verdict(True), Verdict(False)])
+    rollback = _rolled_back(policy, [GuardVerdict(True), GuardVerdict(False)])
     for iteration in (1, 2):
         _set(policy, float(iteration))
         rollback.watch(iteration, {})
@@ -200,7 +200,7 @@ def test_a_run_that_ends_by_itself_also_ends_with_a_policy_that_was_kept(tiny: C
 
 def test_where_the_last_policy_is_kept_nothing_is_changed_or_said(tiny: Callable[..., Any]) -> None:
     policy, recorder = Policy(tiny("llama")[0]), Tables()
-    rollback = _rolled_back(policy, [Verdict(False), Verdict(True)])
+    rollback = _rolled_back(policy, [GuardVerdict(False), GuardVerdict(True)])
     rollback.watch(1, {})
     _set(policy, 2.0)
     rollback.watch(2, {})
@@ -212,7 +212,7 @@ def test_where_the_last_policy_is_kept_nothing_is_changed_or_said(tiny: Callable
 def test_with_nothing_kept_it_goes_back_to_the_start(tiny: Callable[..., Any]) -> None:
     policy = Policy(tiny("llama")[0])
     _set(policy, 1.0)
-    rollback = _rolled_back(policy, [Verdict(False, "bad from the start")])
+    rollback = _rolled_back(policy, [GuardVerdict(False, "bad from the start")])
     rollback.watch(1, {})
     assert rollback.finish(Silent()) == {"guard/kept_iteration": 1, "guard/stopped_at_iteration": 1}
     assert _is(policy, 1.0)
@@ -231,7 +231,7 @@ def test_weights_that_are_no_numbers_are_replaced(tiny: Callable[..., Any]) -> N
 
 def test_there_is_never_more_than_one_copy_of_the_weights(tiny: Callable[..., Any]) -> None:
     policy = Policy(tiny("gemma3")[0])
-    rollback = _rolled_back(policy, [Verdict(True)] * 3)
+    rollback = _rolled_back(policy, [GuardVerdict(True)] * 3)
     held = {name: values.data_ptr() for name, values in rollback._kept.items()}
     assert sum(v.numel() for v in rollback._kept.values()) == sum(p.numel() for p in policy.parameters())
     for iteration in (1, 2, 3):

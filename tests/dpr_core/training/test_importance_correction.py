@@ -16,7 +16,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import FollowingEngine, Sampling
-from dpr_core.rollouts.factory import opened
+from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
 from dpr_core.training.importance_correction import corrected
@@ -73,7 +73,9 @@ def _train(
 
     if engine is not None:
         return run(engine(policy.model)), recorder
-    with opened(config.rollouts, policy, policy.model.save_pretrained, 6, execution, folder / "work") as opened_engine:
+    with open_engine(
+        config.rollouts, policy, policy.model.save_pretrained, 6, execution, folder / "work"
+    ) as opened_engine:
         return run(opened_engine), recorder
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dpr_core import distributed
 from dpr_core.config.launch import LaunchConfig
 from dpr_core.errors import DensePathError
-from dpr_core.models.oom import as_much_as_fits, in_micro_batches
+from dpr_core.models.oom import in_micro_batches, with_oom_backoff
 from dpr_core.state import read
 from tests import ranks
 from tests.dpr_core.training.distributed import (
@@ -129,7 +129,7 @@ def test_of_what_is_read_a_process_holds_its_slice_alone(tmp_path: Path) -> None
 
 def test_nobody_is_given_up_while_the_first_writes_a_checkpoint(tmp_path: Path) -> None:
     ranks.run(2, waiting, tmp_path)
-    assert [float((tmp_path / rank).read_text()) for rank in ("0", "1")] == [distributed.PATIENCE.total_seconds()] * 2
+    assert [float((tmp_path / rank).read_text()) for rank in ("0", "1")] == [distributed.TIMEOUT.total_seconds()] * 2
 
 
 @pytest.mark.parametrize("part", ["1.0", "ema", "lora"])
@@ -145,11 +145,11 @@ def test_what_is_published_is_one_plain_checkpoint(folder: Path, part: str) -> N
 
 def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = list("abcdefg")
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     shares = []
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(list(distributed.turns(pieces)))
+        shares.append(list(distributed.shard_work(pieces)))
     assert {len(share) for share in shares} == {3}
     assert sorted(piece for share in shares for piece, is_mine in share if is_mine) == pieces
     assert shares[2] == [("c", True), ("f", True), ("a", False)]
@@ -158,7 +158,7 @@ def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest
 @pytest.fixture
 def four(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """As the first of four in a new stage: makes a pass over rows of these lengths, in how many micro-batches."""
-    monkeypatch.setattr(distributed, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     monkeypatch.setattr(distributed, "_rows_seen", {})
     monkeypatch.setattr(distributed, "_told", [])
 
@@ -199,7 +199,7 @@ def test_no_rows_enough_micro_batches_and_what_is_left_of_an_epoch_are_nothing_t
 
 
 def test_one_of_several_processes_does_not_begin_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     tried: list[int] = []
 
     def work(at_once: int) -> None:
@@ -207,5 +207,5 @@ def test_one_of_several_processes_does_not_begin_again_alone(monkeypatch: pytest
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(DensePathError, match="process 0 does not hold 8 rows .* set execution.rollout_rows to less"):
-        as_much_as_fits("{} rows", 8, 1, work, "rollout_rows", "one row", "")
+        with_oom_backoff("{} rows", 8, 1, work, "rollout_rows", "one row", "")
     assert tried == [8]

@@ -76,7 +76,7 @@ def dropping(folder: Path) -> None:
     adapter = model.model.layers[0].self_attn.q_proj.lora_A["default"].weight.detach().clone()
     trainer_of(Policy(model), ExecutionConfig())
     left = model.train().model.layers[0].self_attn.q_proj.lora_dropout["default"](torch.ones(64))
-    torch.save({"adapter": adapter, "left": left}, folder / f"{distributed.count()}-{distributed.rank()}")
+    torch.save({"adapter": adapter, "left": left}, folder / f"{distributed.world_size()}-{distributed.rank()}")
 
 
 @pytest.mark.integration

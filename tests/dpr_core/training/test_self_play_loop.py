@@ -19,7 +19,14 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.self_play_loop import Pair, SelfPlay, Tangent, losses_and_slopes, steps_of_rounds, tangent_values
+from dpr_core.training.self_play_loop import (
+    PairLossSurrogate,
+    ResponsePair,
+    SelfPlay,
+    losses_and_slopes,
+    steps_of_rounds,
+    tangent_values,
+)
 from dpr_core.training.trainer import Trainer
 
 EOS = 0
@@ -67,8 +74,8 @@ def _loop(model: Any, config: SelfPlayConfig, engine: Engine | None = None) -> t
     return SelfPlay(Policy(model), engine or ScriptedEngine(SCRIPT), config, EOS, decode, recorder), recorder
 
 
-def _pairs() -> list[Pair]:
-    return [Pair(row, TokenSequence(row.prompt, SCRIPT[row.prompt])) for row in DEMONSTRATIONS]
+def _pairs() -> list[ResponsePair]:
+    return [ResponsePair(row, TokenSequence(row.prompt, SCRIPT[row.prompt])) for row in DEMONSTRATIONS]
 
 
 def _plain_log_prob(model: Any, row: TokenSequence) -> Tensor:
@@ -76,7 +83,7 @@ def _plain_log_prob(model: Any, row: TokenSequence) -> Tensor:
     return torch.log_softmax(logits, -1)[range(len(row.response)), list(row.response)].sum()
 
 
-def _plain_loss(settings: Any, model: Any, opponent: Any, pairs: Sequence[Pair]) -> Tensor:
+def _plain_loss(settings: Any, model: Any, opponent: Any, pairs: Sequence[ResponsePair]) -> Tensor:
     """The whole batch in one autograd graph, pair by pair."""
     method = self_play_loss(settings)
     ratios = [
@@ -109,7 +116,7 @@ def test_the_gradient_is_that_of_the_pairs_loss_for_any_micro_batches(
         *losses_and_slopes(self_play_loss(settings), loop.log_probs(_pairs()) - theirs.log_probs(_pairs())), 5
     )
     rows = [*DEMONSTRATIONS, *(pair.generated for pair in _pairs())]
-    metrics = trainer.step(rows, Tangent(), values)
+    metrics = trainer.step(rows, PairLossSurrogate(), values)
     assert metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
     gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     assert set(found) == set(gradients)
@@ -183,10 +190,10 @@ def test_each_round_draws_from_the_policy_as_it_is_then(
 ) -> None:
     model = toy(0)
     loop, recorder = _loop(model, _config(rounds=3, learning_rate=0.05), InProcessEngine(model))
-    drawn: list[tuple[list[Pair], list[Pair]]] = []
+    drawn: list[tuple[list[ResponsePair], list[ResponsePair]]] = []
     play = loop.play
 
-    def checked(rows: Sequence[TokenSequence], number: int, *more: Any) -> list[Pair]:
+    def checked(rows: Sequence[TokenSequence], number: int, *more: Any) -> list[ResponsePair]:
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         pairs = play(rows, number, *more)
         fresh = toy(0)
@@ -210,15 +217,15 @@ def test_later_rounds_learn_from_the_previous_rounds_pairs_too(
     model = toy(0)
     config = _config(rounds=3, mix_previous=mix, batch_size=10, learning_rate=0.05)
     loop, _ = _loop(model, config, InProcessEngine(model))
-    fresh: list[list[Pair]] = []
-    learned: list[Sequence[Pair]] = []
+    fresh: list[list[ResponsePair]] = []
+    learned: list[Sequence[ResponsePair]] = []
     play, learn = loop.play, loop._learn
 
-    def playing(*arguments: Any) -> list[Pair]:
+    def playing(*arguments: Any) -> list[ResponsePair]:
         fresh.append(play(*arguments))
         return fresh[-1]
 
-    def learning(method: Any, pairs: Sequence[Pair], *more: Any) -> dict[str, float]:
+    def learning(method: Any, pairs: Sequence[ResponsePair], *more: Any) -> dict[str, float]:
         learned.append(pairs)
         return learn(method, pairs, *more)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from dpr_core.text import visible
+from dpr_core.text import escape_control
 from flows.cli import inspect_view
 from tasks.artifacts.run_records import Record
 from tasks.graph import Planned
@@ -69,7 +69,7 @@ def test_square_brackets_in_names_are_no_markup() -> None:
         "artifact": (inspect_view.artifact_view(store, made, document), 9),
     }
     for name, (view, times) in views.items():
-        assert shown(view).count(visible(ODD)) == times, name
+        assert shown(view).count(escape_control(ODD)) == times, name
         assert ODD not in shown(view), name
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts.parent_runs import About, Request
+from tasks.artifacts.parent_runs import About, StoredRequest
 from tasks.artifacts.store import Store
 from tasks.locks import exclusive, if_free, is_held
 from tasks.run_stage import Outcome, Stage, Workspace, run_stage
-from tasks.running.stage_workdir import Bench
+from tasks.running.stage_workdir import StageWorkdir
 from tests.interruption import Killed
 
 Make = Callable[..., Outcome]
@@ -62,8 +62,8 @@ def test_what_a_live_process_is_at_is_not_taken_from_it(store: Store, about: Ask
 
 
 def test_how_it_is_done_is_no_part_of_the_request(store: Store) -> None:
-    one = About("s", "", {}, Request({"studies": 1}, {"jobs": 1}))
-    four = About("s", "", {}, Request({"studies": 1}, {"jobs": 4}))
+    one = About("s", "", {}, StoredRequest({"studies": 1}, {"jobs": 1}))
+    four = About("s", "", {}, StoredRequest({"studies": 1}, {"jobs": 4}))
     left = store.pipelines.begin(one)
     with store.pipelines.running(four) as run_id:
         assert run_id == left
@@ -99,9 +99,9 @@ def test_a_pipeline_of_another_machine_is_left_alone(
 
 def test_a_long_request_is_kept_whole(store: Store) -> None:
     what = {"config": {"text": "x" * 30_000}}
-    store.pipelines.begin(About("long", "", {}, Request(what)))
+    store.pipelines.begin(About("long", "", {}, StoredRequest(what)))
     [found] = store.pipelines.all()
-    assert found.request == Request(what)
+    assert found.request == StoredRequest(what)
     assert store.pipelines.find(found.id[:8]) == found
 
 
@@ -267,7 +267,7 @@ def test_the_second_takes_over_from_the_first_that_is_killed_and_goes_on_from_it
     assert rest.split()[-2:] == [record.id, "ran"]
     assert store.verify(record.id) == []
     assert {path.name for path in store.home.glob("began at *")} == {"began at 0", "began at 3"}
-    assert not Bench(attempt.parents[2]).folder.exists()
+    assert not StageWorkdir(attempt.parents[2]).folder.exists()
     first.communicate()
 
 

@@ -9,17 +9,17 @@ import torch
 import dpr_core.state
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import Manifest
-from tasks.running.stage_workdir import KEPT, Bench, write_state
+from tasks.running.stage_workdir import KEPT, StageWorkdir, write_state
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    bench = Bench(tmp_path / "work" / "key")
+def bench(tmp_path: Path) -> StageWorkdir:
+    bench = StageWorkdir(tmp_path / "work" / "key")
     bench.open("run-1")
     return bench
 
 
-def put(bench: Bench, name: str, text: str) -> None:
+def put(bench: StageWorkdir, name: str, text: str) -> None:
     (bench.output / name).parent.mkdir(parents=True, exist_ok=True)
     (bench.output / name).write_text(text)
 
@@ -32,20 +32,20 @@ def state(step: int) -> dict[str, Any]:
     return {"step": step, "weights": torch.full((3,), float(step))}
 
 
-def keep(bench: Bench, step: int, state: dict[str, Any]) -> int:
+def keep(bench: StageWorkdir, step: int, state: dict[str, Any]) -> int:
     return bench.keep(step, step, lambda folder: write_state(state, folder))
 
 
-def newest(bench: Bench) -> dict[str, Any] | None:
+def newest(bench: StageWorkdir) -> dict[str, Any] | None:
     left = bench.newest()
     return None if left is None else dpr_core.state.read(left.folder)
 
 
-def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: Bench) -> None:
+def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: StageWorkdir) -> None:
     put(bench, "half/model", "at half")
     assert keep(bench, 5, state(5)) > 0
     put(bench, "whole/model", "written after the state")
-    again = Bench(bench.folder)
+    again = StageWorkdir(bench.folder)
     assert again.attempt() == "run-1"
     again.open("run-1")
     found = newest(again)
@@ -54,7 +54,7 @@ def test_the_newest_state_comes_back_with_the_output_as_it_was(bench: Bench) -> 
     assert files(again.output) == ["half/model"]
 
 
-def test_two_states_are_kept(bench: Bench) -> None:
+def test_two_states_are_kept(bench: StageWorkdir) -> None:
     for step in (1, 2, 10):
         keep(bench, step, state(step))
     assert KEPT == 2
@@ -66,7 +66,7 @@ def test_two_states_are_kept(bench: Bench) -> None:
 )
 @pytest.mark.parametrize("how", ["flip", "cut", "missing"])
 def test_a_damaged_state_gives_way_to_the_one_before(
-    bench: Bench, damage: str, how: str, caplog: pytest.LogCaptureFixture
+    bench: StageWorkdir, damage: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep(bench, 1, state(1))
     keep(bench, 2, state(2))
@@ -88,7 +88,7 @@ def harm(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
-def test_output_that_changed_after_the_state_takes_the_state_with_it(bench: Bench) -> None:
+def test_output_that_changed_after_the_state_takes_the_state_with_it(bench: StageWorkdir) -> None:
     put(bench, "model", "at 1")
     keep(bench, 1, state(1))
     put(bench, "model", "torn")
@@ -96,22 +96,22 @@ def test_output_that_changed_after_the_state_takes_the_state_with_it(bench: Benc
     assert files(bench.output) == []
 
 
-def test_without_a_state_the_output_is_emptied(bench: Bench) -> None:
+def test_without_a_state_the_output_is_emptied(bench: StageWorkdir) -> None:
     put(bench, "model", "left over")
-    again = Bench(bench.folder)
+    again = StageWorkdir(bench.folder)
     again.open("run-1")
     assert files(again.output) == []
     assert newest(again) is None
 
 
-def test_another_attempt_gets_an_empty_bench(bench: Bench) -> None:
+def test_another_attempt_gets_an_empty_bench(bench: StageWorkdir) -> None:
     keep(bench, 1, state(1))
     bench.open("run-2")
     assert bench.attempt() == "run-2"
     assert newest(bench) is None
 
 
-def test_half_a_state_is_no_state(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_state_is_no_state(bench: StageWorkdir, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(bench, 1, state(1))
 
     def die(path: Path, text: str) -> None:
@@ -126,7 +126,7 @@ def test_half_a_state_is_no_state(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: StageWorkdir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep(bench, 1, state(1))
 
@@ -146,12 +146,12 @@ def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
     assert found["step"] == 1
 
 
-def test_any_other_failure_to_keep_a_state_is_raised(bench: Bench) -> None:
+def test_any_other_failure_to_keep_a_state_is_raised(bench: StageWorkdir) -> None:
     with pytest.raises(TypeError, match="cannot be kept"):
         keep(bench, 1, {"strange": object()})
 
 
-def test_when_it_is_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_it_is_time(bench: StageWorkdir, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("tasks.running.stage_workdir.time.monotonic", lambda: now)
     bench.open("run-1")
@@ -165,13 +165,13 @@ def test_when_it_is_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not bench.is_due(2, 1.0, None)
 
 
-def test_what_is_finished_is_written_down(bench: Bench) -> None:
+def test_what_is_finished_is_written_down(bench: StageWorkdir) -> None:
     put(bench, "model", "done")
     assert bench.finished() is None
     assert not bench.holds_work
     manifest = Manifest.of_directory(bench.output, stage="s", stage_version=1, config={}, seed=0, inputs={})
     bench.finish(manifest, {"loss": 0.5}, 7)
-    again = Bench(bench.folder)
+    again = StageWorkdir(bench.folder)
     assert again.holds_work
     again.open("run-1")
     assert again.finished() == (manifest, {"loss": 0.5}, 7)
@@ -180,7 +180,7 @@ def test_what_is_finished_is_written_down(bench: Bench) -> None:
     assert again.finished() is None
 
 
-def test_half_states_of_those_that_were_killed_do_not_pile_up(bench: Bench) -> None:
+def test_half_states_of_those_that_were_killed_do_not_pile_up(bench: StageWorkdir) -> None:
     half = bench.folder / "states" / "000000007.new"
     half.mkdir()
     (half / "SEAL.json").write_text("{}")
@@ -189,7 +189,7 @@ def test_half_states_of_those_that_were_killed_do_not_pile_up(bench: Bench) -> N
     assert not half.exists()
 
 
-def test_folders_that_came_after_the_state_go_with_their_files(bench: Bench) -> None:
+def test_folders_that_came_after_the_state_go_with_their_files(bench: StageWorkdir) -> None:
     put(bench, "kept/deep/model", "at 1")
     keep(bench, 1, state(1))
     put(bench, "official/new/answers.json", "later")
@@ -199,7 +199,7 @@ def test_folders_that_came_after_the_state_go_with_their_files(bench: Bench) -> 
 
 
 def test_what_other_versions_made_is_neither_gone_on_with_nor_thrown_away(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: StageWorkdir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bench, "model", "at 1")
     monkeypatch.setattr("tasks.running.stage_workdir.library_versions", lambda: {"torch": "1", "numpy": "2"})
