@@ -13,7 +13,7 @@ TORCH ?=
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm demo test test-services test-gpu unit check format clean soak bench
+.PHONY: help install install-vllm demo test test-services test-gpu unit golden check format clean soak bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ test-services: install ## Run the tests against real servers, such as vLLM; thos
 
 test-gpu: install ## Run the tests that need a GPU
 	@"$(BIN)/python" -m pytest -q -rs -m gpu
+
+golden: install ## Compare what dpr does with the record in GOLDEN=build/golden, or say how to make one
+	@"$(BIN)/python" tests/golden.py compare "$${GOLDEN:-build/golden}" $$SECTIONS
 
 soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look for false artifacts
 	@"$(BIN)/python" tests/soak.py --kills $${KILLS:-50}
