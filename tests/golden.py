@@ -44,9 +44,9 @@ TOLERANCE = 1e-9
 LISTED = 20
 """Differences of a section that are listed; the others are counted."""
 
-FOREIGN = ("DPR_", "MLFLOW_", "PREFECT_", "PYTHONPATH")
-"""Environment variables that do not reach the recorded commands."""
-STEADY = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+FOREIGN = ("DPR_", "HF_", "MLFLOW_", "PREFECT_", "PYTHONPATH")
+"""Environment variables that do not reach the recorded commands: HF_HUB_OFFLINE alone changes tokenizer_config.json."""
+STEADY = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00| UTC)?")
 ID = re.compile(r"\b[0-9a-f]{32}\b")
