@@ -1,10 +1,9 @@
-"""Every benchmark, one after the other: the ratios of those that compare two programs in one JSON file and as a plot,
-how our own work grows as another plot, and which share of the machine it uses.
+"""The benchmark suite: speed ratios beside other programs, scaling with size, and utilisation, in one JSON file with plots.
 
     python perf/all.py --out bench.json
     python perf/all.py --markdown bench.json
 
-Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about an hour and a half. With
+Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about three quarters of an hour. With
 --markdown nothing is run: the tables of an earlier file are printed.
 """
 
@@ -61,11 +60,11 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def markdown(told: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """All that a file of results holds, as tables."""
-    parts = [", ".join(f"{name}: {_cell(value)}" for name, value in told["machine"].items())]
-    parts.append(table([{"ratio": name, "value": value} for name, value in told["ratios"].items()]))
-    for name, found in told["benchmarks"].items():
+    parts = [", ".join(f"{name}: {_cell(value)}" for name, value in results["machine"].items())]
+    parts.append(table([{"ratio": name, "value": value} for name, value in results["ratios"].items()]))
+    for name, found in results["benchmarks"].items():
         parts.append(f"## {name}")
         lists = {what: rows for what, rows in found.items() if isinstance(rows, list)}
         for what, rows in lists.items():
@@ -75,17 +74,17 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 def run(names: Sequence[str], out: Path) -> dict[str, Any]:
     """One script after the other; what there is already is in the file if a later one fails."""
-    told: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
+    results: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
     for name in names:
         print(f"{name} ...", file=sys.stderr)
         also = ["--plot", str(out.with_name(f"{out.stem}-growth.png"))] if name == "growth" else []
         command = [sys.executable, str(HERE / f"{name}.py"), "--json", *also]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        told["ratios"] |= found.get("ratios", {})
-        told["machine"] |= found.get("machine", {})
-        told["benchmarks"][name] = found
-        out.write_text(json.dumps(told, indent=2) + "\n")
-    return told
+        results["ratios"] |= found.get("ratios", {})
+        results["machine"] |= found.get("machine", {})
+        results["benchmarks"][name] = found
+        out.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 def main() -> None:
@@ -99,10 +98,10 @@ def main() -> None:
     if arguments.markdown:
         print(markdown(json.loads(arguments.markdown.read_text())))
         return
-    told = run(arguments.only, arguments.out)
-    if shown := more_is_better(told["ratios"]):
+    results = run(arguments.only, arguments.out)
+    if shown := more_is_better(results["ratios"]):
         plot(shown, arguments.out.with_suffix(".png"))
-    print(json.dumps(told["ratios"], indent=2))
+    print(json.dumps(results["ratios"], indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo over several seeds, as the Markdown table that README.md shows.
+"""The demo over several seeds, as the Markdown table in the README.
 
     python perf/demo_seeds.py --seeds 1 2 3 4 5
 

@@ -1,5 +1,5 @@
-"""What a machine can do at most: products and bytes a second, measured on the device that is there, and the maker's
-figures where torch's name for the device is one that the planner knows."""
+"""Peak FLOP/s and memory bandwidth of the device, measured, with the maker's figures beside them where the planner knows
+the device."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""How noisy are the policy gradients that dense and sentence-level credit give, at the SFT policy?
+"""Variance of the policy-gradient estimators with token-level and sentence-level credit, at the SFT policy.
 
     python perf/gradient_variance.py REWARD_ID
 
@@ -61,16 +61,16 @@ def describe(samples: Tensor) -> dict[str, dict[str, Any]]:
     """Of (batches, estimators, parameters): the variances, and what each is over DPR's with its 95% interval."""
     count, mean = len(samples), samples.mean(dim=0)
     distances = [(samples[:, i] - mean[i]).square().sum(dim=-1).double() for i in range(len(mean))]
-    told: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, own, average in zip(ESTIMATORS, distances, mean, strict=True):
         variance, over_dpr = float(own.sum()) / (count - 1), float(own.sum() / distances[0].sum())
         # The squared norm of a mean of samples is too large by the variance of that mean.
         squared_norm = float(average.double().square().sum()) - variance / count
         # The ratio of two means, made linear in what each batch adds to them.
         shares = over_dpr + (own - over_dpr * distances[0]) / distances[0].mean()
-        told[name] = {"variance": variance, "relative": variance / squared_norm if squared_norm > 0 else None}
-        told[name] |= {"over_dpr": over_dpr, "interval": mean_interval(shares.tolist(), samples=10_000, seed=0)}
-    return told
+        results[name] = {"variance": variance, "relative": variance / squared_norm if squared_norm > 0 else None}
+        results[name] |= {"over_dpr": over_dpr, "interval": mean_interval(shares.tolist(), samples=10_000, seed=0)}
+    return results
 
 
 def rollouts(

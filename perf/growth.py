@@ -1,5 +1,5 @@
-"""How time and peak memory of our work grow with the length of responses, the batch, the vocabulary and the data, as
-a table and, with --plot, as curves.
+"""Scaling exponents of time and peak memory with response length, batch, vocabulary and data, as a table and, with
+--plot, as curves.
 
     python perf/growth.py --plot growth.png
 
@@ -194,11 +194,11 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapp
     return found
 
 
-def markdown(told: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     lines = ["| work | grows with | from, to | seconds | peak, MB | exponent of time | of memory |"]
     lines.append("|---|---|---|---|---|--:|--:|")
-    slopes = {(each["work"], each["axis"]): each for each in told["exponents"]}
-    for (work, axis), curve in curves(told["rows"]).items():
+    slopes = {(each["work"], each["axis"]): each for each in results["exponents"]}
+    for (work, axis), curve in curves(results["rows"]).items():
         seconds = ", ".join(f"{row['seconds']:.2f}" for row in curve)
         peaks = ", ".join(f"{row['peak_bytes'] / 1e6:.0f}" for row in curve)
         slope = slopes[work, axis]
@@ -238,10 +238,10 @@ def main() -> None:
     arguments = parser.parse_args()
     one_core()
     rows = grown({axis: AXES[axis] for axis in arguments.axes}, arguments.repeats)
-    told = {"machine": machine(), "exponents": exponents(rows), "rows": rows}
+    results = {"machine": machine(), "exponents": exponents(rows), "rows": rows}
     if arguments.plot:
         plot(rows, arguments.plot)
-    print(json.dumps(told, indent=2) if arguments.json else markdown(told))
+    print(json.dumps(results, indent=2) if arguments.json else markdown(results))
 
 
 if __name__ == "__main__":

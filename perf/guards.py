@@ -1,4 +1,4 @@
-"""What each guard would have done in REINFORCE runs that go well and in runs that go wrong, as a Markdown table.
+"""Early stopping replayed: what each guard would have done in good and in over-optimised REINFORCE runs, as Markdown.
 
     python perf/guards.py [REWARD_ID ...] --keep curves.json
     python perf/guards.py --from curves.json
@@ -49,7 +49,7 @@ RULES: Mapping[str, GuardConfig | None] = {
 }
 
 Curve = list[dict[str, float]]
-"""What each rollout of a run told, and the accuracy of the policy it was drawn from."""
+"""What each rollout of a run shows, and the accuracy of the policy it was drawn from."""
 
 
 def replay(settings: GuardConfig | None, curve: Curve) -> tuple[int, int | None]:
@@ -106,7 +106,7 @@ def train(lineage: Lineage, artifact: Artifact, regime: str, arguments: argparse
     def accuracy() -> float:
         answers = engine.generate(asked, Sampling(0.7, limit, end), seed=arguments.seed)
         read = [read_result(decode_response(tokenizer, answer.response)) for answer in answers]
-        return sum(told == str(p.result) for told, p in zip(read, problems, strict=True)) / len(problems)
+        return sum(answer == str(p.result) for answer, p in zip(read, problems, strict=True)) / len(problems)
 
     recorder = Curves(accuracy)
     definition = lineage.definition(artifact).model_copy(update={"formula": formula})

@@ -1,4 +1,4 @@
-"""Judgments a second against a server on this machine, beside the bare client doing the same requests.
+"""Throughput of the LLM judge against a local server, beside the bare client making the same requests.
 
     python perf/judge_throughput.py --requests 2000 --concurrency 1 16 64
 

@@ -1,4 +1,4 @@
-"""The memory that `dpr plan` foresees against what is measured, for randomly initialised networks, as Markdown.
+"""Peak memory: what `dpr plan` predicts against what is measured, for randomly initialised networks, as Markdown.
 
     python perf/memory_plan.py --width 512 --layers 6
 

@@ -1,4 +1,4 @@
-"""What a stage costs beyond its work: SFT as a bare function, as a stage, and as a Prefect flow of that one stage.
+"""Orchestration overhead: SFT as a bare function, as a stage, and as a Prefect flow of that one stage.
 
     python perf/orchestration.py --size small --steps 16
 
@@ -160,21 +160,22 @@ def above(one: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(mine - theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def markdown(told: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         "| steps | program | seconds | over the function's | at best | more | processor: seconds | over | more |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in told["rows"]:
+    for row in results["rows"]:
         lines.append(
             f"| {row['steps']} | {row['program']} | {row['seconds']:.2f} | {row['over_bare']:.3f} "
             f"| {row['over_bare_at_best']:.3f} | {row['seconds_more']:.2f} | {row['processor_seconds']:.2f} "
             f"| {row['processor_over_bare']:.3f} | {row['processor_seconds_more']:.2f} |"
         )
     lines.append("")
-    lines += [f"{name}: {seconds:.2f} s, once a process" for name, seconds in told["once"].items()]
+    lines += [f"{name}: {seconds:.2f} s, once a process" for name, seconds in results["once"].items()]
     lines += [
-        f"{name}: at most 3% of a run from {seconds:.0f} s on" for name, seconds in told["three_percent_from"].items()
+        f"{name}: at most 3% of a run from {seconds:.0f} s on"
+        for name, seconds in results["three_percent_from"].items()
     ]
     return "\n".join(lines)
 
@@ -234,8 +235,8 @@ def main() -> None:
     one_core()
     logging.getLogger("dense_path").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        told = measured(arguments.size, arguments.steps, arguments.repeats, Path(folder)) | {"machine": machine()}
-    print(json.dumps(told, indent=2) if arguments.json else markdown(told))
+        results = measured(arguments.size, arguments.steps, arguments.repeats, Path(folder)) | {"machine": machine()}
+    print(json.dumps(results, indent=2) if arguments.json else markdown(results))
 
 
 if __name__ == "__main__":

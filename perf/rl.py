@@ -1,4 +1,4 @@
-"""A whole iteration of REINFORCE beside one of TRL's GRPOTrainer: response tokens a second on one core, as Markdown.
+"""Throughput of one REINFORCE iteration beside TRL's GRPOTrainer: response tokens a second on one core, as Markdown.
 
     python perf/rl.py --sizes tiny small
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
 from scoring import plain
-from side_by_side import OURS, check_equal_lengths, in_turn, machine, one_core, tell
+from side_by_side import OURS, check_equal_lengths, in_turn, machine, one_core, print_results
 from sizes import END, SIZES, ending, ragged, word_tokenizer
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -171,7 +171,7 @@ def main() -> None:
         check_equal_lengths(lengths, TOLERANCE)
         rows += timed.rows(size)
         ratios[f"rl_vs_trl_grpo_{size}"] = timed.ratio("TRL GRPO")
-    tell({"ratios": ratios, "machine": machine(), "rows": rows}, arguments.json)
+    print_results({"ratios": ratios, "machine": machine(), "rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""How many response tokens a second the in-process engine draws, next to transformers' `generate` and continuous
-batching, as Markdown.
+"""Sampling throughput of the in-process engine beside transformers' `generate` and its continuous batching, as Markdown.
 
     OMP_NUM_THREADS=1 python perf/rollouts.py --sizes tiny small
 
@@ -63,8 +62,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [measured(name, arguments.prompts, arguments.rows, arguments.repeats) for name in arguments.sizes]
     ratios = {f"rollout_vs_{other}_{row['size']}": row["cpu_ratio"][other] for row in rows for other in OTHERS}
-    told = {"ratios": ratios, "machine": machine(), "rows": rows}
-    print(json.dumps(told, indent=2) if arguments.json else markdown(rows))
+    results = {"ratios": ratios, "machine": machine(), "rows": rows}
+    print(json.dumps(results, indent=2) if arguments.json else markdown(rows))
 
 
 def drawn_up(count: int, vocabulary: int) -> RolloutShape:

@@ -1,5 +1,5 @@
-"""Log-probs of given responses under two models, beside full logits and TRL's own way: tokens a second on one core and
-peak memory above the loaded models, as Markdown.
+"""Throughput and peak memory of log-prob scoring under two models, beside full logits and TRL's fused head, as Markdown:
+tokens a second on one core, bytes above the loaded models.
 
     python perf/scoring.py --sizes small v32k v128k
 
@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from side_by_side import OURS, in_turn, machine, one_core, tell
+from side_by_side import OURS, in_turn, machine, one_core, print_results
 from sizes import SIZES, network, ragged, response_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -137,8 +137,8 @@ def main() -> None:
         ratios[f"score_vs_plain_{size}"] = timed.ratio("plain")
         ratios[f"score_vs_trl_{size}"] = timed.ratio("TRL")
         ratios[f"score_memory_plain_over_ours_{size}"] = memory[size]["plain"] / memory[size][OURS]
-    told = {"ratios": ratios, "differences": differences, "memory": memory, "machine": machine(), "rows": rows}
-    tell(told, arguments.json)
+    results = {"ratios": ratios, "differences": differences, "memory": memory, "machine": machine(), "rows": rows}
+    print_results(results, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SFT beside TRL's SFTTrainer on the same batches: response tokens a second on one core, as Markdown.
+"""SFT throughput beside TRL's SFTTrainer on the same batches: response tokens a second on one core, as Markdown.
 
     python perf/sft.py --sizes tiny small v32k
 
@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
-from side_by_side import OURS, Timed, in_turn, machine, one_core, tell
+from side_by_side import OURS, Timed, in_turn, machine, one_core, print_results
 from sizes import SIZES, network, ragged, response_tokens, share_of_tokens, word_tokenizer
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
@@ -143,8 +143,8 @@ def main() -> None:
         ratios[f"sft_vs_trl_tuned_{size}"] = timed.ratio("TRL tuned")
         ratios[f"sft_vs_trl_grouped_{size}"] = timed.ratio("TRL grouped")
     share = share_of_tokens(ragged(arguments.batch * arguments.steps, "tiny"), arguments.batch)
-    told = {"ratios": ratios, "loss_differences": differences, "share_of_tokens_when_padded": share}
-    tell({**told, "machine": machine(), "rows": rows}, arguments.json)
+    results = {"ratios": ratios, "loss_differences": differences, "share_of_tokens_when_padded": share}
+    print_results({**results, "machine": machine(), "rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Programs that do the same work, timed in turn, so that whatever else the machine does hits all of them alike."""
+"""Interleaved timing: programs that do the same work take turns, so that other load on the machine hits all alike."""
 
 import json
 import logging
@@ -105,10 +105,10 @@ def one_core() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def tell(told: dict[str, Any], as_json: bool) -> None:
+def print_results(results: dict[str, Any], as_json: bool) -> None:
     """What a benchmark prints in the end."""
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    print(markdown(told["rows"]))
-    print("\n" + "\n".join(f"{name}: {ratio:.2f}" for name, ratio in told["ratios"].items()))
+    print(markdown(results["rows"]))
+    print("\n" + "\n".join(f"{name}: {ratio:.2f}" for name, ratio in results["ratios"].items()))

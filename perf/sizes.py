@@ -1,4 +1,4 @@
-"""What the benchmarks work on: networks with random weights, and sequences of ragged lengths."""
+"""Random networks and ragged sequences that the benchmarks run on."""
 
 import math
 import random

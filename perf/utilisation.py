@@ -1,5 +1,5 @@
-"""How much of what the machine can do is used: operations of SFT, scoring and the REINFORCE update, and bytes that
-drawing has to read, as shares of limits that are measured in the same run, as Markdown.
+"""Model FLOPs utilisation (MFU) of SFT, scoring and the REINFORCE update, and the share of memory bandwidth that sampling
+reaches, against limits measured in the same run, as Markdown.
 
     python perf/utilisation.py --sizes tiny small v32k
     python perf/utilisation.py --sizes 1b 8b
@@ -225,8 +225,8 @@ def main() -> None:
     ratios = {f"utilisation_{row['work']}_{row['case']}": row["utilisation"] for row in rows if "utilisation" in row}
     around = machine() | ({"gpu": torch.cuda.get_device_name()} if on_gpu else {})
     reached = rows_of(limits, makers)
-    told = {"ratios": ratios, "machine": around, "limits": reached, "rows": rows}
-    print(json.dumps(told, indent=2) if arguments.json else f"{table(reached)}\n\n{table(rows)}")
+    results = {"ratios": ratios, "machine": around, "limits": reached, "rows": rows}
+    print(json.dumps(results, indent=2) if arguments.json else f"{table(reached)}\n\n{table(rows)}")
     if not on_gpu:
         print(f"No GPU: {' and '.join(LARGE)} are measured on one.", file=sys.stderr)
 

@@ -51,8 +51,8 @@ def test_each_script_is_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / f"{name}.py").write_text(code % name)
     monkeypatch.setattr(benchmarks, "HERE", tmp_path)
     out = tmp_path / "out.json"
-    told = benchmarks.run(["sft", "growth"], out)
-    assert told["ratios"] == {"sft_vs_other": 2, "growth_vs_other": 2}
-    assert told["benchmarks"]["sft"]["asked"] == ["--json"]
-    assert told["benchmarks"]["growth"]["asked"] == ["--json", "--plot", str(tmp_path / "out-growth.png")]
-    assert json.loads(out.read_text()) == told
+    results = benchmarks.run(["sft", "growth"], out)
+    assert results["ratios"] == {"sft_vs_other": 2, "growth_vs_other": 2}
+    assert results["benchmarks"]["sft"]["asked"] == ["--json"]
+    assert results["benchmarks"]["growth"]["asked"] == ["--json", "--plot", str(tmp_path / "out-growth.png")]
+    assert json.loads(out.read_text()) == results

@@ -47,17 +47,17 @@ def test_variances_of_known_normal_samples() -> None:
     """100 parameters of mean 1 (squared norm 100), with variance 4 a parameter for DPR and 9 for the others."""
     generator = torch.Generator().manual_seed(0)
     deviations = torch.tensor([2.0, 3.0, 3.0, 3.0])[None, :, None]
-    told = describe(1 + deviations * torch.randn(400, 4, 100, generator=generator))
-    assert list(told) == list(ESTIMATORS)
-    assert told["DPR"]["variance"] == pytest.approx(400, rel=0.05)
-    assert told["SR"]["variance"] == pytest.approx(900, rel=0.05)
-    assert told["DPR"]["relative"] == pytest.approx(4, rel=0.15)
-    assert told["SR"]["relative"] == pytest.approx(9, rel=0.15)
-    assert told["SR"]["over_dpr"] == pytest.approx(9 / 4, rel=0.05)
-    low, high = told["SR"]["interval"]
+    results = describe(1 + deviations * torch.randn(400, 4, 100, generator=generator))
+    assert list(results) == list(ESTIMATORS)
+    assert results["DPR"]["variance"] == pytest.approx(400, rel=0.05)
+    assert results["SR"]["variance"] == pytest.approx(900, rel=0.05)
+    assert results["DPR"]["relative"] == pytest.approx(4, rel=0.15)
+    assert results["SR"]["relative"] == pytest.approx(9, rel=0.15)
+    assert results["SR"]["over_dpr"] == pytest.approx(9 / 4, rel=0.05)
+    low, high = results["SR"]["interval"]
     assert 2 < low < 9 / 4 < high < 2.5
-    assert told["DPR"]["interval"] == pytest.approx((1, 1))
-    assert markdown(told).splitlines()[3].startswith("| SR | ")
+    assert results["DPR"]["interval"] == pytest.approx((1, 1))
+    assert markdown(results).splitlines()[3].startswith("| SR | ")
 
 
 def test_rollouts_are_fresh_and_repeatable(toy: Callable[..., Any]) -> None:

@@ -35,13 +35,13 @@ def test_a_row_compares_medians_with_the_function() -> None:
 
 
 def test_ratios_are_of_long_runs_and_what_is_fixed_of_short_ones() -> None:
-    told = summary("small", rows())
-    assert told["ratios"] == {
+    results = summary("small", rows())
+    assert results["ratios"] == {
         "orchestration_stage_over_bare_small": pytest.approx(11.25 / 11),
         "orchestration_flow_over_bare_small": pytest.approx(13.5 / 11),
     }
-    assert told["seconds_a_stage"] == {"stage": pytest.approx(0.3), "flow": pytest.approx(0.9)}
-    assert told["three_percent_from"] == {"stage": pytest.approx(10), "flow": pytest.approx(30)}
+    assert results["seconds_a_stage"] == {"stage": pytest.approx(0.3), "flow": pytest.approx(0.9)}
+    assert results["three_percent_from"] == {"stage": pytest.approx(10), "flow": pytest.approx(30)}
 
 
 def test_the_table() -> None:

@@ -47,13 +47,13 @@ def test_all_sides_draw_responses_of_the_lengths_they_are_told(
     words = ["rollouts.py", "--sizes", "toy", "--prompts", "7", "--rows", "3", "--repeats", "2", "--json"]
     monkeypatch.setattr("sys.argv", words)
     main()
-    told = json.loads(capsys.readouterr().out)
-    (row,) = told["rows"]
-    assert told["ratios"] == {
+    results = json.loads(capsys.readouterr().out)
+    (row,) = results["rows"]
+    assert results["ratios"] == {
         "rollout_vs_generate_toy": row["cpu_ratio"]["generate"],
         "rollout_vs_continuous_toy": row["cpu_ratio"]["continuous"],
     }
-    assert told["machine"]["transformers"] == transformers.__version__
+    assert results["machine"]["transformers"] == transformers.__version__
     assert row["tokens"] == sum(drawn_up(7, 512).lengths)
     assert row["parameters"] == 512 * 32 + 4 * 32**2 + 3 * 32 * 64 + 3 * 32
     speed = row["tokens_per_second"]

@@ -147,10 +147,10 @@ def test_the_shares_of_a_toy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     words = ["utilisation.py", "--sizes", "toy", "--sequences", "4", "--rows", "2", "--repeats", "2", "--json"]
     monkeypatch.setattr("sys.argv", words)
     main()
-    told = json.loads(capsys.readouterr().out)
-    rows = {row["work"]: row for row in told["rows"]}
-    assert told["ratios"] == {f"utilisation_{name}_toy": rows[name]["utilisation"] for name in TASKS}
-    limits = {row["limit"]: row["measured"] for row in told["limits"]}
+    results = json.loads(capsys.readouterr().out)
+    rows = {row["work"]: row for row in results["rows"]}
+    assert results["ratios"] == {f"utilisation_{name}_toy": rows[name]["utilisation"] for name in TASKS}
+    limits = {row["limit"]: row["measured"] for row in results["limits"]}
     in_products = next(iter(limits.values()))
     for name in ("sft", "score", "update"):
         assert 0 < rows[name]["utilisation"] == pytest.approx(rows[name]["teraflops"] / in_products)
