@@ -1,10 +1,10 @@
-"""The benchmark suite: speed ratios beside other programs, scaling with size, and utilisation, in one JSON file with plots.
+"""The benchmark suite: speed ratios beside other programs, scaling and utilisation, in one JSON file with plots.
 
     python perf/all.py --out bench.json
     python perf/all.py --markdown bench.json
 
-Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about three quarters of an hour. With
---markdown nothing is run: the tables of an earlier file are printed.
+Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about three quarters of an hour.
+With --markdown nothing is run: the tables of an earlier file are printed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Overhead of checkpointing a training loop: bytes of one state, and the seconds to write, hash and read it, as Markdown.
+"""Overhead of checkpointing a training loop: bytes of a state and the seconds to write, hash and read it, as Markdown.
 
     python perf/checkpointing.py --width 256 --layers 8
 

@@ -1,5 +1,5 @@
-"""Peak FLOP/s and memory bandwidth of the device, measured, with the maker's figures beside them where the planner knows
-the device."""
+"""Peak FLOP/s and memory bandwidth of the device, measured, with the maker's figures beside them where the planner
+knows the device."""
 
 import re
 import time

@@ -232,7 +232,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="where to draw the curves")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Sampling throughput of the in-process engine beside transformers' `generate` and its continuous batching, as Markdown.
+"""Sampling throughput of the in-process engine beside `generate` and continuous batching of transformers, as Markdown.
 
     OMP_NUM_THREADS=1 python perf/rollouts.py --sizes tiny small
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["tiny", "small"])
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--rows", type=int, default=32, help="drawn at once, by all")
-    parser.add_argument("--repeats", type=int, default=5, help="of each side, in turns; medians are shown")
+    parser.add_argument("--repeats", type=int, default=3, help="of each side, in turns; medians are shown")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

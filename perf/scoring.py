@@ -1,5 +1,5 @@
-"""Throughput and peak memory of log-prob scoring under two models, beside full logits and TRL's fused head, as Markdown:
-tokens a second on one core, bytes above the loaded models.
+"""Throughput and peak memory of log-prob scoring under two models, beside full logits and TRL's fused head: tokens a
+second on one core and bytes above the loaded models, as Markdown.
 
     python perf/scoring.py --sizes small v32k v128k
 
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["small", "v32k", "v128k"], choices=list(SIZES))
     parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
     one_core()

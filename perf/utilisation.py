@@ -1,5 +1,5 @@
-"""Model FLOPs utilisation (MFU) of SFT, scoring and the REINFORCE update, and the share of memory bandwidth that sampling
-reaches, against limits measured in the same run, as Markdown.
+"""Model FLOPs utilisation (MFU) of SFT, scoring and the REINFORCE update, and the share of memory bandwidth that
+sampling reaches, against limits measured in the same run, as Markdown.
 
     python perf/utilisation.py --sizes tiny small v32k
     python perf/utilisation.py --sizes 1b 8b
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=default, choices=[*SIZES, *LARGE])
     parser.add_argument("--sequences", type=int, default=128 if on_gpu else 32, help="of a step, or scored")
     parser.add_argument("--rows", type=int, default=128 if on_gpu else 32, help="drawn at once, of 4 times as many")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
     if not on_gpu and set(arguments.sizes) & set(LARGE):
