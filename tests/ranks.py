@@ -1,6 +1,5 @@
 """Python functions run by several gloo processes of this machine at once, or by this process alone."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -9,20 +8,12 @@ from typing import Any
 
 import torch
 
-MODULES = [
-    "torch",
-    "transformers",
-    "accelerate",
-    "dpr_core.training.reinforce_loop",
-    "dpr_core.training.self_play_loop",
-]
+from tests import forked
 
 
 def run(ranks: int, work: Callable[[Path], None], folder: Path) -> None:
-    """`work(folder)` in each of so many processes. They start from a process that has imported the libraries already,
-    which takes seconds, and in which nothing has run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(MODULES)
+    """`work(folder)` in each of so many processes of the fork server."""
+    context = forked.context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

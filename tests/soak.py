@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from tests.forked import Forked  # noqa: E402
 
 RECIPE = ROOT / "tests" / "flows" / "tiny.yaml"
 STAGES = ("backbone", "sft", "reinforce", "answer")
@@ -150,22 +151,14 @@ class Life:
 
     def __init__(self, home: Path, point: str, number: int) -> None:
         home.mkdir(exist_ok=True)
-        self._log = (home.parent / f"{home.name}.log").open("w+")
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("DPR_", "PREFECT_", "MLFLOW_"))}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--life", point, str(number)],
-            env={**inherited, "DPR_HOME": str(home), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            start_new_session=True,
-        )
+        environment = {**inherited, "DPR_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        self._process = Forked([__file__, "--life", point, number], environment, new_session=True)
         self.written = 0
         self.seconds = 0.0
 
     def wait(self, seconds: float = DEADLINE) -> int:
         """Its status, once it has ended or, so many seconds after its imports, been killed."""
-        assert self._process.stdout is not None
         self._process.stdout.readline()
         started = time.monotonic()
         while self._process.poll() is None:
@@ -186,8 +179,7 @@ class Life:
         self.written = next((int(line.split()[1]) for line in told.splitlines() if line.startswith("wchar")), 0)
 
     def errors(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        return self._process.stderr.read()
 
 
 def violations(home: Path) -> list[str]:

@@ -20,6 +20,7 @@ from tasks.artifacts.store import Store
 from tasks.graph import Node, execute
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -61,6 +62,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def run_dpr(*arguments: object, home: Path, **more: str) -> Result:
+    """A command from its start to its end, with a Prefect server of its own where it needs one."""
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     done = subprocess.run(
         command, env=environment(home, **more), cwd=home.parent, capture_output=True, text=True, timeout=300
@@ -82,18 +84,32 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory, dpr_process: Callable[..., Result]) -> Made:
     """The tiny pipeline, run by `dpr run`. Tests may add to it, and leave what is there alone."""
     home = tmp_path_factory.mktemp("made") / "home"
-    result = run_dpr("run", TINY, "--json", home=home)
+    result = dpr_process("run", TINY, "--json", home=home)
     assert result.status == 0, result.stderr
     return Made(home, result)
 
 
 @pytest.fixture(scope="session")
-def dpr_process() -> Callable[..., Result]:
-    """`dpr_process(*arguments, home=..., **environment)`: a command in a process of its own."""
-    return run_dpr
+def flow_environment(prefect_here: None) -> Callable[..., dict[str, str]]:
+    """`flow_environment(home, **more)`: the environment of a process whose flows run on the server of these tests."""
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    return lambda home, **more: environment(home, PREFECT_API_URL=url, PREFECT_LOGGING_LEVEL="CRITICAL", **more)
+
+
+@pytest.fixture(scope="session")
+def dpr_process(flow_environment: Callable[..., dict[str, str]]) -> Callable[..., Result]:
+    """`dpr_process(*arguments, home=..., **environment)`: a command in a process of its own, from the fork server."""
+
+    def call(*arguments: object, home: Path, **more: str) -> Result:
+        done = forked.run(["-m", "flows.cli", *arguments], flow_environment(home, **more), home.parent)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from tasks.artifacts.store import Store
 from tasks.graph import plan, preflight
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
+from tests import forked
 from tests.loopback import JUDGES, KEY, Call, Loopback, Reply, completion, judging, refused, serving
 
 pytestmark = pytest.mark.integration
@@ -52,26 +51,25 @@ def slowly(call: Call) -> Reply:
 
 
 def test_a_run_that_is_killed_while_it_judges_goes_on_and_pays_nothing_twice(
-    made: Any, loopback: Loopback, process_environment: Callable[..., dict[str, str]]
+    made: Any, loopback: Loopback, flow_environment: Callable[..., dict[str, str]]
 ) -> None:
     by = [f"judge.by.base_url={loopback.url}", "judge.by.type=openai", "judge.execution.concurrency=2"]
-    command = [sys.executable, "-m", "flows.cli", "run", str(TINY), "--json"]
+    command = ["-m", "flows.cli", "run", str(TINY), "--json"]
     command += [part for each in by for part in ("--set", each)]
-    options: dict[str, Any] = {"env": process_environment(made.home), "cwd": made.home.parent, "text": True}
+    environment, folder = flow_environment(made.home), made.home.parent
     loopback.answer = slowly
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **options
-    ) as process:
-        until = time.monotonic() + 120
-        while comparisons(loopback).total() < 20 and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        os.killpg(process.pid, signal.SIGKILL)
+    process = forked.Forked(command, environment, folder, new_session=True)
+    until = time.monotonic() + 120
+    while comparisons(loopback).total() < 20 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     time.sleep(0.3)
     before = comparisons(loopback)
     assert before.total() >= 20
     loopback.answer = BY_HASH
-    done = subprocess.run(command, capture_output=True, timeout=300, **options)
+    done = forked.run(command, environment, folder)
     assert done.returncode == 0, done.stderr
     after = comparisons(loopback)
     twice = {asked: times for asked, times in after.items() if times > 1}

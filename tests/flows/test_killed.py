@@ -16,6 +16,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome
+from tests import forked
 
 pytestmark = pytest.mark.integration
 
@@ -27,12 +28,12 @@ STAGES = ("backbone", "sft", "reinforce", "answer", "methods.SPIN")
 CHILD = """
 import os, signal, sys
 from flows import recipes, wiring
-from tasks import graph, stage, table
+from tasks import graph, registry, run_stage
 from tasks.artifacts.store import Store
 
 name, count, number, assignments = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 store, current, calls = Store.open(), [], []
-checkpoint = stage.Workspace.checkpoint
+checkpoint = run_stage.Workspace.checkpoint
 
 def counted(work, step, state):
     if current[-1] == name:
@@ -45,9 +46,9 @@ def counted(work, step, state):
 
 def run(node, inputs):
     current.append(node.name)
-    return stage.run_stage(table.stage_named(node.stage), node.config, inputs, store=store, name=node.name)
+    return run_stage.run_stage(registry.stage_named(node.stage), node.config, inputs, store=store, name=node.name)
 
-stage.Workspace.checkpoint = counted
+run_stage.Workspace.checkpoint = counted
 nodes = wiring.nodes(recipes.load("tests/flows/tiny.yaml", assignments))
 graph.execute([node for node in nodes if node.name != "report"], run)
 """
@@ -57,15 +58,7 @@ def child(
     environment: dict[str, str], name: str, count: int, number: signal.Signals, *assignments: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the pipeline; at the `count`th checkpoint of the stage `name` a signal ends it."""
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, name, str(count), str(int(number)), *assignments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        start_new_session=True,
-    )
+    return forked.run(["-c", CHILD, name, count, int(number), *assignments], environment, ROOT, new_session=True)
 
 
 def history(store: Store, run_id: str) -> dict[str, dict[int, set[float]]]:

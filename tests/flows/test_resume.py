@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from flows.requests import Alone, Rerun, Sweep, Whole, asked_of
 from flows.resume import chosen, unfinished
 from tasks.artifacts.parent_runs import Pipeline, StoredRequest
 from tasks.artifacts.store import Store
+from tests import forked
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +26,7 @@ OpenStore = Callable[[Path], Store]
 
 
 @pytest.fixture
-def cut_off(process_environment: Callable[..., dict[str, str]]) -> Callable[..., None]:
+def cut_off(flow_environment: Callable[..., dict[str, str]]) -> Callable[..., None]:
     """`cut_off(home, *arguments)`: start a command, and kill all its processes once REINFORCE has kept a state."""
 
     def cut(home: Path, *arguments: object) -> None:
@@ -39,14 +38,7 @@ def cut_off(process_environment: Callable[..., dict[str, str]]) -> Callable[...,
             "    if len(list(bench.folder.glob('states/*'))) == 2: os.killpg(0, signal.SIGKILL)\n"
             "Bench.keep = kept; main()"
         )
-        process = subprocess.run(
-            [sys.executable, "-c", kill, *map(str, arguments)],
-            env=process_environment(home),
-            start_new_session=True,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        process = forked.run(["-c", kill, *arguments], flow_environment(home), home.parent, new_session=True)
         assert process.returncode == -signal.SIGKILL, process.stderr
 
     return cut

@@ -3,8 +3,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from tasks.artifacts.store import Store
 from tasks.locks import exclusive
 from tasks.run_stage import Outcome, Stage, Workspace, run_stage
 from tasks.running.shutdown import Terminated, terminable
+from tests.forked import Forked
 
 Make = Callable[..., Outcome]
 REPOSITORY = Path(__file__).parents[2]
@@ -320,14 +319,8 @@ print(outcome.id, outcome.status)
 """
 
 
-def child(hook: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, hook],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def child(hook: str) -> Forked:
+    return Forked(["-c", CHILD, hook], os.environ, REPOSITORY)
 
 
 @pytest.mark.parametrize("hook", ["during files", "before digest", "before status"])

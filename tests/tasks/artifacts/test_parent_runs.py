@@ -18,6 +18,7 @@ from tasks.artifacts.store import Store
 from tasks.locks import exclusive, if_free, is_held
 from tasks.run_stage import Outcome, Stage, Workspace, run_stage
 from tasks.running.stage_workdir import StageWorkdir
+from tests.forked import Forked
 from tests.interruption import Killed
 
 Make = Callable[..., Outcome]
@@ -233,10 +234,8 @@ print(outcome.id, outcome.status, flush=True)
 """
 
 
-def started(code: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def started(code: str) -> Forked:
+    return Forked(["-c", code], os.environ, REPOSITORY)
 
 
 @pytest.mark.integration
@@ -245,8 +244,8 @@ def test_six_processes_start_on_an_empty_home_and_one_of_them_works(
 ) -> None:
     monkeypatch.setenv("DPR_HOME", str(tmp_path / "empty"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    said = [process.communicate(timeout=300)[0] for process in [started(SIX) for _ in range(6)]]
-    ended = [text.split()[-2:] for text in said]
+    said = [process.communicate(timeout=300) for process in [started(SIX) for _ in range(6)]]
+    ended = [out.split() for out, _ in said]
     assert sorted(status for _, status in ended) == ["ran", *["reused"] * 5], said
     assert len({run_id for run_id, _ in ended}) == 1
 
@@ -256,7 +255,6 @@ def test_the_second_takes_over_from_the_first_that_is_killed_and_goes_on_from_it
     first = started(SLOW)
     [attempt] = wait_for(lambda: list((store.home / "work").glob("*/states/*3/SEAL.json")))
     second = started(SLOW)
-    assert second.stdout is not None
     assert "another process is making this; waiting for it" in second.stdout.readline()
     os.kill(first.pid, signal.SIGKILL)
     killed = time.monotonic()

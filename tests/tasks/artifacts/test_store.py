@@ -19,6 +19,7 @@ from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.parent_runs import About
 from tasks.artifacts.run_records import flatten, join_tag, mlflow_name, params, split_tag
 from tasks.artifacts.store import Store
+from tests.forked import Forked
 
 REPOSITORY = Path(__file__).parents[3]
 ABSENT = "0" * 32
@@ -133,17 +134,7 @@ def test_processes_may_start_at_once_on_a_home_left_half_made(tmp_path: Path) ->
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {
         "DPR_HOME": str(tmp_path / "h")
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    processes = [Forked(["-c", code], environment, REPOSITORY) for _ in range(3)]
     assert [(*process.communicate(timeout=120), process.returncode) for process in processes] == [
         ("0 ready\n", "", 0)
     ] * 3
