@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 _INDICES_AT_ONCE = 2**22
 
@@ -33,6 +32,8 @@ def mean_interval(values: Sequence[float], samples: int, seed: int, level: float
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Student's interval of the mean of a few independent values, such as one a seed; None for fewer than two."""
+    from scipy import special
+
     count = len(values)
     if count < 2:
         return None

@@ -25,7 +25,10 @@ PATIENCE = 30.0
 """Seconds that a process is given to end its stage as KILLED."""
 
 # Ctrl-C reaches every process of a terminal. Here it counts for the one that knows what to do about all the others.
-START = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from tasks import workers; workers.main()"
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from tasks import subprocess_pool; subprocess_pool.main()"
+)
 
 
 @dataclass(frozen=True)

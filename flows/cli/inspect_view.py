@@ -1,5 +1,6 @@
 """What the command line shows: plans, runs, artifacts. Documents for --json, tables and trees for people."""
 
+import functools
 import json
 import os
 import shutil
@@ -183,10 +184,11 @@ def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> 
 
 def _made_from(store: Store, record: Record) -> Tree:
     tree = Tree("made from")
+    record_of = functools.cache(store.record)
 
     def grow(branch: Tree, made: Record) -> None:
         for role, source in sorted(made.inputs.items()):
-            parent = store.record(source)
+            parent = record_of(source)
             grow(branch.add(plain(f"{role}: {parent.title}")), parent)
 
     grow(tree, record)
