@@ -13,7 +13,11 @@ TORCH ?=
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm demo test test-services test-gpu unit golden check format clean soak bench
+# Two workers share the tests file by file; with more threads than one each they would starve each other.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
+WORKERS = -n $${WORKERS:-2} --dist loadfile
+
+.PHONY: help install install-vllm demo test test-all test-services test-gpu unit golden check format clean soak bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -30,14 +34,17 @@ install-vllm: ## Make .venv-vllm, 3.5 GB, from which make test-services serves a
 demo: install ## Run the whole method on the built-in demonstrations
 	@"$(BIN)/dpr" run demo
 
-test: install ## Run the unit and integration tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
+test: install ## Run the quick tier: unit and integration tests, in minutes, on two cores (WORKERS=n changes that)
+	@$(PYTEST) $(WORKERS)
+
+test-all: test ## Run the quick tier, and then the slow one: kills, processes, deployments, the commands of the docs
+	@$(PYTEST) $(WORKERS) -m "slow and not services and not gpu"
 
 unit: install ## Run the unit tests alone
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q -m "not integration and not services and not gpu"
+	@$(PYTEST) -m "not integration and not slow and not services and not gpu"
 
 test-services: install ## Run the tests against real servers, such as vLLM; those of a server that is not there are skipped
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q -rs -m services
+	@$(PYTEST) -rs -m services
 
 test-gpu: install ## Run the tests that need a GPU
 	@"$(BIN)/python" -m pytest -q -rs -m gpu

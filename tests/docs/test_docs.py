@@ -192,6 +192,7 @@ def _bash(script: str, folder: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run(page: Path, shell: tuple[Path, dict[str, str]]) -> None:

@@ -163,6 +163,7 @@ def pipeline(site: Site, tiny: Tiny) -> dict[str, str]:
     return {row["stage"]: row["artifact"].partition("]")[0].removeprefix("[") for row in rows}
 
 
+@pytest.mark.slow
 def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -> None:
     flows = {flow["id"]: flow["name"] for flow in site.api("flows/filter", limit=200)}
     deployed = {f"{flows[d['flow_id']]}/{d['name']}": d for d in site.api("deployments/filter", limit=200)}
@@ -187,6 +188,7 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
     assert {"rounds", "method"} <= settings["definitions"]["SelfPlayConfig"]["properties"].keys()
 
 
+@pytest.mark.slow
 def test_the_pipeline_makes_what_the_command_line_makes(
     site: Site, pipeline: dict[str, str], made: Any, tiny: Tiny, open_store: Callable[[Path], Store]
 ) -> None:
@@ -197,6 +199,7 @@ def test_the_pipeline_makes_what_the_command_line_makes(
         assert deployed.record(artifact).digest == local.record(made.id(name)).digest, name
 
 
+@pytest.mark.slow
 def test_the_flow_run_shows_links_to_its_mlflow_runs_and_why_each_stage_ran(
     site: Site, pipeline: dict[str, str], open_store: Callable[[Path], Store]
 ) -> None:
@@ -213,6 +216,7 @@ def test_the_flow_run_shows_links_to_its_mlflow_runs_and_why_each_stage_ran(
     assert "sft: runs, because: never ran" in [entry["message"] for entry in logs]
 
 
+@pytest.mark.slow
 def test_a_stage_and_a_rerun_take_artifact_ids(
     site: Site, pipeline: dict[str, str], open_store: Callable[[Path], Store], tiny: Tiny
 ) -> None:
@@ -231,6 +235,7 @@ def test_a_stage_and_a_rerun_take_artifact_ids(
     assert report.finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -249,6 +254,7 @@ def test_wrong_parameters_are_refused_before_anything_runs(site: Site, arguments
     assert site.api("flow_runs/count", flow_runs={}) == before
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_fit_each_other_fail_the_run_at_its_start(site: Site, pipeline: dict[str, str]) -> None:
     config = '{"backbone": {"type": "lab"}, "reward": {"reference": 0.3}}'
     said = site.assert_refused("deployment", "run", "dense-path/demo", "-p", f"config={config}", "--watch")
@@ -257,6 +263,7 @@ def test_settings_that_do_not_fit_each_other_fail_the_run_at_its_start(site: Sit
     assert "reward.reference is 0.3, but sft.checkpoints keeps only 0.5, 1" in failed["state"]["message"]
 
 
+@pytest.mark.slow
 def test_the_automation_for_lost_runs_is_accepted(site: Site) -> None:
     site.done("automation", "create", "--from-file", "deployments/zombies.yaml")
     [automation] = site.api("automations/filter", limit=200)
@@ -280,6 +287,7 @@ ENDLESS = {
 """A backbone that is taught until it is stopped."""
 
 
+@pytest.mark.slow
 def test_a_cancelled_stage_keeps_its_state_and_the_next_run_goes_on_from_it(
     site: Site, open_store: Callable[[Path], Store]
 ) -> None:

@@ -50,6 +50,7 @@ def slowly(call: Call) -> Reply:
     return replace(BY_HASH(call), after=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_judges_goes_on_and_pays_nothing_twice(
     made: Any, loopback: Loopback, flow_environment: Callable[..., dict[str, str]]
 ) -> None:

@@ -78,6 +78,7 @@ def tables(store: Store, run_id: str) -> dict[str, Any]:
     return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_what_comes_of_a_killed_pipeline_is_what_comes_of_one_in_one_piece(
     tmp_path: Path,
     process_environment: Callable[..., dict[str, str]],
@@ -122,6 +123,7 @@ def test_what_comes_of_a_killed_pipeline_is_what_comes_of_one_in_one_piece(
         assert tables(killed, record.id) == tables(whole, outcome.id), name
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_the_state_first_and_no_step_is_done_twice(
     tmp_path: Path,
     process_environment: Callable[..., dict[str, str]],

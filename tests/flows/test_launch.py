@@ -13,6 +13,7 @@ from tasks.artifacts.store import Store
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_policy_in_a_run_of_its_own(
     made: Any, dpr_process: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,10 +131,10 @@ def test_families_algorithms_and_formulas(
         "evaluation.controls={}",
     )
     store = open_store(tmp_path / "home")
-    outcomes = run_graph(store, wiring.nodes(config))
-    assert {outcome.status for outcome in outcomes.values()} == {"ran"}
+    trained = ("backbone", "subsample", "sft", "reward", "reinforce")
+    outcomes = run_graph(store, [node for node in wiring.nodes(config) if node.stage in trained])
+    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(trained, "ran")
     assert outcomes["reinforce"].metrics["rollout/length"] > 0
-    assert outcomes["answer DPR on lab"].metrics["answer/prompts"] == 12
 
 
 def test_sft_starts_from_a_plain_checkpoint_of_the_disk(

@@ -32,11 +32,11 @@ def cut_off(flow_environment: Callable[..., dict[str, str]]) -> Callable[..., No
     def cut(home: Path, *arguments: object) -> None:
         kill = (
             "import os, signal, sys; from flows.cli.__main__ import main\n"
-            "from tasks.running.stage_workdir import Bench; keep = Bench.keep\n"
-            "def kept(bench, *more):\n"
-            "    keep(bench, *more)\n"
-            "    if len(list(bench.folder.glob('states/*'))) == 2: os.killpg(0, signal.SIGKILL)\n"
-            "Bench.keep = kept; main()"
+            "from tasks.running.stage_workdir import StageWorkdir; keep = StageWorkdir.keep\n"
+            "def kept(workdir, *more):\n"
+            "    keep(workdir, *more)\n"
+            "    if len(list(workdir.folder.glob('states/*'))) == 2: os.killpg(0, signal.SIGKILL)\n"
+            "StageWorkdir.keep = kept; main()"
         )
         process = forked.run(["-c", kill, *arguments], flow_environment(home), home.parent, new_session=True)
         assert process.returncode == -signal.SIGKILL, process.stderr
@@ -48,7 +48,7 @@ def by_name(store: Store) -> dict[str, Any]:
     return {record.name: record for record in store.records()}
 
 
-@pytest.mark.parametrize("forced", [False, True], ids=["", "forced"])
+@pytest.mark.parametrize("forced", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "forced"])
 def test_what_was_killed_goes_on_in_its_own_runs(
     cut_off: Callable[..., None],
     dpr: Dpr,
@@ -90,6 +90,7 @@ def test_what_was_killed_goes_on_in_its_own_runs(
     assert "Nothing is unfinished." in dpr("resume", home=home).stdout
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_another_does_not(
     cut_off: Callable[..., None], dpr_process: Dpr, open_store: OpenStore, tmp_path: Path
 ) -> None:

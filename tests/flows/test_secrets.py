@@ -81,6 +81,7 @@ def talkative(call: Call) -> Reply:
     return Reply({**reply.body, "model": echoed(call), "system_fingerprint": echoed(call)})
 
 
+@pytest.mark.slow
 def test_no_key_no_token_and_no_password_is_written_anywhere(
     loopback: Loopback, dpr_process: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from tests.soak import POINTS, choose, soak
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_nothing_false_is_ever_published(tmp_path: Path) -> None:
     figures = soak(tmp_path, kills=3, seed=3)
     assert figures.violations == []
@@ -19,6 +20,7 @@ def test_nothing_false_is_ever_published(tmp_path: Path) -> None:
     assert figures.steps > 0
 
 
+@pytest.mark.slow
 def test_a_false_artifact_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The soak itself can fail: every artifact is damaged behind its back after the first kill."""
     import tests.soak

@@ -50,6 +50,7 @@ def stages(document: Any, status: str) -> dict[str, str]:
     return {entry["name"]: entry["id"] for entry in document["stages"] if entry["status"] == status}
 
 
+@pytest.mark.slow
 def test_two_processes_make_every_stage_once(swept: Swept, open_store: OpenStore) -> None:
     document = swept.result.json
     assert set(document) == {"run_id", "stages", "results"}
@@ -68,6 +69,7 @@ def test_two_processes_make_every_stage_once(swept: Swept, open_store: OpenStore
     assert "stage 14 of 15: " in swept.result.stderr
 
 
+@pytest.mark.slow
 def test_the_table_has_every_policy_of_every_point(swept: Swept) -> None:
     seen = swept.result.json["results"]["experiment over gamma"]["observations"]
     assert [(each["point"], each["policy"]) for each in seen] == [
@@ -77,6 +79,7 @@ def test_the_table_has_every_policy_of_every_point(swept: Swept) -> None:
     assert any(name.startswith("diagnose/") for name in seen[1]["metrics"])
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_what_a_run_makes(swept: Swept, dpr: Dpr) -> None:
     step = dpr(
         "run", TINY, "--set", f"{GAMMA}=0.9", "--set", "evaluation.controls={}", "--plan", "--json", home=swept.home
@@ -84,6 +87,7 @@ def test_a_sweep_makes_what_a_run_makes(swept: Swept, dpr: Dpr) -> None:
     assert {planned["status"] for planned in step.json["plan"]} == {"reuse"}
 
 
+@pytest.mark.slow
 def test_again_it_reuses_everything_and_shows_the_same_table(swept: Swept, dpr: Dpr) -> None:
     again = dpr(*SWEEP, "--json", home=swept.home).json
     assert sorted(stages(again, "reused").values()) == sorted(stages(swept.result.json, "ran").values())
@@ -94,6 +98,7 @@ def test_again_it_reuses_everything_and_shows_the_same_table(swept: Swept, dpr: 
     assert stages(again, "reused")["experiment over gamma"] in shown
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_shared_and_what_is_there(swept: Swept, dpr: Dpr, open_store: OpenStore) -> None:
     before = len(open_store(swept.home).records())
     wider = ("sweep", TINY, "--over", f"{GAMMA}=0.9,0.95,1", "--set", "evaluation.controls={}", "--plan")
@@ -112,6 +117,7 @@ def test_the_plan_counts_what_is_shared_and_what_is_there(swept: Swept, dpr: Dpr
     assert len(open_store(swept.home).records()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_here")
 def test_a_point_that_fails_is_named_and_the_others_are_tabulated(
     swept: Swept, dpr: Dpr, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
@@ -129,6 +135,7 @@ def test_a_point_that_fails_is_named_and_the_others_are_tabulated(
     assert [record.status for record in store.records("backbone")] == ["FAILED", "FINISHED"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_here")
 def test_after_an_interrupt_it_goes_on_where_it_was(
     dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore

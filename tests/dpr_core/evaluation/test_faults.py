@@ -46,7 +46,7 @@ def judged(
     return games, judge.status()
 
 
-@pytest.mark.parametrize("verdicts", ["schema", "auto"])
+@pytest.mark.parametrize("verdicts", [pytest.param("schema", marks=pytest.mark.slow), "auto"])
 def test_every_verdict_is_there_once_and_as_without_faults(loopback: Loopback, tmp_path: Path, verdicts: str) -> None:
     prompts = PROMPTS if verdicts == "schema" else 100
     loopback.answer = BY_HASH

@@ -97,6 +97,7 @@ class Taught:
         return score(self.policy, sequences, self.execution.tokens_per_micro_batch).log_probs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "use"),
     [
@@ -208,6 +209,7 @@ def _two_processes(folder: Path) -> None:
     torch.save(found, folder / f"{distributed.rank()}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_several_processes_learn_the_same(tmp_path: Path) -> None:
     ranks.run(2, _two_processes, tmp_path)
@@ -219,6 +221,7 @@ def test_several_processes_learn_the_same(tmp_path: Path) -> None:
             torch.testing.assert_close(together[each], alone[each], atol=1e-9, rtol=0, msg=f"{name}: {each}")
 
 
+@pytest.mark.slow
 def test_makes_kernels(tiny: Callable[..., Any]) -> None:
     """With the compiler that is used outside of tests, in float32."""
     from torch._dynamo.utils import counters

@@ -57,6 +57,7 @@ def difference(one: Found, other: Found) -> float:
     return max(float((one[name].double() - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", NAMES)
 def test_several_processes_do_what_one_does(folder: Path, name: str, strategy: str) -> None:
@@ -68,6 +69,7 @@ def test_several_processes_do_what_one_does(folder: Path, name: str, strategy: s
             assert difference(together, alone) < IN_FLOAT32.get(name, ROUNDING), (count, rank)
 
 
+@pytest.mark.slow
 def test_what_is_compared_has_moved(folder: Path) -> None:
     alone = found(folder, 1)
     for name, family in [
@@ -82,6 +84,7 @@ def test_what_is_compared_has_moved(folder: Path) -> None:
     assert bool((alone["ddp: scores"]["kl"] != alone["ddp: rounded scores"]["kl"]).any())
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_bit_by_bit(folder: Path) -> None:
     """Micro-batches are those of one process, and a sum with zeros is exact."""
     for count in SEVERAL:
@@ -90,12 +93,14 @@ def test_scores_are_the_same_bit_by_bit(folder: Path) -> None:
             assert all(torch.equal(alone[each], together[each]) for each in alone)
 
 
+@pytest.mark.slow
 def test_slices_may_rest_on_the_cpu(folder: Path) -> None:
     for count in SEVERAL:
         offloaded = found(folder, count)["offloaded: tied embeddings"]
         assert difference(offloaded, found(folder, 1)["ddp: tied embeddings"]) < ROUNDING
 
 
+@pytest.mark.slow
 def test_each_process_keeps_its_slices_alone(folder: Path) -> None:
     """One after another they are the tensor; what all processes have is written once."""
     state = folder / "4 fsdp" / "state"
@@ -113,6 +118,7 @@ def test_each_process_keeps_its_slices_alone(folder: Path) -> None:
     assert torch.equal(read(state)["trainer"]["weights"][name.rpartition("/")[2]][12:], last[name])
 
 
+@pytest.mark.slow
 def test_a_state_is_taken_up_by_any_number_of_processes(folder: Path) -> None:
     """One process's by 2, theirs by 4, and theirs by one again; with slices and without."""
     alone = found(folder, 1)["ddp: fine-tuning"]
@@ -123,15 +129,18 @@ def test_a_state_is_taken_up_by_any_number_of_processes(folder: Path) -> None:
     assert difference(again, alone) < ROUNDING
 
 
+@pytest.mark.slow
 def test_of_what_is_read_a_process_holds_its_slice_alone(tmp_path: Path) -> None:
     ranks.run(2, slicing, tmp_path)
 
 
+@pytest.mark.slow
 def test_nobody_is_given_up_while_the_first_writes_a_checkpoint(tmp_path: Path) -> None:
     ranks.run(2, waiting, tmp_path)
     assert [float((tmp_path / rank).read_text()) for rank in ("0", "1")] == [distributed.TIMEOUT.total_seconds()] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["1.0", "ema", "lora"])
 def test_what_is_published_is_one_plain_checkpoint(folder: Path, part: str) -> None:
     """Whatever slices there were: the same files, and tied weights once."""

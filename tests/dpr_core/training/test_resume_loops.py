@@ -71,6 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
     small = {"batch_size": 4, "rollout_batch_size": 8, "iterations": 4, "max_response_tokens": 3, "learning_rate": 1e-2}
@@ -91,6 +92,7 @@ def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
     assert kept == 5 if name != "stopped" else 1 < kept < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [None, 3])
 @pytest.mark.parametrize(
     "settings",

@@ -19,6 +19,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows import embedded, recipes
 from tasks.artifacts.store import Store
+from tests.flows.conftest import run_dpr
 
 pytestmark = pytest.mark.integration
 
@@ -86,7 +87,34 @@ def test_help_and_recipes_import_nothing_heavy(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_only_looks_or_reuses_loads_neither_torch_nor_prefect(
+    made: Any, process_environment: Callable[..., dict[str, str]]
+) -> None:
+    commands = [["artifacts"], ["show", made.id("report")], ["show", made.result.json["run_id"]], ["run", str(TINY)]]
+    code = (
+        "import sys; from flows.cli.__main__ import app\n"
+        f"for arguments in {commands!r}:\n"
+        "    try: app(arguments)\n"
+        "    except SystemExit as end: assert not end.code, arguments\n"
+        "    heavy = {'torch', 'transformers', 'accelerate', 'datasets', 'prefect'} & set(sys.modules)\n"
+        "    assert not heavy, (arguments, heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=process_environment(made.home), cwd=made.home, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Nothing had changed: every stage was reused." in done.stdout
+
+
 # Running
+
+
+def test_a_run_in_a_process_of_its_own_has_a_server_of_its_own(made: Any) -> None:
+    done = run_dpr("run", TINY, "--set", "judge.bootstrap_samples=50", "--json", home=made.home)
+    assert done.status == 0, done.stderr
+    ran = [entry["stage"] for entry in done.json["stages"] if entry["status"] == "ran"]
+    assert ran == ["judge", "judge", "report"]
+    assert (made.home / "prefect" / "prefect.db").is_file()
 
 
 def test_run_prints_one_document(made: Any) -> None:
@@ -483,6 +511,7 @@ def test_the_theory_as_a_document_and_as_a_table(dpr: Dpr) -> None:
     assert dpr("reproduce", "theory", "--instances", 1).stdout.startswith("| claim | holds |")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("run", TINY), ("sweep", TINY, "--over", "seed=1,2", "--jobs", 2)])
 def test_an_interrupt_of_the_whole_terminal_ends_it_soon(
     process_environment: Callable[..., dict[str, str]], tmp_path: Path, command: tuple[object, ...]

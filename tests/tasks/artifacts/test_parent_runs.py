@@ -238,6 +238,7 @@ def started(code: str) -> Forked:
     return Forked(["-c", code], os.environ, REPOSITORY)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_six_processes_start_on_an_empty_home_and_one_of_them_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

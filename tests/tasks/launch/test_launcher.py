@@ -140,6 +140,7 @@ def test_two_processes_make_what_one_makes_and_report_it_once(here: Here, caplog
     assert not list((here.store.home / "work").iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_goes_on_with_another_number_of_processes(here: Here) -> None:
     """A process is killed; then the stage, its model sharded, is terminated; and then it comes to its end."""
     whole = here.weights(here.sft(1).id)
@@ -175,6 +176,7 @@ run_stage(stage_named("sft"), config, {"data": sys.argv[2]}, store=Store.open())
 """
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(here: Here) -> None:
     endless = here.config(2, epochs=10**5).model_dump_json()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -202,6 +204,7 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_the_processes_is_told_as_by_one(here: Here) -> None:
     with pytest.raises(UsageError) as alone:
         here.sft(1, checkpoints=[0.01, 1.0])
@@ -279,6 +282,7 @@ def machines(port: int, **changes: Any) -> dict[str, Any]:
     return {"machines": 2, "main_address": "127.0.0.1", "main_port": port, "join_minutes": 2, **changes}
 
 
+@pytest.mark.slow
 def test_two_machines_make_what_one_process_makes(here: Here, tmp_path: Path) -> None:
     """One that knocks has another DPR_HOME, and so no secret; one is killed; and one goes on with it to the end."""
     alone = here.sft(1)
