@@ -1,6 +1,5 @@
 """What the command line shows: plans, runs, artifacts. Documents for --json, tables and trees for people."""
 
-import functools
 import json
 import os
 import shutil
@@ -167,7 +166,8 @@ def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> 
     for name in ("id", "stage", "name", "status", "reason", "key", "digest", "started", "seconds"):
         if document[name] not in (None, ""):
             add_row(facts, name, str(document[name]))
-    parts: list[RenderableType] = [facts, _made_from(store, record), _used_by(store, record)]
+    there = {each.id: each for each in store.records()}
+    parts: list[RenderableType] = [facts, _made_from(store, there, record), _used_by(store, there, document)]
     if "diagnosis" in document:
         parts.append(_verdict(document["diagnosis"]))
     settings = Tree("settings")
@@ -182,22 +182,22 @@ def artifact_view(store: Store, record: Record, document: Mapping[str, Any]) -> 
     return Group(*parts, metrics, files)
 
 
-def _made_from(store: Store, record: Record) -> Tree:
+def _made_from(store: Store, there: Mapping[str, Record], record: Record) -> Tree:
     tree = Tree("made from")
-    record_of = functools.cache(store.record)
 
     def grow(branch: Tree, made: Record) -> None:
         for role, source in sorted(made.inputs.items()):
-            parent = record_of(source)
+            parent = there.get(source) or store.record(source)
             grow(branch.add(plain(f"{role}: {parent.title}")), parent)
 
     grow(tree, record)
     return tree
 
 
-def _used_by(store: Store, record: Record) -> Tree:
+def _used_by(store: Store, there: Mapping[str, Record], document: Mapping[str, Any]) -> Tree:
     tree = Tree("used by")
-    for user in store.users(record.id):
+    for source in document["used_by"]:
+        user = there.get(source) or store.record(source)
         tree.add(plain(f"{user.title}, {user.status.lower()}"))
     return tree
 

@@ -42,7 +42,7 @@ def record(**changes: Any) -> Record:
 class OneRecord:
     """As much of a store as a view asks for."""
 
-    def users(self, run_id: str) -> list[Record]:
+    def records(self) -> list[Record]:
         return [record()]
 
     def record(self, run_id: str) -> Record:
@@ -54,6 +54,7 @@ def test_square_brackets_in_names_are_no_markup() -> None:
     made = record(inputs={ODD: "cd" * 16}, reason=ODD)
     document = inspect_view.record_document(made) | {
         "reason": ODD,
+        "used_by": ["ab" * 16],
         "metrics": {ODD: 0.5},
         "files": [{"path": ODD, "size": 1, "sha256": "0" * 64}],
     }
