@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.base import Experience
+from dpr_core.algorithms.base import RolloutBatch
 from dpr_core.config import reinforce as config
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.data.batching import collate
@@ -46,7 +46,7 @@ ESTIMATORS = {
 def gradients(policy: Policy, reward: DenseReward, sequences: Sequence[TokenSequence]) -> Tensor:
     """(estimators, parameters): what each makes of one mini-batch, summed over tokens and averaged over responses."""
     scored = reward(sequences)
-    seen = Experience(scored.rewards, scored.log_sft, scored.log_sft, scored.mask, torch.zeros_like(scored.rewards))
+    seen = RolloutBatch(scored.rewards, scored.log_sft, scored.log_sft, scored.mask, torch.zeros_like(scored.rewards))
     log_probs = policy(collate(sequences).to(policy.device)).log_probs
     rows = []
     for method in ESTIMATORS.values():

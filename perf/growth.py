@@ -31,6 +31,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
@@ -39,7 +40,7 @@ from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.sft_loop import SupervisedFineTuning, fine_tune, total_steps
+from dpr_core.training.sft_loop import fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 from perf.memory_plan import NEVER, measured
 from perf.side_by_side import machine, one_core

@@ -28,6 +28,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from dpr_core.algorithms import policy_gradient
+from dpr_core.algorithms.base import LossInputs
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
@@ -76,8 +77,8 @@ def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int])
         rollout = loop.roll_out(prompts, 1)
         seen = rollout.experience(None)
         credit = method.credit(seen, 0.04)
-        values = {"old_log_probs": seen.log_old, "advantages": credit.advantages}
-        loop.trainer.step(rollout.sequences, method, values)
+        inputs = LossInputs(old_log_probs=seen.log_old, advantages=credit.advantages)
+        loop.trainer.step(rollout.sequences, method, inputs)
         lengths = [c.length for c in rollout.completions]
         drawn.extend(lengths)
         return sum(lengths)

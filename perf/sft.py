@@ -26,12 +26,13 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Silent
-from dpr_core.training.sft_loop import SupervisedFineTuning, fine_tune
+from dpr_core.training.sft_loop import fine_tune
 from dpr_core.training.trainer import Trainer
 
 RATE = 1e-4

@@ -29,6 +29,8 @@ from transformers import PreTrainedModel
 
 from dpr_core import distributed
 from dpr_core.algorithms import policy_gradient
+from dpr_core.algorithms.base import LossInputs
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.training import LoRAConfig, SFTConfig
@@ -43,7 +45,6 @@ from dpr_core.planning.compute import StageWork
 from dpr_core.planning.hardware import RESERVED
 from dpr_core.planning.stages import PlanInputs, needs
 from dpr_core.rollouts.engine import Sampling
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 from perf.all import table
 from perf.device_limits import Limits, by_maker, by_measuring, known, rows_of, seconds
@@ -92,9 +93,9 @@ class UtilisationBench:
     def update(self) -> Task:
         trainer, policy, least, way = self.learning()
         old = score(policy, self.sequences, None).log_probs
-        values = {"old_log_probs": old, "advantages": torch.ones_like(old)}
+        inputs = LossInputs(old_log_probs=old, advantages=torch.ones_like(old))
         method = policy_gradient(ReinforceConfig().algorithm)
-        return Task(lambda: trainer.step(self.sequences, method, values), least, way)
+        return Task(lambda: trainer.step(self.sequences, method, inputs), least, way)
 
     def learning(self) -> tuple[Trainer, Policy, StageWork, str]:
         model = self.network()

@@ -1,13 +1,12 @@
-"""One method, one file. This table is how a configuration finds its method."""
+"""One algorithm, one file, and the tables by which a configuration finds its algorithm."""
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from dpr_core.algorithms.base import PolicyGradient
 from dpr_core.algorithms.dense_path_reinforce import Algorithm1, ReinforcePlusPlus
 from dpr_core.algorithms.gsil import Gsil
+from dpr_core.algorithms.pair_loss import PairLoss
 from dpr_core.algorithms.ppo import PPO
 from dpr_core.algorithms.sequence_reinforce import SequenceReinforce
 from dpr_core.algorithms.spin import Spin
@@ -26,9 +25,6 @@ def policy_gradient(settings: Algorithm) -> PolicyGradient:
     """The method that a configuration names."""
     return POLICY_GRADIENTS[settings.type](settings)
 
-
-PairLoss = Callable[[Tensor, Tensor], Tensor]
-"""Losses (B,) of pairs, from the log-ratios log pi - log pi_opponent of demonstrations and of own responses, (B,)."""
 
 SELF_PLAY: dict[str, Callable[[Any], PairLoss]] = {"spin": Spin, "gsil": Gsil}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dpr_core import losses
 from dpr_core.advantages import position_baseline, whiten
 from dpr_core.algorithms import kl_control
-from dpr_core.algorithms.base import Credit, CriticObjective, Experience
+from dpr_core.algorithms.base import Advantages, CriticObjective, LossInputs, RolloutBatch, required
 from dpr_core.config import reinforce as config
 from dpr_core.logprobs import TokenScores
 from dpr_core.returns import reward_to_go
@@ -17,7 +17,7 @@ from dpr_core.returns import reward_to_go
 class Algorithm1:
     """L = -(1/B) sum_i sum_t log pi(a_t | s_t) G_t."""
 
-    per: Literal["token", "sequence"] = "sequence"
+    loss_reduction: Literal["token", "sequence"] = "sequence"
     critic: CriticObjective | None = None
 
     def __init__(self, settings: config.Algorithm1Config) -> None:
@@ -26,18 +26,18 @@ class Algorithm1:
     def kl_control(self, iterations: int) -> kl_control.KLControl:
         return kl_control.Constant(0.0)
 
-    def credit(self, seen: Experience, kl_weight: float) -> Credit:
-        returns = reward_to_go(seen.rewards, seen.mask, self.gamma)
-        return Credit(returns, returns)
+    def credit(self, batch: RolloutBatch, kl_weight: float) -> Advantages:
+        returns = reward_to_go(batch.rewards, batch.mask, self.gamma)
+        return Advantages(returns, returns)
 
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        return {"loss": losses.reinforce(scores.log_probs, values["advantages"])}
+    def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
+        return {"loss": losses.reinforce(scores.log_probs, required(inputs.advantages))}
 
 
 class ReinforcePlusPlus:
     """Per-token KL inside the return, one whitening over the rollout batch, clipped ratio, mean over tokens."""
 
-    per: Literal["token", "sequence"] = "token"
+    loss_reduction: Literal["token", "sequence"] = "token"
     critic: CriticObjective | None = None
 
     def __init__(self, settings: config.ClippedReinforceConfig) -> None:
@@ -46,13 +46,13 @@ class ReinforcePlusPlus:
     def kl_control(self, iterations: int) -> kl_control.KLControl:
         return kl_control.kl_control(self.settings.kl_weight, self.settings.kl_schedule, iterations)
 
-    def credit(self, seen: Experience, kl_weight: float) -> Credit:
-        returns = reward_to_go(self.penalised(seen, kl_weight), seen.mask, self.settings.gamma)
-        return Credit(returns, self.normalised(returns, seen.mask))
+    def credit(self, batch: RolloutBatch, kl_weight: float) -> Advantages:
+        returns = reward_to_go(self.penalised(batch, kl_weight), batch.mask, self.settings.gamma)
+        return Advantages(returns, self.normalised(returns, batch.mask))
 
-    def penalised(self, seen: Experience, kl_weight: float) -> Tensor:
+    def penalised(self, batch: RolloutBatch, kl_weight: float) -> Tensor:
         """The rewards less the KL estimate of each token."""
-        return seen.rewards - kl_weight * losses.k1_kl(seen.log_old, seen.log_sft, self.settings.kl_bound)
+        return batch.rewards - kl_weight * losses.k1_kl(batch.log_old, batch.log_sft, self.settings.kl_bound)
 
     def normalised(self, advantages: Tensor, mask: Tensor) -> Tensor:
         """Less the baseline, then whitened, as the settings ask for."""
@@ -60,8 +60,8 @@ class ReinforcePlusPlus:
             advantages = advantages - position_baseline(advantages, mask)
         return whiten(advantages, mask) if self.settings.whiten else advantages
 
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        old, advantages, clip = values["old_log_probs"], values["advantages"], self.settings.ratio_clip
+    def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
+        old, advantages, clip = required(inputs.old_log_probs), required(inputs.advantages), self.settings.ratio_clip
         ratio = torch.exp(scores.log_probs.detach() - old)
         return {
             "loss": losses.clipped(scores.log_probs, old, advantages, clip),

@@ -1,4 +1,4 @@
-"""The weight of the KL to SFT, iteration by iteration."""
+"""KL control: the weight of the KL to SFT as a constant, on a linear schedule, or steered to a target."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from dpr_core.state import State
 
 class KLControl(Protocol):
     weight: float
-    """Of the coming credit."""
+    """For the coming iteration."""
 
     def update(self, sequence_kl: float) -> None:
         """Go on to the next iteration; `sequence_kl` was measured in this one."""

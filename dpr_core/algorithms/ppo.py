@@ -1,4 +1,4 @@
-"""PPO: the sentence-level reward of SR, with advantages over what a learned critic expected."""
+"""PPO with generalised advantage estimation (GAE): the sentence-level reward of SR, and a learned value function."""
 
 from typing import Literal
 
@@ -6,36 +6,37 @@ from torch import Tensor
 
 from dpr_core import losses
 from dpr_core.advantages import gae
-from dpr_core.algorithms.base import Credit, Experience
+from dpr_core.algorithms.base import Advantages, LossInputs, RolloutBatch, required
 from dpr_core.algorithms.dense_path_reinforce import ReinforcePlusPlus
 from dpr_core.config import reinforce as config
 from dpr_core.returns import terminal_reward
 
 
 class ValueRegression:
-    """The critic learns the returns; its new values are held near the old ones."""
+    """Regression of the value function on the returns, with new values clipped near the old ones."""
 
-    per: Literal["token", "sequence"] = "token"
+    loss_reduction: Literal["token", "sequence"] = "token"
 
     def __init__(self, settings: config.PPOConfig) -> None:
         self.learning_rate = settings.critic_learning_rate
         self.warmup_iterations = settings.critic_warmup_iterations
         self.clip = settings.value_clip
 
-    def __call__(self, scores: Tensor, **values: Tensor) -> dict[str, Tensor]:
-        return {"loss": losses.clipped_value(scores, values["old_values"], values["returns"], self.clip)}
+    def __call__(self, scores: Tensor, inputs: LossInputs) -> dict[str, Tensor]:
+        old_values, returns = required(inputs.old_values), required(inputs.returns)
+        return {"loss": losses.clipped_value(scores, old_values, returns, self.clip)}
 
 
 class PPO(ReinforcePlusPlus):
-    """Generalised advantage estimation in place of the return; the ratio clip and the KL term are REINFORCE++'s."""
+    """GAE in place of the return; the ratio clip and the KL term are REINFORCE++'s."""
 
     def __init__(self, settings: config.PPOConfig) -> None:
         super().__init__(settings)
         self.gae_lambda = settings.gae_lambda
         self.critic = ValueRegression(settings)
 
-    def credit(self, seen: Experience, kl_weight: float) -> Credit:
-        paid = seen._replace(rewards=terminal_reward(seen.rewards, seen.mask))
-        rewards = self.penalised(paid, kl_weight)
-        advantages = gae(rewards, seen.values, seen.mask, self.settings.gamma, self.gae_lambda)
-        return Credit(advantages + seen.values, self.normalised(advantages, seen.mask))
+    def credit(self, batch: RolloutBatch, kl_weight: float) -> Advantages:
+        terminal = batch._replace(rewards=terminal_reward(batch.rewards, batch.mask))
+        rewards = self.penalised(terminal, kl_weight)
+        advantages = gae(rewards, batch.values, batch.mask, self.settings.gamma, self.gae_lambda)
+        return Advantages(advantages + batch.values, self.normalised(advantages, batch.mask))

@@ -1,6 +1,6 @@
-"""SR: REINFORCE on the sentence-level reward. Every token is credited with the whole response."""
+"""SR: REINFORCE on the sentence-level reward, every token credited with the return of the whole response."""
 
-from dpr_core.algorithms.base import Credit, Experience
+from dpr_core.algorithms.base import Advantages, RolloutBatch
 from dpr_core.algorithms.dense_path_reinforce import ReinforcePlusPlus
 from dpr_core.returns import terminal_reward
 
@@ -8,5 +8,5 @@ from dpr_core.returns import terminal_reward
 class SequenceReinforce(ReinforcePlusPlus):
     """As REINFORCE++, with the dense reward summed up and paid at the last token; the KL term stays with each token."""
 
-    def credit(self, seen: Experience, kl_weight: float) -> Credit:
-        return super().credit(seen._replace(rewards=terminal_reward(seen.rewards, seen.mask)), kl_weight)
+    def credit(self, batch: RolloutBatch, kl_weight: float) -> Advantages:
+        return super().credit(batch._replace(rewards=terminal_reward(batch.rewards, batch.mask)), kl_weight)

@@ -1,4 +1,4 @@
-"""SPIN (Chen et al., 2024): tell the demonstration from the opponent's own response to the same prompt."""
+"""SPIN (Chen et al., 2024): a logistic loss that prefers the demonstration to the opponent's own response."""
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.data import TemplateConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import Family, LabBackboneConfig
@@ -35,7 +36,6 @@ from dpr_core.models.policy import Policy
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {

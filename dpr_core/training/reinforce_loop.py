@@ -8,7 +8,7 @@ from itertools import islice, tee
 
 from dpr_core.advantages import explained_variance
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.base import Credit, Experience
+from dpr_core.algorithms.base import Advantages, LossInputs, Objective, RolloutBatch
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
@@ -24,7 +24,7 @@ from dpr_core.training.critic_learner import CriticLearner
 from dpr_core.training.guard import RollBack
 from dpr_core.training.importance_correction import corrected
 from dpr_core.training.rollout_batch import Rollout, describe, samples
-from dpr_core.training.trainer import Objective, Trainer
+from dpr_core.training.trainer import Trainer
 
 SAMPLE_TABLES = 20
 """About as many tables of samples are kept of a run, however long it is."""
@@ -140,18 +140,18 @@ class OnPolicy:
         self,
         learners: Sequence[tuple[Trainer, Objective]],
         sequences: Sequence[TokenSequence],
-        seen: Experience,
-        credit: Credit,
+        seen: RolloutBatch,
+        credit: Advantages,
         order: Sequence[Sequence[int]],
         steps_done: int,
     ) -> None:
         """One pass over the rollout batch in mini-batches; each objective takes from the values what it needs."""
-        known = {"old_log_probs": seen.log_old, "old_values": seen.values, **credit._asdict()}
+        known = LossInputs(seen.log_old, seen.values, *credit)
         for step, rows in enumerate(order, start=steps_done + 1):
             width = max(len(sequences[row].response) for row in rows)
-            values = {name: value[rows, :width] for name, value in known.items()}
+            inputs = known.rows(rows, width)
             for trainer, objective in learners:
-                self.recorder.metrics(trainer.step([sequences[row] for row in rows], objective, values), step)
+                self.recorder.metrics(trainer.step([sequences[row] for row in rows], objective, inputs), step)
 
 
 def iterations(prompts: int, config: ReinforceConfig) -> int:

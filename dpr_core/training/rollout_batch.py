@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpr_core.algorithms.base import Credit, Experience
+from dpr_core.algorithms.base import Advantages, RolloutBatch
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import masked_mean, masked_sum
 from dpr_core.models.dense_reward import ScoredTokens
@@ -31,14 +31,14 @@ class Rollout:
         """Mean over sequences of the summed log-ratio to SFT."""
         return float(masked_sum(self.old_log_probs - self.scored.log_sft, self.scored.mask).mean())
 
-    def experience(self, values: Tensor | None) -> Experience:
+    def experience(self, values: Tensor | None) -> RolloutBatch:
         """What a method needs of it, with the values of a critic if there is one."""
         rewards, mask = self.scored.rewards, self.scored.mask
         known = torch.zeros_like(rewards) if values is None else values
-        return Experience(rewards, self.old_log_probs, self.scored.log_sft, mask, known)
+        return RolloutBatch(rewards, self.old_log_probs, self.scored.log_sft, mask, known)
 
 
-def describe(rollout: Rollout, credit: Credit, end_token: int) -> dict[str, float]:
+def describe(rollout: Rollout, credit: Advantages, end_token: int) -> dict[str, float]:
     """Metrics of the rollout batch, before its update."""
     mask, scored = rollout.scored.mask, rollout.scored
     lengths = mask.sum(dim=1)

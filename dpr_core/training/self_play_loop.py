@@ -8,15 +8,14 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from dpr_core.algorithms import PairLoss, self_play_loss
+from dpr_core.algorithms import self_play_loss
+from dpr_core.algorithms.pair_loss import PairLossSurrogate, losses_and_slopes, surrogate_inputs
 from dpr_core.config.imitation import SelfPlayConfig
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.logprobs import TokenScores
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
@@ -31,36 +30,6 @@ class ResponsePair(NamedTuple):
 
     demonstration: TokenSequence
     generated: TokenSequence
-
-
-class PairLossSurrogate:
-    """The pairs' loss as a sum over tokens: it has the value and, through log pi, the gradient of the loss itself.
-
-    The two responses of a pair may be in different micro-batches. With `slope` the derivative of the loss by a
-    response's summed log-prob, slope x log pi of each of its tokens has the loss's gradient wherever the token is.
-    """
-
-    per: Literal["token", "sequence"] = "sequence"
-
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        return {"loss": values["loss"] + values["slope"] * (scores.log_probs - scores.log_probs.detach())}
-
-
-def tangent_values(losses: Tensor, slopes: Tensor, width: int) -> dict[str, Tensor]:
-    """What `PairLossSurrogate` needs of B pairs, B demonstrations and then B generated responses: (2B, width) each."""
-    # The trainer divides by the number of sequences, and a pair has two.
-    slope = 2 * slopes.reshape(-1, 1).expand(-1, width)
-    loss = torch.zeros(slope.shape)
-    loss[: len(losses), 0] = 2 * losses.float()
-    return {"slope": slope.float(), "loss": loss}
-
-
-def losses_and_slopes(method: PairLoss, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses (B,) at the log-ratios (2, B), and their derivatives (2, B) by these."""
-    at = log_ratios.detach().requires_grad_()
-    losses = method(at[0], at[1])
-    (slopes,) = torch.autograd.grad(losses.sum(), at)
-    return losses.detach(), slopes
 
 
 @dataclass
@@ -173,8 +142,9 @@ class SelfPlay:
             batch = [pairs[row] for row in rows]
             sequences = _sequences(batch)
             log_ratios = self.log_probs(batch) - opponent[:, rows]
-            values = tangent_values(*losses_and_slopes(method, log_ratios), max(len(s.response) for s in sequences))
-            current.metrics = trainer.step(sequences, PairLossSurrogate(), values) | _measure(log_ratios)
+            width = max(len(s.response) for s in sequences)
+            inputs = surrogate_inputs(*losses_and_slopes(method, log_ratios), width)
+            current.metrics = trainer.step(sequences, PairLossSurrogate(), inputs) | _measure(log_ratios)
             done = sum(plan[: number - 1]) + trainer.steps_done
             self.recorder.metrics(current.metrics, done)
             loss, accuracy = current.metrics["train/loss"], current.metrics["train/accuracy"]

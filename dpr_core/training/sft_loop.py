@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: -log pi(a | s) of every response token, the end token included."""
+"""The SFT loop, with checkpoints at fractions of the run and an exponential moving average (EMA) of the weights."""
 
 import math
 import random
@@ -9,26 +9,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dpr_core import losses
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import TokenScores
 from dpr_core.models.sharding import shard_like
 from dpr_core.recorder import Recorder
 from dpr_core.state import State
 from dpr_core.training.trainer import Trainer
 
 
-class SupervisedFineTuning:
-    per: Literal["token", "sequence"] = "token"
-
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        return {"loss": losses.nll(scores.log_probs)}
-
-
 class MovingAverage:
-    """Weights that follow the trained ones: average <- decay average + (1 - decay) weights, from the first on."""
+    """EMA of the weights: average <- decay average + (1 - decay) weights, from the first on."""
 
     def __init__(self, weights: Iterable[nn.Parameter], decay: float) -> None:
         self.weights = list(weights)

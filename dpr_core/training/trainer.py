@@ -4,14 +4,15 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dpr_core import distributed
+from dpr_core.algorithms.base import LossInputs, Objective
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.batching import collate
@@ -27,18 +28,7 @@ from dpr_core.training.randomness import draw_apart, random_state, set_random_st
 
 logger = logging.getLogger("dense_path")
 
-
-class Objective(Protocol):
-    """A method's loss."""
-
-    per: Literal["token", "sequence"]
-    """The sum over the global batch is divided by its number of response tokens, or of sequences."""
-
-    def __call__(self, scores: Any, **values: Tensor) -> dict[str, Tensor]:
-        """Losses of single tokens under "loss"; any other entry is a per-token quantity to report.
-
-        `scores` are what the module's forward gave for the response tokens of a batch, such as a policy's TokenScores.
-        """
+NO_INPUTS = LossInputs()
 
 
 class Trainer:
@@ -87,9 +77,9 @@ class Trainer:
         draw_apart()
 
     def step(
-        self, sequences: Sequence[TokenSequence], objective: Objective, values: Mapping[str, Tensor] | None = None
+        self, sequences: Sequence[TokenSequence], objective: Objective, inputs: LossInputs = NO_INPUTS
     ) -> dict[str, float]:
-        """Minimise the objective over `sequences`; `values` are (B, T) per response token.
+        """Minimise the objective over `sequences`; `inputs` are (B, T).
 
         The loss is the sum over the global batch over its own count, so neither micro-batches, padding nor the number
         of processes change it. Every process holds the whole batch and works on its share.
@@ -97,13 +87,13 @@ class Trainer:
         started = time.perf_counter()
         self.module.train()
         lengths = [len(s.response) for s in sequences]
-        count = sum(lengths) if objective.per == "token" else len(sequences)
+        count = sum(lengths) if objective.loss_reduction == "token" else len(sequences)
         totals = in_micro_batches(
             "an optimizer step",
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,
             self.accelerator.device,
-            lambda batches: self._backward(batches, sequences, objective, values or {}, count),
+            lambda batches: self._backward(batches, sequences, objective, inputs, count),
             self.packed,
         )
         norm = self._clip()
@@ -111,7 +101,7 @@ class Trainer:
         totals = dict(zip(totals, sums, strict=True))
         loss_value = totals.pop("loss") / count
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            return self._skip(sequences, values or {}, loss_value, norm)
+            return self._skip(sequences, inputs, loss_value, norm)
         self.skipped_in_a_row = 0
         learning_rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
@@ -119,21 +109,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         tokens = sum(len(s) for s in sequences)
-        told = {
+        metrics = {
             "loss": loss_value,
             "gradient_norm": norm,
             "learning_rate": float(learning_rate),
             "tokens_per_second": tokens / (time.perf_counter() - started),
             **{name: total / sum(lengths) for name, total in totals.items()},
         }
-        return {f"{self.name}/{name}": value for name, value in told.items()}
+        return {f"{self.name}/{name}": value for name, value in metrics.items()}
 
     def _backward(
         self,
         batches: list[list[int]],
         sequences: Sequence[TokenSequence],
         objective: Objective,
-        values: Mapping[str, Tensor],
+        inputs: LossInputs,
         count: int,
     ) -> dict[str, float]:
         """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
@@ -143,10 +133,10 @@ class Trainer:
         totals: dict[str, float] = {}
         for i, (rows, is_mine) in enumerate(parts):
             batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
-            flat = {name: _flat(value, mask, rows).to(batch.targets.device) for name, value in values.items()}
+            flat = _flat(inputs, mask, rows, batch.targets.device)
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                terms = objective(self.module(batch), **flat)
+                terms = objective(self.module(batch), flat)
                 # Processes average their gradients; the sum over processes is wanted.
                 loss = is_mine * terms["loss"].sum() / count * distributed.world_size()
                 self.accelerator.backward(loss)
@@ -160,14 +150,14 @@ class Trainer:
         return float(unshard(norm))
 
     def _skip(
-        self, sequences: Sequence[TokenSequence], values: Mapping[str, Tensor], loss: float, norm: float
+        self, sequences: Sequence[TokenSequence], inputs: LossInputs, loss: float, norm: float
     ) -> dict[str, float]:
         """Leave the weights as they are and the batch beside the run; fail where this happens again and again."""
         self.optimizer.zero_grad(set_to_none=True)
         step = self.steps_done + 1
         where = f"not_finite/{self.name}-{step:06d}.json"
         seed = getattr(self.settings, "seed", None)
-        self.recorder.table(where, [{"seed": seed, "step": step, **row} for row in _rows(sequences, values)])
+        self.recorder.table(where, [{"seed": seed, "step": step, **row} for row in _rows(sequences, inputs)])
         self.skipped_in_a_row += 1
         said = f"optimizer step {step}: {self.name}/loss is {loss}, the gradient norm {norm}; the step was not applied"
         if self.skipped_in_a_row > self.execution.skipped_steps:
@@ -229,18 +219,19 @@ def learning_rate_share(step: int, total_steps: int, settings: OptimizerConfig) 
     return final + (1 - final) * left
 
 
-def _flat(values: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
-    """The (B, T) values of some rows as (N,), in the order in which a batch of these rows lists its targets."""
-    return values[rows][mask[rows]]
+def _flat(inputs: LossInputs, mask: Tensor, rows: list[int], device: torch.device) -> LossInputs:
+    """(B, T) inputs of some rows as (N,), in the order in which a batch of these rows lists its targets."""
+    return inputs.map(lambda values: values[rows][mask[rows]].to(device))
 
 
-def _rows(sequences: Sequence[TokenSequence], values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """A batch as a table: the ids of every sequence, and its values a response token."""
+def _rows(sequences: Sequence[TokenSequence], inputs: LossInputs) -> list[dict[str, Any]]:
+    """A batch as a table: the ids of every sequence, and the loss inputs of its response tokens."""
+    given = {name: values for name, values in inputs._asdict().items() if values is not None}
     return [
         {
             "prompt": list(s.prompt),
             "response": list(s.response),
-            **{name: value[row, : len(s.response)].tolist() for name, value in values.items()},
+            **{name: values[row, : len(s.response)].tolist() for name, values in given.items()},
         }
         for row, s in enumerate(sequences)
     ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import POLICY_GRADIENTS, policy_gradient
-from dpr_core.algorithms.base import Experience, PolicyGradient
+from dpr_core.algorithms.base import LossInputs, PolicyGradient, RolloutBatch
 from dpr_core.algorithms.dense_path_reinforce import Algorithm1, ReinforcePlusPlus
 from dpr_core.config import reinforce as config
 from dpr_core.logprobs import TokenScores
@@ -69,18 +69,18 @@ def _exact_gradient(logits: Tensor, rewards: Tensor) -> Tensor:
     return gradient
 
 
-def _experience(rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> Experience:
-    return Experience(rewards, log_old, log_sft, mask, torch.zeros_like(rewards))
+def _batch(rewards: Tensor, log_old: Tensor, log_sft: Tensor, mask: Tensor) -> RolloutBatch:
+    return RolloutBatch(rewards, log_old, log_sft, mask, torch.zeros_like(rewards))
 
 
 def _losses(method: PolicyGradient, logits: Tensor, rewards: Tensor) -> Tensor:
     """(responses,): what each response would contribute as a batch of its own."""
     log_policy = _per_token(torch.log_softmax(logits, -1))
     old = log_policy.detach()
-    credit = method.credit(_experience(rewards, old, old, MASK), 0.0)
+    credit = method.credit(_batch(rewards, old, old, MASK), 0.0)
     flat = TokenScores(log_policy[MASK], torch.zeros(1), torch.zeros(1))
     losses = torch.zeros_like(log_policy)
-    losses[MASK] = method(flat, advantages=credit.advantages[MASK], old_log_probs=old[MASK])["loss"]
+    losses[MASK] = method(flat, LossInputs(advantages=credit.advantages[MASK], old_log_probs=old[MASK]))["loss"]
     return losses.sum(dim=1)
 
 
@@ -159,32 +159,32 @@ def test_algorithm_1_by_hand() -> None:
     method = Algorithm1(config.Algorithm1Config(gamma=0.5))
     mask = response_mask([2, 3])
     rewards = torch.tensor([[4.0, 2.0, 50.0], [1.0, 0.0, -4.0]])
-    credit = method.credit(_experience(rewards, torch.zeros(2, 3), torch.ones(2, 3), mask), 5.0)
+    credit = method.credit(_batch(rewards, torch.zeros(2, 3), torch.ones(2, 3), mask), 5.0)
     assert credit.returns.tolist() == [[5.0, 2.0, 0.0], [0.0, -2.0, -4.0]]
     assert credit.advantages.equal(credit.returns)
     scores = TokenScores(torch.tensor([-1.0, -3.0]), torch.zeros(2), torch.zeros(2))
-    assert method(scores, advantages=torch.tensor([5.0, -2.0]))["loss"].tolist() == [5.0, -6.0]
-    assert method.per == "sequence"
+    assert method(scores, LossInputs(advantages=torch.tensor([5.0, -2.0])))["loss"].tolist() == [5.0, -6.0]
+    assert method.loss_reduction == "sequence"
 
 
 REWARDS = torch.tensor([[1.0, 2.0, 3.0], [4.0, 9e9, 9e9]])
 LOG_OLD = torch.tensor([[-1.0, -30.0, -1.0], [-2.0, 0.0, 0.0]])
 LOG_SFT = torch.tensor([[-3.0, -1.0, -21.0], [-2.5, 0.0, 0.0]])
 """Log-ratios 2, -29, 20 and 0.5: with a bound of 10, the middle two are clamped to -10 and 10."""
-SEEN = _experience(REWARDS, LOG_OLD, LOG_SFT, response_mask([3, 1]))
+BATCH = _batch(REWARDS, LOG_OLD, LOG_SFT, response_mask([3, 1]))
 
 
 def test_reinforce_plus_plus_puts_the_clamped_kl_into_the_return() -> None:
     """Rewards less 0.1 KL are 0.8, 3, 2 and 3.95; with gamma 0.5 the first row's returns are 2.8, 4 and 2."""
     settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
-    credit = ReinforcePlusPlus(settings).credit(SEEN, settings.kl_weight)
+    credit = ReinforcePlusPlus(settings).credit(BATCH, settings.kl_weight)
     torch.testing.assert_close(credit.returns, torch.tensor([[2.8, 4.0, 2.0], [3.95, 0.0, 0.0]]))
     assert credit.advantages.equal(credit.returns)
 
 
 def test_reinforce_plus_plus_whitens_over_all_tokens_of_the_batch() -> None:
     settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0)
-    credit = ReinforcePlusPlus(settings).credit(SEEN, settings.kl_weight)
+    credit = ReinforcePlusPlus(settings).credit(BATCH, settings.kl_weight)
     returns = [2.8, 4.0, 2.0, 3.95]
     mean, deviation = statistics.fmean(returns), statistics.pstdev(returns)
     a, b, c, d = [(g - mean) / deviation for g in returns]
@@ -195,20 +195,18 @@ def test_reinforce_plus_plus_whitens_over_all_tokens_of_the_batch() -> None:
 def test_the_weight_of_an_iteration_counts_and_not_the_first_one() -> None:
     """With weight 0.2 the rewards less the KL are 0.6, 4, 1 and 3.9."""
     settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
-    credit = ReinforcePlusPlus(settings).credit(SEEN, 0.2)
+    credit = ReinforcePlusPlus(settings).credit(BATCH, 0.2)
     torch.testing.assert_close(credit.returns, torch.tensor([[2.85, 4.5, 1.0], [3.9, 0.0, 0.0]]))
 
 
 def test_the_position_baseline_comes_off_before_whitening() -> None:
     """Returns 3, 2 and 5: the first position's baselines are 5 and 3, the second position has no other response."""
-    seen = _experience(
-        torch.tensor([[1.0, 2.0], [5.0, 9.0]]), torch.zeros(2, 2), torch.zeros(2, 2), response_mask([2, 1])
-    )
+    batch = _batch(torch.tensor([[1.0, 2.0], [5.0, 9.0]]), torch.zeros(2, 2), torch.zeros(2, 2), response_mask([2, 1]))
     settings = config.ReinforcePlusPlusConfig(baseline="position", whiten=False)
-    credit = ReinforcePlusPlus(settings).credit(seen, 0.0)
+    credit = ReinforcePlusPlus(settings).credit(batch, 0.0)
     assert credit.returns.tolist() == [[3.0, 2.0], [5.0, 0.0]]
     assert credit.advantages.tolist() == [[-2.0, 2.0], [2.0, 0.0]]
-    whitened = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(baseline="position")).credit(seen, 0.0).advantages
+    whitened = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(baseline="position")).credit(batch, 0.0).advantages
     mean, deviation = 2 / 3, math.sqrt(32 / 9)
     expected = torch.tensor([[(-2 - mean) / deviation, (2 - mean) / deviation], [(2 - mean) / deviation, 0.0]])
     torch.testing.assert_close(whitened, expected)
@@ -225,7 +223,7 @@ def test_the_position_baseline_moves_no_expectation() -> None:
     for pair in itertools.product(range(len(RESPONSES)), repeat=2):
         rows = list(pair)
         old = log_policy.detach()[rows]
-        credit = method.credit(_experience(token_rewards[rows], old, old, MASK[rows]), 0.0)
+        credit = method.credit(_batch(token_rewards[rows], old, old, MASK[rows]), 0.0)
         weight = probabilities[pair[0]] * probabilities[pair[1]] / 2
         chosen = log_policy[rows][MASK[rows]]
         expected = expected - weight * (chosen * credit.advantages[MASK[rows]]).sum()
@@ -242,13 +240,12 @@ def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
     log_probs = (ratios.log() - 1).requires_grad_()
     terms = method(
         TokenScores(log_probs, torch.zeros(4), torch.zeros(4)),
-        old_log_probs=torch.full((4,), -1.0),
-        advantages=torch.tensor([1.0, -1.0, 2.0, 0.0]),
+        LossInputs(old_log_probs=torch.full((4,), -1.0), advantages=torch.tensor([1.0, -1.0, 2.0, 0.0])),
     )
     torch.testing.assert_close(terms["loss"], torch.tensor([-1.2, 0.8, -2.2, 0.0]))
     assert terms["clip_fraction"].tolist() == [1.0, 1.0, 0.0, 0.0]
     assert not terms["clip_fraction"].requires_grad
-    assert method.per == "token"
+    assert method.loss_reduction == "token"
 
 
 def test_a_configuration_finds_its_method() -> None:

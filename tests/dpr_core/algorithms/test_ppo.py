@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.base import Experience
+from dpr_core.algorithms.base import LossInputs, RolloutBatch
 from dpr_core.algorithms.ppo import PPO, ValueRegression
 from dpr_core.config import reinforce as config
 from dpr_core.config.execution import ExecutionConfig
@@ -19,7 +19,7 @@ from dpr_core.models.scoring import values
 from dpr_core.training.trainer import Trainer
 
 MASK = response_mask([3, 1])
-SEEN = Experience(
+BATCH = RolloutBatch(
     rewards=torch.tensor([[1.0, 2.0, 4.0], [0.5, 9e9, 9e9]]),
     log_old=torch.tensor([[-1.0, -2.0, -1.0], [-2.0, 0.0, 0.0]]),
     log_sft=torch.tensor([[-2.0, -2.0, -3.0], [-1.0, 0.0, 0.0]]),
@@ -33,14 +33,14 @@ def test_credit_by_hand() -> None:
     """With KL weight 0.5 the rewards are -0.5, 0, 7 - 1 and 0.5 + 0.5; with gamma 0.5 and lambda 0.5 the TD residuals
     -0.5 + 2 - 2, 0 + 3 - 4, 6 - 6 and 1 - 1 add up with weight 0.25."""
     settings = config.PPOConfig(gamma=0.5, gae_lambda=0.5, whiten=False)
-    credit = policy_gradient(settings).credit(SEEN, 0.5)
+    credit = policy_gradient(settings).credit(BATCH, 0.5)
     assert credit.advantages.tolist() == [[-0.5 - 0.25, -1.0, 0.0], [0.0, 0.0, 0.0]]
     assert credit.returns.tolist() == [[1.25, 3.0, 6.0], [1.0, 0.0, 0.0]]
 
 
 def test_advantages_are_whitened_and_returns_are_not() -> None:
     settings = config.PPOConfig(gamma=0.5, gae_lambda=0.5)
-    credit = policy_gradient(settings).credit(SEEN, 0.5)
+    credit = policy_gradient(settings).credit(BATCH, 0.5)
     mean, deviation = -1.75 / 4, math.sqrt((0.75**2 + 1) / 4 - (1.75 / 4) ** 2)
     expected = [(a - mean) / deviation for a in (-0.75, -1.0, 0.0, 0.0)]
     torch.testing.assert_close(credit.advantages[MASK], torch.tensor(expected))
@@ -49,7 +49,7 @@ def test_advantages_are_whitened_and_returns_are_not() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"baseline": "position"}, {"whiten": False}])
 def test_with_lambda_1_and_a_critic_that_expects_nothing_it_is_sr(options: dict[str, Any]) -> None:
-    untrained = SEEN._replace(values=torch.zeros(2, 3))
+    untrained = BATCH._replace(values=torch.zeros(2, 3))
     ppo = policy_gradient(config.PPOConfig(**options)).credit(untrained, 0.3)
     sr = policy_gradient(config.SequenceReinforceConfig(**options)).credit(untrained, 0.3)
     torch.testing.assert_close(ppo.advantages, sr.advantages)
@@ -59,7 +59,7 @@ def test_with_lambda_1_and_a_critic_that_expects_nothing_it_is_sr(options: dict[
 
 def test_with_lambda_1_the_critic_learns_the_whole_return_whatever_it_expects() -> None:
     method = policy_gradient(config.PPOConfig(whiten=False))
-    credit, sr = method.credit(SEEN, 0.0), policy_gradient(config.SequenceReinforceConfig()).credit(SEEN, 0.0)
+    credit, sr = method.credit(BATCH, 0.0), policy_gradient(config.SequenceReinforceConfig()).credit(BATCH, 0.0)
     torch.testing.assert_close(credit.returns, sr.returns)
     assert credit.returns.tolist() == [[7.0, 7.0, 7.0], [0.5, 0.0, 0.0]]
     assert credit.advantages.tolist() == [[5.0, 3.0, 1.0], [-0.5, 0.0, 0.0]]
@@ -102,9 +102,8 @@ def _steps(module: torch.nn.Module, objective: Any, order: list[int], budget: in
     optimizer = OptimizerConfig(learning_rate=1e-2, batch_size=4, warmup_ratio=0, max_gradient_norm=1e9)
     execution = ExecutionConfig(tokens_per_micro_batch=budget, gradient_checkpointing=checkpointing)
     trainer = Trainer(module, optimizer, 10, execution, name="critic")
-    given = {"returns": RETURNS, "advantages": RETURNS, "old_values": OLD_VALUES, "old_log_probs": OLD_LOG_PROBS}
-    rows, given = [ROWS[i] for i in order], {name: value[order] for name, value in given.items()}
-    metrics = [trainer.step(rows, objective, given) for _ in range(2)]
+    inputs = LossInputs(OLD_LOG_PROBS, OLD_VALUES, RETURNS, RETURNS).map(lambda values: values[order])
+    metrics = [trainer.step([ROWS[i] for i in order], objective, inputs) for _ in range(2)]
     return metrics, [p.detach().clone() for p in module.parameters()]
 
 
@@ -140,8 +139,8 @@ def test_the_critics_loss_is_the_mean_over_tokens(tiny: Callable[..., Any]) -> N
     trainer = Trainer(
         critic, OptimizerConfig(learning_rate=1e-3, batch_size=4), 10, ExecutionConfig(tokens_per_micro_batch=16)
     )
-    told = trainer.step(ROWS, ValueRegression(config.PPOConfig()), {"returns": RETURNS, "old_values": old})
-    assert told["train/loss"] == pytest.approx(0.5 * error.square().mean().item(), rel=1e-4)
+    metrics = trainer.step(ROWS, ValueRegression(config.PPOConfig()), LossInputs(returns=RETURNS, old_values=old))
+    assert metrics["train/loss"] == pytest.approx(0.5 * error.square().mean().item(), rel=1e-4)
 
 
 def test_a_critic_learns_what_can_be_expected(tiny: Callable[..., Any]) -> None:
@@ -151,6 +150,6 @@ def test_a_critic_learns_what_can_be_expected(tiny: Callable[..., Any]) -> None:
     trainer = Trainer(critic, OptimizerConfig(learning_rate=1e-2, batch_size=4, warmup_ratio=0), 60, ExecutionConfig())
     losses = []
     for _ in range(60):
-        given = {"returns": returns, "old_values": values(critic, ROWS, 8192)}
+        given = LossInputs(returns=returns, old_values=values(critic, ROWS, 8192))
         losses.append(trainer.step(ROWS, ValueRegression(config.PPOConfig()), given)["train/loss"])
     assert losses[-1] < 0.05 * losses[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpr_core import distributed
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.launch import LaunchConfig
 from dpr_core.config.model import Family
@@ -25,7 +26,6 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, values
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 from tests import ranks
 from tests.dpr_core.training.distributed import STRATEGIES, training

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import Family
 from dpr_core.config.training import LoRAConfig, OptimizerConfig, SFTConfig
@@ -26,7 +27,6 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

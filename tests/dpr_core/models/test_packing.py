@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import modeling_flash_attention_utils as flash
 
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import Family
 from dpr_core.config.training import SFTConfig
@@ -24,7 +25,6 @@ from dpr_core.models.critic import Critic
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl, values
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

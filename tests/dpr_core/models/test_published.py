@@ -21,6 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import Family, PretrainedBackboneConfig
 from dpr_core.config.training import OptimizerConfig
@@ -31,7 +32,6 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 from tests.published import publish
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpr_core import distributed
+from dpr_core.algorithms.base import LossInputs, required
 from dpr_core.config.imitation import SelfPlayConfig, SpinConfig
 from dpr_core.config.launch import LaunchConfig
 from dpr_core.config.model import Family, LabBackboneConfig
@@ -59,10 +60,11 @@ def backbone(family: Family = "llama", seed: int = 0) -> tuple[PreTrainedModel, 
 class Weighted:
     """Minus a weighted log-prob."""
 
-    per: Literal["token", "sequence"] = "token"
+    loss_reduction: Literal["token", "sequence"] = "token"
 
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        return {"loss": -scores.log_probs * values["weights"], "weight": values["weights"]}
+    def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
+        weights = required(inputs.advantages)
+        return {"loss": -scores.log_probs * weights, "weight": weights}
 
 
 def trainer_of(policy: Policy, execution: ExecutionConfig, **changes: Any) -> Trainer:
@@ -76,7 +78,7 @@ def weights_of(model: PreTrainedModel) -> Found:
 
 
 def steps(trainer: Trainer, count: int = 3) -> Found:
-    told = [trainer.step(ROWS, Weighted(), {"weights": WEIGHTS}) for _ in range(count)]
+    told = [trainer.step(ROWS, Weighted(), LossInputs(advantages=WEIGHTS)) for _ in range(count)]
     names = ("loss", "gradient_norm", "weight", "learning_rate")
     return {name: torch.tensor([each[f"train/{name}"] for each in told]) for name in names}
 

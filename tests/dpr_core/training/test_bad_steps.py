@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpr_core.algorithms.base import LossInputs
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.training import ExecutionConfig, OptimizerConfig
 from dpr_core.data.batching import Batch
 from dpr_core.data.encoding import TokenSequence
@@ -17,7 +19,6 @@ from dpr_core.models import oom
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Silent
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer
 
 ROWS = [
@@ -39,12 +40,12 @@ def _same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float =
 
 
 class Broken:
-    per: Literal["token", "sequence"] = "token"
+    loss_reduction: Literal["token", "sequence"] = "token"
 
     def __init__(self, how: str) -> None:
         self.how = how
 
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
+    def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
         if self.how == "infinite loss":
             return {"loss": scores.log_probs * math.inf}
         if self.how == "undefined loss":
@@ -69,7 +70,7 @@ def test_a_step_that_is_not_finite_is_not_applied(tiny: Callable[..., Any], how:
     trainer = Trainer(
         Policy(model), OptimizerConfig(learning_rate=1e-2, batch_size=3), 10, ExecutionConfig(), recorder=recorder
     )
-    metrics = trainer.step(ROWS, Broken(how), {"weights": WEIGHTS})
+    metrics = trainer.step(ROWS, Broken(how), LossInputs(advantages=WEIGHTS))
     assert metrics["train/skipped"] == 1.0
     assert not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["train/gradient_norm"]))
     assert _same(_parameters(model), before)
@@ -77,7 +78,7 @@ def test_a_step_that_is_not_finite_is_not_applied(tiny: Callable[..., Any], how:
     # The batch can be looked at and tried again.
     rows = recorder.tables["not_finite/train-000001.json"]
     assert [(row["prompt"], row["response"]) for row in rows] == [(list(s.prompt), list(s.response)) for s in ROWS]
-    assert [row["weights"] for row in rows] == [WEIGHTS[i, :n].tolist() for i, n in enumerate(LENGTHS)]
+    assert [row["advantages"] for row in rows] == [WEIGHTS[i, :n].tolist() for i, n in enumerate(LENGTHS)]
 
     # Nothing of it is left behind, but that the schedule is a step further.
     after = trainer.step(ROWS, SupervisedFineTuning())

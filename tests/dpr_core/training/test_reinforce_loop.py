@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dpr_core.algorithms.base import LossInputs
 from dpr_core.config.reinforce import (
     Algorithm1Config,
     KLLinearConfig,
@@ -208,16 +209,18 @@ def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
     seen: list[TokenSequence] = []
     step = method.trainer.step
 
-    def checked(rows: Sequence[TokenSequence], objective: Any, values: Mapping[str, Tensor]) -> dict[str, float]:
+    def checked(rows: Sequence[TokenSequence], objective: Any, inputs: LossInputs) -> dict[str, float]:
         actor = score(Policy(toy(0)), rows, 1000).log_probs
         rewards = score(Policy(toy(0)), rows, 1000).log_probs - score(Policy(toy(1)), rows, 1000).log_probs
+        assert inputs.advantages is not None
+        assert inputs.old_log_probs is not None
         for i, row in enumerate(rows):
             length = len(row.response)
             returns = [rewards[i, t:length].sum().item() for t in range(length)]
-            assert values["advantages"][i, :length].tolist() == pytest.approx(returns, abs=1e-5)
-            assert values["old_log_probs"][i, :length].tolist() == pytest.approx(actor[i, :length].tolist(), abs=1e-5)
+            assert inputs.advantages[i, :length].tolist() == pytest.approx(returns, abs=1e-5)
+            assert inputs.old_log_probs[i, :length].tolist() == pytest.approx(actor[i, :length].tolist(), abs=1e-5)
         seen.extend(rows)
-        return step(rows, objective, values)
+        return step(rows, objective, inputs)
 
     monkeypatch.setattr(method.trainer, "step", checked)
     method.run(PROMPTS)

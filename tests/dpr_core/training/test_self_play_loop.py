@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import self_play_loss
+from dpr_core.algorithms.pair_loss import PairLossSurrogate, losses_and_slopes, surrogate_inputs
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.imitation import GsilConfig, SelfPlayConfig, SpinConfig
 from dpr_core.data.batching import collate
@@ -20,12 +21,9 @@ from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
 from dpr_core.training.self_play_loop import (
-    PairLossSurrogate,
     ResponsePair,
     SelfPlay,
-    losses_and_slopes,
     steps_of_rounds,
-    tangent_values,
 )
 from dpr_core.training.trainer import Trainer
 
@@ -112,11 +110,11 @@ def test_the_gradient_is_that_of_the_pairs_loss_for_any_micro_batches(
 
     monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", look)
     theirs, _ = _loop(opponent, loop.config)
-    values = tangent_values(
+    inputs = surrogate_inputs(
         *losses_and_slopes(self_play_loss(settings), loop.log_probs(_pairs()) - theirs.log_probs(_pairs())), 5
     )
     rows = [*DEMONSTRATIONS, *(pair.generated for pair in _pairs())]
-    metrics = trainer.step(rows, PairLossSurrogate(), values)
+    metrics = trainer.step(rows, PairLossSurrogate(), inputs)
     assert metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
     gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     assert set(found) == set(gradients)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dpr_core.algorithms.base import LossInputs, required
+from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.training import ExecutionConfig, OptimizerConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
 from dpr_core.models.policy import Policy
-from dpr_core.training.sft_loop import SupervisedFineTuning
 from dpr_core.training.trainer import Trainer, learning_rate_share
 
 ROWS = [
@@ -32,11 +33,12 @@ LENGTHS = [len(row.response) for row in ROWS]
 class Weighted:
     """Minus a weighted log-prob: what REINFORCE does once the advantages are there."""
 
-    def __init__(self, per: Literal["token", "sequence"]) -> None:
-        self.per = per
+    def __init__(self, reduction: Literal["token", "sequence"]) -> None:
+        self.loss_reduction = reduction
 
-    def __call__(self, scores: TokenScores, **values: Tensor) -> dict[str, Tensor]:
-        return {"loss": -scores.log_probs * values["weights"], "weight": values["weights"]}
+    def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
+        weights = required(inputs.advantages)
+        return {"loss": -scores.log_probs * weights, "weight": weights}
 
 
 def _weights() -> Tensor:
@@ -63,23 +65,26 @@ def _assert_same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def _take(
-    model: PreTrainedModel, per: Literal["token", "sequence"], order: list[int], budget: int, **settings: Any
+    model: PreTrainedModel, reduction: Literal["token", "sequence"], order: list[int], budget: int, **settings: Any
 ) -> Any:
     trainer = _trainer(model, budget, **settings)
-    metrics = [trainer.step([ROWS[i] for i in order], Weighted(per), {"weights": _weights()[order]}) for _ in range(2)]
+    metrics = [
+        trainer.step([ROWS[i] for i in order], Weighted(reduction), LossInputs(advantages=_weights()[order]))
+        for _ in range(2)
+    ]
     return metrics, _parameters(model)
 
 
-@pytest.mark.parametrize("per", ["token", "sequence"])
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
 @pytest.mark.parametrize(
     ("order", "budget"), [([0, 1, 2, 3], 1), ([0, 1, 2, 3], 16), ([3, 1, 0, 2], 8192), ([2, 3, 1, 0], 8)]
 )
 def test_a_step_depends_neither_on_micro_batches_nor_on_order_nor_on_padding(
-    tiny: Callable[..., Any], per: Literal["token", "sequence"], order: list[int], budget: int
+    tiny: Callable[..., Any], reduction: Literal["token", "sequence"], order: list[int], budget: int
 ) -> None:
     before = _parameters(tiny("llama")[0])
-    expected, weights = _take(tiny("llama")[0], per, [0, 1, 2, 3], 8192)
-    found, other_weights = _take(tiny("llama")[0], per, order, budget)
+    expected, weights = _take(tiny("llama")[0], reduction, [0, 1, 2, 3], 8192)
+    found, other_weights = _take(tiny("llama")[0], reduction, order, budget)
     for a, b in zip(found, expected, strict=True):
         for name in ("train/loss", "train/gradient_norm", "train/weight", "train/learning_rate"):
             assert a[name] == pytest.approx(b[name], rel=1e-5), name
@@ -88,9 +93,9 @@ def test_a_step_depends_neither_on_micro_batches_nor_on_order_nor_on_padding(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma3"])
-@pytest.mark.parametrize("per", ["token", "sequence"])
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
 def test_a_step_is_that_of_plain_transformers_and_torch(
-    tiny: Callable[..., Any], family: str, per: Literal["token", "sequence"]
+    tiny: Callable[..., Any], family: str, reduction: Literal["token", "sequence"]
 ) -> None:
     """Full logits of one padded batch with an attention mask, AdamW, clipping: three steps each way."""
     ours, plain = tiny(family)[0], tiny(family)[0]
@@ -102,10 +107,10 @@ def test_a_step_is_that_of_plain_transformers_and_torch(
         ids[i, : len(row)] = torch.tensor(row.prompt + row.response)
         attention[i, : len(row)] = 1
         label_weights[i, len(row.prompt) : len(row)] = _weights()[i, : len(row.response)]
-    count = sum(LENGTHS) if per == "token" else len(ROWS)
+    count = sum(LENGTHS) if reduction == "token" else len(ROWS)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(3):
-        metrics = trainer.step(ROWS, Weighted(per), {"weights": _weights()})
+        metrics = trainer.step(ROWS, Weighted(reduction), LossInputs(advantages=_weights()))
         plain.train()
         log_policy = torch.log_softmax(plain(input_ids=ids, attention_mask=attention).logits.float(), -1)
         chosen = log_policy[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
@@ -163,8 +168,10 @@ def test_gradient_checkpointing_takes_the_same_step(tiny: Callable[..., Any]) ->
 
 
 def test_other_terms_are_reported_as_means_over_tokens(tiny: Callable[..., Any]) -> None:
-    for per in ("token", "sequence"):
-        metrics = _trainer(tiny("llama")[0], budget=1).step(ROWS, Weighted(per), {"weights": _weights()})
+    for reduction in ("token", "sequence"):
+        metrics = _trainer(tiny("llama")[0], budget=1).step(
+            ROWS, Weighted(reduction), LossInputs(advantages=_weights())
+        )
         mask = response_mask(LENGTHS)
         assert metrics["train/weight"] == pytest.approx(_weights()[mask].mean().item(), rel=1e-5)
 
@@ -172,23 +179,23 @@ def test_other_terms_are_reported_as_means_over_tokens(tiny: Callable[..., Any])
 WORKER = """
 import json
 import torch
-from dpr_core.training.sft_loop import SupervisedFineTuning
-from dpr_core.config.model import LabBackbone
-from dpr_core.config.training import Execution, Optimizer
+from dpr_core.algorithms.sft import SupervisedFineTuning
+from dpr_core.config.model import LabBackboneConfig
+from dpr_core.config.training import ExecutionConfig, OptimizerConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.lab.backbone import untrained
 from dpr_core.models.policy import Policy
 from dpr_core.training.trainer import Trainer
 
 torch.set_num_threads(1)
-model, _ = untrained(LabBackbone(width=16, layers=1, heads=2, feed_forward=16))
+model, _ = untrained(LabBackboneConfig(width=16, layers=1, heads=2, feed_forward=16))
 rows = [TokenSequence((1, 30 + i), tuple(range(40, 41 + i))) for i in range(5)]
-settings = Optimizer(learning_rate=1e-2, batch_size=5, warmup_ratio=0)
-trainer = Trainer(Policy(model), settings, 4, Execution(tokens_per_micro_batch=12))
+settings = OptimizerConfig(learning_rate=1e-2, batch_size=5, warmup_ratio=0)
+trainer = Trainer(Policy(model), settings, 4, ExecutionConfig(tokens_per_micro_batch=12))
 metrics = [trainer.step(rows, SupervisedFineTuning()) for _ in range(3)]
 weights = [float(p.detach().double().square().sum()) for p in model.parameters()]
-told = [trainer.accelerator.num_processes, metrics, weights]
-print(json.dumps(told))
+measured = [trainer.accelerator.num_processes, metrics, weights]
+print(json.dumps(measured))
 """
 
 
@@ -211,7 +218,7 @@ def test_a_step_does_not_depend_on_the_number_of_processes() -> None:
     ]
     alone: dict[str, Any] = {}
     exec(WORKER, alone)
-    _, metrics, weights = alone["told"]
+    _, metrics, weights = alone["measured"]
     for worker in workers:
         output, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
