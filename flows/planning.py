@@ -190,7 +190,7 @@ def _together(nodes: Sequence[Node], around: PlanInputs) -> Iterator[tuple[str, 
 
 def _questions(config: AnswerConfig) -> Questions:
     absent = benchmarks.missing(config.benchmark) is not None
-    found = benchmarks.outline(config.benchmark) if absent else benchmarks.load(config.benchmark)
+    found = benchmarks.placeholder_questions(config.benchmark) if absent else benchmarks.load(config.benchmark)
     return Questions(len(found), max(len(question.turns) for question in found))
 
 

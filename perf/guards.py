@@ -21,7 +21,7 @@ from dpr_core.config.data import LabSourceConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import GuardConfig, KLStopConfig, ReinforceConfig, WitnessStopConfig
 from dpr_core.data.encoding import decode_response, encode_prompt, end_token
-from dpr_core.evaluation.lab_prompts import read_result
+from dpr_core.lab.problem import read_result
 from dpr_core.lab.programs import draw_problems
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling

@@ -136,7 +136,7 @@ def _questions(settings: AnswerConfig, share: float) -> list[Question]:
     if benchmarks.missing(settings.benchmark) is None:
         return benchmarks.load(settings.benchmark)
     tokens = settings.max_prompt_tokens if share == 1.0 else min(QUESTION_TOKENS, settings.max_prompt_tokens)
-    known = benchmarks.outline(settings.benchmark)
+    known = benchmarks.placeholder_questions(settings.benchmark)
     return [replace(each, turns=(_text(tokens / len(each.turns)),) * len(each.turns)) for each in known]
 
 

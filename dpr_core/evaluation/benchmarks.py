@@ -1,13 +1,19 @@
-"""Benchmarks: one file each, and the table of them."""
+"""Benchmarks by kind: the questions, their content hash, and how the result is read from an answer."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dpr_core.config.evaluation import Benchmark, FileBenchmarkConfig, LabBenchmarkConfig
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
-from dpr_core.evaluation import lab_prompts, prompt_file, public_sets
+from dpr_core.errors import UsageError
+from dpr_core.evaluation import public_sets
 from dpr_core.evaluation.questions import Question, ReadResult
+from dpr_core.evaluation.rows import Row, jsonl_rows, of_benchmark_file, text_field
+from dpr_core.hashing import of_file
+from dpr_core.lab import problem, programs
 
 Answered = Sequence[tuple[Question, tuple[str, ...]]]
 """Questions, each with the text of the answer to every turn."""
@@ -19,36 +25,11 @@ class Kind:
 
     load: Callable[[Any], list[Question]]
     read_result: ReadResult
-    pinned: Callable[[Any], Benchmark] = lambda config: config
-    """The config with a hash of whatever lies outside it."""
+    with_content_hash: Callable[[Any], Benchmark] = lambda config: config
     missing: Callable[[Any], str | None] = lambda config: None
-    """What has to be fetched before the questions can be read; None where they are here."""
-    outline: Callable[[Any], list[Question]] = lambda config: []
-    """Where they are not: as many questions as there should be, without their texts."""
+    placeholder_questions: Callable[[Any], list[Question]] = lambda config: []
     temperature: Callable[[Any, Question], float | None] = lambda config, question: None
-    """The benchmark's own temperature for a question; None where it is the answer stage's."""
     official_file: Callable[[Any, str, Answered], tuple[str, str] | None] = lambda config, model, answered: None
-    """Name and text of a file of a model's answers in the benchmark's own layout, where it has one."""
-
-
-_OFFICIAL = Kind(
-    public_sets.load,
-    public_sets.read_result,
-    public_sets.pinned,
-    public_sets.missing,
-    public_sets.outline,
-    public_sets.temperature,
-    public_sets.file_of,
-)
-
-KINDS: dict[type[Benchmark], Kind] = {
-    LabBenchmarkConfig: Kind(lab_prompts.load, lab_prompts.read_result),
-    FileBenchmarkConfig: Kind(prompt_file.load, prompt_file.read_result, prompt_file.pinned),
-    AlpacaEvalConfig: _OFFICIAL,
-    ArenaHardConfig: _OFFICIAL,
-    LimaConfig: _OFFICIAL,
-    MTBenchConfig: _OFFICIAL,
-}
 
 
 def load(config: Benchmark) -> list[Question]:
@@ -56,9 +37,9 @@ def load(config: Benchmark) -> list[Question]:
     return KINDS[type(config)].load(config)
 
 
-def pinned(config: Benchmark) -> Benchmark:
-    """The benchmark as it is now, whatever happens to its file later."""
-    return KINDS[type(config)].pinned(config)
+def with_content_hash(config: Benchmark) -> Benchmark:
+    """The config with a hash of whatever lies outside it: the benchmark as it is now."""
+    return KINDS[type(config)].with_content_hash(config)
 
 
 def missing(config: Benchmark) -> str | None:
@@ -66,9 +47,9 @@ def missing(config: Benchmark) -> str | None:
     return KINDS[type(config)].missing(config)
 
 
-def outline(config: Benchmark) -> list[Question]:
+def placeholder_questions(config: Benchmark) -> list[Question]:
     """As many questions as a benchmark that is not here should have, without their texts."""
-    return KINDS[type(config)].outline(config)
+    return KINDS[type(config)].placeholder_questions(config)
 
 
 def result_reader(config: Benchmark) -> ReadResult:
@@ -84,3 +65,85 @@ def temperature(config: Benchmark, question: Question) -> float | None:
 def official_file(config: Benchmark, model: str, answered: Answered) -> tuple[str, str] | None:
     """Name and text of a file of a model's answers in the benchmark's own layout, where it has one."""
     return KINDS[type(config)].official_file(config, model, answered)
+
+
+def _lab_questions(config: LabBenchmarkConfig) -> list[Question]:
+    """The same prompts for the same settings, each with its result as reference."""
+    problems = programs.draw_problems(config.task, config.split, config.prompts, config.prompt_seed)
+    return [Question(id=p.id, turns=(p.prompt,), reference=str(p.result)) for p in problems]
+
+
+def _file_questions(config: FileBenchmarkConfig) -> list[Question]:
+    """A question for every line of a JSONL file. Rows without an `id` are named by their line number."""
+    questions: list[Question] = []
+    first_line: dict[str, int] = {}
+    for number, row in jsonl_rows(of_benchmark_file(config.path, Path.read_bytes), config.path):
+        where = f"{config.path}, line {number}"
+        question = _file_question(row, number, where)
+        if question.id in first_line:
+            raise UsageError(
+                f"{where}: the id {question.id!r} was already used in line {first_line[question.id]}; "
+                "give every row an id of its own"
+            )
+        first_line[question.id] = number
+        questions.append(question)
+    if not questions:
+        raise UsageError(f"{config.path}: the benchmark file has no rows; write one JSON object with a `prompt` a line")
+    return questions
+
+
+def _file_question(row: Row, number: int, where: str) -> Question:
+    def field(name: str, or_a_number: bool = False) -> str:
+        value = row.get(name)
+        if value is None:
+            return ""
+        if or_a_number and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        return text_field(value, name, where, may_be_empty=True)
+
+    prompt = field("prompt")
+    if not prompt.strip():
+        raise UsageError(f"{where}: the row has no `prompt`, or an empty one; give it some text")
+    return Question(
+        id=field("id", or_a_number=True) or str(number),
+        turns=(prompt,),
+        system=field("system"),
+        reference=None if row.get("reference") is None else field("reference", or_a_number=True).strip(),
+    )
+
+
+_STATED = re.compile(r"answer is:?[ \t]*(.*)", re.IGNORECASE)
+
+
+def _stated_result(text: str) -> str | None:
+    """What follows the last "answer is", or else the last line that is not empty; without a final full stop."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    stated = [found.group(1) for line in lines if (found := _STATED.search(line))]
+    result = (stated or lines)[-1].strip().removesuffix(".").strip()
+    return result or None
+
+
+def _with_file_hash(config: FileBenchmarkConfig) -> FileBenchmarkConfig:
+    return config.model_copy(update={"content": of_benchmark_file(config.path, of_file)})
+
+
+_PUBLIC = Kind(
+    public_sets.load,
+    public_sets.read_result,
+    public_sets.with_content_hash,
+    public_sets.missing,
+    public_sets.placeholder_questions,
+    public_sets.temperature,
+    public_sets.official_file,
+)
+
+KINDS: dict[type[Benchmark], Kind] = {
+    LabBenchmarkConfig: Kind(_lab_questions, problem.read_result),
+    FileBenchmarkConfig: Kind(_file_questions, _stated_result, _with_file_hash),
+    AlpacaEvalConfig: _PUBLIC,
+    ArenaHardConfig: _PUBLIC,
+    LimaConfig: _PUBLIC,
+    MTBenchConfig: _PUBLIC,
+}

@@ -1,21 +1,15 @@
-"""The public benchmarks: questions in their official layouts, from a local file or from the hub."""
+"""AlpacaEval, Arena-Hard, LIMA and MT-Bench: questions in their official layouts, from a local file or the hub."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from dpr_core.config.official import ArenaHardConfig, MTBenchConfig, Official
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.official import layouts
-from dpr_core.evaluation.official.files import read_rows
+from dpr_core.evaluation.official.layouts import LAYOUTS, Layout, questions_of
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rows import naming, of_benchmark_file, read_rows
 from dpr_core.hashing import of_file
-
-if TYPE_CHECKING:
-    from dpr_core.evaluation.official.layouts import Layout
-
-T = TypeVar("T")
 
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7,
@@ -31,12 +25,13 @@ MT_BENCH_TEMPERATURES = {
 
 def load(config: Official) -> list[Question]:
     """The questions, each id once and each with as many turns as the benchmark asks."""
-    layout = _layout(config)
-    questions = _named(_file(config), lambda path: layouts.questions_of(layout, read_rows(path)))
+    layout, file = _layout(config), _file(config)
+    with naming(file):
+        questions = questions_of(layout, read_rows(file))
     for question in questions:
         if len(question.turns) != layout.turns:
             raise UsageError(
-                f"{_file(config)}: question {question.id} has {len(question.turns)} of the {layout.turns} turns that "
+                f"{file}: question {question.id} has {len(question.turns)} of the {layout.turns} turns that "
                 f"{layout.title} asks"
             )
         temperature(config, question)
@@ -45,11 +40,11 @@ def load(config: Official) -> list[Question]:
     return questions
 
 
-def pinned(config: Official) -> Official:
+def with_content_hash(config: Official) -> Official:
     """The benchmark together with the hashes of its files as they are now."""
-    update = {"content": _hash(_file(config))}
+    update = {"content": of_benchmark_file(str(_file(config)), of_file)}
     if isinstance(config, MTBenchConfig) and config.references is not None:
-        update["references_content"] = _hash(Path(config.references).expanduser())
+        update["references_content"] = of_benchmark_file(config.references, of_file)
     return config.model_copy(update=update)
 
 
@@ -65,7 +60,7 @@ def missing(config: Official) -> str | None:
     return f"{config.file} of the dataset {config.repository} is not on this machine yet"
 
 
-def outline(config: Official) -> list[Question]:
+def placeholder_questions(config: Official) -> list[Question]:
     """As many questions, and turns of each, as the benchmark is known to have; without their texts."""
     layout = _layout(config)
     return [Question(str(number), ("",) * layout.turns) for number in range(layout.prompts)]
@@ -85,7 +80,9 @@ def temperature(config: Official, question: Question) -> float | None:
     return None
 
 
-def file_of(config: Official, model: str, answered: Sequence[tuple[Question, tuple[str, ...]]]) -> tuple[str, str]:
+def official_file(
+    config: Official, model: str, answered: Sequence[tuple[Question, tuple[str, ...]]]
+) -> tuple[str, str]:
     """Name and text of the official answer file."""
     layout = _layout(config)
     return layout.file.format(model=model), layout.write(model, answered)
@@ -96,13 +93,14 @@ def read_result(text: str) -> str | None:
     return None
 
 
-def _layout(config: Official) -> "Layout":
-    return layouts.LAYOUTS[config.type.replace("_", "-")]
+def _layout(config: Official) -> Layout:
+    return LAYOUTS[config.type.replace("_", "-")]
 
 
 def _with_references(questions: list[Question], path: Path) -> list[Question]:
     """Questions with the reference answers that the file has for some of them."""
-    models = _named(path, lambda path: layouts.LAYOUTS["mt-bench"].answers(read_rows(path)))
+    with naming(path):
+        models = LAYOUTS["mt-bench"].answers(read_rows(path))
     if len(models) != 1:
         raise UsageError(f"{path} holds reference answers of {len(models)} models; one is needed")
     (references,) = models.values()
@@ -113,23 +111,6 @@ def _with_references(questions: list[Question], path: Path) -> list[Question]:
         if len(turns) != len(known[name].turns):
             raise UsageError(f"{path}: the reference answer to question {name} has {len(turns)} turns")
     return [replace(question, references=references.get(question.id, ())) for question in questions]
-
-
-def _named(path: Path, read: Callable[[Path], T]) -> T:
-    """What is wrong with a file is said together with its name."""
-    try:
-        return read(path)
-    except UsageError as error:
-        raise UsageError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def _hash(path: Path) -> str:
-    try:
-        return of_file(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such benchmark file; check the benchmark's settings") from None
-    except OSError as error:
-        raise UsageError(f"{path}: the benchmark file cannot be read: {error.strerror}") from None
 
 
 def _file(config: Official) -> Path:

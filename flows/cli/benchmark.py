@@ -75,7 +75,7 @@ def score(
     """
     with reported(debug):
         from dpr_core.evaluation.official import FORMATS
-        from dpr_core.evaluation.official.files import read_rows
+        from dpr_core.evaluation.rows import read_rows
 
         rows = [row for file in files for row in read_rows(file)]
         others = [read_rows(file) if file is not None else [] for file in (answers, questions)]
@@ -106,8 +106,8 @@ def judge(
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
         from dpr_core.evaluation.cost import judging_cost, prices
-        from dpr_core.evaluation.official.files import read_rows
         from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
+        from dpr_core.evaluation.rows import read_rows
 
         settings = parse(JudgeConfig, override({}, assignments), "judge")
         layout = LAYOUTS[kind.value]
@@ -156,7 +156,7 @@ def export(
 
 
 def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
-    from dpr_core.evaluation.official.files import read_rows
+    from dpr_core.evaluation.rows import read_rows
 
     models = layout.answers(read_rows(file))
     if len(models) != 1:

@@ -181,7 +181,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def pin(config: AnswerConfig) -> AnswerConfig:
     from dpr_core.evaluation import benchmarks
 
-    return config.model_copy(update={"benchmark": benchmarks.pinned(config.benchmark)})
+    return config.model_copy(update={"benchmark": benchmarks.with_content_hash(config.benchmark)})
 
 
 def missing(config: AnswerConfig) -> str | None:

@@ -12,8 +12,8 @@ from dpr_core.config.official import ArenaHardConfig, MTBenchConfig
 from dpr_core.data.encoding import decode_response
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import judges
-from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.official.layouts import LAYOUTS
+from dpr_core.evaluation.rows import read_rows
 from dpr_core.rollouts.in_process import InProcessEngine
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named

@@ -18,8 +18,8 @@ from dpr_core.config.evaluation import (
 )
 from dpr_core.config.official import MTBenchConfig
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.official.layouts import LAYOUTS
+from dpr_core.evaluation.rows import read_rows
 from flows.wiring import nodes
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named

@@ -1,11 +1,10 @@
-"""Scores from existing judgment files in the benchmarks' own formats: the official numbers, the paper's, and what is
-wrong in the files."""
+"""Official scores of existing judgment files: the benchmark's own number, the paper's, and warnings about the files."""
 
 from collections.abc import Callable, Mapping
 
 from dpr_core.evaluation.official import alpaca_eval, arena_hard, lima, mt_bench
-from dpr_core.evaluation.official.files import Row
 from dpr_core.evaluation.official.score import ModelScore
+from dpr_core.evaluation.rows import Row
 
 Score = Callable[[list[Row], list[Row], list[Row]], dict[str, ModelScore]]
 

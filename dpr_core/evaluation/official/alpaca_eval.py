@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from statistics import fmean, stdev
 from typing import Any
 
-from dpr_core.evaluation.official.files import Row, check, need, unique
 from dpr_core.evaluation.official.score import ModelScore, interval, warning
+from dpr_core.evaluation.rows import Row, check, need, unique
 
 EXAMPLES = 805
 DRAW = 1.5

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import Row, check, need, shows, unique
 from dpr_core.evaluation.official.layouts import LAYOUTS, Answers, arena_question
-from dpr_core.evaluation.official.score import RESAMPLES, SEED, ModelScore, interval, warning
+from dpr_core.evaluation.official.score import RESAMPLES, SEED, ModelScore, interval, shows, warning
+from dpr_core.evaluation.rows import Row, check, need, unique
 
 WEIGHT = 3
 LABEL = re.compile(r"\[([AB<>=]+)\]")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import Row, need, unique
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rows import Row, need, text_field, unique
 
 Answers = dict[str, tuple[str, ...]]
 """By question id, a text for each turn."""
@@ -48,24 +48,12 @@ def _mt_bench_questions(rows: list[Row]) -> list[Question]:
 def _turns(turns: object, where: str) -> tuple[str, ...]:
     if not isinstance(turns, list | tuple) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise UsageError(f"{where}: `turns` must be a list of texts, none of them empty")
-    return tuple(_text(turn, "turns", where) for turn in turns)
-
-
-def _text(value: object, field: str, where: str, may_be_empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{where}: `{field}` must be text, not {type(value).__name__}")
-    if not may_be_empty and not value.strip():
-        raise UsageError(f"{where}: `{field}` is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{where}: `{field}` holds half of a surrogate pair, which is no character") from None
-    return value
+    return tuple(text_field(turn, "turns", where) for turn in turns)
 
 
 def _answer(value: object, where: str) -> str:
     """An empty answer is an answer."""
-    return _text(value, "answer", where, may_be_empty=True)
+    return text_field(value, "answer", where, may_be_empty=True)
 
 
 def _part(row: Row, what: str, *path: str | int) -> Any:
@@ -119,9 +107,9 @@ def arena_question(row: Row) -> Question:
         )
     where = f"Arena-Hard question {name}"
     if "prompt" in row:
-        return Question(str(name), (_text(row["prompt"], "prompt", where),))
+        return Question(str(name), (text_field(row["prompt"], "prompt", where),))
     need([row], ("turns",), "Arena-Hard questions")
-    return Question(str(name), (_text(_part(row, where, "turns", 0, "content"), "content", where),))
+    return Question(str(name), (text_field(_part(row, where, "turns", 0, "content"), "content", where),))
 
 
 def arena_answer(row: Row) -> tuple[tuple[str, str], str]:
@@ -163,7 +151,7 @@ def _arena_write(model: str, answered: Iterable[tuple[Question, tuple[str, ...]]
 def _alpaca_questions(rows: list[Row]) -> list[Question]:
     need(rows, ("instruction",), "AlpacaEval instructions")
     return [
-        _prompt(_text(row["instruction"], "instruction", f"row {number}"), str(row.get("dataset", "")))
+        _prompt(text_field(row["instruction"], "instruction", f"row {number}"), str(row.get("dataset", "")))
         for number, row in enumerate(rows, start=1)
     ]
 
@@ -174,7 +162,7 @@ def _prompt(text: str, category: str = "") -> Question:
 
 def _alpaca_answers(rows: list[Row]) -> dict[str, Answers]:
     need(rows, ("instruction", "output", "generator"), "AlpacaEval outputs")
-    asked = [_text(row["instruction"], "instruction", f"row {number}") for number, row in enumerate(rows, start=1)]
+    asked = [text_field(row["instruction"], "instruction", f"row {number}") for number, row in enumerate(rows, start=1)]
     keyed = [{**row, "id": _short_hash(text)} for row, text in zip(rows, asked, strict=True)]
     found = unique(keyed, lambda row: (str(row["generator"]), row["id"]), "output")
     return _by_model(
@@ -203,7 +191,7 @@ def _lima_questions(rows: list[Row]) -> list[Question]:
         text = talk[0] if isinstance(talk, list) and talk else row.get("instruction", row.get("prompt"))
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"LIMA prompt {number} has none of conversations, instruction and prompt")
-        texts.append(_text(text, "prompt", f"LIMA prompt {number}"))
+        texts.append(text_field(text, "prompt", f"LIMA prompt {number}"))
     return [_prompt(text) for text in texts]
 
 

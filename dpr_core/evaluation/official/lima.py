@@ -5,8 +5,8 @@ from statistics import fmean
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official import alpaca_eval
-from dpr_core.evaluation.official.files import Row, need
 from dpr_core.evaluation.official.score import ModelScore, interval, warning
+from dpr_core.evaluation.rows import Row, need
 
 PROMPTS = 300
 CANDIDATE = "candidate"

@@ -10,9 +10,9 @@ from statistics import fmean, median
 from typing import Any
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import Row, check, need, shows, unique
 from dpr_core.evaluation.official.layouts import LAYOUTS, Answers
-from dpr_core.evaluation.official.score import ModelScore, interval, mean, warning
+from dpr_core.evaluation.official.score import ModelScore, interval, mean, shows, warning
+from dpr_core.evaluation.rows import Row, check, need, unique
 
 QUESTIONS = 80
 UNREADABLE = -1

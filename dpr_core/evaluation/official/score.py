@@ -1,4 +1,4 @@
-"""What comes of scoring one model, and the warnings that go with it."""
+"""The score of one model with its bootstrap confidence interval, and the warnings that go with it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,6 +31,24 @@ def warning(found: Iterable[object], what: str) -> list[str]:
         return []
     named = ", ".join(cases[:EXAMPLES]) + (", ..." if len(cases) > EXAMPLES else "")
     return [f"{len(cases)} {what} ({named})"]
+
+
+def shows(prompt: str, text: str) -> bool:
+    """Whether a judge who read this prompt read this text.
+
+    The official templates give every text lines of its own, so there the beginning of a text is another text.
+    """
+    wanted = text.strip()
+    start = prompt.find(wanted)
+    if not wanted or "The Start of " not in prompt:
+        return start >= 0
+    while start >= 0:
+        end = start + len(wanted)
+        before, after = prompt[prompt.rfind("\n", 0, start) + 1 : start], prompt[end:].partition("\n")[0]
+        if not before.strip() and not after.strip():
+            return True
+        start = prompt.find(wanted, start + 1)
+    return False
 
 
 def interval(values: list[float], scale: float = 1.0) -> list[float] | None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import Row, need, read_rows, unique
 from dpr_core.evaluation.official.mt_bench import read_rating
 from dpr_core.evaluation.prompts import plain
 from dpr_core.evaluation.rating.rater import Request, Turn, readable
+from dpr_core.evaluation.rows import Row, naming, need, read_rows, unique
 
 TURNS = 2
 
@@ -28,14 +28,12 @@ class FastChatPrompts:
     def read_from(cls, path: Path) -> "FastChatPrompts":
         """UsageError where the file does not hold the four templates, or one of them asks for what there is not."""
         rows = read_rows(path)
-        try:
+        with naming(path):
             need(rows, ("name",), "FastChat's judge prompts")
             named = unique(rows, lambda row: str(row["name"]), "the judge prompt")
             templates = {_name(turn, with_reference) for turn in (1, TURNS) for with_reference in (False, True)}
             for name in sorted(templates):
                 _check(name, named)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
         return cls({name: named[name] for name in templates})
 
     def request(self, turn: Turn) -> Request:

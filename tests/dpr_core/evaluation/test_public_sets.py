@@ -13,9 +13,9 @@ from huggingface_hub import errors
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig, Official
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rows import read_rows
 
 MT = [
     {"question_id": 81, "category": "writing", "turns": ["Write.", "Rewrite."]},
@@ -69,12 +69,12 @@ def test_the_layouts_of_all_four(
 def test_an_edited_file_is_another_benchmark(tmp_path: Path, mt_bench: str) -> None:
     references = written(tmp_path / "gpt-4.jsonl", REFERENCES)
     config = MTBenchConfig(path=mt_bench, references=references)
-    found = benchmarks.pinned(config)
+    found = benchmarks.with_content_hash(config)
     assert isinstance(found, MTBenchConfig)
     assert found.content == hashlib.sha256(Path(mt_bench).read_bytes()).hexdigest()
     assert found.references_content == hashlib.sha256(Path(references).read_bytes()).hexdigest()
     written(Path(mt_bench), MT[:1])
-    assert benchmarks.pinned(config) != found
+    assert benchmarks.with_content_hash(config) != found
 
 
 def test_temperatures_are_the_papers_or_the_benchmarks_own(mt_bench: str) -> None:
@@ -146,7 +146,7 @@ def test_reference_answers_that_do_not_fit(
     assert path in str(caught.value)
 
 
-@pytest.mark.parametrize("use", [benchmarks.load, benchmarks.pinned])
+@pytest.mark.parametrize("use", [benchmarks.load, benchmarks.with_content_hash])
 def test_a_file_that_is_not_there(tmp_path: Path, use: Callable[[Official], object]) -> None:
     with pytest.raises(UsageError, match=r"absent\.jsonl"):
         use(LimaConfig(path=str(tmp_path / "absent.jsonl")))
@@ -182,7 +182,7 @@ def test_what_the_hub_may_say(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(kind, match=words) as caught:
-        benchmarks.pinned(AlpacaEvalConfig())
+        benchmarks.with_content_hash(AlpacaEvalConfig())
     assert type(caught.value) is kind
     assert "--set evaluation.benchmarks.alpaca_eval.path=FILE" in str(caught.value)
 

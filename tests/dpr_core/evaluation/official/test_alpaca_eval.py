@@ -5,7 +5,7 @@ import pytest
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official import alpaca_eval, lima
-from dpr_core.evaluation.official.files import Row
+from dpr_core.evaluation.rows import Row
 
 
 def annotation(instruction: str, preference: Any, **changes: Any) -> Row:

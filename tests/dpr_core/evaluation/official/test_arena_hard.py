@@ -4,7 +4,7 @@ import pytest
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official import arena_hard
-from dpr_core.evaluation.official.files import Row
+from dpr_core.evaluation.rows import Row
 
 
 def game(label: str | None, **changes: Any) -> Row:

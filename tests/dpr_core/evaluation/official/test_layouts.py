@@ -3,9 +3,9 @@ import json
 import pytest
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import Row
 from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rows import Row
 
 ONE_TURN = [(Question("a", ("Why?",)), ("Because.",)), (Question("b", ("How?\u2028",)), ("So.\n",))]
 TWO_TURNS = [(Question("81", ("Write.", "Rewrite.")), ("Text.", "Better text."))]

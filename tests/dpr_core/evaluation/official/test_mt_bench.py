@@ -4,7 +4,7 @@ import pytest
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official import mt_bench
-from dpr_core.evaluation.official.files import Row
+from dpr_core.evaluation.rows import Row
 
 QUESTIONS: list[Row] = [
     {"question_id": 81, "category": "writing", "turns": ["Write a post.", "Rewrite it."]},

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dpr_core.evaluation.official import FORMATS
-from dpr_core.evaluation.official.files import read_rows
+from dpr_core.evaluation.rows import read_rows
 
 FILES = Path(__file__).parents[5] / "shared" / "bench"
 RATINGS = FILES / "mt_bench/model_judgment/orpo_mix_gpt-4_single.jsonl"

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.prompts import plain
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rating.fastchat import FastChatPrompts
 from dpr_core.evaluation.rating.rater import Turn
+from dpr_core.evaluation.rows import read_rows
 
 SHARED = Path(__file__).parents[5] / "shared" / "bench" / "mt_bench"
 

@@ -6,10 +6,10 @@ from statistics import fmean
 import pytest
 
 from dpr_core.evaluation.official import mt_bench
-from dpr_core.evaluation.official.files import read_rows
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rating.rater import Rating, Request, Turn
 from dpr_core.evaluation.rating.results import Ratings, as_rows, interval, summarise
+from dpr_core.evaluation.rows import read_rows
 
 WRITING = Question(id="81", turns=("Write.", "Rewrite."), category="writing")
 MATH = Question(id="111", turns=("Add.", "Double."), category="math")

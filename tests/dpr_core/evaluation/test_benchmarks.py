@@ -1,10 +1,12 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from dpr_core.config.evaluation import FileBenchmarkConfig
+from dpr_core.config.data import AdditionsConfig, ShellGameConfig
+from dpr_core.config.evaluation import FileBenchmarkConfig, LabBenchmarkConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.questions import Question, is_right
@@ -70,9 +72,9 @@ def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path, monkeypatch: 
     config = FileBenchmarkConfig(path="~/prompts.jsonl")
     assert benchmarks.load(config) == [Question(id="1", turns=("x",))]
     digest = hashlib.sha256(b'{"prompt": "x"}').hexdigest()
-    assert benchmarks.pinned(config) == FileBenchmarkConfig(path="~/prompts.jsonl", content=digest)
+    assert benchmarks.with_content_hash(config) == FileBenchmarkConfig(path="~/prompts.jsonl", content=digest)
     with pytest.raises(UsageError, match="there is no such benchmark file"):
-        benchmarks.pinned(FileBenchmarkConfig(path="~/absent.jsonl"))
+        benchmarks.with_content_hash(FileBenchmarkConfig(path="~/absent.jsonl"))
 
 
 def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
@@ -111,3 +113,45 @@ def test_only_a_single_turn_question_has_a_prompt() -> None:
     assert Question(id="q", turns=("one",)).prompt == "one"
     with pytest.raises(ValueError, match="question q has 2 turns"):
         _ = Question(id="q", turns=("one", "two")).prompt
+
+
+LAB = LabBenchmarkConfig(task=AdditionsConfig(modulus=5, operations=4), prompts=30, prompt_seed=3)
+
+
+def test_references_are_the_sums_of_the_numbers_in_the_prompts() -> None:
+    for question in benchmarks.load(LAB):
+        numbers = [int(number) for number in re.findall(r"\d+", question.prompt)]
+        assert len(numbers) == 5
+        assert question.reference == str(sum(numbers) % 5)
+
+
+def test_references_of_the_other_task_are_where_the_ball_ends() -> None:
+    for question in benchmarks.load(LabBenchmarkConfig(task=ShellGameConfig(cups=3, swaps=5), prompts=30)):
+        ball, *cups = re.findall(r"\d", question.prompt)
+        for a, b in zip(cups[::2], cups[1::2], strict=True):
+            ball = {a: b, b: a}.get(ball, ball)
+        assert question.reference == ball
+
+
+def test_the_same_settings_ask_the_same_questions() -> None:
+    questions = benchmarks.load(LAB)
+    assert questions == benchmarks.load(LAB)
+    assert len({question.id for question in questions}) == 30
+    other = LAB.model_copy(update={"prompt_seed": 4})
+    assert {question.id for question in questions} != {question.id for question in benchmarks.load(other)}
+
+
+def test_an_answer_is_right_where_it_states_the_result() -> None:
+    question = benchmarks.load(LAB)[0]
+    assert question.reference is not None
+    wrong = (int(question.reference) + 1) % 5
+    read_result = benchmarks.result_reader(LAB)
+    assert is_right(question, f"The answer is {question.reference}.", read_result) is True
+    assert is_right(question, f"The answer is {wrong}.", read_result) is False
+    assert is_right(question, "I do not know", read_result) is False
+
+
+def test_what_is_tuned_on_training_prompts_never_sees_the_held_out_ones() -> None:
+    training = LAB.model_copy(update={"split": "train", "prompts": 200})
+    held_out = LAB.model_copy(update={"prompts": 20})
+    assert not {q.id for q in benchmarks.load(training)} & {q.id for q in benchmarks.load(held_out)}

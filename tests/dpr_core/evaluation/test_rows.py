@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dpr_core.errors import UsageError
-from dpr_core.evaluation.official.files import check, read_rows, shows
+from dpr_core.evaluation.rows import check, read_rows
 
 
 def test_lists_and_lines_are_both_read(tmp_path: Path) -> None:
@@ -19,7 +19,9 @@ def test_lists_and_lines_are_both_read(tmp_path: Path) -> None:
     [
         ('{"a": 1}\n{"a": \n', "line 2: not valid JSON"),
         ('[{"a": 1},', "not valid JSON: line 1"),
-        ('{"a": 1}\n[1]', "row 2 is list, not a JSON object"),
+        ('{"a": 1}\n[1]', "line 2: a JSON object is expected, not list"),
+        ('[{"a": 1}, 2]', "row 2: a JSON object is expected, not int"),
+        ("[" * 100_000, "not valid JSON"),
         ("\n", "holds no rows"),
     ],
 )
@@ -44,21 +46,3 @@ def test_a_field_of_another_kind_is_refused_with_its_row(value: object) -> None:
     check([{"model": "m"}, {}], "judgments", model=str)
     with pytest.raises(UsageError, match=f"not judgments: `model` of row 2 is {type(value).__name__}"):
         check([{"model": "m"}, {"model": value}], "judgments", model=str)
-
-
-OFFICIAL = "[Question]\nWhy?\n\n[The Start of Assistant's Answer]\n{}\n[The End of Assistant's Answer]"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "expected"),
-    [
-        (OFFICIAL.format("Yes. It is."), "Yes. It is.", True),
-        (OFFICIAL.format(" Yes. \n"), "Yes.\n", True),
-        (OFFICIAL.format("Yes. It is."), "Yes.", False),
-        (OFFICIAL.format("Oh yes. \nyes."), "yes.", True),
-        (OFFICIAL.format("No."), "Yes.", False),
-        ("Why? Yes. It is.", "Yes.", True),
-    ],
-)
-def test_the_beginning_of_a_text_is_another_text(prompt: str, text: str, expected: bool) -> None:
-    assert shows(prompt, text) is expected

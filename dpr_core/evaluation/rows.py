@@ -1,0 +1,123 @@
+"""Strict readers of JSON and JSONL rows: a refusal names the file, the line and the field."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpr_core.errors import UsageError
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The objects of a JSON list or of a JSONL file, whichever it is."""
+    try:
+        content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if content.lstrip().startswith(b"["):
+        listed = enumerate(_parsed(_decoded(content, str(path)), str(path)), start=1)
+        rows = [_object(row, f"{path}: row {number}") for number, row in listed]
+    else:
+        rows = [row for _, row in jsonl_rows(content, str(path))]
+    if not rows:
+        raise UsageError(f"{path} holds no rows")
+    return rows
+
+
+def jsonl_rows(content: bytes, path: str) -> Iterator[tuple[int, Row]]:
+    """The objects of a JSONL file, each with the number of its line."""
+    # Not str.splitlines(): JSON strings may hold U+2028 and its like as they are.
+    for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).splitlines(), start=1):
+        where = f"{path}, line {number}"
+        text = _decoded(line, where)
+        if text.strip():
+            yield number, _object(_parsed(text, where, "; one JSON object a line is expected"), where)
+
+
+def _decoded(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        unit = " of the line" if ", line " in where else ""
+        raise UsageError(f"{where}: not UTF-8 (byte {error.start + 1}{unit}); save the file as UTF-8") from None
+
+
+def _parsed(text: str, where: str, expected: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = "" if expected else f"line {error.lineno}: "
+        raise UsageError(f"{where}: not valid JSON: {line}{error.msg}{expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not valid JSON: {error}{expected}") from None
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: a JSON object is expected, not {type(row).__name__}")
+    return row
+
+
+def text_field(value: object, field: str, where: str, may_be_empty: bool = False) -> str:
+    """A value that must be text, and text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: `{field}` must be text, not {type(value).__name__}")
+    if not may_be_empty and not value.strip():
+        raise UsageError(f"{where}: `{field}` is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where}: `{field}` holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def need(rows: Sequence[Row], fields: Sequence[str], what: str) -> None:
+    """Refuse rows of another format, naming the first that differs."""
+    for number, row in enumerate(rows, start=1):
+        if missing := [name for name in fields if name not in row]:
+            raise UsageError(
+                f"these are not {what}: row {number} has no {missing[0]!r} (it has {', '.join(sorted(row)[:8])})"
+            )
+
+
+def check(rows: Sequence[Row], what: str, **kinds: type | tuple[type, ...]) -> None:
+    """Refuse rows in which a field that is there holds something of another kind."""
+    for number, row in enumerate(rows, start=1):
+        for name, kind in kinds.items():
+            if name in row and (not isinstance(row[name], kind) or isinstance(row[name], bool)):
+                raise UsageError(f"these are not {what}: `{name}` of row {number} is {type(row[name]).__name__}")
+
+
+def unique(rows: Sequence[Row], key: Callable[[Row], Any], what: str) -> dict[Any, Row]:
+    """Rows by key; a key that stands twice is refused, since either row could be meant."""
+    found: dict[Any, Row] = {}
+    for row in rows:
+        if key(row) in found:
+            raise UsageError(f"{what} {key(row)} stands twice in its file; keep the row that is meant")
+        found[key(row)] = row
+    return found
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Every refusal inside names this file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def of_benchmark_file(path: str, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a benchmark's file; UsageError where it is absent or cannot be read."""
+    try:
+        return read(Path(path).expanduser())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such benchmark file; check the benchmark's settings") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the benchmark file cannot be read: {error.strerror}") from None
