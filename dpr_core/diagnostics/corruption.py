@@ -1,20 +1,26 @@
-"""Credit assignment as a number: replace one token of a demonstration, and see whether a score finds it.
+"""Corruption detection: replace one token of a demonstration, and measure how well a score finds it (AUROC, top-1).
 
+It measures credit assignment without labels, and chooses a reference checkpoint: the one whose reward finds most.
 The replacement is a plausible slip: a token that the demonstrations have elsewhere between the same neighbours, two
 before it and one after (in `4+3=2+1`, another sum for the 2). A response without such a place is slipped with fewer
 neighbours. Text after the slip stays as it was.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dpr_core import rewards
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.diagnostics.ranking import auroc
+from dpr_core.diagnostics.auroc import auroc
+from dpr_core.errors import UsageError
+from dpr_core.masking import response_mask
+from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score
 
 NEIGHBOURS = ((2, 1), (1, 1), (1, 0), (0, 0))
 """How many tokens before and after a place must be the same where its replacement was seen, strictest first."""
@@ -60,6 +66,30 @@ def detection(scores: Tensor, mask: Tensor, positions: Sequence[int]) -> Detecti
     lowest = scores == scores.min(dim=1, keepdim=True).values
     found = (lowest & is_corrupted).sum(dim=1) / lowest.sum(dim=1)
     return Detection(auroc(-scores[is_corrupted], -scores[mask & ~is_corrupted]), float(found.mean()))
+
+
+def detection_by_candidate(
+    sft: Policy,
+    candidates: Mapping[float, Callable[[], Policy]],
+    demonstrations: Sequence[TokenSequence],
+    seed: int,
+    tokens_per_micro_batch: int | None,
+) -> dict[float, float]:
+    """AUROC of finding one replaced token by Eq. 5, for each candidate; candidates are loaded one at a time."""
+    corrupted = corrupt(demonstrations, seed)
+    if not corrupted:
+        raise UsageError(
+            "no demonstration has a token to replace, so no reference can be validated; raise probe_demonstrations"
+        )
+    sequences = [c.sequence for c in corrupted]
+    positions = [c.position for c in corrupted]
+    mask = response_mask([len(s.response) for s in sequences])
+    log_sft = score(sft, sequences, tokens_per_micro_batch).log_probs
+    found = {}
+    for fraction, load in candidates.items():
+        log_ref = score(load(), sequences, tokens_per_micro_batch).log_probs
+        found[fraction] = detection(rewards.baseline_relative(log_sft, log_ref), mask, positions).auroc
+    return found
 
 
 def _corrupted(

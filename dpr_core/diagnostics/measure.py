@@ -1,4 +1,4 @@
-"""Measure a reward with its two models: answers of pi_SFT to training prompts, and corrupted demonstrations."""
+"""Reward diagnosis: what is measured on answers of pi_SFT to training prompts and on corrupted demonstrations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,16 +6,80 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dpr_core.config.data import LabSourceConfig, SourceConfig
+from dpr_core.config.evaluation import LabBenchmarkConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics import shape
-from dpr_core.diagnostics.correctness import Correctness, correctness
+from dpr_core.diagnostics.auroc import AurocEstimate, Correctness, correctness
 from dpr_core.diagnostics.corruption import Detection, corrupt, detection
-from dpr_core.diagnostics.diagnosis import Diagnosis
+from dpr_core.evaluation import benchmarks
+from dpr_core.evaluation.questions import Question, ReadResult
 from dpr_core.masking import masked_sum
 from dpr_core.models.dense_reward import DenseReward, ScoredTokens
+from dpr_core.models.token_rewards import GivenText
 from dpr_core.rollouts.engine import Completion, Engine, Sampling
 
 OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """On answers that pi_SFT gave to training prompts, and on demonstrations with one token replaced."""
+
+    answers: int
+    cut_share: float
+    """Share of the answers that were cut at the length limit."""
+    token_deviation: float
+    """Deviation of the token reward."""
+    noise_log_sft: float
+    """Root mean square of the differences in log pi_SFT between two batch shapes: the noise floor."""
+    noise_reward: float
+    """The same of the token reward."""
+    length_correlation: float | None
+    """Of the return with the number of tokens; None where all answers are as long."""
+    end_advantage: float | None
+    """Whitened return of the end token; None where no answer ended."""
+    top_share: float
+    """Part of the total absolute reward in the top 1% of the tokens."""
+    corrupted: int
+    """Demonstrations with one token replaced."""
+    credit: Detection | None
+    """How well the token reward finds the replaced token; None where there was none to find."""
+    credit_log_sft: Detection | None
+    """How well log pi_SFT does."""
+    correctness: Correctness | None
+    """None where the answers could not be checked."""
+    by_position: shape.Points
+    by_length: shape.Points
+
+    @property
+    def noise_share(self) -> float | None:
+        """Noise of the token reward as a share of its deviation; None where the reward is the same everywhere."""
+        return self.noise_reward / self.token_deviation if self.token_deviation > 0 else None
+
+    def metrics(self) -> dict[str, float]:
+        """What was measured, by name; what was not is left out."""
+        values: dict[str, float | None] = {
+            "answers": self.answers,
+            "cut_share": self.cut_share,
+            "token_deviation": self.token_deviation,
+            "noise_log_sft": self.noise_log_sft,
+            "noise_reward": self.noise_reward,
+            "noise_share": self.noise_share,
+            "length_correlation": self.length_correlation,
+            "end_advantage": self.end_advantage,
+            "top_share": self.top_share,
+            "corrupted": self.corrupted,
+        }
+        for name, found in (("credit", self.credit), ("credit_log_sft", self.credit_log_sft)):
+            if found is not None:
+                values |= {f"{name}_auroc": found.auroc, f"{name}_top1": found.top1}
+        if (checked := self.correctness) is not None:
+            values |= {"accuracy": checked.accuracy, "prompts_counted": checked.counted}
+            values |= _estimate("auroc_return", checked.of_return)
+            values |= _estimate("auroc_log_sft", checked.of_log_sft)
+            values |= _estimate("auroc_length", checked.of_length)
+        return {f"diagnose/{name}": float(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -28,6 +92,16 @@ class Probes:
     is_right: Callable[[int, tuple[int, ...]], bool | None]
     """Whether a response answers the prompt of a given index; None where that cannot be known."""
     demonstrations: Sequence[TokenSequence]
+
+
+def training_questions(
+    source: SourceConfig, texts: Sequence[GivenText], count: int, seed: int
+) -> tuple[list[Question], ReadResult | None]:
+    """Training prompts of the lab, whose answers can be read and checked; else the first demonstrated prompts."""
+    if isinstance(source, LabSourceConfig):
+        benchmark = LabBenchmarkConfig(task=source.task, split="train", prompts=count, prompt_seed=seed)
+        return benchmarks.load(benchmark), benchmarks.result_reader(benchmark)
+    return [Question(str(i), (text.prompt,), text.system) for i, text in enumerate(texts[:count], start=1)], None
 
 
 def measure(
@@ -54,7 +128,7 @@ def measure(
     return Diagnosis(
         answers=len(answers),
         cut_share=1 - float(ended.double().mean()),
-        token_deviation=shape.deviation(scored.rewards, mask),
+        token_deviation=shape.standard_deviation(scored.rewards, mask),
         noise_log_sft=noise_log_sft,
         noise_reward=noise_reward,
         length_correlation=shape.correlation(masked_sum(scored.rewards, mask), mask.sum(dim=1)),
@@ -98,3 +172,9 @@ def _correctness(probes: Probes, answers: Sequence[Completion], scored: ScoredTo
         right=by_prompt(torch.tensor(right, dtype=torch.bool)),
         seed=seed,
     )
+
+
+def _estimate(name: str, estimate: AurocEstimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return {}
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

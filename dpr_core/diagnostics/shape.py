@@ -1,4 +1,4 @@
-"""How token rewards are spread over sampled responses. Tensors are (B, T) over response tokens; the mask picks them."""
+"""Distribution of token rewards over sampled responses: (B, T) tensors over response tokens, picked by a mask."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ def root_mean_square(values: Tensor, mask: Tensor) -> float:
     return float(values[mask].double().square().mean().sqrt())
 
 
-def deviation(values: Tensor, mask: Tensor) -> float:
+def standard_deviation(values: Tensor, mask: Tensor) -> float:
     return float(values[mask].double().std(correction=0))
 
 

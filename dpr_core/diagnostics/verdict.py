@@ -1,4 +1,4 @@
-"""Go, caution or stop, with the reasons: what was measured against a few thresholds. It never changes what is run.
+"""Go/no-go verdict on a reward: its diagnosis against thresholds, with the reasons. It never changes what is run.
 
 The thresholds were set on the lab, see docs/diagnostics.md.
 """
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
-from dpr_core.diagnostics.diagnosis import Diagnosis
+from dpr_core.diagnostics.auroc import AurocEstimate, Correctness
+from dpr_core.diagnostics.measure import Diagnosis
 
 CHANCE = 0.5
 """The AUROC of a number that says nothing."""
@@ -74,7 +74,7 @@ class RewardVerdict:
         return f"{self.level.word}: {' '.join(r.text for r in self.reasons if r.level == self.level)}"
 
 
-def judge(measured: Diagnosis) -> RewardVerdict:
+def assess(measured: Diagnosis) -> RewardVerdict:
     """What the measurements call for."""
     checks = (_noise, _correctness, _credit, _length, _end, _concentration)
     return RewardVerdict(tuple(reason for check in checks for reason in check(measured)))
@@ -99,13 +99,13 @@ def _correctness(measured: Diagnosis) -> Iterator[Reason]:
     if estimate is None or estimate.low is None or estimate.high is None or checked.counted < FEWEST_PROMPTS:
         yield Reason(Level.CAUTION, f"Only {counted}, too few to see whether the return follows correctness.")
         return
-    told = f"AUROC {_shown(estimate)} within a prompt; {counted}"
+    figures = f"AUROC {_shown(estimate)} within a prompt; {counted}"
     if estimate.high < CHANCE:
-        yield Reason(Level.STOP, f"The return is higher for wrong answers than for right ones ({told}).")
+        yield Reason(Level.STOP, f"The return is higher for wrong answers than for right ones ({figures}).")
     elif estimate.low <= CHANCE:
-        yield Reason(Level.CAUTION, f"The return cannot be seen to tell right answers from wrong ones ({told}).")
+        yield Reason(Level.CAUTION, f"The return cannot be seen to tell right answers from wrong ones ({figures}).")
     else:
-        yield Reason(Level.GO, f"The return is higher for right answers than for wrong ones ({told}).")
+        yield Reason(Level.GO, f"The return is higher for right answers than for wrong ones ({figures}).")
 
 
 def _credit(measured: Diagnosis) -> Iterator[Reason]:

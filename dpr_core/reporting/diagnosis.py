@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpr_core.diagnostics.correctness import AurocEstimate
-from dpr_core.diagnostics.diagnosis import Diagnosis
+from dpr_core.diagnostics.auroc import AurocEstimate
+from dpr_core.diagnostics.measure import Diagnosis
 from dpr_core.diagnostics.verdict import RewardVerdict
 from dpr_core.reporting import plots
 

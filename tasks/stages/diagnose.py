@@ -20,9 +20,8 @@ PAGE = "diagnosis.md"
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
-    from dpr_core.diagnostics.measure import Probes, measure
-    from dpr_core.diagnostics.probes import training_questions
-    from dpr_core.diagnostics.verdict import Level, judge
+    from dpr_core.diagnostics.measure import Probes, measure, training_questions
+    from dpr_core.diagnostics.verdict import Level, assess
     from dpr_core.evaluation.questions import is_right
     from dpr_core.models.token_rewards import encode_texts
     from dpr_core.reporting import diagnosis as report
@@ -53,7 +52,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         settings.seed,
         work.advance,
     )
-    verdict = judge(measured)
+    verdict = assess(measured)
     document = report.as_dict(measured, verdict)
     (work.output / DOCUMENT).write_text(f"{json.dumps(document, indent=2, allow_nan=False)}\n", encoding="utf-8")
     (work.output / PAGE).write_text(report.as_markdown(measured, verdict), encoding="utf-8")

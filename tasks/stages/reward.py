@@ -104,7 +104,7 @@ def validated(
     settings: RewardConfig, lineage: Lineage, sft: Artifact, demonstrations: "Sequence[TokenSequence]"
 ) -> dict[float, float]:
     """How well each kept checkpoint, as the reference, finds corrupted tokens; the end of the run is no candidate."""
-    from dpr_core.diagnostics.reference_choice import detection_by_candidate
+    from dpr_core.diagnostics.corruption import detection_by_candidate
 
     kept = {part: folder for part, folder in checkpoints(sft).items() if isinstance(part, float) and part < 1}
     if not kept:

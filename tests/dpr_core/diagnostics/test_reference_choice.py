@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.diagnostics.corruption import corrupt, detection
-from dpr_core.diagnostics.reference_choice import detection_by_candidate
+from dpr_core.diagnostics.corruption import corrupt, detection, detection_by_candidate
 from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy

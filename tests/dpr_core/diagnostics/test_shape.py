@@ -13,7 +13,7 @@ MASK = response_mask([3, 2])
 def test_spread_and_noise_see_the_responses_alone() -> None:
     assert shape.root_mean_square(REWARDS, MASK) == pytest.approx(math.sqrt((1 + 4 + 9 + 16 + 4) / 5))
     # The mean is 1.6.
-    assert shape.deviation(REWARDS, MASK) == pytest.approx(math.sqrt((0.36 + 0.16 + 1.96 + 5.76 + 12.96) / 5))
+    assert shape.standard_deviation(REWARDS, MASK) == pytest.approx(math.sqrt((0.36 + 0.16 + 1.96 + 5.76 + 12.96) / 5))
 
 
 def test_correlation_by_hand() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from dpr_core.diagnostics import verdict
-from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
+from dpr_core.diagnostics.auroc import AurocEstimate, Correctness
 from dpr_core.diagnostics.corruption import Detection
-from dpr_core.diagnostics.diagnosis import Diagnosis
-from dpr_core.diagnostics.verdict import Level, judge
+from dpr_core.diagnostics.measure import Diagnosis
+from dpr_core.diagnostics.verdict import Level, assess
 
 CHECKED = Correctness(
     40, 5, 3, 0.6, AurocEstimate(0.82, 0.74, 0.89), AurocEstimate(0.9, 0.85, 0.95), AurocEstimate(0.7, 0.6, 0.8)
@@ -33,7 +33,7 @@ GOOD = Diagnosis(
 
 
 def test_a_sound_reward_goes() -> None:
-    found = judge(GOOD)
+    found = assess(GOOD)
     assert found.level == Level.GO
     assert found.sentence == "go: nothing that was measured speaks against this reward."
     assert {reason.level for reason in found.reasons} == {Level.GO}
@@ -66,7 +66,7 @@ def checked(value: float, low: float, high: float, all_right: int = 5) -> Correc
     ],
 )
 def test_each_reason_has_its_number(changes: dict[str, Any], level: Level, words: str) -> None:
-    found = judge(replace(GOOD, **changes))
+    found = assess(replace(GOOD, **changes))
     assert found.level == level
     [reason] = [reason for reason in found.reasons if reason.level == level]
     assert words in reason.text
@@ -75,26 +75,26 @@ def test_each_reason_has_its_number(changes: dict[str, Any], level: Level, words
 
 @pytest.mark.parametrize("length_correlation", [-0.9, 0.9])
 def test_a_return_that_follows_correctness_may_follow_length(length_correlation: float) -> None:
-    found = judge(replace(GOOD, length_correlation=length_correlation))
+    found = assess(replace(GOOD, length_correlation=length_correlation))
     assert found.level == Level.GO
     assert any(f"{length_correlation:.2f}; it follows correctness too" in reason.text for reason in found.reasons)
-    unclear = judge(replace(GOOD, length_correlation=length_correlation, correctness=checked(0.52, 0.44, 0.6)))
+    unclear = assess(replace(GOOD, length_correlation=length_correlation, correctness=checked(0.52, 0.44, 0.6)))
     assert [reason.level for reason in unclear.reasons].count(Level.CAUTION) == 2
 
 
 def test_what_could_not_be_checked_is_said_and_no_obstacle() -> None:
-    found = judge(replace(GOOD, correctness=None))
+    found = assess(replace(GOOD, correctness=None))
     assert found.level == Level.GO
     assert any("was not measured" in reason.text for reason in found.reasons)
 
 
 def test_the_gravest_reason_decides() -> None:
-    found = judge(replace(GOOD, noise_reward=0.2, top_share=0.7))
+    found = assess(replace(GOOD, noise_reward=0.2, top_share=0.7))
     assert found.level == Level.STOP
     assert "top 1%" not in found.sentence
 
 
 def test_the_documentation_gives_the_thresholds() -> None:
     page = (Path(__file__).parents[3] / "docs" / "diagnostics.md").read_text(encoding="utf-8")
-    told = {name: float(value) for name, value in re.findall(r"`([A-Z]+_[A-Z]+)` = ([\d.]+)", page)}
-    assert told == {name: getattr(verdict, name) for name in dir(verdict) if re.fullmatch(r"[A-Z]+_[A-Z]+", name)}
+    stated = {name: float(value) for name, value in re.findall(r"`([A-Z]+_[A-Z]+)` = ([\d.]+)", page)}
+    assert stated == {name: getattr(verdict, name) for name in dir(verdict) if re.fullmatch(r"[A-Z]+_[A-Z]+", name)}

@@ -2,9 +2,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from dpr_core.diagnostics.correctness import AurocEstimate, Correctness
+from dpr_core.diagnostics.auroc import AurocEstimate, Correctness
 from dpr_core.diagnostics.corruption import Detection
-from dpr_core.diagnostics.diagnosis import Diagnosis
+from dpr_core.diagnostics.measure import Diagnosis
 from dpr_core.diagnostics.verdict import Level, Reason, RewardVerdict
 from dpr_core.reporting import diagnosis
 

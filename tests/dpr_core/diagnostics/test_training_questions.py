@@ -1,6 +1,6 @@
 from dpr_core.config.data import AdditionsConfig, FileSourceConfig, LabSourceConfig
 from dpr_core.config.evaluation import LabBenchmarkConfig
-from dpr_core.diagnostics.probes import training_questions
+from dpr_core.diagnostics.measure import training_questions
 from dpr_core.lab import programs
 from dpr_core.models.token_rewards import GivenText
 

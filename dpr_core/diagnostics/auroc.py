@@ -1,15 +1,25 @@
-"""Does a number that is put on answers tell right from wrong ones to the same prompt?"""
+"""AUROC: of any two groups of values, and of right against wrong answers within a prompt, with its interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from dpr_core.diagnostics.ranking import auroc
 from dpr_core.stats import mean_interval
 
 RESAMPLES = 2000
+
+
+def auroc(higher: Tensor, lower: Tensor) -> float:
+    """Chance that one of `higher` exceeds one of `lower`, both drawn at random; a tie counts one half."""
+    if not len(higher) or not len(lower):
+        raise ValueError("an AUROC needs at least one value on either side")
+    sorted_lower = lower.sort().values
+    below = torch.searchsorted(sorted_lower, higher, right=False)
+    not_above = torch.searchsorted(sorted_lower, higher, right=True)
+    return float((below + not_above).double().mean() / (2 * len(lower)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Correctness:
         return self.prompts - self.all_right - self.all_wrong
 
 
-def within_prompts(values: Tensor, right: Tensor) -> list[float]:
+def auroc_by_prompt(values: Tensor, right: Tensor) -> list[float]:
     """From (prompts, samples): the AUROC of each prompt that has both right and wrong answers."""
     return [
         auroc(row[is_right], row[~is_right])
@@ -60,7 +70,7 @@ def within_prompts(values: Tensor, right: Tensor) -> list[float]:
 def correctness(returns: Tensor, mean_log_sft: Tensor, lengths: Tensor, right: Tensor, seed: int) -> Correctness:
     """All arguments but the seed are (prompts, samples)."""
     of_return, of_log_sft, of_length = (
-        AurocEstimate.of(within_prompts(values, right), seed) for values in (returns, mean_log_sft, lengths)
+        AurocEstimate.of(auroc_by_prompt(values, right), seed) for values in (returns, mean_log_sft, lengths)
     )
     return Correctness(
         prompts=len(right),
