@@ -7,7 +7,7 @@ from functools import cached_property
 
 from dpr_core.evaluation.pairwise import Game
 from dpr_core.evaluation.questions import Question
-from dpr_core.reporting.comparison import Rate, length_adjusted_rate
+from dpr_core.stats import LengthAdjustedRate, length_adjusted_rate
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Judged:
         """By question."""
         return {prompt.question.id: score for prompt, score in self.scored}
 
-    def length_adjusted(self) -> Rate | None:
+    def length_adjusted(self) -> LengthAdjustedRate | None:
         """The win rate at equal lengths, in tokens."""
         return length_adjusted_rate(
             [score for _, score in self.scored],

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from dpr_core.reporting.comparison import PairedTest, holm, paired_test
 from dpr_core.reporting.judged import Judged
 from dpr_core.reporting.page import Html, element, join
 from dpr_core.reporting.section import Section
 from dpr_core.reporting.tables import Table
+from dpr_core.stats import PairedTest, holm, paired_test
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 
 from dpr_core import stats
-from dpr_core.stats import bootstrap_means, mean_interval, t_interval
+from dpr_core.stats import bootstrap_means, holm, length_adjusted_rate, mean_interval, paired_test, t_interval
 
 VALUES = [0.0, 1.0, 0.5, 0.25, 1.0, 1.0, 0.0]
 
@@ -77,3 +80,116 @@ def test_one_seed_shows_no_spread() -> None:
     assert t_interval([]) is None
     assert t_interval([0.5]) is None
     assert t_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_without_a_difference_of_length_the_rate_is_the_plain_one() -> None:
+    rate = length_adjusted_rate([1, 1, 0.5, 0], [5, 5, 5, 5], [5, 5, 5, 5], samples=200, seed=0)
+    assert rate is not None
+    assert rate.rate == pytest.approx(62.5, abs=0.05)
+    assert rate.low < 62.5 < rate.high
+
+
+def test_a_win_rate_that_is_all_length_is_even_at_equal_length() -> None:
+    """Wins with a probability that length alone decides: 0.5 where lengths are equal."""
+    generator = np.random.default_rng(1)
+    difference = generator.normal(30, 40, 4000)
+    x = np.tanh(difference / difference.std())
+    wins = (generator.random(4000) < 1 / (1 + np.exp(-2 * x))).astype(float)
+    lengths = [round(1000 + d) for d in difference]
+    rate = length_adjusted_rate(wins.tolist(), lengths, [1000] * 4000, samples=100, seed=0)
+    assert rate is not None
+    assert wins.mean() > 0.6
+    assert rate.rate == pytest.approx(50, abs=2.5)
+    assert rate.low < 50 < rate.high
+
+
+def test_the_fit_is_where_the_gradient_vanishes() -> None:
+    scores, lengths, baseline = [1.0, 0.5, 0.0, 1.0, 0.0], [10, 30, 20, 60, 5], [20, 20, 20, 20, 20]
+    difference = np.array(lengths) - np.array(baseline)
+    x = np.tanh(difference / difference.std())
+
+    def loss(a: float, b: float) -> float:
+        p = 1 / (1 + np.exp(-(a + b * x)))
+        y = np.array(scores)
+        return float(-(y * np.log(p) + (1 - y) * np.log(1 - p)).sum() + 5e-4 * (a * a + b * b))
+
+    grid = np.linspace(-2, 2, 401)
+    best = min(itertools.product(grid, grid), key=lambda ab: loss(*ab))
+    rate = length_adjusted_rate(scores, lengths, baseline, samples=100, seed=0)
+    assert rate is not None
+    assert rate.rate == pytest.approx(100 / (1 + np.exp(-best[0])), abs=0.3)
+
+
+def test_a_policy_that_always_wins_has_a_rate() -> None:
+    rate = length_adjusted_rate([1.0] * 20, list(range(20)), [3] * 20, samples=100, seed=0)
+    assert rate is not None
+    assert 99 < rate.rate <= 100
+
+
+def test_the_paired_test_against_all_sign_flips() -> None:
+    first, second = [1.0, 1.0, 0.5, 1.0, 0.0, 1.0], [0.0, 0.5, 0.5, 0.0, 0.5, 0.0]
+    differences = np.subtract(first, second)
+    flips = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=6)]
+    exact = np.mean([flip >= abs(differences.sum()) for flip in flips])
+    test = paired_test(first, second, samples=1000, seed=0)
+    assert test is not None
+    assert test.difference == pytest.approx(50.0)
+    assert test.p_value == pytest.approx(exact, rel=1e-12)
+    assert test.low < 50 < test.high
+
+
+def test_equal_policies_do_not_differ() -> None:
+    test = paired_test([1.0, 0.0, 0.5] * 10, [1.0, 0.0, 0.5] * 10, samples=500, seed=0)
+    assert test is not None
+    assert (test.difference, test.p_value) == (0.0, 1.0)
+
+
+def test_one_prompt_shows_nothing() -> None:
+    assert length_adjusted_rate([1.0], [1], [1], samples=100, seed=0) is None
+    assert paired_test([1.0], [0.0], samples=100, seed=0) is None
+
+
+def test_the_paired_test_is_exact() -> None:
+    """Against every one of the 2^9 ways to flip the signs, and far below what drawing some of them could show."""
+    first = [1.0, 0.75, 0.5, 0.25, 1.0, 0.5, 0.0, 1.0, 0.5, 0.25]
+    second = [0.0, 0.5, 0.75, 0.0, 0.25, 0.5, 0.5, 0.25, 0.0, 0.0]
+    differences = np.subtract(first, second)
+    moving = differences[differences != 0]
+    flips = [abs(np.dot(signs, moving)) for signs in itertools.product([-1, 1], repeat=len(moving))]
+    test = paired_test(first, second, samples=100, seed=0)
+    assert test is not None
+    assert test.p_value == pytest.approx(np.mean([flip >= abs(differences.sum()) for flip in flips]), rel=1e-12)
+    always = paired_test([1.0] * 40, [0.0] * 40, samples=100, seed=0)
+    assert always is not None
+    assert always.p_value == pytest.approx(2 / 2**40, rel=1e-9)
+    many = paired_test([1.0] * 410 + [0.5] * 390, [0.5] * 410 + [1.0] * 390, samples=100, seed=0)
+    assert many is not None
+    # Of 800 coins at least 410 heads, or at most 390.
+    heads = sum(math.comb(800, k) for k in range(410, 801)) * 2 / 2**800
+    assert many.p_value == pytest.approx(heads, rel=1e-9)
+
+
+def test_scores_of_more_than_two_games_are_not_quarters() -> None:
+    with pytest.raises(ValueError, match="quarters"):
+        paired_test([1 / 3, 1.0], [0.0, 0.0], samples=100, seed=0)
+
+
+def test_the_interval_at_equal_length_covers_as_often_as_it_says() -> None:
+    """Of 60 samples from one truth, about 95% of the intervals hold it: at least 50 do."""
+    generator = np.random.default_rng(3)
+    held = 0
+    for seed in range(60):
+        difference = generator.normal(20, 50, 200)
+        x = np.tanh(difference / difference.std())
+        wins = (generator.random(200) < 1 / (1 + np.exp(-(0.4 + x)))).astype(float)
+        lengths = (1000 + difference).round().astype(int).tolist()
+        rate = length_adjusted_rate(wins.tolist(), lengths, [1000] * 200, samples=200, seed=seed)
+        assert rate is not None
+        held += rate.low <= 100 / (1 + np.exp(-0.4)) <= rate.high
+    assert 50 <= held < 60
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dpr_core.config.evaluation import JudgeConfig, ReportConfig, ScriptedJudgeConfig
-from dpr_core.reporting.comparison import length_adjusted_rate, paired_test
+from dpr_core.stats import length_adjusted_rate, paired_test
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage

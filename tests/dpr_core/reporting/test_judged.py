@@ -4,8 +4,8 @@ from collections.abc import Callable
 import pytest
 
 from dpr_core.evaluation.pairwise import Game, summarise
-from dpr_core.reporting.comparison import length_adjusted_rate
 from dpr_core.reporting.judged import Judged, complaints
+from dpr_core.stats import length_adjusted_rate
 
 Make = Callable[..., Judged]
 SCORES = [(1.0, 1.0), (1.0, 0.0), (0.5, None), (None, None), (0.0, 0.5)]

@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.reporting.comparison import paired_test
 from dpr_core.reporting.judged import Judged
 from dpr_core.reporting.pairs import compare, p_text, section
+from dpr_core.stats import paired_test
 
 Make = Callable[..., Judged]
 
