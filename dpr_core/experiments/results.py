@@ -1,5 +1,6 @@
 """The results of an experiment in words: its verdicts, its table and its plots."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
@@ -10,10 +11,8 @@ from dpr_core.experiments.exhibit import TRAINED, Exhibit
 from dpr_core.experiments.observations import BASELINE, Observation, cells, swept
 from dpr_core.experiments.points import short_names
 from dpr_core.experiments.quantities import ACCURACY, CUT, KL, TOKENS, WIN_RATE, Quantity, estimate, estimate_of
-from dpr_core.reporting.page import Html, element, image, page
-from dpr_core.reporting.report import STYLE
+from dpr_core.reporting.page import asset, page
 from dpr_core.reporting.tables import NONE, Table, escaped
-from dpr_core.text import escape_control
 
 BESIDE = (TOKENS, CUT, KL)
 """Shown as means without intervals."""
@@ -56,17 +55,17 @@ def as_html(
 ) -> str:
     """One self-contained page. `plots` maps a caption to the bytes of a PNG file."""
     return page(
+        "results.html",
         title,
-        element("h1", escape_control(title)),
-        element("p", escape_control(f"{exhibit.runs} {extent(observations)}"), class_="quiet"),
-        element("p", escape_control(lacking(missing))) if missing else Html(""),
-        claims_table(verdicts).as_html() if verdicts else Html(""),
-        *(element("p", escape_control(best)) for best in best_values(exhibit, observations)),
-        table(exhibit, observations).as_html(),
-        element("p", escape_control(CAPTION), class_="quiet"),
-        *(image(png, caption) for caption, png in plots.items()),
-        style=STYLE,
+        style=asset("report.css"),
         images=bool(plots),
+        introduction=f"{exhibit.runs} {extent(observations)}",
+        missing=lacking(missing) if missing else "",
+        claims=claims_table(verdicts) if verdicts else None,
+        best=best_values(exhibit, observations),
+        table=table(exhibit, observations),
+        caption=CAPTION,
+        plots={caption: base64.b64encode(png).decode() for caption, png in plots.items()},
     )
 
 

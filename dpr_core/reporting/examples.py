@@ -1,14 +1,14 @@
-"""The best and the worst answers by verdict, in full words: what a win rate is made of."""
+"""Example answers, best and worst by verdict, in full words: what a win rate is made of."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from dpr_core.evaluation.judge import Verdict
 from dpr_core.evaluation.pairwise import Game
-from dpr_core.reporting.judged import Judged, Prompt
-from dpr_core.reporting.page import Html, element, join
-from dpr_core.reporting.section import Section
-from dpr_core.text import escape_control, escape_control_lines
+from dpr_core.reporting.judgments import Judged, Prompt
+from dpr_core.reporting.page import render
+from dpr_core.reporting.report import Section
 
 OF_EACH_KIND = 3
 MOST = 180
@@ -45,53 +45,58 @@ def choose(judged: Judged, of_each_kind: int) -> list[Chosen]:
     return chosen
 
 
-def section(every: Sequence[Judged], baseline: str) -> Section | None:
+def examples_section(every: Sequence[Judged], baseline: str) -> Section | None:
     """Examples of every policy on every benchmark, folded up. Only the page has them. None of nothing."""
     if not every:
         return None
     each = max(1, min(OF_EACH_KIND, MOST // (len(every) * len(KINDS))))
-    parts = []
-    for judged in every:
-        kinds = [
-            join(
-                element("h4", f"{chosen.kind}: {len(chosen.prompts)} of {chosen.of:,}"),
-                *(_example(prompt, judged.policy, baseline) for prompt in chosen.prompts),
-            )
-            for chosen in choose(judged, each)
-        ]
-        name = escape_control(f"{judged.policy} on {judged.benchmark}")
-        folded = element("details", element("summary", name), *(kinds or [element("p", _NOTHING, class_="quiet")]))
-        parts.append(folded)
+    shown = [
+        {
+            "name": f"{judged.policy} on {judged.benchmark}",
+            "groups": {
+                f"{group.kind}: {len(group.prompts)} of {group.of:,}": [
+                    _example(prompt, judged.policy, baseline) for prompt in group.prompts
+                ]
+                for group in choose(judged, each)
+            },
+        }
+        for judged in every
+    ]
     explained = (
         f"At most {each} of each kind, evenly spaced in the benchmark's order. Longer texts are cut, and say by how "
         "much. Signs in \u27e8\u27e9 stand for characters that cannot be seen."
     )
-    return Section("Best and worst answers", join(element("p", explained, class_="quiet"), *parts), "")
+    return Section("Best and worst answers", render("examples.html", explained=explained, judged=shown), "")
 
 
-_NOTHING = "No prompt was won or lost in both orders, and none has orders that contradict each other."
+class _Passage(NamedTuple):
+    who: str
+    text: str
+    kind: str = "asked"
 
 
-def _example(prompt: Prompt, policy: str, baseline: str) -> Html:
+def _example(prompt: Prompt, policy: str, baseline: str) -> dict[str, Any]:
     question = prompt.question
-    summary = element(
-        "summary", element("code", escape_control(question.id)), " ", escape_control(cut(_opening(question.turns), 90))
-    )
-    parts = []
-    if question.system:
-        parts.append(_said("System", question.system))
+    turns = []
     for i, asked in enumerate(question.turns):
         turn = f", turn {i + 1}" if len(question.turns) > 1 else ""
-        answers = [
-            _said(f"{name}{turn}", side.turns[i] if i < len(side.turns) else "", kind)
+        ours, theirs = (
+            _Passage(f"{name}{turn}", cut(side.turns[i] if i < len(side.turns) else "", TEXT), kind)
             for name, side, kind in ((policy, prompt.candidate, "ours"), (baseline, prompt.baseline, "theirs"))
-        ]
-        parts += [_said(f"Question{turn}", asked), element("div", *answers, class_="sides")]
-    if question.reference is not None:
-        parts.append(_said("Reference", question.reference))
-    parts += [_said(f"Judge, {_order(game, policy, baseline)}", game.raw, "judge", WORDS) for game in prompt.games]
-    lengths = f"Tokens: {policy} {prompt.candidate.tokens:,}, {baseline} {prompt.baseline.tokens:,}."
-    return element("details", summary, *parts, element("p", escape_control(lengths), class_="quiet"), class_="example")
+        )
+        turns.append({"question": _Passage(f"Question{turn}", cut(asked, TEXT)), "candidate": ours, "baseline": theirs})
+    reference = [] if question.reference is None else [_Passage("Reference", cut(question.reference, TEXT))]
+    games = [
+        _Passage(f"Judge, {_order(game, policy, baseline)}", cut(game.raw, WORDS), "judge") for game in prompt.games
+    ]
+    return {
+        "id": question.id,
+        "opening": cut(_opening(question.turns), 90),
+        "before": [_Passage("System", cut(question.system, TEXT))] if question.system else [],
+        "turns": turns,
+        "after": [*reference, *games],
+        "lengths": f"Tokens: {policy} {prompt.candidate.tokens:,}, {baseline} {prompt.baseline.tokens:,}.",
+    }
 
 
 def _opening(turns: tuple[str, ...]) -> str:
@@ -104,30 +109,6 @@ def _order(game: Game, policy: str, baseline: str) -> str:
     return f"{first} shown first: {won.get(game.verdict, 'unreadable')}"
 
 
-def _said(who: str, text: str, kind: str = "asked", most: int = TEXT) -> Html:
-    body = element("p", escape_control_lines(cut(text, most)), class_="said") if text.strip() else _EMPTY
-    return element("section", element("h5", escape_control(who)), body, class_=kind)
-
-
-_EMPTY = element("p", "(empty)", class_="quiet")
-
-
 def cut(text: str, most: int) -> str:
     """The text, or its beginning and how much of it is left out."""
     return text if len(text) <= most else f"{text[:most]} [\u2026 {len(text) - most:,} more characters]"
-
-
-STYLE = """
-h4 { margin: 1.25rem 0 .5rem; font-size: .95rem; }
-h5 { margin: 0 0 .2rem; font-size: .75rem; font-weight: 600; color: var(--quiet); }
-.example { margin: .4rem 0; border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .8rem;
-  background: var(--card); }
-.example summary { font-size: .9rem; }
-.example section { margin: .7rem 0; }
-.said { margin: 0; white-space: pre-wrap; font-size: .9rem; max-height: 24rem; overflow-y: auto; }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.25rem; }
-.ours, .theirs { border-left: 3px solid var(--accent); padding-left: .7rem; }
-.theirs { border-color: var(--line); }
-.judge .said { font-style: italic; }
-@media (max-width: 44rem) { .sides { grid-template-columns: 1fr; } }
-"""

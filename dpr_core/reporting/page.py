@@ -1,99 +1,73 @@
-"""Self-contained HTML pages: every text escaped, nothing loaded, only this page's own style and script allowed."""
+"""Self-contained HTML pages from jinja2 templates: nothing loaded, only the page's own style and script allowed.
+
+Every text that a template shows is made visible (`escape_control`) and escaped; only `Markup` passes as it is.
+"""
 
 import base64
 import hashlib
 import html
-from collections.abc import Mapping
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dpr_core.text import escape_control
+from markupsafe import Markup
 
+from dpr_core.text import escape_control, escape_control_lines
 
-class Html(str):
-    """Markup that is already safe; a plain str is text, and gets escaped."""
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-    __slots__ = ()
-
-
-def element(tag: str, *children: str, **attributes: str | int | bool) -> Html:
-    """An element. `class_` stands for class, `data_x` for data-x; True gives a bare attribute, False none."""
-    opening = tag
-    for name, value in attributes.items():
-        name = name.rstrip("_").replace("_", "-")
-        if value is True:
-            opening += f" {name}"
-        elif value is not False:
-            opening += f' {name}="{html.escape(str(value))}"'
-    if tag in _VOID:
-        return Html(f"<{opening}>")
-    return Html(f"<{opening}>{join(*children)}</{tag}>")
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def join(*children: str) -> Html:
-    """One piece of markup out of several; plain text among them is escaped."""
-    return Html("".join(child if isinstance(child, Html) else html.escape(child) for child in children))
-
-
-def image(png: bytes, caption: str) -> Html:
-    """A picture that stands in the page itself; the page has to be made with `images`."""
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    shown = element("img", src=source, alt=escape_control(caption))
-    return element("figure", element("figcaption", escape_control(caption)), shown)
-
-
-def page(title: str, *body: str, style: str = "", script: str = "", images: bool = False) -> str:
-    """A whole document. `style` and `script` are this project's own constants: data never goes into them.
+def page(template: str, title: str, *, style: str = "", script: str = "", images: bool = False, **values: Any) -> str:
+    """A whole document. `style` and `script` are this project's own files: data never goes into them.
 
     With `images`, pictures may be shown that stand in the document itself; in a picture no script runs.
     """
-    style = BASE_STYLE + style
-    policy = ["default-src 'none'", f"style-src {_source(style)}", "base-uri 'none'", "form-action 'none'"]
+    style = asset("page.css") + style
+    policy = ["default-src 'none'", f"style-src {_digest(style)}", "base-uri 'none'", "form-action 'none'"]
     if images:
         policy.insert(1, "img-src data:")
     if script:
-        policy.insert(1, f"script-src {_source(script)}")
-    head = join(
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content="; ".join(policy)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", escape_control(title)),
-        element("style", Html(style)),
+        policy.insert(1, f"script-src {_digest(script)}")
+    own = {"title": title, "policy": "; ".join(policy), "style": Markup(style), "script": Markup(script)}
+    return f"<!doctype html>\n{render(template, **own, **values)}\n"
+
+
+def render(template: str, **values: Any) -> Markup:
+    """What a template makes of the values: a page, or a part of one."""
+    return Markup(_environment().get_template(template).render(values))
+
+
+def asset(name: str) -> str:
+    """A style or script, as it stands in a page."""
+    return "\n" + (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    class Templates(FileSystemLoader):
+        """Line breaks in templates are for their readers: between tags they are nothing, between words a space."""
+
+        def get_source(self, environment: Environment, template: str) -> Any:
+            source, *rest = super().get_source(environment, template)
+            source = re.sub(r"(?<=[>}])\s*\n\s*|\s*\n\s*(?=[<{])", "", source.strip())
+            return re.sub(r"\s*\n\s*", " ", source), *rest
+
+    environment = Environment(
+        loader=Templates(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_escaped, cache_size=-1
     )
-    tail = element("script", Html(script)) if script else Html("")
-    return f"<!doctype html>\n{element('html', element('head', head), element('body', *body, tail), lang='en')}\n"
+    environment.filters["lines"] = lambda text: Markup(html.escape(escape_control_lines(text)))
+    return environment
 
 
-def definitions(values: Mapping[str, str], class_: str) -> Html:
-    """Names and values as a list of pairs."""
-    pairs = [
-        element("div", element("dt", escape_control(name)), element("dd", escape_control(value)))
-        for name, value in values.items()
-    ]
-    return element("dl", *pairs, class_=class_)
+def _escaped(value: Any) -> Markup:
+    return value if isinstance(value, Markup) else Markup(html.escape(escape_control(str(value))))
 
 
-def _source(text: str) -> str:
+def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-_VOID = {"meta", "input", "br", "img"}
-
-BASE_STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --card: #fafafa; --ink: #1c1e21; --quiet: #646a73; --line: #e2e4e8;
-  --accent: #2f5fb3; --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14161a; --card: #1b1e24; --ink: #e6e8eb; --quiet: #9aa1ab; --line: #2e333b; --accent: #86aef2; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0 0 .25rem; font-size: 1.6rem; line-height: 1.25; letter-spacing: -.01em; }
-p { margin: .5rem 0; }
-.quiet { color: var(--quiet); }
-dl { margin: 0; }
-dt { color: var(--quiet); }
-dd { margin: 0; }
-.provenance { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: .85rem; }
-.provenance div { display: grid; grid-template-columns: minmax(8rem, 12rem) 1fr; gap: 1rem; padding: .15rem 0; }
-.provenance dd { font-family: var(--mono); }
-"""

@@ -1,13 +1,24 @@
-"""The report as one self-contained page and as Markdown: the main table first, then all that stands behind it."""
+"""Win-rate report: every policy over every benchmark, as a page, as Markdown, for a terminal and as JSON.
 
-from collections.abc import Sequence
+The main table comes first, then what stands behind it: sections are made of the judgments (sections.py, examples.py).
+"""
 
-from dpr_core.reporting import charts, examples, layout
-from dpr_core.reporting.page import Html, definitions, element, page
-from dpr_core.reporting.rows import ReportTable
-from dpr_core.reporting.section import Section
-from dpr_core.reporting.tables import escaped
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+from rich import box
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from dpr_core.reporting.page import asset, page, render
+from dpr_core.reporting.tables import NONE, Table, escaped
 from dpr_core.text import escape_control
+
+Interval = tuple[float, float]
+
+INTERVAL = "Brackets: 95% bootstrap interval over prompts."
 
 BESIDE = (
     "The length-adjusted rate is what a logistic fit on the difference in length predicts for answers as long as the "
@@ -16,11 +27,104 @@ BESIDE = (
 )
 
 
+@dataclass(frozen=True)
+class Row:
+    """One policy on one benchmark. Shares and rates lie between 0 and 1, win rates and their intervals in 0-100."""
+
+    policy: str
+    benchmark: str
+    prompts: int
+    response_tokens: float
+    """Mean over the answers."""
+    cut_share: float
+    """Share of answers cut at the length limit."""
+    accuracy: float | None = None
+    """Share of right answers, where results can be checked."""
+    kl_to_sft: float | None = None
+    """KL to SFT an answer, in nats."""
+    is_baseline: bool = False
+    win_rate: float | None = None
+    win_rate_interval: Interval | None = None
+    length_adjusted_rate: float | None = None
+    """The win rate that a fit predicts for answers as long as the baseline's."""
+    length_adjusted_interval: Interval | None = None
+    baseline_tokens: float | None = None
+    """Mean over the answers that these were judged against."""
+    contradiction_rate: float | None = None
+    first_position_rate: float | None = None
+    unreadable_rate: float | None = None
+    """Share of the verdicts."""
+    scored_prompts: int | None = None
+    """Prompts with at least one readable verdict."""
+    published: float | None = None
+    """The paper's win rate for the same backbone, policy and benchmark."""
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """The rows, against which policy they were judged, and where all of it comes from."""
+
+    title: str
+    rows: tuple[Row, ...]
+    baseline: str = "SFT"
+    notes: tuple[str, ...] = ()
+    """What is wrong with the judgments, if anything."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def estimand(self) -> str:
+        """What the win rate is."""
+        return f"win rate against {self.baseline}, both orders, ties 0.5"
+
+    def has(self, name: str) -> bool:
+        """Whether any row has this value."""
+        return any(getattr(row, name) is not None for row in self.rows)
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """In the order of the rows."""
+        return list(dict.fromkeys(row.benchmark for row in self.rows))
+
+    @property
+    def policies(self) -> list[str]:
+        """In the order of the rows; the baseline is none of them."""
+        return list(dict.fromkeys(row.policy for row in self.rows if not row.is_baseline))
+
+
+def as_dict(table: ReportTable) -> dict[str, Any]:
+    """The table as JSON values."""
+    return {
+        "title": table.title,
+        "estimand": table.estimand,
+        "rows": [asdict(row) for row in table.rows],
+        "notes": list(table.notes),
+        "provenance": dict(table.provenance),
+    }
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report below its main table, for the page and for the Markdown document, without its heading."""
+
+    title: str
+    html: Markup
+    markdown: str
+    """Empty for what only a page can show."""
+
+
+def section(
+    title: str, table: Table, *, before: Sequence[str] = (), after: Sequence[str] = (), folded: str = ""
+) -> Section:
+    """A table with paragraphs before and after it, folded under a summary if any; Markdown has both after it."""
+    html = render("section.html", table=table, before=before, after=after, folded=folded)
+    return Section(title, html, "\n\n".join([table.as_markdown(), *map(escaped, [*before, *after])]))
+
+
 def as_markdown(table: ReportTable, sections: Sequence[Section] = ()) -> str:
     """The report as a Markdown document."""
-    parts = [f"## {escaped(table.title)}", escaped(layout.sentence(table))]
+    parts = [f"## {escaped(table.title)}", escaped(sentence(table))]
     parts += [f"**Warning:** {escaped(note)}" for note in table.notes]
-    parts.append(layout.overview(table).as_markdown())
+    parts.append(overview(table).as_markdown())
     for part in (*_own(table), *sections):
         if part.markdown:
             parts += [f"### {escaped(part.title)}", part.markdown]
@@ -32,59 +136,185 @@ def as_markdown(table: ReportTable, sections: Sequence[Section] = ()) -> str:
 def as_html(table: ReportTable, sections: Sequence[Section] = ()) -> str:
     """The report as one page that loads nothing."""
     return page(
+        "report.html",
         table.title,
-        element("h1", escape_control(table.title)),
-        element("p", escape_control(layout.sentence(table)), class_="quiet"),
-        *(element("p", element("strong", "Warning: "), escape_control(note), class_="warning") for note in table.notes),
-        layout.overview_html(table),
-        *(element("section", element("h2", part.title), part.html) for part in (*_own(table), *sections)),
-        element("footer", definitions(table.provenance, "provenance")) if table.provenance else Html(""),
-        style=STYLE + charts.STYLE + examples.STYLE,
+        style=asset("report.css") + asset("examples.css"),
+        sentence=sentence(table),
+        notes=table.notes,
+        overview=overview_html(table),
+        sections=[*_own(table), *sections],
+        sources=table.provenance,
     )
 
 
 def _own(table: ReportTable) -> list[Section]:
     """The parts that are made of the rows alone."""
-    shown = []
-    for title, made, caption in (
-        ("Beside the win rates", layout.judgments(table), BESIDE),
-        ("Answers", layout.answers(table), ""),
-    ):
-        said = [element("p", caption, class_="quiet")] if caption else []
-        text = "\n\n".join(filter(None, [made.as_markdown(), escaped(caption)]))
-        shown.append(Section(title, Html("".join([made.as_html(), *said])), text))
-    return shown
+    return [
+        section("Beside the win rates", judgments(table), after=[BESIDE]),
+        section("Answers", answers(table)),
+    ]
 
 
-STYLE = """
-body { max-width: 70rem; }
-h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem; letter-spacing: -.005em; }
-.scroll { overflow-x: auto; margin: 1.25rem 0; border: 1px solid var(--line); border-radius: .75rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .65rem; vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: normal; }
-thead th { font-size: .75rem; font-weight: 600; color: var(--quiet); background: var(--card); vertical-align: bottom; }
-tbody tr:last-child > * { border-bottom: 0; }
-.text { text-align: left; }
-.number { text-align: right; }
-td.number { white-space: nowrap; }
-td.text, th.text { font-weight: 600; }
-.scroll { font-size: .9rem; }
-.overview { font-size: 1rem; width: fit-content; min-width: min(26rem, 100%); max-width: 100%; }
-.overview th, .overview td { padding: .5rem 1rem; }
-.baseline > * { color: var(--quiet); }
-.overview .rate { font-size: 1.1rem; }
-.overview small { display: block; color: var(--quiet); font-size: .8rem; }
-.overview .paper { color: var(--accent); }
-.warning { margin: .75rem 0; padding: .6rem .9rem; border: 1px solid var(--alarm); border-left-width: 4px;
-  border-radius: .5rem; }
-:root { --alarm: #b3541e; }
-@media (prefers-color-scheme: dark) { :root { --alarm: #e39a68; } }
-details { margin: .4rem 0; }
-summary { cursor: pointer; }
-code { font-family: var(--mono); font-size: .85em; }
-.copy { user-select: all; }
-a { color: var(--accent); }
-figure { margin: 1rem 0; }
-figcaption { font-size: .85rem; font-weight: 600; margin-bottom: .25rem; }
-img { max-width: 100%; height: auto; border-radius: .5rem; }
-"""
+def overview(table: ReportTable) -> Table:
+    """The paper's first table: win rates, policies by benchmarks, the paper's figure beside where there is one."""
+    cells = {(row.policy, row.benchmark): _beside_the_paper(row) for row in table.rows}
+    return Table(
+        ["win rate %", *table.benchmarks],
+        [[policy, *(cells.get((policy, on), NONE) for on in table.benchmarks)] for policy in _with_baseline(table)],
+    )
+
+
+class _OverviewCell(NamedTuple):
+    text: str
+    rank: int | None = None
+    """1 is bold, 2 underlined, 0 neither; None where there is no win rate to rank."""
+    interval: str = ""
+    paper: str = ""
+
+
+def overview_html(table: ReportTable) -> Markup:
+    """The same with the highest win rate on each benchmark in bold and the second underlined."""
+    found = {(row.policy, row.benchmark): row for row in table.rows}
+    ranks = {on: _ranked(table, on) for on in table.benchmarks}
+    rows = {
+        policy: [_overview_cell(found.get((policy, on)), ranks[on]) for on in table.benchmarks]
+        for policy in _with_baseline(table)
+    }
+    return render("overview.html", benchmarks=table.benchmarks, baseline=table.baseline, rows=rows)
+
+
+def _with_baseline(table: ReportTable) -> list[str]:
+    return [*([table.baseline] if any(row.is_baseline for row in table.rows) else []), *table.policies]
+
+
+def _ranked(table: ReportTable, benchmark: str) -> list[float]:
+    rates = {row.win_rate for row in table.rows if row.benchmark == benchmark and row.win_rate is not None}
+    return sorted(rates, reverse=True)
+
+
+def _overview_cell(row: Row | None, ranks: Sequence[float]) -> _OverviewCell:
+    if row is None or row.win_rate is None:
+        return _OverviewCell(NONE if row is None else win_rate(row))
+    is_first = len(ranks) > 1 and row.win_rate == ranks[0]
+    is_second = len(ranks) > 2 and row.win_rate == ranks[1]
+    return _OverviewCell(
+        f"{row.win_rate:.1f}",
+        1 if is_first else 2 if is_second else 0,
+        _brackets(row.win_rate_interval) if row.win_rate_interval else "",
+        "" if row.published is None else f"paper {row.published:.1f}",
+    )
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    cell: Callable[[Row], str]
+    needs: str = ""
+    """A column is left out where no row has this value."""
+    is_text: bool = False
+
+
+_POLICY = _Column("policy", lambda row: row.policy, is_text=True)
+_BENCHMARK = _Column("benchmark", lambda row: row.benchmark, is_text=True)
+_ACCURACY = _Column("accuracy %", lambda row: _percent(row.accuracy), "accuracy")
+_WIN_RATE = _Column("win rate %", lambda row: win_rate(row))
+_CONTRADICTIONS = _Column("contradictions %", lambda row: _percent(row.contradiction_rate), "contradiction_rate")
+_FIRST = _Column("first wins %", lambda row: _percent(row.first_position_rate), "first_position_rate")
+_TOKENS = _Column("tokens", lambda row: f"{row.response_tokens:.1f}")
+_CUT = _Column("cut %", lambda row: _percent(row.cut_share))
+_KL = _Column("KL (nats)", lambda row: _optional(row.kl_to_sft, "{:.3f}"), "kl_to_sft")
+_PROMPTS = _Column("prompts", lambda row: str(row.prompts))
+
+
+def judgments(table: ReportTable) -> Table:
+    """Beside every win rate, what is needed to trust it."""
+    columns = [
+        _Column("win rate %", win_rate),
+        _Column("length-adjusted %", _length_adjusted, "length_adjusted_rate"),
+        _TOKENS,
+        _Column(f"tokens of {table.baseline}", lambda row: _optional(row.baseline_tokens, "{:.1f}"), "baseline_tokens"),
+        _CONTRADICTIONS,
+        _FIRST,
+        _Column("unreadable %", lambda row: _percent(row.unreadable_rate), "unreadable_rate"),
+        _Column("prompts", _scored),
+    ]
+    return _tabulated(table, columns, [row for row in table.rows if not row.is_baseline])
+
+
+def answers(table: ReportTable) -> Table:
+    """The answers of every policy, the baseline's too, whoever judged them."""
+    return _tabulated(table, [_ACCURACY, _TOKENS, _CUT, _KL, _PROMPTS], table.rows)
+
+
+def _tabulated(table: ReportTable, columns: Sequence[_Column], rows: Sequence[Row]) -> Table:
+    texts = [_POLICY, *([_BENCHMARK] if len(table.benchmarks) > 1 else [])]
+    shown = [*texts, *(column for column in columns if not column.needs or table.has(column.needs))]
+    cells = [[column.cell(row) for column in shown] for row in rows]
+    return Table([column.heading for column in shown], cells, len(texts))
+
+
+def as_terminal(table: ReportTable) -> TerminalTable:
+    """One table for a terminal, with what there is room for."""
+    view = TerminalTable(
+        title=Text(escape_control(table.title)),
+        caption=Text(escape_control(" ".join([sentence(table), *table.notes]))),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    several = [_BENCHMARK] if len(table.benchmarks) > 1 else []
+    every = [_POLICY, *several, _ACCURACY, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
+    columns = [column for column in every if not column.needs or table.has(column.needs)]
+    for column in columns:
+        name, _, unit = column.heading.rpartition(" ")
+        heading = f"{name}\n{unit}" if name else column.heading
+        if column.is_text:
+            view.add_column(heading, overflow="fold")
+        else:
+            view.add_column(heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        view.add_row(*(Text(escape_control(column.cell(row))) for column in columns))
+    return view
+
+
+def sentence(table: ReportTable) -> str:
+    """What the win rate is, and its interval."""
+    return f"{table.estimand[0].upper()}{table.estimand[1:]}. {INTERVAL}"
+
+
+def win_rate(row: Row) -> str:
+    """The win rate of a row with its interval, or why it has none."""
+    if row.is_baseline:
+        return "baseline"
+    if row.win_rate is None:
+        return "unreadable"
+    return " ".join([f"{row.win_rate:.1f}", *([_brackets(row.win_rate_interval)] if row.win_rate_interval else [])])
+
+
+def _beside_the_paper(row: Row) -> str:
+    return win_rate(row) if row.published is None else f"{win_rate(row)} (paper {row.published:.1f})"
+
+
+def _length_adjusted(row: Row) -> str:
+    if row.length_adjusted_rate is None:
+        return NONE
+    interval = row.length_adjusted_interval
+    return " ".join([f"{row.length_adjusted_rate:.1f}", *([_brackets(interval)] if interval else [])])
+
+
+def _brackets(interval: Interval) -> str:
+    return f"[{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def _scored(row: Row) -> str:
+    lost = row.scored_prompts is not None and row.scored_prompts != row.prompts
+    return f"{row.scored_prompts:,} of {row.prompts:,}" if lost else f"{row.prompts:,}"
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)

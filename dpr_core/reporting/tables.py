@@ -1,14 +1,15 @@
-"""A table of texts, as Markdown, as a page's markup and for a terminal."""
+"""Tables as Markdown, as HTML and for a terminal."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
 from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from dpr_core.reporting.page import Html, element
+from dpr_core.reporting.page import render
 from dpr_core.text import escape_control
 
 NONE = "\u2013"
@@ -29,18 +30,10 @@ class Table:
         lines = [_line(map(escaped, self.headings)), "|" + "|".join(rule) + "|"]
         return "\n".join([*lines, *(_line(map(escaped, row)) for row in self.rows)])
 
-    def as_html(self) -> Html:
+    def as_html(self) -> Markup:
         """A table element that scrolls where the page is narrow."""
         kinds = ["text" if i < self.texts else "number" for i in range(len(self.headings))]
-        head = [
-            element("th", escape_control(h), scope="col", class_=k) for h, k in zip(self.headings, kinds, strict=True)
-        ]
-        rows = [
-            element("tr", *(element("td", escape_control(c), class_=k) for c, k in zip(row, kinds, strict=True)))
-            for row in self.rows
-        ]
-        table = element("table", element("thead", element("tr", *head)), element("tbody", *rows))
-        return element("div", table, class_="scroll")
+        return render("table.html", headings=self.headings, rows=self.rows, kinds=kinds)
 
     def as_terminal(self, title: str) -> TerminalTable:
         """The table for a terminal."""

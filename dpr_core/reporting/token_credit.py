@@ -1,4 +1,4 @@
-"""The token-credit view: each token of a response coloured by its reward, as in the paper's Figure 1."""
+"""Token-credit view: each token of a response coloured by its reward, as JSON, for a terminal and as a page."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +9,16 @@ from rich.style import Style
 from rich.text import Text
 
 from dpr_core.credit import ScoredText, TokenCredit
-from dpr_core.reporting.credit_style import INK, SCRIPT, STEPS, STYLE, WHITE, hue, takes_white_ink
-from dpr_core.reporting.page import Html, definitions, element, join, page
-from dpr_core.text import escape_control, escape_control_lines
+from dpr_core.reporting.page import asset, page
+from dpr_core.text import escape_control
+
+STEPS = 10
+"""Shades on each side of zero."""
+
+RED = (178, 24, 43)
+BLUE = (33, 102, 172)
+INK = "#1c1e21"
+WHITE = "#ffffff"
 
 _SATURATED = 0.95
 """Colours span the values up to this quantile of their sizes, so that one extreme token does not pale all others."""
@@ -20,6 +27,16 @@ _SHORTEST_IN_FULL = 1e-4
 
 _ROUNDING = 1e-5
 """How far sums in single precision may be apart, as a share of what is summed."""
+
+
+def hue(step: int) -> tuple[int, int, int]:
+    """Red above zero, blue below."""
+    return RED if step > 0 else BLUE
+
+
+def takes_white_ink(step: int) -> bool:
+    """Whether white reads better than dark ink on this shade over a light page."""
+    return step >= 8 or step <= -9
 
 
 def as_json(scored: ScoredText) -> dict[str, Any]:
@@ -53,100 +70,58 @@ def as_html(texts: Sequence[ScoredText], title: str, provenance: Mapping[str, st
     tokens = [token for scored in texts for token in scored.tokens]
     reward_limit = _limit(t.reward for t in tokens)
     return_limit = _limit(t.return_ for t in tokens)
-    switch = join(
-        element("input", type="radio", name="by", id="by-reward", checked=True),
-        element("input", type="radio", name="by", id="by-return"),
+    introduction = (
+        f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}, {len(tokens)} response tokens. "
+        "Stronger red is a higher value, stronger blue a lower one. Point at a token for its numbers, or move with the "
+        "arrow keys."
     )
-    bar = element(
-        "div",
-        element("div", *_SWITCH_LABELS, class_="switch"),
-        _legend("reward", reward_limit),
-        _legend("return", return_limit),
-        class_="bar",
-    )
-    cards = [_card(i, scored, reward_limit, return_limit) for i, scored in enumerate(texts)]
     return page(
+        "credit.html",
         title,
-        element("header", element("h1", escape_control(title)), _introduction(len(texts), len(tokens))),
-        switch,
-        bar,
-        element("main", *cards),
-        element("footer", definitions(provenance, "provenance")) if provenance else Html(""),
-        _TIP,
-        style=STYLE,
-        script=SCRIPT,
+        style=f"{asset('credit.css')}{_shades()}\n",
+        script=asset("credit.js"),
+        introduction=introduction,
+        steps=STEPS,
+        reward_range=(significant(-reward_limit), significant(reward_limit)),
+        return_range=(significant(-return_limit), significant(return_limit)),
+        texts=[
+            {
+                "prompt": scored.prompt,
+                "tokens": [_shown(token, reward_limit, return_limit) for token in scored.tokens],
+                "totals": _totals(scored.tokens),
+            }
+            for scored in texts
+        ],
+        sources=provenance,
     )
 
 
-_SWITCH_LABELS = (element("label", "Reward", for_="by-reward"), element("label", "Return", for_="by-return"))
-
-_TIP_ROWS = {
-    "token": "token",
-    "id": "token id",
-    "position": "position",
-    "sft": "log \u03c0 SFT",
-    "ref": "log \u03c0 ref",
-    "reward": "reward",
-    "return": "return",
-}
-
-_TIP = element(
-    "div",
-    element("dl", *(join(element("dt", label), element("dd", data_show=key)) for key, label in _TIP_ROWS.items())),
-    id="tip",
-    role="tooltip",
-    hidden=True,
-)
+def _shown(token: TokenCredit, reward_limit: float, return_limit: float) -> dict[str, Any]:
+    return {
+        "text": escape_control(token.token) or "\u2205",
+        "marked": escape_control(token.token).replace(" ", "\u2423"),
+        "ends_line": token.token.endswith("\n"),
+        "id": token.token_id,
+        "position": token.position,
+        "reward_step": _step(token.reward, reward_limit),
+        "return_step": _step(token.return_, return_limit),
+        "log_sft": _number(token.log_pi_sft),
+        "log_ref": _number(token.log_pi_ref),
+        "reward": _number(token.reward),
+        "return_": _number(token.return_),
+    }
 
 
-def _introduction(texts: int, tokens: int) -> Html:
-    count = f"{texts} {'text' if texts == 1 else 'texts'}, {tokens} response tokens."
-    return element(
-        "p",
-        f"{count} Stronger red is a higher value, stronger blue a lower one. Point at a token for its numbers, or move "
-        "with the arrow keys.",
-        class_="quiet",
-    )
-
-
-def _legend(by: str, limit: float) -> Html:
-    swatches = [element("i", class_=f"{by[:3]}{step}") for step in range(-STEPS, STEPS + 1)]
-    return element(
-        "div",
-        element("span", f"\u2264 {significant(-limit)}"),
-        element("span", *swatches, class_="ramp"),
-        element("span", f"\u2265 {significant(limit)}"),
-        class_=f"legend legend-{by}",
-    )
-
-
-def _card(index: int, scored: ScoredText, reward_limit: float, return_limit: float) -> Html:
-    spans = []
-    for i, token in enumerate(scored.tokens):
-        rew, ret = _step(token.reward, reward_limit), _step(token.return_, return_limit)
-        span = element(
-            "span",
-            escape_control(token.token) or "\u2205",
-            class_=f"t rew{rew} ret{ret}",
-            id=f"t{index}-{i}",
-            tabindex=-1 if i else 0,
-            data_token=escape_control(token.token).replace(" ", "\u2423"),
-            data_id=token.token_id,
-            data_position=token.position,
-            data_sft=_number(token.log_pi_sft),
-            data_ref=_number(token.log_pi_ref),
-            data_reward=_number(token.reward),
-            data_return=_number(token.return_),
-        )
-        spans += [span, Html("\n")] if token.token.endswith("\n") else [span]
-    return element(
-        "section",
-        element("h2", "Prompt"),
-        element("p", escape_control_lines(scored.prompt), class_="prompt"),
-        element("h2", "Response"),
-        element("p", *spans, class_="tokens"),
-        definitions(_totals(scored.tokens), "totals"),
-    )
+def _shades() -> str:
+    """A rule of the page's style for each shade, under the switch between reward and return."""
+    rules = []
+    for prefix, by in (("rew", "reward"), ("ret", "return")):
+        for step in range(-STEPS, STEPS + 1):
+            channels = " ".join(str(channel) for channel in hue(step))
+            ink = f"; color: {WHITE}" if takes_white_ink(step) else ""
+            rule = f"background: rgb({channels} / {abs(step) / STEPS:.2f}){ink}"
+            rules.append(f"#by-{by}:checked ~ * .{prefix}{step} {{ {rule} }}")
+    return "\n".join(rules)
 
 
 def _totals(tokens: Sequence[TokenCredit]) -> dict[str, str]:

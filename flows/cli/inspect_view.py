@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from dpr_core.reporting import layout
-from dpr_core.reporting.rows import ReportTable as Results
-from dpr_core.reporting.rows import Row
+from dpr_core.reporting.report import ReportTable as Results
+from dpr_core.reporting.report import Row
+from dpr_core.reporting.report import as_terminal as results_table
 from dpr_core.text import escape_control_lines
 from tasks.artifacts.parent_runs import Pipeline
 from tasks.artifacts.run_records import Record
@@ -69,7 +69,7 @@ def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     results = document["results"]
     if "rows" in results:
         rows = tuple(Row(**row) for row in results["rows"])
-        parts.append(layout.as_terminal(Results(results["title"], rows, notes=tuple(results["notes"]))))
+        parts.append(results_table(Results(results["title"], rows, notes=tuple(results["notes"]))))
     else:
         parts += [plain(f"{name}: {value:.6g}") for name, value in results.items()]
     parts.append(table)

@@ -107,12 +107,12 @@ def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     from dpr_core.evaluation.rating.results import Ratings
-    from dpr_core.reporting.ratings import CAPTION, Rated, table
+    from dpr_core.reporting.sections import RATINGS_CAPTION, Rated, ratings_table
 
     ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})
-    lines = [CAPTION]
+    lines = [RATINGS_CAPTION]
     if about["unanswered"]:
         lines.append(f"{len(about['unanswered'])} questions are left out: not answered in all turns")
     lines += [f"! {line}" for line in result["warnings"]]
-    shown = table([Rated(about["model"], "mt_bench", about["judge"], ratings)])
+    shown = ratings_table([Rated(about["model"], "mt_bench", about["judge"], ratings)])
     return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

@@ -11,9 +11,9 @@ from tasks.stages.answer import answered, read_answers, statistics
 from tasks.stages.judge import GAMES, WIN_RATE
 
 if TYPE_CHECKING:
-    from dpr_core.reporting.judged import Judged
-    from dpr_core.reporting.links import Linked
-    from dpr_core.reporting.rows import Row
+    from dpr_core.reporting.judgments import Judged
+    from dpr_core.reporting.report import Row
+    from dpr_core.reporting.sections import Linked
 
 BASELINE = "SFT"
 
@@ -33,8 +33,8 @@ class Judgments:
     def add(self, role: str) -> None:
         """Read one judgment; the baseline's own row comes before the first that was judged against it."""
         from dpr_core.evaluation import canaries
-        from dpr_core.reporting.links import Linked
-        from dpr_core.reporting.rows import Row
+        from dpr_core.reporting.report import Row
+        from dpr_core.reporting.sections import Linked
 
         judgment = self._work.input(role)
         policy, _, benchmark = role.partition(" on ")
@@ -75,16 +75,16 @@ class Judgments:
 
     def complaints(self) -> list[str]:
         """What is wrong with the judgments, each thing once."""
-        from dpr_core.reporting import judged
+        from dpr_core.reporting.judgments import complaints
 
-        return [*self._notes, *judged.complaints(self.judged)]
+        return [*self._notes, *complaints(self.judged)]
 
 
 def _judged(
     policy: str, benchmark: str, judgment: Artifact, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
 ) -> "Judged":
     from dpr_core.evaluation.pairwise import Game
-    from dpr_core.reporting.judged import Answered, Judged, Prompt
+    from dpr_core.reporting.judgments import Answered, Judged, Prompt
 
     games: dict[str, list[Game]] = {}
     with (judgment.path / GAMES).open(encoding="utf-8") as lines:
@@ -114,7 +114,7 @@ def _row(
     baseline: dict[str, Any],
 ) -> "Row":
     from dpr_core.reporting.published import published
-    from dpr_core.reporting.rows import Row
+    from dpr_core.reporting.report import Row
 
     win = json.loads((judgment.path / WIN_RATE).read_text(encoding="utf-8"))
     adjusted = judged.length_adjusted()

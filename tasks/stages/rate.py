@@ -16,7 +16,7 @@ from tasks.stages.judge import JUDGE, VERDICTS
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.questions import Question
-    from dpr_core.reporting.ratings import Rated
+    from dpr_core.reporting.sections import Rated
 
 logger = logging.getLogger("dense_path")
 
@@ -84,7 +84,7 @@ def rated_in(work: Workspace) -> "list[Rated]":
     """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
     from dpr_core.evaluation.rating import canary, raters
     from dpr_core.evaluation.rating.results import Ratings
-    from dpr_core.reporting.ratings import Rated
+    from dpr_core.reporting.sections import Rated
 
     found = []
     for role in work.inputs:

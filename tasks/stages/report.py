@@ -11,7 +11,7 @@ from tasks.stages.judgments import BASELINE, Judgments
 from tasks.stages.rate import rated_in
 
 if TYPE_CHECKING:
-    from dpr_core.reporting.rows import ReportTable
+    from dpr_core.reporting.report import ReportTable
 
 TABLE = "table.json"
 PAGE = "report.html"
@@ -26,7 +26,8 @@ IDs and addresses are those of one store. The payload has none, so that the same
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     """Each input is a judge artifact, whose role, "policy on benchmark", names the row, or a rate artifact."""
-    from dpr_core.reporting import examples, lengths, links, pairs, ratings, report, rows
+    from dpr_core.reporting import report, sections
+    from dpr_core.reporting.examples import examples_section
 
     read = Judgments(work)
     judged = [role for role in work.inputs if work.input(role).stage == "judge"]
@@ -34,24 +35,24 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         read.add(role)
         work.advance(done, len(judged), role)
     title = cast(ReportConfig, config).title
-    table = rows.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
-    compared, rated = pairs.compare(read.judged), rated_in(work)
+    table = report.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
+    compared, rated = sections.compare(read.judged), rated_in(work)
     parts = [
-        ratings.section(rated),
-        pairs.section(compared),
-        lengths.section(read.judged, BASELINE),
-        examples.section(read.judged, BASELINE),
+        sections.ratings_section(rated),
+        sections.paired_tests_section(compared),
+        sections.lengths_section(read.judged, BASELINE),
+        examples_section(read.judged, BASELINE),
     ]
-    sections = [part for part in parts if part is not None]
-    values = rows.as_dict(table) | {
+    kept = [part for part in parts if part is not None]
+    values = report.as_dict(table) | {
         "paired_tests": [asdict(pair) for pair in compared],
         "ratings": [asdict(each) for each in rated],
     }
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (work.output / TABLE).write_text(text, encoding="utf-8")
     address = work.store.run_url if work.store.where.startswith("http") else lambda run_id: None
-    linked = [*sections, links.section(read.linked, address)]
-    for folder, shown in ((work.output, sections), (work.scratch / BESIDE, linked)):
+    linked = [*kept, sections.links_section(read.linked, address)]
+    for folder, shown in ((work.output, kept), (work.scratch / BESIDE, linked)):
         folder.mkdir(exist_ok=True)
         (folder / PAGE).write_text(report.as_html(table, shown), encoding="utf-8")
         (folder / DOCUMENT).write_text(report.as_markdown(table, shown), encoding="utf-8")

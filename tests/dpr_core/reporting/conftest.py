@@ -8,7 +8,7 @@ import pytest
 from dpr_core.evaluation.judge import Verdict
 from dpr_core.evaluation.pairwise import Game
 from dpr_core.evaluation.questions import Question
-from dpr_core.reporting.judged import Answered, Judged, Prompt
+from dpr_core.reporting.judgments import Answered, Judged, Prompt
 
 VERDICTS = {1.0: (Verdict.FIRST, Verdict.SECOND), 0.5: (Verdict.TIE,) * 2, 0.0: (Verdict.SECOND, Verdict.FIRST)}
 

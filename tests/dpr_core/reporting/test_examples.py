@@ -2,8 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.reporting.examples import MOST, TEXT, WORDS, choose, cut, section
-from dpr_core.reporting.judged import Judged
+from dpr_core.reporting.examples import MOST, TEXT, WORDS, choose, cut, examples_section
+from dpr_core.reporting.judgments import Judged
 
 Make = Callable[..., Judged]
 WON, LOST, AGAINST = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)
@@ -26,7 +26,7 @@ def test_a_few_are_taken_from_the_whole_benchmark(judged: Make) -> None:
 
 @pytest.mark.parametrize(("policies", "each"), [(1, 3), (21, 2), (MOST, 1)])
 def test_their_number_is_bounded(judged: Make, policies: int, each: int) -> None:
-    shown = section([judged(f"p{i}", [WON] * 4) for i in range(policies)], "SFT")
+    shown = examples_section([judged(f"p{i}", [WON] * 4) for i in range(policies)], "SFT")
     assert shown is not None
     assert shown.html.count('class="example"') == policies * each
     assert shown.html.count(f"Won in both orders: {each} of 4") == policies
@@ -36,7 +36,7 @@ def test_an_example_has_all_turns_both_answers_and_the_judges_words(judged: Make
     made = judged(
         "DPR", [AGAINST], turns=("One?", "Two?"), answers=("mine\nhere", "theirs"), words="I think", tokens=(7, 5)
     )
-    shown = section([made], "SFT")
+    shown = examples_section([made], "SFT")
     assert shown is not None
     texts = [
         "Question, turn 1",
@@ -60,7 +60,7 @@ def test_what_is_cut_says_by_how_much(judged: Make) -> None:
     assert cut("abcdef", 6) == "abcdef"
     assert cut("a" * 1234, 34) == "a" * 34 + " [\u2026 1,200 more characters]"
     made = judged("DPR", [LOST], answers=("x" * (TEXT + 50_000), ""), words="y" * (WORDS + 98))
-    shown = section([made], "SFT")
+    shown = examples_section([made], "SFT")
     assert shown is not None
     assert "x" * TEXT + " [\u2026 50,000 more characters]" in shown.html
     assert "y" * WORDS + " [\u2026 100 more characters]" in shown.html
@@ -69,7 +69,7 @@ def test_what_is_cut_says_by_how_much(judged: Make) -> None:
 
 
 def test_nothing_to_show_is_said(judged: Make) -> None:
-    shown = section([judged("DPR", [(0.5, 0.5)])], "SFT")
+    shown = examples_section([judged("DPR", [(0.5, 0.5)])], "SFT")
     assert shown is not None
     assert "No prompt was won or lost in both orders" in shown.html
-    assert section([], "SFT") is None
+    assert examples_section([], "SFT") is None

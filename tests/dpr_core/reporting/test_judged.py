@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from dpr_core.evaluation.pairwise import Game, summarise
-from dpr_core.reporting.judged import Judged, complaints
+from dpr_core.reporting.judgments import Judged, complaints
 from dpr_core.stats import length_adjusted_rate
 
 Make = Callable[..., Judged]

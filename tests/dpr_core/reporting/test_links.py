@@ -1,13 +1,13 @@
 import pytest
 
-from dpr_core.reporting.links import Linked, section, web_address
+from dpr_core.reporting.sections import Linked, links_section, web_address
 
 SFT = Linked("SFT", "lab", {"policy": "1" * 32, "answers": "2" * 32})
 DPR = Linked("<DPR>", "lab", {"policy": "3" * 32, "answers": "4" * 32, "judgment": "5" * 32})
 
 
 def test_every_artifact_has_its_command_and_its_whole_id() -> None:
-    shown = section([SFT, DPR], lambda run_id: None)
+    shown = links_section([SFT, DPR], lambda run_id: None)
     assert shown.html.count("<code") == 5
     assert f'<code class="copy" title="{"5" * 32}">dpr show 55555555</code>' in shown.html
     assert "<a" not in shown.html
@@ -17,7 +17,7 @@ def test_every_artifact_has_its_command_and_its_whole_id() -> None:
 
 
 def test_a_server_is_linked_to() -> None:
-    shown = section([DPR], lambda run_id: f"https://mlflow.example/#/experiments/1/runs/{run_id}")
+    shown = links_section([DPR], lambda run_id: f"https://mlflow.example/#/experiments/1/runs/{run_id}")
     url = f"https://mlflow.example/#/experiments/1/runs/{'5' * 32}"
     assert f'<a href="{url}" rel="noreferrer">MLflow</a>' in shown.html
     assert f"- [judgment of \\<DPR\\> on lab](<{url}>)" in shown.markdown

@@ -2,8 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.reporting.judged import Judged
-from dpr_core.reporting.pairs import compare, p_text, section
+from dpr_core.reporting.judgments import Judged
+from dpr_core.reporting.sections import compare, p_text, paired_tests_section
 from dpr_core.stats import paired_test
 
 Make = Callable[..., Judged]
@@ -44,14 +44,14 @@ def test_every_two_of_one_benchmark_and_judge_and_no_others(judged: Make) -> Non
 
 
 def test_the_section_says_how_many_comparisons_were_made(judged: Make) -> None:
-    assert section([]) is None
+    assert paired_tests_section([]) is None
     names = ["a", "b", "c", "d", "<e>"]
-    some = section(compare([judged(name, [(1.0, 0.5)] * 4) for name in names[:2]]))
+    some = paired_tests_section(compare([judged(name, [(1.0, 0.5)] * 4) for name in names[:2]]))
     assert some is not None
     assert "1 comparison was made" in some.markdown
     assert "| a \u2212 b | +0.0 \\[+0.0, +0.0\\] | 1.00 | 1.00 | 4 |" in some.markdown
     assert "<details" not in some.html
-    many = section(compare([judged(name, [(1.0, 0.5)] * 4) for name in names]))
+    many = paired_tests_section(compare([judged(name, [(1.0, 0.5)] * 4) for name in names]))
     assert many is not None
     assert "10 comparisons were made" in many.html
     assert "<summary>All 10 comparisons</summary>" in many.html

@@ -1,11 +1,17 @@
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from dpr_core.reporting import plots
+from dpr_core.reporting.plots import HUES, LONGEST, BoxStats, ChartPoint, boxes, curves
 
 POINTS = [(0.9, (55.0, 54.0, 56.0)), (1.0, (60.0, 58.0, 62.0))]
 
@@ -35,6 +41,8 @@ def test_the_bytes_depend_on_the_numbers_alone(draw: Callable[..., None], tmp_pa
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    inline = plots._inline
+    monkeypatch.setattr(plots, "_inline", lambda figure, label: (drawn.append(figure), inline(figure, label))[1])
     return drawn
 
 
@@ -66,3 +74,73 @@ def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path: Path) -> None:
     name = r"$\nosuchcommand{$"
     plots.bars(tmp_path / "x.png", name, name, {name: {name: POINTS[0][1], f"{name}2": POINTS[1][1]}})
     assert imread(tmp_path / "x.png").size > 0
+
+
+def titles(markup: Markup, kind: str) -> list[str | None]:
+    return [group.findtext("title") for group in ElementTree.fromstring(markup).iter("g") if group.get("class") == kind]
+
+
+def test_boxes_lie_where_their_quantiles_are(figure: list[Figure]) -> None:
+    markup = boxes(
+        "Lengths", "tokens", {"SFT": BoxStats(0, 10, 20, 30, 50, 25), "DPR": BoxStats(50, 50, 50, 50, 50, 50)}
+    )
+    (axes,) = figure[0].axes
+    sft, dpr = (patch.get_path().get_extents() for patch in axes.patches)
+    assert (sft.x0, sft.x1, dpr.x0, dpr.x1) == (10, 30, 50, 50)
+    whiskers = [line.get_xdata().tolist() for line in axes.get_lines()]
+    assert [10, 0] in whiskers
+    assert [30, 50] in whiskers
+    assert [25] in whiskers
+    assert re.findall(r">(SFT|DPR|25\.0|50\.0)</text>", markup) == ["SFT", "DPR", "25.0", "50.0"]
+    assert titles(markup, "box") == [
+        "SFT: mean 25.0, median 20, half between 10 and 30, 90% between 0 and 50 tokens",
+        "DPR: mean 50.0, median 50, half between 50 and 50, 90% between 50 and 50 tokens",
+    ]
+
+
+def test_a_curve_goes_through_its_points_from_left_to_right(figure: list[Figure]) -> None:
+    points = [ChartPoint(1.0, 60, 55, 65), ChartPoint(0.5, 50, 45, 60)]
+    markup = curves("Win rate", "x", {"DPR": points}, even=50)
+    (axes,) = figure[0].axes
+    assert axes.get_lines()[0].get_xydata().tolist() == [[0.5, 50], [1.0, 60]]
+    assert [part.tolist() for part in axes.collections[0].get_segments()] == [
+        [[0.5, 45], [0.5, 60]],
+        [[1, 55], [1, 65]],
+    ]
+    assert axes.get_lines()[-1].get_ydata() == [50, 50]
+    assert titles(markup, "dot") == ["DPR: 50.0 [45.0, 60.0] at 0.5", "DPR: 60.0 [55.0, 65.0] at 1"]
+
+
+def test_more_series_than_colours_start_again(figure: list[Figure]) -> None:
+    curves("c", "x", {f"p{i}": [ChartPoint(0, 1, 0, 2), ChartPoint(1, 2, 1, 3)] for i in range(len(HUES) + 1)})
+    lines = [line.get_color() for line in figure[0].axes[0].get_lines() if len(line.get_xdata()) == 2]
+    assert lines == [*HUES, HUES[0]]
+
+
+def test_names_in_a_page_are_text_and_long_ones_are_cut_where_there_is_no_room() -> None:
+    evil = "<script>alert(1)</script>\"'|\u202e\x00\ud800$x_"
+    points = [ChartPoint(0, 1, 0, 2)]
+    markup = boxes(evil, evil, {evil: BoxStats(1, 2, 3, 4, 5, 3)}) + curves(evil, evil, {evil: points, "b": points})
+    assert "<script" not in markup
+    assert not {"\u202e", "\x00", "\ud800"} & set(markup)
+    assert f"&lt;script&gt;{evil[8 : LONGEST - 2]}&lt;\u2026<" in markup
+    charts = [ElementTree.fromstring(part + "</svg>") for part in str(markup).split("</svg>")[:2]]
+    assert all(chart.get("aria-label", "").startswith("<script>alert(1)</script>") for chart in charts)
+
+
+def test_a_chart_in_a_page_has_no_style_of_its_own_and_takes_the_pages_ink() -> None:
+    rows = {"SFT": BoxStats(0, 10, 20, 30, 50, 25)}
+    first, again, other = (boxes("l", "tokens", each) for each in (rows, dict(rows), {"DPR": rows["SFT"]}))
+    assert first == again != other
+    assert not re.search(r"style|http|xmlns|<!|#000000", first)
+    assert 'stroke="currentColor"' in first
+    ids = re.findall(r' id="([^"]+)"', first)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'#(\w+)(?:"|\))', first)) - {hue[1:] for hue in (*HUES, "#b0b0b0")} == set(ids)
+
+
+def test_matplotlib_is_imported_by_the_first_plot() -> None:
+    code = (
+        "import sys, dpr_core.reporting.sections; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(plots.__file__).parents[2]).returncode == 0

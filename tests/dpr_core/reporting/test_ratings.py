@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from dpr_core.evaluation.rating.results import Ratings
-from dpr_core.reporting.ratings import Rated, section, table
+from dpr_core.reporting.sections import Rated, ratings_section, ratings_table
 
 RATINGS = Ratings(
     turn1=8.0,
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def test_a_row_for_each_policy() -> None:
-    shown = table(ROWS)
+    shown = ratings_table(ROWS)
     assert shown.headings == [
         "policy", "benchmark", "rated by", "turn 1", "turn 2", "average", "unreadable", "questions",
     ]  # fmt: skip
@@ -34,18 +34,18 @@ def test_a_row_for_each_policy() -> None:
 
 
 def test_the_median_is_shown_where_there_were_several_judgings() -> None:
-    shown = table([ROWS[0], replace(ROWS[1], ratings=replace(RATINGS, judgings=3))])
+    shown = ratings_table([ROWS[0], replace(ROWS[1], ratings=replace(RATINGS, judgings=3))])
     assert shown.headings[6] == "median of judgings"
     assert [row[6] for row in shown.rows] == ["7.50", "7.50"]
 
 
 def test_a_section_says_what_is_wrong_with_a_rater_and_lets_no_markup_through() -> None:
     hostile = "<b>x</b>\x1b[31m|"
-    found = section([ROWS[0], replace(ROWS[1], policy=hostile, complaints=("The rater is fooled.",))])
+    found = ratings_section([ROWS[0], replace(ROWS[1], policy=hostile, complaints=("The rater is fooled.",))])
     assert found is not None
     assert "The rater is fooled." in found.html
     assert "The rater is fooled." in found.markdown
     for text in (found.html, found.markdown):
         assert "\x1b" not in text
         assert "<b>" not in text.replace("\\<b\\>", "")
-    assert section([]) is None
+    assert ratings_section([]) is None

@@ -1,15 +1,17 @@
 """The report in a browser: it opens without a complaint, folds open, and runs nothing of what models wrote."""
 
+import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dpr_core.reporting import examples, lengths, links, pairs
-from dpr_core.reporting.judged import Judged
-from dpr_core.reporting.page import element, image, page
-from dpr_core.reporting.report import as_html
-from dpr_core.reporting.rows import ReportTable, Row
+from dpr_core.reporting import sections
+from dpr_core.reporting.examples import examples_section
+from dpr_core.reporting.judgments import Judged
+from dpr_core.reporting.page import page
+from dpr_core.reporting.report import ReportTable, Row, as_html
+from dpr_core.reporting.tables import Table
 from tests.browser import CHROMIUM, Browser, browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -42,12 +44,12 @@ def report_of(judged: Make) -> str:
         for name in (HOSTILE, "DPR")
     ]
     rows = [Row(each.policy, HOSTILE, 60, 20.0, 0.0, win_rate=50.0, win_rate_interval=(40, 60)) for each in every]
-    linked = [links.Linked(HOSTILE, HOSTILE, {"answers": "1" * 32})]
+    linked = [sections.Linked(HOSTILE, HOSTILE, {"answers": "1" * 32})]
     parts = [
-        pairs.section(pairs.compare(every)),
-        lengths.section(every, HOSTILE),
-        examples.section(every, HOSTILE),
-        links.section(linked, lambda run_id: f"https://mlflow.example/{run_id}"),
+        sections.paired_tests_section(sections.compare(every)),
+        sections.lengths_section(every, HOSTILE),
+        examples_section(every, HOSTILE),
+        sections.links_section(linked, lambda run_id: f"https://mlflow.example/{run_id}"),
     ]
     table = ReportTable(HOSTILE, tuple(rows), HOSTILE, (HOSTILE,), {HOSTILE: HOSTILE})
     return as_html(table, [part for part in parts if part is not None])
@@ -91,13 +93,19 @@ def test_charts_are_drawn_in_the_page_and_nothing_is_wider_than_it(
     assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def page_of_pixel(images: bool) -> str:
+    words = {"introduction": "", "missing": "", "claims": None, "best": [], "caption": ""}
+    plots = {"A <dot>": base64.b64encode(PIXEL).decode()}
+    return page("results.html", "t", images=images, table=Table(["x"], [["y"]]), plots=plots, **words)
+
+
 def test_pictures_are_shown_only_where_the_page_says_so(opened: Browser, tmp_path: Path) -> None:
     width = "document.querySelector('img').naturalWidth"
     allowed, refused = tmp_path / "allowed.html", tmp_path / "refused.html"
-    allowed.write_text(page("t", image(PIXEL, "A <dot>"), images=True), "utf-8")
+    allowed.write_text(page_of_pixel(images=True), "utf-8")
     opened.open(allowed)
     assert (opened.evaluate(width), opened.complaints) == (1, [])
-    refused.write_text(page("t", image(PIXEL, "A <dot>"), element("p", "x")), "utf-8")
+    refused.write_text(page_of_pixel(images=False), "utf-8")
     opened.open(refused)
     assert opened.evaluate(width) == 0
     assert "Content Security Policy" in opened.complaints.pop()

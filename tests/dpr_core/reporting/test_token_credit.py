@@ -13,8 +13,17 @@ from pathlib import Path
 import pytest
 
 from dpr_core.credit import ScoredText, TokenCredit
-from dpr_core.reporting.credit_style import INK, STEPS, WHITE, hue, takes_white_ink
-from dpr_core.reporting.token_credit import as_html, as_json, as_terminal, significant
+from dpr_core.reporting.token_credit import (
+    INK,
+    STEPS,
+    WHITE,
+    as_html,
+    as_json,
+    as_terminal,
+    hue,
+    significant,
+    takes_white_ink,
+)
 
 ROOT = Path(__file__).parents[3]
 HOSTILE = [

@@ -1,4 +1,4 @@
-"""One judgment with all that it was made of: the questions, both sides' answers, and every game."""
+"""Judged answers of a policy: the questions, both sides' answers and every game, and the win rate at equal lengths."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
