@@ -1,7 +1,7 @@
 """Intervals and tests: bootstrap, Student's t, length-controlled win rate, paired sign-flip test, Holm's correction.
 
-Written on numpy and scipy.special: the draws of the bootstrap are a contract (the same seed gives the same interval
-whatever the release of scipy), and scipy.stats takes a second to import.
+Written on numpy and scipy.special, which is imported where it is needed: the draws of the bootstrap are a contract (the
+same seed gives the same interval whatever the release of scipy), and scipy.stats takes a second to import.
 """
 
 import math
@@ -49,14 +49,14 @@ def mean_interval(values: Sequence[float], samples: int, seed: int, level: float
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Student's interval of the mean of a few independent values, such as one a seed; None for fewer than two."""
-    from scipy import special
+    from scipy.special import stdtrit
 
     count = len(values)
     if count < 2:
         return None
     mean = math.fsum(values) / count
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(special.stdtrit(count - 1, (1 + level) / 2)) * deviation / math.sqrt(count)
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * deviation / math.sqrt(count)
     return mean - half, mean + half
 
 
@@ -76,6 +76,8 @@ def length_adjusted_rate(
     P(win) = sigmoid(a + b x), x = tanh((length - baseline length) / deviation of that difference); the rate is
     100 sigmoid(a). `scores` are a prompt's mean over its games, 0 to 1. None with fewer than two prompts.
     """
+    from scipy.special import expit
+
     if len(scores) < 2:
         return None
     difference = np.asarray(lengths, dtype=np.float64) - np.asarray(baseline_lengths, dtype=np.float64)
@@ -89,15 +91,17 @@ def length_adjusted_rate(
     for start in range(0, samples, at_once):
         drawn = generator.multinomial(len(y), np.full(len(y), 1 / len(y)), min(at_once, samples - start))
         resampled.append(_logistic_fits(drawn.astype(np.float64), x, y, fitted)[:, 0])
-    low, high = special.expit(np.quantile(np.concatenate(resampled), [0.025, 0.975]))
-    return LengthAdjustedRate(100 * float(special.expit(fitted[0, 0])), 100 * float(low), 100 * float(high))
+    low, high = expit(np.quantile(np.concatenate(resampled), [0.025, 0.975]))
+    return LengthAdjustedRate(100 * float(expit(fitted[0, 0])), 100 * float(low), 100 * float(high))
 
 
 def _logistic_fits(counts: Matrix, x: Vector, y: Vector, start: Matrix) -> Matrix:
     """(a, b) for each row of `counts`, which says how often each prompt was drawn: all by Newton's method at once."""
+    from scipy.special import expit
+
     a, b = np.broadcast_to(start, (len(counts), 2)).T.copy()
     for _ in range(_NEWTON_STEPS):
-        p = special.expit(a[:, None] + b[:, None] * x)
+        p = expit(a[:, None] + b[:, None] * x)
         off = counts * (p - y)
         gradient_a, gradient_b = off.sum(axis=1) + _RIDGE * a, off @ x + _RIDGE * b
         weight = counts * (p * (1 - p))
@@ -154,8 +158,10 @@ def _sign_flips(differences: Vector) -> float:
 
 def _binomial_half(coins: int) -> Vector:
     """The binomial distribution of the heads of fair coins, in logarithms: the counts of many coins overflow."""
+    from scipy.special import gammaln
+
     heads = np.arange(coins + 1)
-    ways = special.gammaln(coins + 1) - special.gammaln(heads + 1) - special.gammaln(coins - heads + 1)
+    ways = gammaln(coins + 1) - gammaln(heads + 1) - gammaln(coins - heads + 1)
     return np.asarray(np.exp(ways - coins * math.log(2)))
 
 
