@@ -48,19 +48,15 @@ def by_name(store: Store) -> dict[str, Any]:
     return {record.name: record for record in store.records()}
 
 
-@pytest.mark.parametrize("forced", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "forced"])
 def test_what_was_killed_goes_on_in_its_own_runs(
     cut_off: Callable[..., None],
     dpr: Dpr,
     dpr_process: Dpr,
     open_store: OpenStore,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    forced: bool,
 ) -> None:
     home = tmp_path / "home"
-    command = ("run", TINY, *LONG, *(["--force"] if forced else []))
-    cut_off(home, *command)
+    cut_off(home, "run", TINY, *LONG)
     store = open_store(home)
     before = by_name(store)
     [pipeline] = store.pipelines.to_go_on()
@@ -70,7 +66,7 @@ def test_what_was_killed_goes_on_in_its_own_runs(
     assert "interrupted" in listed.stdout
     assert f"interrupted: {pipeline.title}; go on with: dpr resume" in listed.stderr
     shown = dpr("show", pipeline.id[:8], "--json", home=home).json
-    assert (shown["status"], shown["asked"]["force"]) == ("INTERRUPTED", forced)
+    assert (shown["status"], shown["asked"]["force"]) == ("INTERRUPTED", False)
     assert {stage["name"]: stage["status"] for stage in shown["stages"]}["reinforce"] == "INTERRUPTED"
     assert [piece["kind"] for piece in dpr("gc", "--plan", "--json", home=home).json["pieces"] if piece["bytes"]] == []
 

@@ -198,15 +198,6 @@ def test_who_waits_for_a_lock_file_that_is_removed_gets_one_that_others_see(tmp_
 
 # Two at once
 
-SIX = """
-import runpy
-from tasks.run_stage import run_stage
-from tasks.artifacts.store import Store
-toys = runpy.run_path("tests/tasks/conftest.py")
-outcome = run_stage(toys["NUMBER"], toys["Number"](), {}, store=Store.open())
-print(outcome.id, outcome.status)
-"""
-
 SLOW = """
 import json, runpy, sys, time
 from dataclasses import replace
@@ -236,19 +227,6 @@ print(outcome.id, outcome.status, flush=True)
 
 def started(code: str) -> Forked:
     return Forked(["-c", code], os.environ, REPOSITORY)
-
-
-@pytest.mark.slow
-@pytest.mark.integration
-def test_six_processes_start_on_an_empty_home_and_one_of_them_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DPR_HOME", str(tmp_path / "empty"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    said = [process.communicate(timeout=300) for process in [started(SIX) for _ in range(6)]]
-    ended = [out.split() for out, _ in said]
-    assert sorted(status for _, status in ended) == ["ran", *["reused"] * 5], said
-    assert len({run_id for run_id, _ in ended}) == 1
 
 
 @pytest.mark.integration
