@@ -86,23 +86,6 @@ def test_what_was_killed_goes_on_in_its_own_runs(
     assert "Nothing is unfinished." in dpr("resume", home=home).stdout
 
 
-@pytest.mark.slow
-def test_the_same_command_goes_on_and_another_does_not(
-    cut_off: Callable[..., None], dpr_process: Dpr, open_store: OpenStore, tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    cut_off(home, "run", TINY, *LONG)
-    [left] = open_store(home).pipelines.all()
-    other = dpr_process("run", TINY, *LONG, "--set", "name=other", "--json", home=home).json
-    assert other["run_id"] != left.id
-    store = open_store(home)
-    assert {p.id: p.status for p in store.pipelines.all()} == {left.id: "KILLED", other["run_id"]: "FINISHED"}
-    assert len(store.records()) == 12, "the stage that was cut off was taken up all the same"
-    again = dpr_process("run", TINY, *LONG, "--json", home=home).json
-    assert again["run_id"] == left.id
-    assert {stage["status"] for stage in again["stages"]} == {"reused"}
-
-
 # What is stored of a request
 
 
