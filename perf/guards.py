@@ -27,7 +27,8 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.guard import GUARDS
-from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+from dpr_core.training.reinforce_loop import ReinforceLoop
+from dpr_core.training.schedule import optimizer_steps
 from dpr_core.training.trainer import Trainer
 from tasks.artifacts.store import Artifact, Store
 from tasks.stages.lineage import Lineage
@@ -110,7 +111,7 @@ def train(lineage: Lineage, artifact: Artifact, regime: str, arguments: argparse
 
     recorder = Curves(accuracy)
     definition = lineage.definition(artifact).model_copy(update={"formula": formula})
-    OnPolicy(
+    ReinforceLoop(
         policy=policy,
         engine=engine,
         reward=lineage.defined_reward(artifact, definition, execution),

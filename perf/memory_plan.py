@@ -34,7 +34,7 @@ from dpr_core.planning.memory import MemoryBreakdown
 from dpr_core.planning.stages import Needs, PlanInputs, needs
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.reinforce_loop import OnPolicy
+from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.trainer import Trainer
 
 Work = Callable[[], object]
@@ -147,13 +147,13 @@ class MeasuredStage:
         tokens = self.execution.tokens_per_micro_batch
         return DenseReward(self.policy(), self.policy(), "baseline_relative", tokens)
 
-    def loop(self, config: ReinforceConfig) -> tuple[OnPolicy, Trainer]:
+    def loop(self, config: ReinforceConfig) -> tuple[ReinforceLoop, Trainer]:
         policy, reward = self.policy(), self.reward()
         trainer = Trainer(policy, config, 10, config.execution)
         trainer.step(self.sequences[:1], SupervisedFineTuning())
         engine = InProcessEngine(policy.model, config.execution.rollout_rows, policy.activations)
         decode = lambda ids: ""  # noqa: E731
-        return OnPolicy(policy, engine, reward, trainer, config, NEVER, decode, Silent()), trainer
+        return ReinforceLoop(policy, engine, reward, trainer, config, NEVER, decode, Silent()), trainer
 
 
 CASES: dict[str, Callable[[MeasuredStage], PlannedCase]] = {

@@ -35,7 +35,8 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.reinforce_loop import OnPolicy
+from dpr_core.training.reinforce_loop import ReinforceLoop
+from dpr_core.training.schedule import rollout_requests
 from dpr_core.training.trainer import Trainer
 
 LIMIT, RATE = 120, 1e-6
@@ -60,7 +61,7 @@ def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int])
         max_response_tokens=LIMIT,
     )
     policy = Policy(ending(size))
-    loop = OnPolicy(
+    loop = ReinforceLoop(
         policy=policy,
         engine=InProcessEngine(policy.model),
         reward=DenseReward(Policy(ending(size)), Policy(ending(size)), "baseline_relative"),
@@ -71,13 +72,13 @@ def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int])
         recorder=Silent(),
     )
     method = policy_gradient(config.algorithm)
+    request = next(rollout_requests(prompts, config, END))
 
     def work() -> int:
-        """As `OnPolicy.run`, without the rollout that measures the policy in the end."""
-        rollout = loop.roll_out(prompts, 1)
-        seen = rollout.experience(None)
-        credit = method.credit(seen, 0.04)
-        inputs = LossInputs(old_log_probs=seen.log_old, advantages=credit.advantages)
+        """As `ReinforceLoop.run`, without the rollout that measures the policy in the end."""
+        rollout = loop.score(loop.sample(request))
+        credit = method.credit(rollout.batch, 0.04)
+        inputs = LossInputs(old_log_probs=rollout.old_log_probs, advantages=credit.advantages)
         loop.trainer.step(rollout.sequences, method, inputs)
         lengths = [c.length for c in rollout.completions]
         drawn.extend(lengths)

@@ -20,7 +20,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.models.lora import add_adapters
     from dpr_core.reporting import plots
     from dpr_core.rollouts.factory import open_engine
-    from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+    from dpr_core.training.reinforce_loop import ReinforceLoop
+    from dpr_core.training.schedule import optimizer_steps
     from dpr_core.training.trainer import Trainer
 
     settings = cast(ReinforceConfig, config)
@@ -47,7 +48,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         settings.execution,
         work.scratch / "rollouts",
     ) as engine:
-        loop = OnPolicy(
+        loop = ReinforceLoop(
             policy=policy,
             engine=engine,
             reward=lineage.dense_reward(reward, settings.execution),

@@ -32,7 +32,7 @@ from dpr_core.rollouts.factory import server_for
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.vllm_engine import VllmEngine, WeightSource, shape_of
 from dpr_core.rollouts.vllm_server import OwnServer
-from dpr_core.training.reinforce_loop import OnPolicy
+from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.trainer import Trainer
 
 pytestmark = pytest.mark.services
@@ -172,7 +172,7 @@ def trained(seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollout
     policy, recorder = Policy(network(0)), Silent()
     reward = DenseReward(Policy(network(0)), Policy(network(1)), "baseline_relative")
     trainer = Trainer(policy, config, ITERATIONS, ExecutionConfig())
-    OnPolicy(policy, engine_of(policy), reward, trainer, config, END, str, recorder).run(PROMPTS)
+    ReinforceLoop(policy, engine_of(policy), reward, trainer, config, END, str, recorder).run(PROMPTS)
     return exact_return(policy.model), recorder
 
 

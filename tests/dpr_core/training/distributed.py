@@ -28,7 +28,8 @@ from dpr_core.models.sharding import shard_like, to_device_or_shard, unsharded_i
 from dpr_core.recorder import Silent
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.state import State, read, write
-from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+from dpr_core.training.reinforce_loop import ReinforceLoop
+from dpr_core.training.schedule import optimizer_steps
 from dpr_core.training.self_play_loop import SelfPlay
 from dpr_core.training.sft_loop import fine_tune
 from dpr_core.training.trainer import Trainer
@@ -145,7 +146,7 @@ def reinforce(launch: LaunchConfig, dtype: torch.dtype, **changes: Any) -> Found
     if config.lora:
         add_adapters(policy.model, config.lora, seed=0)
     recorder = Watching()
-    loop = OnPolicy(
+    loop = ReinforceLoop(
         policy,
         InProcessEngine(policy.model, config.execution.rollout_rows),
         DenseReward(*(to_device_or_shard(each, launch) for each in scorers), "baseline_relative", 12),

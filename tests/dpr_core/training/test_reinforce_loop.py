@@ -32,7 +32,8 @@ from dpr_core.recorder import Silent
 from dpr_core.rollouts.engine import Engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.reinforce_loop import OnPolicy, iterations, optimizer_steps, prompt_batches
+from dpr_core.training.reinforce_loop import ReinforceLoop
+from dpr_core.training.schedule import iterations, optimizer_steps
 from dpr_core.training.trainer import Trainer
 
 PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]
@@ -73,7 +74,7 @@ def _config(**changes: Any) -> ReinforceConfig:
 
 def _method(
     toy: Callable[..., Any], config: ReinforceConfig, engine: Callable[[PreTrainedModel], Engine] = InProcessEngine
-) -> tuple[OnPolicy, Watching]:
+) -> tuple[ReinforceLoop, Watching]:
     model = toy(0)
     policy, recorder = Policy(model), Watching(model)
     reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
@@ -82,7 +83,7 @@ def _method(
     ) // config.batch_size
     trainer = Trainer(policy, config, updates, ExecutionConfig())
     decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
-    return OnPolicy(policy, engine(model), reward, trainer, config, EOS, decode, recorder), recorder
+    return ReinforceLoop(policy, engine(model), reward, trainer, config, EOS, decode, recorder), recorder
 
 
 def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., Any]) -> None:
@@ -385,33 +386,3 @@ def test_the_frozen_models_stay_as_they_are(toy: Callable[..., Any]) -> None:
     method.run(PROMPTS)
     for policy, seed in ((method.reward.sft, 0), (method.reward.reference, 1)):
         assert all(a.equal(b) for a, b in zip(policy.model.parameters(), toy(seed).parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("prompts", "changes", "expected"),
-    [
-        (100_000, {"rollout_batch_size": 1024}, 98),
-        (8, {"rollout_batch_size": 8}, 1),
-        (9, {"rollout_batch_size": 8}, 2),
-        (3, {"rollout_batch_size": 8}, 1),
-        (1000, {"rollout_batch_size": 8, "iterations": 5}, 5),
-    ],
-)
-def test_one_pass_over_the_prompts_unless_told_otherwise(prompts: int, changes: dict[str, int], expected: int) -> None:
-    assert iterations(prompts, ReinforceConfig(**changes)) == expected
-
-
-@pytest.mark.parametrize(("count", "batch"), [(10, 4), (4, 10), (6, 3)])
-def test_every_pass_holds_every_prompt_once_in_a_fresh_order(count: int, batch: int) -> None:
-    prompts = [(i,) for i in range(count)]
-    stream = prompt_batches(prompts, ReinforceConfig(rollout_batch_size=batch))
-    drawn = [next(stream) for _ in range(20)]
-    assert {len(rows) for rows in drawn} == {batch}
-    flat = [prompt for rows in drawn for prompt in rows]
-    passes = [flat[i : i + count] for i in range(0, len(flat) - count + 1, count)]
-    assert all(sorted(rows) == prompts for rows in passes)
-    assert len({tuple(rows) for rows in passes}) > 1
-    again = prompt_batches(prompts, ReinforceConfig(rollout_batch_size=batch))
-    assert [next(again) for _ in range(20)] == drawn
-    other = prompt_batches(prompts, ReinforceConfig(rollout_batch_size=batch, seed=1))
-    assert [next(other) for _ in range(20)] != drawn

@@ -25,7 +25,8 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.reinforce_loop import OnPolicy, optimizer_steps
+from dpr_core.training.reinforce_loop import ReinforceLoop
+from dpr_core.training.schedule import optimizer_steps
 from dpr_core.training.self_play_loop import SelfPlay
 from dpr_core.training.trainer import Trainer
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
@@ -82,7 +83,7 @@ def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
         policy = Policy(model)
         trainer = Trainer(policy, config, optimizer_steps(len(PROMPTS), config), ExecutionConfig(), recorder=recorder)
         reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
-        loop = OnPolicy(policy, InProcessEngine(model), reward, trainer, config, EOS, decode, recorder)
+        loop = ReinforceLoop(policy, InProcessEngine(model), reward, trainer, config, EOS, decode, recorder)
         return {"measured": loop.run(PROMPTS), "weights": weights(model)}
 
     kept = assert_the_same_however_interrupted(run, tmp_path / "runs")

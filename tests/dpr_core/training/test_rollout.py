@@ -4,7 +4,7 @@ import statistics
 import pytest
 import torch
 
-from dpr_core.training.rollout_metrics import repetition, signals
+from dpr_core.training.rollout import repetition, signals
 
 MASK = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
 LOG_SFT = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, 9.0, 9.0], [-1.0, -0.5, 9.0]])
@@ -13,10 +13,10 @@ RESPONSES = [(1, 2, 3), (4,), (5, 6)]
 
 
 def test_the_two_witnesses_of_a_hand_made_batch() -> None:
-    told = signals(RESPONSES, LOG_SFT, LOG_REF, MASK)
-    assert told["log_sft"] == pytest.approx(-8.0 / 6)
-    assert told["contrast"] == pytest.approx((0.0 - 0.25 + 3.0) / 3)
-    assert told["contrast_error"] == pytest.approx(statistics.stdev([0.0, -0.25, 3.0]) / math.sqrt(3))
+    metrics = signals(RESPONSES, LOG_SFT, LOG_REF, MASK)
+    assert metrics["log_sft"] == pytest.approx(-8.0 / 6)
+    assert metrics["contrast"] == pytest.approx((0.0 - 0.25 + 3.0) / 3)
+    assert metrics["contrast_error"] == pytest.approx(statistics.stdev([0.0, -0.25, 3.0]) / math.sqrt(3))
 
 
 def test_the_error_of_the_token_mean_is_that_of_many_batches() -> None:
@@ -28,9 +28,9 @@ def test_the_error_of_the_token_mean_is_that_of_many_batches() -> None:
         mask = torch.arange(8)[None, :] < lengths[:, None]
         # Long responses are likelier a token, so that the number of tokens and their sum go together.
         log_sft = -torch.rand(200, 8, generator=generator) - 3.0 / lengths[:, None]
-        told = signals([(0,)] * 200, log_sft, torch.zeros(200, 8), mask)
-        means.append(told["log_sft"])
-        errors.append(told["log_sft_error"])
+        metrics = signals([(0,)] * 200, log_sft, torch.zeros(200, 8), mask)
+        means.append(metrics["log_sft"])
+        errors.append(metrics["log_sft_error"])
     assert statistics.fmean(errors) == pytest.approx(statistics.stdev(means), rel=0.15)
 
 
@@ -40,8 +40,8 @@ def test_what_is_outside_the_mask_does_not_count() -> None:
 
 
 def test_a_single_response_has_no_error() -> None:
-    told = signals(RESPONSES[:1], LOG_SFT[:1], LOG_REF[:1], MASK[:1])
-    assert (told["log_sft_error"], told["contrast_error"]) == (0.0, 0.0)
+    metrics = signals(RESPONSES[:1], LOG_SFT[:1], LOG_REF[:1], MASK[:1])
+    assert (metrics["log_sft_error"], metrics["contrast_error"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

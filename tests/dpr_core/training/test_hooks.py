@@ -19,9 +19,9 @@ from dpr_core.rollouts.engine import FollowingEngine, Sampling
 from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.scripted import ScriptedEngine
-from dpr_core.training.importance_correction import corrected
-from dpr_core.training.reinforce_loop import OnPolicy
-from dpr_core.training.rollout_batch import Rollout
+from dpr_core.training.hooks import corrected
+from dpr_core.training.reinforce_loop import ReinforceLoop
+from dpr_core.training.rollout import Rollout
 from dpr_core.training.trainer import Trainer
 from tests.loopback_vllm import LoopbackVllm, serving
 
@@ -60,14 +60,14 @@ def _config(**changes: Any) -> ReinforceConfig:
 
 def _train(
     toy: Callable[..., Any], config: ReinforceConfig, folder: Path, engine: Any = None
-) -> tuple[OnPolicy, Watching]:
+) -> tuple[ReinforceLoop, Watching]:
     policy, recorder = Policy(toy(0)), Watching()
     reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
     execution = ExecutionConfig()
 
-    def run(engine: FollowingEngine) -> OnPolicy:
+    def run(engine: FollowingEngine) -> ReinforceLoop:
         trainer = Trainer(policy, config, 3, execution)
-        loop = OnPolicy(policy, engine, reward, trainer, config, 0, str, recorder)
+        loop = ReinforceLoop(policy, engine, reward, trainer, config, 0, str, recorder)
         loop.run(PROMPTS)
         return loop
 
@@ -137,17 +137,17 @@ def test_advantages_are_weighted_by_the_truncated_ratio(toy: Callable[..., Any])
     scored = DenseReward(policy, Policy(toy(1)), "baseline_relative")(sequences)
     ours = score(policy, sequences, None).log_probs
     rollout = Rollout(completions, sequences, scored, ours, ours, version=5)
-    found, told = corrected(torch.full(ours.shape, 2.0), rollout, VllmConfig(importance_cap=1.1))
+    found, metrics = corrected(torch.full(ours.shape, 2.0), rollout, VllmConfig(importance_cap=1.1))
     weights = [
         [min(float(torch.exp(ours[i, t] + 1.3)), 1.1) for t in range(len(s.response))] for i, s in enumerate(sequences)
     ]
     for row, expected in zip(found.tolist(), weights, strict=True):
         assert row == pytest.approx([2 * w for w in expected] + [2.0] * (3 - len(expected)), rel=1e-5)
     flat = [w for row in weights for w in row]
-    assert told["rollout/importance_mean"] == pytest.approx(sum(flat) / 9)
-    assert told["rollout/importance_truncated_share"] == pytest.approx(sum(w == 1.1 for w in flat) / 9)
-    assert 0 < told["rollout/importance_truncated_share"] < 1
-    assert told["rollout/policy_version"] == 5
+    assert metrics["rollout/importance_mean"] == pytest.approx(sum(flat) / 9)
+    assert metrics["rollout/importance_truncated_share"] == pytest.approx(sum(w == 1.1 for w in flat) / 9)
+    assert 0 < metrics["rollout/importance_truncated_share"] < 1
+    assert metrics["rollout/policy_version"] == 5
 
 
 def test_in_the_process_nothing_is_weighted(toy: Callable[..., Any], tmp_path: Path) -> None:
