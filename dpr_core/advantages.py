@@ -1,4 +1,7 @@
-"""From returns to advantages. All tensors are (B, T); what lies outside the mask is ignored and comes out as 0."""
+"""Advantages: whitening, position baseline, generalised advantage estimation (GAE).
+
+All tensors are (B, T); what lies outside the mask is ignored and comes out as 0.
+"""
 
 import torch
 from torch import Tensor

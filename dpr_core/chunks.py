@@ -1,4 +1,4 @@
-"""How many logits exist at once."""
+"""Chunked logits: how many rows are computed at once. Free of torch, since a memory plan counts them, too."""
 
 
 def rows_of_logits(vocabulary: int, logits_per_chunk: int, unlearned_on_cpu: bool) -> int:

@@ -1,4 +1,4 @@
-"""The processes that do a stage together: each holds all data, takes its share of the work, and gets all results.
+"""Ranks and collectives: each process of a stage holds all data, takes its share of the work, and gets all results.
 
 With one process, nothing here does anything. Where there are more, all of them call the same functions in the same
 order, or they wait for each other for ever.

@@ -1,4 +1,4 @@
-"""Samples of one policy made to count as samples of another."""
+"""Importance sampling: ratios that make samples of one policy count as samples of another."""
 
 from typing import Literal
 

@@ -1,4 +1,7 @@
-"""From token rewards to returns. All tensors are (B, T); what lies outside the mask is ignored and comes out as 0."""
+"""Returns: reward-to-go and the terminal reward.
+
+All tensors are (B, T); what lies outside the mask is ignored and comes out as 0.
+"""
 
 import torch
 from torch import Tensor

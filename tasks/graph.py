@@ -72,7 +72,7 @@ def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool =
         stage_named(stage).preflight(asked)
     executions = [getattr(config, "execution", None) for asked in configs.values() for config in asked]
     if here and any(isinstance(each, ExecutionConfig) and each.device == "cuda" for each in executions):
-        from dpr_core.training.devices import refuse_without_gpu
+        from dpr_core.training.torch_runtime import refuse_without_gpu
 
         refuse_without_gpu()
 

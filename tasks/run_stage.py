@@ -277,7 +277,7 @@ def torch_as_in(config: StageConfig) -> AbstractContextManager[None]:
         return nullcontext()
     import torch
 
-    from dpr_core.training.threads import torch_threads
+    from dpr_core.training.torch_runtime import torch_threads
 
     torch.manual_seed(config.seed)
     return torch_threads(execution.threads)

@@ -1,1 +1,1 @@
-"""The machinery that every method shares: one optimizer step, scoring, the on-policy loop, guards."""
+"""Training loops: SFT, REINFORCE with its hooks, self-play, and the optimizer step that they share."""

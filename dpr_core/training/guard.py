@@ -1,7 +1,7 @@
-"""Guards: end REINFORCE before the proxy reward is all that improves, and go back to a policy that was still good.
+"""Early stopping of REINFORCE on KL or proxy over-optimisation (Goodhart), and roll-back to the best policy.
 
-A guard reads the signals of each rollout, none of which needs a label, and gives its verdict on the policy that was
-sampled. What each rule is worth is measured in `docs/guards.md`.
+A guard reads label-free metrics of each rollout, and gives its verdict on the policy that was sampled. Each rule is
+measured in `docs/guards.md`.
 """
 
 import math
@@ -152,11 +152,11 @@ class RollBack:
         if self.kept_iteration == self.iteration and not self.reason:
             return {}
         self._copy(dict(self.policy.named_parameters()), self._kept)
-        told: dict[str, float] = {"guard/kept_iteration": self.kept_iteration}
+        metrics: dict[str, float] = {"guard/kept_iteration": self.kept_iteration}
         if self.reason:
-            told["guard/stopped_at_iteration"] = self.iteration
-        recorder.table("guard.json", [{**told, "reason": self.reason or "the last policies were not worth keeping"}])
-        return told
+            metrics["guard/stopped_at_iteration"] = self.iteration
+        recorder.table("guard.json", [{**metrics, "reason": self.reason or "the last policies were not worth keeping"}])
+        return metrics
 
     def state(self) -> State:
         return {

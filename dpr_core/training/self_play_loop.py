@@ -1,6 +1,6 @@
-"""The self-play loop: the policy against an opponent, which is the policy as it was when the round began.
+"""The self-play loop of SPIN and GSIL: the policy against an opponent, which is the policy at the start of the round.
 
-The opponent needs no second copy of the weights. It draws its responses, and it scores them and the demonstrations,
+The opponent needs no second copy of the weights: it samples its responses, and scores them and the demonstrations,
 before the round's first update.
 """
 
@@ -77,15 +77,15 @@ class SelfPlay:
     def run(self, demonstrations: Sequence[TokenSequence]) -> dict[str, float]:
         """All rounds; returns the last measurements."""
         plan = steps_of_rounds(len(demonstrations), self.config)
-        left = self.recorder.restore()
+        resumed = self.recorder.restore()
         before: Mapping[int, Completion] = {}
         measured: dict[str, float] = {}
-        for number in range(left["round"]["number"] if left else 1, self.config.rounds + 1):
+        for number in range(resumed["round"]["number"] if resumed else 1, self.config.rounds + 1):
             current = Round(number, self._trainer(number, plan), before)
-            if left is not None:
-                current.load_state(left["round"])
-                self._units, left = left["units"], None
-            measured = self._go_through(current, demonstrations, plan)
+            if resumed is not None:
+                current.load_state(resumed["round"])
+                self._units, resumed = resumed["units"], None
+            measured = self._run_round(current, demonstrations, plan)
             before = current.drawn if self.config.mix_previous else {}
         return measured
 
@@ -112,10 +112,10 @@ class SelfPlay:
         scores = score(self.policy, _sequences(pairs), self.config.execution.tokens_per_micro_batch)
         return scores.log_probs.double().sum(dim=-1).view(2, len(pairs))
 
-    def _go_through(
+    def _run_round(
         self, current: Round, demonstrations: Sequence[TokenSequence], plan: Sequence[int]
     ) -> dict[str, float]:
-        """What is left of a round; returns its last measurements."""
+        """The rest of a round; returns its last metrics."""
         number, done = current.number, sum(plan[: current.number - 1])
 
         def on_progress(count: int, total: int) -> None:

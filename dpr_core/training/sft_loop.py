@@ -104,12 +104,12 @@ def fine_tune(
     def state() -> State:
         return {"trainer": trainer.state(), "metrics": metrics, "average": average.average if average else []}
 
-    if (left := recorder.restore()) is not None:
-        trainer.load_state(left["trainer"])
-        metrics = left["metrics"]
+    if (resumed := recorder.restore()) is not None:
+        trainer.load_state(resumed["trainer"])
+        metrics = resumed["metrics"]
         if average is not None:
-            average.load_state(left["average"])
-        left = None  # else the whole of it stays in memory
+            average.load_state(resumed["average"])
+        resumed = None  # else the whole of it stays in memory
     for step, rows in list(enumerate(steps, start=1))[trainer.steps_done :]:
         metrics = trainer.step([sequences[row] for row in rows], objective)
         if average is not None:

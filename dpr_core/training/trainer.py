@@ -1,4 +1,4 @@
-"""One optimizer step over a global batch, on any number of processes; what is minimised is the method's business."""
+"""One optimizer step over a global batch: gradient accumulation over micro-batches, data-parallel or sharded."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from dpr_core.models.oom import in_micro_batches
 from dpr_core.models.sharding import is_sharded, networks, shard_like, to_device_or_shard, unshard
 from dpr_core.recorder import Recorder, Silent
 from dpr_core.state import State
-from dpr_core.training.randomness import draw_apart, random_state, set_random_state
+from dpr_core.training.torch_runtime import decorrelate_ranks, random_state, set_random_state
 
 logger = logging.getLogger("dense_path")
 
@@ -74,7 +74,7 @@ class Trainer:
         self.module = module if is_sharded(module) else self.accelerator.prepare(module)
         self.packed = bool(getattr(module, "packed", False))
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
-        draw_apart()
+        decorrelate_ranks()
 
     def step(
         self, sequences: Sequence[TokenSequence], objective: Objective, inputs: LossInputs = NO_INPUTS
@@ -159,13 +159,15 @@ class Trainer:
         seed = getattr(self.settings, "seed", None)
         self.recorder.table(where, [{"seed": seed, "step": step, **row} for row in _rows(sequences, inputs)])
         self.skipped_in_a_row += 1
-        said = f"optimizer step {step}: {self.name}/loss is {loss}, the gradient norm {norm}; the step was not applied"
+        message = (
+            f"optimizer step {step}: {self.name}/loss is {loss}, the gradient norm {norm}; the step was not applied"
+        )
         if self.skipped_in_a_row > self.execution.skipped_steps:
             raise DensePathError(
-                f"{said}, after {self.skipped_in_a_row - 1} others that were not. The batch is in {where} of this run: "
-                "look at it, or lower the learning rate"
+                f"{message}, after {self.skipped_in_a_row - 1} others that were not. The batch is in {where} of this "
+                "run: look at it, or lower the learning rate"
             )
-        logger.warning("%s; its batch is in %s of this run", said, where)
+        logger.warning("%s; its batch is in %s of this run", message, where)
         # Without gradients this changes nothing; the schedule asks for it.
         self.optimizer.step()
         self.schedule.step()
@@ -214,9 +216,9 @@ def learning_rate_share(step: int, total_steps: int, settings: OptimizerConfig) 
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    left = 1 - progress if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    decay = 1 - progress if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     final = settings.final_learning_rate_share
-    return final + (1 - final) * left
+    return final + (1 - final) * decay
 
 
 def _flat(inputs: LossInputs, mask: Tensor, rows: list[int], device: torch.device) -> LossInputs:

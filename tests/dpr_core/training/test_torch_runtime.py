@@ -1,4 +1,4 @@
-"""What dropout draws in each of several processes."""
+"""Random numbers of several processes, and the check for a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dpr_core import distributed
 from dpr_core.config.training import ExecutionConfig, LoRAConfig
+from dpr_core.errors import UsageError
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
-from dpr_core.training.randomness import draw_apart, random_state, set_random_state
+from dpr_core.training.torch_runtime import decorrelate_ranks, random_state, refuse_without_gpu, set_random_state
 from tests import ranks
 from tests.dpr_core.training.distributed import backbone, trainer_of
 
@@ -38,16 +39,16 @@ def all_differ(drawn: list[Tensor]) -> bool:
 
 def test_each_process_draws_numbers_of_its_own_and_the_first_those_of_one_process_alone(draw: Draw) -> None:
     alone = draw(0, lambda: None)
-    drawn = [draw(rank, draw_apart) for rank in range(4)]
+    drawn = [draw(rank, decorrelate_ranks) for rank in range(4)]
     assert drawn[0].equal(alone)
     assert all_differ(drawn)
-    assert drawn[2].equal(draw(2, draw_apart)), "as the seed has them"
+    assert drawn[2].equal(draw(2, decorrelate_ranks)), "as the seed has them"
 
 
 def test_a_second_trainer_does_not_bring_them_together_again(draw: Draw) -> None:
     def twice() -> None:
-        draw_apart()
-        draw_apart()
+        decorrelate_ranks()
+        decorrelate_ranks()
 
     assert all_differ([draw(rank, twice) for rank in range(4)])
 
@@ -58,7 +59,7 @@ def test_those_that_go_on_go_on_and_those_that_are_new_draw_what_nobody_does(dra
     states: list[Any] = []
 
     def keep() -> None:
-        draw_apart()
+        decorrelate_ranks()
         states.append(random_state())
 
     expected = [draw(rank, keep) for rank in range(before)]
@@ -89,3 +90,33 @@ def test_processes_that_share_a_step_drop_different_inputs_of_the_same_adapters(
     assert first["left"].equal(alone["left"])
     assert not second["left"].equal(alone["left"])
     assert set(second["left"].tolist()) == {0.0, 2.0}
+
+
+def said(monkeypatch: pytest.MonkeyPatch, version: str, cuda: str | None, hip: str | None = None) -> str:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.raises(UsageError) as caught:
+        refuse_without_gpu()
+    return str(caught.value)
+
+
+def test_a_build_for_the_cpu_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = said(monkeypatch, "2.13.0+cpu", cuda=None)
+    for words in ("torch 2.13.0+cpu is a build for the CPU alone", "https://pytorch.org", "--set device=auto"):
+        assert words in message
+
+
+@pytest.mark.parametrize("build", [("13.0", None), (None, "7.0")])
+def test_a_build_for_a_gpu_that_sees_none_points_at_the_driver(
+    monkeypatch: pytest.MonkeyPatch, build: tuple[str | None, str | None]
+) -> None:
+    message = said(monkeypatch, "2.13.0", *build)
+    for words in ("sees none", "nvidia-smi", "CUDA_VISIBLE_DEVICES", "--set device=auto"):
+        assert words in message
+
+
+def test_where_there_is_one_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    refuse_without_gpu()
