@@ -27,11 +27,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.config import evaluation as settings
-from dpr_core.evaluation import judges
 from dpr_core.evaluation.endpoint import Endpoint
-from dpr_core.evaluation.judge import Answer
-from dpr_core.evaluation.openai import request
-from dpr_core.evaluation.pairwise import Pair, judge_pairs
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Pair, judge_pairs
+from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
 
 SERVER = Path(__file__).parents[1] / "tests" / "loopback.py"
@@ -109,7 +108,7 @@ def ours(
     pairs: Sequence[Pair], config: settings.OpenAIJudgeConfig, execution: settings.JudgeExecutionConfig, cache: Path
 ) -> Callable[[], Awaitable[int]]:
     """As a run judges, with a cache that is empty."""
-    judge = judges.build(config, execution, lambda text: None, cache)
+    judge = build_judge(config, execution, lambda text: None, cache)
 
     async def work() -> int:
         games = await judge_pairs(judge, pairs, execution, lambda done, total, note: None)
@@ -123,7 +122,9 @@ def bare(
 ) -> Callable[[], Awaitable[int]]:
     """The client alone; what it is given is made before the clock runs."""
     endpoint = Endpoint(config, execution)
-    bodies = [endpoint.body(*request(pair.shown(first), as_json=True)) for pair in pairs for first in (True, False)]
+    prompt = PairwisePrompt(config.max_answer_characters)
+    shown = (pair.shown(first) for pair in pairs for first in (True, False))
+    bodies = [endpoint.body(prompt.messages(each, as_json=True), prompt.schema) for each in shown]
 
     async def work() -> int:
         turn = asyncio.Semaphore(execution.concurrency)

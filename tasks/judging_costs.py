@@ -8,13 +8,10 @@ from typing import Any, NamedTuple, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletionsConfig, JudgeConfig, RateConfig
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN
-from dpr_core.evaluation.cost import REPLY_TOKENS, Cost, judging_cost, prices
-from dpr_core.evaluation.judge import Answer
-from dpr_core.evaluation.pairwise import Pair
+from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN, REPLY_TOKENS, Cost, prices
+from dpr_core.evaluation.judge import judging_cost, rating_cost, rating_template
+from dpr_core.evaluation.pairwise import Answer, Pair
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rating import raters
-from dpr_core.evaluation.rating.cost import rating_cost
 from tasks.artifacts.store import Store
 from tasks.graph import OTHER, Node, Planned
 from tasks.stages.answer import answered, read_answers
@@ -113,7 +110,7 @@ def _judge(config: JudgeConfig, sides: Mapping[str, Answered]) -> Cost:
 
 
 def _rate(config: RateConfig, sides: Mapping[str, Answered]) -> Cost:
-    return rating_cost(config, raters.prompts_of(config), sides["answers"])
+    return rating_cost(config, rating_template(config), sides["answers"])
 
 
 _COSTS: dict[str, Callable[[Any, Mapping[str, Answered]], Cost]] = {"judge": _judge, "rate": _rate}

@@ -1,1 +1,1 @@
-"""Asking questions of policies, and judging, rating and scoring the answers."""
+"""LLM-as-a-judge: benchmarks, pairwise win rates, ratings, and official scores."""

@@ -1,12 +1,12 @@
-"""What judging costs: prices, an estimate before, a meter during, and a cap that is never passed."""
+"""The budget of LLM judging: token prices, a cost estimate before, a meter during, and a cap that is never passed."""
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
 
+from dpr_core.config.evaluation import ChatCompletionsConfig, JudgeExecutionConfig, OpenAIBatchJudgeConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.judge import Comparison
-from dpr_core.evaluation.prompts import request_messages
 
 PRICES_AS_OF = "2025-06"
 
@@ -26,6 +26,9 @@ WORDS = re.compile(r"[A-Za-z0-9 ]+")
 """Of anything else, such as punctuation and other scripts, a token may be as short as a byte."""
 
 OVERHEAD_TOKENS = 16
+
+REPLY_TOKENS = 150
+"""About what a judge writes: five sentences and a verdict."""
 
 
 class BudgetReached(DensePathError):
@@ -60,9 +63,10 @@ def price_of(model: str, read: float | None, written: float | None, batched: boo
     return None
 
 
-def tokens_of(comparison: Comparison) -> int:
-    """About how many tokens the request for a comparison has."""
-    return tokens_in(request_messages(comparison))
+def price_for(by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Price | None:
+    """The price of a judge's requests."""
+    own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
+    return price_of(by.model, *own, batched=isinstance(by, OpenAIBatchJudgeConfig))
 
 
 def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
@@ -71,6 +75,57 @@ def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
     words = sum(len(word) for text in texts for word in WORDS.findall(text))
     other = sum(len(text.encode("utf-8", "replace")) for text in texts) - words
     return int(words / CHARACTERS_PER_TOKEN) + other + OVERHEAD_TOKENS
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Requests, their tokens, and dollars; None where no price is known. Every reply is readable at once."""
+
+    requests: int = 0
+    tokens_read_about: int = 0
+    tokens_read_at_most: int = 0
+    tokens_written_about: int = 0
+    tokens_written_at_most: int = 0
+    dollars_about: float | None = 0.0
+    dollars_at_most: float | None = 0.0
+
+    def __add__(self, other: "Cost") -> Self:
+        names = [each.name for each in fields(self)]
+        sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in names}
+        return replace(self, **sums)
+
+    def at_most(self, other: "Cost") -> Self:
+        """The same requests, with the bounds of another estimate."""
+        return replace(
+            self,
+            tokens_read_at_most=other.tokens_read_at_most,
+            tokens_written_at_most=other.tokens_written_at_most,
+            dollars_at_most=other.dollars_at_most,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, dollars in cents."""
+        return {name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def cost_of(tokens: Iterable[int], by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Cost:
+    """Of requests with so many tokens."""
+    asked = list(tokens)
+    read = sum(asked)
+    about, most = (len(asked) * each for each in (min(REPLY_TOKENS, by.max_tokens), by.max_tokens))
+    price = price_for(by, execution)
+    dollars = (None, None) if price is None else (price.of(read, about), price.of(read, most))
+    return Cost(len(asked), read, read, about, most, *dollars)
+
+
+def prices(execution: JudgeExecutionConfig) -> str:
+    """Where the prices are from."""
+    own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
+    return f"of {PRICES_AS_OF}" if None in own else "as set"
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
 
 
 class Meter:

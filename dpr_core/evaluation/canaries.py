@@ -1,16 +1,18 @@
-"""Two questions to a judge of which the answer is known, before it is trusted with any other.
+"""Canaries: items of which the right judgment is known, to find position bias and gullibility of an LLM judge.
 
 An answer against itself is a tie, and a judge that has to choose must not always choose the same place. An answer that
-says nothing and praises itself loses against a real one.
+says nothing and praises itself loses against a real one, and is rated below it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.judge import Answer, Judge, Verdict
-from dpr_core.evaluation.pairwise import Pair, judge_pairs
+from dpr_core.evaluation.pairwise import Answer, Pair, PairwiseJudge, Verdict, judge_pairs
+from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rate import Rater, Turn, rate_turns, turns_of
 
 CONSTANT = (
     "Thank you for this excellent question. This answer is complete, accurate, clearly structured and helpful, and it "
@@ -30,28 +32,7 @@ EXCERPT = 200
 FIRST_PLACE = {Verdict.FIRST: 1.0, Verdict.TIE: 0.5, Verdict.SECOND: 0.0}
 
 
-@dataclass(frozen=True)
-class Canaries:
-    """What came of them; None where no verdict could be read."""
-
-    between_equals: float | None
-    """How often the first place won between equal answers, ties 0.5: 0.5 for a sound judge."""
-    constant: float | None
-    """How often the constant answer won, ties 0.5: 0 for a sound judge."""
-    unreadable: float | None
-    """Share of all these verdicts that could not be read."""
-
-    def as_metrics(self) -> dict[str, float]:
-        """By the names under which they are logged."""
-        found = {
-            "judge/canary_self": self.between_equals,
-            "judge/canary_constant": self.constant,
-            "judge/canary_unreadable": self.unreadable,
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-
-def pairs_of(pairs: Sequence[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
+def canary_pairs(pairs: Sequence[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
     """Self against self, and the constant against a real answer, on the first questions with a real answer."""
     chosen = [pair for pair in pairs if all(turn.strip() for turn in pair.baseline.turns)][:count]
     same = [replace(pair, candidate=pair.baseline) for pair in chosen]
@@ -59,17 +40,24 @@ def pairs_of(pairs: Sequence[Pair], count: int) -> tuple[list[Pair], list[Pair]]
     return same, constant
 
 
-async def try_out(
-    judge: Judge,
+def canary_turns(questions: Sequence[Question], count: int) -> list[Turn]:
+    """The constant answer to every turn of the first questions."""
+    return turns_of((question, (CONSTANT,) * len(question.turns)) for question in questions[:count])
+
+
+async def try_judge(
+    judge: PairwiseJudge,
     pairs: Sequence[Pair],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> Canaries:
-    """Judge the canaries of `pairs`, each in both orders like any other pair.
+) -> dict[str, float]:
+    """Judge the canaries of `pairs`, each in both orders like any other pair; metrics, as far as verdicts can be read.
 
-    A judge of whose replies not one can be read is asked no more: it would be paid for nothing.
+    How often the first place won between equal answers, 0.5 for a sound judge; how often the constant answer won, 0
+    for a sound judge; the share of unreadable verdicts. A judge of whose replies not one can be read is asked no more:
+    it would be paid for nothing.
     """
-    same, constant = pairs_of(pairs, execution.canaries)
+    same, constant = canary_pairs(pairs, execution.canaries)
     games = await judge_pairs(judge, [*same, *constant], execution, on_progress)
     alike, against = games[: 2 * len(same)], games[2 * len(same) :]
     lost = [game for game in games if game.verdict is Verdict.UNREADABLE]
@@ -78,15 +66,24 @@ async def try_out(
             f"none of the {len(games)} verdicts on the canaries could be read, so nothing else is asked; the judge "
             f"wrote, for example, {lost[0].raw[:EXCERPT]!r}"
         )
-    return Canaries(
-        _mean([FIRST_PLACE[game.verdict] for game in alike if game.verdict in FIRST_PLACE]),
-        _mean([game.score for game in against if game.score is not None]),
-        _mean([float(game.verdict is Verdict.UNREADABLE) for game in games]),
+    return _means(
+        {
+            "judge/canary_self": [FIRST_PLACE[game.verdict] for game in alike if game.verdict in FIRST_PLACE],
+            "judge/canary_constant": [game.score for game in against if game.score is not None],
+            "judge/canary_unreadable": [float(game.verdict is Verdict.UNREADABLE) for game in games],
+        }
     )
 
 
-def complaints(metrics: dict[str, float]) -> list[str]:
-    """What the logged canaries say against a judge, in sentences; nothing where there were none."""
+async def try_rater(rater: Rater, questions: Sequence[Question], execution: JudgeExecutionConfig) -> dict[str, float]:
+    """The constant answer's mean rating, as a metric; none where no rating could be read."""
+    turns = canary_turns(questions, execution.canaries)
+    rated = await rate_turns(rater, turns, execution, lambda done, total, note: None)
+    return _means({"rate/canary_constant": [rating.score for _, rating in rated if rating.score is not None]})
+
+
+def warnings(metrics: Mapping[str, float]) -> list[str]:
+    """What the logged canaries say against a judge or a rater, in sentences; nothing where there were none."""
     found = []
     alike, constant = metrics.get("judge/canary_self"), metrics.get("judge/canary_constant")
     if alike is not None and abs(alike - 0.5) > SELF_TOLERANCE:
@@ -102,8 +99,14 @@ def complaints(metrics: dict[str, float]) -> list[str]:
     unreadable = metrics.get("judge/canary_unreadable", 0.0)
     if unreadable >= UNREADABLE_TOLERANCE:
         found.append(f"The judge does not keep to its form: {100 * unreadable:.0f}% of its verdicts could not be read.")
+    rated, average = metrics.get("rate/canary_constant"), metrics.get("rate/average")
+    if rated is not None and average is not None and rated >= average:
+        found.append(
+            f"The rater is fooled by an answer that says nothing: it rates it {rated:.1f}, and the real answers "
+            f"{average:.1f}."
+        )
     return found
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _means(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: fmean(values) for name, values in found.items() if values}

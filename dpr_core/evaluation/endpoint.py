@@ -1,4 +1,4 @@
-"""An endpoint that speaks OpenAI's chat completions: requests, limits, failures and the meter; nothing of judging."""
+"""Client of an OpenAI-compatible chat completions endpoint: retries, rate limits, failures and the budget's meter."""
 
 import asyncio
 import importlib
@@ -10,9 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.budget import Meter, price_of, tokens_in
-from dpr_core.evaluation.judge import Unavailable, Unreachable
-from dpr_core.evaluation.pace import Pace
+from dpr_core.evaluation.budget import Meter, price_for, tokens_in
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -33,6 +31,14 @@ SECONDS_BETWEEN_LOOKS = 0.05
 Messages = list[dict[str, str]]
 
 
+class Unavailable(DensePathError):
+    """No reply this time, for a reason that may pass: the same request may be sent again later."""
+
+
+class Unreachable(Unavailable):
+    """Nobody is there, or somebody who does not speak this language. It may pass; before a run it is a mistake."""
+
+
 class SchemaRefused(DensePathError):
     """The endpoint does not know how to answer in a given schema."""
 
@@ -51,12 +57,25 @@ class Reply:
     details: Mapping[str, str | int]
 
 
+class RateLimiter:
+    """So many units a minute, evenly spread: `wait` returns when they may be used. None sets no limit."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._seconds_a_unit = 60 / per_minute if per_minute else 0.0
+        self._free_at = 0.0
+
+    async def wait(self, units: float = 1) -> None:
+        now = asyncio.get_running_loop().time()
+        start = max(now, self._free_at)
+        self._free_at = start + units * self._seconds_a_unit
+        if start > now:
+            await asyncio.sleep(start - now)
+
+
 class Endpoint:
     """One model behind one address. Whoever calls it bounds how many calls are open."""
 
-    def __init__(
-        self, config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig, batched: bool = False
-    ) -> None:
+    def __init__(self, config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig) -> None:
         self.config = config
         self.execution = execution
         self.url = _checked_url(config.base_url or OPENAI_URL)
@@ -64,10 +83,9 @@ class Endpoint:
         self._key()
         self._client: Any = None
         self._limit = "max_completion_tokens"
-        self._requests = Pace(execution.requests_per_minute)
-        self._tokens = Pace(execution.tokens_per_minute)
-        own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
-        price = price_of(config.model, *own, batched)
+        self._requests = RateLimiter(execution.requests_per_minute)
+        self._tokens = RateLimiter(execution.tokens_per_minute)
+        price = price_for(config, execution)
         if price is None and execution.budget_dollars is not None:
             raise UsageError(
                 f"judge.execution.budget_dollars is set, but no price of {config.model} is known; set "

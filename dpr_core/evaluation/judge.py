@@ -1,76 +1,228 @@
-"""What a judge is asked and what it says."""
+"""LLM judges, raters and their scripted twins, built from settings; their cost estimate and a probe of the endpoint."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Protocol
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from dpr_core.errors import DensePathError
-from dpr_core.evaluation.questions import Question
+from dpr_core.config import evaluation as settings
+from dpr_core.config.base import Config
+from dpr_core.errors import UsageError
+from dpr_core.evaluation import canaries
+from dpr_core.evaluation.ask import CachedJudge, ChatJudge, RuleJudge
+from dpr_core.evaluation.batch.judge import BatchJudge
+from dpr_core.evaluation.budget import Cost, cost_of, tokens_in
+from dpr_core.evaluation.cache import VerdictCache
+from dpr_core.evaluation.endpoint import Endpoint, Unavailable, Unreachable
+from dpr_core.evaluation.fastchat import FastChatTemplate
+from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, PairwiseJudge, Verdict
+from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
+from dpr_core.evaluation.questions import Question, ReadResult, is_right
+from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
+from dpr_core.hashing import of_file
 
+PROBE = [{"role": "user", "content": "Say yes."}]
+PROBE_TOKENS = 16
+"""Of the reply, whatever the judge may write otherwise."""
+PROBE_SECONDS = 30.0
 
-@dataclass(frozen=True)
-class Answer:
-    """One policy's answer: a text for each turn of the question."""
+CHARACTERS_A_POINT = 20
 
-    turns: tuple[str, ...]
-
-    @classmethod
-    def of(cls, text: str) -> "Answer":
-        """The answer to a single-turn question."""
-        return cls((text,))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two answers to one question, in the order in which the judge sees them."""
-
-    question: Question
-    first: Answer
-    second: Answer
-
-
-class Verdict(StrEnum):
-    """Which answer is better, by position. Unreadable is no verdict: it is counted, and scored as nothing."""
-
-    FIRST = "first"
-    SECOND = "second"
-    TIE = "tie"
-    UNREADABLE = "unreadable"
+NAMED = {"models": "model", "system_fingerprints": "system_fingerprint"}
+"""What is counted of the replies, and what a reply calls it."""
 
 
-@dataclass(frozen=True)
-class Judgment:
-    """A verdict, the judge's own words, and what an endpoint told about its work (model, fingerprint, tokens)."""
+def build_judge(
+    config: settings.Judge, execution: settings.JudgeExecutionConfig, read_result: ReadResult, cache: Path | None = None
+) -> PairwiseJudge:
+    """The judge that the settings name; UsageError where it cannot work here (no key, no client library).
 
-    verdict: Verdict
-    raw: str
-    details: Mapping[str, str | int] = field(default_factory=dict)
+    With `cache`, a judge that costs anything is never asked the same twice.
+    """
+    match config:
+        case settings.VerifiableJudgeConfig():
+            return RuleJudge(lambda comparison: _verified(comparison, read_result))
+        case settings.ScriptedJudgeConfig(rule=rule):
+            return RuleJudge(lambda comparison: Judgment(PAIRWISE_RULES[rule](comparison), f"rule: {rule}"))
+    prompt = PairwisePrompt(config.max_answer_characters)
+    judge: PairwiseJudge
+    if isinstance(config, settings.OpenAIBatchJudgeConfig):
+        judge = BatchJudge(config, execution, prompt, identity(config), cache)
+    else:
+        judge = ChatJudge(config, execution, prompt)
+    if cache is None:
+        return judge
+    return CachedJudge(judge, VerdictCache(cache), identity(config), prompt.judgment)
 
 
-class Unavailable(DensePathError):
-    """No judgment this time, for a reason that may pass: the same request may be sent again later."""
+def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Path | None = None) -> Rater:
+    """The rater that the settings name; errors and `cache` as in `build_judge`."""
+    if isinstance(config.by, settings.ScriptedRaterConfig):
+        rule = RATING_RULES[config.by.rule]
+        return RuleJudge(lambda turn: _rating_by(rule, turn, template))
+    prompt = RatingPrompt(template, config.by.max_answer_characters)
+    rater: Rater = ChatJudge(config.by, config.execution, prompt)
+    if cache is None:
+        return rater
+    known = rater_with_content_hash(config)
+    name = json.dumps(["rate", known.by.model_dump(mode="json"), known.prompts_content])
+    return CachedJudge(rater, VerdictCache(cache), name, prompt.judgment)
 
 
-class Unreachable(Unavailable):
-    """Nobody is there, or somebody who does not speak this language. It may pass; before a run it is a mistake."""
+def rating_template(config: settings.RateConfig) -> RatingTemplate:
+    """This project's own instructions, or those of the file that the settings name."""
+    if config.prompts is None:
+        return OwnRatingTemplate()
+    return FastChatTemplate.read_from(Path(config.prompts).expanduser())
 
 
-class Judge(Protocol):
-    """Compares two answers. Every judge, scripted or not, stands behind this."""
+def judge_with_content_hash(config: settings.Judge) -> settings.Judge:
+    """The judge together with the hash of the instructions that it is given."""
+    if isinstance(config, settings.ChatCompletionsConfig):
+        return config.model_copy(update={"template": PAIRWISE_DIGEST})
+    return config
 
-    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
-        """Told all that will be asked, before the first is. A judge that is cheaper in bulk may do its work here."""
-        ...
 
-    async def compare(self, comparison: Comparison) -> Judgment:
-        """Judge one comparison. Unavailable: later perhaps; any other DensePathError: never."""
-        ...
+def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
+    """The settings together with the hash of the instructions that the rater is given."""
+    if config.prompts is not None:
+        try:
+            content = of_file(Path(config.prompts).expanduser())
+        except OSError as error:
+            raise UsageError(f"rate.prompts: {config.prompts} cannot be read: {error.strerror}") from None
+        return config.model_copy(update={"prompts_content": content})
+    if isinstance(config.by, settings.ChatCompletionsConfig):
+        return config.model_copy(update={"by": config.by.model_copy(update={"template": RATING_DIGEST})})
+    return config
 
-    def status(self) -> str:
-        """What a progress display should say of the work so far, such as what it cost; often nothing."""
-        ...
 
-    async def close(self) -> None:
-        """Let go of connections. The judge may be used again afterwards."""
-        ...
+def identity(config: settings.Judge) -> str:
+    """All of a judge that a verdict depends on. How a request is delivered is not: a batch shares what it knows."""
+    if isinstance(config, settings.OpenAIBatchJudgeConfig):
+        config = settings.OpenAIJudgeConfig.model_validate(config.model_dump(exclude={"type"}))
+    return judge_with_content_hash(config).model_dump_json()
+
+
+def costs_money(by: Config) -> bool:
+    """Whether a verdict or a rating has to be paid for."""
+    return isinstance(by, settings.ChatCompletionsConfig)
+
+
+def rater_name(config: settings.RateConfig) -> str:
+    """What the rater is called in FastChat's rows."""
+    return config.by.model if isinstance(config.by, settings.OpenAIRaterConfig) else config.by.type
+
+
+def judging_cost(config: settings.JudgeConfig, pairs: Sequence[Pair]) -> Cost:
+    """Of both orders of every pair and of the canaries, if none of the verdicts is kept already."""
+    if not isinstance(config.by, settings.ChatCompletionsConfig):
+        return Cost()
+    prompt = PairwisePrompt(config.by.max_answer_characters)
+    same, constant = canaries.canary_pairs(pairs, config.execution.canaries)
+    shown = (pair.shown(first) for pair in [*pairs, *same, *constant] for first in (True, False))
+    return cost_of((tokens_in(prompt.messages(each)) for each in shown), config.by, config.execution)
+
+
+def rating_cost(
+    config: settings.RateConfig, template: RatingTemplate, answered: Sequence[tuple[Question, tuple[str, ...]]]
+) -> Cost:
+    """Of every rating of these answers and of the canary, if none of them is kept already."""
+    if not isinstance(config.by, settings.ChatCompletionsConfig):
+        return Cost()
+    prompt = RatingPrompt(template, config.by.max_answer_characters)
+    turns = turns_of(answered, config.judgings)
+    turns += canaries.canary_turns([question for question, _ in answered], config.execution.canaries)
+    return cost_of((tokens_in(prompt.messages(turn)) for turn in turns), config.by, config.execution)
+
+
+def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]]) -> None:
+    """One short request to each endpoint before any work, but for those with `check_endpoint` off.
+
+    A wrong key, address or model is known then and not hours later. An endpoint that is overloaded or slow passes.
+    """
+    found = {
+        (by.base_url, by.model, by.api_version, execution.api_key_variable): (by, execution)
+        for by, execution in judges
+        if isinstance(by, settings.ChatCompletionsConfig) and execution.check_endpoint
+    }
+    for by, execution in found.values():
+        asyncio.run(_probe(by, execution))
+
+
+async def _probe(config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig) -> None:
+    seconds = min(PROBE_SECONDS, execution.request_seconds)
+    once = execution.model_copy(update={"retries": 0, "request_seconds": seconds})
+    endpoint = Endpoint(config.model_copy(update={"max_tokens": PROBE_TOKENS}), once)
+    demanded = isinstance(config, settings.ChatJudgeConfig) and config.verdicts == "schema"
+    try:
+        await endpoint.ask(PROBE, SCHEMA if demanded else None)
+    except Unreachable:
+        raise
+    except Unavailable:
+        return
+    finally:
+        await endpoint.close()
+
+
+def judged_by(by: Config, replies: Iterable[Mapping[str, str | int]]) -> dict[str, Any]:
+    """The judge's settings, with the hash of its instructions, and how many replies each model and version wrote."""
+    told = list(replies)
+    counts = {name: Counter(str(each[field]) for each in told if field in each) for name, field in NAMED.items()}
+    return {**by.model_dump(mode="json"), **{name: dict(sorted(count.items())) for name, count in counts.items()}}
+
+
+def judged_by_warnings(found: Mapping[str, Any]) -> list[str]:
+    """What should be known of it: that several models or versions have judged side by side."""
+    return [
+        f"Several {name.replace('_', ' ')} have judged: "
+        f"{', '.join(f'{each} ({count} replies)' for each, count in found[name].items())}."
+        for name in NAMED
+        if len(found[name]) > 1
+    ]
+
+
+def _size(answer: Answer) -> int:
+    return sum(len(turn) for turn in answer.turns)
+
+
+def _longer(first: Answer, second: Answer) -> Verdict:
+    a, b = _size(first), _size(second)
+    return Verdict.TIE if a == b else Verdict.FIRST if a > b else Verdict.SECOND
+
+
+PAIRWISE_RULES: dict[str, Callable[[Comparison], Verdict]] = {
+    "longer": lambda shown: _longer(shown.first, shown.second),
+    "shorter": lambda shown: _longer(shown.second, shown.first),
+    "first": lambda shown: Verdict.FIRST,
+    "tie": lambda shown: Verdict.TIE,
+    "unreadable": lambda shown: Verdict.UNREADABLE,
+}
+"""Lengths are counted in characters."""
+
+RATING_RULES: dict[str, Callable[[str], float | None]] = {
+    "length": lambda text: min(LOWEST + len(text) // CHARACTERS_A_POINT, HIGHEST),
+    "unreadable": lambda text: None,
+}
+
+
+def _verified(comparison: Comparison, read_result: ReadResult) -> Judgment:
+    """The answer that states the reference result wins; a tie where both do or neither does."""
+    right = [
+        is_right(comparison.question, answer.turns[-1], read_result) for answer in (comparison.first, comparison.second)
+    ]
+    if None in right:
+        raise UsageError(
+            f"question {comparison.question.id} has no reference, which the verifiable judge needs; "
+            "give every question of the benchmark a `reference`, or choose another judge"
+        )
+    first, second = right
+    verdict = Verdict.TIE if first == second else Verdict.FIRST if first else Verdict.SECOND
+    words = {True: "right", False: "wrong"}
+    return Judgment(verdict, f"first {words[bool(first)]}, second {words[bool(second)]}")
+
+
+def _rating_by(rule: Callable[[str], float | None], turn: Turn, template: RatingTemplate) -> Rating:
+    score = rule(turn.answers[-1])
+    return Rating(score, "" if score is None else f"[[{score:g}]]", template.name(turn), template.shown(turn))

@@ -1,18 +1,60 @@
-"""Win rates: every pair is judged in both orders, and prompts are what is resampled."""
+"""Pairwise judging with position swap: win rate with a bootstrap confidence interval, and position bias."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, Self
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
-from dpr_core.evaluation.judge import Answer, Comparison, Judge, Verdict
+from dpr_core.evaluation.ask import Details, Judge, judge_all
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.queue import ask_all
 from dpr_core.stats import mean_interval
 
-SECONDS_BETWEEN_NOTES = 1.0
-"""While a judge prepares itself, which in a batch takes hours."""
+
+@dataclass(frozen=True)
+class Answer:
+    """One policy's answer: a text for each turn of the question."""
+
+    turns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> "Answer":
+        """The answer to a single-turn question."""
+        return cls((text,))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to one question, in the order in which the judge sees them."""
+
+    question: Question
+    first: Answer
+    second: Answer
+
+
+class Verdict(StrEnum):
+    """Which answer is better, by position. Unreadable is no verdict: it is counted, and scored as nothing."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A verdict, the judge's own words, and what an endpoint told about its work (model, fingerprint, tokens)."""
+
+    verdict: Verdict
+    raw: str
+    details: Details = field(default_factory=dict)
+
+    @property
+    def value(self) -> str | None:
+        return None if self.verdict is Verdict.UNREADABLE else self.verdict.value
+
+
+PairwiseJudge = Judge[Comparison, Judgment]
 
 
 @dataclass(frozen=True)
@@ -38,7 +80,7 @@ class Game:
     candidate_first: bool
     verdict: Verdict
     raw: str
-    details: Mapping[str, str | int] = field(default_factory=dict)
+    details: Details = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -96,45 +138,18 @@ class WinRate:
 
 
 async def judge_pairs(
-    judge: Judge, pairs: Sequence[Pair], execution: JudgeExecutionConfig, on_progress: Callable[[int, int, str], None]
+    judge: PairwiseJudge,
+    pairs: Sequence[Pair],
+    execution: JudgeExecutionConfig,
+    on_progress: Callable[[int, int, str], None],
 ) -> list[Game]:
-    """Judge every pair in both orders, at most `execution.concurrency` at once; both games of a pair stand together.
-
-    `on_progress` gets how many games are done, of how many, and what the judge says of its work.
-    """
+    """Judge every pair in both orders; both games of a pair stand together. `on_progress` as in `judge_all`."""
     plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
-
-    async def play(planned: tuple[Pair, bool]) -> Game:
-        pair, candidate_first = planned
-        judgment = await judge.compare(pair.shown(candidate_first))
-        return Game(pair.question.id, candidate_first, judgment.verdict, judgment.raw, judgment.details)
-
-    try:
-        await _meanwhile(
-            judge.prepare([pair.shown(candidate_first) for pair, candidate_first in plan]),
-            lambda: on_progress(0, len(plan), judge.status()),
-        )
-        return await ask_all(
-            plan,
-            play,
-            execution,
-            lambda done, total: on_progress(done, total, judge.status()),
-            is_readable=lambda game: game.verdict is not Verdict.UNREADABLE,
-        )
-    finally:
-        await judge.close()
-
-
-async def _meanwhile(work: Coroutine[Any, Any, None], tell: Callable[[], None]) -> None:
-    """Do the work, and tell now and then how far it is."""
-    task = asyncio.create_task(work)
-    try:
-        while not (await asyncio.wait([task], timeout=SECONDS_BETWEEN_NOTES))[0]:
-            tell()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    task.result()
+    judgments = await judge_all(judge, [pair.shown(first) for pair, first in plan], execution, on_progress)
+    return [
+        Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details)
+        for (pair, first), judgment in zip(plan, judgments, strict=True)
+    ]
 
 
 def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int) -> WinRate:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dpr_core.evaluation.judge import Verdict
-from dpr_core.evaluation.pairwise import Game
+from dpr_core.evaluation.pairwise import Game, Verdict
 from dpr_core.reporting.judgments import Judged, Prompt
 from dpr_core.reporting.page import render
 from dpr_core.reporting.report import Section

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from markupsafe import Markup
 
-from dpr_core.evaluation.rating.results import Ratings
+from dpr_core.evaluation.rate import Ratings
 from dpr_core.reporting.judgments import Judged
 from dpr_core.reporting.page import render
 from dpr_core.reporting.plots import BoxStats, ChartPoint, boxes, curves

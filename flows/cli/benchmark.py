@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig
-    from dpr_core.evaluation.judge import Answer
     from dpr_core.evaluation.official.layouts import Answers, Layout
-    from dpr_core.evaluation.pairwise import Pair
+    from dpr_core.evaluation.pairwise import Answer, Pair
     from dpr_core.evaluation.questions import Question
 
 app = typer.Typer(
@@ -105,7 +104,8 @@ def judge(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
-        from dpr_core.evaluation.cost import judging_cost, prices
+        from dpr_core.evaluation.budget import prices
+        from dpr_core.evaluation.judge import judging_cost
         from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
         from dpr_core.evaluation.rows import read_rows
 
@@ -176,8 +176,7 @@ def _hub_questions(kind: Format) -> "list[Question]":
 
 def _pairs(questions: "list[Question]", mine: "Answers", theirs: "Answers") -> "tuple[list[Pair], list[str]]":
     """The questions that both have answered, and those that somebody has not."""
-    from dpr_core.evaluation.judge import Answer
-    from dpr_core.evaluation.pairwise import Pair
+    from dpr_core.evaluation.pairwise import Answer, Pair
 
     known = {question.id for question in questions}
     if strange := sorted((mine.keys() | theirs.keys()) - known):
@@ -205,21 +204,19 @@ def _is_empty(answer: "Answer") -> bool:
 
 
 def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
-    from dpr_core.evaluation import judges
-    from dpr_core.evaluation.canaries import complaints, try_out
-    from dpr_core.evaluation.judged_by import complaints as judged_by_several
-    from dpr_core.evaluation.judged_by import judged_by
+    from dpr_core.evaluation import canaries
+    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
     from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
     from tasks.local_home import open_home
     from tasks.running.progress import StageProgress
     from tasks.stages.judge import VERDICTS, preflight
 
     preflight([settings])
-    judge = judges.build(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
+    judge = build_judge(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
     tried: dict[str, float] = {}
     with StageProgress("judge") as progress:
-        if judges.costs_money(settings.by) and settings.execution.canaries:
-            tried = asyncio.run(try_out(judge, pairs, settings.execution, progress.advance)).as_metrics()
+        if costs_money(settings.by) and settings.execution.canaries:
+            tried = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance))
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
         rows = "".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games)
@@ -231,7 +228,7 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     check_readable(result.unreadable_share, settings.execution)
     served = judged_by(settings.by, (game.details for game in games))
-    warnings = [*complaints(tried), *judged_by_several(served)]
+    warnings = [*canaries.warnings(tried), *judged_by_warnings(served)]
     return {**result.as_dict(), "answers_cut": answers_cut(games), **tried, "warnings": warnings}
 
 

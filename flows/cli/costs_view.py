@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dpr_core.evaluation.cost import Cost
+from dpr_core.evaluation.budget import Cost
 from dpr_core.reporting.tables import Table
 from flows.cli.console import emit
 from tasks.artifacts.store import Store

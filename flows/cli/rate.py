@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dpr_core.config.evaluation import RateConfig
     from dpr_core.evaluation.official.layouts import Answers
     from dpr_core.evaluation.questions import Question
-    from dpr_core.evaluation.rating.rater import Prompts
+    from dpr_core.evaluation.rate import RatingTemplate
 
 Answered = list[tuple["Question", tuple[str, ...]]]
 
@@ -43,22 +43,21 @@ def rate(
         from dpr_core.config.evaluation import RateConfig
         from dpr_core.config.official import MTBenchConfig
         from dpr_core.evaluation.benchmarks import load
-        from dpr_core.evaluation.cost import prices
+        from dpr_core.evaluation.budget import prices
+        from dpr_core.evaluation.judge import rater_name, rating_cost, rating_template
         from dpr_core.evaluation.official.layouts import LAYOUTS
-        from dpr_core.evaluation.rating import raters
-        from dpr_core.evaluation.rating.cost import rating_cost
 
         settings = parse(RateConfig, override({}, assignments), "rate")
         model, given = only_model(LAYOUTS["mt-bench"], answers)
         asked = load(MTBenchConfig(path=str(questions), references=str(references) if references is not None else None))
         answered, missing = _answered(asked, given)
-        prompts = raters.prompts_of(settings)
-        about = {"model": model, "judge": raters.judge_name(settings), "unanswered": missing}
+        template = rating_template(settings)
+        about = {"model": model, "judge": rater_name(settings), "unanswered": missing}
         if dry_run:
-            cost = rating_cost(settings, prompts, answered).as_dict() | {"prices": prices(settings.execution)}
+            cost = rating_cost(settings, template, answered).as_dict() | {"prices": prices(settings.execution)}
             emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
             return
-        result = _rated(settings, prompts, model, answered, output)
+        result = _rated(settings, template, model, answered, output)
         emit({**about, **result}, as_json, lambda: _view(about, result))
 
 
@@ -76,10 +75,10 @@ def _answered(questions: "list[Question]", given: "Answers") -> tuple[Answered, 
 
 
 def _rated(
-    settings: "RateConfig", prompts: "Prompts", model: str, answered: Answered, output: Path | None
+    settings: "RateConfig", template: "RatingTemplate", model: str, answered: Answered, output: Path | None
 ) -> dict[str, Any]:
-    from dpr_core.evaluation.rating import canary, raters
-    from dpr_core.evaluation.rating.results import as_rows, summarise
+    from dpr_core.evaluation import canaries, judge
+    from dpr_core.evaluation.rate import as_rows, rate_turns, summarise, turns_of
     from tasks.local_home import open_home
     from tasks.running.progress import StageProgress
     from tasks.stages.judge import VERDICTS
@@ -87,11 +86,15 @@ def _rated(
 
     preflight([settings])
     warn_of_references([question for question, _ in answered])
-    rater = raters.build(settings, prompts, open_home() / VERDICTS)
+    rater = judge.build_rater(settings, template, open_home() / VERDICTS)
+    tried: dict[str, float] = {}
     with StageProgress("rate") as progress:
-        rated, tried = asyncio.run(raters.rate_answers(rater, settings, answered, progress.advance))
+        if judge.costs_money(settings.by) and settings.execution.canaries:
+            tried = asyncio.run(canaries.try_rater(rater, [question for question, _ in answered], settings.execution))
+        turns = turns_of(answered, settings.judgings)
+        rated = asyncio.run(rate_turns(rater, turns, settings.execution, progress.advance))
     if output is not None:
-        rows = as_rows(rated, model, raters.judge_name(settings))
+        rows = as_rows(rated, model, judge.rater_name(settings))
         try:
             output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         except OSError as error:
@@ -99,14 +102,14 @@ def _rated(
     print(rater.status(), file=sys.stderr)
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
     check_readable(result.unscored_share, settings.execution)
-    return {**result.as_dict(), **tried, "warnings": canary.complaints(result.as_metrics() | tried)}
+    return {**result.as_dict(), **tried, "warnings": canaries.warnings(result.as_metrics() | tried)}
 
 
 def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from dpr_core.evaluation.rating.results import Ratings
+    from dpr_core.evaluation.rate import Ratings
     from dpr_core.reporting.sections import RATINGS_CAPTION, Rated, ratings_table
 
     ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})

@@ -25,10 +25,9 @@ VERDICTS = "verdicts.sqlite"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    from dpr_core.evaluation import benchmarks, canaries, judges
-    from dpr_core.evaluation.judge import Answer
-    from dpr_core.evaluation.judged_by import complaints, judged_by
-    from dpr_core.evaluation.pairwise import Pair, answers_cut, judge_pairs, summarise
+    from dpr_core.evaluation import benchmarks, canaries
+    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
+    from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
 
     settings = cast(JudgeConfig, config)
     candidate, baseline = work.input("candidate"), work.input("baseline")
@@ -38,12 +37,12 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
     reader = benchmarks.result_reader(benchmark)
-    judge = judges.build(settings.by, settings.execution, reader, work.store.home / VERDICTS)
+    judge = build_judge(settings.by, settings.execution, reader, work.store.home / VERDICTS)
     tried = {}
-    if judges.costs_money(settings.by) and settings.execution.canaries:
-        tried = asyncio.run(canaries.try_out(judge, pairs, settings.execution, work.advance)).as_metrics()
-        for complaint in canaries.complaints(tried):
-            logger.warning("%s", complaint)
+    if costs_money(settings.by) and settings.execution.canaries:
+        tried = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance))
+        for warning in canaries.warnings(tried):
+            logger.warning("%s", warning)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
@@ -57,25 +56,24 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
     served = judged_by(settings.by, (game.details for game in games))
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n")
-    for complaint in complaints(served):
-        logger.warning("%s", complaint)
+    for warning in judged_by_warnings(served):
+        logger.warning("%s", warning)
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
     return measured | {"judge/answers_cut": float(answers_cut(games))} | tried
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:
-    from dpr_core.evaluation import judges
+    from dpr_core.evaluation.judge import judge_with_content_hash
 
-    return config.model_copy(update={"by": judges.pinned(config.by)})
+    return config.model_copy(update={"by": judge_with_content_hash(config.by)})
 
 
 def preflight(configs: Sequence[JudgeConfig]) -> None:
     """A judge without key, library or an endpoint that knows it is better known before the training than after."""
-    from dpr_core.evaluation import judges
-    from dpr_core.evaluation.probe import probe_each
+    from dpr_core.evaluation.judge import build_judge, probe_each
 
     for config in configs:
-        judges.build(config.by, config.execution, lambda text: None)
+        build_judge(config.by, config.execution, lambda text: None)
     probe_each((config.by, config.execution) for config in configs)
 
 

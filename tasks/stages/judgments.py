@@ -55,7 +55,7 @@ class Judgments:
                 {"policy": candidate.inputs["policy"], "answers": candidate.id, "judgment": judgment.id},
             )
         )
-        for complaint in canaries.complaints(self._work.store.record(judgment.id).results):
+        for complaint in canaries.warnings(self._work.store.record(judgment.id).results):
             self._notes.append(f"Canaries of {role}: {complaint}")
         judged = _judged(policy, benchmark, judgment, ours, theirs)
         self.judged.append(judged)

@@ -30,17 +30,19 @@ JUDGMENTS = "model_judgment.jsonl"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    from dpr_core.evaluation.judged_by import complaints, judged_by
-    from dpr_core.evaluation.rating import canary, raters
-    from dpr_core.evaluation.rating.results import as_rows, summarise
+    from dpr_core.evaluation import canaries, judge
+    from dpr_core.evaluation.rate import as_rows, rate_turns, summarise, turns_of
 
     settings = cast(RateConfig, config)
     answers = work.input("answers")
     pairs = answered(read_answers(answers.path))
     warn_of_references([question for question, _ in pairs])
-    rater = raters.build(settings, raters.prompts_of(settings), work.store.home / VERDICTS)
-    rated, tried = asyncio.run(raters.rate_answers(rater, settings, pairs, work.advance))
-    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), raters.judge_name(settings)))
+    rater = judge.build_rater(settings, judge.rating_template(settings), work.store.home / VERDICTS)
+    tried = {}
+    if judge.costs_money(settings.by) and settings.execution.canaries:
+        tried = asyncio.run(canaries.try_rater(rater, [question for question, _ in pairs], settings.execution))
+    rated = asyncio.run(rate_turns(rater, turns_of(pairs, settings.judgings), settings.execution, work.advance))
+    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), judge.rater_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
     if result.unscored_share > settings.execution.max_unreadable_share:
         work.file(work.output / JUDGMENTS, "rate")
@@ -50,12 +52,12 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}"
         )
     (work.output / RATINGS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-    served = judged_by(settings.by, (given.details for _, given in rated))
+    served = judge.judged_by(settings.by, (given.details for _, given in rated))
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n", encoding="utf-8")
     cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
     measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | tried
-    for complaint in [*complaints(served), *canary.complaints(measured)]:
-        logger.warning("%s", complaint)
+    for warning in [*judge.judged_by_warnings(served), *canaries.warnings(measured)]:
+        logger.warning("%s", warning)
     return measured
 
 
@@ -82,8 +84,9 @@ def warn_of_references(questions: "Sequence[Question]") -> None:
 
 def rated_in(work: Workspace) -> "list[Rated]":
     """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
-    from dpr_core.evaluation.rating import canary, raters
-    from dpr_core.evaluation.rating.results import Ratings
+    from dpr_core.evaluation import canaries
+    from dpr_core.evaluation.judge import rater_name
+    from dpr_core.evaluation.rate import Ratings
     from dpr_core.reporting.sections import Rated
 
     found = []
@@ -92,25 +95,24 @@ def rated_in(work: Workspace) -> "list[Rated]":
         if artifact.stage == STAGE.name:
             policy, _, benchmark = role.removesuffix(RATED).partition(" on ")
             ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
-            judge = raters.judge_name(RateConfig.model_validate(artifact.config))
-            complaints = canary.complaints(work.store.record(artifact.id).results)
+            judge = rater_name(RateConfig.model_validate(artifact.config))
+            complaints = canaries.warnings(work.store.record(artifact.id).results)
             found.append(Rated(policy, benchmark, judge, ratings, tuple(complaints)))
     return found
 
 
 def pin(config: RateConfig) -> RateConfig:
-    from dpr_core.evaluation.rating import raters
+    from dpr_core.evaluation.judge import rater_with_content_hash
 
-    return raters.pinned(config)
+    return rater_with_content_hash(config)
 
 
 def preflight(configs: Sequence[RateConfig]) -> None:
     """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
-    from dpr_core.evaluation.probe import probe_each
-    from dpr_core.evaluation.rating import raters
+    from dpr_core.evaluation.judge import build_rater, probe_each, rating_template
 
     for config in configs:
-        raters.build(config, raters.prompts_of(config))
+        build_rater(config, rating_template(config))
     probe_each((config.by, config.execution) for config in configs)
 
 

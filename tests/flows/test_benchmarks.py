@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dpr_core.config.official import MTBenchConfig
-from dpr_core.evaluation import judges
+from dpr_core.evaluation import judge as judges
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
 

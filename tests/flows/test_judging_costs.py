@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig
-from dpr_core.evaluation.cost import judging_cost
-from dpr_core.evaluation.judge import Answer
-from dpr_core.evaluation.pairwise import Pair
-from dpr_core.evaluation.prompts import TEMPLATE_DIGEST
+from dpr_core.evaluation.judge import judging_cost
+from dpr_core.evaluation.pairwise import Answer, Pair
+from dpr_core.evaluation.prompts import PAIRWISE_DIGEST
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import run_stage
@@ -81,7 +80,7 @@ def test_a_judge_leaves_word_of_who_it_was(
     kept = json.loads((folder / JUDGE).read_text())
     games = [json.loads(line) for line in (folder / GAMES).read_text().splitlines()]
     written = Counter(game["details"]["system_fingerprint"] for game in games)
-    assert (kept["model"], kept["temperature"], kept["template"]) == (MODEL, 0.0, TEMPLATE_DIGEST)
+    assert (kept["model"], kept["temperature"], kept["template"]) == (MODEL, 0.0, PAIRWISE_DIGEST)
     assert kept["models"] == {MODEL: 24}
     assert kept["system_fingerprints"] == written
     assert sorted(written) == ["fp_0", "fp_1"]

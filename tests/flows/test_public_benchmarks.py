@@ -11,7 +11,7 @@ from dpr_core.config.evaluation import AnswerConfig, BestOfNConfig, JudgeConfig,
 from dpr_core.config.official import ArenaHardConfig, MTBenchConfig
 from dpr_core.data.encoding import decode_response
 from dpr_core.errors import UsageError
-from dpr_core.evaluation import judges
+from dpr_core.evaluation import judge as judges
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.rows import read_rows
 from dpr_core.rollouts.in_process import InProcessEngine

@@ -57,6 +57,6 @@ def test_what_a_config_says_in_full_is_left_as_it_is(stage: str, config: StageCo
 def test_other_instructions_are_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     config = JudgeConfig(by=OpenAIJudgeConfig())
     before = _identity("judge", config)
-    monkeypatch.setattr("dpr_core.evaluation.judges.TEMPLATE_DIGEST", "0" * 64)
-    assert prompts.TEMPLATE_DIGEST in str(before)
+    monkeypatch.setattr("dpr_core.evaluation.judge.PAIRWISE_DIGEST", "0" * 64)
+    assert prompts.PAIRWISE_DIGEST in str(before)
     assert _identity("judge", config) != before

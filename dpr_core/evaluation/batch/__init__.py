@@ -1,1 +1,1 @@
-"""Judging through the Batch API."""
+"""The Batch API transport: requests in files, half the price, replies within a day."""

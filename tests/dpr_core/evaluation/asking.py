@@ -8,30 +8,30 @@ import pytest
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation import judges
-from dpr_core.evaluation.judge import Answer, Comparison, Judge, Judgment
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, PairwiseJudge
 from dpr_core.evaluation.questions import Question
 from tests.loopback import KEY
 
 COMPARISON = Comparison(Question(id="q", turns=("Why?",)), Answer.of("because"), Answer.of("VERDICT: A"))
 
 
-def build(url: str | None, retries: int = 0, **fields: Any) -> Judge:
+def build(url: str | None, retries: int = 0, **fields: Any) -> PairwiseJudge:
     config = settings.OpenAIJudgeConfig(model="judge", base_url=url, max_tokens=64, **{"verdicts": "text", **fields})
-    return judges.build(config, settings.JudgeExecutionConfig(retries=retries), lambda text: None)
+    return build_judge(config, settings.JudgeExecutionConfig(retries=retries), lambda text: None)
 
 
-def ask(judge: Judge, comparison: Comparison = COMPARISON) -> Judgment:
+def ask(judge: PairwiseJudge, comparison: Comparison = COMPARISON) -> Judgment:
     async def once() -> Judgment:
         try:
-            return await judge.compare(comparison)
+            return await judge.judge(comparison)
         finally:
             await judge.close()
 
     return asyncio.run(once())
 
 
-def failure(judge: Judge) -> str:
+def failure(judge: PairwiseJudge) -> str:
     """The message of the failure, once it is sure that no part of the exception shows the key."""
     with pytest.raises(DensePathError) as caught:
         ask(judge)

@@ -2,10 +2,8 @@ import asyncio
 
 import pytest
 
-from dpr_core.evaluation.budget import OVERHEAD_TOKENS, BudgetReached, Meter, Price, price_of, tokens_in, tokens_of
-from dpr_core.evaluation.judge import Answer, Comparison
-from dpr_core.evaluation.pace import Pace
-from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.budget import OVERHEAD_TOKENS, BudgetReached, Meter, Price, price_of, tokens_in
+from dpr_core.evaluation.endpoint import RateLimiter
 
 
 def test_prices() -> None:
@@ -40,11 +38,8 @@ def test_without_a_price_there_is_nothing_to_tell_of_money() -> None:
 
 
 def test_tokens_are_rather_over_than_underestimated() -> None:
-    def comparison(text: str) -> Comparison:
-        return Comparison(Question(id="q", turns=("?",)), Answer.of(text), Answer.of(""))
-
     # 400 words of English have some 530 tokens.
-    added = tokens_of(comparison("the small house " * 133)) - tokens_of(comparison(""))
+    added = tokens_in([{"content": "the small house " * 133}]) - tokens_in([{"content": ""}])
     assert 530 <= added <= 700
 
 
@@ -81,10 +76,10 @@ def test_pace_spreads_units_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(loop, "time", lambda: 100.0)
         monkeypatch.setattr(asyncio, "sleep", sleep)
-        pace = Pace(per_minute=60)
+        pace = RateLimiter(per_minute=60)
         for units in (1, 2, 1, 1):
             await pace.wait(units)
-        await Pace(None).wait(10**6)
+        await RateLimiter(None).wait(10**6)
 
     asyncio.run(run())
     assert slept == [1.0, 3.0, 4.0]

@@ -1,15 +1,28 @@
 import asyncio
 import multiprocessing
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dpr_core.evaluation.cache import CachedJudge, VerdictCache, comparison_key
-from dpr_core.evaluation.judge import Answer, Comparison, Judgment, Verdict
+from dpr_core.config.evaluation import (
+    JudgeExecutionConfig,
+    OpenAIBatchJudgeConfig,
+    OpenAIJudgeConfig,
+    OpenAIRaterConfig,
+    RateConfig,
+)
+from dpr_core.evaluation.ask import CachedJudge, key_of
+from dpr_core.evaluation.cache import VerdictCache
+from dpr_core.evaluation.judge import build_judge, build_rater, rating_template
+from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, PairwiseJudge, Verdict
+from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rate import Turn
 
+PROMPT = PairwisePrompt(100_000)
 COMPARISON = Comparison(Question(id="q", turns=("Why?",)), Answer.of("because"), Answer.of("no"))
 
 
@@ -21,7 +34,7 @@ class Counting:
     async def prepare(self, comparisons: Sequence[Comparison]) -> None:
         pass
 
-    async def compare(self, comparison: Comparison) -> Judgment:
+    async def judge(self, comparison: Comparison) -> Judgment:
         self.asked += 1
         return Judgment(self.verdict, f"words {self.asked}", {"prompt_tokens": 7})
 
@@ -32,15 +45,15 @@ class Counting:
         pass
 
 
-def ask(judge: CachedJudge, comparison: Comparison = COMPARISON) -> Judgment:
-    return asyncio.run(judge.compare(comparison))
+def ask(judge: PairwiseJudge, comparison: Comparison = COMPARISON) -> Judgment:
+    return asyncio.run(judge.judge(comparison))
 
 
 def test_the_same_is_asked_once_by_all_who_share_the_file(tmp_path: Path) -> None:
     first, second = Counting(Verdict.FIRST), Counting(Verdict.SECOND)
     path = tmp_path / "new" / "verdicts.sqlite"
-    judge = CachedJudge(first, VerdictCache(path), "gpt-4o")
-    again = CachedJudge(second, VerdictCache(path), "gpt-4o")
+    judge = CachedJudge(first, VerdictCache(path), "gpt-4o", PROMPT.judgment)
+    again = CachedJudge(second, VerdictCache(path), "gpt-4o", PROMPT.judgment)
     assert ask(judge) == ask(judge) == ask(again) == Judgment(Verdict.FIRST, "words 1", {"prompt_tokens": 7})
     assert (first.asked, second.asked) == (1, 0)
     assert judge.status() == "1 requests, 1 from the cache"
@@ -48,7 +61,7 @@ def test_the_same_is_asked_once_by_all_who_share_the_file(tmp_path: Path) -> Non
 
 def test_what_cannot_be_read_is_asked_again(tmp_path: Path) -> None:
     inner = Counting(Verdict.UNREADABLE)
-    judge = CachedJudge(inner, VerdictCache(tmp_path / "verdicts.sqlite"), "gpt-4o")
+    judge = CachedJudge(inner, VerdictCache(tmp_path / "verdicts.sqlite"), "gpt-4o", PROMPT.judgment)
     ask(judge)
     ask(judge)
     assert inner.asked == 2
@@ -70,21 +83,21 @@ QUESTION = COMPARISON.question
     ],
 )
 def test_whatever_a_verdict_depends_on_is_in_its_key(identity: str, comparison: Comparison) -> None:
-    assert comparison_key(identity, comparison) != comparison_key("gpt-4o", COMPARISON)
-    assert comparison_key("gpt-4o", replace(COMPARISON)) == comparison_key("gpt-4o", COMPARISON)
+    assert key_of(identity, comparison) != key_of("gpt-4o", COMPARISON)
+    assert key_of("gpt-4o", replace(COMPARISON)) == key_of("gpt-4o", COMPARISON)
 
 
 def test_the_first_verdict_stays(tmp_path: Path) -> None:
     cache = VerdictCache(tmp_path / "verdicts.sqlite")
-    cache.put("k", Judgment(Verdict.FIRST, "a"))
-    cache.put("k", Judgment(Verdict.SECOND, "b"))
-    assert cache.get("k") == Judgment(Verdict.FIRST, "a")
+    cache.put("k", "first", "a", {"n": 1})
+    cache.put("k", "second", "b", {})
+    assert cache.get("k") == ("first", "a", {"n": 1})
 
 
 def write_many(path: Path, start: int) -> None:
     cache = VerdictCache(path)
     for i in range(start, start + 200):
-        cache.put(str(i), Judgment(Verdict.TIE, str(i)))
+        cache.put(str(i), "tie", str(i), {})
 
 
 def test_processes_write_side_by_side(tmp_path: Path) -> None:
@@ -97,4 +110,32 @@ def test_processes_write_side_by_side(tmp_path: Path) -> None:
         writer.join()
         assert writer.exitcode == 0
     cache = VerdictCache(path)
-    assert all(cache.get(str(i)) == Judgment(Verdict.TIE, str(i)) for i in range(400))
+    assert all(cache.get(str(i)) == ("tie", str(i), {}) for i in range(400))
+
+
+KEPT = {
+    "505e239f66ee662e120582ca8f0d95a200b55d869022dadb3b20e6ac32bdb5d3": ("second", "B, because."),
+    "8f2057e80b48f2226a9e1a3d1cc260731a4a3e1d68cd5b4c15e27c81109b9d23": ("7.5", "RATING: [[7.5]]"),
+}
+"""Rows of a file that version 0.1.0 wrote. Other instructions to the judge, and nothing else, may change the keys."""
+
+
+def test_a_file_of_an_earlier_version_is_still_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    path = tmp_path / "verdicts.sqlite"
+    with sqlite3.connect(path) as rows:
+        rows.execute(
+            "CREATE TABLE verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL, raw TEXT NOT NULL, "
+            "details TEXT NOT NULL, made TEXT NOT NULL)"
+        )
+        for key, (value, raw) in KEPT.items():
+            values = (key, value, raw, '{"model": "m"}', "2026-11-01T00:00:00+00:00")
+            rows.execute("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?)", values)
+    for by in (OpenAIJudgeConfig(model="judge"), OpenAIBatchJudgeConfig(model="judge")):
+        judge = build_judge(by, JudgeExecutionConfig(), lambda text: None, path)
+        assert asyncio.run(judge.judge(COMPARISON)) == Judgment(Verdict.SECOND, "B, because.", {"model": "m"})
+    settings = RateConfig(by=OpenAIRaterConfig(model="rater"))
+    rater = build_rater(settings, rating_template(settings), path)
+    rating = asyncio.run(rater.judge(Turn(QUESTION, ("because",), judging=2)))
+    assert (rating.score, rating.raw, rating.details) == (7.5, "RATING: [[7.5]]", {"model": "m"})
+    assert rating.template == "dense-path-single"

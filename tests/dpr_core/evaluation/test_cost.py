@@ -11,10 +11,10 @@ from dpr_core.config.evaluation import (
     OpenAIJudgeConfig,
     ScriptedJudgeConfig,
 )
-from dpr_core.evaluation.budget import OVERHEAD_TOKENS, tokens_of
-from dpr_core.evaluation.cost import REPLY_TOKENS, Cost, cost_of, judging_cost, prices
-from dpr_core.evaluation.judge import Answer
-from dpr_core.evaluation.pairwise import Pair
+from dpr_core.evaluation.budget import OVERHEAD_TOKENS, REPLY_TOKENS, Cost, cost_of, prices, tokens_in
+from dpr_core.evaluation.judge import judging_cost
+from dpr_core.evaluation.pairwise import Answer, Pair
+from dpr_core.evaluation.prompts import pairwise_messages
 from dpr_core.evaluation.questions import Question
 
 PRICED: dict[str, Any] = {"dollars_per_million_read": 1.0, "dollars_per_million_written": 10.0}
@@ -64,7 +64,7 @@ def test_both_orders_and_the_canaries_are_counted() -> None:
     plain = judging_cost(config(), pairs)
     orders = [pairs[0].shown(first) for first in (True, False)]
     assert plain.requests == 6
-    assert plain.tokens_read_about == 3 * sum(map(tokens_of, orders))
+    assert plain.tokens_read_about == 3 * sum(tokens_in(pairwise_messages(each)) for each in orders)
     assert plain.tokens_read_about > 6 * (700 / 3.5 + OVERHEAD_TOKENS)
     # An answer against itself and the constant answer, on two questions, in both orders.
     assert judging_cost(config(canaries=2), pairs).requests == 6 + 8

@@ -12,11 +12,10 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.config.base import parse
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation import judges
 from dpr_core.evaluation.budget import BudgetReached
-from dpr_core.evaluation.endpoint import Endpoint
-from dpr_core.evaluation.judge import Answer, Unavailable, Unreachable, Verdict
-from dpr_core.evaluation.pairwise import Pair, judge_pairs
+from dpr_core.evaluation.endpoint import Endpoint, Unavailable, Unreachable
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Pair, Verdict, judge_pairs
 from dpr_core.evaluation.questions import Question
 from tests.dpr_core.evaluation.asking import ask, build, failure
 from tests.loopback import KEY, Loopback, Reply, completion, refused, serving
@@ -44,7 +43,7 @@ def test_a_request_that_hangs_is_given_up(loopback: Loopback) -> None:
     config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url, verdicts="text")
     execution = settings.JudgeExecutionConfig(retries=0, api_key_variable="OPENAI_API_KEY", request_seconds=0.2)
     with pytest.raises(Unavailable, match="gave no answer"):
-        ask(judges.build(config, execution, lambda text: None))
+        ask(build_judge(config, execution, lambda text: None))
 
 
 def test_azure_is_spoken_to_in_its_own_way(loopback: Loopback) -> None:
@@ -69,7 +68,7 @@ def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(loopback: Loop
             dollars_per_million_read=1000.0,
             dollars_per_million_written=1000.0,
         )
-        judge = judges.build(config, execution, lambda text: None, tmp_path / "verdicts.sqlite")
+        judge = build_judge(config, execution, lambda text: None, tmp_path / "verdicts.sqlite")
         asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: notes.append(note)))
 
     notes: list[str] = []
@@ -88,7 +87,7 @@ def test_a_budget_needs_a_price(loopback: Loopback) -> None:
     config = settings.OpenAIJudgeConfig(model="unheard-of", base_url=loopback.url)
     execution = settings.JudgeExecutionConfig(api_key_variable="OPENAI_API_KEY", budget_dollars=1.0)
     with pytest.raises(UsageError, match="no price of unheard-of is known"):
-        judges.build(config, execution, lambda text: None)
+        build_judge(config, execution, lambda text: None)
 
 
 def test_failed_requests_are_sent_again_up_to_the_limit(loopback: Loopback) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dpr_core.config import evaluation as settings
-from dpr_core.evaluation import judges, queue
-from dpr_core.evaluation.judge import Answer, Verdict
-from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs, summarise
+from dpr_core.evaluation import ask as core
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Game, Pair, Verdict, judge_pairs, summarise
 from dpr_core.evaluation.questions import Question
 from tests.loopback import JUDGES, PASSING, UNREADABLE, Faults, Loopback, completion
 from tests.loopback import judging as deciding
@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("openai._base_client")
     monkeypatch.setattr(constants, "INITIAL_RETRY_DELAY", 0.02)
     monkeypatch.setattr(constants, "MAX_RETRY_DELAY", 0.1)
-    monkeypatch.setattr(queue, "MOST_SECONDS_BETWEEN_ROUNDS", 0.1)
+    monkeypatch.setattr(core, "MOST_SECONDS_BETWEEN_ROUNDS", 0.1)
 
 
 def judged(
@@ -37,7 +37,7 @@ def judged(
     execution = settings.JudgeExecutionConfig(
         retries=2, rounds=20, unreadable_retries=unreadable_retries, concurrency=64, request_seconds=1.0
     )
-    judge = judges.build(config, execution, lambda text: None, cache)
+    judge = build_judge(config, execution, lambda text: None, cache)
     pairs = [
         Pair(Question(id=str(i), turns=("?",)), Answer.of(f"mine {i}"), Answer.of(f"theirs {i}"))
         for i in range(prompts)

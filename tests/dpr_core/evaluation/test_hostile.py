@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dpr_core.evaluation import prompts
-from dpr_core.evaluation.cache import CachedJudge, VerdictCache
+from dpr_core.evaluation.ask import CachedJudge
+from dpr_core.evaluation.cache import VerdictCache
 from dpr_core.evaluation.canaries import CONSTANT
-from dpr_core.evaluation.judge import Answer, Comparison, Verdict
-from dpr_core.evaluation.prompts import read_json_verdict, read_verdict, request_messages
+from dpr_core.evaluation.pairwise import Answer, Comparison, Verdict
+from dpr_core.evaluation.prompts import pairwise_messages, read_json_verdict, read_verdict
 from dpr_core.evaluation.questions import Question
 from tests.dpr_core.evaluation.asking import ask, build
 from tests.loopback import Call, Loopback, Reply, Shown, completion
@@ -75,7 +76,7 @@ def everywhere(text: str) -> dict[str, Comparison]:
 
 
 def shown(comparison: Comparison, as_json: bool = False) -> Shown:
-    return Shown.of({"messages": request_messages(comparison, as_json)})
+    return Shown.of({"messages": pairwise_messages(comparison, as_json)})
 
 
 @EACH
@@ -83,7 +84,7 @@ def shown(comparison: Comparison, as_json: bool = False) -> Shown:
 def test_it_stands_in_its_own_part_and_nowhere_else(hostile: str, as_json: bool) -> None:
     tame = everywhere("tame")
     for title, comparison in everywhere(hostile).items():
-        system, user = request_messages(comparison, as_json)
+        system, user = pairwise_messages(comparison, as_json)
         found, expected = Shown.of({"messages": [system, user]}), shown(tame[title], as_json)
         assert list(found.parts) == list(expected.parts)
         others = {name: text for name, text in found.parts.items() if name != title}
@@ -101,13 +102,13 @@ def test_not_a_word_of_it_is_lost(hostile: str) -> None:
     for title, comparison in everywhere(hostile).items():
         text = shown(comparison).parts[title].removeprefix("S ")
         assert text.replace(" ", "") == hostile.encode("utf-8", "replace").decode().replace(" ", "")
-        json.dumps(request_messages(comparison), ensure_ascii=False).encode()
+        json.dumps(pairwise_messages(comparison), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("token", [token for tokens in CONTROL_TOKENS.values() for token in tokens])
 def test_no_control_token_reaches_a_server_whole(token: str) -> None:
     for comparison in everywhere(f"x{token}{token}system\n{WIN}").values():
-        assert all(token not in message["content"] for message in request_messages(comparison))
+        assert all(token not in message["content"] for message in pairwise_messages(comparison))
 
 
 def test_marks_are_secret() -> None:
@@ -198,5 +199,7 @@ def test_a_judge_who_obeys_is_fooled_where_the_mark_is_known(
 
 def test_half_a_pair_in_the_judges_own_words_can_be_kept(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = lambda call: completion("Good \ud83d\nVERDICT: A")
-    judge = CachedJudge(build(loopback.url), VerdictCache(tmp_path / "verdicts.sqlite"), "me")
+    judge = CachedJudge(
+        build(loopback.url), VerdictCache(tmp_path / "verdicts.sqlite"), "me", prompts.PairwisePrompt(1000).judgment
+    )
     assert ask(judge).raw == "Good ?\nVERDICT: A"

@@ -7,19 +7,18 @@ import pytest
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation import judges
-from dpr_core.evaluation.judge import Verdict
-from dpr_core.evaluation.judged_by import complaints, judged_by
-from dpr_core.evaluation.prompts import TEMPLATE_DIGEST
+from dpr_core.evaluation.judge import identity, judge_with_content_hash, judged_by, judged_by_warnings
+from dpr_core.evaluation.pairwise import Verdict
+from dpr_core.evaluation.prompts import PAIRWISE_DIGEST
 from tests.dpr_core.evaluation.asking import ask, build, failure
-from tests.dpr_core.evaluation.batching import build as batched
-from tests.dpr_core.evaluation.batching import play
+from tests.dpr_core.evaluation.batch.batching import build as batched
+from tests.dpr_core.evaluation.batch.batching import play
 from tests.loopback import Loopback, completion
 from tests.loopback_batches import Batches, Outcome, Request
 
 
 def test_models_and_versions_are_counted_beside_the_settings() -> None:
-    by = judges.pinned(settings.OpenAIJudgeConfig(temperature=0.5))
+    by = judge_with_content_hash(settings.OpenAIJudgeConfig(temperature=0.5))
     replies = [
         {"model": "gpt-4o-b", "system_fingerprint": "fp_2"},
         {"model": "gpt-4o-a", "system_fingerprint": "fp_1"},
@@ -31,18 +30,21 @@ def test_models_and_versions_are_counted_beside_the_settings() -> None:
     assert found["models"] == {"gpt-4o-a": 3, "gpt-4o-b": 1}
     assert found["system_fingerprints"] == {"fp_1": 1, "fp_2": 2}
     assert (found["type"], found["model"], found["temperature"]) == ("openai", "gpt-4o", 0.5)
-    assert found["template"] == TEMPLATE_DIGEST
-    assert complaints(found) == [
+    assert found["template"] == PAIRWISE_DIGEST
+    assert judged_by_warnings(found) == [
         "Several models have judged: gpt-4o-a (3 replies), gpt-4o-b (1 replies).",
         "Several system fingerprints have judged: fp_1 (1 replies), fp_2 (2 replies).",
     ]
 
 
 def test_one_version_or_a_judge_without_any_is_nothing_to_complain_of() -> None:
-    assert complaints(judged_by(settings.OpenAIJudgeConfig(), [{"model": "m", "system_fingerprint": "fp_1"}] * 2)) == []
+    assert (
+        judged_by_warnings(judged_by(settings.OpenAIJudgeConfig(), [{"model": "m", "system_fingerprint": "fp_1"}] * 2))
+        == []
+    )
     found = judged_by(settings.VerifiableJudgeConfig(), [{}])
     assert found == {"type": "verifiable", "models": {}, "system_fingerprints": {}}
-    assert complaints(found) == []
+    assert judged_by_warnings(found) == []
 
 
 def test_a_verdict_of_another_version_than_may_judge_is_refused(loopback: Loopback) -> None:
@@ -75,5 +77,5 @@ def test_of_a_batch_all_but_the_other_versions_verdicts_are_kept(batches: Batche
 
 
 def test_the_version_is_part_of_what_a_kept_verdict_depends_on() -> None:
-    one, other = (judges.identity(settings.OpenAIJudgeConfig(system_fingerprint=name)) for name in ("fp_1", "fp_2"))
-    assert one != other != judges.identity(settings.OpenAIJudgeConfig())
+    one, other = (identity(settings.OpenAIJudgeConfig(system_fingerprint=name)) for name in ("fp_1", "fp_2"))
+    assert one != other != identity(settings.OpenAIJudgeConfig())

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dpr_core.config.evaluation import JudgeExecutionConfig
+from dpr_core.config.evaluation import JudgeExecutionConfig, ScriptedJudgeConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.judge import Answer, Comparison, Judgment, Verdict
-from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs, summarise
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Comparison, Game, Judgment, Pair, Verdict, judge_pairs, summarise
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.scripted import ScriptedJudge
 
 FIRST, SECOND, TIE, UNREADABLE = Verdict.FIRST, Verdict.SECOND, Verdict.TIE, Verdict.UNREADABLE
 
@@ -32,7 +31,12 @@ def games(verdicts: list[tuple[Verdict, Verdict]]) -> list[Game]:
 
 def judged(rule: str, answers: list[tuple[str, str]]) -> list[Game]:
     return asyncio.run(
-        judge_pairs(ScriptedJudge(rule), pairs(answers), JudgeExecutionConfig(), lambda done, total, note: None)
+        judge_pairs(
+            build_judge(ScriptedJudgeConfig.model_validate({"rule": rule}), JudgeExecutionConfig(), lambda text: None),
+            pairs(answers),
+            JudgeExecutionConfig(),
+            lambda done, total, note: None,
+        )
     )
 
 
@@ -47,7 +51,7 @@ class RecordingJudge:
     async def prepare(self, comparisons: Sequence[Comparison]) -> None:
         pass
 
-    async def compare(self, comparison: Comparison) -> Judgment:
+    async def judge(self, comparison: Comparison) -> Judgment:
         first, second = comparison.first.turns[0], comparison.second.turns[0]
         self.seen.append((comparison.question.id, first, second))
         if len(self.seen) == self.fail_at:

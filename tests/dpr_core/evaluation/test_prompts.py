@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from dpr_core.evaluation.judge import Answer, Comparison, Verdict
-from dpr_core.evaluation.prompts import read_verdict, request_messages
+from dpr_core.evaluation.pairwise import Answer, Comparison, Verdict
+from dpr_core.evaluation.prompts import pairwise_messages, read_verdict
 from dpr_core.evaluation.questions import Question
 
 PART = re.compile(
@@ -13,7 +13,7 @@ PART = re.compile(
 
 def parts(comparison: Comparison) -> tuple[str, dict[str, str]]:
     """The mark and the parts of a request, as a reader finds them who knows the mark from the instructions."""
-    system, user = request_messages(comparison)
+    system, user = pairwise_messages(comparison)
     assert (system["role"], user["role"]) == ("system", "user")
     (mark,) = set(re.findall(r"where MARK is ([0-9a-f]{16}) in", system["content"]))
     found = [m for m in PART.finditer(user["content"]) if m["mark"] == mark]
@@ -106,7 +106,7 @@ def test_ordinary_text_is_not_touched() -> None:
 
 
 def test_half_of_a_surrogate_pair_can_be_sent() -> None:
-    content = request_messages(single("before\ud83dafter", "b"))[1]["content"]
+    content = pairwise_messages(single("before\ud83dafter", "b"))[1]["content"]
     sent = content.encode("utf-8").decode("utf-8")
     assert "before" in sent
     assert "after" in sent

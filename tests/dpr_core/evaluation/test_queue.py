@@ -5,13 +5,13 @@ import pytest
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation import queue
-from dpr_core.evaluation.judge import Unavailable
+from dpr_core.evaluation import ask as core
+from dpr_core.evaluation.endpoint import Unavailable
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "MOST_SECONDS_BETWEEN_ROUNDS", 0.001)
+    monkeypatch.setattr(core, "MOST_SECONDS_BETWEEN_ROUNDS", 0.001)
 
 
 def asked(absent: dict[int, int], refused: int | None = None, **execution: int) -> tuple[list[int], Counter[int], int]:
@@ -34,7 +34,7 @@ def asked(absent: dict[int, int], refused: int | None = None, **execution: int) 
         return number**2
 
     settings = JudgeExecutionConfig(**{"concurrency": 3, "rounds": 2, **execution})
-    said = asyncio.run(queue.ask_all(range(10), square, settings, lambda *each: done.append(each)))
+    said = asyncio.run(core.ask_all(range(10), square, settings, lambda *each: done.append(each)))
     assert done == [(i, 10) for i in range(1, 11)]
     return said, times, most
 
@@ -63,4 +63,4 @@ def test_nothing_to_ask() -> None:
     async def never(number: int) -> int:
         raise AssertionError
 
-    assert asyncio.run(queue.ask_all([], never, JudgeExecutionConfig(), lambda *each: None)) == []
+    assert asyncio.run(core.ask_all([], never, JudgeExecutionConfig(), lambda *each: None)) == []

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.evaluation.judge import Verdict
-from dpr_core.evaluation.pairwise import Game
+from dpr_core.evaluation.pairwise import Game, Verdict
 from dpr_core.evaluation.questions import Question
 from dpr_core.reporting.judgments import Answered, Judged, Prompt
 

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from dpr_core.evaluation.rating.results import Ratings
+from dpr_core.evaluation.rate import Ratings
 from dpr_core.reporting.sections import Rated, ratings_section, ratings_table
 
 RATINGS = Ratings(

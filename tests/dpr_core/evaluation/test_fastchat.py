@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import UsageError
+from dpr_core.evaluation.fastchat import FastChatTemplate
 from dpr_core.evaluation.prompts import plain
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rating.fastchat import FastChatPrompts
-from dpr_core.evaluation.rating.rater import Turn
+from dpr_core.evaluation.rate import Turn
 from dpr_core.evaluation.rows import read_rows
 
-SHARED = Path(__file__).parents[5] / "shared" / "bench" / "mt_bench"
+SHARED = Path(__file__).parents[4] / "shared" / "bench" / "mt_bench"
 
 
 def row(name: str, template: str, **changes: Any) -> dict[str, Any]:
@@ -36,38 +36,36 @@ PLAIN = Question(id="81", turns=("Write.", "Rewrite."))
 MATH = Question(id="111", turns=("Add.", "Double."), references=("3", "6"))
 
 
-def prompts(path: Path, rows: list[dict[str, Any]] = ROWS) -> FastChatPrompts:
+def prompts(path: Path, rows: list[dict[str, Any]] = ROWS) -> FastChatTemplate:
     file = path / "judge_prompts.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    return FastChatPrompts.read_from(file)
+    return FastChatTemplate.read_from(file)
 
 
 def test_the_template_goes_by_turn_and_reference(tmp_path: Path) -> None:
     filled = prompts(tmp_path)
-    requests = [
-        filled.request(Turn(question, answers)) for question in (PLAIN, MATH) for answers in (("a",), ("a", "b"))
-    ]
-    assert [(request.template, request.shown) for request in requests] == [
+    turns = [Turn(question, answers) for question in (PLAIN, MATH) for answers in (("a",), ("a", "b"))]
+    assert [(filled.name(turn), filled.shown(turn)) for turn in turns] == [
         ("single-v1", "Q Write. A a {kept}"),
         ("single-v1-multi-turn", "Write./a/Rewrite./b"),
         ("single-math-v1", "Q Add. R 3 A a"),
         ("single-math-v1-multi-turn", "3+6: Double./b"),
     ]
-    assert requests[0].messages == [{"role": "user", "content": "Q Write. A a {kept}"}]
-    assert requests[1].messages[0] == {"role": "system", "content": "Judge."}
+    assert filled.messages(turns[0]) == [{"role": "user", "content": "Q Write. A a {kept}"}]
+    assert filled.messages(turns[1])[0] == {"role": "system", "content": "Judge."}
 
 
 def test_what_looks_like_a_field_inside_a_text_stays_as_it_is(tmp_path: Path) -> None:
     hostile = "{question} {answer} {{x}} {ref_answer_1} {0} \\1"
     question = Question(id="q", turns=("{answer}", "{answer_1}"))
     filled = prompts(tmp_path)
-    assert filled.request(Turn(question, (hostile,))).shown == f"Q {{answer}} A {hostile} {{kept}}"
-    second = filled.request(Turn(question, ("{answer_2}", hostile))).shown
+    assert filled.shown(Turn(question, (hostile,))) == f"Q {{answer}} A {hostile} {{kept}}"
+    second = filled.shown(Turn(question, ("{answer_2}", hostile)))
     assert second == f"{{answer}}/{{answer_2}}/{{answer_1}}/{hostile}"
 
 
 def test_a_reply_is_read_as_fastchat_reads_it(tmp_path: Path) -> None:
-    read = prompts(tmp_path).read
+    read = prompts(tmp_path).score
     assert [read(text) for text in ("Rating: [[7]]", "[[7.5]] or [[3]]", "[4]", "[4] but [[5]]")] == [7, 7.5, 4, 5]
     assert [read(text) for text in ("seven", "[[0]]", "[[11]]", "")] == [None] * 4
 
@@ -75,7 +73,7 @@ def test_a_reply_is_read_as_fastchat_reads_it(tmp_path: Path) -> None:
 def test_a_third_turn_is_refused(tmp_path: Path) -> None:
     question = Question(id="q", turns=("a", "b", "c"))
     with pytest.raises(UsageError, match="question q has more than 2 turns"):
-        prompts(tmp_path).request(Turn(question, ("1", "2", "3")))
+        prompts(tmp_path).messages(Turn(question, ("1", "2", "3")))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +99,7 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the official files")
 def test_the_official_prompts_make_the_official_requests() -> None:
-    filled = FastChatPrompts.read_from(SHARED / "judge_prompts.jsonl")
+    filled = FastChatTemplate.read_from(SHARED / "judge_prompts.jsonl")
     references = {
         each["question_id"]: tuple(each["choices"][0]["turns"])
         for each in read_rows(SHARED / "reference_answer" / "gpt-4.jsonl")
@@ -121,12 +119,12 @@ def test_the_official_prompts_make_the_official_requests() -> None:
         first, second = texts.split("\n\n### Assistant A:\n")[1:]
         first = first.removesuffix(f"\n\n### User:\n{question.turns[1]}")
         for number, answers in ((1, (first,)), (2, (first, second))):
-            request = filled.request(Turn(question, answers))
-            assert request.template == shown[name, number]["judge"][1]
+            turn = Turn(question, answers)
+            assert filled.name(turn) == shown[name, number]["judge"][1]
             official = shown[name, number]["user_prompt"]
-            assert request.shown.replace(" ", "") == official.replace(" ", "")
+            assert filled.shown(turn).replace(" ", "") == official.replace(" ", "")
             # Almost half of these answers hold chat control tokens, which are broken here and were not there.
             if answers == tuple(map(plain, answers)):
-                assert request.shown == official
+                assert filled.shown(turn) == official
                 same += 1
     assert same > 80

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.evaluation.batch.batch_ledger import Ledger, Sent
-from dpr_core.evaluation.batch.batch_lines import in_files, read_results, request_line
+from dpr_core.evaluation.batch.ledger import Ledger, Sent
+from dpr_core.evaluation.batch.lines import in_files, read_results, request_line
 
 
 def line(custom_id: str, status: int = 200, body: object = None, **fields: object) -> bytes:

@@ -11,13 +11,13 @@ MOST_BYTES = 200_000_000
 """Of one file, by OpenAI's limits."""
 
 
-class Message(BaseModel):
+class BatchMessage(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
 
-class Choice(BaseModel):
-    message: Message
+class BatchChoice(BaseModel):
+    message: BatchMessage
     finish_reason: str | None = None
 
 
@@ -31,7 +31,7 @@ class BatchReply(BaseModel):
 
     model: str | None = None
     system_fingerprint: str | None = None
-    choices: list[Choice] = Field(min_length=1)
+    choices: list[BatchChoice] = Field(min_length=1)
     usage: Usage | None = None
 
 
@@ -40,7 +40,7 @@ class Response(BaseModel):
     body: Any = None
 
 
-class Line(BaseModel):
+class ResultLine(BaseModel):
     """A result as it stands in an output or an error file."""
 
     custom_id: str
@@ -98,7 +98,7 @@ def read_results(lines: Iterable[bytes], asked: Collection[str]) -> Results:
     results = Results()
     for raw in filter(bytes.strip, lines):
         try:
-            line = Line.model_validate_json(raw)
+            line = ResultLine.model_validate_json(raw)
             if line.custom_id not in asked:
                 results.unknown += 1
             elif line.custom_id in results.completions:
@@ -114,7 +114,7 @@ def read_results(lines: Iterable[bytes], asked: Collection[str]) -> Results:
     return results
 
 
-def _refusal(line: Line) -> Refusal:
+def _refusal(line: ResultLine) -> Refusal:
     """What is said of the error stands beside the response, or in its body as the endpoint would have sent it."""
     body = line.response.body if line.response else None
     said = line.error or (body.get("error") if isinstance(body, dict) else None) or body

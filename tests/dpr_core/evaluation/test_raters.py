@@ -9,14 +9,13 @@ import pytest
 
 from dpr_core.config.evaluation import JudgeExecutionConfig, OpenAIRaterConfig, RateConfig, ScriptedRaterConfig
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.budget import BudgetReached
+from dpr_core.evaluation import canaries
+from dpr_core.evaluation.budget import BudgetReached, Cost
 from dpr_core.evaluation.canaries import CONSTANT
-from dpr_core.evaluation.cost import Cost
+from dpr_core.evaluation.judge import build_rater, costs_money, rater_with_content_hash, rating_cost, rating_template
+from dpr_core.evaluation.prompts import RATING_DIGEST
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rating import canary, raters
-from dpr_core.evaluation.rating.cost import rating_cost
-from dpr_core.evaluation.rating.rater import Rating, Turn, rate_all
-from dpr_core.evaluation.rating.template import DIGEST
+from dpr_core.evaluation.rate import Rating, Turn, rate_turns, turns_of
 from dpr_core.hashing import of_file
 from tests.loopback import KEY, Call, Loopback, Reply, completion, refused
 
@@ -34,8 +33,10 @@ def config(server: Loopback | None, judgings: int = 1, prompts: str | None = Non
 def rate(
     settings: RateConfig, cache: Path | None = None, answered: Any = ANSWERED
 ) -> tuple[list[tuple[Turn, Rating]], dict[str, float], str]:
-    rater = raters.build(settings, raters.prompts_of(settings), cache)
-    rated, tried = asyncio.run(raters.rate_answers(rater, settings, answered, lambda *progress: None))
+    rater = build_rater(settings, rating_template(settings), cache)
+    tried = asyncio.run(canaries.try_rater(rater, [question for question, _ in answered], settings.execution))
+    turns = turns_of(answered, settings.judgings)
+    rated = asyncio.run(rate_turns(rater, turns, settings.execution, lambda *progress: None))
     return rated, tried, rater.status()
 
 
@@ -80,8 +81,8 @@ def test_several_judgings_are_several_draws_and_each_is_paid_for_once(loopback: 
     rated, _, status = rate(config(loopback, judgings=3), cache)
     assert len(loopback.requests) == 24
     assert status == "16 requests, 8 from the cache"
-    kept = [(each.score, each.raw, each.request.shown, each.details) for turn, each in rated if turn.judging == 1]
-    assert kept == [(each.score, each.raw, each.request.shown, each.details) for _, each in once]
+    kept = [(each.score, each.raw, each.shown, each.details) for turn, each in rated if turn.judging == 1]
+    assert kept == [(each.score, each.raw, each.shown, each.details) for _, each in once]
     assert {turn.judging: turn.question.id for turn, _ in rated} == {1: "3", 2: "3", 3: "3"}
     again, _, _ = rate(config(loopback, judgings=3), cache)
     assert len(loopback.requests) == 24
@@ -106,18 +107,18 @@ def test_other_instructions_are_asked_anew(loopback: Loopback, tmp_path: Path) -
         write(word)
         rated, _, _ = rate(config(loopback, prompts=str(file)), cache)
         assert len(loopback.requests) == requests
-        assert rated[1][1].request.template == "single-v1-multi-turn"
+        assert rated[1][1].template == "single-v1-multi-turn"
     asked = sorted(body["messages"][-1]["content"] for body in loopback.requests[16:])
     assert asked == sorted(f"Please rate {text}" for _, texts in ANSWERED for text in texts)
-    first, second = (raters.pinned(config(loopback, prompts=p)).identity() for p in (None, str(file)))
-    assert (first["by"]["template"], first["prompts_content"]) == (DIGEST, None)
+    first, second = (rater_with_content_hash(config(loopback, prompts=p)).identity() for p in (None, str(file)))
+    assert (first["by"]["template"], first["prompts_content"]) == (RATING_DIGEST, None)
     assert (second["by"]["template"], second["prompts_content"]) == (None, of_file(file))
 
 
 def test_a_failure_that_passes_is_asked_later_and_one_that_does_not_ends_it(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpr_core.evaluation.queue.MOST_SECONDS_BETWEEN_ROUNDS", 0.01)
+    monkeypatch.setattr("dpr_core.evaluation.ask.MOST_SECONDS_BETWEEN_ROUNDS", 0.01)
     loopback.answer = lambda call: refused(500, "busy") if len(loopback.calls) < 4 else completion("RATING: [[5]]")
     rated, _, _ = rate(config(loopback))
     assert [each.score for _, each in rated] == [5.0] * 8
@@ -144,7 +145,7 @@ def test_a_long_answer_is_cut_and_counted(loopback: Loopback) -> None:
     loopback.answer = fixed("RATING: [[5]]")
     rated, _, _ = rate(config(loopback), answered=[(QUESTIONS[0], ("x" * 101, "short"))])
     assert [each.details.get("answers_cut") for _, each in rated] == [1, 1]
-    assert "x" * 100 in rated[0][1].request.shown
+    assert "x" * 100 in rated[0][1].shown
     assert "x" * 101 not in str(loopback.requests)
 
 
@@ -158,42 +159,43 @@ def test_the_constant_answer_is_tried_first(loopback: Loopback, constant: int, c
     assert tried == {"rate/canary_constant": constant}
     assert len(loopback.requests) == 4 + 8
     assert all(map(says_nothing, loopback.requests[:4]))
-    found = canary.complaints({**tried, "rate/average": 6.0})
+    found = canaries.warnings({**tried, "rate/average": 6.0})
     assert bool(found) is complains
-    assert canary.complaints({"rate/average": 6.0}) == []
+    assert canaries.warnings({"rate/average": 6.0}) == []
     assert len(rated) == 8
 
 
 def test_the_cost_before_anybody_is_asked() -> None:
     settings = config(None, judgings=3, canaries=1, dollars_per_million_read=1.0, dollars_per_million_written=10.0)
-    cost = rating_cost(settings, raters.prompts_of(settings), ANSWERED)
+    cost = rating_cost(settings, rating_template(settings), ANSWERED)
     # Four questions of two turns, three times, and the canary's two turns.
     assert (cost.requests, cost.tokens_written_at_most) == (26, 26 * 2048)
     assert cost.dollars_at_most == pytest.approx((cost.tokens_read_about + 10 * 26 * 2048) / 1e6)
     free = RateConfig(by=ScriptedRaterConfig())
-    assert rating_cost(free, raters.prompts_of(free), ANSWERED) == Cost()
+    assert rating_cost(free, rating_template(free), ANSWERED) == Cost()
 
 
 def test_the_scripted_rater_goes_by_length() -> None:
     settings = RateConfig(by=ScriptedRaterConfig())
-    rated, tried, status = rate(settings, answered=[(QUESTIONS[0], ("", "x" * 40)), (QUESTIONS[1], ("x" * 999, "y"))])
+    rated, _, status = rate(settings, answered=[(QUESTIONS[0], ("", "x" * 40)), (QUESTIONS[1], ("x" * 999, "y"))])
     assert [each.score for _, each in rated] == [1.0, 3.0, 10.0, 1.0]
-    assert (tried, status) == ({}, "")
+    assert status == ""
+    assert not costs_money(settings.by)
 
 
 def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = RateConfig(by=OpenAIRaterConfig(model="m"), prompts=str(tmp_path / "none.jsonl"))
     with pytest.raises(UsageError, match=r"none\.jsonl cannot be read"):
-        raters.pinned(settings)
+        rater_with_content_hash(settings)
     with pytest.raises(UsageError, match=r"cannot read .*none\.jsonl"):
-        raters.prompts_of(settings)
+        rating_template(settings)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     own = RateConfig(by=OpenAIRaterConfig(model="m"))
     with pytest.raises(UsageError, match="OPENAI_API_KEY"):
-        raters.build(own, raters.prompts_of(own))
+        build_rater(own, rating_template(own))
 
 
 def test_nothing_to_rate() -> None:
     settings = RateConfig(by=ScriptedRaterConfig())
-    rater = raters.build(settings, raters.prompts_of(settings))
-    assert asyncio.run(rate_all(rater, [], settings.execution, lambda *progress: None)) == []
+    rater = build_rater(settings, rating_template(settings))
+    assert asyncio.run(rate_turns(rater, [], settings.execution, lambda *progress: None)) == []

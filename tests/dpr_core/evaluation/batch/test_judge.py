@@ -9,14 +9,14 @@ import pytest
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation import judges
-from dpr_core.evaluation.batch.batch_judge import OpenAIBatchJudge
+from dpr_core.evaluation.batch.judge import BatchJudge
 from dpr_core.evaluation.budget import BudgetReached
-from dpr_core.evaluation.canaries import try_out
-from dpr_core.evaluation.judge import Answer, Judge, Unavailable, Verdict
-from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs
+from dpr_core.evaluation.canaries import try_judge
+from dpr_core.evaluation.endpoint import Unavailable
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Game, Pair, PairwiseJudge, Verdict, judge_pairs
 from dpr_core.evaluation.questions import Question
-from tests.dpr_core.evaluation.batching import EXPECTED, PAIRS, build, ids, outcomes, play, settled
+from tests.dpr_core.evaluation.batch.batching import EXPECTED, PAIRS, build, ids, outcomes, play, settled
 from tests.loopback import KEY, Loopback, completion, refused
 from tests.loopback_batches import Batches, Outcome, Request, result, unanswered
 
@@ -25,7 +25,7 @@ from tests.loopback_batches import Batches, Outcome, Request, result, unanswered
 def test_one_batch_is_sent_and_read_by_the_ids_alone(batches: Batches, verdicts: str, as_json: bool) -> None:
     batches.looks_before_the_end = 2
     judge = build(batches, by={"verdicts": verdicts, "max_tokens": 64})
-    assert isinstance(judge, OpenAIBatchJudge)
+    assert isinstance(judge, BatchJudge)
     games = play(judge)
     assert outcomes(games) == EXPECTED
     (batch,) = batches.batches.values()
@@ -187,7 +187,7 @@ def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: 
     execution = settled(budget_dollars=0.0055, concurrency=12)
     with pytest.raises(BudgetReached):
         asyncio.run(
-            judge_pairs(judges.build(single, execution, lambda text: None), PAIRS, execution, lambda *note: None)
+            judge_pairs(build_judge(single, execution, lambda text: None), PAIRS, execution, lambda *note: None)
         )
 
 
@@ -200,7 +200,7 @@ def test_more_than_a_batch_may_hold_is_split(batches: Batches) -> None:
 def test_a_verdict_is_the_same_however_it_is_delivered(batches: Batches, tmp_path: Path, first: str) -> None:
     def asked(kind: type[settings.Judge]) -> list[Game]:
         config = kind(model="gpt-4o", base_url=batches.server.url)
-        return play(judges.build(config, settled(), lambda text: None, tmp_path / "verdicts.sqlite"))
+        return play(build_judge(config, settled(), lambda text: None, tmp_path / "verdicts.sqlite"))
 
     kinds: list[Any] = [settings.OpenAIJudgeConfig, settings.OpenAIBatchJudgeConfig]
     once, again = map(asked, kinds if first == "openai" else kinds[::-1])
@@ -209,7 +209,7 @@ def test_a_verdict_is_the_same_however_it_is_delivered(batches: Batches, tmp_pat
 
 
 def test_what_a_batch_brought_is_not_called_reused(batches: Batches, tmp_path: Path) -> None:
-    def status_after(judge: Judge) -> str:
+    def status_after(judge: PairwiseJudge) -> str:
         play(judge)
         return judge.status()
 
@@ -220,7 +220,7 @@ def test_what_a_batch_brought_is_not_called_reused(batches: Batches, tmp_path: P
 def test_an_endpoint_without_batches_is_said_in_a_sentence(loopback: Loopback) -> None:
     config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=loopback.url)
     with pytest.raises(DensePathError, match=r"Invalid URL \(POST /v1/files\)"):
-        play(judges.build(config, settled(), lambda text: None))
+        play(build_judge(config, settled(), lambda text: None))
 
 
 def test_azure_wants_another_path_in_each_request(batches: Batches) -> None:
@@ -239,7 +239,7 @@ def test_azure_wants_another_path_in_each_request(batches: Batches) -> None:
 def test_a_judge_that_cannot_be_read_is_found_out_by_a_small_batch(batches: Batches) -> None:
     batches.server.answer = lambda call: completion("A is better.")
     with pytest.raises(DensePathError, match="none of the 8 verdicts on the canaries could be read"):
-        asyncio.run(try_out(build(batches), PAIRS[1:], settled(canaries=2)))
+        asyncio.run(try_judge(build(batches), PAIRS[1:], settled(canaries=2)))
     # Of an answer against itself both orders are one request.
     assert [len(batches.requests(i)) for i in range(len(batches.batches))] == [6]
 

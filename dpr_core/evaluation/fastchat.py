@@ -1,4 +1,4 @@
-"""Instructions in the layout of FastChat's judge_prompts.jsonl, filled in as its own script does.
+"""FastChat's judge prompts (judge_prompts.jsonl) as the template of single-answer rating, filled in as its script does.
 
 Their delimiters are the same in every request, so an answer may imitate them: this project's own are safer.
 """
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dpr_core.errors import UsageError
+from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official.mt_bench import read_rating
 from dpr_core.evaluation.prompts import plain
-from dpr_core.evaluation.rating.rater import Request, Turn, readable
+from dpr_core.evaluation.rate import Turn, on_scale
 from dpr_core.evaluation.rows import Row, naming, need, read_rows, unique
 
 TURNS = 2
@@ -18,14 +19,14 @@ TURNS = 2
 FIELD = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
-class FastChatPrompts:
+class FastChatTemplate:
     """Four templates: for the first turn and for the second, each without and with reference answers."""
 
     def __init__(self, templates: Mapping[str, Row]) -> None:
         self._templates = templates
 
     @classmethod
-    def read_from(cls, path: Path) -> "FastChatPrompts":
+    def read_from(cls, path: Path) -> "FastChatTemplate":
         """UsageError where the file does not hold the four templates, or one of them asks for what there is not."""
         rows = read_rows(path)
         with naming(path):
@@ -36,21 +37,25 @@ class FastChatPrompts:
                 _check(name, named)
         return cls({name: named[name] for name in templates})
 
-    def request(self, turn: Turn) -> Request:
+    def name(self, turn: Turn) -> str:
         if turn.number > TURNS:
             raise UsageError(
                 f"question {turn.question.id} has more than {TURNS} turns, which FastChat's judge prompts know nothing "
                 "of; leave out rate.prompts"
             )
-        name = _name(turn.number, with_reference=len(turn.references) == turn.number)
-        template = self._templates[name]
-        shown = filled(template["prompt_template"], _fields(turn))
-        system = [{"role": "system", "content": template["system_prompt"]}] if template["system_prompt"] else []
-        return Request(name, [*system, {"role": "user", "content": shown}], shown)
+        return _name(turn.number, with_reference=len(turn.references) == turn.number)
 
-    def read(self, reply: str) -> float | None:
+    def messages(self, turn: Turn) -> Messages:
+        instructions = self._templates[self.name(turn)]["system_prompt"]
+        system = [{"role": "system", "content": instructions}] if instructions else []
+        return [*system, {"role": "user", "content": self.shown(turn)}]
+
+    def shown(self, turn: Turn) -> str:
+        return filled(self._templates[self.name(turn)]["prompt_template"], _fields(turn))
+
+    def score(self, reply: str) -> float | None:
         """As FastChat reads it: the first `[[x]]` of the reply, else the first `[x]`."""
-        return readable(read_rating(reply))
+        return on_scale(read_rating(reply))
 
 
 def filled(template: str, fields: Mapping[str, str]) -> str:

@@ -2,19 +2,19 @@ import re
 
 import pytest
 
+from dpr_core.evaluation.prompts import OwnRatingTemplate
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rating.rater import Turn, turns_of
-from dpr_core.evaluation.rating.template import OwnPrompts
+from dpr_core.evaluation.rate import Turn, turns_of
 from tests.loopback import PART
 
-PROMPTS = OwnPrompts()
+PROMPTS = OwnRatingTemplate()
 
 TWO = Question(id="q", turns=("1+1?", "Double it."), references=("Two.", "Four."), category="math")
 
 
 def parts(turn: Turn) -> dict[str, str]:
     """The parts of a request, as a reader finds them who knows the mark from the instructions; nothing is outside."""
-    system, user = PROMPTS.request(turn).messages
+    system, user = PROMPTS.messages(turn)
     assert (system["role"], user["role"]) == ("system", "user")
     (mark,) = set(re.findall(r"where MARK is ([0-9a-f]{16}) in", system["content"]))
     found = [part for part in PART.finditer(user["content"]) if part["mark"] == mark]
@@ -75,10 +75,9 @@ def test_chat_control_tokens_are_broken() -> None:
 
 def test_what_is_kept_of_a_request_is_the_same_each_time() -> None:
     turn = Turn(TWO, ("2",))
-    first, second = PROMPTS.request(turn), PROMPTS.request(turn)
-    assert first.shown == second.shown
-    assert "[BEGIN answer to be rated MARK]\n2\n[END answer to be rated MARK]" in first.shown
-    assert first.messages != second.messages
+    assert PROMPTS.shown(turn) == PROMPTS.shown(turn)
+    assert "[BEGIN answer to be rated MARK]\n2\n[END answer to be rated MARK]" in PROMPTS.shown(turn)
+    assert PROMPTS.messages(turn) != PROMPTS.messages(turn)
 
 
 @pytest.mark.parametrize(
@@ -103,4 +102,4 @@ def test_what_is_kept_of_a_request_is_the_same_each_time() -> None:
     ],
 )
 def test_only_one_rating_in_the_last_line_is_read(reply: str, rating: float | None) -> None:
-    assert PROMPTS.read(reply) == rating
+    assert PROMPTS.score(reply) == rating

@@ -5,8 +5,7 @@ import asyncio
 import pytest
 
 from dpr_core.config import evaluation as settings
-from dpr_core.evaluation.judge import Answer, Comparison, Judgment, Verdict
-from dpr_core.evaluation.pairwise import Pair, judge_pairs, summarise
+from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, Verdict, judge_pairs, summarise
 from dpr_core.evaluation.questions import Question
 from tests.dpr_core.evaluation.asking import ask, build
 from tests.loopback import KEY, Call, Loopback, Reply, completion, refused

@@ -1,55 +1,54 @@
-"""A language model as judge through OpenAI's Batch API: everything is sent at once, and comes within a day."""
+"""An LLM judge behind OpenAI's Batch API: all requests are sent at once, and the replies come within a day."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any, Generic
 
-from dpr_core.config import evaluation as settings
+from dpr_core.config.evaluation import JudgeExecutionConfig, OpenAIBatchJudgeConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.batch.batch_api import BatchApi
-from dpr_core.evaluation.batch.batch_ledger import Ledger, Sent
-from dpr_core.evaluation.batch.batch_lines import BatchReply, Refusal, Results, in_files, read_results, request_line
-from dpr_core.evaluation.budget import tokens_in, tokens_of
-from dpr_core.evaluation.cache import VerdictCache, comparison_key
-from dpr_core.evaluation.endpoint import Endpoint, OtherVersion, SchemaRefused
-from dpr_core.evaluation.judge import Comparison, Judgment, Unavailable
-from dpr_core.evaluation.openai import judgment_of, request, within_limit
-
-Asked = Mapping[str, Comparison]
-"""Comparisons by `custom_id`, which is the key of the verdict in the cache."""
+from dpr_core.evaluation.ask import Found, Item, JudgePrompt, judgment_of, key_of
+from dpr_core.evaluation.batch.api import BatchApi
+from dpr_core.evaluation.batch.ledger import Ledger, Sent
+from dpr_core.evaluation.batch.lines import BatchReply, Refusal, Results, in_files, read_results, request_line
+from dpr_core.evaluation.budget import tokens_in
+from dpr_core.evaluation.cache import VerdictCache
+from dpr_core.evaluation.endpoint import Endpoint, Messages, OtherVersion, SchemaRefused, Unavailable
 
 
-class OpenAIBatchJudge:
-    """`prepare` sends, waits and keeps; `compare` says what was kept.
+class BatchJudge(Generic[Item, Found]):
+    """`prepare` sends, waits and keeps; `judge` says what was kept.
 
     With `cache`, every verdict is written down when it comes, and so are the batches that are under way: whoever asks
-    for the same later, in this process or another, waits for the same batch.
+    for the same later, in this process or another, waits for the same batch. Items are known by their `custom_id`,
+    which is the key of the judgment in the cache.
     """
 
     def __init__(
         self,
-        config: settings.OpenAIBatchJudgeConfig,
-        execution: settings.JudgeExecutionConfig,
+        config: OpenAIBatchJudgeConfig,
+        execution: JudgeExecutionConfig,
+        prompt: JudgePrompt[Item, Found],
         identity: str,
         cache: Path | None = None,
     ) -> None:
-        self.endpoint = Endpoint(config, execution, batched=True)
+        self.endpoint = Endpoint(config, execution)
+        self._prompt = prompt
         self._api = BatchApi(self.endpoint)
         self._as_json = config.verdicts != "text"
         self._identity = identity
         self._verdicts = None if cache is None else VerdictCache(cache)
         self._ledger = Ledger(cache)
-        self._kept: dict[str, Judgment] = {}
+        self._kept: dict[str, Found] = {}
         self._failed: dict[str, DensePathError] = {}
         self._last_words = "nothing came back"
         self._waiting_for: dict[str, str] = {}
         self._ignored: Counter[str] = Counter()
 
-    async def prepare(self, comparisons: Sequence[Comparison]) -> None:
+    async def prepare(self, items: Sequence[Item]) -> None:
         """Wait for what is under way already, send the rest, and again what was not answered."""
-        asked = {comparison_key(self._identity, each): each for each in comparisons}
+        asked = {self._key(item): item for item in items}
         await self._collect(asked)
         rounds = self.endpoint.execution.rounds
         for again in range(rounds + 1):
@@ -67,8 +66,8 @@ class OpenAIBatchJudge:
             )
             self._failed |= dict.fromkeys(missing, failure)
 
-    async def compare(self, comparison: Comparison) -> Judgment:
-        key = comparison_key(self._identity, comparison)
+    async def judge(self, item: Item) -> Found:
+        key = self._key(item)
         if key in self._kept:
             return self._kept[key]
         raise self._failed.get(key) or Unavailable("this comparison was in no batch")
@@ -81,17 +80,19 @@ class OpenAIBatchJudge:
     async def close(self) -> None:
         await self.endpoint.close()
 
-    def _missing(self, asked: Asked) -> Asked:
-        return {key: each for key, each in asked.items() if key not in self._kept and key not in self._failed}
+    def _missing(self, asked: Mapping[str, Item]) -> Mapping[str, Item]:
+        return {key: item for key, item in asked.items() if key not in self._kept and key not in self._failed}
 
-    async def _send(self, missing: Asked) -> float:
+    async def _send(self, missing: Mapping[str, Item]) -> float:
         """Make batches of what is under way nowhere; the most that they can cost, which was set aside before."""
         async with self._ledger.sending():
             under_way = {key for sent in self._ledger.sent(missing) for key in sent.requests}
-            new = {key: each for key, each in missing.items() if key not in under_way and not self._came_since(key)}
+            new = {
+                key: item for key, item in missing.items() if key not in under_way and not self._came_since(key, item)
+            }
             if not new:
                 return 0.0
-            read = sum(tokens_in(self._request(each)[0]) for each in new.values())
+            read = sum(tokens_in(self._messages(item)) for item in new.values())
             written = len(new) * self.endpoint.config.max_tokens
             reserved = self.endpoint.meter.reserve(read, written, f"a batch of {len(new)} requests")
             for lines in in_files(self._lines(new), self.endpoint.execution.batch_requests):
@@ -100,11 +101,11 @@ class OpenAIBatchJudge:
                 self._ledger.started(file, await self._start(file))
             return reserved
 
-    def _came_since(self, key: str) -> bool:
+    def _came_since(self, key: str, item: Item) -> bool:
         """Whether another process has got, and written down, the verdict since the caller asked for it."""
         known = self._verdicts and self._verdicts.get(key)
         if known:
-            self._kept[key] = known
+            self._kept[key] = self._prompt.judgment(item, *known)
         return known is not None
 
     async def _start(self, file: str) -> str:
@@ -119,7 +120,7 @@ class OpenAIBatchJudge:
                     raise
                 await asyncio.sleep(min(2.0**failures, self.endpoint.execution.batch_poll_seconds))
 
-    async def _collect(self, asked: Asked) -> None:
+    async def _collect(self, asked: Mapping[str, Item]) -> None:
         """Wait for every batch that holds any of this, and keep what comes; only then complain of those that failed."""
         async with self._ledger.sending():
             for sent in self._ledger.sent(asked):
@@ -139,7 +140,7 @@ class OpenAIBatchJudge:
         else:
             self._ledger.started(sent.file, batch)
 
-    async def _follow(self, sent: Sent, asked: Asked) -> None:
+    async def _follow(self, sent: Sent, asked: Mapping[str, Item]) -> None:
         assert sent.batch is not None
         try:
             batch = await self._api.end_of(sent.batch, lambda stands: self._waiting_for.update({sent.file: stands}))
@@ -156,7 +157,7 @@ class OpenAIBatchJudge:
                 raise failure
             self._last_words = str(failure)
 
-    def _keep(self, results: Results, asked: Asked) -> None:
+    def _keep(self, results: Results, asked: Mapping[str, Item]) -> None:
         for key, completion in results.completions.items():
             try:
                 judgment = self._judgment(completion, asked[key])
@@ -165,7 +166,7 @@ class OpenAIBatchJudge:
                 continue
             self._kept[key] = judgment
             if self._verdicts is not None:
-                self._verdicts.put(key, judgment)
+                self._verdicts.put(key, judgment.value, judgment.raw, judgment.details)
         for key, refusal in results.refusals.items():
             self._last_words = str(refusal)
             if refusal.status_code is None:
@@ -178,19 +179,20 @@ class OpenAIBatchJudge:
                 self._failed[key] = failure
         self._ignored.update(unknown=results.unknown, repeated=results.repeated, broken=results.broken)
 
-    def _judgment(self, completion: BatchReply, comparison: Comparison) -> Judgment:
+    def _judgment(self, completion: BatchReply, item: Item) -> Found:
         usage = completion.usage
-        read = usage.prompt_tokens if usage else tokens_of(comparison)
+        read = usage.prompt_tokens if usage else tokens_in(self._prompt.messages(item))
         written = usage.completion_tokens if usage else self.endpoint.config.max_tokens
         self.endpoint.meter.settle(0.0, read, written)
-        judgment = judgment_of(self.endpoint.reply(completion), self._as_json)
-        cut = within_limit(comparison, self.endpoint.config.max_answer_characters)[1]
-        return replace(judgment, details={**judgment.details, "answers_cut": cut}) if cut else judgment
+        return judgment_of(self._prompt, item, self.endpoint.reply(completion), self._as_json)
 
-    def _request(self, comparison: Comparison) -> tuple[list[dict[str, str]], dict[str, object] | None]:
-        shown, _ = within_limit(comparison, self.endpoint.config.max_answer_characters)
-        return request(shown, self._as_json)
+    def _messages(self, item: Item) -> Messages:
+        return self._prompt.messages(item, self._as_json)
 
-    def _lines(self, asked: Asked) -> Iterator[tuple[str, bytes]]:
-        for key, comparison in asked.items():
-            yield key, request_line(key, self._api.url, self.endpoint.body(*self._request(comparison)))
+    def _lines(self, asked: Mapping[str, Item]) -> Iterator[tuple[str, bytes]]:
+        schema = self._prompt.schema if self._as_json else None
+        for key, item in asked.items():
+            yield key, request_line(key, self._api.url, self.endpoint.body(self._messages(item), schema))
+
+    def _key(self, item: Any) -> str:
+        return key_of(self._identity, item)

@@ -4,8 +4,8 @@ import pytest
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import UsageError
-from dpr_core.evaluation import judges
-from dpr_core.evaluation.judge import Answer, Comparison, Judge, Verdict
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Comparison, PairwiseJudge, Verdict
 from dpr_core.evaluation.questions import Question
 
 EXECUTION = settings.JudgeExecutionConfig()
@@ -15,9 +15,9 @@ def read_result(text: str) -> str | None:
     return text.split("=")[1] if "=" in text else None
 
 
-def verdict(judge: Judge, first: str, second: str, reference: str | None = "4") -> Verdict:
+def verdict(judge: PairwiseJudge, first: str, second: str, reference: str | None = "4") -> Verdict:
     question = Question(id="q", turns=("2+2",), reference=reference)
-    return asyncio.run(judge.compare(Comparison(question, Answer.of(first), Answer.of(second)))).verdict
+    return asyncio.run(judge.judge(Comparison(question, Answer.of(first), Answer.of(second)))).verdict
 
 
 @pytest.mark.parametrize(
@@ -30,19 +30,19 @@ def verdict(judge: Judge, first: str, second: str, reference: str | None = "4") 
     ],
 )
 def test_the_right_result_wins(first: str, second: str, expected: Verdict) -> None:
-    judge = judges.build(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
+    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
     assert verdict(judge, first, second) is expected
 
 
 def test_of_several_turns_the_last_is_verified() -> None:
-    judge = judges.build(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
+    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
     question = Question(id="q", turns=("1+1", "2+2"), reference="4")
     comparison = Comparison(question, first=Answer(("=4", "=3")), second=Answer(("=3", "=4")))
-    assert asyncio.run(judge.compare(comparison)).verdict is Verdict.SECOND
+    assert asyncio.run(judge.judge(comparison)).verdict is Verdict.SECOND
 
 
 def test_a_question_without_reference_cannot_be_verified() -> None:
-    judge = judges.build(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
+    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
     with pytest.raises(UsageError, match="question q has no reference"):
         verdict(judge, "=4", "=5", reference=None)
 
@@ -58,6 +58,6 @@ def test_a_question_without_reference_cannot_be_verified() -> None:
     ],
 )
 def test_scripted_rules(rule: str, expected: tuple[Verdict, ...]) -> None:
-    judge = judges.build(settings.ScriptedJudgeConfig.model_validate({"rule": rule}), EXECUTION, read_result)
+    judge = build_judge(settings.ScriptedJudgeConfig.model_validate({"rule": rule}), EXECUTION, read_result)
     seen = tuple(verdict(judge, first, second) for first, second in [("a", "bb"), ("aa", "b"), ("a", "b")])
     assert seen == expected

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.endpoint import Endpoint
-from dpr_core.evaluation.judge import Unavailable
+from dpr_core.evaluation.endpoint import Endpoint, Unavailable
 
 GONE = "is not known any more"
 """In place of a status, where the endpoint has no batch of this id."""

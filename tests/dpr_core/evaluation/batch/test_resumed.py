@@ -11,19 +11,20 @@ import pytest
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation import judges, pairwise
-from dpr_core.evaluation.batch.batch_judge import OpenAIBatchJudge
-from dpr_core.evaluation.judge import Answer, Unavailable
-from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs
+from dpr_core.evaluation.batch.judge import BatchJudge
+from dpr_core.evaluation.endpoint import Unavailable
+from dpr_core.evaluation.judge import build_judge, identity
+from dpr_core.evaluation.pairwise import Answer, Game, Pair, judge_pairs
+from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
-from tests.dpr_core.evaluation.batching import EXPECTED, PAIRS, build, outcomes, play, settled
+from tests.dpr_core.evaluation.batch.batching import EXPECTED, PAIRS, build, outcomes, play, settled
 from tests.loopback import refused
 from tests.loopback_batches import Batches, Outcome
 
 
 def ask_and_wait(url: str, cache: Path) -> None:
     config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=url)
-    play(judges.build(config, settled(), lambda text: None, cache))
+    play(build_judge(config, settled(), lambda text: None, cache))
 
 
 def test_a_run_that_is_killed_leaves_its_batch_to_the_next(batches: Batches, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_what_an_earlier_batch_left_out_is_sent_and_counts_as_no_second_time(bat
 
 def test_what_another_process_has_got_in_the_meantime_is_not_sent(batches: Batches, tmp_path: Path) -> None:
     config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=batches.server.url)
-    late = OpenAIBatchJudge(config, settled(), judges.identity(config), tmp_path / "verdicts.sqlite")
+    late = BatchJudge(config, settled(), PairwisePrompt(1000), identity(config), tmp_path / "verdicts.sqlite")
     once = play(build(batches, tmp_path / "verdicts.sqlite"))
     assert play(late) == once
     assert len(batches.batches) == 1
@@ -119,7 +120,7 @@ def test_trouble_on_the_way_does_not_end_the_waiting(batches: Batches, monkeypat
     odd = iter([True, False] * 100)
     batches.looks_before_the_end = 10
     batches.server.route("GET", "/v1/batches/[^/]+", troubled)
-    monkeypatch.setattr(pairwise, "SECONDS_BETWEEN_NOTES", 0.01)
+    monkeypatch.setattr("dpr_core.evaluation.ask.SECONDS_BETWEEN_NOTES", 0.01)
     notes: list[str] = []
     assert outcomes(play(build(batches), notes=notes)) == EXPECTED
     assert any("batch_1 validating, 0 of 12 answered" in note for note in notes)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dpr_core.config import evaluation as settings
-from dpr_core.evaluation import judges
-from dpr_core.evaluation.judge import Answer, Judge
-from dpr_core.evaluation.pairwise import Game, Pair, judge_pairs
+from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.pairwise import Answer, Game, Pair, PairwiseJudge, judge_pairs
 from dpr_core.evaluation.questions import Question
 from tests.loopback_batches import Batches, Request
 
@@ -15,16 +14,18 @@ PAIRS = [Pair(Question(id=str(i), turns=(f"{i}?",)), Answer.of("x" * i), Answer.
 EXPECTED = {i: "lost" if i < 3 else "won" if i > 3 else "even" for i in range(6)}
 
 
-def build(batches: Batches, cache: Path | None = None, by: dict[str, Any] | None = None, **execution: Any) -> Judge:
+def build(
+    batches: Batches, cache: Path | None = None, by: dict[str, Any] | None = None, **execution: Any
+) -> PairwiseJudge:
     config = settings.OpenAIBatchJudgeConfig(**{"model": "gpt-4o", "base_url": batches.server.url, **(by or {})})
-    return judges.build(config, settled(**execution), lambda text: None, cache)
+    return build_judge(config, settled(**execution), lambda text: None, cache)
 
 
 def settled(**execution: Any) -> settings.JudgeExecutionConfig:
     return settings.JudgeExecutionConfig(**{"retries": 0, "rounds": 1, "batch_poll_seconds": 0.01, **execution})
 
 
-def play(judge: Judge, pairs: list[Pair] = PAIRS, notes: list[str] | None = None) -> list[Game]:
+def play(judge: PairwiseJudge, pairs: list[Pair] = PAIRS, notes: list[str] | None = None) -> list[Game]:
     def note(done: int, total: int, text: str) -> None:
         if notes is not None:
             notes.append(text)

@@ -7,8 +7,7 @@ import pytest
 
 from dpr_core.evaluation.official import mt_bench
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rating.rater import Rating, Request, Turn
-from dpr_core.evaluation.rating.results import Ratings, as_rows, interval, summarise
+from dpr_core.evaluation.rate import Rating, Ratings, Turn, as_rows, interval, summarise
 from dpr_core.evaluation.rows import read_rows
 
 WRITING = Question(id="81", turns=("Write.", "Rewrite."), category="writing")
@@ -20,7 +19,7 @@ def rated(scores: dict[tuple[Question, int], list[float | None]]) -> list[tuple[
     return [
         (
             Turn(question, ("text",) * number, judging),
-            Rating(score, f"[[{score}]]" if score else "?", Request("t", [], "shown")),
+            Rating(score, f"[[{score}]]" if score else "?", "t", "shown"),
         )
         for (question, number), values in scores.items()
         for judging, score in enumerate(values, start=1)

@@ -1,0 +1,318 @@
+"""The core of LLM-as-a-judge: ask a model about each item, read its reply, and keep in a cache what was read.
+
+An item is whatever is judged: a comparison of two answers, or one answer to be rated. A prompt says how an item is
+shown and what its judgment is; everything here is the same for both.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from dpr_core.config.evaluation import ChatCompletionsConfig, ChatJudgeConfig, JudgeExecutionConfig
+from dpr_core.errors import DensePathError
+from dpr_core.evaluation.cache import VerdictCache
+from dpr_core.evaluation.endpoint import Endpoint, Messages, Reply, SchemaRefused, Unavailable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+MOST_SECONDS_BETWEEN_ROUNDS = 60.0
+
+SECONDS_BETWEEN_NOTES = 1.0
+"""While a judge prepares itself, which in a batch takes hours."""
+
+Details = Mapping[str, str | int]
+"""What an endpoint told about its work: model, fingerprint, tokens."""
+
+
+class Judged(Protocol):
+    """A judgment of any kind."""
+
+    @property
+    def value(self) -> str | None:
+        """What the cache keeps of it; None where the reply could not be read, which is never kept."""
+        ...
+
+    @property
+    def raw(self) -> str:
+        """The judge's own words."""
+        ...
+
+    @property
+    def details(self) -> Details: ...
+
+
+Item = TypeVar("Item")
+ItemIn = TypeVar("ItemIn", contravariant=True)
+Found = TypeVar("Found", bound=Judged)
+FoundOut = TypeVar("FoundOut", bound=Judged, covariant=True)
+Result = TypeVar("Result")
+
+
+class Judge(Protocol[ItemIn, FoundOut]):
+    """Judges one item. Every judge and rater, scripted or not, stands behind this."""
+
+    async def prepare(self, items: Sequence[ItemIn]) -> None:
+        """Gets all items before the first is judged. A judge that is cheaper in bulk may do its work here."""
+        ...
+
+    async def judge(self, item: ItemIn) -> FoundOut:
+        """Unavailable: later perhaps; any other DensePathError: never."""
+        ...
+
+    def status(self) -> str:
+        """What a progress display should say of the work so far, such as what it cost; often nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections. The judge may be used again afterwards."""
+        ...
+
+
+class JudgePrompt(Protocol[ItemIn, FoundOut]):
+    """How an item is shown to a model, and what is read of the reply."""
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """Of a reply as JSON, where there is one."""
+        ...
+
+    def messages(self, item: ItemIn, as_json: bool = False) -> Messages: ...
+
+    def answers_cut(self, item: ItemIn) -> int:
+        """How many of the item's answers are too long to be shown as a whole."""
+        ...
+
+    def read(self, reply: str, as_json: bool) -> str | None:
+        """The value that the reply states; None where it cannot be read."""
+        ...
+
+    def judgment(self, item: ItemIn, value: str | None, raw: str, details: Details) -> FoundOut:
+        """The judgment of this value, whether it was read just now or comes from the cache."""
+        ...
+
+
+def judgment_of(prompt: JudgePrompt[Item, Found], item: Item, reply: Reply, as_json: bool) -> Found:
+    """What a reply says of an item. One that was cut short is unreadable."""
+    details = dict(reply.details)
+    if prompt.schema is not None:
+        details["verdicts"] = "schema" if as_json else "text"
+    if cut := prompt.answers_cut(item):
+        details["answers_cut"] = cut
+    return prompt.judgment(item, prompt.read(reply.text, as_json) if reply.is_whole else None, reply.text, details)
+
+
+class RuleJudge(Generic[Item, Found]):
+    """Follows a rule and asks nobody: the twin of a real judge, for tests, dry runs and results that can be checked."""
+
+    def __init__(self, rule: Callable[[Item], Found]) -> None:
+        self._rule = rule
+
+    async def prepare(self, items: Sequence[Item]) -> None:
+        """There is nothing to prepare."""
+
+    async def judge(self, item: Item) -> Found:
+        return self._rule(item)
+
+    def status(self) -> str:
+        return ""
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class ChatJudge(Generic[Item, Found]):
+    """Asks a model behind chat completions: for JSON of a schema where the endpoint takes one, elsewhere for text."""
+
+    def __init__(
+        self, config: ChatCompletionsConfig, execution: JudgeExecutionConfig, prompt: JudgePrompt[Item, Found]
+    ) -> None:
+        verdicts = config.verdicts if isinstance(config, ChatJudgeConfig) else "text"
+        self.endpoint = Endpoint(config, execution)
+        self._prompt = prompt
+        self._may_change = verdicts == "auto"
+        self._as_json = verdicts != "text"
+        self._json_was_read = verdicts == "schema"
+
+    async def prepare(self, items: Sequence[Item]) -> None:
+        """Every item is asked about by itself."""
+
+    async def judge(self, item: Item) -> Found:
+        reply, as_json = await self._ask(item)
+        judgment = judgment_of(self._prompt, item, reply, as_json)
+        if judgment.value is not None:
+            self._json_was_read |= as_json
+        elif as_json and reply.is_whole and not self._json_was_read:
+            # Some endpoints take a schema and then pay no heed to it.
+            self._as_json = False
+            return judgment_of(self._prompt, item, *await self._ask(item))
+        return judgment
+
+    async def _ask(self, item: Item) -> tuple[Reply, bool]:
+        """The reply, and whether it should be JSON."""
+        as_json = self._as_json
+        try:
+            schema = self._prompt.schema if as_json else None
+            return await self.endpoint.ask(self._prompt.messages(item, as_json), schema), as_json
+        except SchemaRefused:
+            if not self._may_change:
+                raise
+            self._as_json = False
+            return await self.endpoint.ask(self._prompt.messages(item)), False
+
+    def status(self) -> str:
+        return self.endpoint.status()
+
+    async def close(self) -> None:
+        await self.endpoint.close()
+
+
+def key_of(identity: str, item: "DataclassInstance") -> str:
+    """A hash of everything that a judgment depends on: who gives it and how, and all that is judged."""
+    text = json.dumps([identity, asdict(item)], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class CachedJudge(Generic[Item, Found]):
+    """Asks the judge behind it only what nobody has asked it before."""
+
+    def __init__(
+        self,
+        judge: Judge[Item, Found],
+        cache: VerdictCache,
+        identity: str,
+        restore: Callable[[Item, str | None, str, Details], Found],
+    ) -> None:
+        self._judge = judge
+        self._cache = cache
+        self._identity = identity
+        self._restore = restore
+        self._unknown: set[str] = set()
+        self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reused = 0
+
+    async def prepare(self, items: Sequence[Item]) -> None:
+        """Only what is not known has to be prepared."""
+        keyed = {self._key(item): item for item in items}
+        unknown = {key: item for key, item in keyed.items() if self._cache.get(key) is None}
+        self._unknown |= unknown.keys()
+        if unknown:
+            await self._judge.prepare(list(unknown.values()))
+
+    async def judge(self, item: Item) -> Found:
+        key = self._key(item)
+        # The same asked twice at once, such as both orders of an answer against itself, is paid for once.
+        async with self._asking[key]:
+            known = self._cache.get(key)
+            if known is not None:
+                # What was asked of the judge just now, and written down when it came, is no reuse.
+                self._reused += key not in self._unknown
+                return self._restore(item, *known)
+            judgment = await self._judge.judge(item)
+            self._cache.put(key, judgment.value, judgment.raw, judgment.details)
+            return judgment
+
+    def status(self) -> str:
+        reused = f"{self._reused} from the cache" if self._reused else ""
+        return ", ".join(part for part in (self._judge.status(), reused) if part)
+
+    async def close(self) -> None:
+        # A lock belongs to the event loop in which it was waited for.
+        self._asking.clear()
+        await self._judge.close()
+
+    def _key(self, item: Any) -> str:
+        return key_of(self._identity, item)
+
+
+async def judge_all(
+    judge: Judge[Item, Found],
+    items: Sequence[Item],
+    execution: JudgeExecutionConfig,
+    on_progress: Callable[[int, int, str], None],
+    retry_unreadable: bool = True,
+) -> list[Found]:
+    """A judgment of each item, in the order of the items, at most `execution.concurrency` at once.
+
+    `on_progress` gets how many are done, of how many, and what the judge says of its work.
+    """
+    try:
+        await _meanwhile(judge.prepare(items), lambda: on_progress(0, len(items), judge.status()))
+        return await ask_all(
+            items,
+            judge.judge,
+            execution,
+            lambda done, total: on_progress(done, total, judge.status()),
+            is_readable=lambda judgment: judgment.value is not None or not retry_unreadable,
+        )
+    finally:
+        await judge.close()
+
+
+async def ask_all(
+    items: Sequence[Item],
+    ask: Callable[[Item], Awaitable[Result]],
+    execution: JudgeExecutionConfig,
+    on_progress: Callable[[int, int], None],
+    is_readable: Callable[[Result], bool] = lambda result: True,
+) -> list[Result]:
+    """A work queue with bounded concurrency and retries with exponential back-off; results in the order of `items`.
+
+    `on_progress` gets how many are done, of how many. What is unavailable is put at the end of the queue, up to
+    `execution.rounds` times, and so is what cannot be read, up to `execution.unreadable_retries` times. Any other
+    failure stops the rest, once those that are under way, and paid for, are done.
+    """
+    results: dict[int, Result] = {}
+    waiting = deque(range(len(items)))
+    failures: Counter[int] = Counter()
+    unreadable: Counter[int] = Counter()
+    fatal: list[DensePathError] = []
+
+    async def work() -> None:
+        while waiting:
+            i = waiting.popleft()
+            try:
+                result = await ask(items[i])
+            except DensePathError as error:
+                failures[i] += 1
+                if not isinstance(error, Unavailable) or failures[i] > execution.rounds:
+                    waiting.clear()
+                    fatal.append(error)
+                    return
+                if not fatal:
+                    await asyncio.sleep(min(2.0 ** failures[i], MOST_SECONDS_BETWEEN_ROUNDS))
+                    waiting.append(i)
+                continue
+            if not is_readable(result) and unreadable[i] < execution.unreadable_retries and not fatal:
+                unreadable[i] += 1
+                waiting.append(i)
+                continue
+            results[i] = result
+            on_progress(len(results), len(items))
+
+    workers = [asyncio.create_task(work()) for _ in range(min(execution.concurrency, len(items)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    if fatal:
+        raise fatal[0]
+    return [results[i] for i in range(len(items))]
+
+
+async def _meanwhile(work: Coroutine[Any, Any, None], note: Callable[[], None]) -> None:
+    """Do the work, and note now and then how far it is."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=SECONDS_BETWEEN_NOTES))[0]:
+            note()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    task.result()

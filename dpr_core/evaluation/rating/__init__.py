@@ -1,1 +1,0 @@
-"""Single-answer ratings from 1 to 10."""
