@@ -29,8 +29,8 @@ Details = Mapping[str, str | int]
 """What an endpoint told about its work: model, fingerprint, tokens."""
 
 
-class Judged(Protocol):
-    """A judgment of any kind."""
+class AnyJudgment(Protocol):
+    """A verdict or a rating, as far as asking and keeping need to know it."""
 
     @property
     def value(self) -> str | None:
@@ -48,8 +48,8 @@ class Judged(Protocol):
 
 Item = TypeVar("Item")
 ItemIn = TypeVar("ItemIn", contravariant=True)
-Found = TypeVar("Found", bound=Judged)
-FoundOut = TypeVar("FoundOut", bound=Judged, covariant=True)
+Found = TypeVar("Found", bound=AnyJudgment)
+FoundOut = TypeVar("FoundOut", bound=AnyJudgment, covariant=True)
 Result = TypeVar("Result")
 
 

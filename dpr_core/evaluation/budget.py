@@ -50,23 +50,19 @@ class Price:
         return Price(self.read / 2, self.written / 2)
 
 
-def price_of(model: str, read: float | None, written: float | None, batched: bool = False) -> Price | None:
+def price_of(by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Price | None:
     """The price that was set, or the listed one of the model or of the model it is a dated version of.
 
     A listed price is halved for a batch. One that was set is what a request costs, however it is sent.
     """
+    read, written = execution.dollars_per_million_read, execution.dollars_per_million_written
     if read is not None and written is not None:
         return Price(read, written)
+    batched = isinstance(by, OpenAIBatchJudgeConfig)
     for name in sorted(PRICES, key=len, reverse=True):
-        if model == name or model.startswith(f"{name}-20"):
+        if by.model == name or by.model.startswith(f"{name}-20"):
             return Price(*PRICES[name]).halved() if batched else Price(*PRICES[name])
     return None
-
-
-def price_for(by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Price | None:
-    """The price of a judge's requests."""
-    own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
-    return price_of(by.model, *own, batched=isinstance(by, OpenAIBatchJudgeConfig))
 
 
 def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
@@ -113,7 +109,7 @@ def cost_of(tokens: Iterable[int], by: ChatCompletionsConfig, execution: JudgeEx
     asked = list(tokens)
     read = sum(asked)
     about, most = (len(asked) * each for each in (min(REPLY_TOKENS, by.max_tokens), by.max_tokens))
-    price = price_for(by, execution)
+    price = price_of(by, execution)
     dollars = (None, None) if price is None else (price.of(read, about), price.of(read, most))
     return Cost(len(asked), read, read, about, most, *dollars)
 

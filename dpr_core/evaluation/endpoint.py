@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.budget import Meter, price_for, tokens_in
+from dpr_core.evaluation.budget import Meter, price_of, tokens_in
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -85,7 +85,7 @@ class Endpoint:
         self._limit = "max_completion_tokens"
         self._requests = RateLimiter(execution.requests_per_minute)
         self._tokens = RateLimiter(execution.tokens_per_minute)
-        price = price_for(config, execution)
+        price = price_of(config, execution)
         if price is None and execution.budget_dollars is not None:
             raise UsageError(
                 f"judge.execution.budget_dollars is set, but no price of {config.model} is known; set "

@@ -1,4 +1,4 @@
-"""What a benchmark asks, and what it means for an answer to be right."""
+"""Benchmark questions, and the exact match of a stated result with the reference."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -15,7 +15,8 @@ from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.ask import ChatJudge
 from dpr_core.evaluation.official.layouts import LAYOUTS
-from dpr_core.evaluation.pairwise import Answer, Game, Pair, Verdict, judge_pairs, summarise
+from dpr_core.evaluation.pairwise import Answer, Comparison, Game, Judgment, Pair, Verdict, judge_pairs, summarise
+from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
 from flows.cli.__main__ import app
 from tests.services.vllm import MODEL, Server, save_judge, serving
@@ -43,14 +44,15 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def judge(server: Server, **changes: object) -> ChatJudge:
+def judge(server: Server, **changes: object) -> ChatJudge[Comparison, Judgment]:
     config = settings.OpenAIJudgeConfig.model_validate(
         {"model": MODEL, "base_url": server.url, "max_tokens": 64, **changes}
     )
-    return ChatJudge(config, settings.JudgeExecutionConfig(api_key_variable=KEY, retries=0, rounds=0))
+    execution = settings.JudgeExecutionConfig(api_key_variable=KEY, retries=0, rounds=0)
+    return ChatJudge(config, execution, PairwisePrompt(config.max_answer_characters))
 
 
-def judged(by: ChatJudge, count: int = 1) -> list[Game]:
+def judged(by: ChatJudge[Comparison, Judgment], count: int = 1) -> list[Game]:
     pairs = [
         Pair(Question(f"q{i}", (f"What is {i} + 1?",)), Answer.of(f"{i + 1}"), Answer.of("?")) for i in range(count)
     ]

@@ -1,4 +1,4 @@
-"""Files and batches of an endpoint that speaks OpenAI's Batch API."""
+"""Client of an OpenAI-compatible Batch API: files, batches, and polling until one has ended."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable

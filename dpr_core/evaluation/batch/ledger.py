@@ -1,4 +1,4 @@
-"""Which requests are under way in which batch: kept on disk, so that nobody sends, and pays for, them again."""
+"""A ledger on disk of the requests under way in each batch, so that none is sent, and paid for, twice."""
 
 import asyncio
 import fcntl

@@ -1,4 +1,4 @@
-"""The lines of a batch's files: one request or one result each, known by their `custom_id` and never by their place."""
+"""Request and result files of the Batch API: JSONL, matched by `custom_id` and never by their place."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping

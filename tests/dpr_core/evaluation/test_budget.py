@@ -1,19 +1,47 @@
 import asyncio
+from typing import Any
 
 import pytest
 
-from dpr_core.evaluation.budget import OVERHEAD_TOKENS, BudgetReached, Meter, Price, price_of, tokens_in
+from dpr_core.config.evaluation import (
+    JudgeConfig,
+    JudgeExecutionConfig,
+    OpenAIBatchJudgeConfig,
+    OpenAIJudgeConfig,
+    ScriptedJudgeConfig,
+)
+from dpr_core.evaluation.budget import (
+    OVERHEAD_TOKENS,
+    REPLY_TOKENS,
+    BudgetReached,
+    Cost,
+    Meter,
+    Price,
+    cost_of,
+    price_of,
+    prices,
+    tokens_in,
+)
 from dpr_core.evaluation.endpoint import RateLimiter
+from dpr_core.evaluation.judge import judging_cost
+from dpr_core.evaluation.pairwise import Answer, Pair
+from dpr_core.evaluation.prompts import pairwise_messages
+from dpr_core.evaluation.questions import Question
 
 
-def test_prices() -> None:
-    assert price_of("gpt-4o", None, None) == Price(2.5, 10.0)
-    assert price_of("gpt-4o-2024-08-06", None, None) == Price(2.5, 10.0)
-    assert price_of("gpt-4o-mini-2024-07-18", None, None) == Price(0.15, 0.6)
-    assert price_of("gpt-4o-audio", None, None) is None
-    assert price_of("mine", 1.0, 2.0) == Price(1.0, 2.0)
-    assert price_of("gpt-4o", None, None, batched=True) == Price(1.25, 5.0)
-    assert price_of("gpt-4o", 1.0, 2.0, batched=True) == Price(1.0, 2.0)
+def price(model: str, read: float | None = None, written: float | None = None, batched: bool = False) -> Price | None:
+    by = OpenAIBatchJudgeConfig(model=model) if batched else OpenAIJudgeConfig(model=model)
+    return price_of(by, JudgeExecutionConfig(dollars_per_million_read=read, dollars_per_million_written=written))
+
+
+def test_the_price_is_the_one_that_was_set_or_the_listed_one() -> None:
+    assert price("gpt-4o") == Price(2.5, 10.0)
+    assert price("gpt-4o-2024-08-06") == Price(2.5, 10.0)
+    assert price("gpt-4o-mini-2024-07-18") == Price(0.15, 0.6)
+    assert price("gpt-4o-audio") is None
+    assert price("mine", 1.0, 2.0) == Price(1.0, 2.0)
+    assert price("gpt-4o", batched=True) == Price(1.25, 5.0)
+    assert price("gpt-4o", 1.0, 2.0, batched=True) == Price(1.0, 2.0)
     assert Price(2.5, 10.0).of(1_000_000, 100_000) == pytest.approx(3.5)
 
 
@@ -83,3 +111,69 @@ def test_pace_spreads_units_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(run())
     assert slept == [1.0, 3.0, 4.0]
+
+
+PRICED: dict[str, Any] = {"dollars_per_million_read": 1.0, "dollars_per_million_written": 10.0}
+
+
+def pair(text: str, number: int = 0) -> Pair:
+    return Pair(Question(str(number), ("Why?",)), Answer.of(text), Answer.of("because"))
+
+
+def config(**execution: Any) -> JudgeConfig:
+    return JudgeConfig(
+        by=OpenAIJudgeConfig(max_tokens=400), execution=JudgeExecutionConfig(**{**PRICED, "canaries": 0, **execution})
+    )
+
+
+def test_requests_tokens_and_dollars() -> None:
+    cost = cost_of([1000, 3000], OpenAIJudgeConfig(max_tokens=400), JudgeExecutionConfig(**PRICED))
+    assert cost == Cost(2, 4000, 4000, 2 * REPLY_TOKENS, 800, (4000 + 20 * REPLY_TOKENS) / 1e6, 0.012)
+    assert cost_of([1000], OpenAIJudgeConfig(max_tokens=16), JudgeExecutionConfig()).tokens_written_about == 16
+
+
+def test_a_batch_costs_half_of_the_listed_price_and_as_much_as_a_price_that_was_set() -> None:
+    alone, batched = OpenAIJudgeConfig(model="gpt-4o"), OpenAIBatchJudgeConfig(model="gpt-4o")
+    listed = [cost_of([10**6], by, JudgeExecutionConfig()).dollars_at_most for by in (alone, batched)]
+    assert listed == [pytest.approx(2.5 + 10 * 512e-6), pytest.approx((2.5 + 10 * 512e-6) / 2)]
+    own = [cost_of([10**6], by, JudgeExecutionConfig(**PRICED)).dollars_at_most for by in (alone, batched)]
+    assert own == [pytest.approx(1 + 10 * 512e-6)] * 2
+
+
+def test_a_model_without_a_price_makes_every_sum_unknown() -> None:
+    unknown = cost_of([1], OpenAIJudgeConfig(model="mine"), JudgeExecutionConfig())
+    assert (unknown.dollars_about, unknown.dollars_at_most) == (None, None)
+    both = Cost(1, 2, 3, 4, 5, 6.0, 7.0) + unknown
+    assert (both.requests, both.dollars_about, both.dollars_at_most) == (2, None, None)
+
+
+def test_costs_add_up_and_take_the_bounds_of_another_estimate() -> None:
+    likely, longest = Cost(1, 10, 10, 5, 20, 0.5, 1.0), Cost(1, 30, 30, 5, 40, 1.5, 2.004)
+    assert likely + longest == Cost(2, 40, 40, 10, 60, 2.0, 3.004)
+    bounded = likely.at_most(longest)
+    assert bounded == Cost(1, 10, 30, 5, 40, 0.5, 2.004)
+    assert bounded.as_dict()["dollars_at_most"] == 2.0
+
+
+def test_both_orders_and_the_canaries_are_counted() -> None:
+    pairs = [pair("x" * 700, i) for i in range(3)]
+    plain = judging_cost(config(), pairs)
+    orders = [pairs[0].shown(first) for first in (True, False)]
+    assert plain.requests == 6
+    assert plain.tokens_read_about == 3 * sum(tokens_in(pairwise_messages(each)) for each in orders)
+    assert plain.tokens_read_about > 6 * (700 / 3.5 + OVERHEAD_TOKENS)
+    # An answer against itself and the constant answer, on two questions, in both orders.
+    assert judging_cost(config(canaries=2), pairs).requests == 6 + 8
+    assert judging_cost(JudgeConfig(by=ScriptedJudgeConfig()), pairs) == Cost()
+
+
+def test_no_more_of_an_answer_is_counted_than_is_sent() -> None:
+    def read(characters: int) -> int:
+        return judging_cost(config(), [pair("x" * characters)]).tokens_read_about
+
+    assert read(10**5) == read(10**6) > read(10**4)
+
+
+def test_prices_say_where_they_are_from() -> None:
+    assert prices(JudgeExecutionConfig(**PRICED)) == "as set"
+    assert prices(JudgeExecutionConfig(dollars_per_million_read=1.0)).startswith("of 20")
