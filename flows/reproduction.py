@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from dpr_core.config.base import override, parse
 from dpr_core.config.pipeline import PipelineConfig
-from dpr_core.experiments.claims import ClaimVerdict
+from dpr_core.experiments.effect_claims import ClaimVerdict
 from dpr_core.experiments.exhibits import EXHIBITS
 from dpr_core.experiments.points import REFERENCE, Study, with_references
 from dpr_core.experiments.results import claims_table, summary, training_times

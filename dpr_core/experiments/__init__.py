@@ -1,1 +1,1 @@
-"""Many pipelines side by side: what was seen, what the paper claims of it, and the verdicts."""
+"""Many pipelines side by side: observations, the paper's claims about them, and the verdicts."""

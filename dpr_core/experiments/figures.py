@@ -1,14 +1,28 @@
-"""The plots of an experiment."""
+"""Figures of an experiment: win rates by policy, curves over a swept field, means by position, detection."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpr_core.experiments import quantities as q
-from dpr_core.experiments.exhibit import TRAINED, Exhibit, is_number
-from dpr_core.experiments.observations import BASELINE, EVEN, Observation, cells, swept
+from dpr_core.experiments.exhibits import TRAINED, Exhibit, is_number
+from dpr_core.experiments.observations import (
+    ACCURACY,
+    AUROC,
+    AUROC_LOG_SFT,
+    BASELINE,
+    EVEN,
+    TOP1,
+    TOP1_LOG_SFT,
+    WIN_RATE,
+    Estimate,
+    Observation,
+    Quantity,
+    cells,
+    estimate,
+    estimate_of,
+    swept,
+)
 from dpr_core.experiments.points import label, short_names
-from dpr_core.experiments.quantities import ACCURACY, WIN_RATE, Estimate, Quantity, estimate, estimate_of
 from dpr_core.reporting import plots
 from dpr_core.reporting.plots import Valued
 
@@ -108,7 +122,7 @@ def _by_position(observations: Sequence[Observation]) -> Mapping[str, Mapping[st
             for at in each.profile:
                 if at.answers >= FEWEST_ANSWERS * most:
                     by_place.setdefault(at.position, []).append((at.kl_to_sft, at.reward))
-        name = " ".join([label(cell[0].values, short) or TRAINED, *_asked_on(cell[0], observations)])
+        name = " ".join([label(cell[0].values, short) or TRAINED, *_benchmark(cell[0], observations)])
         for i, panel in enumerate(panels.values()):
             panel[name] = [
                 (float(position), _valued(estimate_of([pair[i] for pair in pairs])))
@@ -120,7 +134,7 @@ def _by_position(observations: Sequence[Observation]) -> Mapping[str, Mapping[st
 def _detection(observations: Sequence[Observation]) -> Mapping[str, Mapping[str, Valued]]:
     # Each benchmark repeats what was measured of the reward.
     trained = list({each.unit: each for each in observations if each.policy == TRAINED}.values())
-    kinds = {"AUROC": (q.AUROC, q.AUROC_LOG_SFT), "top-1": (q.TOP1, q.TOP1_LOG_SFT)}
+    kinds = {"AUROC": (AUROC, AUROC_LOG_SFT), "top-1": (TOP1, TOP1_LOG_SFT)}
     groups: dict[str, dict[str, Valued]] = {}
     for group, pair in kinds.items():
         for name, quantity in zip(("r", "log pi_SFT"), pair, strict=True):
@@ -138,10 +152,10 @@ def _name(
     each: Observation, observations: Sequence[Observation], values: Mapping[str, Any], short: Mapping[str, str]
 ) -> str:
     """The policy, with its benchmark where there are several, and what else sets it apart."""
-    return " ".join(filter(None, [each.policy, *_asked_on(each, observations), label(values, short)]))
+    return " ".join(filter(None, [each.policy, *_benchmark(each, observations), label(values, short)]))
 
 
-def _asked_on(each: Observation, observations: Sequence[Observation]) -> list[str]:
+def _benchmark(each: Observation, observations: Sequence[Observation]) -> list[str]:
     several = len({other.benchmark for other in observations}) > 1
     return [f"({each.benchmark})"] if several else []
 

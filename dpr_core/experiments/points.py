@@ -1,4 +1,4 @@
-"""Which pipelines a sweep consists of. Pure: nothing is read, run or written."""
+"""Sweep expansion: every combination of values as a whole configuration. Pure: nothing is read, run or written."""
 
 import itertools
 import math

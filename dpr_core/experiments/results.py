@@ -1,4 +1,4 @@
-"""The results of an experiment in words: its verdicts, its table and its plots."""
+"""Results of an experiment as Markdown, as a page and for a terminal: verdicts on its claims, table and plots."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,23 @@ from typing import get_args
 
 from rich.table import Table as TerminalTable
 
-from dpr_core.experiments.claims import ClaimVerdict, Verdict
-from dpr_core.experiments.exhibit import TRAINED, Exhibit
-from dpr_core.experiments.observations import BASELINE, Observation, cells, swept
+from dpr_core.experiments.effect_claims import ClaimOutcome, ClaimVerdict
+from dpr_core.experiments.exhibits import TRAINED, Exhibit
+from dpr_core.experiments.observations import (
+    ACCURACY,
+    BASELINE,
+    CUT,
+    KL,
+    TOKENS,
+    WIN_RATE,
+    Observation,
+    Quantity,
+    cells,
+    estimate,
+    estimate_of,
+    swept,
+)
 from dpr_core.experiments.points import short_names
-from dpr_core.experiments.quantities import ACCURACY, CUT, KL, TOKENS, WIN_RATE, Quantity, estimate, estimate_of
 from dpr_core.reporting.page import asset, page
 from dpr_core.reporting.tables import NONE, Table, escaped
 
@@ -101,7 +113,7 @@ def summary(verdicts: Sequence[ClaimVerdict]) -> str:
     sentences = []
     for by, whose in (("paper", "the paper's"), ("project", "the project's own")):
         found = [each.verdict for each in verdicts if each.by == by]
-        counts = [f"{found.count(kind)} {kind}" for kind in get_args(Verdict) if kind in found]
+        counts = [f"{found.count(kind)} {kind}" for kind in get_args(ClaimOutcome) if kind in found]
         if found:
             sentences.append(f"Of {whose} {len(found)} claims: {', '.join(counts)}.")
     return " ".join(sentences)
@@ -138,8 +150,8 @@ def training_times(metrics: Mapping[str, float]) -> str:
     seconds = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith("seconds/")}
     if not seconds:
         return ""
-    told = ", ".join(f"{escaped(policy)} {value:.0f}" for policy, value in seconds.items())
-    return f"Seconds of training after SFT, mean: {told}."
+    times = ", ".join(f"{escaped(policy)} {value:.0f}" for policy, value in seconds.items())
+    return f"Seconds of training after SFT, mean: {times}."
 
 
 def extent(observations: Sequence[Observation]) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dpr_core.experiments.claims import ClaimVerdict
-from dpr_core.experiments.exhibits import named
+from dpr_core.experiments.effect_claims import ClaimVerdict
+from dpr_core.experiments.exhibits import exhibit_named
 from dpr_core.experiments.observations import Observation
 from dpr_core.experiments.results import as_terminal, summary, table
 from dpr_core.reporting.tables import Table
@@ -52,7 +52,7 @@ def sweep_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
         if entry["stage"] == EXPERIMENT:
             config = store.record(entry["id"]).config
             seen = [Observation(**each) for each in document["results"][entry["name"]]["observations"]]
-            parts.append(table(named(config["exhibit"]), seen).as_terminal(config["title"]))
+            parts.append(table(exhibit_named(config["exhibit"]), seen).as_terminal(config["title"]))
             parts.append(Text(f"Table and plots: {store.fetch(entry['id']).path}\nArtifact: {entry['id']}"))
     if all(entry["status"] == "reused" for entry in document["stages"]):
         parts.append(Text("Nothing had changed: every stage was reused."))

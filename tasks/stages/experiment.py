@@ -31,10 +31,10 @@ BEHIND = ("reward/", "diagnose/", "guard/", "rollout/")
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     """The role of a report is the name of its point; diagnoses are matched to policies by the reward they are of."""
     from dpr_core.experiments import exhibits, figures, observations, results
-    from dpr_core.experiments.claims import Verdict
+    from dpr_core.experiments.effect_claims import ClaimOutcome
 
     settings = cast(ExperimentConfig, config)
-    exhibit = exhibits.named(settings.exhibit)
+    exhibit = exhibits.exhibit_named(settings.exhibit)
     ancestry = Ancestry(work)
     seen: list[Observation] = []
     if strange := [role for role in ancestry.reports if role not in settings.points]:
@@ -45,7 +45,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     if not seen:
         raise UsageError("an experiment needs at least one report; give each the name of its point as its role")
     missing = [name for name in settings.points if name not in ancestry.reports]
-    verdicts = exhibit.claims(seen)
+    verdicts = exhibit.verdicts(seen)
     plots = figures.draw(exhibit, seen, work.output / PLOTS)
     drawn = {caption: (work.output / PLOTS / file).read_bytes() for caption, file in plots.items()}
     links = {caption: f"{PLOTS}/{file}" for caption, file in plots.items()}
@@ -61,7 +61,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         (work.output / name).write_text(text, encoding="utf-8")
     if exhibit.credit_page:
         shutil.copyfile(ancestry.a_reward().path / CREDIT_PAGE, work.output / CREDIT_PAGE)
-    counts = {f"claims/{kind}": sum(each.verdict == kind for each in verdicts) for kind in get_args(Verdict)}
+    counts = {f"claims/{kind}": sum(each.verdict == kind for each in verdicts) for kind in get_args(ClaimOutcome)}
     return (counts if verdicts else {}) | ancestry.mean_seconds()
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.experiments.exhibit import Exhibit
-from dpr_core.experiments.exhibits import EXHIBITS
+from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.partition("\n## Notes")[0].split("\n### ")[1:]}
@@ -28,4 +27,4 @@ def test_what_it_runs_and_claims_is_told(exhibit: Exhibit) -> None:
         shorter = f" (quick: {_listed(quick)})" if quick != values else ""
         assert f"`{name}`: {_listed(values)}{shorter}." in section
     rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| claim")]
-    assert rows == [f"| {claim.name} | {claim.by} | {claim.says} |" for claim in exhibit.claimed]
+    assert rows == [f"| {claim.name} | {claim.by} | {claim.says} |" for claim in exhibit.claims]

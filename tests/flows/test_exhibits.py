@@ -2,8 +2,7 @@
 
 import pytest
 
-from dpr_core.experiments.exhibit import TRAINED, Exhibit
-from dpr_core.experiments.exhibits import EXHIBITS
+from dpr_core.experiments.exhibits import EXHIBITS, TRAINED, Exhibit
 from dpr_core.experiments.observations import BASELINE, Observation, Position
 from dpr_core.experiments.points import Point
 from flows import reproduction, wiring
@@ -37,7 +36,7 @@ def made_up(point: Point, by_position: bool) -> list[Observation]:
 def test_every_claim_can_be_judged_on_the_lab(exhibit: Exhibit) -> None:
     (study,) = reproduction.studies("lab", [], [exhibit.name], seeds=2, quick=False)
     seen = [each for point in study.points() for each in made_up(point, exhibit.by_position)]
-    assert [each.claim for each in exhibit.claims(seen) if each.verdict == "not run" or each.seeds != 2] == []
+    assert [each.claim for each in exhibit.verdicts(seen) if each.verdict == "not run" or each.seeds != 2] == []
 
 
 def test_the_policy_of_the_paper_has_its_name() -> None:
@@ -47,5 +46,5 @@ def test_the_policy_of_the_paper_has_its_name() -> None:
 def test_the_regime_of_few_demonstrations_has_the_rival_that_matters_there() -> None:
     (study,) = reproduction.studies("lab-mixed", [], ["table1"], seeds=2, quick=False)
     seen = [each for point in study.points() for each in made_up(point, False)]
-    verdicts = {each.claim: each.verdict for each in EXHIBITS["table1"].claims(seen)}
+    verdicts = {each.claim: each.verdict for each in EXHIBITS["table1"].verdicts(seen)}
     assert "not run" not in (verdicts["DPR > SFT"], verdicts["DPR > continued SFT"])

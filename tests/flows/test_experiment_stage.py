@@ -93,7 +93,7 @@ def test_metrics_come_from_the_policys_own_ancestors(experiments: Experiments) -
 def test_verdicts_tables_and_plots_are_written(experiments: Experiments) -> None:
     outcome = experiments.run("table2")
     claims = experiments.read(outcome, "claims.json")
-    assert [each["claim"] for each in claims] == [claim.name for claim in EXHIBITS["table2"].claimed]
+    assert [each["claim"] for each in claims] == [claim.name for claim in EXHIBITS["table2"].claims]
     assert {each["seeds"] for each in claims} == {2}
     seen = experiments.read(outcome, "observations.json")
     rates = {(each["seed"], each["policy"]): each["win_rate"] for each in seen}

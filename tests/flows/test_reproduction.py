@@ -66,7 +66,7 @@ def test_an_exhibit_ends_with_a_verdict_on_each_claim_and_a_document(dpr: Dpr, t
     )
     result = dpr(*command, "--json", home=tmp_path / "home")
     assert result.status == 0, result.stderr
-    assert {claim["claim"] for claim in result.json["claims"]} == {claim.name for claim in EXHIBITS["figure2"].claimed}
+    assert {claim["claim"] for claim in result.json["claims"]} == {claim.name for claim in EXHIBITS["figure2"].claims}
     for claim in result.json["claims"]:
         assert {"claim", "verdict", "effect", "interval", "seeds"} <= set(claim)
     assert "identities" not in result.json

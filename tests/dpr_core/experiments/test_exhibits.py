@@ -4,26 +4,24 @@ from typing import get_args
 import pytest
 
 from dpr_core.config.experiment import ExhibitName
-from dpr_core.experiments import quantities as q
-from dpr_core.experiments.exhibit import Exhibit
-from dpr_core.experiments.exhibits import EXHIBITS, named
+from dpr_core.experiments import observations as q
+from dpr_core.experiments.exhibits import EXHIBITS, GAMMA, REFERENCE, TEMPERATURE, Exhibit, exhibit_named
 from dpr_core.experiments.observations import Observation, Position
-from dpr_core.experiments.paper_figures import GAMMA, REFERENCE, TEMPERATURE
 
 Runs = Callable[..., list[Observation]]
 
 
 def verdicts(exhibit: Exhibit, seen: list[Observation]) -> dict[str, str]:
-    return {each.claim: each.verdict for each in exhibit.claims(seen)}
+    return {each.claim: each.verdict for each in exhibit.verdicts(seen)}
 
 
 def effects(exhibit: Exhibit, seen: list[Observation]) -> dict[str, float | None]:
-    return {each.claim: each.effect for each in exhibit.claims(seen)}
+    return {each.claim: each.effect for each in exhibit.verdicts(seen)}
 
 
 def test_names_are_those_of_the_settings() -> None:
     assert ("sweep", *EXHIBITS) == get_args(ExhibitName)
-    assert [named(name).name for name in get_args(ExhibitName)] == list(get_args(ExhibitName))
+    assert [exhibit_named(name).name for name in get_args(ExhibitName)] == list(get_args(ExhibitName))
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
@@ -32,7 +30,7 @@ def test_without_observations_nothing_was_run(exhibit: Exhibit) -> None:
 
 
 def test_a_claims_name_says_which_it_is() -> None:
-    names = [claim.name for exhibit in EXHIBITS.values() for claim in exhibit.claimed]
+    names = [claim.name for exhibit in EXHIBITS.values() for claim in exhibit.claims]
     assert len(set(names)) == len(names)
 
 
@@ -182,4 +180,4 @@ def test_figure4b(runs: Runs, sft: Runs) -> None:
 
 
 def test_a_sweep_claims_nothing(runs: Runs) -> None:
-    assert named("sweep").claims(runs("DPR", [60.0, 61.0])) == []
+    assert exhibit_named("sweep").verdicts(runs("DPR", [60.0, 61.0])) == []

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from dpr_core.experiments import figures
-from dpr_core.experiments.exhibits import EXHIBITS, SWEEP
+from dpr_core.experiments.exhibits import EXHIBITS, GAMMA, REFERENCE, SWEEP, TEMPERATURE
 from dpr_core.experiments.observations import Observation, Position
-from dpr_core.experiments.paper_figures import GAMMA, REFERENCE, TEMPERATURE
 from dpr_core.reporting import plots
 
 Runs = Callable[..., list[Observation]]

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from dpr_core.experiments import results
-from dpr_core.experiments.exhibits import EXHIBITS, SWEEP
+from dpr_core.experiments.exhibits import EXHIBITS, GAMMA, REFERENCE, SWEEP
 from dpr_core.experiments.observations import Observation
-from dpr_core.experiments.paper_figures import GAMMA, REFERENCE
 
 Runs = Callable[..., list[Observation]]
 TABLE2, FIGURE2, FIGURE3 = EXHIBITS["table2"], EXHIBITS["figure2"], EXHIBITS["figure3"]
@@ -22,7 +21,7 @@ def test_the_section_has_verdicts_table_and_plots(runs: Runs, sft: Runs) -> None
         *runs("DPR", [60.0, 60.2], accuracy=[0.8, 0.82], kl_to_sft=[0.5, 0.7], response_tokens=[41.0, 43.0]),
         *runs("with-value", [50.0, 50.4], metrics=[{"guard/stopped_at_iteration": 2.0}, {}]),
     ]
-    text = results.as_markdown("Table <2>", TABLE2, seen, TABLE2.claims(seen), {"Win [rate]": "plots/win_rate.png"})
+    text = results.as_markdown("Table <2>", TABLE2, seen, TABLE2.verdicts(seen), {"Win [rate]": "plots/win_rate.png"})
     assert lines(text, "## ") == ["## Table \\<2\\>"]
     assert "2 pipelines, seeds 0, 1; asked on lab." in text
     assert lines(text, "| DPR \\> w/V") == [
@@ -144,7 +143,7 @@ def test_a_quantity_that_stands_in_the_table_anyway_stands_there_once(runs: Runs
 def test_the_terminal_shows_verdicts(runs: Runs, sft: Runs) -> None:
     seen = [*sft(2), *runs("DPR", [60.0, 60.2])]
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(results.as_terminal("Table 1", EXHIBITS["table1"].claims(seen)))
+    console.print(results.as_terminal("Table 1", EXHIBITS["table1"].verdicts(seen)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[+8.8, +11.4]" in shown
     assert "reproduced" in shown
@@ -159,6 +158,6 @@ def test_training_times_are_told_by_policy() -> None:
 
 def test_the_summary_counts_the_papers_claims_apart(runs: Runs, sft: Runs) -> None:
     seen = [*sft(2), *runs("DPR", [60.0, 60.2]), *runs("extrapolated", [70.0, 70.1])]
-    assert results.summary(EXHIBITS["table1"].claims(seen)) == (
+    assert results.summary(EXHIBITS["table1"].verdicts(seen)) == (
         "Of the paper's 5 claims: 1 reproduced, 4 not run. Of the project's own 6 claims: 1 not reproduced, 5 not run."
     )

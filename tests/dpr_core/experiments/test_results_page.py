@@ -18,7 +18,7 @@ def test_nothing_that_stands_in_an_experiment_runs(runs: Callable[..., list[Obse
     seen = [
         each for name in (HOSTILE, "DPR") for each in runs(name, [60.0, 62.0], {HOSTILE: HOSTILE}, benchmark=HOSTILE)
     ]
-    verdicts = EXHIBITS["table1"].claims(seen)
+    verdicts = EXHIBITS["table1"].verdicts(seen)
     text = results.as_html(HOSTILE, SWEEP, seen, verdicts, {HOSTILE: PIXEL}, [HOSTILE])
     (tmp_path / "results.html").write_text(text, "utf-8")
     with browser(tmp_path / "profile") as opened:

@@ -4,15 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.experiments.claims import Claim, ClaimVerdict, judged, verdict
-from dpr_core.experiments.exhibit import DPR, SFT, of
-from dpr_core.experiments.observations import Observation
-from dpr_core.experiments.quantities import TOKENS
+from dpr_core.experiments.effect_claims import ClaimVerdict, EffectClaim, outcome, verdict_on
+from dpr_core.experiments.exhibits import DPR, SFT, select
+from dpr_core.experiments.observations import TOKENS, Observation
 
 Runs = Callable[..., list[Observation]]
 
-BETTER = Claim("DPR > SR", "DPR beats SR.", DPR, of("SR"))
-SAME = Claim("PPO = SR", "They are the same.", of("PPO"), of("SR"), margin=2.0)
+BETTER = EffectClaim("DPR > SR", "DPR beats SR.", DPR, select("SR"))
+SAME = EffectClaim("PPO = SR", "They are the same.", select("PPO"), select("SR"), margin=2.0)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ SAME = Claim("PPO = SR", "They are the same.", of("PPO"), of("SR"), margin=2.0)
     ],
 )
 def test_a_direction_is_decided_by_the_side_of_zero(interval: tuple[float, float] | None, expected: str) -> None:
-    assert verdict(interval) == expected
+    assert outcome(interval) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,13 +43,13 @@ def test_a_direction_is_decided_by_the_side_of_zero(interval: tuple[float, float
     ],
 )
 def test_equality_is_decided_by_the_margin(interval: tuple[float, float] | None, expected: str) -> None:
-    assert verdict(interval, margin=2.0) == expected
+    assert outcome(interval, margin=2.0) == expected
 
 
 def test_the_effect_is_paired_by_seed(runs: Runs) -> None:
     # Differences 2, 4 and 6: mean 4, deviation 2, and t of 2 degrees of freedom is 4.3027 at 97.5%.
     seen = runs("DPR", [60.0, 70.0, 80.0]) + runs("SR", [58.0, 66.0, 74.0])
-    found = judged(BETTER, seen)
+    found = verdict_on(BETTER, seen)
     half = 4.302653 * 2 / math.sqrt(3)
     assert found.effect == pytest.approx(4)
     assert found.interval == pytest.approx((4 - half, 4 + half))
@@ -59,55 +58,55 @@ def test_the_effect_is_paired_by_seed(runs: Runs) -> None:
 
 def test_the_order_of_observations_does_not_matter(runs: Runs) -> None:
     seen = runs("DPR", [60.0, 70.0, 80.0]) + runs("SR", [58.0, 66.0, 74.0])
-    assert judged(BETTER, seen[::-1]).effect == pytest.approx(4)
+    assert verdict_on(BETTER, seen[::-1]).effect == pytest.approx(4)
 
 
 def test_equal_values_have_no_effect_however_many_and_in_whatever_order(runs: Runs) -> None:
     # 0.1 + 0.2 + 0.3 depends on the order of the terms, and a third of 0.1 + 0.1 + 0.1 is not 0.1.
-    claim = Claim("a = b", "", of("a"), of("b"))
+    claim = EffectClaim("a = b", "", select("a"), select("b"))
     same = [each for at in range(3) for each in runs("a", [0.1, 0.1], {"x": at})] + runs("b", [0.1, 0.1])
-    assert (judged(claim, same).effect, judged(claim, same).verdict) == (0.0, "undecided")
+    assert (verdict_on(claim, same).effect, verdict_on(claim, same).verdict) == (0.0, "undecided")
     seen = [each for at in (0.1, 0.2, 0.3) for each in runs("a", [at, 2 * at], {"x": at})] + runs("b", [0.0, 0.0])
-    assert judged(claim, seen) == judged(claim, seen[::-1])
+    assert verdict_on(claim, seen) == verdict_on(claim, seen[::-1])
 
 
 def test_a_seed_that_lacks_a_setting_of_one_side_is_left_out(runs: Runs) -> None:
-    claim = Claim("one > the others", "", of("one"), of("other"))
+    claim = EffectClaim("one > the others", "", select("one"), select("other"))
     seen = [*runs("one", [60.0, 60.0, 60.0]), *runs("other", [50.0, 50.0, 50.0], {"x": 1})]
     seen += runs("other", [40.0, 40.0], {"x": 2})
-    found = judged(claim, seen)
+    found = verdict_on(claim, seen)
     assert (found.effect, found.seeds) == (pytest.approx(15.0), 2)
 
 
 def test_a_common_shift_of_a_seed_cancels(runs: Runs) -> None:
     # Unpaired, seeds this far apart would decide nothing.
-    found = judged(BETTER, runs("DPR", [51.0, 71.1, 90.9]) + runs("SR", [50.0, 70.0, 90.0]))
+    found = verdict_on(BETTER, runs("DPR", [51.0, 71.1, 90.9]) + runs("SR", [50.0, 70.0, 90.0]))
     assert found.verdict == "reproduced"
     assert found.effect == pytest.approx(1.0)
 
 
 def test_only_seeds_with_both_sides_count(runs: Runs) -> None:
-    found = judged(BETTER, runs("DPR", [60.0, 61.0, 62.0]) + runs("SR", [50.0, 50.5]))
+    found = verdict_on(BETTER, runs("DPR", [60.0, 61.0, 62.0]) + runs("SR", [50.0, 50.5]))
     assert found.seeds == 2
 
 
 def test_unreadable_win_rates_leave_their_seed_out(runs: Runs) -> None:
-    found = judged(BETTER, runs("DPR", [60.0, None, 62.0]) + runs("SR", [50.0, 50.0, 50.0]))
+    found = verdict_on(BETTER, runs("DPR", [60.0, None, 62.0]) + runs("SR", [50.0, 50.0, 50.0]))
     assert (found.seeds, found.effect) == (2, pytest.approx(11.0))
 
 
 def test_models_from_different_sft_runs_are_not_paired(runs: Runs) -> None:
     seen = runs("DPR", [60.0, 61.0]) + runs("SR", [50.0, 50.0], sft=["sft0", "other"])
-    assert judged(BETTER, seen).seeds == 1
+    assert verdict_on(BETTER, seen).seeds == 1
 
 
 def test_one_seed_has_an_effect_and_no_verdict(runs: Runs) -> None:
-    found = judged(BETTER, runs("DPR", [90.0]) + runs("SR", [50.0]))
+    found = verdict_on(BETTER, runs("DPR", [90.0]) + runs("SR", [50.0]))
     assert (found.verdict, found.effect, found.interval, found.seeds) == ("undecided", 40.0, None, 1)
 
 
 def test_absent_policies_are_not_run(runs: Runs) -> None:
-    found = judged(BETTER, runs("DPR", [60.0, 61.0]))
+    found = verdict_on(BETTER, runs("DPR", [60.0, 61.0]))
     assert (found.verdict, found.effect, found.interval, found.seeds) == ("not run", None, None, 0)
 
 
@@ -118,21 +117,21 @@ def test_several_benchmarks_are_averaged_within_a_seed(runs: Runs) -> None:
         *runs("SR", [50.0, 50.0], benchmark="a"),
         *runs("SR", [50.0, 50.0], benchmark="b"),
     ]
-    found = judged(BETTER, seen)
+    found = verdict_on(BETTER, seen)
     assert (found.effect, found.seeds) == (pytest.approx(15.5), 2)
 
 
 def test_equality_has_its_margin_in_the_verdict(runs: Runs) -> None:
-    close = judged(SAME, runs("PPO", [50.1, 60.2, 55.0]) + runs("SR", [50.0, 60.0, 55.1]))
-    far = judged(SAME, runs("PPO", [60.0, 70.1, 64.9]) + runs("SR", [50.0, 60.0, 55.0]))
+    close = verdict_on(SAME, runs("PPO", [50.1, 60.2, 55.0]) + runs("SR", [50.0, 60.0, 55.1]))
+    far = verdict_on(SAME, runs("PPO", [60.0, 70.1, 64.9]) + runs("SR", [50.0, 60.0, 55.0]))
     assert (close.verdict, close.margin) == ("reproduced", 2.0)
     assert far.verdict == "not reproduced"
 
 
 def test_accuracy_stands_beside_the_win_rate(runs: Runs, sft: Runs) -> None:
-    claim = Claim("DPR > SFT", "", DPR, SFT)
+    claim = EffectClaim("DPR > SFT", "", DPR, SFT)
     seen = runs("DPR", [60.0, 62.0], accuracy=[0.8, 0.9]) + sft(2, accuracy=[0.6, 0.6])
-    found = judged(claim, seen)
+    found = verdict_on(claim, seen)
     assert found.effect == pytest.approx(11)
     assert found.accuracy_effect == pytest.approx(25)
     # Differences 20 and 30: deviation sqrt(50), and t of 1 degree of freedom is 12.706.
@@ -140,14 +139,14 @@ def test_accuracy_stands_beside_the_win_rate(runs: Runs, sft: Runs) -> None:
 
 
 def test_an_effect_of_another_quantity_has_no_accuracy_beside_it(runs: Runs, sft: Runs) -> None:
-    claim = Claim("short", "", SFT, DPR, quantity=TOKENS)
+    claim = EffectClaim("short", "", SFT, DPR, quantity=TOKENS)
     seen = runs("DPR", [60.0, 62.0], accuracy=0.8, response_tokens=[10.0, 12.0]) + sft(2, accuracy=0.6)
-    found = judged(claim, seen)
+    found = verdict_on(claim, seen)
     assert (found.effect, found.accuracy_effect, found.unit) == (pytest.approx(29.0), None, "tokens")
 
 
 def test_json_holds_all_of_a_verdict(runs: Runs) -> None:
-    found = judged(SAME, runs("PPO", [50.1, 60.2]) + runs("SR", [50.0, 60.0]))
+    found = verdict_on(SAME, runs("PPO", [50.1, 60.2]) + runs("SR", [50.0, 60.0]))
     values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert {"claim", "verdict", "effect", "interval", "seeds"} <= set(values)
     assert ClaimVerdict.of(values) == found

@@ -1,28 +1,27 @@
-"""Claims as paired effects, and how a verdict on one is reached."""
+"""Claims about paired effects: `first` minus `second` of a quantity, seed by seed; its t interval decides."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from dpr_core.experiments.observations import Observation
-from dpr_core.experiments.quantities import ACCURACY, WIN_RATE, Quantity, estimate_of
+from dpr_core.experiments.observations import ACCURACY, WIN_RATE, Observation, Quantity, estimate_of
 
-Where = Callable[[Observation], bool]
+Selector = Callable[[Observation], bool]
 Unit = tuple[int, str]
-Verdict = Literal["reproduced", "not reproduced", "undecided", "not run"]
+ClaimOutcome = Literal["reproduced", "not reproduced", "undecided", "not run"]
 Author = Literal["paper", "project"]
 
 
 @dataclass(frozen=True)
-class Claim:
+class EffectClaim:
     """`first` minus `second` of a quantity is above 0; with a margin, no further from 0 than that."""
 
     name: str
     says: str
     """In words."""
-    first: Where
-    second: Where | None = None
+    first: Selector
+    second: Selector | None = None
     """None compares with `level`."""
     level: float = 0.0
     margin: float | None = None
@@ -37,7 +36,7 @@ class ClaimVerdict:
 
     claim: str
     by: Author
-    verdict: Verdict
+    verdict: ClaimOutcome
     effect: float | None
     """Mean over seeds."""
     interval: tuple[float, float] | None
@@ -46,7 +45,7 @@ class ClaimVerdict:
     unit: str
     margin: float | None = None
     accuracy_effect: float | None = None
-    """Where the effect is one of win rate: the same difference in accuracy."""
+    """Selector the effect is one of win rate: the same difference in accuracy."""
     accuracy_interval: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,18 +59,18 @@ class ClaimVerdict:
         return cls(**plain)
 
 
-def judged(claim: Claim, observations: Sequence[Observation]) -> ClaimVerdict:
+def verdict_on(claim: EffectClaim, observations: Sequence[Observation]) -> ClaimVerdict:
     """The verdict that these observations allow on a claim."""
-    effects = paired(claim, claim.quantity, observations)
+    effects = paired_effects(claim, claim.quantity, observations)
     if not effects:
         return ClaimVerdict(claim.name, claim.by, "not run", None, None, 0, claim.quantity.unit, claim.margin)
     mean, interval, seeds = estimate_of(list(effects.values()))
-    beside = paired(claim, ACCURACY, observations) if claim.quantity is WIN_RATE else {}
+    beside = paired_effects(claim, ACCURACY, observations) if claim.quantity is WIN_RATE else {}
     accuracy = estimate_of(list(beside.values())) if beside else None
     return ClaimVerdict(
         claim.name,
         claim.by,
-        verdict(interval, claim.margin),
+        outcome(interval, claim.margin),
         mean,
         interval,
         seeds,
@@ -82,7 +81,7 @@ def judged(claim: Claim, observations: Sequence[Observation]) -> ClaimVerdict:
     )
 
 
-def verdict(interval: tuple[float, float] | None, margin: float | None = None) -> Verdict:
+def outcome(interval: tuple[float, float] | None, margin: float | None = None) -> ClaimOutcome:
     """By the interval alone: on which side of 0 it lies or, for a claim of equality, of the margin."""
     if interval is None:
         return "undecided"
@@ -96,7 +95,7 @@ def verdict(interval: tuple[float, float] | None, margin: float | None = None) -
     return "not reproduced" if high < 0 else "undecided"
 
 
-def paired(claim: Claim, quantity: Quantity, observations: Sequence[Observation]) -> Mapping[Unit, float]:
+def paired_effects(claim: EffectClaim, quantity: Quantity, observations: Sequence[Observation]) -> Mapping[Unit, float]:
     """The effect in every unit, a seed with its SFT model, that has all of both sides."""
     first = _means(claim.first, quantity, observations)
     if claim.second is None:
@@ -105,7 +104,7 @@ def paired(claim: Claim, quantity: Quantity, observations: Sequence[Observation]
     return {unit: mean - second[unit] for unit, mean in first.items() if unit in second}
 
 
-def _means(where: Where, quantity: Quantity, observations: Sequence[Observation]) -> dict[Unit, float]:
+def _means(where: Selector, quantity: Quantity, observations: Sequence[Observation]) -> dict[Unit, float]:
     """Over the settings and benchmarks of every unit; those are left out that lack one which another unit has."""
     values: dict[Unit, list[float | None]] = {}
     for each in observations:
