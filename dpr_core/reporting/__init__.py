@@ -1,1 +1,1 @@
-"""Statistics, tables and pages."""
+"""Reports of win rates, ratings and diagnoses: tables, plots, pages, and the token-credit view."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dpr_core.evaluation.pairwise import Game, Verdict
-from dpr_core.reporting.judgments import Judged, Prompt
+from dpr_core.reporting.judgments import JudgedAnswers, JudgedPrompt
 from dpr_core.reporting.page import render
 from dpr_core.reporting.report import Section
 
@@ -16,7 +16,7 @@ MOST = 180
 TEXT, WORDS = 2000, 800
 """Characters that are shown of a turn, and of what a judge wrote."""
 
-KINDS: Mapping[str, Callable[[Prompt], bool]] = {
+KINDS: Mapping[str, Callable[[JudgedPrompt], bool]] = {
     "Won in both orders": lambda prompt: prompt.scores == (1.0, 1.0),
     "Lost in both orders": lambda prompt: prompt.scores == (0.0, 0.0),
     "The two orders contradict each other": lambda prompt: len(set(prompt.scores)) == 2,
@@ -24,15 +24,15 @@ KINDS: Mapping[str, Callable[[Prompt], bool]] = {
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ExampleGroup:
     """A few prompts of one kind, and of how many."""
 
     kind: str
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[JudgedPrompt, ...]
     of: int
 
 
-def choose(judged: Judged, of_each_kind: int) -> list[Chosen]:
+def choose_examples(judged: JudgedAnswers, of_each_kind: int) -> list[ExampleGroup]:
     """Of every kind a few prompts, evenly spaced in the benchmark's order; kinds without any are left out."""
     chosen = []
     for kind, belongs in KINDS.items():
@@ -40,11 +40,11 @@ def choose(judged: Judged, of_each_kind: int) -> list[Chosen]:
         count = min(of_each_kind, len(found))
         places = [i * len(found) // count for i in range(count)]
         if found:
-            chosen.append(Chosen(kind, tuple(found[place] for place in places), len(found)))
+            chosen.append(ExampleGroup(kind, tuple(found[place] for place in places), len(found)))
     return chosen
 
 
-def examples_section(every: Sequence[Judged], baseline: str) -> Section | None:
+def examples_section(every: Sequence[JudgedAnswers], baseline: str) -> Section | None:
     """Examples of every policy on every benchmark, folded up. Only the page has them. None of nothing."""
     if not every:
         return None
@@ -56,7 +56,7 @@ def examples_section(every: Sequence[Judged], baseline: str) -> Section | None:
                 f"{group.kind}: {len(group.prompts)} of {group.of:,}": [
                     _example(prompt, judged.policy, baseline) for prompt in group.prompts
                 ]
-                for group in choose(judged, each)
+                for group in choose_examples(judged, each)
             },
         }
         for judged in every
@@ -74,7 +74,7 @@ class _Passage(NamedTuple):
     kind: str = "asked"
 
 
-def _example(prompt: Prompt, policy: str, baseline: str) -> dict[str, Any]:
+def _example(prompt: JudgedPrompt, policy: str, baseline: str) -> dict[str, Any]:
     question = prompt.question
     turns = []
     for i, asked in enumerate(question.turns):

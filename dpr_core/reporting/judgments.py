@@ -11,7 +11,7 @@ from dpr_core.stats import LengthAdjustedRate, length_adjusted_rate
 
 
 @dataclass(frozen=True)
-class Answered:
+class ModelAnswer:
     """One answer: the text of every turn, and the tokens of all of them."""
 
     turns: tuple[str, ...]
@@ -19,12 +19,12 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgedPrompt:
     """One question, the answers of both sides, and the games between them."""
 
     question: Question
-    candidate: Answered
-    baseline: Answered
+    candidate: ModelAnswer
+    baseline: ModelAnswer
     games: tuple[Game, ...]
 
     @cached_property
@@ -39,12 +39,12 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedAnswers:
     """A policy's answers to a benchmark, judged against the baseline's."""
 
     policy: str
     benchmark: str
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[JudgedPrompt, ...]
     judge: str = ""
     """Who judged, in words: what is compared in pairs has the same judge."""
     samples: int = 2000
@@ -52,7 +52,7 @@ class Judged:
     seed: int = 0
 
     @cached_property
-    def scored(self) -> tuple[tuple[Prompt, float], ...]:
+    def scored(self) -> tuple[tuple[JudgedPrompt, float], ...]:
         """The prompts with a readable game, and what they are worth."""
         return tuple((prompt, score) for prompt in self.prompts if (score := prompt.score) is not None)
 
@@ -72,19 +72,19 @@ class Judged:
         )
 
 
-def fingerprints(every: Sequence[Judged]) -> Counter[str]:
-    """What the endpoints said that they ran, and in how many games."""
-    told: Counter[str] = Counter()
+def fingerprints(every: Sequence[JudgedAnswers]) -> Counter[str]:
+    """The models and fingerprints that the endpoints reported, and in how many games."""
+    counts: Counter[str] = Counter()
     for judged in every:
         for prompt in judged.prompts:
             for game in prompt.games:
-                said = [str(game.details[name]) for name in ("model", "system_fingerprint") if game.details.get(name)]
-                if said:
-                    told[", ".join(said)] += 1
-    return told
+                names = [str(game.details[name]) for name in ("model", "system_fingerprint") if game.details.get(name)]
+                if names:
+                    counts[", ".join(names)] += 1
+    return counts
 
 
-def complaints(every: Sequence[Judged]) -> list[str]:
+def judging_warnings(every: Sequence[JudgedAnswers]) -> list[str]:
     """What is to be known before the judgments of one report are read side by side."""
     found = []
     if len(served := fingerprints(every)) > 1:

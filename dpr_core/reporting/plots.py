@@ -155,11 +155,11 @@ def boxes(label: str, unit: str, rows: Mapping[str, BoxStats]) -> Markup:
         meanprops={"marker": "o", "markerfacecolor": HUES[0], "markeredgecolor": HUES[0]},
     )
     for i, ((name, box), patch) in enumerate(zip(rows.items(), drawn["boxes"], strict=True), start=1):
-        told = (
+        tooltip = (
             f"{name}: mean {box.mean:.1f}, median {box.median:g}, half between {box.first:g} and {box.third:g}, "
             f"90% between {box.low:g} and {box.high:g} {unit}"
         )
-        patch.set_gid(_titled("box", told))
+        patch.set_gid(_titled("box", tooltip))
         axes.text(1.02, i, f"{box.mean:.1f}", transform=axes.get_yaxis_transform(), va="center")
     axes.set_xlim(left=0)
     axes.invert_yaxis()
@@ -178,8 +178,8 @@ def curves(label: str, x_label: str, series: Mapping[str, Sequence[ChartPoint]],
         spread = [[p.y - p.low for p in points], [p.high - p.y for p in points]]
         axes.errorbar(x, y, yerr=spread, color=colour, linewidth=2, elinewidth=1.25, label=_short(name))
         for p in points:
-            told = f"{name}: {p.y:.1f} [{p.low:.1f}, {p.high:.1f}] at {p.x:.4g}"
-            axes.plot(p.x, p.y, marker="o", color=colour, gid=_titled("dot", told))
+            tooltip = f"{name}: {p.y:.1f} [{p.low:.1f}, {p.high:.1f}] at {p.x:.4g}"
+            axes.plot(p.x, p.y, marker="o", color=colour, gid=_titled("dot", tooltip))
     if even is not None:
         axes.axhline(even, linestyle="--", color="grey", linewidth=1)
     axes.set_xlabel(escape_control(x_label))

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dpr_core.evaluation.rate import Ratings
-from dpr_core.reporting.judgments import Judged
+from dpr_core.reporting.judgments import JudgedAnswers
 from dpr_core.reporting.page import render
 from dpr_core.reporting.plots import BoxStats, ChartPoint, boxes, curves
 from dpr_core.reporting.report import Section, section
@@ -51,9 +51,9 @@ class ComparedPair:
     """Adjusted for all comparisons of the report."""
 
 
-def compare(every: Sequence[Judged]) -> list[ComparedPair]:
+def compare_policies(every: Sequence[JudgedAnswers]) -> list[ComparedPair]:
     """Every two policies with the same benchmark and the same judge; the baseline of a benchmark is one for all."""
-    tested: list[tuple[Judged, Judged, int, PairedTest]] = []
+    tested: list[tuple[JudgedAnswers, JudgedAnswers, int, PairedTest]] = []
     for one, other in combinations(every, 2):
         if (one.benchmark, one.judge) != (other.benchmark, other.judge):
             continue
@@ -101,7 +101,7 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def lengths_section(every: Sequence[Judged], baseline: str) -> Section | None:
+def lengths_section(every: Sequence[JudgedAnswers], baseline: str) -> Section | None:
     """Both charts of every benchmark; the Markdown document has the quantiles in a table. None of nothing."""
     if not every:
         return None
@@ -138,7 +138,7 @@ def box(lengths: Sequence[int]) -> BoxStats:
     return BoxStats(low, first, median, third, high, float(np.mean(lengths)))
 
 
-def win_rate_by_length(judged: Judged) -> list[ChartPoint]:
+def win_rate_by_length(judged: JudgedAnswers) -> list[ChartPoint]:
     """Mean score, in percent, of groups of prompts with similar differences in length, none of them small.
 
     Prompts of one difference stay together.
@@ -162,7 +162,7 @@ def win_rate_by_length(judged: Judged) -> list[ChartPoint]:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedAnswers:
     """The ratings of one policy's answers to one benchmark."""
 
     policy: str
@@ -173,7 +173,7 @@ class Rated:
     """What its canary says against the rater."""
 
 
-def ratings_table(rated: Iterable[Rated]) -> Table:
+def ratings_table(rated: Iterable[RatedAnswers]) -> Table:
     """A row for each; the median where anybody was rated several times."""
     rows = list(rated)
     several = any(row.ratings.judgings > 1 for row in rows)
@@ -199,7 +199,7 @@ def ratings_table(rated: Iterable[Rated]) -> Table:
     )
 
 
-def ratings_section(rated: Iterable[Rated]) -> Section | None:
+def ratings_section(rated: Iterable[RatedAnswers]) -> Section | None:
     """The ratings, which are no win rates, and what is wrong with a rater; None where nothing was rated."""
     rows = list(rated)
     if not rows:
@@ -223,7 +223,7 @@ Address = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
-class Linked:
+class ArtifactLinks:
     """The artifacts behind one row of a report."""
 
     policy: str
@@ -232,13 +232,13 @@ class Linked:
     """IDs, by what they are of the row: its policy, its answers, its judgment."""
 
 
-class _Link(NamedTuple):
+class ArtifactLink(NamedTuple):
     run_id: str
     command: str
     url: str | None
 
 
-def links_section(rows: Sequence[Linked], address: Address) -> Section:
+def links_section(rows: Sequence[ArtifactLinks], address: Address) -> Section:
     """The artifacts behind each row of the report: by command, and on the MLflow server where there is one."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.artifacts))
     links = [[_link(row.artifacts[kind], address) if kind in row.artifacts else None for kind in kinds] for row in rows]
@@ -257,8 +257,8 @@ def links_section(rows: Sequence[Linked], address: Address) -> Section:
     return Section("Artifacts", html, "\n".join([texts, "", *urls]).rstrip())
 
 
-def _link(run_id: str, address: Address) -> _Link:
-    return _Link(run_id, f"dpr show {run_id[:ID_LENGTH]}", web_address(address(run_id)))
+def _link(run_id: str, address: Address) -> ArtifactLink:
+    return ArtifactLink(run_id, f"dpr show {run_id[:ID_LENGTH]}", web_address(address(run_id)))
 
 
 def web_address(url: str | None) -> str | None:

@@ -110,12 +110,12 @@ def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     from dpr_core.evaluation.rate import Ratings
-    from dpr_core.reporting.sections import RATINGS_CAPTION, Rated, ratings_table
+    from dpr_core.reporting.sections import RATINGS_CAPTION, RatedAnswers, ratings_table
 
     ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})
     lines = [RATINGS_CAPTION]
     if about["unanswered"]:
         lines.append(f"{len(about['unanswered'])} questions are left out: not answered in all turns")
     lines += [f"! {line}" for line in result["warnings"]]
-    shown = ratings_table([Rated(about["model"], "mt_bench", about["judge"], ratings)])
+    shown = ratings_table([RatedAnswers(about["model"], "mt_bench", about["judge"], ratings)])
     return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

@@ -11,9 +11,9 @@ from tasks.stages.answer import answered, read_answers, statistics
 from tasks.stages.judge import GAMES, WIN_RATE
 
 if TYPE_CHECKING:
-    from dpr_core.reporting.judgments import Judged
+    from dpr_core.reporting.judgments import JudgedAnswers
     from dpr_core.reporting.report import Row
-    from dpr_core.reporting.sections import Linked
+    from dpr_core.reporting.sections import ArtifactLinks
 
 BASELINE = "SFT"
 
@@ -26,15 +26,15 @@ class Judgments:
         self._baselines: dict[str, str] = {}
         self._notes: list[str] = []
         self.rows: dict[tuple[str, str], Row] = {}
-        self.judged: list[Judged] = []
-        self.linked: list[Linked] = []
+        self.judged: list[JudgedAnswers] = []
+        self.linked: list[ArtifactLinks] = []
         self._facts: dict[str, list[str]] = {}
 
     def add(self, role: str) -> None:
         """Read one judgment; the baseline's own row comes before the first that was judged against it."""
         from dpr_core.evaluation import canaries
         from dpr_core.reporting.report import Row
-        from dpr_core.reporting.sections import Linked
+        from dpr_core.reporting.sections import ArtifactLinks
 
         judgment = self._work.input(role)
         policy, _, benchmark = role.partition(" on ")
@@ -47,9 +47,9 @@ class Judgments:
         ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
         if (BASELINE, benchmark) not in self.rows:
             self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **_measured(theirs))
-            self.linked.append(Linked(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
+            self.linked.append(ArtifactLinks(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
         self.linked.append(
-            Linked(
+            ArtifactLinks(
                 policy,
                 benchmark,
                 {"policy": candidate.inputs["policy"], "answers": candidate.id, "judgment": judgment.id},
@@ -75,38 +75,38 @@ class Judgments:
 
     def complaints(self) -> list[str]:
         """What is wrong with the judgments, each thing once."""
-        from dpr_core.reporting.judgments import complaints
+        from dpr_core.reporting.judgments import judging_warnings
 
-        return [*self._notes, *complaints(self.judged)]
+        return [*self._notes, *judging_warnings(self.judged)]
 
 
 def _judged(
     policy: str, benchmark: str, judgment: Artifact, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
-) -> "Judged":
+) -> "JudgedAnswers":
     from dpr_core.evaluation.pairwise import Game
-    from dpr_core.reporting.judgments import Answered, Judged, Prompt
+    from dpr_core.reporting.judgments import JudgedAnswers, JudgedPrompt, ModelAnswer
 
     games: dict[str, list[Game]] = {}
     with (judgment.path / GAMES).open(encoding="utf-8") as lines:
         for game in map(Game.of, map(json.loads, lines)):
             games.setdefault(game.question_id, []).append(game)
     prompts = tuple(
-        Prompt(
+        JudgedPrompt(
             question,
-            Answered(turns, mine["tokens"]),
-            Answered(tuple(its["turns"]), its["tokens"]),
+            ModelAnswer(turns, mine["tokens"]),
+            ModelAnswer(tuple(its["turns"]), its["tokens"]),
             tuple(games.get(question.id, ())),
         )
         for (question, turns), mine, its in zip(answered(ours), ours, theirs, strict=True)
     )
     settings = judgment.config
-    return Judged(
+    return JudgedAnswers(
         policy, benchmark, prompts, _described(settings["by"]), settings["bootstrap_samples"], settings["seed"]
     )
 
 
 def _row(
-    judged: "Judged",
+    judged: "JudgedAnswers",
     judgment: Artifact,
     candidate: Artifact,
     sft: Artifact,

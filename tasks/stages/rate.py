@@ -16,7 +16,7 @@ from tasks.stages.judge import JUDGE, VERDICTS
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.questions import Question
-    from dpr_core.reporting.sections import Rated
+    from dpr_core.reporting.sections import RatedAnswers
 
 logger = logging.getLogger("dense_path")
 
@@ -82,12 +82,12 @@ def warn_of_references(questions: "Sequence[Question]") -> None:
         )
 
 
-def rated_in(work: Workspace) -> "list[Rated]":
+def rated_in(work: Workspace) -> "list[RatedAnswers]":
     """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
     from dpr_core.evaluation import canaries
     from dpr_core.evaluation.judge import rater_name
     from dpr_core.evaluation.rate import Ratings
-    from dpr_core.reporting.sections import Rated
+    from dpr_core.reporting.sections import RatedAnswers
 
     found = []
     for role in work.inputs:
@@ -97,7 +97,7 @@ def rated_in(work: Workspace) -> "list[Rated]":
             ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
             judge = rater_name(RateConfig.model_validate(artifact.config))
             complaints = canaries.warnings(work.store.record(artifact.id).results)
-            found.append(Rated(policy, benchmark, judge, ratings, tuple(complaints)))
+            found.append(RatedAnswers(policy, benchmark, judge, ratings, tuple(complaints)))
     return found
 
 

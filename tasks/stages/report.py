@@ -36,7 +36,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         work.advance(done, len(judged), role)
     title = cast(ReportConfig, config).title
     table = report.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
-    compared, rated = sections.compare(read.judged), rated_in(work)
+    compared, rated = sections.compare_policies(read.judged), rated_in(work)
     parts = [
         sections.ratings_section(rated),
         sections.paired_tests_section(compared),

@@ -7,7 +7,7 @@ import pytest
 
 from dpr_core.evaluation.pairwise import Game, Verdict
 from dpr_core.evaluation.questions import Question
-from dpr_core.reporting.judgments import Answered, Judged, Prompt
+from dpr_core.reporting.judgments import JudgedAnswers, JudgedPrompt, ModelAnswer
 
 VERDICTS = {1.0: (Verdict.FIRST, Verdict.SECOND), 0.5: (Verdict.TIE,) * 2, 0.0: (Verdict.SECOND, Verdict.FIRST)}
 
@@ -20,7 +20,7 @@ def prompt(
     answers: tuple[str, str] = ("Because.", "No idea."),
     words: str = "said",
     details: dict[str, str | int] | None = None,
-) -> Prompt:
+) -> JudgedPrompt:
     """A question whose game with the candidate first, and then the one with it second, ended with these scores."""
     games = tuple(
         Game(
@@ -32,18 +32,18 @@ def prompt(
         )
         for order, score in enumerate(scores)
     )
-    ours, theirs = (Answered((text,) * len(turns), count) for text, count in zip(answers, tokens, strict=True))
-    return Prompt(Question(f"q{i}", turns), ours, theirs, games)
+    ours, theirs = (ModelAnswer((text,) * len(turns), count) for text, count in zip(answers, tokens, strict=True))
+    return JudgedPrompt(Question(f"q{i}", turns), ours, theirs, games)
 
 
 @pytest.fixture
-def judged() -> Callable[..., Judged]:
+def judged() -> Callable[..., JudgedAnswers]:
     """A judgment by the pairs of scores of its prompts."""
 
     def make(
         policy: str, scores: Sequence[Sequence[float | None]], benchmark: str = "lab", judge: str = "rule", **more: Any
-    ) -> Judged:
+    ) -> JudgedAnswers:
         prompts = tuple(prompt(i, each, **more) for i, each in enumerate(scores))
-        return Judged(policy, benchmark, prompts, judge, samples=200)
+        return JudgedAnswers(policy, benchmark, prompts, judge, samples=200)
 
     return make

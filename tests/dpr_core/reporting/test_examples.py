@@ -2,15 +2,15 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.reporting.examples import MOST, TEXT, WORDS, choose, cut, examples_section
-from dpr_core.reporting.judgments import Judged
+from dpr_core.reporting.examples import MOST, TEXT, WORDS, choose_examples, cut, examples_section
+from dpr_core.reporting.judgments import JudgedAnswers
 
-Make = Callable[..., Judged]
+Make = Callable[..., JudgedAnswers]
 WON, LOST, AGAINST = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)
 
 
 def test_examples_are_sorted_by_verdict(judged: Make) -> None:
-    chosen = choose(judged("DPR", [WON, LOST, AGAINST, (0.5, 0.5), (1.0, None), (None, None), (0.5, 1.0)]), 3)
+    chosen = choose_examples(judged("DPR", [WON, LOST, AGAINST, (0.5, 0.5), (1.0, None), (None, None), (0.5, 1.0)]), 3)
     assert [(each.kind, [p.question.id for p in each.prompts], each.of) for each in chosen] == [
         ("Won in both orders", ["q0"], 1),
         ("Lost in both orders", ["q1"], 1),
@@ -19,7 +19,7 @@ def test_examples_are_sorted_by_verdict(judged: Make) -> None:
 
 
 def test_a_few_are_taken_from_the_whole_benchmark(judged: Make) -> None:
-    (chosen,) = choose(judged("DPR", [WON] * 10), 3)
+    (chosen,) = choose_examples(judged("DPR", [WON] * 10), 3)
     assert [prompt.question.id for prompt in chosen.prompts] == ["q0", "q3", "q6"]
     assert chosen.of == 10
 

@@ -3,19 +3,19 @@ from collections.abc import Callable
 import pytest
 
 from dpr_core.evaluation.questions import Question
-from dpr_core.reporting.judgments import Answered, Judged, Prompt
+from dpr_core.reporting.judgments import JudgedAnswers, JudgedPrompt, ModelAnswer
 from dpr_core.reporting.plots import BoxStats
 from dpr_core.reporting.sections import box, lengths_section, win_rate_by_length
 
-Make = Callable[..., Judged]
+Make = Callable[..., JudgedAnswers]
 
 
-def with_tokens(judged: Judged, tokens: list[int]) -> Judged:
+def with_tokens(judged: JudgedAnswers, tokens: list[int]) -> JudgedAnswers:
     prompts = [
-        Prompt(Question(p.question.id, ("?",)), Answered(("a",), count), p.baseline, p.games)
+        JudgedPrompt(Question(p.question.id, ("?",)), ModelAnswer(("a",), count), p.baseline, p.games)
         for p, count in zip(judged.prompts, tokens, strict=True)
     ]
-    return Judged(judged.policy, judged.benchmark, tuple(prompts), judged.judge, judged.samples)
+    return JudgedAnswers(judged.policy, judged.benchmark, tuple(prompts), judged.judge, judged.samples)
 
 
 def test_a_box_holds_quantiles_and_mean() -> None:

@@ -1,9 +1,9 @@
 import pytest
 
-from dpr_core.reporting.sections import Linked, links_section, web_address
+from dpr_core.reporting.sections import ArtifactLinks, links_section, web_address
 
-SFT = Linked("SFT", "lab", {"policy": "1" * 32, "answers": "2" * 32})
-DPR = Linked("<DPR>", "lab", {"policy": "3" * 32, "answers": "4" * 32, "judgment": "5" * 32})
+SFT = ArtifactLinks("SFT", "lab", {"policy": "1" * 32, "answers": "2" * 32})
+DPR = ArtifactLinks("<DPR>", "lab", {"policy": "3" * 32, "answers": "4" * 32, "judgment": "5" * 32})
 
 
 def test_every_artifact_has_its_command_and_its_whole_id() -> None:

@@ -2,17 +2,17 @@ from collections.abc import Callable
 
 import pytest
 
-from dpr_core.reporting.judgments import Judged
-from dpr_core.reporting.sections import compare, p_text, paired_tests_section
+from dpr_core.reporting.judgments import JudgedAnswers
+from dpr_core.reporting.sections import compare_policies, p_text, paired_tests_section
 from dpr_core.stats import paired_test
 
-Make = Callable[..., Judged]
+Make = Callable[..., JudgedAnswers]
 
 
 def test_two_policies_are_compared_over_the_prompts_of_both(judged: Make) -> None:
     better = judged("DPR", [(1.0, 1.0), (1.0, 0.5), (None, None), (1.0, 1.0)])
     worse = judged("SR", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (None, 0.0)])
-    (pair,) = compare([better, worse])
+    (pair,) = compare_policies([better, worse])
     expected = paired_test([1.0, 0.75, 1.0], [0.0, 0.5, 0.0], 200, 0)
     assert expected is not None
     assert (pair.first, pair.second, pair.benchmark, pair.prompts) == ("DPR", "SR", "lab", 3)
@@ -32,7 +32,7 @@ def test_every_two_of_one_benchmark_and_judge_and_no_others(judged: Make) -> Non
         judged("b", lose, benchmark="lima"),
         judged("d", win, judge="another"),
     ]
-    found = compare(every)
+    found = compare_policies(every)
     assert [(pair.benchmark, pair.first, pair.second) for pair in found] == [
         ("lab", "a", "b"),
         ("lab", "a", "c"),
@@ -46,12 +46,12 @@ def test_every_two_of_one_benchmark_and_judge_and_no_others(judged: Make) -> Non
 def test_the_section_says_how_many_comparisons_were_made(judged: Make) -> None:
     assert paired_tests_section([]) is None
     names = ["a", "b", "c", "d", "<e>"]
-    some = paired_tests_section(compare([judged(name, [(1.0, 0.5)] * 4) for name in names[:2]]))
+    some = paired_tests_section(compare_policies([judged(name, [(1.0, 0.5)] * 4) for name in names[:2]]))
     assert some is not None
     assert "1 comparison was made" in some.markdown
     assert "| a \u2212 b | +0.0 \\[+0.0, +0.0\\] | 1.00 | 1.00 | 4 |" in some.markdown
     assert "<details" not in some.html
-    many = paired_tests_section(compare([judged(name, [(1.0, 0.5)] * 4) for name in names]))
+    many = paired_tests_section(compare_policies([judged(name, [(1.0, 0.5)] * 4) for name in names]))
     assert many is not None
     assert "10 comparisons were made" in many.html
     assert "<summary>All 10 comparisons</summary>" in many.html

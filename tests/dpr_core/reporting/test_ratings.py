@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from dpr_core.evaluation.rate import Ratings
-from dpr_core.reporting.sections import Rated, ratings_section, ratings_table
+from dpr_core.reporting.sections import RatedAnswers, ratings_section, ratings_table
 
 RATINGS = Ratings(
     turn1=8.0,
@@ -17,8 +17,8 @@ RATINGS = Ratings(
     unscored=3,
 )
 ROWS = [
-    Rated("SFT", "mt_bench", "gpt-4o", RATINGS),
-    Rated("DPR", "mt_bench", "gpt-4o", replace(RATINGS, turn2=None, low=None, high=None)),
+    RatedAnswers("SFT", "mt_bench", "gpt-4o", RATINGS),
+    RatedAnswers("DPR", "mt_bench", "gpt-4o", replace(RATINGS, turn2=None, low=None, high=None)),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dpr_core.reporting import sections
 from dpr_core.reporting.examples import examples_section
-from dpr_core.reporting.judgments import Judged
+from dpr_core.reporting.judgments import JudgedAnswers
 from dpr_core.reporting.page import page
 from dpr_core.reporting.report import ReportTable, Row, as_html
 from dpr_core.reporting.tables import Table
@@ -16,7 +16,7 @@ from tests.browser import CHROMIUM, Browser, browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
-Make = Callable[..., Judged]
+Make = Callable[..., JudgedAnswers]
 
 HOSTILE = (
     "</p></details></script><script>document.title = 'taken'</script>"
@@ -44,9 +44,9 @@ def report_of(judged: Make) -> str:
         for name in (HOSTILE, "DPR")
     ]
     rows = [Row(each.policy, HOSTILE, 60, 20.0, 0.0, win_rate=50.0, win_rate_interval=(40, 60)) for each in every]
-    linked = [sections.Linked(HOSTILE, HOSTILE, {"answers": "1" * 32})]
+    linked = [sections.ArtifactLinks(HOSTILE, HOSTILE, {"answers": "1" * 32})]
     parts = [
-        sections.paired_tests_section(sections.compare(every)),
+        sections.paired_tests_section(sections.compare_policies(every)),
         sections.lengths_section(every, HOSTILE),
         examples_section(every, HOSTILE),
         sections.links_section(linked, lambda run_id: f"https://mlflow.example/{run_id}"),

@@ -4,10 +4,10 @@ from collections.abc import Callable
 import pytest
 
 from dpr_core.evaluation.pairwise import Game, summarise
-from dpr_core.reporting.judgments import Judged, complaints
+from dpr_core.reporting.judgments import JudgedAnswers, judging_warnings
 from dpr_core.stats import length_adjusted_rate
 
-Make = Callable[..., Judged]
+Make = Callable[..., JudgedAnswers]
 SCORES = [(1.0, 1.0), (1.0, 0.0), (0.5, None), (None, None), (0.0, 0.5)]
 
 
@@ -32,14 +32,14 @@ def test_a_game_is_read_as_it_was_written(judged: Make) -> None:
 def test_a_judge_that_changed_meanwhile_is_named(judged: Make) -> None:
     one = judged("DPR", [(1.0, 1.0)] * 3, details={"model": "gpt", "system_fingerprint": "fp_a"})
     other = judged("SR", [(1.0, 1.0)], details={"model": "gpt", "system_fingerprint": "fp_b"})
-    assert complaints([one]) == complaints([judged("DPR", [(1.0, 1.0)])]) == []
-    assert complaints([one, other]) == [
+    assert judging_warnings([one]) == judging_warnings([judged("DPR", [(1.0, 1.0)])]) == []
+    assert judging_warnings([one, other]) == [
         "The judging model was not the same all the time: gpt, fp_a in 6 games; gpt, fp_b in 2 games."
     ]
 
 
 def test_different_judges_of_one_benchmark_are_named(judged: Make) -> None:
     every = [judged("DPR", [(1.0, 1.0)], judge=name) for name in ("b", "a")]
-    assert complaints(every) == ["Win rates on lab are by different judges, so they do not compare: a and b."]
+    assert judging_warnings(every) == ["Win rates on lab are by different judges, so they do not compare: a and b."]
     elsewhere = [judged("DPR", [(1.0, 1.0)], benchmark=name, judge=name) for name in ("b", "a")]
-    assert complaints(elsewhere) == []
+    assert judging_warnings(elsewhere) == []
