@@ -1,7 +1,7 @@
 """Ranks and collectives: each process of a stage holds all data, takes its share of the work, and gets all results.
 
-With one process, nothing here does anything. Where there are more, all of them call the same functions in the same
-order, or they wait for each other for ever.
+With one process, everything here is a no-op. With several, all must call the same collectives in the same order, or
+they deadlock.
 """
 
 import logging
@@ -21,12 +21,12 @@ T = TypeVar("T")
 logger = logging.getLogger("dense_path")
 
 TIMEOUT = timedelta(hours=6)
-"""How long one of them waits for another in an exchange. NCCL's ten minutes are too few where the first writes a large
-checkpoint; that a process has ended is noticed by the one that started it, and much sooner."""
+"""Timeout of a collective. NCCL's ten minutes are too few while rank 0 writes a large checkpoint; the launcher notices
+much sooner that a process has died."""
 
 
 def state() -> "PartialState":
-    """Accelerate's view of this process, which is put in touch with the others when it is asked for first."""
+    """Accelerate's view of this process; the first call initialises the process group."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -34,29 +34,29 @@ def state() -> "PartialState":
         return PartialState()
     settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU"), "timeout": TIMEOUT}
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available() and not settings["cpu"]:
-        # Beside NCCL, gloo: what rests on the CPU is exchanged there.
+        # gloo beside NCCL, for tensors on the CPU.
         settings["backend"] = "cuda:nccl,cpu:gloo"
     return PartialState(**settings)
 
 
 def world_size() -> int:
-    """How many there are."""
+    """The number of processes."""
     return int(state().num_processes)
 
 
 def rank() -> int:
-    """Which this is, from 0 on."""
+    """The index of this process, from 0 on."""
     return int(state().process_index)
 
 
 def device() -> torch.device:
-    """What this process computes on."""
+    """The device of this process."""
     return torch.device(state().device)
 
 
 def shard_work(work: Sequence[T]) -> Iterator[tuple[T, bool]]:
-    """This process's share, one piece a turn. All take equally many turns, since a sharded model is gathered by all at
-    once: a piece that comes with False is there for that alone, and its result is another's."""
+    """This process's share of the work. All processes iterate equally often, since gathering a sharded model is a
+    collective: a piece that comes with False is computed for that alone, and its result discarded."""
     for turn in range(0, len(work), world_size()):
         is_mine = turn + rank() < len(work)
         yield work[turn + rank() if is_mine else 0], is_mine
@@ -86,7 +86,7 @@ def warn_of_idle_ranks(what: str, lengths: Sequence[int], pieces: int, tokens: i
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over processes, in every one of them."""
+    """The sum over all processes, in every process."""
     if world_size() == 1:
         return values
     total = values.to(device())
@@ -95,8 +95,13 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather(values: Iterable[T]) -> list[T]:
-    """What each process has, one after another, in every one of them."""
+    """The values of all processes in the order of their ranks, in every process."""
     from accelerate.utils import gather_object
 
     mine = list(values)
     return list(gather_object(mine)) if world_size() > 1 else mine
+
+
+def is_dtensor(values: Tensor) -> bool:
+    """Whether a tensor is this process's shard (a DTensor); without importing torch.distributed.tensor."""
+    return hasattr(values, "full_tensor")

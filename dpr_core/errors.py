@@ -1,13 +1,13 @@
-"""Errors a user can act on: each message says what is wrong, where, and what to do."""
+"""Exceptions that users can act on: each message says what is wrong, where, and what to do."""
 
 
 class DensePathError(Exception):
-    """A failure of the work itself. The command line prints the message alone and exits with 1."""
+    """A failure of the work itself. The command line prints the message without a traceback and exits with 1."""
 
     exit_status = 1
 
 
 class UsageError(DensePathError):
-    """A request that cannot be meant: a wrong name, type, range or identifier. Exit status 2."""
+    """An invalid request: a wrong name, type, range or identifier. Exit status 2."""
 
     exit_status = 2

@@ -8,26 +8,27 @@ from dpr_core.state import State
 
 class Recorder(Protocol):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of one step."""
+        """Log the metrics of one step."""
 
     def advance(self, step: int, total: int, note: str = "") -> None:
-        """Progress: `step` of `total` done."""
+        """Report progress: `step` of `total` done."""
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
-        """A table for people to read."""
+        """Store a table for people to read."""
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest state that an interrupted run of the same work left behind; None at a fresh start."""
+        """The newest state of an interrupted run of the same work; None at a fresh start."""
 
     def checkpoint(self, step: int, state: Callable[[], State]) -> None:
-        """Call after each step, with what gives the state that `restore` should bring back. Seldom is it asked for.
+        """Call after each step. `state` returns what `restore` should return, and is called only when a checkpoint is
+        due.
 
-        An interruption that has been announced takes place in here, once the state is kept.
+        A pending interruption is raised from here, once the state is written.
         """
 
 
-class Silent:
-    """A recorder for notebooks and tests that keeps the metrics in memory, and no state."""
+class InMemoryRecorder:
+    """A recorder for notebooks and tests: metrics in memory, and no state."""
 
     def __init__(self) -> None:
         self.history: list[tuple[int, dict[str, float]]] = []

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpr_core.models.sharding import is_slice
+from dpr_core.distributed import is_dtensor
 
 State = Mapping[str, Any]
 """Nested mappings with text keys, lists, numbers, texts and tensors."""
@@ -21,30 +21,30 @@ VALUES = "state.json"
 TENSORS = "state.safetensors"
 _TENSOR = "$tensor"
 _SLICES = "$slices"
-"""In how many files there are slices of a tensor; one after another they are the tensor."""
+"""The number of files that hold shards of a tensor; concatenated in order they are the tensor."""
 
 
 def write(state: State, folder: Path, rank: int = 0, ranks: int = 1) -> None:
-    """Write into a folder that is there. Each of several processes writes its slices of sharded tensors to a file of
-    its own, and the first everything else."""
+    """Write into an existing folder. Each process writes its shards of sharded tensors to a file of its own, and rank 0
+    everything else."""
     tensors: dict[str, Tensor] = {}
-    values = _taken_apart(state, "", tensors, ranks)
-    mine = tensors if rank == 0 else {name: each for name, each in tensors.items() if is_slice(each)}
+    values = _split_tensors(state, "", tensors, ranks)
+    mine = tensors if rank == 0 else {name: each for name, each in tensors.items() if is_dtensor(each)}
     save_file({name: _local(each) for name, each in mine.items()}, folder / _file(rank))
     if rank == 0:
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What was written, by however many processes; tuples have become lists, and tensors are whole and on the CPU."""
+    """Read what any number of processes wrote; tuples have become lists, and tensors are unsharded and on the CPU."""
     values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-    with ExitStack() as opened:
+    with ExitStack() as stack:
 
         @cache
         def tensors(rank: int) -> Any:
-            return opened.enter_context(safe_open(folder / _file(rank), framework="pt"))
+            return stack.enter_context(safe_open(folder / _file(rank), framework="pt"))
 
-        state: dict[str, Any] = _put_together(values, tensors)
+        state: dict[str, Any] = _join_tensors(values, tensors)
     return state
 
 
@@ -53,7 +53,7 @@ def _file(rank: int) -> str:
 
 
 def size(state: Any) -> int:
-    """The bytes of all tensors in it, which is about what writing it takes."""
+    """The bytes of all tensors, which is about the size on disk."""
     if isinstance(state, Tensor):
         return state.nbytes
     if isinstance(state, Mapping):
@@ -62,7 +62,7 @@ def size(state: Any) -> int:
 
 
 def pack(rows: Iterable[Sequence[float]], dtype: torch.dtype = torch.int64) -> State:
-    """Rows of any lengths, such as token ids, as two tensors: as lists they would be long texts."""
+    """Ragged rows, such as token ids, as two tensors, which are far smaller than JSON lists."""
     listed = list(rows)
     return {
         "values": torch.tensor([value for row in listed for value in row], dtype=dtype),
@@ -71,7 +71,7 @@ def pack(rows: Iterable[Sequence[float]], dtype: torch.dtype = torch.int64) -> S
 
 
 def unpack(packed: State) -> list[tuple[Any, ...]]:
-    """The rows again."""
+    """The rows that `pack` packed."""
     values, rows, start = packed["values"].tolist(), [], 0
     for length in packed["lengths"].tolist():
         rows.append(tuple(values[start : start + length]))
@@ -80,31 +80,31 @@ def unpack(packed: State) -> list[tuple[Any, ...]]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process's slice, if it is sharded."""
-    return (tensor.to_local() if is_slice(tensor) else tensor).contiguous()  # type: ignore[attr-defined]
+    """This process's shard of a DTensor; any other tensor as it is."""
+    return (tensor.to_local() if is_dtensor(tensor) else tensor).contiguous()  # type: ignore[attr-defined]
 
 
-def _taken_apart(value: Any, path: str, tensors: dict[str, Tensor], ranks: int) -> Any:
+def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor], ranks: int) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
-        return {_TENSOR: path, _SLICES: ranks} if is_slice(value) and ranks > 1 else {_TENSOR: path}
+        return {_TENSOR: path, _SLICES: ranks} if is_dtensor(value) and ranks > 1 else {_TENSOR: path}
     if isinstance(value, Mapping):
-        if strange := [key for key in value if not isinstance(key, str) or key == _TENSOR]:
-            raise TypeError(f"{path or 'the state'}: {strange[0]!r} cannot be the name of a part")
-        return {key: _taken_apart(part, f"{path}/{key}", tensors, ranks) for key, part in value.items()}
+        if invalid := [key for key in value if not isinstance(key, str) or key == _TENSOR]:
+            raise TypeError(f"{path or 'the state'}: {invalid[0]!r} cannot be the name of a part")
+        return {key: _split_tensors(part, f"{path}/{key}", tensors, ranks) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_taken_apart(part, f"{path}/{i}", tensors, ranks) for i, part in enumerate(value)]
+        return [_split_tensors(part, f"{path}/{i}", tensors, ranks) for i, part in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{path or 'the state'}: a {type(value).__name__} cannot be kept")
 
 
-def _put_together(value: Any, tensors: Callable[[int], Any]) -> Any:
+def _join_tensors(value: Any, tensors: Callable[[int], Any]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
-            slices = [tensors(rank).get_tensor(value[_TENSOR]) for rank in range(value.get(_SLICES, 1))]
-            return torch.cat(slices) if len(slices) > 1 else slices[0]
-        return {key: _put_together(part, tensors) for key, part in value.items()}
+            shards = [tensors(rank).get_tensor(value[_TENSOR]) for rank in range(value.get(_SLICES, 1))]
+            return torch.cat(shards) if len(shards) > 1 else shards[0]
+        return {key: _join_tensors(part, tensors) for key, part in value.items()}
     if isinstance(value, list):
-        return [_put_together(part, tensors) for part in value]
+        return [_join_tensors(part, tensors) for part in value]
     return value

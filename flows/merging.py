@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from dpr_core.config.experiment import ExperimentConfig
+from dpr_core.config.pipeline import ExperimentConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments.points import Point, Study, label, short_names
 from flows import wiring

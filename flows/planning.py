@@ -7,17 +7,15 @@ from typing import Any, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import LabSourceConfig
 from dpr_core.config.evaluation import AnswerConfig
-from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.evaluation import benchmarks
-from dpr_core.planning import fitting
-from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.backbones import architecture
-from dpr_core.planning.hardware import AS_OF, RESERVED, Gpu
-from dpr_core.planning.stages import Needs, PlanInputs, Questions, needs, plannable
+from dpr_core.planning import fit
+from dpr_core.planning.architecture import Architecture, backbone_architecture
+from dpr_core.planning.hours import AS_OF, RESERVED, Gpu
+from dpr_core.planning.stages import BenchmarkSize, PlanInputs, StageEstimate, estimate, plannable
 from flows import wiring
 from flows.cli.costs_view import costs_document
 from tasks.graph import Node, Planned
@@ -42,7 +40,7 @@ class StagePlan:
 
     name: str
     stage: str
-    needs: Needs
+    needs: StageEstimate
     """Of the whole stage, were it one process."""
     launch: LaunchConfig
     on_each: float
@@ -51,9 +49,9 @@ class StagePlan:
     """Bytes that its processes can have on each of them: a server of its own has taken its share."""
     fits: bool
     """The server into its share, too."""
-    nearest: fitting.Fit
+    nearest: fit.Fit
     """With smaller settings of `execution`."""
-    sharded: fitting.Fit
+    sharded: fit.Fit
     """The same, with slices of what lasts on all GPUs."""
     hours: float
 
@@ -143,7 +141,7 @@ class RunPlan:
 def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
     """Arithmetic alone: no store, no data, no weights."""
     nodes = wiring.nodes(config)
-    known = architecture(config.backbone)
+    known = backbone_architecture(config.backbone)
     around = _circumstances(config, known, asked)
     together = list(_together(nodes, around))
     gpus = asked.gpus or max(_execution(several).launch.processes for _, several in together)
@@ -188,10 +186,10 @@ def _together(nodes: Sequence[Node], around: PlanInputs) -> Iterator[tuple[str, 
     yield from groups.items()
 
 
-def _questions(config: AnswerConfig) -> Questions:
+def _questions(config: AnswerConfig) -> BenchmarkSize:
     absent = benchmarks.missing(config.benchmark) is not None
     found = benchmarks.placeholder_questions(config.benchmark) if absent else benchmarks.load(config.benchmark)
-    return Questions(len(found), max(len(question.turns) for question in found))
+    return BenchmarkSize(len(found), max(len(question.turns) for question in found))
 
 
 def _execution(several: list[tuple[str, Asking]]) -> ExecutionConfig:
@@ -201,21 +199,21 @@ def _execution(several: list[tuple[str, Asking]]) -> ExecutionConfig:
 
 
 def _stage(name: str, several: list[tuple[str, Asking]], around: PlanInputs, asked: Asked, gpus: int) -> StagePlan:
-    each = [needs(config, its) for _, (config, its) in several]
+    each = [estimate(config, its) for _, (config, its) in several]
     fullest, work = max(each, key=lambda found: found.peak.total), each[0].work
     for more in each[1:]:
         work += more.work
     first = _execution(several)
     launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes > 1 else first.launch
 
-    def with_execution(execution: ExecutionConfig) -> Needs:
-        changed = [needs(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
+    def with_execution(execution: ExecutionConfig) -> StageEstimate:
+        changed = [estimate(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
         return max(changed, key=lambda found: found.peak.total)
 
     server = fullest.server
     room = asked.gpu.usable - (server.taken(asked.gpu.memory) if server else 0)
-    held = fitting.on_each(around.architecture, launch)
-    sharded = fitting.on_each(around.architecture, LaunchConfig(processes=gpus, strategy="fsdp"))
+    held = fit.bytes_per_gpu(around.architecture, launch)
+    sharded = fit.bytes_per_gpu(around.architecture, LaunchConfig(processes=gpus, strategy="fsdp"))
     on_each = max(held(found) for found in each)
     return StagePlan(
         name=name,
@@ -225,7 +223,7 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: PlanInputs, ask
         on_each=on_each,
         room=room,
         fits=on_each <= room and (server is None or server.fits(asked.gpu.memory)),
-        nearest=fitting.nearest(with_execution, held, first, room),
-        sharded=fitting.nearest(with_execution, sharded, first, room),
+        nearest=fit.nearest_fit(with_execution, held, first, room),
+        sharded=fit.nearest_fit(with_execution, sharded, first, room),
         hours=work.hours(asked.gpu, around.dtype, asked.utilisation) / launch.processes,
     )

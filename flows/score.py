@@ -13,14 +13,14 @@ from tasks.artifacts.store import Store
 from tasks.stages.lineage import Lineage
 
 if TYPE_CHECKING:
-    from dpr_core.models.token_rewards import GivenText
+    from dpr_core.models.dense_reward import GivenText
 
 COLUMNS = ColumnsConfig(id=None, system="system", prompt="prompt", response="response")
 
 
 def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenText]":
     """The texts to score, from the command line or from a JSONL file with `prompt`, `response` and maybe `system`."""
-    from dpr_core.models.token_rewards import GivenText
+    from dpr_core.models.dense_reward import GivenText
 
     if (file is None) == (text is None):
         raise UsageError("give either --text PROMPT RESPONSE or a JSONL file")
@@ -53,7 +53,7 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
     from rich.console import Console
     from rich.text import Text
 
-    from dpr_core.models.token_rewards import assign_credit
+    from dpr_core.models.dense_reward import assign_credit
     from dpr_core.reporting import token_credit
     from tasks.running.progress import StageProgress
 

@@ -7,9 +7,9 @@ from prefect import flow
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, RateConfig, ReportConfig
-from dpr_core.config.experiment import ExperimentConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import LabBackboneConfig
+from dpr_core.config.pipeline import ExperimentConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from dpr_core.logprobs import on_tensor_cores
-from dpr_core.planning.compute import StageWork
-from dpr_core.planning.hardware import GPUS, Gpu
+from dpr_core.planning.hours import GPUS, Gpu, StageWork
 
 
 @dataclass(frozen=True)

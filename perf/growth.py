@@ -37,7 +37,7 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.sft_loop import fine_tune, total_steps
@@ -88,7 +88,7 @@ def sft_pass(point: GrowthPoint) -> Work:
 
     def work() -> None:
         trainer.steps_done = 0
-        fine_tune(trainer, sequences, config, lambda fraction: None, Silent())
+        fine_tune(trainer, sequences, config, lambda fraction: None, InMemoryRecorder())
 
     return work
 

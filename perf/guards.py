@@ -21,9 +21,8 @@ from dpr_core.config.data import LabSourceConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import GuardConfig, KLStopConfig, ReinforceConfig, WitnessStopConfig
 from dpr_core.data.encoding import decode_response, encode_prompt, end_token
-from dpr_core.lab.problem import read_result
-from dpr_core.lab.programs import draw_problems
-from dpr_core.recorder import Silent
+from dpr_core.lab.programs import draw_problems, read_result
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.guard import GUARDS
@@ -66,7 +65,7 @@ def replay(settings: GuardConfig | None, curve: Curve) -> tuple[int, int | None]
     return kept, None
 
 
-class Curves(Silent):
+class Curves(InMemoryRecorder):
     """Measures the accuracy of a policy each time that a rollout of it is reported."""
 
     def __init__(self, accuracy: Any) -> None:

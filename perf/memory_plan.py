@@ -29,10 +29,10 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
-from dpr_core.planning.architecture import architecture_of
+from dpr_core.planning.architecture import architecture_from_config
 from dpr_core.planning.memory import MemoryBreakdown
-from dpr_core.planning.stages import Needs, PlanInputs, needs
-from dpr_core.recorder import Silent
+from dpr_core.planning.stages import PlanInputs, StageEstimate, estimate
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.trainer import Trainer
@@ -104,11 +104,11 @@ class MeasuredStage:
     def policy(self) -> Policy:
         return Policy(network(self.shape), self.execution.logits_per_chunk, getattr(torch, self.dtype))
 
-    def needs(self, config: Any) -> Needs:
+    def needs(self, config: Any) -> StageEstimate:
         learned = SFTConfig(**self.limits)
-        architecture = architecture_of(network(self.shape).config)
+        architecture = architecture_from_config(network(self.shape).config)
         rows = len(self.sequences)
-        return needs(config, PlanInputs(architecture, self.dtype, "sdpa", rows, learned, on_gpu=False))
+        return estimate(config, PlanInputs(architecture, self.dtype, "sdpa", rows, learned, on_gpu=False))
 
     def sft(self) -> PlannedCase:
         config = SFTConfig(**self.limits, batch_size=len(self.sequences), execution=self.execution)
@@ -153,7 +153,7 @@ class MeasuredStage:
         trainer.step(self.sequences[:1], SupervisedFineTuning())
         engine = InProcessEngine(policy.model, config.execution.rollout_rows, policy.activations)
         decode = lambda ids: ""  # noqa: E731
-        return ReinforceLoop(policy, engine, reward, trainer, config, NEVER, decode, Silent()), trainer
+        return ReinforceLoop(policy, engine, reward, trainer, config, NEVER, decode, InMemoryRecorder()), trainer
 
 
 CASES: dict[str, Callable[[MeasuredStage], PlannedCase]] = {

@@ -33,7 +33,7 @@ from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import encode_demonstrations
 from dpr_core.models.checkpoints import load_backbone, save
 from dpr_core.models.policy import Policy
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.sft_loop import fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 from perf.side_by_side import machine, one_core
@@ -70,7 +70,7 @@ def bare(work: StageShape, folder: Path) -> Path:
         tokenizer, work.texts, config.max_prompt_tokens, config.max_response_tokens
     ).sequences
     trainer = Trainer(Policy(model), config, total_steps(len(sequences), config), config.execution)
-    fine_tune(trainer, sequences, config, lambda fraction: save(model, tokenizer, folder), Silent())
+    fine_tune(trainer, sequences, config, lambda fraction: save(model, tokenizer, folder), InMemoryRecorder())
     return folder
 
 
@@ -125,7 +125,7 @@ def in_turn(programs: Mapping[str, Callable[[], Path]], repeats: int) -> dict[st
             wall, processor = time.perf_counter(), time.process_time()
             folder = program()
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            made.add(hashing.of_file(folder / WEIGHTS))
+            made.add(hashing.hash_file(folder / WEIGHTS))
             if turn:
                 costs[name].wall.append(wall)
                 costs[name].processor.append(processor)

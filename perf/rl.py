@@ -33,7 +33,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import rollout_requests
@@ -69,7 +69,7 @@ def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int])
         config=config,
         end_token=END,
         decode=str,
-        recorder=Silent(),
+        recorder=InMemoryRecorder(),
     )
     method = policy_gradient(config.algorithm)
     request = next(rollout_requests(prompts, config, END))

@@ -31,7 +31,7 @@ from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.sft_loop import fine_tune
 from dpr_core.training.trainer import Trainer
 
@@ -45,7 +45,7 @@ def ours(sequences: Sequence[TokenSequence], size: str, batch: int) -> Callable[
     trainer = Trainer(Policy(network(size)), config, math.ceil(len(sequences) / batch), ExecutionConfig())
 
     def work() -> int:
-        fine_tune(trainer, sequences, config, lambda fraction: None, Silent())
+        fine_tune(trainer, sequences, config, lambda fraction: None, InMemoryRecorder())
         return response_tokens(sequences)
 
     return work

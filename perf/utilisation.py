@@ -39,11 +39,10 @@ from dpr_core.errors import DensePathError
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.planning import compute
-from dpr_core.planning.architecture import Architecture, architecture_of
-from dpr_core.planning.compute import StageWork
-from dpr_core.planning.hardware import RESERVED
-from dpr_core.planning.stages import PlanInputs, needs
+from dpr_core.planning import hours
+from dpr_core.planning.architecture import Architecture, architecture_from_config
+from dpr_core.planning.hours import RESERVED, StageWork
+from dpr_core.planning.stages import PlanInputs, estimate
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.training.trainer import Trainer
 from perf.all import table
@@ -99,7 +98,7 @@ class UtilisationBench:
 
     def learning(self) -> tuple[Trainer, Policy, StageWork, str]:
         model = self.network()
-        architecture = architecture_of(model.config)
+        architecture = architecture_from_config(model.config)
         room = torch.cuda.mem_get_info()[1] * (1 - RESERVED) if self.device.type == "cuda" else float("inf")
         way = fitting(architecture, self.dtype, self.sequences, room)
         lora, again = WAYS[way]
@@ -113,7 +112,7 @@ class UtilisationBench:
     def scoring(self) -> Task:
         policy = Policy(self.network().to(self.device), activations=self.dtype).freeze()
         run = lambda: score(policy, self.sequences, None)  # noqa: E731
-        return Task(run, read_once(architecture_of(policy.model.config), self.sequences))
+        return Task(run, read_once(architecture_from_config(policy.model.config), self.sequences))
 
     def rollout(self) -> Task:
         model, lengths = self.network().to(self.device).eval(), [len(s.response) for s in self.to_draw]
@@ -125,7 +124,7 @@ class UtilisationBench:
             completions = engine.generate([s.prompt for s in self.to_draw], sampling, seed=0)
             assert [c.length for c in completions] == lengths
 
-        architecture, head = architecture_of(model.config), model.get_output_embeddings().weight
+        architecture, head = architecture_from_config(model.config), model.get_output_embeddings().weight
         read = bytes_read(architecture, self.to_draw, self.rows, self.dtype.itemsize, head.element_size())
         least = replace(read_once(architecture, self.to_draw), tokens=sum(lengths), read=read)
         return Task(run, least, f"{len(lengths)} prompts, {self.rows} rows at once")
@@ -146,23 +145,23 @@ def fitting(architecture: Architecture, dtype: torch.dtype, sequences: Sequence[
     for way, (lora, again) in WAYS.items():
         config = SFTConfig(**limits, lora=lora, execution=ExecutionConfig(gradient_checkpointing=again))
         around = PlanInputs(architecture, str(dtype).removeprefix("torch."), "sdpa", len(sequences), config)
-        if needs(config, around).peak.total <= room:
+        if estimate(config, around).peak.total <= room:
             return way
     raise DensePathError("training does not fit, nor do adapters alone")
 
 
-def each(sequences: Sequence[TokenSequence]) -> list[compute.Sequences]:
+def each(sequences: Sequence[TokenSequence]) -> list[hours.Sequences]:
     """One by one, since attention grows with the square of the length."""
-    return [compute.Sequences(1, len(s.prompt), len(s.response)) for s in sequences]
+    return [hours.Sequences(1, len(s.prompt), len(s.response)) for s in sequences]
 
 
 def read_once(architecture: Architecture, sequences: Sequence[TokenSequence]) -> StageWork:
-    return sum((compute.forward(architecture, s) for s in each(sequences)), StageWork())
+    return sum((hours.forward(architecture, s) for s in each(sequences)), StageWork())
 
 
 def trained(architecture: Architecture, sequences: Sequence[TokenSequence], adapters: bool) -> StageWork:
     """The model's own operations; what is computed again does not count."""
-    return sum((compute.training(architecture, s, False, False, adapters) for s in each(sequences)), StageWork())
+    return sum((hours.training(architecture, s, False, False, adapters) for s in each(sequences)), StageWork())
 
 
 def bytes_read(a: Architecture, sequences: Sequence[TokenSequence], rows: int, number: int, head: int) -> int:
@@ -173,7 +172,7 @@ def bytes_read(a: Architecture, sequences: Sequence[TokenSequence], rows: int, n
     passes = max(*lengths, -(-sum(lengths) // rows))
     weights = number * a.layers * a.layer_matrices + head * a.head
     seen = sum(len(s.prompt) * (n - 1) + n * (n - 1) // 2 for s, n in zip(sequences, lengths, strict=True))
-    return passes * weights + 2 * number * a.remembered(seen)
+    return passes * weights + 2 * number * a.cached_numbers(seen)
 
 
 def measured(name: str, bench: UtilisationBench, limits: Limits, makers: Limits | None, repeats: int) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, stage_key
 from tasks.artifacts.store import Artifact, Record, StageRun, Store

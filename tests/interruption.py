@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.state import State, read, write
 
 
@@ -16,7 +16,7 @@ class Killed(BaseException):
     """As abrupt as SIGKILL, short of ending the tests."""
 
 
-class Interruptible(Silent):
+class Interruptible(InMemoryRecorder):
     """Keeps the state of every step below `folder`, and dies after `last` calls of `checkpoint`."""
 
     def __init__(self, folder: Path, last: int | None = None) -> None:

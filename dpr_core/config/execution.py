@@ -1,16 +1,58 @@
-"""How work is done, which is never part of what an artifact is."""
+"""Execution settings: devices, micro-batches, memory, checkpoint intervals and processes; never part of a key."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpr_core.config.base import Config
-from dpr_core.config.launch import LaunchConfig
 
 Device = Literal["auto", "cuda"]
 
 CPU_TOKENS = 1024
 GPU_TOKENS = 8192
+
+
+class LaunchConfig(Config):
+    """Processes that do a stage together, each with its share of every batch."""
+
+    processes: int = Field(1, ge=1)
+    """Processes of the stage, on all machines together: one for each GPU, or on a CPU as many as share its cores."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds: the whole model (ddp), or its share of parameters, gradients and optimizer,
+    of the frozen models too (fsdp)."""
+
+    cpu_offload: bool = False
+    """With fsdp: parameters and optimizer rest in the CPU's memory, and only what is at work is on the GPU. One process
+    alone, which shares nothing out, rests nothing there either."""
+
+    machines: int = Field(1, ge=1)
+    """Machines that share them out equally. On every one but the first runs `dpr join`."""
+
+    main_address: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
+    """Host name or IP address by which the other machines reach the first one."""
+
+    main_port: int = Field(29555, ge=1, le=65535)
+    """Where the first machine listens for the others."""
+
+    join_minutes: float = Field(10, gt=0)
+    """How long each stage waits for the other machines."""
+
+    @property
+    def on_each_machine(self) -> int:
+        return self.processes // self.machines
+
+    @model_validator(mode="after")
+    def _divides_equally(self) -> Self:
+        if self.processes % self.machines:
+            raise ValueError(f"{self.processes} processes cannot be shared out equally over {self.machines} machines")
+        return self
+
+    @model_validator(mode="after")
+    def _offloads_only_fsdp(self) -> Self:
+        if self.cpu_offload and self.strategy != "fsdp":
+            raise ValueError(f"cpu_offload is a setting of strategy=fsdp, and the strategy is {self.strategy}")
+        return self
 
 
 class ExecutionConfig(Config):
@@ -63,10 +105,10 @@ class ExecutionConfig(Config):
     """Processes that share the work."""
 
     def tokens_at_once(self, on_gpu: bool) -> int:
-        """As configured, or what is fast there."""
+        """Tokens of a micro-batch: as configured, or the device's default."""
         return self.tokens_per_micro_batch or default_tokens(on_gpu)
 
 
 def default_tokens(on_gpu: bool) -> int:
-    """What is fast there: a core is busy with few tokens."""
+    """The default tokens of a micro-batch: a CPU core is busy with few."""
     return GPU_TOKENS if on_gpu else CPU_TOKENS

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from dpr_core.config.base import Config, Name, override, parse, type_if_unset
+from dpr_core.config.base import Config, Name, StageConfig, override, parse, type_if_unset
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     RESERVED,
@@ -17,9 +17,8 @@ from dpr_core.config.evaluation import (
     ReportConfig,
     VerifiableJudgeConfig,
 )
-from dpr_core.config.execution import Device
+from dpr_core.config.execution import Device, LaunchConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
-from dpr_core.config.launch import LaunchConfig
 from dpr_core.config.model import Backbone, LabBackboneConfig
 from dpr_core.config.official import OfficialBenchmarkConfig
 from dpr_core.config.reinforce import ReinforceConfig
@@ -254,3 +253,19 @@ def _check_reference(reward: RewardConfig, sft: SFTConfig) -> None:
         raise ValueError("reward.reference is ema, but sft.ema_decay is not set; set it: --set sft.ema_decay=0.98")
     if reward.reference == "validated" and len(sft.checkpoints) < 3:
         raise ValueError(f"reward.reference is validated, but sft.checkpoints keeps only {kept}: keep several")
+
+
+ExhibitName = Literal["sweep", "table1", "table2", "figure1", "figure2", "figure3", "figure4a", "figure4b"]
+
+
+class ExperimentConfig(StageConfig):
+    """The tables, the plots and the verdicts of an experiment."""
+
+    title: str = "Sweep"
+    """Heading of the results."""
+
+    exhibit: ExhibitName = "sweep"
+    """Table or figure of the paper whose claims are judged; a sweep shows what was measured and claims nothing."""
+
+    points: dict[str, dict[str, Any]] = Field({})
+    """The pipelines by name, each with the fields that set it apart, its seed among them."""

@@ -1,1 +1,1 @@
-"""Demonstrations: where they come from, how they are rendered, encoded and batched."""
+"""Demonstrations: sources, sampling, prompt template, tokenization and batching."""

@@ -1,7 +1,7 @@
-"""Micro-batches of similar length under a token budget: padded on the right, or packed into one row.
+"""Length-sorted micro-batches under a token budget: right-padded, or packed into one row.
 
-Under a causal mask no token attends to what stands on its right, so right padding needs no attention mask. In a packed
-row positions begin anew with every sequence, from which attention sees where each one begins.
+Under a causal mask no token attends to its right, so right padding needs no attention mask. In a packed row the
+position ids restart with every sequence, which is how attention finds the boundaries.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ from dpr_core.data.encoding import TokenSequence
 @dataclass(frozen=True)
 class Batch:
     """`input_ids` (B, L); `predicts` (B, L) is True where the next token is a response token; `targets` (N,) are those
-    tokens, sequence by sequence; `positions` (1, L) are the tokens' own in their sequences, where one row holds all of
-    these."""
+    tokens, sequence by sequence; `positions` (1, L) are the position ids of a packed row, and None otherwise."""
 
     input_ids: Tensor
     predicts: Tensor
@@ -30,7 +29,7 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """Of the sequences in a packed row."""
+        """(S,) lengths of the sequences in a packed row."""
         assert self.positions is not None
         starts = (self.positions[0] == 0).nonzero()[:, 0]
         return starts.diff(append=starts.new_tensor([self.positions.shape[1]]))
@@ -41,7 +40,7 @@ class Batch:
 
 
 def collate(sequences: Sequence[TokenSequence], packed: bool = False) -> Batch:
-    """Pad to the longest; the padding's id is 0, which nothing ever looks at. Packed, what is no padding is one row."""
+    """Pad to the longest with id 0, which no token attends to; or pack all sequences into one row."""
     width = max(len(s) for s in sequences)
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
     predicts = torch.zeros(len(sequences), width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Text to token ids. From here on, ids are kept end to end: decoding and encoding again is not the identity."""
+"""Tokenization. From here on token ids are kept end to end: decoding and encoding again is not the identity."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ def end_token(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", rendered: str) -> tuple[int, ...]:
-    """With what the tokenizer itself puts in front (BOS or nothing); special tokens spelled out in text stay text."""
+    """The ids of a prompt, with BOS where the tokenizer adds it; special tokens spelled out in the text stay text."""
     return tuple(_plain_ids(tokenizer, rendered, with_prefix=True))
 
 
 def encode_later_turn(tokenizer: "PreTrainedTokenizerBase", rendered: str) -> tuple[int, ...]:
-    """What follows an answer in a conversation: nothing is put in front."""
+    """The ids of a later turn of a conversation, without BOS."""
     return tuple(_plain_ids(tokenizer, rendered, with_prefix=False))
 
 
@@ -60,8 +60,8 @@ def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str, with_prefix: boo
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Demonstrations as token ids, with what the length limits did to them."""
+class EncodedDemonstrations:
+    """Demonstrations as token ids, with the counts of rows that the length limits dropped or cut."""
 
     sequences: list[TokenSequence]
     kept: list[int]
@@ -69,7 +69,7 @@ class Encoded:
     responses_cut: int
 
     def counts(self) -> dict[str, float]:
-        """As metrics of a stage."""
+        """The counts as metrics of a stage."""
         return {
             "data/demonstrations": float(len(self.sequences)),
             "data/prompts_too_long": float(self.prompts_too_long),
@@ -82,7 +82,7 @@ def encode_demonstrations(
     texts: Iterable[tuple[str, str]],
     max_prompt_tokens: int,
     max_response_tokens: int,
-) -> Encoded:
+) -> EncodedDemonstrations:
     """Encode (rendered prompt, response) pairs; `kept` holds the index of each sequence's pair."""
     sequences: list[TokenSequence] = []
     kept: list[int] = []
@@ -100,4 +100,4 @@ def encode_demonstrations(
         raise UsageError(
             f"no demonstration is left: all {too_long} prompts are longer than max_prompt_tokens={max_prompt_tokens}"
         )
-    return Encoded(sequences, kept, too_long, cut)
+    return EncodedDemonstrations(sequences, kept, too_long, cut)

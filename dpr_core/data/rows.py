@@ -1,4 +1,4 @@
-"""One row of a source: a demonstration, or what is wrong with it."""
+"""Validation of rows: columns to a demonstration, or a bad row with its reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Self
 from dpr_core.config.data import ColumnsConfig
 from dpr_core.errors import UsageError
 
-_RAW_CHARACTERS = 500
-_ROWS_BEFORE_COLUMNS_ARE_CHECKED = 1000
-_COLUMNS_TO_NAME = 20
+MAX_RAW_CHARACTERS = 500
+ROWS_TO_CHECK_COLUMNS = 1000
+MAX_COLUMNS_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was set aside: its place, the reason (one of a few, so that they can be counted), how it starts."""
+    """A quarantined row: its place, the reason (one of a few, so that they can be counted), how it starts."""
 
     where: str
     reason: str
@@ -34,27 +34,27 @@ class BadRow:
 
     @classmethod
     def of(cls, where: str, reason: str, raw: str) -> Self:
-        return cls(where, reason, raw[:_RAW_CHARACTERS].encode(errors="backslashreplace").decode())
+        return cls(where, reason, raw[:MAX_RAW_CHARACTERS].encode(errors="backslashreplace").decode())
 
 
-class Unusable(ValueError):
-    """Why a row is bad."""
+class InvalidRowError(ValueError):
+    """The reason why a row is bad."""
 
 
 class RowReader:
-    """Turns the mappings of one source into demonstrations by way of its columns."""
+    """Maps the columns of one source to demonstrations."""
 
     def __init__(self, columns: ColumnsConfig, source: str) -> None:
         self._columns = columns
         self._source = source
         self._rows = 0
-        self._seen: dict[str, None] = {}
+        self._found_columns: dict[str, None] = {}
 
     def read(self, row: object, fallback_id: str) -> Demonstration:
-        """The row's demonstration, or Unusable."""
+        """The demonstration of a row; InvalidRowError where it has none."""
         if not isinstance(row, Mapping):
-            raise Unusable("not a JSON object")
-        self._look_at(row)
+            raise InvalidRowError("not a JSON object")
+        self._note_columns(row)
         columns = self._columns
         return Demonstration(
             id=_identifier(row, columns.id) or fallback_id,
@@ -64,15 +64,15 @@ class RowReader:
         )
 
     def finish(self) -> None:
-        """Call at the end of the source: a column that no row has is a wrong request, not so many bad rows."""
-        if self._rows < _ROWS_BEFORE_COLUMNS_ARE_CHECKED:
+        """Call at the end of the source: UsageError where no row has a required column."""
+        if self._rows < ROWS_TO_CHECK_COLUMNS:
             self._require_columns()
 
-    def _look_at(self, row: Mapping[str, object]) -> None:
-        if self._rows < _ROWS_BEFORE_COLUMNS_ARE_CHECKED:
-            self._seen |= dict.fromkeys(row)
+    def _note_columns(self, row: Mapping[str, object]) -> None:
+        if self._rows < ROWS_TO_CHECK_COLUMNS:
+            self._found_columns |= dict.fromkeys(row)
             self._rows += 1
-            if self._rows == _ROWS_BEFORE_COLUMNS_ARE_CHECKED:
+            if self._rows == ROWS_TO_CHECK_COLUMNS:
                 self._require_columns()
 
     def _require_columns(self) -> None:
@@ -80,12 +80,12 @@ class RowReader:
             return
         for field in ("prompt", "response"):
             column = getattr(self._columns, field)
-            if column not in self._seen:
-                names = list(self._seen)
-                more = ", ..." if len(names) > _COLUMNS_TO_NAME else ""
+            if column not in self._found_columns:
+                names = list(self._found_columns)
+                more = ", ..." if len(names) > MAX_COLUMNS_LISTED else ""
                 raise UsageError(
                     f"{self._source}: none of the first {self._rows} rows has a column {column!r} for the {field}; "
-                    f"columns there: {', '.join(names[:_COLUMNS_TO_NAME])}{more}. "
+                    f"columns there: {', '.join(names[:MAX_COLUMNS_LISTED])}{more}. "
                     f"Name the right one: --set subsample.source.columns.{field}=COLUMN"
                 )
 
@@ -93,11 +93,11 @@ class RowReader:
 def _text(row: Mapping[str, object], column: str) -> str:
     value = row.get(column)
     if value is None:
-        raise Unusable(f"no {column}")
+        raise InvalidRowError(f"no {column}")
     if not isinstance(value, str):
-        raise Unusable(f"{column} is not text")
+        raise InvalidRowError(f"{column} is not text")
     if not value.strip():
-        raise Unusable(f"empty {column}")
+        raise InvalidRowError(f"empty {column}")
     return _unicode(value, column)
 
 
@@ -106,7 +106,7 @@ def _optional_text(row: Mapping[str, object], column: str | None) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Unusable(f"{column} is not text")
+        raise InvalidRowError(f"{column} is not text")
     return _unicode(value, str(column))
 
 
@@ -115,14 +115,14 @@ def _identifier(row: Mapping[str, object], column: str | None) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise Unusable(f"{column} is neither text nor a whole number")
+        raise InvalidRowError(f"{column} is neither text nor a whole number")
     return _unicode(str(value), str(column)).strip()
 
 
 def _unicode(value: str, column: str) -> str:
-    """JSON can spell half of a surrogate pair, which no encoding can write again."""
+    """Reject lone surrogates, which JSON can spell and UTF-8 cannot encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unusable(f"{column} is not valid Unicode") from None
+        raise InvalidRowError(f"{column} is not valid Unicode") from None
     return value

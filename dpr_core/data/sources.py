@@ -1,62 +1,60 @@
-"""Where demonstrations come from: a Protocol, local files, the lab, and the table of all kinds of source."""
+"""Sources of demonstrations, read as streams: JSONL, Parquet and CSV files, Hugging Face datasets, and the lab."""
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
-from dpr_core.config.data import FileSourceConfig, LabSourceConfig, SourceConfig
-from dpr_core.data.hub import HubDataset
-from dpr_core.data.rows import BadRow, Demonstration, RowReader, Unusable
-from dpr_core.data.tables import CommaSeparated, LocalFile, ParquetTable
+from dpr_core.config.data import ColumnsConfig, FileSourceConfig, HubSourceConfig, LabSourceConfig, SourceConfig
+from dpr_core.data.rows import BadRow, Demonstration, InvalidRowError, RowReader
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.hashing import of_file, of_folder
+from dpr_core.hashing import hash_file, hash_folder
 from dpr_core.lab import programs
 
-_LONGEST_LINE = 2**24
+ROWS_PER_BATCH = 1000
+MAX_LINE_BYTES = 2**24
+MAX_FIELD_BYTES = 2**24
+BUFFER_BYTES = 2**20
+
+Rows = Iterator[tuple[str, Demonstration | BadRow]]
+"""Each row with its place, such as `file.jsonl:3`."""
 
 
 class DemonstrationSource(Protocol):
-    """Rows in one pass, read as they are asked for."""
+    """Rows in one pass, read as they are consumed."""
 
     name: str
-    """What to call it in messages."""
+    """The source in messages."""
 
     expected_rows: int | None
-    """How many rows there will be, where that is known beforehand."""
+    """The number of rows, where that is known beforehand."""
 
-    def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
-        """Each row with its place."""
-        ...
+    def rows(self) -> Rows: ...
 
 
-class JsonLines(LocalFile):
-    """A local file with one JSON object a line. Blank lines are passed over."""
-
-    def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
-        reader = RowReader(self._columns, self.name)
-        with self._path.open("rb") as stream:
-            yield from json_lines(stream, self.name, reader)
-        reader.finish()
+def open_source(config: SourceConfig, seed: int) -> DemonstrationSource:
+    """The source that a config describes; it reads no row before `rows` is iterated."""
+    return _SOURCES[config.type](config, seed)
 
 
-def json_lines(stream: BufferedReader, name: str, reader: RowReader) -> Iterator[tuple[str, Demonstration | BadRow]]:
-    """Each line that is not blank of an open JSONL file, with its place: what `reader` makes of it, or a bad row."""
-    first = True
-    for number, line, whole in _numbered_lines(stream, name):
-        where = f"{name}:{number}"
-        text = line.decode(errors="replace")
+def fingerprint(config: SourceConfig) -> str | None:
+    """A hash of the local files behind a source, or None where its config alone determines the rows."""
+    if isinstance(config, LabSourceConfig):
+        return None
+    if isinstance(config, FileSourceConfig):
+        path = Path(config.path).expanduser()
         try:
-            value = _parsed(line, whole, first, name)
-            yield where, reader.read(value, fallback_id=f"row-{number}")
-        except Unusable as problem:
-            yield where, BadRow.of(where, str(problem), text)
-        first = False
+            return hash_file(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    folder = Path(config.name).expanduser()
+    return hash_folder(folder) if folder.is_dir() else None
 
 
 class LabDemonstrations:
-    """Demonstrations that a program writes."""
+    """Synthetic demonstrations of the lab's task."""
 
     def __init__(self, config: LabSourceConfig, seed: int) -> None:
         self.name = "the lab"
@@ -64,85 +62,206 @@ class LabDemonstrations:
         self._config = config
         self._seed = seed
 
-    def rows(self) -> Iterator[tuple[str, Demonstration | BadRow]]:
+    def rows(self) -> Rows:
         for number, (id, prompt, response) in enumerate(programs.demonstrations(self._config, self._seed), 1):
             yield f"lab:{number}", Demonstration(id, "", prompt, response)
 
 
-_SOURCES: Mapping[str, Callable[[Any, int], DemonstrationSource]] = {
-    "lab": LabDemonstrations,
-    "file": lambda config, seed: _file(config),
-    "hub": lambda config, seed: HubDataset(config),
-}
+class LocalFile:
+    """A file, and which of its columns mean what."""
+
+    expected_rows: int | None = None
+
+    def __init__(self, config: FileSourceConfig) -> None:
+        self.name = config.path
+        self._path = Path(config.path).expanduser()
+        self._columns = config.columns
 
 
-def open_source(config: SourceConfig, seed: int) -> DemonstrationSource:
-    """The source that a config describes; no row is read before it is asked for."""
-    return _SOURCES[config.type](config, seed)
+class JsonLinesFile(LocalFile):
+    """A local file with one JSON object a line. Blank lines are skipped."""
+
+    def rows(self) -> Rows:
+        reader = RowReader(self._columns, self.name)
+        with self._path.open("rb") as stream:
+            yield from json_lines(stream, self.name, reader)
+        reader.finish()
 
 
-_BY_ENDING: Mapping[str, Callable[[FileSourceConfig], DemonstrationSource]] = {
-    ".parquet": ParquetTable,
-    ".csv": CommaSeparated,
-}
+class ParquetFile(LocalFile):
+    """A local Parquet file, of which only the mapped columns are read."""
+
+    def rows(self) -> Rows:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        reader = RowReader(self._columns, self.name)
+        number = 0
+        try:
+            # Without a buffer, whole columns of a row group are read at once, which may be the whole file.
+            with parquet.ParquetFile(self._path, buffer_size=BUFFER_BYTES, pre_buffer=False) as table:
+                self.expected_rows = table.metadata.num_rows
+                columns = _columns_to_read(table.schema_arrow.names, self._columns)
+                for batch in table.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield _read_row(reader, row, f"{self.name}:{number}", number)
+        except pa.ArrowInvalid as error:
+            if number == 0:
+                raise UsageError(f"{self.name} cannot be read as Parquet: {_first_line(error)}") from error
+            raise DensePathError(f"reading {self.name} stopped after row {number}: {_first_line(error)}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise DensePathError(f"reading {self.name} stopped after row {number}: {_first_line(error)}") from error
+        reader.finish()
 
 
-def _file(config: FileSourceConfig) -> DemonstrationSource:
-    """By the ending of the file's name; whatever is not listed holds JSON lines."""
+class CsvFile(LocalFile):
+    """A local CSV file with a header; quoted fields may span lines."""
+
+    def rows(self) -> Rows:
+        csv.field_size_limit(MAX_FIELD_BYTES)
+        reader = RowReader(self._columns, self.name)
+        # Bytes that are not UTF-8 become surrogates, which RowReader rejects as invalid Unicode.
+        with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            table = csv.DictReader(stream)
+            try:
+                for number, row in enumerate(table, 1):
+                    yield _read_row(reader, row, f"{self.name}:{table.line_num}", number)
+            except (csv.Error, OSError) as error:
+                where = f"{self.name} stopped at line {table.line_num}"
+                raise DensePathError(f"reading {where}: {error}; is a quote left open?") from error
+        reader.finish()
+
+
+class HubDataset:
+    """One split of a dataset on the Hugging Face hub, or of a local dataset folder. No code of a dataset is run."""
+
+    expected_rows: int | None = None
+
+    def __init__(self, config: HubSourceConfig) -> None:
+        self.name = config.name
+        self._config = config
+
+    def rows(self) -> Rows:
+        reader = RowReader(self._config.columns, self.name)
+        for number, row in enumerate(self._raw_rows(), 1):
+            yield _read_row(reader, row, f"{self.name}:{self._config.split}:{number}", number)
+        reader.finish()
+
+    def _raw_rows(self) -> Iterator[Any]:
+        count = 0
+        try:
+            stream = self._open()
+            split_info = (stream.info.splits or {}).get(self._config.split)
+            self.expected_rows = (split_info.num_examples or None) if split_info else None
+            for row in stream:
+                count += 1
+                yield row
+        except DensePathError:
+            raise
+        except Exception as error:
+            raise self._explained(error, count) from error
+
+    def _open(self) -> Any:
+        import datasets
+
+        local = Path(self.name).expanduser()
+        if local.is_file():
+            raise UsageError(
+                f"{self.name} is a file. For a JSONL, Parquet or CSV file: "
+                f"--set subsample.source.type=file --set subsample.source.path={self.name}"
+            )
+        if self.name.startswith(("/", ".", "~")) and not local.is_dir():
+            raise UsageError(
+                f"there is no dataset folder {self.name}; name another: --set subsample.source.name=FOLDER"
+            )
+        builder = datasets.load_dataset_builder(
+            str(local) if local.is_dir() else self.name, self._config.subset, revision=self._config.revision
+        )
+        _bound_memory(builder.config)
+        return builder.as_streaming_dataset(split=self._config.split)
+
+    def _explained(self, error: Exception, count: int) -> DensePathError:
+        from datasets.exceptions import DatasetNotFoundError
+
+        detail = " ".join(str(error).split()).rstrip(".")
+        if count:
+            return DensePathError(f"reading the dataset {self.name} stopped after row {count}: {detail}")
+        if isinstance(error, DatasetNotFoundError):
+            return UsageError(
+                f"there is no dataset {self.name} on the hub that can be read from here ({detail}). "
+                "Check subsample.source.name and .revision; log in with `hf auth login` if it is private or gated"
+            )
+        if isinstance(error, ConnectionError):
+            return DensePathError(
+                f"the hub cannot be reached for the dataset {self.name} ({detail}). Check the network and "
+                "HF_HUB_OFFLINE, or name a local folder that holds it: --set subsample.source.name=FOLDER"
+            )
+        if isinstance(error, ValueError | FileNotFoundError):
+            return UsageError(
+                f"the dataset {self.name} cannot be opened: {detail}. Check subsample.source.name, .revision and .split"
+            )
+        return DensePathError(f"the dataset {self.name} cannot be read: {type(error).__name__}: {detail}")
+
+
+def _local_file(config: FileSourceConfig) -> DemonstrationSource:
+    """The format by the file's suffix; every suffix that is not listed means JSON lines."""
     path = Path(config.path).expanduser()
     try:
         path.open("rb").close()
     except OSError as error:
         raise _unreadable(path, error) from None
-    return _BY_ENDING.get(path.suffix.lower(), JsonLines)(config)
+    return _BY_SUFFIX.get(path.suffix.lower(), JsonLinesFile)(config)
 
 
-def fingerprint(config: SourceConfig) -> str | None:
-    """A hash of the local bytes behind a source, or None where its config alone says what it holds."""
-    if isinstance(config, LabSourceConfig):
-        return None
-    if isinstance(config, FileSourceConfig):
-        path = Path(config.path).expanduser()
+_BY_SUFFIX: Mapping[str, Callable[[FileSourceConfig], DemonstrationSource]] = {".parquet": ParquetFile, ".csv": CsvFile}
+
+_SOURCES: Mapping[str, Callable[[Any, int], DemonstrationSource]] = {
+    "lab": LabDemonstrations,
+    "file": lambda config, seed: _local_file(config),
+    "hub": lambda config, seed: HubDataset(config),
+}
+
+
+def json_lines(stream: BufferedReader, name: str, reader: RowReader) -> Rows:
+    """The rows of an open JSONL file, one for each line that is not blank."""
+    first = True
+    for number, line, complete in _numbered_lines(stream, name):
+        where = f"{name}:{number}"
         try:
-            return of_file(path)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-    folder = Path(config.name).expanduser()
-    return of_folder(folder) if folder.is_dir() else None
-
-
-def _unreadable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot read the demonstrations {path}: {error.strerror}. "
-        "Give a JSONL, Parquet or CSV file: --set subsample.source.path=FILE"
-    )
+            row = reader.read(_parse_line(line, complete, first, name), fallback_id=f"row-{number}")
+        except InvalidRowError as problem:
+            yield where, BadRow.of(where, str(problem), line.decode(errors="replace"))
+        else:
+            yield where, row
+        first = False
 
 
 def _numbered_lines(stream: BufferedReader, name: str) -> Iterator[tuple[int, bytes, bool]]:
-    """(number, line, whether it is whole) of every line that is not blank; no line is held beyond a fixed length."""
+    """(number, line, whether it is complete) of every line that is not blank; longer lines are cut."""
     number = 0
     try:
-        while line := stream.readline(_LONGEST_LINE):
+        while line := stream.readline(MAX_LINE_BYTES):
             number += 1
-            whole = len(line) < _LONGEST_LINE or line.endswith(b"\n")
+            complete = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
             rest = line
-            while not whole and rest and not rest.endswith(b"\n"):
-                rest = stream.readline(_LONGEST_LINE)
+            while not complete and rest and not rest.endswith(b"\n"):
+                rest = stream.readline(MAX_LINE_BYTES)
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield number, line, whole
+                yield number, line, complete
     except OSError as error:
         raise DensePathError(f"reading {name} stopped after line {number}: {error.strerror}") from error
 
 
-def _parsed(line: bytes, whole: bool, first: bool, name: str) -> object:
-    if not whole:
-        raise Unusable(f"a line of more than {_LONGEST_LINE} bytes")
+def _parse_line(line: bytes, complete: bool, first: bool, name: str) -> object:
+    if not complete:
+        raise InvalidRowError(f"a line of more than {MAX_LINE_BYTES} bytes")
     try:
         text = line.decode()
     except UnicodeDecodeError:
-        raise Unusable("not UTF-8") from None
+        raise InvalidRowError("not UTF-8") from None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -156,5 +275,46 @@ def _parsed(line: bytes, whole: bool, first: bool, name: str) -> object:
             f"Convert it, for example with: jq -c '.[]' '{name}' > rows.jsonl"
         )
     if not readable:
-        raise Unusable("not JSON")
+        raise InvalidRowError("not JSON")
     return value
+
+
+def _read_row(reader: RowReader, row: dict[Any, Any], where: str, number: int) -> tuple[str, Demonstration | BadRow]:
+    try:
+        if None in row:
+            raise InvalidRowError("more values than columns")
+        return where, reader.read(row, fallback_id=f"row-{number}")
+    except InvalidRowError as problem:
+        raw = {str(name): value for name, value in row.items()}
+        return where, BadRow.of(where, str(problem), json.dumps(raw, ensure_ascii=False, default=str))
+
+
+def _columns_to_read(present: list[str], columns: ColumnsConfig) -> list[str] | None:
+    """The mapped columns; None for all of them where a required one is missing, so that the error can list them."""
+    if columns.prompt not in present or columns.response not in present:
+        return None
+    mapped = dict.fromkeys((columns.id, columns.system, columns.prompt, columns.response))
+    return [name for name in mapped if name in present]
+
+
+def _bound_memory(settings: Any) -> None:
+    """Read Parquet in small batches through a buffer: pyarrow's read-ahead keeps what it has read."""
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    if isinstance(settings, ParquetConfig):
+        settings.batch_size = ROWS_PER_BATCH
+        settings.fragment_scan_options = ParquetFragmentScanOptions(
+            use_buffered_stream=True, buffer_size=BUFFER_BYTES, pre_buffer=False
+        )
+
+
+def _unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot read the demonstrations {path}: {error.strerror}. "
+        "Give a JSONL, Parquet or CSV file: --set subsample.source.path=FILE"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""Draw a fixed sample of demonstrations in one pass, whatever order they come in, and set bad rows aside."""
+"""Bottom-k sampling: the rows with the smallest hashes, in one pass and in any order; bad rows are quarantined."""
 
 import hashlib
 import heapq
@@ -20,20 +20,20 @@ DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
 SUMMARY_FILE = "summary.json"
 
-QUARANTINED_AT_MOST = 10_000
-"""Bad rows beyond these are counted, but not kept."""
+MAX_QUARANTINED = 10_000
+"""Further bad rows are counted, but not written."""
 
-_ROWS_PER_REPORT = 1000
+ROWS_PER_PROGRESS = 1000
 
-_PLACES_TO_NAME = 3
+MAX_PLACES_LISTED = 3
 
 OnProgress = Callable[[int, int], None]
-"""Called with the rows read so far and with how many there will be: as many as read, where that is not known."""
+"""Called with the number of rows read and the expected total (the number read, where it is unknown)."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What happened to the rows of the source."""
+    """Counts of the rows that were read, kept and rejected."""
 
     read: int
     requested: int
@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sample:
-    """The rows that were drawn, in the order of their hashes; what was set aside; and the template they go with."""
+    """The sampled rows in the order of their hashes, the quarantined ones, and the prompt template."""
 
     demonstrations: list[Demonstration]
     bad: list[BadRow]
@@ -66,25 +66,25 @@ def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, qu
     """
     source = open_source(config.source, config.seed)
     heap: list[tuple[int, Demonstration]] = []
-    seen = _Hashes()
+    hashes = _HashSet()
     bad: list[BadRow] = []
     reasons: Counter[str] = Counter()
     read = 0
     for where, row in source.rows():
         read += 1
-        if on_progress is not None and read % _ROWS_PER_REPORT == 0:
+        if on_progress is not None and read % ROWS_PER_PROGRESS == 0:
             on_progress(read, max(read, source.expected_rows or 0))
         if isinstance(row, Demonstration):
             rank = _rank(config.seed, row.id)
             if row.characters > config.max_characters:
-                row = _set_aside(row, where, f"longer than {config.max_characters} characters")
-            elif seen.add(rank >> 192):
+                row = _quarantined(row, where, f"longer than {config.max_characters} characters")
+            elif hashes.add(rank >> 192):
                 _keep_smallest(heap, config.size, rank, row)
             else:
-                row = _set_aside(row, where, "duplicate id")
+                row = _quarantined(row, where, "duplicate id")
         if isinstance(row, BadRow):
             reasons[row.reason] += 1
-            if len(bad) < QUARANTINED_AT_MOST:
+            if len(bad) < MAX_QUARANTINED:
                 bad.append(row)
     if read == 0:
         raise UsageError(f"{source.name} has no rows; a source of demonstrations needs at least one")
@@ -111,7 +111,7 @@ def write(sample: Sample, folder: Path) -> None:
 
 
 def read(folder: Path) -> Sample:
-    """What `write` wrote."""
+    """The sample that `write` wrote."""
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_bytes())
         content_hash = summary.pop("content_hash")
@@ -126,18 +126,18 @@ def read(folder: Path) -> Sample:
         raise DensePathError(f"{folder} does not hold a sample of demonstrations: {error}") from error
 
 
-class _Hashes:
+class _HashSet:
     """A set of 64-bit numbers in eight bytes each, where Python's own takes about a hundred."""
 
     def __init__(self) -> None:
-        self._by_first_bits = [array("Q") for _ in range(2**16)]
+        self._buckets = [array("Q") for _ in range(2**16)]
 
     def add(self, value: int) -> bool:
         """True where it was not there before."""
-        alike = self._by_first_bits[value >> 48]
-        if value in alike:
+        bucket = self._buckets[value >> 48]
+        if value in bucket:
             return False
-        alike.append(value)
+        bucket.append(value)
         return True
 
 
@@ -153,7 +153,7 @@ def _keep_smallest(heap: list[tuple[int, Demonstration]], size: int, rank: int, 
         heapq.heapreplace(heap, (-rank, row))
 
 
-def _set_aside(row: Demonstration, where: str, reason: str) -> BadRow:
+def _quarantined(row: Demonstration, where: str, reason: str) -> BadRow:
     return BadRow.of(where, reason, json.dumps(asdict(row), ensure_ascii=False))
 
 
@@ -162,16 +162,16 @@ def _too_many_bad(
 ) -> str:
     by_reason = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda r: (-r[1], r)))
     if reasons.total() == read:
-        verdict, remedy = "so that none is left", "Mend them, or name other columns."
+        consequence, remedy = "so that none is left", "Mend them, or name other columns."
     else:
-        verdict = f"more than max_bad_share={config.max_bad_share:g} allows"
+        consequence = f"more than max_bad_share={config.max_bad_share:g} allows"
         remedy = "Mend them, or allow more: --set subsample.max_bad_share=SHARE"
     if quarantine is None:
-        first = "; ".join(f"{row.where} ({row.reason})" for row in bad[:_PLACES_TO_NAME])
+        first = "; ".join(f"{row.where} ({row.reason})" for row in bad[:MAX_PLACES_LISTED])
         places = f"The first of them: {first}."
     else:
         places = f"They are listed with their places in {quarantine}."
-    return f"{name}: {reasons.total()} of {read} rows are bad ({by_reason}), {verdict}. {places} {remedy}"
+    return f"{name}: {reasons.total()} of {read} rows are bad ({by_reason}), {consequence}. {places} {remedy}"
 
 
 def _write_lines(path: Path, rows: Iterable[Demonstration | BadRow]) -> None:

@@ -1,4 +1,4 @@
-"""How a prompt becomes the text that a model sees: one renderer for SFT, rollouts, scoring and evaluation."""
+"""Prompt template: one renderer for SFT, rollouts, scoring and evaluation."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _MARKER = re.compile(r"\{(prompt|system)\}")
 
 
 class Renderer:
-    """Fills a template. Contents are put in as they are: a marker inside them is text like any other."""
+    """Fills a template in one pass, so that a marker inside a prompt stays plain text."""
 
     def __init__(self, template: TemplateConfig) -> None:
         self.template = template
@@ -46,5 +46,4 @@ class Renderer:
 
 
 def _fill(text: str, contents: dict[str, str]) -> str:
-    """One pass over `text`; what is put in is never looked at again."""
     return _MARKER.sub(lambda marker: contents.get(marker[1], marker[0]), text)

@@ -15,8 +15,7 @@ from dpr_core.diagnostics.corruption import Detection, corrupt, detection
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.questions import Question, ReadResult
 from dpr_core.masking import masked_sum
-from dpr_core.models.dense_reward import DenseReward, ScoredTokens
-from dpr_core.models.token_rewards import GivenText
+from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
 from dpr_core.rollouts.engine import Completion, Engine, Sampling
 
 OnProgress = Callable[[int, int, str], None]

@@ -12,8 +12,8 @@ from dpr_core.errors import UsageError
 from dpr_core.evaluation import public_sets
 from dpr_core.evaluation.questions import Question, ReadResult
 from dpr_core.evaluation.rows import Row, jsonl_rows, of_benchmark_file, text_field
-from dpr_core.hashing import of_file
-from dpr_core.lab import problem, programs
+from dpr_core.hashing import hash_file
+from dpr_core.lab import programs
 
 Answered = Sequence[tuple[Question, tuple[str, ...]]]
 """Questions, each with the text of the answer to every turn."""
@@ -126,7 +126,7 @@ def _stated_result(text: str) -> str | None:
 
 
 def _with_file_hash(config: FileBenchmarkConfig) -> FileBenchmarkConfig:
-    return config.model_copy(update={"content": of_benchmark_file(config.path, of_file)})
+    return config.model_copy(update={"content": of_benchmark_file(config.path, hash_file)})
 
 
 _PUBLIC = Kind(
@@ -140,7 +140,7 @@ _PUBLIC = Kind(
 )
 
 KINDS: dict[type[Benchmark], Kind] = {
-    LabBenchmarkConfig: Kind(_lab_questions, problem.read_result),
+    LabBenchmarkConfig: Kind(_lab_questions, programs.read_result),
     FileBenchmarkConfig: Kind(_file_questions, _stated_result, _with_file_hash),
     AlpacaEvalConfig: _PUBLIC,
     ArenaHardConfig: _PUBLIC,

@@ -21,7 +21,7 @@ from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, Pai
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
 from dpr_core.evaluation.questions import Question, ReadResult, is_right
 from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
-from dpr_core.hashing import of_file
+from dpr_core.hashing import hash_file
 
 PROBE = [{"role": "user", "content": "Say yes."}]
 PROBE_TOKENS = 16
@@ -89,7 +89,7 @@ def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
     """The settings together with the hash of the instructions that the rater is given."""
     if config.prompts is not None:
         try:
-            content = of_file(Path(config.prompts).expanduser())
+            content = hash_file(Path(config.prompts).expanduser())
         except OSError as error:
             raise UsageError(f"rate.prompts: {config.prompts} cannot be read: {error.strerror}") from None
         return config.model_copy(update={"prompts_content": content})

@@ -9,7 +9,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Layout, questions_of
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rows import naming, of_benchmark_file, read_rows
-from dpr_core.hashing import of_file
+from dpr_core.hashing import hash_file
 
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7,
@@ -42,9 +42,9 @@ def load(config: Official) -> list[Question]:
 
 def with_content_hash(config: Official) -> Official:
     """The benchmark together with the hashes of its files as they are now."""
-    update = {"content": of_benchmark_file(str(_file(config)), of_file)}
+    update = {"content": of_benchmark_file(str(_file(config)), hash_file)}
     if isinstance(config, MTBenchConfig) and config.references is not None:
-        update["references_content"] = of_benchmark_file(config.references, of_file)
+        update["references_content"] = of_benchmark_file(config.references, hash_file)
     return config.model_copy(update=update)
 
 

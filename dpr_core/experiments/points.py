@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from dpr_core.config.base import Config, override, parse
-from dpr_core.config.experiment import ExhibitName
-from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.pipeline import ExhibitName, PipelineConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 

@@ -1,1 +1,1 @@
-"""The embedded default: demonstrations written by a program, and tiny backbones that can learn from them."""
+"""The built-in lab: synthetic tasks with verifiable results, and tiny networks that can learn them."""

@@ -1,12 +1,13 @@
-"""A tiny backbone from scratch: taught to answer carefully, then blended with careless text so that it seldom does."""
+"""Untrained networks of the four model families, tiny, with small but real tokenizers.
 
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+The tokenizers follow each family's conventions: special tokens, prefix space, BOS or none.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -17,26 +18,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
-from dpr_core.algorithms.sft import SupervisedFineTuning
-from dpr_core.config.data import TemplateConfig
-from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import Family, LabBackboneConfig
-from dpr_core.config.training import OptimizerConfig
-from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
-from dpr_core.data.template import Renderer
-from dpr_core.errors import DensePathError, UsageError
-from dpr_core.lab import programs
-from dpr_core.lab.problem import Problem, Style, read_result
-from dpr_core.lab.tokenizers import build as build_tokenizer
-from dpr_core.models.policy import Policy
-from dpr_core.recorder import Recorder
-from dpr_core.rollouts.engine import Sampling
-from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.trainer import Trainer
 
 CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], PreTrainedModel]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -45,13 +32,11 @@ CLASSES: dict[Family, tuple[Callable[..., PreTrainedConfig], Callable[[Any], Pre
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 
-TEMPLATE = TemplateConfig(text="{system}{prompt}\n", system="{system}\n")
-"""The lab's prompts are short; so is its template."""
-
-PROBES = 128
-
 INITIAL_DEVIATION = 0.15
 """transformers' 0.02 is small for such narrow networks: many seeds then stay where they can copy but not add."""
+
+WORDS = ("Start", "at", "add", "Steps", "The", "answer", "is", "Ball", "Swap", "swap")
+"""Each becomes one token, with and without a space in front; everything else is single characters or bytes."""
 
 
 def untrained(config: LabBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -77,144 +62,88 @@ def untrained(config: LabBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTok
     return model_class(settings), tokenizer
 
 
-def train(
-    config: LabBackboneConfig, recorder: Recorder
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
-    """Both phases; fails where the skill was not learned."""
-    model, tokenizer = untrained(config)
-    text = Text(config, tokenizer)
-    left = recorder.restore() or {}
-    taught = Taught(**left["taught"]) if left else Taught()
-    _teach(config, model, text, recorder, taught, left)
-    _blend(config, model, text, recorder, taught, left)
-    return model, tokenizer, {"probe/accuracy": taught.accuracy, "probe/accuracy_after_blend": text.probe(model)}
+def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
+    """A tokenizer that encodes any text, and the lab's text in one token a word, digit or mark."""
+    return _BUILDERS[family]()
 
 
-@dataclass
-class Taught:
-    """How far the first phase has come."""
-
-    steps: int = 0
-    accuracy: float = 0.0
-    """Of the last probe."""
-    passed: int = 0
-    """Probes running, up to the last; two end the phase."""
+def _llama() -> PreTrainedTokenizerFast:
+    """BOS in front by itself; no pad token, but a reserved one that may serve."""
+    tokenizer = _byte_level(["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"])
+    return _wrap(_with_bos(tokenizer, "<|begin_of_text|>"), bos="<|begin_of_text|>", eos="<|end_of_text|>")
 
 
-def _teach(
-    config: LabBackboneConfig,
-    model: PreTrainedModel,
-    text: "Text",
-    recorder: Recorder,
-    taught: Taught,
-    left: dict[str, Any],
-) -> None:
-    """Until two probes running pass."""
-    size, steps = config.teach_batch_size, config.teach_max_steps
-    trainer = _trainer(model, config.teach_learning_rate, size, steps, 1.0, config.execution, recorder)
-    if "teaching" in left:
-        trainer.load_state(left.pop("teaching"))
-    stream = text.careful(skipped=taught.steps * size)
-    while taught.passed < 2 and taught.steps < steps:
-        metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
-        taught.steps += 1
-        if taught.steps % config.probe_every == 0:
-            taught.accuracy = metrics["probe/accuracy"] = text.probe(model)
-            taught.passed = taught.passed + 1 if taught.accuracy >= config.probe_accuracy else 0
-        recorder.metrics(metrics, taught.steps)
-        recorder.advance(taught.steps, steps, f"teaching, accuracy {taught.accuracy:.2f}")
-        recorder.checkpoint(taught.steps, lambda: {"taught": asdict(taught), "teaching": trainer.state()})
-    if taught.passed < 2:
-        raise DensePathError(
-            f"the lab backbone did not learn its task in {steps} steps (accuracy {taught.accuracy:.2f}, "
-            f"wanted {config.probe_accuracy:.2f} twice running); try another seed or more backbone.teach_max_steps"
-        )
+def _qwen2() -> PreTrainedTokenizerFast:
+    """No BOS; the end token is the pad token."""
+    return _wrap(_byte_level(["<|endoftext|>"]), eos="<|endoftext|>", pad="<|endoftext|>")
 
 
-def _blend(
-    config: LabBackboneConfig,
-    model: PreTrainedModel,
-    text: "Text",
-    recorder: Recorder,
-    taught: Taught,
-    left: dict[str, Any],
-) -> None:
-    size, steps = config.blend_batch_size, config.blend_steps
-    trainer = _trainer(model, config.blend_learning_rate, size, steps, 0.1, config.execution, recorder)
-    if "blending" in left:
-        trainer.load_state(left.pop("blending"))
-    stream = text.blend(skipped=trainer.steps_done * size)
-    for step in range(trainer.steps_done + 1, steps + 1):
-        metrics = trainer.step(list(islice(stream, size)), SupervisedFineTuning())
-        recorder.metrics(metrics, taught.steps + step)
-        recorder.advance(step, steps, "blending in careless answers")
-        recorder.checkpoint(taught.steps + step, lambda: {"taught": asdict(taught), "blending": trainer.state()})
+def _mistral() -> PreTrainedTokenizerFast:
+    """BOS in front by itself; no pad token; text starts with a space that was not there."""
+    tokenizer = _metaspace(["<unk>", "<s>", "</s>"], prefix_space=True)
+    return _wrap(_with_bos(tokenizer, "<s>"), bos="<s>", eos="</s>", unk="<unk>")
 
 
-def _trainer(
-    model: PreTrainedModel,
-    rate: float,
-    size: int,
-    steps: int,
-    decay_to: float,
-    execution: ExecutionConfig,
-    recorder: Recorder,
-) -> Trainer:
-    settings = OptimizerConfig(
-        learning_rate=rate, batch_size=size, final_learning_rate_share=decay_to, adam_betas=(0.9, 0.99)
+def _gemma3() -> PreTrainedTokenizerFast:
+    """Pad, EOS and BOS are 0, 1 and 2; BOS in front by itself."""
+    tokenizer = _metaspace(["<pad>", "<eos>", "<bos>", "<unk>"], prefix_space=False)
+    return _wrap(_with_bos(tokenizer, "<bos>"), bos="<bos>", eos="<eos>", pad="<pad>", unk="<unk>")
+
+
+_BUILDERS = {"llama": _llama, "qwen2": _qwen2, "mistral": _mistral, "gemma3": _gemma3}
+
+
+def _byte_level(special: list[str]) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary, merges = _with_words(special + alphabet, space="Ġ")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _with_special(tokenizer, special)
+
+
+def _metaspace(special: list[str], *, prefix_space: bool) -> Tokenizer:
+    characters = [chr(c) for c in range(0x21, 0x7F)] + ["▁", "\n"]
+    pieces = special + [f"<0x{byte:02X}>" for byte in range(256)] + characters
+    vocabulary, merges = _with_words(pieces, space="▁")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if prefix_space else "never", split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if prefix_space else []))
+    return _with_special(tokenizer, special)
+
+
+def _with_words(pieces: list[str], space: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte-pair merges that build each word from its left end, letter by letter."""
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = []
+    for word in (form for plain in WORDS for form in (space + plain, plain)):
+        for end in range(1, len(word)):
+            merge = (word[:end], word[end])
+            if merge not in merges:
+                merges.append(merge)
+                vocabulary.setdefault(word[: end + 1], len(vocabulary))
+    return vocabulary, merges
+
+
+def _with_special(tokenizer: Tokenizer, special: list[str]) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return tokenizer
+
+
+def _with_bos(tokenizer: Tokenizer, bos: str) -> Tokenizer:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
-    return Trainer(Policy(model, packing=execution.packing), settings, steps, execution, recorder=recorder)
+    return tokenizer
 
 
-class Text:
-    """The backbone's training text, all of it on training prompts."""
-
-    def __init__(self, config: LabBackboneConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.renderer = Renderer(TEMPLATE)
-        probes = programs.problems(config.task, "train", random.Random(f"probes {config.seed}"))
-        self.probes = list(islice(probes, PROBES))
-        if not self.probes:
-            raise UsageError("the lab's task leaves no training prompts; lower task.evaluation_share")
-        written = (p.answer("careful", False, random.Random(0)) for p in self.probes)
-        self.limit = max(len(encode_response(tokenizer, text)) for text in written)
-
-    def careful(self, skipped: int = 0) -> Iterator[TokenSequence]:
-        """All but the first `skipped`, which are written without being encoded."""
-        return (self._encode(*written) for written in islice(self._careful(), skipped, None))
-
-    def blend(self, skipped: int = 0) -> Iterator[TokenSequence]:
-        return (self._encode(*written) for written in islice(self._blend(), skipped, None))
-
-    def _careful(self) -> Iterator[tuple[Problem, str]]:
-        rng = random.Random(f"careful {self.config.seed}")
-        while True:
-            for problem in programs.problems(self.config.task, "train", rng):
-                yield problem, problem.answer("careful", False, rng)
-
-    def _blend(self) -> Iterator[tuple[Problem, str]]:
-        rng = random.Random(f"blend {self.config.seed}")
-        careful, jump = self.config.blend_careful, self.config.blend_jump
-        styles: tuple[Style, ...] = ("careful", "jump", "bare")
-        weights = (careful, jump, max(0.0, 1 - careful - jump))
-        while True:
-            for problem in programs.problems(self.config.task, "train", rng):
-                style = rng.choices(styles, weights)[0]
-                slip = rng.random() < self.config.blend_slips
-                yield problem, problem.answer(style, slip, rng)
-
-    def probe(self, model: PreTrainedModel) -> float:
-        """Greedy accuracy on training prompts."""
-        prompts = [encode_prompt(self.tokenizer, self.renderer.render(p.prompt)) for p in self.probes]
-        sampling = Sampling(temperature=0.0, max_response_tokens=self.limit, end_token=end_token(self.tokenizer))
-        answers = InProcessEngine(model).generate(prompts, sampling, seed=0)
-        right = [
-            read_result(decode_response(self.tokenizer, a.response)) == str(p.result)
-            for a, p in zip(answers, self.probes, strict=True)
-        ]
-        return sum(right) / len(right)
-
-    def _encode(self, problem: Problem, response: str) -> TokenSequence:
-        prompt = encode_prompt(self.tokenizer, self.renderer.render(problem.prompt))
-        return TokenSequence(prompt, encode_response(self.tokenizer, response))
+def _wrap(
+    tokenizer: Tokenizer, *, eos: str, bos: str | None = None, pad: str | None = None, unk: str | None = None
+) -> PreTrainedTokenizerFast:
+    names = {"eos_token": eos, "bos_token": bos, "pad_token": pad, "unk_token": unk}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in names.items() if token is not None},
+    )

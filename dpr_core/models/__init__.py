@@ -1,1 +1,1 @@
-"""Backbones: loading, saving, and the module that turns tokens into scores."""
+"""Networks: policy, critic, reward, checkpoints, LoRA, sharding and packed attention."""

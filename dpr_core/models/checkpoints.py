@@ -1,5 +1,6 @@
-"""Plain Hugging Face checkpoints: safetensors weights, config and tokenizer, as `from_pretrained` loads them."""
+"""Hugging Face checkpoints: saving, and safe loading: safetensors only, never a pickle, never remote code."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,29 +12,30 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from dpr_core import distributed
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.data.encoding import end_token
+from dpr_core.distributed import is_dtensor
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.logprobs import float32_logits
-from dpr_core.models.lora import merged
-from dpr_core.models.sharding import is_slice, unsharded_in_place
-from dpr_core.models.trust import own_code, refuse_missing_shards, refuse_unsafe
+from dpr_core.models.lora import merged_weights
+from dpr_core.models.sharding import unsharded_in_place
 
-# Else transformers takes weights that a bot of the hub has converted for those of the revision that was asked for.
+# Without this, transformers may load a bot's safetensors conversion in place of the requested revision.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a checkpoint that needs nothing else to be loaded; adapters are merged into it. Of several processes, which
-    all have to call this, the first writes: it gathers weight after weight in its CPU's memory."""
+    """Write a self-contained checkpoint, with adapters merged. All processes must call this; rank 0 writes, and gathers
+    sharded weights one by one in its CPU memory."""
     writes = distributed.rank() == 0
-    sharded = any(map(is_slice, model.parameters()))
-    weights = merged(model) if writes or sharded else None
+    sharded = any(map(is_dtensor, model.parameters()))
+    weights = merged_weights(model) if writes or sharded else None
     if sharded:
-        held = weights or model.state_dict(keep_vars=True)
-        weights = unsharded_in_place(held, torch.device("cpu") if writes else None)
+        tensors = weights or model.state_dict(keep_vars=True)
+        weights = unsharded_in_place(tensors, torch.device("cpu") if writes else None)
     if writes:
         with _without_progress_bars():
             model.save_pretrained(folder, state_dict=weights)
@@ -43,11 +45,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def load_model(
     source: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None, attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """From safetensors only, every weight accounted for; code that comes with a checkpoint is never run."""
+    """Load from safetensors, with every weight accounted for; no code of a checkpoint is run."""
     refuse_unsafe(str(source), revision)
     try:
         with _without_progress_bars():
-            # Its own `_attn_implementation` would beat the setting if the config was not read before.
+            # Loaded first, or an `_attn_implementation` in its config.json would override the setting.
             config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),
@@ -60,11 +62,11 @@ def load_model(
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = _why(error, source, "config.json", revision)
+        reason = _reason(error, source, "config.json", revision)
         raise UsageError(f"no model could be loaded from {source}: {reason}") from error
     model: PreTrainedModel = loaded[0]
     report: dict[str, Iterable[object]] = loaded[1]
-    # transformers fills a gap with random numbers and a warning.
+    # transformers initialises missing weights at random, with a warning.
     if gaps := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise DensePathError(f"{source}: weights are missing or of the wrong shape: {', '.join(gaps[:3])}")
     model = text_model(model)
@@ -73,7 +75,7 @@ def load_model(
 
 
 def text_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The language model within one that also reads images, as Gemma-3-4B does; any other model as it is."""
+    """The language model of a multimodal one, such as Gemma-3-4B; any other model as it is."""
     config = model.config.get_text_config()
     if config is model.config:
         return model
@@ -87,7 +89,7 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def load_mean(folders: Sequence[Path], *, attention: str = "sdpa") -> PreTrainedModel:
-    """The model whose weights are the mean over checkpoints, in float32; their order makes no difference."""
+    """Weight averaging: the mean over checkpoints, in float32, independent of their order."""
     first, *others = sorted(folders)
     mean = load_model(first, attention=attention)
     for folder in others:
@@ -99,20 +101,20 @@ def load_mean(folders: Sequence[Path], *, attention: str = "sdpa") -> PreTrained
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer that has an end token."""
+    """Load a tokenizer, which must have an end-of-sequence token."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = _why(error, source, "tokenizer_config.json", revision)
+        reason = _reason(error, source, "tokenizer_config.json", revision)
         raise UsageError(f"no tokenizer could be loaded from {source}: {reason}") from error
     end_token(tokenizer)
     return tokenizer
 
 
 def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Weights to train, in float32: steps of 5e-7 vanish in bfloat16. The type in the config is that of activations."""
+    """Load float32 master weights: steps of 5e-7 vanish in bfloat16. The config's dtype is that of activations."""
     local = Path(backbone.name).expanduser()
     source = local if local.is_dir() else backbone.name
     refuse_unsafe(str(source), backbone.revision)
@@ -122,21 +124,20 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if rows < len(tokenizer):
         raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")
-    _try_out(model, backbone.name)
+    _check_architecture(model, backbone.name)
     return model, tokenizer
 
 
 @torch.no_grad()
-def _try_out(model: PreTrainedModel, name: str) -> None:
-    """Refuse an architecture that other code here would read wrongly: one that looks ahead, or that does more to its
-    logits than its head."""
-    shared = [1, 2, 3]
+def _check_architecture(model: PreTrainedModel, name: str) -> None:
+    """UsageError for an architecture that is not causal, or that transforms its logits after the head."""
+    prefix = [1, 2, 3]
     body: Any = model.get_decoder()
     head: Any = model.get_output_embeddings()
-    ids = torch.tensor([[*shared, 4], [*shared, 5]], device=model.device)
+    ids = torch.tensor([[*prefix, 4], [*prefix, 5]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
     ours = float32_logits(body(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
-    one, other = logits[:, : len(shared)]
+    one, other = logits[:, : len(prefix)]
     kind = model.config.model_type
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
         raise UsageError(f"{name}: a {kind} model, whose tokens see those after them, is no causal language model")
@@ -152,7 +153,7 @@ def extrapolate(model: PreTrainedModel, reference: PreTrainedModel, k: float) ->
 
 
 def _paired(model: PreTrainedModel, other: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
-    """The weights of two models of one kind, name by name."""
+    """Pairs of weights of two models of one architecture, by name."""
     ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     if different := sorted(ours.keys() ^ theirs.keys()):
         raise DensePathError(f"these checkpoints are of different models: {', '.join(different[:3])}")
@@ -162,7 +163,7 @@ def _paired(model: PreTrainedModel, other: PreTrainedModel) -> Iterator[tuple[Te
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """The stage shows its own progress."""
+    """Silence transformers' progress bars; stages show their own."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -172,7 +173,108 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _why(error: Exception, source: str | Path, settings: str, revision: str | None) -> str:
-    if isinstance(error, ValueError) and (reason := own_code(str(source), settings, revision)):
+def _reason(error: Exception, source: str | Path, settings: str, revision: str | None) -> str:
+    if isinstance(error, ValueError) and (reason := remote_code_reason(str(source), settings, revision)):
         return reason
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+
+
+def refuse_unsafe(source: str, revision: str | None) -> None:
+    """Check a local folder or a hub repository before loading: transformers would follow names in its config files to
+    pickles, to other files, and to code on the hub."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        if pickles:
+            raise UsageError(
+                f"{source} holds no safetensors, but {', '.join(pickles[:3])}: a pickle, which can run code as it is "
+                "opened, and which is never opened here; save the model as safetensors where you trust it"
+            )
+    config = config_file(source, "config.json", revision)
+    if "transformers_weights" in config:
+        raise UsageError(
+            f"{source}: config.json names the weights {config['transformers_weights']!r} (transformers_weights), but "
+            f"only {WEIGHTS} is read, or what {INDEX} names"
+        )
+    for name, value in _implementations(config):
+        if "/" in value:
+            raise UsageError(
+                f"{source}: config.json asks for code of the hub ({name}: {value!r}), which is never run; remove {name}"
+            )
+    if config_file(source, "adapter_config.json", revision):
+        raise UsageError(f"{source} holds an adapter (adapter_config.json); merge it into its model and name that")
+    for name in sorted(_weight_files(config_file(source, INDEX, revision))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UsageError(f"{source}: {INDEX} names {name!r}, which is no safetensors file of its own")
+
+
+def remote_code_reason(source: str, file: str, revision: str | None) -> str:
+    """A sentence on the remote code that a config file requires (auto_map); empty where it requires none."""
+    auto_map = config_file(source, file, revision).get("auto_map")
+    if not auto_map:
+        return ""
+    return (
+        f"{file} asks for code that comes with it (auto_map: {json.dumps(auto_map)[:200]}). Such code is never run "
+        "(trust_remote_code is off), so what needs it is not supported"
+    )
+
+
+def config_file(source: str, file: str, revision: str | None) -> dict[str, Any]:
+    """The content of a config file; empty where it is missing or unreadable, which loading will report."""
+    try:
+        path = cached_file(
+            source,
+            file,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        content = json.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _weight_files(index: dict[str, Any]) -> set[str]:
+    files = index.get("weight_map", {})
+    return (
+        {name if isinstance(name, str) else repr(name) for name in files.values()} if isinstance(files, dict) else set()
+    )
+
+
+def _implementations(settings: object) -> Iterator[tuple[str, str]]:
+    """All `*_implementation` settings, such as that of attention, at any depth."""
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            yield from ((name, text) for text in _texts(value) if name.endswith("_implementation"))
+            yield from _implementations(value)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The strings in a setting, which may be one for each part of the model."""
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+def refuse_missing_shards(folder: Path) -> None:
+    """UsageError for files that a local checkpoint's index names and that are missing."""
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{index} cannot be read: {type(error).__name__}; fetch the checkpoint again") from error
+    if missing := sorted(str(name) for name in shards if not (folder / str(name)).is_file()):
+        raise UsageError(
+            f"{folder}: {len(missing)} of {len(shards)} files that {INDEX} names are not there "
+            f"({', '.join(missing[:3])}); fetch the checkpoint again"
+        )

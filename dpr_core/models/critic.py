@@ -1,4 +1,4 @@
-"""A critic: a policy's body with a head of its own, and one expected return for each response token out."""
+"""The critic (value function): a copy of the policy's body with a linear value head."""
 
 import copy
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from dpr_core.data.batching import Batch
-from dpr_core.models.packed_attention import packs, states
-from dpr_core.models.policy import Policy, computing_in
+from dpr_core.models.packed_attention import response_hidden_states, uses_packing
+from dpr_core.models.policy import Policy, autocast
 from dpr_core.models.sharding import device_of, is_sharded, unsharded_copy
 
 
 class Critic(nn.Module):
-    """V(s) = w h(s) + b in float32, with a copy of the policy's body, of which the same weights are
-    trained, or all where the policy is frozen. w and b start at 0, and so does V."""
+    """V(s) = w h(s) + b in float32. The copy trains the weights that the policy trains, or all where the policy is
+    frozen. w and b start at 0, and so does V."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -30,16 +30,16 @@ class Critic(nn.Module):
 
     @property
     def packed(self) -> bool:
-        return packs(self.model, self.device, self.packing)
+        return uses_packing(self.model, self.device, self.packing)
 
     @property
     def device(self) -> torch.device:
         return device_of(self)
 
     def forward(self, batch: Batch) -> Tensor:
-        """(N,): the value of the state in front of each of the batch's response tokens."""
-        with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
-            hidden = states(self.model, batch)
-        # A copy, since FSDP's backward pass does not begin at a view.
+        """(N,) values of the states in front of the batch's response tokens."""
+        with autocast(self.activations, self.device, keep_casts=not is_sharded(self)):
+            hidden = response_hidden_states(self.model, batch)
+        # A copy, since FSDP's backward pass cannot start from a view.
         values: Tensor = self.head(hidden.float())[:, 0].clone()
         return values

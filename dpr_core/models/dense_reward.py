@@ -1,19 +1,28 @@
-"""The recovered reward: two frozen checkpoints of one SFT run and a formula."""
+"""The dense token reward recovered from SFT: two frozen checkpoints, a formula, and the token credit of given text."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dpr_core import rewards
-from dpr_core.data.encoding import TokenSequence
+from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
+from dpr_core.data.template import Renderer
+from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
+from dpr_core.returns import reward_to_go
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REPLACEMENT_CHARACTER = "\ufffd"
+"""The decoding of an incomplete UTF-8 sequence."""
 
 
 class ScoredTokens(NamedTuple):
@@ -39,7 +48,7 @@ FORMULAS: dict[str, Callable[[TokenScores, TokenScores, Tensor, Signs], Tensor]]
 
 @dataclass
 class DenseReward:
-    """Scores responses under both models in the same shapes; one pass of pi_SFT serves reward and KL."""
+    """Scores responses under both models in the same shapes; the pass of pi_SFT serves reward and KL alike."""
 
     sft: Policy
     reference: Policy
@@ -65,11 +74,133 @@ class DenseReward:
 
 
 def random_signs(sequences: Sequence[TokenSequence], seed: int) -> Tensor:
-    """(B, T) of +1 and -1, decided by seed, state and token alone, whatever else is in the batch."""
+    """(B, T) of +1 and -1, a hash of seed, state and token: independent of the rest of the batch."""
     signs = torch.ones(response_mask([len(s.response) for s in sequences]).shape)
     for row, sequence in enumerate(sequences):
-        seen = hashlib.sha256(repr((seed, sequence.prompt)).encode())
+        prefix = hashlib.sha256(repr((seed, sequence.prompt)).encode())
         for t, token in enumerate(sequence.response):
-            seen.update(b" %d" % token)
-            signs[row, t] = 1 - 2 * (seen.digest()[0] & 1)
+            prefix.update(b" %d" % token)
+            signs[row, t] = 1 - 2 * (prefix.digest()[0] & 1)
     return signs
+
+
+@dataclass(frozen=True)
+class TokenCredit:
+    """One response token with its log-probs, its reward and its reward-to-go."""
+
+    position: int
+    token_id: int
+    token: str
+    log_pi_sft: float
+    log_pi_ref: float
+    reward: float
+    return_: float
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A response with the credit of each token; `input_ids` are those of prompt and response."""
+
+    prompt: str
+    response: str
+    input_ids: list[int]
+    tokens: list[TokenCredit]
+
+
+@dataclass(frozen=True)
+class GivenText:
+    """A prompt and a response to score."""
+
+    prompt: str
+    response: str
+    system: str = ""
+
+
+def assign_credit(
+    reward: DenseReward,
+    tokenizer: "PreTrainedTokenizerBase",
+    renderer: Renderer,
+    texts: Sequence[GivenText],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[ScoredText]:
+    """The token credit of each text, end token included; returns are undiscounted (the paper's Figure 1)."""
+    sequences = encode_texts(tokenizer, renderer, texts)
+    limit = reward.sft.model.config.get_text_config().max_position_embeddings
+    for i, sequence in enumerate(sequences, start=1):
+        if len(sequence) > limit:
+            raise UsageError(f"text {i}: {len(sequence)} tokens are more than the model's {limit} positions")
+    return credit_of(tokenizer, texts, sequences, reward(sequences, on_progress))
+
+
+def encode_texts(
+    tokenizer: "PreTrainedTokenizerBase", renderer: Renderer, texts: Sequence[GivenText]
+) -> list[TokenSequence]:
+    """Token ids as in training: rendered prompts, and responses with an end token."""
+    sequences = []
+    for i, text in enumerate(texts, start=1):
+        if not text.prompt.strip() or not text.response.strip():
+            raise UsageError(f"text {i}: prompt and response must not be empty")
+        rendered = renderer.render(text.prompt, text.system)
+        sequences.append(TokenSequence(encode_prompt(tokenizer, rendered), encode_response(tokenizer, text.response)))
+    return sequences
+
+
+def credit_of(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[GivenText],
+    sequences: Sequence[TokenSequence],
+    scored: ScoredTokens,
+) -> list[ScoredText]:
+    """Scored tokens as plain values beside the tokens' texts."""
+    returns = reward_to_go(scored.rewards, scored.mask)
+    return [
+        ScoredText(
+            prompt=text.prompt,
+            response=text.response,
+            input_ids=[*sequence.prompt, *sequence.response],
+            tokens=[
+                TokenCredit(
+                    position=t,
+                    token_id=token,
+                    token=piece,
+                    log_pi_sft=float(scored.log_sft[i, t]),
+                    log_pi_ref=float(scored.log_ref[i, t]),
+                    reward=float(scored.rewards[i, t]),
+                    return_=float(returns[i, t]),
+                )
+                for t, (token, piece) in enumerate(
+                    zip(sequence.response, token_texts(tokenizer, sequence.response), strict=True)
+                )
+            ],
+        )
+        for i, (text, sequence) in enumerate(zip(texts, sequences, strict=True))
+    ]
+
+
+def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; concatenated they are the decoded text, special tokens spelled out.
+
+    A character of several tokens belongs to the last of them. Tokens are decoded together with the one before, since
+    some decoders treat the start of a text differently.
+    """
+    full = _decode(tokenizer, ids)
+    spelled = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    pieces: list[str] = []
+    shown = context = settled = 0
+    for end, token in enumerate(ids, start=1):
+        before = _decode(tokenizer, ids[context:settled])
+        piece = full[shown:] if end == len(ids) else _decode(tokenizer, ids[context:end])[len(before) :]
+        if (piece.endswith(REPLACEMENT_CHARACTER) and end < len(ids)) or not full.startswith(piece, shown):
+            pieces.append("")
+            continue
+        shown += len(piece)
+        context, settled = settled, end
+        if pieces and piece != (own := spelled.get(token, piece)) and piece.endswith(own):
+            pieces[-1] += piece.removesuffix(own)
+            piece = own
+        pieces.append(piece)
+    return pieces
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""Contrastive decoding: pi_SFT and pi_ref made one policy, token by token, without training."""
+"""The contrastive policy: pi_SFT extrapolated away from pi_ref, token by token, without training."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,10 @@ from dpr_core.models.policy import Policy
 
 
 @dataclass(frozen=True)
-class Contrasted:
+class ContrastivePolicy:
     """pi(a | s) proportional to pi_SFT(a | s) (pi_SFT(a | s) / pi_ref(a | s))^k.
 
-    In every state this is the policy with the highest E[r] - KL(pi || pi_SFT) / k, r being Eq. 5: it looks one token
-    ahead.
+    In every state it maximises E[r] - KL(pi || pi_SFT) / k for the r of Eq. 5, one token ahead.
     """
 
     sft: Policy
@@ -34,5 +33,5 @@ class Contrasted:
         return self.sft.logits_per_chunk
 
     def response_states(self, batch: Batch) -> Contrast:
-        """The states of both models; `token_kl` makes one distribution of them."""
+        """The hidden states of both models, which `token_kl` combines into one distribution."""
         return Contrast(self.sft.response_states(batch), self.reference.response_states(batch), self.k)

@@ -1,7 +1,7 @@
-"""LoRA through peft: small matrices are trained beside the frozen weights, W + (alpha / rank) B A in place of W.
+"""LoRA through peft: low-rank adapters beside frozen weights, W + (alpha / rank) B A in place of W.
 
-The adapters live inside the model, whose class stays what it is. What is saved is the sum, so that nothing downstream
-knows of them: a frozen scorer is always a checkpoint of its own, never a model with its adapters switched off.
+Adapters are injected into the model, whose class stays the same. Checkpoints hold the merged weights, so that nothing
+downstream depends on adapters: a frozen scorer is always a checkpoint, never a model with adapters disabled.
 """
 
 import importlib
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dpr_core.config.training import LoRAConfig
+from dpr_core.distributed import is_dtensor
 from dpr_core.errors import UsageError
-from dpr_core.models.sharding import is_slice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,11 +21,11 @@ _NAME = "default"
 
 
 def add_adapters(model: "PreTrainedModel", settings: LoRAConfig, seed: int) -> None:
-    """Freeze the model and put adapters into it that change nothing yet, in place.
+    """Freeze the model and inject adapters that are initially zero, in place.
 
-    Seeds torch's generators, from which the first adapters and their dropout are drawn.
+    Seeds torch's generators, from which the adapters' initial weights and dropout are drawn.
     """
-    peft = _library()
+    peft = _import_peft()
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         r=settings.rank,
@@ -40,29 +40,29 @@ def add_adapters(model: "PreTrainedModel", settings: LoRAConfig, seed: int) -> N
 
 
 @torch.no_grad()
-def merged(model: "PreTrainedModel") -> dict[str, Tensor] | None:
-    """The weights of the model with its adapters added in, named as without them, in float32 where some are held
-    rounded, and in the CPU's memory but for slices; None where it has none."""
+def merged_weights(model: "PreTrainedModel") -> dict[str, Tensor] | None:
+    """The weights with adapters merged in, under their names without adapters, in float32 and on the CPU (sharded ones
+    stay sharded); None where the model has no adapters."""
     adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     if not adapted:
         return None
     weights: dict[str, Tensor] = {}
-    wide: dict[int, Tensor] = {}
+    full_precision: dict[int, Tensor] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
             continue
         layer, is_adapted, part = name.partition(".base_layer.")
-        if id(weight) not in wide:
+        if id(weight) not in full_precision:
             values = weight.to(torch.promote_types(weight.dtype, torch.float32))
             if is_adapted and part == "weight":
                 values = values + adapted[layer].get_delta_weight(_NAME)
-            # One after another: beside the scorers, a GPU may have no room for all of them in float32.
-            wide[id(weight)] = values if is_slice(values) else values.cpu()
-        weights[name.replace(".base_layer.", ".")] = wide[id(weight)]
+            # One by one: beside the scorers, a GPU may have no room for all of them in float32.
+            full_precision[id(weight)] = values if is_dtensor(values) else values.cpu()
+        weights[name.replace(".base_layer.", ".")] = full_precision[id(weight)]
     return weights
 
 
-def _library() -> Any:
+def _import_peft() -> Any:
     try:
         return importlib.import_module("peft")
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Less at once where the memory is too small: the mathematics does not depend on micro-batches."""
+"""Back-off on out-of-memory: halve the micro-batch and try again, which does not change the mathematics."""
 
 import gc
 import logging
@@ -29,16 +29,14 @@ def in_micro_batches(
     work: Callable[[list[list[int]]], T],
     packed: bool = False,
 ) -> T:
-    """`work` on all rows in micro-batches of at most `tokens`, begun again with half as many while memory runs out.
-    `what` names the pass, such as a step.
+    """Call `work` with all rows in micro-batches of at most `tokens`, halved on out-of-memory (see `with_oom_backoff`).
 
-    None takes what is fast on the device. Several processes do not begin again: see `with_oom_backoff`.
-
-    Whatever `work` changes before it fails, it has to set right when it is called again.
+    `what` names the pass in a warning, such as an optimizer step; `tokens` of None is the device's default. `work` must
+    be idempotent: it is called again after a failure half-way.
     """
     longest = max(lengths, default=0)
 
-    def share(at_once: int) -> T:
+    def in_batches(at_once: int) -> T:
         batches = micro_batches(lengths, at_once, packed)
         distributed.warn_of_idle_ranks(what, lengths, len(batches), at_once)
         return work(batches)
@@ -47,7 +45,7 @@ def in_micro_batches(
         "micro-batches of {} tokens",
         tokens or default_tokens(on_gpu=device.type != "cpu"),
         longest,
-        share,
+        in_batches,
         "tokens_per_micro_batch",
         f"one sequence of {longest} tokens",
         "allow shorter ones, set execution.gradient_checkpointing=true, or lower execution.logits_per_chunk",
@@ -57,11 +55,11 @@ def in_micro_batches(
 def with_oom_backoff(
     what: str, most: int, least: int, work: Callable[[int], T], setting: str, smallest: str, hint: str
 ) -> T:
-    """`work` with `most` at once, called again with half of it while memory runs out, but not below `least`.
+    """Call `work` with `most` at once, halved on out-of-memory down to `least`.
 
-    `what` says how much that is, where {} is the number, and `setting` the field of `execution` that it comes from;
-    `smallest` names what does not fit in the end, and `hint` what to do about it. Several processes do not try again:
-    while one runs out of memory, the others wait for it in the middle of an exchange.
+    For messages, `what` describes the amount, with {} for the number; `setting` is its field of `execution`; `smallest`
+    names the minimum that does not fit, and `hint` the remedy. Several processes do not retry: while one runs out of
+    memory, the others wait for it inside a collective.
     """
     while True:
         at_once = _found.get((what, most), most)
@@ -71,7 +69,7 @@ def with_oom_backoff(
             if not is_out_of_memory(error):
                 raise
             failure = str(error).splitlines()[0]
-        # Out of the handler, so that the traceback no longer holds the tensors that were too many.
+        # Outside of the handler, since its traceback keeps the tensors alive.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -87,6 +85,6 @@ def with_oom_backoff(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CPU allocators say it in words only."""
+    """Whether an allocation failed; CPU allocators raise a plain RuntimeError."""
     words = ("not enough memory", "can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -1,7 +1,7 @@
-"""Attention in rows of several sequences without a mask: on a CPU each sequence by itself, which it does best.
+"""Packed attention: several sequences in one row without attending to each other, and without a mask of all pairs.
 
-That is one of transformers' attention implementations, and does what `sdpa` does wherever no row is packed. Flash
-attention finds the sequences of a packed row by their positions.
+On a CPU, sdpa runs on each sequence by itself, through an attention implementation registered with transformers that
+equals `sdpa` wherever no row is packed. Flash attention finds the boundaries from the position ids.
 """
 
 from functools import partial
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 NAME = "sdpa_by_sequence"
 
 
-def adopt(model: "PreTrainedModel") -> None:
-    """Where the model is on a CPU with sdpa, it takes packed rows from now on."""
+def enable_packing(model: "PreTrainedModel") -> None:
+    """Let a model on a CPU with sdpa take packed rows, in place."""
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -28,36 +28,36 @@ def adopt(model: "PreTrainedModel") -> None:
     from transformers.masking_utils import sdpa_mask
 
     if NAME not in AttentionInterface():
-        AttentionInterface.register(NAME, partial(by_sequence, sdpa_attention_forward))
+        AttentionInterface.register(NAME, partial(attend_by_sequence, sdpa_attention_forward))
         AttentionMaskInterface.register(NAME, sdpa_mask)
     model.config._attn_implementation = NAME
 
 
-def packs(model: Any, device: torch.device, asked: bool | None) -> bool:
-    """As asked for (`Execution.packing`), or where a packed row needs no mask of all pairs of its tokens."""
+def uses_packing(model: Any, device: torch.device, setting: bool | None) -> bool:
+    """The setting (`ExecutionConfig.packing`), by default True where a packed row needs no mask of all pairs."""
     attention = model.config._attn_implementation
-    return ("flash" in attention or (attention == NAME and device.type == "cpu")) if asked is None else asked
+    return ("flash" in attention or (attention == NAME and device.type == "cpu")) if setting is None else setting
 
 
-def states(body: Any, batch: Batch) -> Tensor:
-    """The last layer's (N, D) from which the batch's response tokens are predicted."""
+def response_hidden_states(body: Any, batch: Batch) -> Tensor:
+    """(N, D) last hidden states from which the batch's response tokens are predicted."""
     mask = batch.lengths.view(1, 1, 1, -1) if batch.is_packed and body.config._attn_implementation == NAME else None
-    read = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.positions, use_cache=False)
-    hidden: Tensor = read.last_hidden_state[batch.predicts]
+    output = body(input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.positions, use_cache=False)
+    hidden: Tensor = output.last_hidden_state[batch.predicts]
     return hidden
 
 
-def by_sequence(
+def attend_by_sequence(
     sdpa: Any, module: Any, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None, **others: Any
 ) -> tuple[Tensor, None]:
     """(1, heads, tokens, width) of a row -> (1, tokens, heads, width).
 
-    A mask of integers holds the lengths of the row's sequences: with four dimensions, like a finished mask, it comes
-    here as `states` gave it.
+    An integer mask holds the lengths of the row's sequences; having four dimensions, like a finished mask, it is passed
+    through by transformers as `response_hidden_states` gave it.
     """
     if attention_mask is None or attention_mask.dtype != torch.long:
-        read, _ = sdpa(module, queries, keys, values, attention_mask, **others)
-        return read, None
+        output, _ = sdpa(module, queries, keys, values, attention_mask, **others)
+        return output, None
     lengths = attention_mask.flatten().tolist()
     window = others.get("sliding_window")
     parts = zip(*(torch.split(each, lengths, dim=2) for each in (queries, keys, values)), strict=True)
@@ -65,7 +65,7 @@ def by_sequence(
 
 
 def _window_mask(queries: Tensor, window: int | None) -> Tensor | None:
-    """None is a causal mask; only what is longer than a sliding window needs another."""
+    """The mask of a sequence longer than the sliding window; None, which is causal, for any other."""
     length = queries.shape[2]
     if window is None or length <= window:
         return None

@@ -1,7 +1,9 @@
-"""A causal language model seen as a policy: token sequences in, one score for each response token out."""
+"""A causal language model as a policy: log-probs of response tokens, autocast, and torch.compile of its layers."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -9,15 +11,19 @@ from torch import nn
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
-from dpr_core.models.packed_attention import adopt, packs, states
-from dpr_core.models.sharding import device_of, is_sharded, rounded_layers
+from dpr_core.models.packed_attention import enable_packing, response_hidden_states, uses_packing
+from dpr_core.models.sharding import device_of, is_sharded, networks, rounded_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RECOMPILE_LIMIT = 64
+"""Compiled variants of one piece of code: trained or frozen, with gradients or without, one row or several, and so on.
+torch's own limit of 8, beyond which it runs uncompiled, is meant for a single use of a single model."""
+
 
 class Policy(nn.Module):
-    """Wraps any of the four families. The head is applied to response positions only, in float32, chunk by chunk."""
+    """A model of one of the four families. The head runs in float32, on response positions only, in chunks."""
 
     def __init__(
         self,
@@ -32,20 +38,19 @@ class Policy(nn.Module):
         self.activations = activations
         self.packing = packing
         if packing is not False:
-            adopt(model)
+            enable_packing(model)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
 
     def freeze(self) -> Self:
-        """Train nothing, and hold rounded what is only ever used rounded."""
+        """Train nothing, and hold linear layers in the dtype of activations."""
         self.requires_grad_(False)
         return self.round_frozen()
 
     def round_frozen(self) -> Self:
-        """Under autocast every linear layer rounds its weights for each use. With the rounded ones kept in place of
-        those that are not trained, results are the same bit by bit, from about half of the memory. Embeddings, norms
-        and the head, which are not rounded, stay as they are.
+        """Store frozen linear layers in the dtype that autocast would cast them to for each use: bitwise the same
+        results from about half of the memory. Embeddings, norms and the head, which it does not cast, stay in float32.
         """
         for _, layer in rounded_layers(self.model, self.activations):
             if layer.weight.dtype != self.activations and not layer.weight.requires_grad:
@@ -54,8 +59,8 @@ class Policy(nn.Module):
 
     @property
     def packed(self) -> bool:
-        """Where the model is now decides."""
-        return packs(self.model, self.device, self.packing)
+        """Whether micro-batches are packed, given the model's current device."""
+        return uses_packing(self.model, self.device, self.packing)
 
     @property
     def device(self) -> torch.device:
@@ -63,11 +68,11 @@ class Policy(nn.Module):
 
     @property
     def positions(self) -> int:
-        """The longest sequence that the model can read."""
+        """The context length of the model."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def check_length(self, tokens: int) -> None:
-        """Refuse sequences that are longer than the model has positions."""
+        """UsageError for sequences beyond the context length."""
         if tokens > self.positions:
             raise UsageError(
                 f"sequences of up to {tokens} tokens are more than the model's {self.positions} positions; "
@@ -77,18 +82,69 @@ class Policy(nn.Module):
     def forward(self, batch: Batch, entropy: bool = False) -> TokenScores:
         hidden, head, bias = self.response_states(batch)
         chunk = self.logits_per_chunk
-        with computing_in(self.activations, self.device):
+        with autocast(self.activations, self.device):
             return token_scores(hidden, head, batch.targets, bias, entropy=entropy, logits_per_chunk=chunk)
 
     def response_states(self, batch: Batch) -> States:
-        """The hidden states (N, D) that predict the batch's response tokens, with the head's weight and bias."""
-        with computing_in(self.activations, self.device, keep_casts=not is_sharded(self)):
-            hidden = states(self.model.get_decoder(), batch)
+        """The hidden states (N, D) in front of the batch's response tokens, with the head's weight and bias."""
+        with autocast(self.activations, self.device, keep_casts=not is_sharded(self)):
+            hidden = response_hidden_states(self.model.get_decoder(), batch)
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
 
 
-def computing_in(dtype: torch.dtype, device: torch.device, keep_casts: bool = True) -> AbstractContextManager[object]:
-    """Activations in `dtype`, whatever the type of the weights. Rounded weights are kept to be used again while this
-    lasts, which for weights that are gathered would be the whole model."""
+def autocast(dtype: torch.dtype, device: torch.device, keep_casts: bool = True) -> AbstractContextManager[object]:
+    """Compute with activations in `dtype`. `keep_casts` caches the cast weights for reuse in this context, which for
+    gathered (FSDP) weights would be the whole model."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype, cache_enabled=keep_casts)
+
+
+def compile_layers(module: nn.Module) -> None:
+    """torch.compile the decoder layers of a policy or a critic, in place; names of weights stay. Call it after enabling
+    gradient checkpointing and after moving or sharding the module.
+
+    It fuses elementwise operations. Layers of one kind share their code across models, with dynamic shapes. Sampling
+    runs them `uncompiled`, since every decoded token would have other shapes.
+    """
+    # Imported here because they take most of a second.
+    import torch._dynamo
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    _check_compiler(next(module.parameters()).device.type)
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    # It would split layers at DDP's bucket boundaries; layers are small enough to overlap without.
+    torch._dynamo.config.optimize_ddp = False
+    if getattr(module, "packed", False):
+        for network in networks(module):
+            _disable_compile(network.config._attn_implementation)
+    for layer in [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]:
+        # A checkpointed layer that contains uncompiled attention cannot be compiled as a whole.
+        for part in layer.children() if layer.gradient_checkpointing else [layer]:
+            part.compile(dynamic=True)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """A context in which compiled layers run eagerly."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@cache
+def _disable_compile(attention: str) -> None:
+    """Exclude packed attention, which depends on the sequence boundaries: it would recompile for each row."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    disable: Any = torch.compiler.disable
+    ALL_ATTENTION_FUNCTIONS.register(attention, disable(ALL_ATTENTION_FUNCTIONS[attention]))
+
+
+@cache
+def _check_compiler(device: str) -> None:
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        needed = "Triton, which comes with torch's builds for GPUs," if device == "cuda" else "a C++ compiler (g++)"
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(
+            f"execution.compile: torch {torch.__version__} cannot compile for {device} here ({reason}); "
+            f"install {needed} and Python's headers, or leave it out: --set execution.compile=false"
+        ) from error

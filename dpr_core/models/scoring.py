@@ -1,4 +1,4 @@
-"""Scores of whole responses under a frozen policy or critic, as (B, T) tensors."""
+"""Scoring of responses under a policy or critic without gradients: (B, T) log-probs, exact KLs and values."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,9 +11,9 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import TokenScores, token_kl
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
-from dpr_core.models.extrapolation import Contrasted
+from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.oom import in_micro_batches
-from dpr_core.models.policy import Policy, computing_in
+from dpr_core.models.policy import Policy, autocast
 from dpr_core.models.sharding import eval_mode
 
 
@@ -31,7 +31,7 @@ def score(
     whatever the number of processes that share the work.
     """
     with eval_mode(policy):
-        columns = _tables(
+        columns = _score_tokens(
             policy,
             lambda batch: policy(batch, entropy=entropy),
             3,
@@ -43,7 +43,7 @@ def score(
 
 
 def state_kl(
-    policy: Policy | Contrasted,
+    policy: Policy | ContrastivePolicy,
     reference: Policy,
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
@@ -52,39 +52,39 @@ def state_kl(
 
     def kl(batch: Batch) -> tuple[Tensor]:
         states = policy.response_states(batch), reference.response_states(batch)
-        with computing_in(reference.activations, reference.device):
+        with autocast(reference.activations, reference.device):
             return (token_kl(*states, logits_per_chunk=policy.logits_per_chunk),)
 
-    policies = (policy.sft, policy.reference) if isinstance(policy, Contrasted) else (policy,)
+    policies = (policy.sft, policy.reference) if isinstance(policy, ContrastivePolicy) else (policy,)
     with eval_mode(*policies, reference):
-        return _tables(policy, kl, 1, sequences, tokens_per_micro_batch)[0]
+        return _score_tokens(policy, kl, 1, sequences, tokens_per_micro_batch)[0]
 
 
-def values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
+def score_values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
     """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
     with eval_mode(critic):
-        return _tables(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
+        return _score_tokens(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
 
 
-def _tables(
-    reader: Policy | Contrasted | Critic,
+def _score_tokens(
+    network: Policy | ContrastivePolicy | Critic,
     compute: Callable[[Batch], Sequence[Tensor]],
     columns: int,
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """(columns, B, T): what `compute` finds of the response tokens of a batch that the reader reads, for all
-    sequences and in all processes, each of which computes a share."""
+    """(columns, B, T): the values of `compute` for the response tokens of all sequences, in every process; each process
+    computes a share of the micro-batches."""
     mask = response_mask([len(s.response) for s in sequences])
 
     def fill(batches: list[list[int]]) -> Tensor:
         out = torch.zeros(columns, *mask.shape)
         done = 0
         for rows, is_mine in distributed.shard_work(batches):
-            found = compute(collate([sequences[row] for row in rows], reader.packed).to(reader.device))
+            score_values = compute(collate([sequences[row] for row in rows], network.packed).to(network.device))
             if is_mine:
-                for table, flat in zip(out, found, strict=True):
+                for table, flat in zip(out, score_values, strict=True):
                     _unflatten(table, mask, rows, flat)
             if on_progress is not None:
                 done += distributed.world_size()
@@ -92,7 +92,7 @@ def _tables(
         return distributed.all_reduce_sum(out)
 
     lengths = [len(s) for s in sequences]
-    return in_micro_batches("a scoring pass", lengths, tokens_per_micro_batch, reader.device, fill, reader.packed)
+    return in_micro_batches("a scoring pass", lengths, tokens_per_micro_batch, network.device, fill, network.packed)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

@@ -1,5 +1,4 @@
-"""Models of which each process holds a slice (FSDP2): every weight is cut along its first dimension, and while the
-network runs, one layer at a time is gathered."""
+"""FSDP2: weights sharded over processes along their first dimension, and gathered layer by layer in a pass."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dpr_core import distributed
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import LaunchConfig
+from dpr_core.distributed import is_dtensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=nn.Module)
 
 _sharded: "WeakSet[nn.Module]" = WeakSet()
-"""Policies and critics."""
+"""Sharded policies and critics."""
 
 _skeletons: "WeakKeyDictionary[nn.Module, PreTrainedModel]" = WeakKeyDictionary()
-"""Of each sharded model: the same one without weights, and without the hooks that gather them."""
+"""For each sharded model, a copy on the meta device without FSDP's hooks."""
 
 
 def to_device_or_shard(module: M, launch: LaunchConfig) -> M:
-    """Put a policy or a critic where it computes: all of it, or this process's slice of each weight. In place."""
+    """Move a policy or a critic to its device, or shard it with FSDP, in place."""
     if launch.strategy != "fsdp" or distributed.world_size() == 1:
         return module.to(distributed.device())
     if not is_sharded(module):
@@ -35,7 +35,7 @@ def to_device_or_shard(module: M, launch: LaunchConfig) -> M:
 
 
 def _shard(module: nn.Module, cpu_offload: bool) -> None:
-    # They take most of a second to import.
+    # Imported here because they take most of a second.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
@@ -48,7 +48,7 @@ def _shard(module: nn.Module, cpu_offload: bool) -> None:
         layers |= set(model._no_split_modules or ())
     for part in [part for part in module.modules() if type(part).__name__ in layers]:
         fully_shard(part, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
-    # What is in no layer, embeddings, last norm and head, may be tied, so it is one group, and needed until the end.
+    # Embeddings, last norm and head may be tied, so they are one group, which stays gathered until the end.
     fully_shard(module, mesh=mesh, offload_policy=offload, reshard_after_forward=False)
     _sharded.add(module)
     if hasattr(module, "response_states"):
@@ -56,35 +56,30 @@ def _shard(module: nn.Module, cpu_offload: bool) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether its weights are slices."""
+    """Whether a module is sharded with FSDP."""
     return module in _sharded
 
 
-def is_slice(values: Tensor) -> bool:
-    """Whether it is this process's slice of a tensor. It is asked in a way that imports nothing."""
-    return hasattr(values, "full_tensor")
-
-
 def networks(module: nn.Module) -> "list[PreTrainedModel]":
-    """The transformers models that a policy or a critic is made of."""
+    """The transformers models of a policy or a critic."""
     from transformers import PreTrainedModel
 
     return [part for part in module.children() if isinstance(part, PreTrainedModel)]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes; slices of its weights may rest elsewhere."""
+    """The device that a module computes on; with CPU offload its shards are elsewhere."""
     weight = next(module.parameters())
-    return distributed.device() if is_slice(weight) else weight.device
+    return distributed.device() if is_dtensor(weight) else weight.device
 
 
 @contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; afterwards nothing stays gathered."""
+    """A context without dropout and gradients; sharded modules are resharded at its end."""
     sharded = [module for module in modules if is_sharded(module)]
     for module in modules:
         module.eval()
-    # What is gathered in inference mode could not be trained on later.
+    # Weights gathered in inference mode could not be trained on later.
     with torch.no_grad() if sharded else torch.inference_mode():
         yield
     for module in sharded:
@@ -94,8 +89,8 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 def unsharded_copy(
     model: "PreTrainedModel", device: torch.device | None = None, activations: torch.dtype = torch.float32
 ) -> "PreTrainedModel":
-    """The model with all of its weights in this process, those that are only ever used rounded held rounded. That is
-    itself, or a copy which lasts as long as it is held. Of a sharded one all processes have to ask."""
+    """The model with all weights in this process and linear layers in the dtype of activations: itself, or a copy. For
+    a sharded model this is a collective, which all processes must call."""
     layers = rounded_layers(model, activations)
     if model not in _skeletons:
         return _rounded(model, [layer for _, layer in layers], activations)
@@ -108,18 +103,18 @@ def unsharded_copy(
 
 
 def _rounded(model: "PreTrainedModel", layers: Sequence[nn.Linear], dtype: torch.dtype) -> "PreTrainedModel":
-    """A copy with rounded weights in these layers, and all others shared; or the model, where it has them already."""
+    """A copy with cast weights in these layers and all others shared; the model itself where they are cast already."""
     weights = {id(weight): weight for layer in layers for weight in layer.parameters() if weight.dtype != dtype}
     if not weights:
         return model
     with torch.inference_mode(False), torch.no_grad():
-        held: dict[int, Any] = {at: nn.Parameter(weight.to(dtype), False) for at, weight in weights.items()}
+        cast: dict[int, Any] = {at: nn.Parameter(weight.to(dtype), False) for at, weight in weights.items()}
     shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared | held)
+    return copy.deepcopy(model, shared | cast)
 
 
 def rounded_layers(model: "PreTrainedModel", activations: torch.dtype) -> list[tuple[str, nn.Linear]]:
-    """The layers whose weights autocast rounds for each use: all linear ones but the head, which is run in float32."""
+    """The layers that autocast casts for each use: all linear ones but the head, which runs in float32."""
     if activations == torch.float32:
         return []
     head = model.get_output_embeddings()
@@ -129,36 +124,36 @@ def rounded_layers(model: "PreTrainedModel", activations: torch.dtype) -> list[t
 def unsharded_in_place(
     weights: Mapping[str, Tensor], device: torch.device | None, types: Mapping[str, torch.dtype] | None = None
 ) -> dict[str, Tensor]:
-    """All of each weight on a device, one after another. Tied ones stay one. Without a device, only other processes get
-    them."""
-    found: dict[int, Tensor] = {}
-    # Slices cannot be read in inference mode, in which rollouts are drawn.
+    """The full weights on a device, gathered one by one; tied ones stay tied. A device of None takes part in the
+    gathering and keeps nothing."""
+    full: dict[int, Tensor] = {}
+    # Shards cannot be read in inference mode, in which rollouts run.
     with torch.inference_mode(False), torch.no_grad():
         for name, weight in weights.items():
-            if id(weight) not in found:
+            if id(weight) not in full:
                 each = unshard(weight).to(dtype=types[name] if types else weight.dtype)
-                found[id(weight)] = each.to(device) if device else torch.empty(0)
-    return {name: found[id(weight)] for name, weight in weights.items()} if device else {}
+                full[id(weight)] = each.to(device) if device else torch.empty(0)
+    return {name: full[id(weight)] for name, weight in weights.items()} if device else {}
 
 
 def unshard(weight: Tensor) -> Tensor:
-    """All of a weight, in every process."""
-    if not is_slice(weight):
+    """The full weight, in every process."""
+    if not is_dtensor(weight):
         return weight.detach()
-    unsharded_copy: Tensor = weight.detach().to(distributed.device()).full_tensor()  # type: ignore[attr-defined]
-    return unsharded_copy
+    full: Tensor = weight.detach().to(distributed.device()).full_tensor()  # type: ignore[attr-defined]
+    return full
 
 
 def shard_like(values: Tensor, like: Tensor) -> Tensor:
-    """Of all values, this process's slice, where `like` is sharded."""
-    if not is_slice(like) or is_slice(values):
+    """This process's shard of full values, where `like` is sharded."""
+    if not is_dtensor(like) or is_dtensor(values):
         return values
     from torch.distributed.tensor import DTensor
 
     assert isinstance(like, DTensor)
     ranks, rank = like.device_mesh.size(), like.device_mesh.get_local_rank()
     rows = -(-len(values) // ranks)
-    # A copy: a view would keep all of the values in memory.
+    # A copy, since a view would keep the full values in memory.
     mine = values[rank * rows : (rank + 1) * rows].to(like.device, like.dtype, copy=True)
     return DTensor.from_local(
         mine, like.device_mesh, like.placements, run_check=False, shape=values.shape, stride=values.stride()
@@ -166,9 +161,9 @@ def shard_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _without_weights(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
-    known: dict[int, Any] = {
+    memo: dict[int, Any] = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
         for weight in model.parameters()
     }
-    known |= {id(buffer): buffer.to(device) for buffer in model.buffers()}
-    return copy.deepcopy(model, known)
+    memo |= {id(buffer): buffer.to(device) for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)

@@ -1,1 +1,1 @@
-"""What a run would need, by arithmetic alone: memory by part, operations, hours, and the nearest settings that fit."""
+"""Resource estimates by arithmetic alone: memory by part, FLOPs, hours, and the nearest settings that fit."""

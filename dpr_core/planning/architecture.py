@@ -1,9 +1,14 @@
-"""The numbers of a network that its memory and its operations follow from."""
+"""Dimensions of a transformer decoder, from its config.json alone, and the parameter counts that follow from them."""
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dpr_core.config.model import Family
+from dpr_core.config.model import Backbone, Family, PretrainedBackboneConfig
+from dpr_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MODEL_TYPES: dict[str, Family] = {
     "llama": "llama",
@@ -12,7 +17,7 @@ MODEL_TYPES: dict[str, Family] = {
     "gemma3": "gemma3",
     "gemma3_text": "gemma3",
 }
-"""What a config.json calls the four families; the text part of a multimodal Gemma-3 is what is trained."""
+"""The four families by the `model_type` of config.json; of a multimodal Gemma-3 the text part is trained."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Architecture:
 
     family: Family
     vocabulary: int
-    """Rows of the embedding, of which there may be more than tokens."""
+    """Rows of the embedding, which may be more than the tokenizer has tokens."""
     width: int
     layers: int
     heads: int
@@ -30,9 +35,9 @@ class Architecture:
     feed_forward: int
     positions: int
     tied: bool
-    """The head is the embedding."""
+    """The output head shares the embedding's weights."""
     window: int | None = None
-    """Tokens that the layers with sliding attention look back at."""
+    """Width of the sliding window, in tokens."""
     windowed_layers: int = 0
 
     @property
@@ -45,17 +50,17 @@ class Architecture:
 
     @property
     def norms(self) -> int:
-        """RMS norms as wide as the network, of a layer."""
+        """RMS norms of hidden size in a layer."""
         return 4 if self.family == "gemma3" else 2
 
     @property
     def normalises_heads(self) -> bool:
-        """Queries and keys have norms of their own."""
+        """Queries and keys are normalised (QK-norm)."""
         return self.family == "gemma3"
 
     @property
     def layer_matrices(self) -> int:
-        """Weights of a layer's matrices, each of which multiplies every token."""
+        """Weights of all matrices of a layer."""
         return self.width * (2 * self.queries + 2 * self.keys) + 3 * self.width * self.feed_forward
 
     @property
@@ -74,17 +79,17 @@ class Architecture:
     def parameters(self) -> int:
         return self.body + (0 if self.tied else self.head)
 
-    def remembered(self, tokens: int) -> int:
-        """Keys, or values, that are kept of a sequence in all layers, in numbers; sliding windows do not shorten it."""
+    def cached_numbers(self, tokens: int) -> int:
+        """Numbers in the key (or value) cache of a sequence: all layers, at full length even under sliding windows."""
         return self.layers * self.keys * tokens
 
 
-def architecture_of(config: Any) -> Architecture:
-    """From the config of a transformers model of one of the four families."""
+def architecture_from_config(config: Any) -> Architecture:
+    """Dimensions from the config of a transformers model of one of the four families."""
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    windowed = kinds.count("sliding_attention") if kinds else text.num_hidden_layers if window else 0
+    layer_types = getattr(text, "layer_types", None)
+    windowed = layer_types.count("sliding_attention") if layer_types else text.num_hidden_layers if window else 0
     return Architecture(
         family=MODEL_TYPES[text.model_type],
         vocabulary=text.vocab_size,
@@ -107,4 +112,41 @@ PUBLISHED: dict[str, Architecture] = {
     "mistralai/Mistral-7B-v0.1": Architecture("mistral", 32_000, 4096, 32, 32, 8, 128, 14_336, 32_768, False, 4096, 32),
     "google/gemma-3-4b-pt": Architecture("gemma3", 262_208, 2560, 34, 8, 4, 256, 10_240, 131_072, True, 1024, 29),
 }
-"""The paper's backbones, as their config.json says, so that they can be planned for before they are fetched."""
+"""The paper's backbones, as their config.json says, so that they can be planned for before they are downloaded."""
+
+
+def backbone_architecture(backbone: Backbone) -> Architecture:
+    """Dimensions of a configured backbone; no weights are loaded, but missing shards of a local folder are reported."""
+    if not isinstance(backbone, PretrainedBackboneConfig):
+        from dpr_core.lab.backbone import untrained
+
+        return architecture_from_config(untrained(backbone)[0].config)
+    from dpr_core.models.checkpoints import refuse_missing_shards
+
+    folder = Path(backbone.name).expanduser()
+    if folder.is_dir():
+        refuse_missing_shards(folder)
+        return architecture_from_config(config_of(folder))
+    if backbone.name in PUBLISHED:
+        return PUBLISHED[backbone.name]
+    try:
+        return architecture_from_config(config_of(backbone.name, backbone.revision))
+    except UsageError as error:
+        raise UsageError(f"{error}; known without a look at it: {', '.join(PUBLISHED)}") from error
+
+
+def config_of(source: str | Path, revision: str | None = None) -> "PreTrainedConfig":
+    """The config of a model of one of the four families; UsageError for any other."""
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{source}: its config.json cannot be used: {reason}") from error
+    if config.model_type not in MODEL_TYPES:
+        raise UsageError(
+            f"{source} is a model of type {config.model_type!r}; what the shapes of {', '.join(MODEL_TYPES)} take is "
+            "known, and of no other"
+        )
+    return config

@@ -1,12 +1,16 @@
-"""Bytes, by what they hold. The formulas follow the code: weights, gradients and Adam's moments are float32; the head
-runs in float32 over chunks of the response tokens; attention never holds a matrix of all pairs, unless it is `eager`.
+"""Memory of a network in training, scoring and decoding, by part.
+
+The formulas follow the code: weights, gradients and Adam's moments are float32; the head runs in float32 over chunks of
+the response tokens; attention never materialises a matrix of all pairs, unless it is `eager`.
 """
 
+import math
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 
 from dpr_core.chunks import rows_of_logits
 from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.rollouts import Rollouts, VllmConfig
 from dpr_core.config.training import LoRAConfig
 from dpr_core.planning.architecture import Architecture
 
@@ -14,16 +18,16 @@ FULL, HALF = 4, 2
 """Bytes of a number in float32 and in bfloat16."""
 
 LIVE_CHUNKS = 1
-"""Logits of a chunk, which become their exponentials and then their gradients in place."""
+"""Chunks of logits alive in training: logits, exponentials and gradients share one buffer."""
 
 LIVE_CHUNKS_ENTROPY = 2
-"""The logits below the highest, and their exponentials."""
+"""With entropies: the shifted logits and their exponentials."""
 
 LIVE_CHUNKS_DRAW = 3
-"""Of the next token: logits, the cumulative sum of their softmax, and that or log-softmax."""
+"""In sampling: logits, the cumulative sum of their softmax, and softmax or log-softmax."""
 
 LIVE_CHUNKS_KL = 5
-"""The logits, log-softmax and terms of two models."""
+"""In an exact KL: logits, log-softmax and terms of two models."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,17 @@ class MemoryBreakdown:
     weights: float = 0
     gradients: float = 0
     optimizer: float = 0
-    """Adam's two moments of every weight, which are applied in place."""
+    """Adam's two moments of every weight."""
     scorers: float = 0
-    """Frozen models: those of the reward, or SFT to measure the KL to."""
+    """Frozen models: the two of the reward, or SFT as the KL's reference."""
     copies: float = 0
-    """Other copies of the weights: a moving average, the policy that a guard goes back to."""
+    """Other copies of the weights: a moving average, the policy that a guard restores."""
     cache: float = 0
-    """Keys and values of the responses that are being drawn."""
+    """The KV cache of a rollout."""
     activations: float = 0
-    """What the batch leaves behind, and casts of the weights: the backward pass needs them too, as does drawing."""
+    """Saved activations of the batch, and autocast's copies of the weights."""
     logits: float = 0
-    """With the head's gradient of a micro-batch, which is not yet added to those before."""
+    """Logits, and the head's gradient of a micro-batch before it is accumulated."""
 
     def __add__(self, other: "MemoryBreakdown") -> "MemoryBreakdown":
         return MemoryBreakdown(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -54,7 +58,7 @@ class MemoryBreakdown:
 
     @property
     def lasting(self) -> float:
-        """What neither the batch nor its lengths change."""
+        """The parts that do not depend on the batch."""
         return self.weights + self.gradients + self.optimizer + self.scorers + self.copies
 
     def as_dict(self) -> dict[str, int]:
@@ -65,12 +69,12 @@ PARTS = tuple(each.name for each in fields(MemoryBreakdown))
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What one network needs beyond its weights in each kind of work."""
+class NetworkMemory:
+    """Bytes of one network, and what training, scoring and decoding need beyond them."""
 
     architecture: Architecture
     dtype: str
-    """Of activations."""
+    """The dtype of activations."""
     attention: str
     execution: ExecutionConfig
     longest_prompt: int
@@ -83,33 +87,32 @@ class Memory:
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch; one sequence may be longer alone."""
+        """Tokens of a micro-batch; a single sequence may be longer."""
         return max(self.execution.tokens_at_once(self.on_gpu), self.longest)
 
     @property
     def network(self) -> float:
-        """One model."""
+        """The float32 weights of one model."""
         return FULL * self.architecture.parameters
 
     @property
     def frozen(self) -> float:
-        """One model that learns nothing: its linear layers are held as autocast would round them."""
+        """The weights of a frozen model, whose linear layers are held in the dtype of activations."""
         return self.network - self.casts
 
     @property
     def critic(self) -> float:
-        """A policy's body with a head of one row."""
+        """The weights of a critic: a policy's body and a head with one output."""
         return FULL * (self.architecture.body + self.architecture.width + 1)
 
     @property
     def casts(self) -> float:
-        """Bfloat16 copies of all matrices: autocast keeps them for a forward pass that is learned from, and for no
-        other. So does a rollout for all its tokens."""
+        """Bfloat16 copies of all matrices, as autocast caches them for training and as a rollout holds them."""
         a = self.architecture
         return HALF * a.layers * a.layer_matrices if self.dtype == "bfloat16" else 0
 
     def adapters(self, lora: LoRAConfig) -> float:
-        """Of all layers: two matrices for each one that is adapted."""
+        """The weights of all adapters: two matrices for each adapted layer."""
         a = self.architecture
         sides = {
             "q_proj": a.width + a.queries,
@@ -121,14 +124,14 @@ class Memory:
         return FULL * a.layers * lora.rank * sum(sides.get(name, 0) for name in lora.targets)
 
     def chunk(self, learning: bool) -> float:
-        """One chunk of logits; a response has no fewer rows than its tokens."""
+        """One chunk of logits, of at most a micro-batch's rows."""
         vocabulary = self.architecture.vocabulary
         rows = rows_of_logits(vocabulary, self.execution.logits_per_chunk, not (learning or self.on_gpu))
         return FULL * min(rows, self.tokens) * vocabulary
 
     def training(self, adapters: bool = False) -> list[MemoryBreakdown]:
-        """The highest moments of a backward pass: in the head, in the last layer, and in a tied embedding. With
-        adapters, neither head nor embedding has a gradient, and what is not trained is rounded already."""
+        """The peaks of a backward pass: in the head, in the last layer, and in a tied embedding. With adapters, neither
+        head nor embedding has a gradient, and frozen matrices are held rounded."""
         a, tokens = self.architecture, self.tokens
         casts = 0 if adapters else self.casts
         outside = 4 * FULL * a.width * tokens
@@ -156,7 +159,7 @@ class Memory:
         ]
 
     def scoring(self, chunks: int = LIVE_CHUNKS) -> list[MemoryBreakdown]:
-        """In a layer, and in the head."""
+        """The peaks of a forward pass: in a layer, and in the head."""
         tokens = self.tokens
         return [
             MemoryBreakdown(activations=self._transient * tokens),
@@ -166,16 +169,16 @@ class Memory:
         ]
 
     def drawing(self, total: int, models: int = 1, learned: bool = False) -> list[MemoryBreakdown]:
-        """Of so many rows with the longest prompts: reading as many as have slots, under a mask; widening the slots of
-        the last layer; and drawing the last token. Networks that learn are drawn with in rounded copies."""
+        """The peaks of decoding `total` rows with the longest prompts: the masked prefill of all slots, growing the
+        last layer's cache, and sampling the last token. Trained networks are sampled from in rounded copies."""
         a = self.architecture
         rows = min(total, self.execution.rollout_rows)
         prompt = min(self.longest_prompt, a.positions)
-        # Slots are as wide as the longest row so far. Into those that are free again, others are read.
+        # The cache is as wide as the longest row so far, and freed slots are refilled.
         width = prompt if rows == total else self.longest
-        read, full = (models * rows * 2 * self._bytes * a.remembered(tokens) for tokens in (width, self.longest))
+        read, full = (models * rows * 2 * self._bytes * a.cached_numbers(tokens) for tokens in (width, self.longest))
         casts = self.casts if learned else 0
-        # Graphs leave each model's logits where they are, and those that they were made from in their pool.
+        # CUDA graphs hold each model's logits, and those of the capture in their memory pool.
         chunks = max(LIVE_CHUNKS_DRAW, 2 * models) + (2 * models if self.on_gpu and self.execution.graphs else 0)
         return [
             MemoryBreakdown(cache=read, activations=casts + rows * prompt * (self._transient + FULL * prompt)),
@@ -185,12 +188,12 @@ class Memory:
 
     @property
     def _row(self) -> int:
-        """Tokens that attention compares each with."""
+        """Tokens in a row of attention."""
         return self.tokens if self.execution.packing else self.longest
 
     @property
     def _masked(self) -> bool:
-        """Attention is given a mask of all pairs in a row, which it turns into numbers to be added."""
+        """Whether sdpa gets a mask of all pairs in a packed row, which it converts to additive floats."""
         return bool(self.execution.packing) and self.attention == "sdpa"
 
     @property
@@ -199,7 +202,7 @@ class Memory:
 
     @cached_property
     def _saved_by_layer(self) -> float:
-        """What a layer saves of a token for its backward pass."""
+        """Bytes that a layer saves per token for the backward pass."""
         a = self.architecture
         # Every norm saves its input and its output before the scale, in float32.
         norms = FULL * (2 * a.norms * a.width + (2 * (a.queries + a.keys) if a.normalises_heads else 0))
@@ -214,13 +217,13 @@ class Memory:
 
     @cached_property
     def _gradients_in_layer(self) -> float:
-        """What the backward pass holds of a token on its way through a feed-forward block."""
+        """Bytes that the backward pass of a feed-forward block holds per token."""
         a = self.architecture
         return self._bytes * 3 * a.feed_forward + FULL * 2 * a.width
 
     @cached_property
     def _transient(self) -> float:
-        """What a forward pass that saves nothing holds of a token, in the wider of a layer's two blocks."""
+        """Bytes that a forward pass without gradients holds per token, in the larger of a layer's two blocks."""
         a = self.architecture
         stream = FULL * 4 * a.width
         attention = self._bytes * (a.queries + a.keys) + FULL * (3 * a.queries + a.keys)
@@ -229,3 +232,57 @@ class Memory:
         elif self._masked:
             attention += self._row * (1 + self._bytes)
         return stream + max(self._bytes * 3 * a.feed_forward, attention)
+
+
+@dataclass(frozen=True)
+class VllmServerShare:
+    """The share of a GPU that a vLLM server of a stage takes: weights, and the rest as KV cache."""
+
+    share: float
+    weights: float
+    """Bytes of all weights, in the dtype of the activations."""
+    row: float
+    """Bytes of the KV cache of one sequence of the greatest length."""
+    rows: int
+    """Responses requested at once."""
+
+    @property
+    def least(self) -> float:
+        """The fewest bytes with which it starts."""
+        return self.weights + self.row
+
+    def taken(self, gpu: float) -> float:
+        """Bytes that it takes of a GPU with `gpu` bytes."""
+        return self.share * gpu
+
+    def fits(self, gpu: float) -> bool:
+        return self.least <= self.taken(gpu)
+
+    def least_share(self, gpu: float) -> float:
+        """The smallest share that is enough, in hundredths."""
+        return math.ceil(100 * self.least / gpu) / 100
+
+    def drawn_at_once(self, gpu: float) -> int:
+        """Responses of the greatest length that fit at once; the others are queued."""
+        return max(0, min(self.rows, math.floor((self.taken(gpu) - self.weights) / self.row)))
+
+    def as_dict(self, gpu: float) -> dict[str, float | int | bool]:
+        return {
+            "memory_share": self.share,
+            "bytes": round(self.taken(gpu)),
+            "weights": round(self.weights),
+            "cache": round(self.row * self.rows),
+            "least_bytes": round(self.least),
+            "rows_at_once": self.drawn_at_once(gpu),
+            "fits": self.fits(gpu),
+        }
+
+
+def vllm_server_share(rollouts: Rollouts, memory: NetworkMemory) -> VllmServerShare | None:
+    """The share of the server that a stage starts; None where it starts none."""
+    if not isinstance(rollouts, VllmConfig) or rollouts.execution.url is not None:
+        return None
+    number = HALF if memory.dtype == "bfloat16" else FULL
+    a = memory.architecture
+    row = 2 * number * a.cached_numbers(memory.longest)
+    return VllmServerShare(rollouts.execution.memory_share, number * a.parameters, row, memory.execution.rollout_rows)

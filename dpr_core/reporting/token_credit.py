@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.style import Style
 from rich.text import Text
 
-from dpr_core.credit import ScoredText, TokenCredit
 from dpr_core.reporting.page import asset, page
 from dpr_core.text import escape_control
+
+if TYPE_CHECKING:
+    from dpr_core.models.dense_reward import ScoredText, TokenCredit
 
 STEPS = 10
 """Shades on each side of zero."""
@@ -39,7 +41,7 @@ def takes_white_ink(step: int) -> bool:
     return step >= 8 or step <= -9
 
 
-def as_json(scored: ScoredText) -> dict[str, Any]:
+def as_json(scored: "ScoredText") -> dict[str, Any]:
     """The scored text as JSON values."""
     tokens = [
         {
@@ -56,7 +58,7 @@ def as_json(scored: ScoredText) -> dict[str, Any]:
     return {"input_ids": scored.input_ids, "tokens": tokens}
 
 
-def as_terminal(scored: ScoredText) -> Text:
+def as_terminal(scored: "ScoredText") -> Text:
     """The response as one coloured text: red for high reward, blue for low."""
     limit = _limit(t.reward for t in scored.tokens)
     text = Text()
@@ -65,7 +67,7 @@ def as_terminal(scored: ScoredText) -> Text:
     return text
 
 
-def as_html(texts: Sequence[ScoredText], title: str, provenance: Mapping[str, str]) -> str:
+def as_html(texts: "Sequence[ScoredText]", title: str, provenance: Mapping[str, str]) -> str:
     """One self-contained page with every text, coloured by reward or by return."""
     tokens = [token for scored in texts for token in scored.tokens]
     reward_limit = _limit(t.reward for t in tokens)
@@ -96,7 +98,7 @@ def as_html(texts: Sequence[ScoredText], title: str, provenance: Mapping[str, st
     )
 
 
-def _shown(token: TokenCredit, reward_limit: float, return_limit: float) -> dict[str, Any]:
+def _shown(token: "TokenCredit", reward_limit: float, return_limit: float) -> dict[str, Any]:
     return {
         "text": escape_control(token.token) or "\u2205",
         "marked": escape_control(token.token).replace(" ", "\u2423"),
@@ -124,7 +126,7 @@ def _shades() -> str:
     return "\n".join(rules)
 
 
-def _totals(tokens: Sequence[TokenCredit]) -> dict[str, str]:
+def _totals(tokens: "Sequence[TokenCredit]") -> dict[str, str]:
     if not tokens:
         return {"tokens": "0"}
     lowest = min(tokens, key=lambda t: t.reward)

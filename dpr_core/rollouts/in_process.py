@@ -10,9 +10,8 @@ from torch import Tensor
 from dpr_core import distributed
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.logprobs import contrastive
-from dpr_core.models.compiling import uncompiled
 from dpr_core.models.oom import with_oom_backoff
-from dpr_core.models.policy import Policy, computing_in
+from dpr_core.models.policy import Policy, autocast, uncompiled
 from dpr_core.models.sharding import unsharded_copy
 from dpr_core.rollouts.cuda_graphs import replaying
 from dpr_core.rollouts.decode import DecodeLoop, DecoderProtocol
@@ -93,7 +92,7 @@ class InProcessEngine:
                 mine = rows[distributed.rank() :: distributed.world_size()]
                 if mine:
                     wave = self._wave(models, [prompts[i] for i in mine], uniforms[mine], sampling, at_once)
-                    with computing_in(self.activations, models[0].device):
+                    with autocast(self.activations, models[0].device):
                         for i, completion in wave.completions():
                             completions[mine[i]] = completion
                 completions.update(distributed.all_gather((i, completions[i]) for i in mine))

@@ -17,7 +17,7 @@ import httpx
 
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.rollouts import vllm_process
+from dpr_core.rollouts import vllm_supervisor
 from dpr_core.text import escape_control_lines
 
 ENVIRONMENT = "DENSE_PATH_VLLM"
@@ -129,7 +129,7 @@ class OwnServer:
                 [
                     sys.executable,
                     "-I",
-                    vllm_process.__file__,
+                    vllm_supervisor.__file__,
                     str(folder),
                     *serve,
                     "--uds",

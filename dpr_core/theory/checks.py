@@ -1,15 +1,20 @@
-"""Every claim on many random instances: the table of worst residuals."""
+"""Measurement of all claims on many random instances: a table of worst residuals."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpr_core.theory.cases import cases
-from dpr_core.theory.claim import Measured, TheoryClaim
-from dpr_core.theory.claims_imitation import CLAIMS as IMITATION
-from dpr_core.theory.claims_reinforcement import CLAIMS as REINFORCEMENT
+from dpr_core.theory import bounds, eos, iq_learn, policy_gradient, shaping, soft_bellman
+from dpr_core.theory.claim import Measured, TheoryClaim, cases
 
-CLAIMS: list[TheoryClaim] = [*IMITATION, *REINFORCEMENT]
+CLAIMS: list[TheoryClaim] = [
+    *soft_bellman.CLAIMS,
+    *iq_learn.CLAIMS,
+    *bounds.CLAIMS,
+    *policy_gradient.CLAIMS,
+    *shaping.CLAIMS,
+    *eos.CLAIMS,
+]
 
 
 @dataclass(frozen=True)
@@ -24,17 +29,17 @@ class Identity:
 
 
 def run(seed: int, instances: int, on_progress: Callable[[int, int], None] | None = None) -> list[Identity]:
-    """The worst residual of every claim over that many random instances; what is false in the paper comes out so."""
+    """The worst residual of every claim over `instances` random instances, false claims of the paper included."""
     drawn = list(cases(seed, instances))
     identities = []
     for done, claim in enumerate(CLAIMS, start=1):
-        identities.append(_judge(claim, [claim.measure(case) for case in drawn]))
+        identities.append(_identity(claim, [claim.measure(case) for case in drawn]))
         if on_progress is not None:
             on_progress(done, len(CLAIMS))
     return identities
 
 
-def _judge(claim: TheoryClaim, measured: list[Measured]) -> Identity:
+def _identity(claim: TheoryClaim, measured: list[Measured]) -> Identity:
     residuals = [each.residual for each in measured]
     worst = math.nan if any(map(math.isnan, residuals)) else max(residuals)
     mean, most, least = {}, {}, {}

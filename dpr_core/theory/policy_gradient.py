@@ -12,8 +12,12 @@ from torch import Tensor
 
 from dpr_core import rewards as formulas
 from dpr_core.returns import reward_to_go
-from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann, soft_value
-from dpr_core.theory.token_mdp import Mdp, expected_return, state_occupancy, token_tree
+from dpr_core.theory.claim import Case, Measured, TheoryClaim, at_most, equal
+from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann, recovered_reward, relative_reward, soft_value
+from dpr_core.theory.token_mdp import Mdp, expected_return, random_q, state_occupancy, token_tree
+
+GAMMA = 0.9
+
 
 Credit = Literal["token", "sentence"]
 
@@ -119,3 +123,140 @@ def variance_counter_example() -> tuple[float, float]:
     rewards = mdp.trajectories.along(torch.tensor([[0.0, 3.0], [-3.0, -3.0]], dtype=torch.float64))
     token, sentence = (estimator(mdp, logits, rewards, credit).variance for credit in ("token", "sentence"))
     return token, sentence
+
+
+def _log_policy_against_reward(case: Case) -> Measured:
+    left = exact_gradient(case.tree, case.actor, log_boltzmann(case.sft))
+    return equal(left, exact_gradient(case.tree, case.actor, recovered_reward(case.tree, case.sft)))
+
+
+def _log_policy_against_reward_enumerated(case: Case) -> Measured:
+    rewards = sft_rewards(case.tree, case.sft, case.ref)
+    recovered = case.tree.trajectories.along(recovered_reward(case.tree, case.sft))
+    log_policy = estimator(case.tree, case.actor, rewards["wo/Baseline"], "token")
+    plain = estimator(case.tree, case.actor, recovered, "token")
+    value = soft_value(case.sft)
+    moved = case.tree.trajectories.along(recovered_reward(case.tree, case.sft + 10))
+    lifted = estimator(case.tree, case.actor, moved, "token")
+    corrected = estimator(case.tree, case.actor, recovered, "token", baseline=value)
+    return Measured(
+        max(
+            float((log_policy.mean - plain.mean).abs().max()),
+            float((log_policy.estimates - corrected.estimates).abs().max()),
+            float((rewards["w/V"] - recovered).abs().max()),
+        ),
+        facts={"ratio": plain.variance / log_policy.variance, "lifted": lifted.variance / log_policy.variance},
+    )
+
+
+def _log_policy_stochastic(case: Case) -> Measured:
+    logits = random_q(case.chain, case.generator())
+    left = exact_gradient(case.chain, logits, log_boltzmann(case.chain_q))
+    return equal(left, exact_gradient(case.chain, logits, recovered_reward(case.chain, case.chain_q)))
+
+
+def _log_policy_discounted(case: Case) -> Measured:
+    paths = case.tree.trajectories
+    log_policy = estimator(case.tree, case.actor, paths.along(log_boltzmann(case.sft)), "token", GAMMA).mean
+    plain = estimator(case.tree, case.actor, paths.along(recovered_reward(case.tree, case.sft)), "token", GAMMA).mean
+    parting = discounted_parting(case.tree, case.actor, case.sft, GAMMA)
+    return equal(log_policy - plain, -parting, gap=float(parting.abs().max()))
+
+
+def _relative_against_with_value(case: Case) -> Measured:
+    gradients = {
+        name: estimator(case.tree, case.actor, rewards, "token").mean
+        for name, rewards in sft_rewards(case.tree, case.sft, case.ref).items()
+    }
+    reference = exact_gradient(case.tree, case.actor, log_boltzmann(case.ref))
+    left, right = gradients["DPR"].flatten(), gradients["w/V"].flatten()
+    cosine = float(torch.nn.functional.cosine_similarity(left, right, 0))
+    return equal(gradients["w/V"] - gradients["DPR"], reference, cosine=cosine)
+
+
+def _unbiased(case: Case, credit: Credit) -> Measured:
+    expected = exact_gradient(case.tree, case.actor, relative_reward(case.sft, case.ref))
+    return equal(_estimate(case, credit).mean, expected)
+
+
+def _estimate(case: Case, credit: Credit) -> Estimator:
+    rewards = sft_rewards(case.tree, case.sft, case.ref)["DPR"]
+    return estimator(case.tree, case.actor, rewards, credit)
+
+
+def _unbiased_discounted(case: Case) -> Measured:
+    rewards = case.tree.trajectories.along(relative_reward(case.sft, case.ref))
+    exact = exact_gradient(case.tree, case.actor, relative_reward(case.sft, case.ref), GAMMA)
+    right = discounted_estimator(case.tree, case.actor, rewards, GAMMA).mean
+    printed = estimator(case.tree, case.actor, rewards, "token", GAMMA).mean
+    return equal(right, exact, gap=float((printed - exact).abs().max() / exact.abs().max()))
+
+
+def _variance(case: Case) -> Measured:
+    token, sentence = (_estimate(case, credit).variance for credit in ("token", "sentence"))
+    return at_most([(token, sentence)], below=float(token <= sentence), ratio=token / sentence)
+
+
+def _variance_of_rewards(case: Case) -> Measured:
+    far = case.sft + random_q(case.tree, case.generator(), 3.0)
+    pairs = []
+    for ref in (case.ref, far):
+        rewards = sft_rewards(case.tree, case.sft, ref)
+        spread = [estimator(case.tree, case.sft, rewards[name], "token").variance for name in ("DPR", "wo/Baseline")]
+        pairs.append((spread[0], spread[1]))
+    (near, naive), (distant, _) = pairs
+    return at_most(pairs, near=float(near <= naive), ratio=near / naive, far=float(distant <= naive))
+
+
+CLAIMS = [
+    TheoryClaim(
+        "A.8: exact gradients under log pi_SFT and r", "through the flow equations", _log_policy_against_reward
+    ),
+    TheoryClaim(
+        "A.8: w/V is wo/Baseline less a state baseline",
+        "on every trajectory, with the training code's rewards: one expected gradient, so Table 2's two rows share an "
+        "optimum. V multiplies the variance by {mean[ratio]:.2g} on average, by {mean[lifted]:.2g} with logits + 10",
+        _log_policy_against_reward_enumerated,
+    ),
+    TheoryClaim(
+        "A.8 with stochastic transitions",
+        "r = Q - E[V(s')]: in expectation the shift is still a baseline",
+        _log_policy_stochastic,
+    ),
+    TheoryClaim(
+        "A.8 parts at gamma 0.9",
+        "exactly by (1 - gamma) sum_{{k>t}} gamma^(k-t-1) V(s_k), no baseline; up to {most[gap]:.2g}",
+        _log_policy_discounted,
+    ),
+    TheoryClaim(
+        "w/V less DPR is the gradient under log pi_ref",
+        "not shaping alone: w/V has no reference. The cosine of the two gradients is {mean[cosine]:.2f} on average",
+        _relative_against_with_value,
+    ),
+    TheoryClaim(
+        "Algorithm 1's estimator is unbiased",
+        "against the gradient of <rho_pi, r_hat>",
+        lambda case: _unbiased(case, "token"),
+    ),
+    TheoryClaim(
+        "SR's estimator is unbiased",
+        "the same gradient: they differ in variance alone",
+        lambda case: _unbiased(case, "sentence"),
+    ),
+    TheoryClaim(
+        "Algorithm 1 at gamma 0.9, with gamma^t put back",
+        "unbiased; as printed it is off by up to {most[gap]:.0%} of the largest component",
+        _unbiased_discounted,
+    ),
+    TheoryClaim(
+        "Variance: DPR at most SR",
+        "in {mean[below]:.0%} of the instances, DPR / SR {mean[ratio]:.2f} on average: variance_counter_example",
+        _variance,
+    ),
+    TheoryClaim(
+        "Variance: the baseline reduces it (section 4.3)",
+        "at pi = pi_SFT against log pi_SFT: in {mean[near]:.0%} of the instances ({mean[ratio]:.2g} times) for a "
+        "pi_ref near pi_SFT, in {mean[far]:.0%} for one far from it",
+        _variance_of_rewards,
+    ),
+]

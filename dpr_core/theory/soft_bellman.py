@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
-from dpr_core.theory.token_mdp import Mdp, next_value
+from dpr_core.theory.claim import Case, Measured, TheoryClaim, equal
+from dpr_core.theory.token_mdp import Mdp, next_value, random_policy
+
+BETAS = (0.5, 1.0, 2.0)
 
 
 def soft_value(q: Tensor, beta: float = 1.0) -> Tensor:
@@ -65,6 +68,11 @@ def recovered_reward(mdp: Mdp, q: Tensor, beta: float = 1.0, gamma: float = 1.0)
     return q - gamma * next_value(mdp, soft_value(q, beta))
 
 
+def relative_reward(sft: Tensor, ref: Tensor) -> Tensor:
+    """r_hat(s, a) = log pi_SFT(a | s) - log pi_ref(a | s) (Eq. 5)."""
+    return log_boltzmann(sft) - log_boltzmann(ref)
+
+
 def shaped_log_policy(mdp: Mdp, reward: Tensor, beta: float = 1.0) -> Tensor:
     """The right-hand side of Eq. 4, (r + E[V(s')] - V(s)) / beta, with V by backward induction from r alone."""
     value = soft_value(soft_q(mdp, reward, beta), beta)
@@ -76,3 +84,55 @@ def return_shift(mdp: Mdp, q: Tensor) -> Tensor:
     difference = log_boltzmann(q) - recovered_reward(mdp, q)
     along = mdp.trajectories.along(difference)
     return torch.where(mdp.trajectories.mask, along.flip(1).cumsum(1).flip(1), 0)
+
+
+def _eq1(case: Case) -> Measured:
+    other = random_policy(tuple(case.sft.shape), case.generator())
+    gaps = [eq1_gap(case.sft, policy, beta) for beta in BETAS for policy in (other, boltzmann(case.sft, beta))]
+    return equal(torch.stack(gaps), 0.0)
+
+
+def _eq1_as_printed(case: Case) -> Measured:
+    one_hots = torch.eye(case.vocabulary, dtype=torch.float64)
+    best = torch.stack([regularised(case.sft, row.expand_as(case.sft), -1.0) for row in one_hots]).amax(0)
+    return Measured(float((best - regularised(case.sft, boltzmann(case.sft), -1.0)).max()))
+
+
+def _eq4(case: Case) -> Measured:
+    gaps = []
+    for beta in BETAS:
+        reward = recovered_reward(case.tree, case.sft, beta)
+        gaps.append(shaped_log_policy(case.tree, reward, beta) - log_boltzmann(case.sft, beta))
+        gaps.append(soft_q(case.tree, reward, beta) - case.sft)
+    return equal(torch.stack(gaps), 0.0)
+
+
+def _shift(case: Case) -> Measured:
+    return equal(return_shift(case.tree, case.sft), -case.tree.trajectories.along(soft_value(case.sft)))
+
+
+def _shift_stochastic(case: Case) -> Measured:
+    paths = case.chain.trajectories
+    pathwise = return_shift(case.chain, case.chain_q) + paths.along(soft_value(case.chain_q))
+    chance = paths.probabilities(case.chain_expert)[:, None]
+    mean = torch.zeros(case.chain.states, dtype=torch.float64).index_put(
+        (paths.states,), torch.where(paths.mask, chance * pathwise, 0), accumulate=True
+    )
+    return equal(mean, 0.0, path=float(pathwise.abs().max()))
+
+
+CLAIMS = [
+    TheoryClaim("Eq. 1 (A.2)", "E_pi[Q] + beta H(pi) = V - beta KL(pi || pi_Q) for every pi; beta 0.5, 1, 2", _eq1),
+    TheoryClaim(
+        "Eq. 1 with the printed sign",
+        "section 3 and A.3 maximise E[Q] - beta H; a single token then beats pi_Q: eq1_sign_counter_example",
+        _eq1_as_printed,
+    ),
+    TheoryClaim("Eq. 4 (A.5)", "log pi = (r + V(s') - V(s)) / beta with V from r alone, and r gives Q back", _eq4),
+    TheoryClaim("A.5: returns differ by -V(s_t)", "on every trajectory of the tree", _shift),
+    TheoryClaim(
+        "A.5 with stochastic transitions",
+        "-V(s_t) only on average over trajectories; up to {most[path]:.2g} off on one",
+        _shift_stochastic,
+    ),
+]

@@ -18,7 +18,7 @@ from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import values
+from dpr_core.models.scoring import score_values
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import log_probs
 from dpr_core.rollouts.overlap import Overlapping
@@ -164,7 +164,7 @@ class CriticLearner(Hook):
 
     def values(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """(B, T), before the update."""
-        return values(self.critic, sequences, self.trainer.execution.tokens_per_micro_batch)
+        return score_values(self.critic, sequences, self.trainer.execution.tokens_per_micro_batch)
 
     def after_credit(self, iteration: Iteration) -> None:
         batch, returns = iteration.rollout.batch, iteration.advantages.returns

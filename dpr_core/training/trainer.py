@@ -19,10 +19,10 @@ from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
-from dpr_core.models.compiling import compile_layers
 from dpr_core.models.oom import in_micro_batches
+from dpr_core.models.policy import compile_layers
 from dpr_core.models.sharding import is_sharded, networks, shard_like, to_device_or_shard, unshard
-from dpr_core.recorder import Recorder, Silent
+from dpr_core.recorder import InMemoryRecorder, Recorder
 from dpr_core.state import State
 from dpr_core.training.torch_runtime import decorrelate_ranks, random_state, set_random_state
 
@@ -52,7 +52,7 @@ class Trainer:
         self.settings = settings
         self.execution = execution
         self.name = name
-        self.recorder = recorder or Silent()
+        self.recorder = recorder or InMemoryRecorder()
         self.steps_done = 0
         self.skipped_in_a_row = 0
         if execution.gradient_checkpointing:

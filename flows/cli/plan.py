@@ -32,8 +32,7 @@ def plan(
     with reported(debug):
         from dataclasses import replace
 
-        from dpr_core.planning.compute import UTILISATION
-        from dpr_core.planning.hardware import gpu_named
+        from dpr_core.planning.hours import UTILISATION, gpu_named
         from flows import planning, recipes
         from flows.cli.plan_view import plan_view
 

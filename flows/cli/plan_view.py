@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dpr_core.planning.hardware import Gpu
+from dpr_core.planning.hours import Gpu
 from dpr_core.planning.memory import PARTS
 from dpr_core.reporting.tables import NONE, Table
 from flows.cli.costs_view import views

@@ -61,7 +61,7 @@ class HashCache:
         known = self._known.get(str(path))
         if known is not None and known[0] == mark:
             return known[1]
-        digest = hashing.of_file(path)
+        digest = hashing.hash_file(path)
         # A file written a moment ago could change again without a new time stamp.
         if time.time_ns() - before.st_mtime_ns > 1_000_000_000:
             self._known[str(path)] = (mark, digest)
@@ -98,7 +98,7 @@ class Manifest:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path}: only plain files can be published")
-            files.append({"path": name, "size": status.st_size, "sha256": hashing.of_file(path)})
+            files.append({"path": name, "size": status.st_size, "sha256": hashing.hash_file(path)})
         files.sort(key=lambda entry: entry["path"])
         made_with = dict(library_versions() if versions is None else versions)
         return cls(stage, stage_version, dict(config), seed, dict(inputs), files, made_with)

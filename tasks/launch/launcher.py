@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import escape_control
 from tasks.launch.child_processes import environment, how_it_ended, usable_cores

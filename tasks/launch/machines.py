@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError
 from dpr_core.text import escape_control
 from tasks.artifacts.identity import library_versions

@@ -175,7 +175,7 @@ class StageWorkdir:
                 return f"an earlier version kept it, and did not say its {' and '.join(sorted(missing))}"
             for place, sealed in ((folder, seal["state"]), (self.output, seal["output"])):
                 for name, digest in sealed.items():
-                    if hashing.of_file(place / name) != digest:
+                    if hashing.hash_file(place / name) != digest:
                         return f"{place.name}/{name} has changed"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"

@@ -8,8 +8,8 @@ from tasks.run_stage import Stage, Workspace
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    from dpr_core.lab.backbone import train
     from dpr_core.models.checkpoints import save
+    from dpr_core.training.lab_backbone import train
 
     model, tokenizer, metrics = train(cast(LabBackboneConfig, config), work)
     save(model, tokenizer, work.output / "model")

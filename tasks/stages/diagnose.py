@@ -23,7 +23,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.diagnostics.measure import Probes, measure, training_questions
     from dpr_core.diagnostics.verdict import Level, assess
     from dpr_core.evaluation.questions import is_right
-    from dpr_core.models.token_rewards import encode_texts
+    from dpr_core.models.dense_reward import encode_texts
     from dpr_core.reporting import diagnosis as report
     from dpr_core.rollouts.engine import Sampling
     from dpr_core.rollouts.in_process import InProcessEngine

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.experiment import ExperimentConfig
+from dpr_core.config.pipeline import ExperimentConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact, Record
 from tasks.run_stage import Stage, Workspace

@@ -100,8 +100,7 @@ class Lineage:
         import torch
 
         from dpr_core.models.checkpoints import load_mean
-        from dpr_core.models.compiling import compile_layers
-        from dpr_core.models.policy import Policy
+        from dpr_core.models.policy import Policy, compile_layers
         from dpr_core.models.sharding import to_device_or_shard
 
         backbone = self.ancestor(like, "sft").config["backbone"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dpr_core.data.encoding import TokenSequence
     from dpr_core.models.dense_reward import DenseReward
-    from dpr_core.models.extrapolation import Contrasted
+    from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.policy import Policy
     from dpr_core.rollouts.engine import Completion, Progress, Sampling
 
@@ -34,7 +34,7 @@ class Answering:
     """A policy with what it is measured against: SFT, and the reward where there is one."""
 
     settings: AnswerConfig
-    policy: "Policy | Contrasted"
+    policy: "Policy | ContrastivePolicy"
     sft: "Policy"
     reward: "DenseReward | None"
 
@@ -47,11 +47,11 @@ class Answering:
         drawn: "dict[int, Completion]",
     ) -> "list[Completion]":
         """One answer to each prompt; of best-of-n, `drawn` holds all n."""
-        from dpr_core.models.extrapolation import Contrasted
+        from dpr_core.models.extrapolation import ContrastivePolicy
         from dpr_core.rollouts.in_process import Against, InProcessEngine
 
         execution = self.settings.execution
-        if isinstance(self.policy, Contrasted):
+        if isinstance(self.policy, ContrastivePolicy):
             against = Against(self.policy.reference.model, self.policy.k)
             engine = InProcessEngine.of(self.policy.sft, execution, against)
         else:
@@ -88,7 +88,7 @@ class Answering:
 def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Answering:
     """The policy that the settings make of an artifact."""
     from dpr_core.models.checkpoints import extrapolate
-    from dpr_core.models.extrapolation import Contrasted
+    from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.sharding import to_device_or_shard
 
     control, execution = settings.policy, settings.execution
@@ -99,9 +99,9 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     reward = lineage.dense_reward(source, execution) if source.stage in HAVE_A_REWARD else None
     load = partial(lineage.load, like=source, execution=execution)
     sft = reward.sft if reward else load(lineage.sft_folder(source), frozen=True)
-    policy: Policy | Contrasted = sft
+    policy: Policy | ContrastivePolicy = sft
     if reward and isinstance(control, ContrastiveConfig):
-        policy = Contrasted(sft, reward.reference, control.k)
+        policy = ContrastivePolicy(sft, reward.reference, control.k)
     elif reward and isinstance(control, ExtrapolatedConfig):
         policy = load(lineage.sft_folder(source))
         reference = load(lineage.reference_folders(source, lineage.definition(source)))

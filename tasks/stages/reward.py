@@ -17,8 +17,7 @@ from tasks.stages.lineage import REWARD, Lineage, checkpoints
 
 if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
-    from dpr_core.models.dense_reward import DenseReward, ScoredTokens
-    from dpr_core.models.token_rewards import GivenText
+    from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
 
 CREDIT_PAGE = "credit.html"
 TEXTS_ON_PAGE = 12
@@ -26,7 +25,7 @@ TEXTS_ON_PAGE = 12
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.masking import mean_by_position
-    from dpr_core.models.token_rewards import credit_of, encode_texts
+    from dpr_core.models.dense_reward import credit_of, encode_texts
     from dpr_core.reporting import plots, token_credit
 
     settings = cast(RewardConfig, config)
@@ -62,7 +61,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 def probes(lineage: Lineage, sft: Artifact, count: int) -> "list[GivenText]":
     """The first demonstrations that SFT saw whole."""
     from dpr_core.data.encoding import encode_prompt, encode_response
-    from dpr_core.models.token_rewards import GivenText
+    from dpr_core.models.dense_reward import GivenText
 
     tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
     limits = SFTConfig.model_validate(sft.config)

@@ -52,11 +52,11 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 
 def pin(config: SFTConfig) -> SFTConfig:
     """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
-    from dpr_core.hashing import of_folder
+    from dpr_core.hashing import hash_folder
 
     if config.backbone is None or not (folder := Path(config.backbone.name).expanduser()).is_dir():
         return config
-    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": of_folder(folder)})})
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": hash_folder(folder)})})
 
 
 def describe(config: StageConfig) -> str:

@@ -5,7 +5,7 @@ import pytest
 from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.sources import fingerprint
 from dpr_core.errors import UsageError
-from dpr_core.hashing import of_file, of_folder
+from dpr_core.hashing import hash_file, hash_folder
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_names_and_contents_count(folder: Path) -> None:
-    before = of_folder(folder)
+    before = hash_folder(folder)
     (folder / "train.jsonl").rename(folder / "other.jsonl")
-    renamed = of_folder(folder)
+    renamed = hash_folder(folder)
     (folder / "other.jsonl").write_text("[]\n")
-    assert len({before, renamed, of_folder(folder)}) == 3
-    assert len(before) == len(of_file(folder / "other.jsonl")) == 64
+    assert len({before, renamed, hash_folder(folder)}) == 3
+    assert len(before) == len(hash_file(folder / "other.jsonl")) == 64
 
 
 @pytest.mark.parametrize("target", ["../secret/key.jsonl", "../secret", "/etc/hostname", "../nowhere"])
@@ -36,15 +36,15 @@ def test_a_link_out_of_a_folder_of_data_is_refused_by_name(folder: Path, target:
 
 
 def test_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(folder: Path) -> None:
-    plain = of_folder(folder)
+    plain = hash_folder(folder)
     (folder / "train.jsonl").rename(folder / "deep" / "blob")
     (folder / "train.jsonl").symlink_to("deep/blob")
-    assert of_folder(folder) != plain
+    assert hash_folder(folder) != plain
     snapshot, blobs = folder / "snapshots" / "abc", folder / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     (blobs / "1").write_text("{}\n")
     (snapshot / "train.jsonl").symlink_to("../../blobs/1")
-    linked = of_folder(snapshot)
+    linked = hash_folder(snapshot)
     (blobs / "1").write_text("[]\n")
-    assert of_folder(snapshot) != linked
+    assert hash_folder(snapshot) != linked

@@ -9,9 +9,8 @@ ROOT = Path(dpr_core.__file__).parents[1]
 
 READ_CHECKPOINTS = {
     "dpr_core.models.checkpoints",
-    "dpr_core.models.trust",
     "dpr_core.lab.backbone",
-    "dpr_core.lab.tokenizers",
+    "dpr_core.training.lab_backbone",
 }
 """What cannot do without transformers, whose models take seconds to import."""
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.experiment import ExperimentConfig
-from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.pipeline import ExperimentConfig, PipelineConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments.exhibits import EXHIBITS
 from flows import wiring

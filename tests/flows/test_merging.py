@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.experiment import ExperimentConfig
+from dpr_core.config.pipeline import ExperimentConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.experiments.points import Study
 from flows import recipes, wiring

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.planning.hardware import gpu_named
+from dpr_core.planning.hours import gpu_named
 from flows import planning, recipes
 
 Dpr = Callable[..., Any]

@@ -15,8 +15,8 @@ from dpr_core.config.reward import RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import encode_response
 from dpr_core.errors import UsageError
+from dpr_core.lab.backbone import build_tokenizer
 from dpr_core.lab.programs import draw_problems
-from dpr_core.lab.tokenizers import build
 from flows import recipes, wiring
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -195,7 +195,7 @@ LABS = [name for name in recipes.names() if isinstance(recipes.load(name).backbo
 def test_careful_answers_are_long_enough_for_credit_to_matter(name: str) -> None:
     config = recipes.load(name)
     assert isinstance(config.backbone, LabBackboneConfig)
-    tokenizer = build(config.backbone.family)
+    tokenizer = build_tokenizer(config.backbone.family)
     for task in draw_problems(config.backbone.task, "train", 20, seed=0):
         response = encode_response(tokenizer, task.answer("careful", False, random.Random(0)))
         assert 30 <= len(response) <= config.reinforce.max_response_tokens

@@ -9,9 +9,8 @@ from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.models.policy import Policy
-from dpr_core.planning.architecture import Architecture, architecture_of
-from dpr_core.planning.compute import StageWork
-from dpr_core.planning.hardware import GPUS
+from dpr_core.planning.architecture import Architecture, architecture_from_config
+from dpr_core.planning.hours import GPUS, StageWork
 from perf.device_limits import Limits, known
 from perf.sizes import LARGE, SIZES, large_network, network, ragged
 from perf.utilisation import TASKS, UtilisationBench, bytes_read, fitting, main, measured, read_once, trained
@@ -37,7 +36,7 @@ def multiplied(policy: Policy, sequences: list[TokenSequence], learning: bool) -
 @pytest.mark.parametrize("size", ["toy", "v32k"])
 def test_the_operations_are_those_that_torch_counts(size: str) -> None:
     policy, sequences = Policy(network(size), packing=False), ragged(3, size)
-    architecture = architecture_of(policy.model.config)
+    architecture = architecture_from_config(policy.model.config)
     assert multiplied(policy, sequences, learning=False) == read_once(architecture, sequences).operations
     assert multiplied(policy, sequences, learning=True) == trained(architecture, sequences, adapters=False).operations
 
@@ -109,7 +108,7 @@ def test_what_is_trained_is_what_fits() -> None:
 def test_a_large_network_has_the_shape_that_it_is_planned_with() -> None:
     assert [round(LARGE[size].parameters / 1e9, 2) for size in LARGE] == [1.24, 8.03]
     for architecture in LARGE.values():
-        assert architecture_of(large_network_on("meta", architecture).config) == architecture
+        assert architecture_from_config(large_network_on("meta", architecture).config) == architecture
 
 
 def large_network_on(device: str, architecture: Architecture) -> torch.nn.Module:

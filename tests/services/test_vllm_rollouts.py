@@ -26,7 +26,7 @@ from dpr_core.models.checkpoints import save
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling, log_probs
 from dpr_core.rollouts.factory import server_for
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -160,7 +160,9 @@ def exact_return(policy: PreTrainedModel) -> float:
     return float((own.exp() * (sft - reference)).sum()) / len(PROMPTS)
 
 
-def trained(seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollouts: object) -> tuple[float, Silent]:
+def trained(
+    seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollouts: object
+) -> tuple[float, InMemoryRecorder]:
     """The exact expected return after some iterations."""
     config = ReinforceConfig.model_validate(
         {
@@ -169,7 +171,7 @@ def trained(seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollout
             "rollouts": rollouts,
         }
     )  # fmt: skip
-    policy, recorder = Policy(network(0)), Silent()
+    policy, recorder = Policy(network(0)), InMemoryRecorder()
     reward = DenseReward(Policy(network(0)), Policy(network(1)), "baseline_relative")
     trainer = Trainer(policy, config, ITERATIONS, ExecutionConfig())
     ReinforceLoop(policy, engine_of(policy), reward, trainer, config, END, str, recorder).run(PROMPTS)

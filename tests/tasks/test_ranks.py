@@ -12,7 +12,7 @@ import pytest
 
 import tasks.launch.launcher
 from dpr_core.config.base import StageConfig
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.launcher import _Ranks, _unconfigured

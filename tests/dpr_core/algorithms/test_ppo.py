@@ -15,7 +15,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import values
+from dpr_core.models.scoring import score_values
 from dpr_core.training.trainer import Trainer
 
 MASK = response_mask([3, 1])
@@ -134,7 +134,7 @@ def test_both_losses_depend_neither_on_micro_batches_nor_on_order_nor_on_padding
 def test_the_critics_loss_is_the_mean_over_tokens(tiny: Callable[..., Any]) -> None:
     """Old values that are the critic's own: no clip at work, half the mean squared error."""
     critic = _critic(tiny)
-    old = values(critic, ROWS, 8192)
+    old = score_values(critic, ROWS, 8192)
     error = (old - RETURNS)[ROWS_MASK]
     trainer = Trainer(
         critic, OptimizerConfig(learning_rate=1e-3, batch_size=4), 10, ExecutionConfig(tokens_per_micro_batch=16)
@@ -150,6 +150,6 @@ def test_a_critic_learns_what_can_be_expected(tiny: Callable[..., Any]) -> None:
     trainer = Trainer(critic, OptimizerConfig(learning_rate=1e-2, batch_size=4, warmup_ratio=0), 60, ExecutionConfig())
     losses = []
     for _ in range(60):
-        given = LossInputs(returns=returns, old_values=values(critic, ROWS, 8192))
+        given = LossInputs(returns=returns, old_values=score_values(critic, ROWS, 8192))
         losses.append(trainer.step(ROWS, ValueRegression(config.PPOConfig()), given)["train/loss"])
     assert losses[-1] < 0.05 * losses[0]

@@ -14,8 +14,8 @@ from dpr_core.config.evaluation import (
     OpenAIJudgeConfig,
     VerifiableJudgeConfig,
 )
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, GsilConfig, SelfPlayConfig, SpinConfig
-from dpr_core.config.launch import LaunchConfig
 from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig, VariantConfig
 from dpr_core.config.reinforce import Algorithm1Config, KLStopConfig, ReinforceConfig, ReinforcePlusPlusConfig

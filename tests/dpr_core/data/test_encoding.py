@@ -16,7 +16,7 @@ from dpr_core.data.encoding import (
 )
 from dpr_core.errors import UsageError
 from dpr_core.lab import programs
-from dpr_core.lab.tokenizers import build
+from dpr_core.lab.backbone import build_tokenizer
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 BOS = {"llama": "<|begin_of_text|>", "qwen2": None, "mistral": "<s>", "gemma3": "<bos>"}
@@ -26,7 +26,7 @@ SPELLED_OUT = "<s></s><bos><eos><pad><unk><|begin_of_text|><|end_of_text|><|endo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_response_ends_with_exactly_one_end_token_and_starts_with_no_bos(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     eos = tokenizer.convert_tokens_to_ids(EOS[family])
     assert end_token(tokenizer) == eos
     for text in ("The answer is 3.", "", SPELLED_OUT, f"The answer{EOS[family]}"):
@@ -39,7 +39,7 @@ def test_a_response_ends_with_exactly_one_end_token_and_starts_with_no_bos(famil
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("begin_with_bos", [False, True])
 def test_a_prompt_has_the_bos_of_its_family_once_and_no_end_token(family: Family, begin_with_bos: bool) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     bos = BOS[family]
     text = (bos or "") * begin_with_bos + "Start at 4, add 3.\n"
     ids = encode_prompt(tokenizer, text)
@@ -52,7 +52,7 @@ def test_a_prompt_has_the_bos_of_its_family_once_and_no_end_token(family: Family
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_special_tokens_spelled_out_in_text_stay_text(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     assert decode_response(tokenizer, encode_response(tokenizer, SPELLED_OUT)) == SPELLED_OUT
     prompt = encode_prompt(tokenizer, SPELLED_OUT)
     assert decode_response(tokenizer, prompt) == SPELLED_OUT
@@ -61,7 +61,7 @@ def test_special_tokens_spelled_out_in_text_stay_text(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoding_leaves_the_tokenizer_as_it_was(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     before = tokenizer(EOS[family])["input_ids"]
     encode_response(tokenizer, SPELLED_OUT)
     assert tokenizer(EOS[family])["input_ids"] == before
@@ -69,7 +69,7 @@ def test_encoding_leaves_the_tokenizer_as_it_was(family: Family) -> None:
 
 
 def test_an_end_token_that_a_tokenizer_appends_by_itself_is_left_out_of_prompts() -> None:
-    tokenizer = build("mistral")
+    tokenizer = build_tokenizer("mistral")
     bos, eos = (tokenizer.convert_tokens_to_ids(t) for t in ("<s>", "</s>"))
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
@@ -82,7 +82,7 @@ def test_an_end_token_that_a_tokenizer_appends_by_itself_is_left_out_of_prompts(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lab_text_survives_the_round_trip(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     rng = random.Random(0)
     for _ in range(30):
         task = rng.choice((AdditionsConfig(modulus=10, largest_addend=9), ShellGameConfig(cups=9)))
@@ -94,7 +94,7 @@ def test_lab_text_survives_the_round_trip(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_text_survives_the_round_trip(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     for text in ("a  b\n\n\tc", "é 漢字 😀 \u200b", "trailing ", "1 , 2 . 3 n't", "▁Ġ"):
         found = decode_response(tokenizer, encode_response(tokenizer, text))
         # Metaspace cannot tell its own mark from a space, nor Mistral's its own space from the text's first.
@@ -103,7 +103,7 @@ def test_any_text_survives_the_round_trip(family: Family) -> None:
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:
-    tokenizer = build("llama")
+    tokenizer = build_tokenizer("llama")
     tokenizer.eos_token = None
     with pytest.raises(UsageError, match="eos_token"):
         encode_response(tokenizer, "text")
@@ -111,7 +111,7 @@ def test_a_tokenizer_without_an_end_token_is_refused() -> None:
 
 def test_length_limits_are_applied_and_counted() -> None:
     """The Qwen tokenizer adds nothing, and digits are one token each."""
-    tokenizer = build("qwen2")
+    tokenizer = build_tokenizer("qwen2")
     eos = end_token(tokenizer)
     texts = [("1234", "12"), ("123456", "1"), ("12", "123"), ("1", "1234"), ("12345678", "12345678")]
     encoded = encode_demonstrations(tokenizer, iter(texts), max_prompt_tokens=4, max_response_tokens=4)
@@ -131,4 +131,4 @@ def test_length_limits_are_applied_and_counted() -> None:
 
 def test_nothing_left_is_an_error_that_names_the_limit() -> None:
     with pytest.raises(UsageError, match="max_prompt_tokens=1"):
-        encode_demonstrations(build("llama"), [("12", "1"), ("34", "5")], 1, 10)
+        encode_demonstrations(build_tokenizer("llama"), [("12", "1"), ("34", "5")], 1, 10)

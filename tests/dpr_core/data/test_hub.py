@@ -123,13 +123,13 @@ def test_a_connection_that_breaks_off_says_after_which_row(monkeypatch):
 
 PEAK = """
 import sys
-from dpr_core.config.data import HubSource
+from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.sources import open_source
 
 def resident():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon"))) // 1024
 
-rows = open_source(HubSource(name=sys.argv[1]), seed=0).rows()
+rows = open_source(HubSourceConfig(name=sys.argv[1]), seed=0).rows()
 after_some = [resident() for number, _ in enumerate(rows) if number == 2000]
 print(resident() - after_some[0])
 """

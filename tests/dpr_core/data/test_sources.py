@@ -88,7 +88,7 @@ def test_a_byte_order_mark_windows_line_ends_and_a_missing_last_line_end(tmp_pat
 
 
 def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 100)
     path = file_of(tmp_path, GOOD, b'{"question": "' + b"x" * 1000, {**GOOD, "id": "h"})
     first, bad, last = rows_of(path)
     assert (first.id, last.id) == ("g", "h")

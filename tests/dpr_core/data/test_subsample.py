@@ -129,7 +129,7 @@ def test_an_empty_source_is_a_wrong_request(tmp_path, content):
 
 
 def test_only_the_first_bad_rows_are_kept_but_all_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "QUARANTINED_AT_MOST", 3)
+    monkeypatch.setattr(module, "MAX_QUARANTINED", 3)
     path = write_rows(tmp_path / "rows.jsonl", [*[{"question": "q", "response": ""}] * 9, *rows(1)])
     sample = subsample(config_of(path))
     assert (len(sample.bad), sample.counts.bad) == (3, {"empty response": 9})

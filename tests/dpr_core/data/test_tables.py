@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from dpr_core.config.data import ColumnsConfig, FileSourceConfig, SubsampleConfig
-from dpr_core.data import tables
+from dpr_core.data import sources
 from dpr_core.data.rows import Demonstration
 from dpr_core.data.sources import open_source
 from dpr_core.data.subsample import subsample
@@ -47,7 +47,7 @@ def test_the_same_rows_give_the_same_sample_from_every_kind_of_file(tmp_path):
 
 
 def test_columns_by_mapping_rows_without_an_id_and_bad_rows_of_parquet(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
     path = tmp_path / "rows.parquet"
     frame = pd.DataFrame({"in": ["a", "", "c"], "out": ["1", "2", None], "unread": [[1], [2], [3]]})
     frame.to_parquet(path)
@@ -58,8 +58,8 @@ def test_columns_by_mapping_rows_without_an_id_and_bad_rows_of_parquet(tmp_path,
 
 
 def test_only_the_columns_that_are_asked_for_are_read():
-    assert tables._columns_to_read(["response", "x", "question"], ColumnsConfig()) == ["question", "response"]
-    assert tables._columns_to_read(["id", "x", "question"], ColumnsConfig()) is None
+    assert sources._columns_to_read(["response", "x", "question"], ColumnsConfig()) == ["question", "response"]
+    assert sources._columns_to_read(["id", "x", "question"], ColumnsConfig()) is None
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
@@ -107,7 +107,7 @@ def test_csv_rows_that_are_set_aside(tmp_path):
 
 
 def test_a_quote_that_is_left_open_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_LONGEST_FIELD", 100)
+    monkeypatch.setattr(sources, "MAX_FIELD_BYTES", 100)
     path = tmp_path / "rows.csv"
     path.write_text('question,response\nq,"' + "r\n" * 200)
     with pytest.raises(DensePathError, match=r"stopped at line \d+: .*quote left open"):

@@ -2,7 +2,7 @@ from dpr_core.config.data import AdditionsConfig, FileSourceConfig, LabSourceCon
 from dpr_core.config.evaluation import LabBenchmarkConfig
 from dpr_core.diagnostics.measure import training_questions
 from dpr_core.lab import programs
-from dpr_core.models.token_rewards import GivenText
+from dpr_core.models.dense_reward import GivenText
 
 TASK = AdditionsConfig(operations=3, evaluation_share=0.3)
 TEXTS = [GivenText("one?", "1", "be brief"), GivenText("two?", "2"), GivenText("three?", "3")]

@@ -16,7 +16,7 @@ from dpr_core.evaluation.judge import build_rater, costs_money, rater_with_conte
 from dpr_core.evaluation.prompts import RATING_DIGEST
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rate import Rating, Turn, rate_turns, turns_of
-from dpr_core.hashing import of_file
+from dpr_core.hashing import hash_file
 from tests.loopback import KEY, Call, Loopback, Reply, completion, refused
 
 QUESTIONS = [Question(id=str(i), turns=("One?", "Two?")) for i in range(4)]
@@ -112,7 +112,7 @@ def test_other_instructions_are_asked_anew(loopback: Loopback, tmp_path: Path) -
     assert asked == sorted(f"Please rate {text}" for _, texts in ANSWERED for text in texts)
     first, second = (rater_with_content_hash(config(loopback, prompts=p)).identity() for p in (None, str(file)))
     assert (first["by"]["template"], first["prompts_content"]) == (RATING_DIGEST, None)
-    assert (second["by"]["template"], second["prompts_content"]) == (None, of_file(file))
+    assert (second["by"]["template"], second["prompts_content"]) == (None, hash_file(file))
 
 
 def test_a_failure_that_passes_is_asked_later_and_one_that_does_not_ends_it(

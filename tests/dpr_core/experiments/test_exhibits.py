@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 
-from dpr_core.config.experiment import ExhibitName
+from dpr_core.config.pipeline import ExhibitName
 from dpr_core.experiments import observations as q
 from dpr_core.experiments.exhibits import EXHIBITS, GAMMA, REFERENCE, TEMPERATURE, Exhibit, exhibit_named
 from dpr_core.experiments.observations import Observation, Position

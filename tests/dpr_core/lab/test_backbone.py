@@ -10,11 +10,12 @@ from dpr_core.config.data import AdditionsConfig, LabTask, ShellGameConfig
 from dpr_core.config.model import Family, LabBackboneConfig
 from dpr_core.data.encoding import decode_response, end_token
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.lab import additions, backbone, programs
-from dpr_core.lab.backbone import Text, train, untrained
-from dpr_core.lab.problem import Problem, read_result
-from dpr_core.lab.programs import split_of
-from dpr_core.recorder import Silent
+from dpr_core.lab import programs
+from dpr_core.lab.backbone import untrained
+from dpr_core.lab.programs import Problem, additions, read_result, split_of
+from dpr_core.recorder import InMemoryRecorder
+from dpr_core.training import lab_backbone
+from dpr_core.training.lab_backbone import LabCorpus, train
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 NAMES = {
@@ -49,7 +50,7 @@ def test_the_seed_decides_the_weights(family: Family) -> None:
 
 
 def test_failing_to_learn_is_an_error_that_says_what_to_change() -> None:
-    recorder = Silent()
+    recorder = InMemoryRecorder()
     with pytest.raises(DensePathError, match=r"in 4 steps.*teach_max_steps"):
         train(_small(teach_max_steps=4, probe_every=2), recorder)
     assert len(recorder.history) == 4
@@ -58,12 +59,12 @@ def test_failing_to_learn_is_an_error_that_says_what_to_change() -> None:
 
 def _answers(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
     script = iter(accuracies)
-    monkeypatch.setattr(Text, "probe", lambda self, model: next(script))
+    monkeypatch.setattr(LabCorpus, "greedy_accuracy", lambda self, model: next(script))
 
 
 def test_teaching_ends_when_two_probes_running_pass_and_blending_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     _answers(monkeypatch, [0.95, 0.94, 0.96, 0.97, 0.3])
-    recorder = Silent()
+    recorder = InMemoryRecorder()
     config = _small(teach_max_steps=100, probe_every=2, blend_steps=3)
     model, tokenizer, metrics = train(config, recorder)
     assert metrics == {"probe/accuracy": 0.97, "probe/accuracy_after_blend": 0.3}
@@ -80,14 +81,14 @@ def test_training_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         _answers(monkeypatch, [1.0] * 3)
         torch.manual_seed(torch.initial_seed() + 1)
-        model, _, _ = train(_small(teach_max_steps=10, probe_every=2, blend_steps=2), Silent())
+        model, _, _ = train(_small(teach_max_steps=10, probe_every=2, blend_steps=2), InMemoryRecorder())
         weights.append([p.detach() for p in model.parameters()])
     assert all(a.equal(b) for a, b in zip(*weights, strict=True))
 
 
 def test_without_a_second_phase_the_skill_is_left_as_taught(monkeypatch: pytest.MonkeyPatch) -> None:
     _answers(monkeypatch, [1.0] * 3)
-    _, _, metrics = train(_small(teach_max_steps=10, probe_every=1, blend_steps=0), Silent())
+    _, _, metrics = train(_small(teach_max_steps=10, probe_every=1, blend_steps=0), InMemoryRecorder())
     assert metrics["probe/accuracy_after_blend"] == 1.0
 
 
@@ -95,7 +96,7 @@ def test_a_real_probe_counts_right_results(monkeypatch: pytest.MonkeyPatch) -> N
     """An engine that answers every other prompt rightly: half of the probes."""
     config = _small()
     model, tokenizer = untrained(config)
-    text = Text(config, tokenizer)
+    text = LabCorpus(config, tokenizer)
     results = [p.result if i % 2 else (p.result + 1) % 5 for i, p in enumerate(text.probes)]
 
     class Scripted:
@@ -106,20 +107,20 @@ def test_a_real_probe_counts_right_results(monkeypatch: pytest.MonkeyPatch) -> N
             ids = [tokenizer(f"The answer is {r}.", add_special_tokens=False)["input_ids"] for r in results]
             return [type("Completion", (), {"response": (*i, end_token(tokenizer))}) for i in ids]
 
-    monkeypatch.setattr(backbone, "InProcessEngine", Scripted)
-    assert text.probe(model) == 0.5
+    monkeypatch.setattr(lab_backbone, "InProcessEngine", Scripted)
+    assert text.greedy_accuracy(model) == 0.5
 
 
-def _problem_and_answer(text: Text, sequence: Any) -> tuple[Problem, str]:
+def _problem_and_answer(text: LabCorpus, sequence: Any) -> tuple[Problem, str]:
     prompt = decode_response(text.tokenizer, sequence.prompt)
     words = prompt.strip().rstrip(".").replace("Start at ", "").split(", add ")
     start, *addends = map(int, words)
-    return additions.problem(start, addends, 5), decode_response(text.tokenizer, sequence.response)
+    return additions(start, addends, 5), decode_response(text.tokenizer, sequence.response)
 
 
 def test_phase_1_is_careful_and_right_and_never_leaves_the_training_prompts() -> None:
     config = _small()
-    text = Text(config, untrained(config)[1])
+    text = LabCorpus(config, untrained(config)[1])
     for sequence in itertools.islice(text.careful(), 300):
         problem, answer = _problem_and_answer(text, sequence)
         assert split_of(problem, TASK) == "train"
@@ -132,7 +133,7 @@ def test_phase_1_is_careful_and_right_and_never_leaves_the_training_prompts() ->
 
 def test_another_task_is_taught_in_the_same_way() -> None:
     task = ShellGameConfig(cups=3, swaps=5)
-    text = Text(_small(task=task), untrained(_small())[1])
+    text = LabCorpus(_small(task=task), untrained(_small())[1])
     train = {p.prompt: p for p in programs.problems(task, "train", random.Random(0))}
     for sequence in itertools.islice(text.careful(), 100):
         problem = train[decode_response(text.tokenizer, sequence.prompt).rstrip("\n")]
@@ -145,14 +146,14 @@ def test_another_task_is_taught_in_the_same_way() -> None:
 
 @pytest.mark.parametrize("task", [TASK, ShellGameConfig(cups=3, swaps=5)])
 def test_a_probe_leaves_room_for_a_careful_answer_and_no_more(task: LabTask) -> None:
-    text = Text(_small(task=task), untrained(_small())[1])
+    text = LabCorpus(_small(task=task), untrained(_small())[1])
     assert {len(sequence.response) for sequence in itertools.islice(text.careful(), 50)} == {text.limit}
 
 
 def test_phase_2_mixes_styles_and_slips_in_their_shares() -> None:
     """Within three deviations of 2000 draws."""
     config = _small(blend_careful=0.2, blend_jump=0.3, blend_slips=0.4, task=AdditionsConfig(modulus=5, operations=6))
-    text = Text(config, untrained(config)[1])
+    text = LabCorpus(config, untrained(config)[1])
     counts: Counter[str] = Counter()
     for sequence in itertools.islice(text.blend(), 2000):
         problem, answer = _problem_and_answer(text, sequence)
@@ -167,8 +168,8 @@ def test_phase_2_mixes_styles_and_slips_in_their_shares() -> None:
 def test_a_small_task_is_probed_on_all_its_training_prompts() -> None:
     task = AdditionsConfig(modulus=2, operations=2, largest_addend=2)
     config = _small(task=task)
-    every = [additions.problem(a, (b, c), 2) for a, b, c in itertools.product((0, 1), (1, 2), (1, 2))]
-    probes = Text(config, untrained(config)[1]).probes
+    every = [additions(a, (b, c), 2) for a, b, c in itertools.product((0, 1), (1, 2), (1, 2))]
+    probes = LabCorpus(config, untrained(config)[1]).probes
     assert {p.id for p in probes} == {p.id for p in every if split_of(p, task) == "train"}
     assert len(probes) == len({p.id for p in probes})
 
@@ -176,7 +177,7 @@ def test_a_small_task_is_probed_on_all_its_training_prompts() -> None:
 def test_a_task_without_training_prompts_is_a_wrong_request() -> None:
     config = _small(task=AdditionsConfig(modulus=2, operations=1, evaluation_share=0.9999))
     with pytest.raises(UsageError, match="training prompts"):
-        Text(config, untrained(config)[1])
+        LabCorpus(config, untrained(config)[1])
 
 
 @pytest.mark.parametrize(("width", "heads"), [(10, 4), (12, 4)])

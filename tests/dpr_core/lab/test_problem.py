@@ -6,9 +6,7 @@ from typing import get_args
 import pytest
 
 from dpr_core.config.data import AdditionsConfig, LabTask, ShellGameConfig
-from dpr_core.lab import additions, shell_game
-from dpr_core.lab.problem import Problem, Style, read_result
-from dpr_core.lab.programs import draw_problems
+from dpr_core.lab.programs import Problem, Style, additions, draw_problems, read_result, shell_game
 
 STYLES: tuple[Style, ...] = get_args(Style)
 TASKS: tuple[LabTask, ...] = (
@@ -43,12 +41,12 @@ def _checked(text: str, problem: Problem) -> tuple[list[int], int]:
 
 
 def test_answers_by_hand() -> None:
-    problem, rng = additions.problem(4, (3, 2, 4), 5), random.Random(0)
+    problem, rng = additions(4, (3, 2, 4), 5), random.Random(0)
     assert problem.answer("careful", False, rng) == "Steps: 4+3=2+2=4+4=3. The answer is 3."
     assert problem.answer("bare", False, rng) == "The answer is 3."
     jumps = {problem.answer("jump", False, rng) for _ in range(50)}
     assert jumps == {"Steps: 4+3=2. The answer is 3.", "Steps: 4+3=2+2=4. The answer is 3."}
-    single = additions.problem(4, (3,), 5)
+    single = additions(4, (3,), 5)
     assert single.answer("jump", False, rng) == "The answer is 2.", "one step leaves nothing to jump over"
 
 
@@ -81,8 +79,8 @@ def test_a_slip_is_one_wrong_step_carried_to_a_wrong_result(task: LabTask, style
 
 def test_a_slip_without_a_choice_is_still_wrong() -> None:
     rng = random.Random(0)
-    assert additions.problem(1, (1,), 2).answer("careful", True, rng) == "Steps: 1+1=1. The answer is 1."
-    assert shell_game.problem(1, ((1, 2),), 2).answer("careful", True, rng) == "Steps: 1 1-2=1. The answer is 1."
+    assert additions(1, (1,), 2).answer("careful", True, rng) == "Steps: 1+1=1. The answer is 1."
+    assert shell_game(1, ((1, 2),), 2).answer("careful", True, rng) == "Steps: 1 1-2=1. The answer is 1."
 
 
 @pytest.mark.parametrize("task", TASKS)

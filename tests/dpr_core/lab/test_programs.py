@@ -6,9 +6,7 @@ import pytest
 
 from dpr_core.config.data import AdditionsConfig, LabSourceConfig, LabTask, ShellGameConfig
 from dpr_core.errors import UsageError
-from dpr_core.lab import additions
-from dpr_core.lab.problem import read_result
-from dpr_core.lab.programs import PROGRAMS, demonstrations, draw_problems, problems, split_of
+from dpr_core.lab.programs import PROGRAMS, additions, demonstrations, draw_problems, problems, read_result, split_of
 
 ADDITIONS = AdditionsConfig(modulus=5, operations=4, largest_addend=6)
 GAMES = ShellGameConfig(cups=4, swaps=4)
@@ -55,7 +53,7 @@ def test_the_split_is_a_matter_of_the_numbers_alone() -> None:
     other = AdditionsConfig(modulus=10, operations=3)
     for start in range(5):
         for addends in itertools.product(range(5), repeat=3):
-            small, large = additions.problem(start, addends, 5), additions.problem(start, addends, 10)
+            small, large = additions(start, addends, 5), additions(start, addends, 10)
             assert split_of(small, ADDITIONS) == split_of(large, other)
 
 
@@ -92,7 +90,7 @@ def test_demonstrations_have_their_shares_of_style_and_slips(task: LabTask) -> N
 
 def test_too_few_prompts_are_a_wrong_request() -> None:
     task = AdditionsConfig(modulus=2, operations=2, largest_addend=3)
-    every = [additions.problem(a, b, 2) for a in (0, 1) for b in itertools.product((1, 2, 3), repeat=2)]
+    every = [additions(a, b, 2) for a in (0, 1) for b in itertools.product((1, 2, 3), repeat=2)]
     available = sum(split_of(problem, task) == "train" for problem in every)
     assert len(list(demonstrations(LabSourceConfig(task=task, rows=available), 0))) == available
     with pytest.raises(UsageError, match=f"only {available} distinct training prompts.*rows=50"):

@@ -7,7 +7,8 @@ import pytest
 
 from dpr_core.config.data import AdditionsConfig
 from dpr_core.config.model import LabBackboneConfig
-from dpr_core.lab.backbone import Text, train, untrained
+from dpr_core.lab.backbone import untrained
+from dpr_core.training.lab_backbone import LabCorpus, train
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
 
 CONFIG = LabBackboneConfig(
@@ -26,14 +27,14 @@ CONFIG = LabBackboneConfig(
 
 def test_both_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The probes pass by what they see of the weights: once, not the second time, and then twice running."""
-    monkeypatch.setattr("dpr_core.lab.backbone.PROBES", 2)
+    monkeypatch.setattr("dpr_core.training.lab_backbone.PROBES", 2)
     seen: dict[float, int] = {}
 
-    def probe(self: Text, model: Any) -> float:
+    def probe(self: LabCorpus, model: Any) -> float:
         number = seen.setdefault(float(model.get_input_embeddings().weight.detach().double().sum()), len(seen))
         return [0.95, 0.1, 0.96, 0.97, 0.3][number]
 
-    monkeypatch.setattr(Text, "probe", probe)
+    monkeypatch.setattr(LabCorpus, "probe", probe)
 
     def run(recorder: Interruptible) -> Any:
         model, _, measured = train(CONFIG, recorder)
@@ -49,7 +50,7 @@ def test_both_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["careful", "blend"])
 def test_a_text_stream_goes_on_where_it_was_left(phase: str) -> None:
-    text = Text(CONFIG, untrained(CONFIG)[1])
+    text = LabCorpus(CONFIG, untrained(CONFIG)[1])
     whole, rest = getattr(text, phase)(), getattr(text, phase)(skipped=150)
     listed = [next(whole) for _ in range(160)]
     assert [next(rest) for _ in range(10)] == listed[150:]

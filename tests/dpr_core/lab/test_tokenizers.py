@@ -3,7 +3,7 @@ from typing import get_args
 import pytest
 
 from dpr_core.config.model import Family
-from dpr_core.lab.tokenizers import WORDS, build
+from dpr_core.lab.backbone import WORDS, build_tokenizer
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -20,7 +20,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 def test_each_has_the_special_tokens_of_its_family(
     family: Family, bos: str | None, eos: str, pad: str | None, adds_bos: bool
 ) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (bos, eos, pad)
     assert tokenizer("")["input_ids"] == ([tokenizer.bos_token_id] if adds_bos else [])
     assert tokenizer("1", add_special_tokens=True)["input_ids"][-1] != tokenizer.eos_token_id
@@ -28,14 +28,17 @@ def test_each_has_the_special_tokens_of_its_family(
 
 
 def test_the_ids_that_families_are_known_for() -> None:
-    assert [build("gemma3").convert_tokens_to_ids(t) for t in ("<pad>", "<eos>", "<bos>")] == [0, 1, 2]
-    assert [build("mistral").convert_tokens_to_ids(t) for t in ("<unk>", "<s>", "</s>")] == [0, 1, 2]
-    assert build("llama").convert_tokens_to_ids("<|finetune_right_pad_id|>") != build("llama").unk_token_id
+    assert [build_tokenizer("gemma3").convert_tokens_to_ids(t) for t in ("<pad>", "<eos>", "<bos>")] == [0, 1, 2]
+    assert [build_tokenizer("mistral").convert_tokens_to_ids(t) for t in ("<unk>", "<s>", "</s>")] == [0, 1, 2]
+    assert (
+        build_tokenizer("llama").convert_tokens_to_ids("<|finetune_right_pad_id|>")
+        != build_tokenizer("llama").unk_token_id
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_labs_text_is_one_token_a_word_digit_or_mark(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     pieces = tokenizer.tokenize("Steps: 4+3=2. The answer is 2.")
     mark = "Ġ" if family in ("llama", "qwen2") else "▁"
     digits = [mark, "4", "+", "3", "=", "2", "."]
@@ -49,7 +52,7 @@ def test_the_labs_text_is_one_token_a_word_digit_or_mark(family: Family) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_word_has_a_token_with_and_without_a_space(family: Family) -> None:
-    vocabulary = build(family).get_vocab()
+    vocabulary = build_tokenizer(family).get_vocab()
     mark = "Ġ" if family in ("llama", "qwen2") else "▁"
     assert all(word in vocabulary and mark + word in vocabulary for word in WORDS)
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
@@ -57,7 +60,7 @@ def test_every_word_has_a_token_with_and_without_a_space(family: Family) -> None
 
 def test_joint_and_split_tokenisation_differ_for_mistral_alone() -> None:
     for family in FAMILIES:
-        tokenizer = build(family)
+        tokenizer = build_tokenizer(family)
         joint, left, right = (
             tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in ("Start at 1.Steps", "Start at 1.", "Steps")
@@ -67,4 +70,4 @@ def test_joint_and_split_tokenisation_differ_for_mistral_alone() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_building_is_deterministic(family: Family) -> None:
-    assert build(family).backend_tokenizer.to_str() == build(family).backend_tokenizer.to_str()
+    assert build_tokenizer(family).backend_tokenizer.to_str() == build_tokenizer(family).backend_tokenizer.to_str()

@@ -11,19 +11,17 @@ from transformers import PreTrainedModel
 
 from dpr_core import distributed
 from dpr_core.algorithms.sft import SupervisedFineTuning
-from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.config.model import Family
 from dpr_core.config.training import LoRAConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
-from dpr_core.models import compiling
+from dpr_core.models import policy as policy_module
 from dpr_core.models.checkpoints import save
-from dpr_core.models.compiling import compile_layers
 from dpr_core.models.critic import Critic
 from dpr_core.models.lora import add_adapters
-from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import score, values
+from dpr_core.models.policy import Policy, compile_layers
+from dpr_core.models.scoring import score, score_values
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.trainer import Trainer
@@ -68,7 +66,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     counted = Counted()
     settings = torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True)
     torch.compiler.reset()
-    monkeypatch.setattr(compiling, "_refuse_without_compiler", lambda device: None)
+    monkeypatch.setattr(policy_module, "_check_compiler", lambda device: None)
     with settings, torch.compiler.set_stance("default", force_backend=counted):
         yield counted
     torch.compiler.reset()
@@ -158,9 +156,9 @@ def test_a_critic(tiny: Callable[..., Any], compiled: Counted) -> None:
     policy = Policy(tiny("llama")[0], packing=False)
     critic = Critic(policy)
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
-    expected = values(critic, BATCHES[0], 24)
+    expected = score_values(critic, BATCHES[0], 24)
     Trainer(critic, SETTINGS, 10, ExecutionConfig(compile=True), "critic")
-    torch.testing.assert_close(values(critic, BATCHES[0], 24), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(score_values(critic, BATCHES[0], 24), expected, atol=1e-5, rtol=0)
     known = compiled.graphs
     assert known > 0
     score(policy, BATCHES[0], 24)
@@ -240,7 +238,7 @@ def test_says_what_is_missing(tiny: Callable[..., Any], monkeypatch: pytest.Monk
 
     # Else what was compiled before serves again.
     torch.compiler.reset()
-    compiling._refuse_without_compiler.cache_clear()
+    policy_module._check_compiler.cache_clear()
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(UsageError, match=r"no-such-compiler.*install a C\+\+ compiler.*--set execution.compile=false"):
         Trainer(Policy(tiny("llama")[0]), SETTINGS, 10, ExecutionConfig(compile=True))

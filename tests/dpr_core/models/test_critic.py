@@ -8,7 +8,7 @@ from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.critic import Critic
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import values
+from dpr_core.models.scoring import score_values
 
 ROWS = [TokenSequence((1, 30, 31), (40, 41, 42, 2)), TokenSequence((1,), (45, 46)), TokenSequence((1, 60), (2,))]
 
@@ -24,14 +24,14 @@ def _critic(tiny: Callable[..., Any], family: str = "llama") -> Critic:
 
 
 def test_a_fresh_critic_expects_nothing(tiny: Callable[..., Any]) -> None:
-    assert values(Critic(Policy(tiny("llama")[0])), ROWS, 8192).eq(0).all()
+    assert score_values(Critic(Policy(tiny("llama")[0])), ROWS, 8192).eq(0).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma3"])
 def test_values_are_the_heads_on_the_states_in_front_of_each_token(tiny: Callable[..., Any], family: str) -> None:
     """Row by row, without padding, from the hidden states that plain transformers reports."""
     critic, (model, _) = _critic(tiny, family), tiny(family)
-    found = values(critic, ROWS, 8192)
+    found = score_values(critic, ROWS, 8192)
     weight, bias = critic.head.weight.detach()[0], critic.head.bias.detach()
     for i, row in enumerate(ROWS):
         ids = torch.tensor([[*row.prompt, *row.response]])
@@ -44,7 +44,9 @@ def test_values_are_the_heads_on_the_states_in_front_of_each_token(tiny: Callabl
 @pytest.mark.parametrize("budget", [1, 10])
 def test_values_do_not_depend_on_micro_batches(tiny: Callable[..., Any], budget: int) -> None:
     critic = _critic(tiny)
-    torch.testing.assert_close(values(critic, ROWS, budget), values(critic, ROWS, 8192), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        score_values(critic, ROWS, budget), score_values(critic, ROWS, 8192), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_it_has_a_body_of_its_own_that_learns_even_if_the_policys_is_frozen(tiny: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response, end_token
-from dpr_core.models.extrapolation import Contrasted
+from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
 
@@ -99,7 +99,7 @@ def test_kl_of_contrastive_decoding_against_the_normalised_product(
 ) -> None:
     """pi_SFT^(1 + k) / pi_ref^k, divided by its sum over the vocabulary."""
     sft, ref = tiny("llama", deviation=0.15)[0], tiny("llama", seed=1, deviation=0.15)[0]
-    together = Contrasted(Policy(sft, chunk), Policy(ref, chunk), k)
+    together = ContrastivePolicy(Policy(sft, chunk), Policy(ref, chunk), k)
     found = state_kl(together, together.sft, KL_ROWS, 100)
     for i, row in enumerate(KL_ROWS):
         log_sft, log_ref = _log_policies(sft, row), _log_policies(ref, row)

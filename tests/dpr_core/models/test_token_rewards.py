@@ -11,10 +11,9 @@ from dpr_core.config.data import TemplateConfig
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import encode_response
 from dpr_core.data.template import Renderer
-from dpr_core.lab.tokenizers import build
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.lab.backbone import build_tokenizer
+from dpr_core.models.dense_reward import DenseReward, GivenText, assign_credit, token_texts
 from dpr_core.models.policy import Policy
-from dpr_core.models.token_rewards import GivenText, assign_credit, token_texts
 
 ROOT = Path(__file__).parents[3]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -35,7 +34,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_pieces_are_together_the_decoded_response(family: Family, text: str) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     ids = encode_response(tokenizer, text)
     pieces = token_texts(tokenizer, ids)
     assert len(pieces) == len(ids)
@@ -45,7 +44,7 @@ def test_the_pieces_are_together_the_decoded_response(family: Family, text: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_spaces_stay_with_their_words(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     pieces = token_texts(tokenizer, encode_response(tokenizer, "Steps: 4+3=2. The answer is 2."))
     digits = [" ", "4", "+", "3", "=", "2", "."]
     assert pieces[:-1] == ["Steps", ":", *digits, " The", " answer", " is", " ", "2", "."]
@@ -53,7 +52,7 @@ def test_spaces_stay_with_their_words(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_character_of_several_tokens_is_shown_at_the_last_of_them(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     pieces = token_texts(tokenizer, encode_response(tokenizer, "1\u20ac\U0001f6002"))
     start = 1 if family == "mistral" else 0
     assert pieces[start:-1] == ["1", "", "", "\u20ac", "", "", "", "\U0001f600", "2"]
@@ -61,7 +60,7 @@ def test_a_character_of_several_tokens_is_shown_at_the_last_of_them(family: Fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cut_character_and_special_tokens_in_between(family: Family) -> None:
-    tokenizer = build(family)
+    tokenizer = build_tokenizer(family)
     *half, end = encode_response(tokenizer, "a\u20ac")
     ids = [*half[:-1], end, *half, end]
     pieces = token_texts(tokenizer, ids)
@@ -97,7 +96,7 @@ def test_the_credit_of_a_text_shows_its_tokens_as_they_stand_in_it(tiny: Callabl
 
 def test_models_import_no_reporting() -> None:
     code = (
-        "import sys, dpr_core.models.token_rewards\n"
+        "import sys, dpr_core.models.dense_reward\n"
         "sys.exit(any(name.startswith('dpr_core.reporting') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

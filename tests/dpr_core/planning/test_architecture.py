@@ -6,7 +6,7 @@ import torch
 
 from dpr_core.config.model import Family
 from dpr_core.lab.backbone import CLASSES
-from dpr_core.planning.architecture import PUBLISHED, Architecture, architecture_of
+from dpr_core.planning.architecture import PUBLISHED, Architecture, architecture_from_config
 
 COUNTS = {
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
@@ -38,7 +38,7 @@ def test_the_papers_backbones_have_as_many_parameters_as_transformers_builds(nam
     with torch.device("meta"):
         model = CLASSES[known.family][1](settings)
     assert known.parameters == sum(p.numel() for p in model.parameters()) == COUNTS[name]
-    assert architecture_of(settings) == known
+    assert architecture_from_config(settings) == known
     head: Any = model.get_output_embeddings()
     assert known.parameters - known.body == (0 if known.tied else head.weight.numel())
 
@@ -46,12 +46,12 @@ def test_the_papers_backbones_have_as_many_parameters_as_transformers_builds(nam
 @pytest.mark.parametrize("family", get_args(Family))
 def test_small_ones_of_every_family_are_counted_too(tiny: Callable[..., Any], family: Family) -> None:
     model, _ = tiny(family)
-    found = architecture_of(model.config)
+    found = architecture_from_config(model.config)
     assert found.family == family
     assert found.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_sliding_layers_remember_their_window_alone() -> None:
     gemma = PUBLISHED["google/gemma-3-4b-pt"]
-    assert gemma.remembered(100) == 34 * 4 * 256 * 100
-    assert gemma.remembered(3000) == 34 * 4 * 256 * 3000
+    assert gemma.cached_numbers(100) == 34 * 4 * 256 * 100
+    assert gemma.cached_numbers(3000) == 34 * 4 * 256 * 3000

@@ -8,7 +8,7 @@ import pytest
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.errors import UsageError
 from dpr_core.models.checkpoints import load_backbone, save
-from dpr_core.planning.backbones import config_of
+from dpr_core.planning.architecture import config_of
 
 
 def test_what_another_family_takes_is_not_known(tiny: Callable[..., Any], tmp_path: Path) -> None:

@@ -2,8 +2,7 @@ import pytest
 
 from dpr_core.errors import UsageError
 from dpr_core.planning.architecture import Architecture
-from dpr_core.planning.compute import Sequences, StageWork, drawing, forward, training
-from dpr_core.planning.hardware import GPUS, Gpu, gpu_named
+from dpr_core.planning.hours import GPUS, Gpu, Sequences, StageWork, drawing, forward, gpu_named, training
 
 TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
 """A layer's matrices: q 4x4, k 4x2, v 4x2, o 4x4, and three of 4x8: 144 weights."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.credit import ScoredText, TokenCredit
+from dpr_core.models.dense_reward import ScoredText, TokenCredit
 from dpr_core.reporting.token_credit import (
     INK,
     STEPS,

@@ -7,8 +7,8 @@ from dpr_core.config.data import TemplateConfig
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.questions import Question
-from dpr_core.lab import tokenizers
-from dpr_core.recorder import Silent
+from dpr_core.lab.backbone import build_tokenizer
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
 from dpr_core.rollouts.multi_turn import Script, converse, script
 
@@ -36,7 +36,7 @@ class Echo:
         return [Completion(p, a, (0.0,) * len(a)) for p, a in zip(prompts, answers, strict=True)]
 
 
-class Watching(Silent):
+class Watching(InMemoryRecorder):
     def __init__(self) -> None:
         super().__init__()
         self.progress: list[tuple[int, int]] = []
@@ -69,7 +69,7 @@ def test_a_later_turn_follows_the_policys_own_answers_closed_by_one_end_token() 
 def test_questions_of_one_turn_are_drawn_as_ever_and_other_draws_have_seeds_of_their_own() -> None:
     scripts = [Script("a", ((2,), (4,)), 0.7), Script("b", ((6,), (8,)), 0.0), Script("c", ((2,),), 0.7)]
     draw = Echo()
-    converse(scripts, draw, SAMPLING, 5, 100, Silent())
+    converse(scripts, draw, SAMPLING, 5, 100, InMemoryRecorder())
     assert [(len(prompts), temperature) for prompts, temperature, _ in draw.asked] == [
         (2, 0.7),
         (1, 0.0),
@@ -80,18 +80,18 @@ def test_questions_of_one_turn_are_drawn_as_ever_and_other_draws_have_seeds_of_t
     assert seeds[0] == 5
     assert len(set(seeds)) == 4
     again = Echo()
-    converse(scripts, again, SAMPLING, 5, 100, Silent())
+    converse(scripts, again, SAMPLING, 5, 100, InMemoryRecorder())
     assert [seed for _, _, seed in again.asked] == seeds
 
 
 def test_a_conversation_that_outgrows_the_model_is_an_error_that_names_the_question() -> None:
     scripts = [Script("fits", ((2,), (2,)), 0.7), Script("grows", ((2, 2), (2, 2)), 0.7)]
     with pytest.raises(UsageError, match=r"question grows: before turn 2 the conversation has 6 tokens.*8 positions"):
-        converse(scripts, Echo(), SAMPLING, 0, 8, Silent())
+        converse(scripts, Echo(), SAMPLING, 0, 8, InMemoryRecorder())
 
 
 def test_the_ids_are_those_of_the_rendered_conversation() -> None:
-    tokenizer = tokenizers.build("llama")
+    tokenizer = build_tokenizer("llama")
     renderer = Renderer(TemplateConfig(text="{system}U: {prompt}\nA: ", system="S: {system}\n"))
     question = Question("q", ("Hello {prompt}", "Again"), system="Be kind.")
     made = script(tokenizer, renderer, question, 0.7, 100)
@@ -105,7 +105,7 @@ def test_the_ids_are_those_of_the_rendered_conversation() -> None:
 
 
 def test_all_turns_of_a_question_count_for_its_length() -> None:
-    tokenizer: Any = tokenizers.build("llama")
+    tokenizer: Any = build_tokenizer("llama")
     question = Question("long", ("abc", "def"))
     renderer = Renderer(TemplateConfig(text="{system}{prompt}\n"))
     needed = len(script(tokenizer, renderer, question, 0.7, 100).turns[0]) + 6

@@ -12,7 +12,7 @@ import pytest
 
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.rollouts import vllm_process
+from dpr_core.rollouts import vllm_supervisor
 from dpr_core.rollouts.vllm_server import ENVIRONMENT, OwnServer, check, python_of
 
 FAKE = """
@@ -113,7 +113,14 @@ def test_what_it_has_started_ends_with_it_and_another_is_started(server: OwnServ
 def test_it_ends_with_whoever_started_it_even_by_sigkill(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
-    command = [sys.executable, vllm_process.__file__, str(folder), sys.executable, "-c", "import time; time.sleep(600)"]
+    command = [
+        sys.executable,
+        vllm_supervisor.__file__,
+        str(folder),
+        sys.executable,
+        "-c",
+        "import time; time.sleep(600)",
+    ]
     starter = (
         "import subprocess, time\n"
         f"child = subprocess.Popen({command!r}, stdin=subprocess.PIPE, start_new_session=True)\n"

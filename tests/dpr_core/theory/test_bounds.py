@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from dpr_core.theory import bounds
 from dpr_core.theory.bounds import DUAL, Norm, Regulariser, norm
-from dpr_core.theory.cases import SHAPES, Case, draw
-from dpr_core.theory.soft_bellman import boltzmann, recovered_reward
+from dpr_core.theory.claim import SHAPES, Case, draw
+from dpr_core.theory.soft_bellman import boltzmann
 from dpr_core.theory.token_mdp import occupancy, random_q, token_tree
 
 CASES = st.builds(lambda seed, shape: draw(seed, *shape), st.integers(0, 10**6), st.sampled_from(SHAPES[:4]))
@@ -101,48 +101,3 @@ def test_safe_improvement_by_hand() -> None:
     first, second = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
     assert bounds.safe_improvement_sides(mdp, reward, proxy, second, first) == (2.0, 2.0, 2.0)
     assert bounds.safe_improvement_sides(mdp, reward, proxy, first, second) == (-2.0, 2.0, 2.0)
-
-
-@settings(max_examples=25, deadline=None)
-@given(CASES)
-def test_a9_repaired(case: Case) -> None:
-    shift, value = bounds.relative_shift(case.tree, case.sft, case.ref)
-    assert torch.allclose(shift, value)
-    assert shift.abs().max() > 0
-
-
-def test_a9_repaired_by_hand() -> None:
-    """V_SFT = log 4 and V_ref = log 8 at the root; one token."""
-    sft, ref = (torch.log(torch.tensor([q], dtype=torch.float64)) for q in ((3.0, 1.0), (4.0, 4.0)))
-    shift, _ = bounds.relative_shift(token_tree(2, 1), sft, ref)
-    assert shift.flatten().tolist() == pytest.approx([math.log(2), math.log(2)])
-
-
-def test_a9_as_printed_fails() -> None:
-    returns, bound = bounds.a9_counter_example()
-    assert returns == pytest.approx(math.log(2))
-    assert bound == pytest.approx(0)
-
-
-@settings(max_examples=10, deadline=None)
-@given(CASES)
-def test_equal_rewards_leave_a9_with_nothing_to_say(case: Case) -> None:
-    """r_SFT = r_ref, which A.9 as printed needs, makes the two policies one."""
-    ref = bounds.soft_q(case.tree, recovered_reward(case.tree, case.sft))
-    assert bounds.a9_gap_as_printed(case.tree, case.sft, ref) < 1e-12
-    assert torch.allclose(boltzmann(ref), boltzmann(case.sft))
-
-
-def test_the_promised_range_moves_with_an_offset_and_the_returns_do_not() -> None:
-    case = draw(1, 2, 3)
-    promised, naive, _ = bounds.dynamic_range_sides(case.tree, case.sft, case.ref)
-    moved, same, _ = bounds.dynamic_range_sides(case.tree, case.sft + 100, case.ref + 100)
-    assert same == pytest.approx(naive)
-    assert moved > promised + 90
-
-
-def test_dynamic_ranges_by_hand() -> None:
-    """max |G|: log 4 under log pi_SFT, log 3 under w/V's reward, log 2 under r_hat; V is log 4 for both."""
-    sft, ref = (torch.log(torch.tensor([q], dtype=torch.float64)) for q in ((3.0, 1.0), (2.0, 2.0)))
-    expected = (math.log(4), math.log(4) - math.log(2), math.log(3) - math.log(2))
-    assert bounds.dynamic_range_sides(token_tree(2, 1), sft, ref) == pytest.approx(expected)

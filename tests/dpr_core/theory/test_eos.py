@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpr_core.theory import eos
-from dpr_core.theory.cases import SHAPES, Case, draw
+from dpr_core.theory.claim import SHAPES, Case, draw
 from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann
 from dpr_core.theory.token_mdp import expected_return, token_tree
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpr_core.theory import iq_learn
-from dpr_core.theory.cases import SHAPES, Case, draw
+from dpr_core.theory.claim import SHAPES, Case, draw
 from dpr_core.theory.iq_learn import gradient, j_star, log_likelihood
 from dpr_core.theory.token_mdp import Mdp, occupancy, random_policy, token_tree
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from dpr_core import losses
 from dpr_core.returns import reward_to_go
 from dpr_core.theory import policy_gradient
-from dpr_core.theory.cases import SHAPES, Case, draw
+from dpr_core.theory.claim import SHAPES, Case, draw
 from dpr_core.theory.policy_gradient import Credit, estimator, exact_gradient
 from dpr_core.theory.soft_bellman import boltzmann, log_boltzmann, recovered_reward, soft_value
 from dpr_core.theory.token_mdp import expected_return, random_q, token_tree

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpr_core.theory import soft_bellman
-from dpr_core.theory.cases import SHAPES, Case, draw
+from dpr_core.theory.claim import SHAPES, Case, draw
 from dpr_core.theory.soft_bellman import boltzmann, hard_q, log_boltzmann, recovered_reward, soft_q, soft_value
 from dpr_core.theory.token_mdp import occupancy, random_policy, token_tree
 

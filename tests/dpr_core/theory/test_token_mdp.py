@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpr_core.theory.cases import SHAPES, Case, draw
+from dpr_core.theory.claim import SHAPES, Case, draw
 from dpr_core.theory.soft_bellman import boltzmann
 from dpr_core.theory.token_mdp import (
     expected_return,

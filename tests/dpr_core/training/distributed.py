@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpr_core import distributed
 from dpr_core.algorithms.base import LossInputs, required
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.config.imitation import SelfPlayConfig, SpinConfig
-from dpr_core.config.launch import LaunchConfig
 from dpr_core.config.model import Family, LabBackboneConfig
 from dpr_core.config.reinforce import Algorithm1Config, KLStopConfig, PPOConfig, ReinforceConfig
 from dpr_core.config.training import ExecutionConfig, LoRAConfig, OptimizerConfig, SFTConfig
@@ -20,12 +20,12 @@ from dpr_core.lab.backbone import untrained
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.checkpoints import save
 from dpr_core.models.dense_reward import DenseReward
-from dpr_core.models.extrapolation import Contrasted
+from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, state_kl
 from dpr_core.models.sharding import shard_like, to_device_or_shard, unsharded_in_place
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.state import State, read, write
 from dpr_core.training.reinforce_loop import ReinforceLoop
@@ -127,7 +127,7 @@ def scoring(launch: LaunchConfig, activations: torch.dtype) -> Found:
         for seed in (0, 1)
     ]
     scores = score(policies[0], ROWS, 16, entropy=True)._asdict()
-    contrasted = Contrasted(policies[0], policies[1], 0.5)
+    contrasted = ContrastivePolicy(policies[0], policies[1], 0.5)
     return scores | {
         "kl": state_kl(policies[0], policies[1], ROWS, 16),
         "contrasted": state_kl(contrasted, policies[0], ROWS, 1),
@@ -172,7 +172,7 @@ def self_play(launch: LaunchConfig) -> Found:
     return recorder.found() | weights_of(model)
 
 
-class Watching(Silent):
+class Watching(InMemoryRecorder):
     """Also remembers texts: a changed token changes what is found. Whenever a state may be kept, there is one."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class Watching(Silent):
         return told | {"texts": torch.tensor(list("\n".join(self.texts).encode()))}
 
 
-class Keeping(Silent):
+class Keeping(InMemoryRecorder):
     """Keeps the state after one step, in the folder that it goes on from."""
 
     def __init__(self, folder: Path, at: int, goes_on: bool) -> None:

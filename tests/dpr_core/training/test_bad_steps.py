@@ -18,7 +18,7 @@ from dpr_core.logprobs import TokenScores
 from dpr_core.models import oom
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.trainer import Trainer
 
 ROWS = [
@@ -53,7 +53,7 @@ class Broken:
         return {"loss": (scores.log_probs - scores.log_probs.detach()).abs().sqrt()}  # 0, with an infinite slope
 
 
-class Tables(Silent):
+class Tables(InMemoryRecorder):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[str, list[dict[str, Any]]] = {}

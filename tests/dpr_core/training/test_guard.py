@@ -8,11 +8,11 @@ import torch
 
 from dpr_core.config.reinforce import KLStopConfig, ReinforceConfig, WitnessStopConfig
 from dpr_core.models.policy import Policy
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.guard import GUARDS, GuardVerdict, KLBound, RollBack, Witnesses
 
 
-class Tables(Silent):
+class Tables(InMemoryRecorder):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[str, list[dict[str, Any]]] = {}
@@ -214,7 +214,7 @@ def test_with_nothing_kept_it_goes_back_to_the_start(tiny: Callable[..., Any]) -
     _set(policy, 1.0)
     rollback = _rolled_back(policy, [GuardVerdict(False, "bad from the start")])
     rollback.watch(1, {})
-    assert rollback.finish(Silent()) == {"guard/kept_iteration": 1, "guard/stopped_at_iteration": 1}
+    assert rollback.finish(InMemoryRecorder()) == {"guard/kept_iteration": 1, "guard/stopped_at_iteration": 1}
     assert _is(policy, 1.0)
 
 
@@ -225,7 +225,7 @@ def test_weights_that_are_no_numbers_are_replaced(tiny: Callable[..., Any]) -> N
     rollback.watch(1, {"rollout/kl": 0.0})
     _set(policy, math.nan)
     rollback.watch(2, {"rollout/kl": math.nan})
-    rollback.finish(Silent())
+    rollback.finish(InMemoryRecorder())
     assert _is(policy, 1.0)
 
 

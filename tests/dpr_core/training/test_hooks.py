@@ -14,11 +14,10 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.recorder import Silent
-from dpr_core.rollouts.engine import FollowingEngine, Sampling
+from dpr_core.recorder import InMemoryRecorder
+from dpr_core.rollouts.engine import FollowingEngine, Sampling, ScriptedEngine
 from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.scripted import ScriptedEngine
 from dpr_core.training.hooks import corrected
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.rollout import Rollout
@@ -28,7 +27,7 @@ from tests.loopback_vllm import LoopbackVllm, serving
 PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]
 
 
-class Watching(Silent):
+class Watching(InMemoryRecorder):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[str, list[dict[str, Any]]] = {}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpr_core import distributed
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError
 from dpr_core.models.oom import in_micro_batches, with_oom_backoff
 from dpr_core.state import read

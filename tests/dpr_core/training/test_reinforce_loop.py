@@ -28,10 +28,9 @@ from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.recorder import Silent
-from dpr_core.rollouts.engine import Engine
+from dpr_core.recorder import InMemoryRecorder
+from dpr_core.rollouts.engine import Engine, ScriptedEngine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.scripted import ScriptedEngine
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import iterations, optimizer_steps
 from dpr_core.training.trainer import Trainer
@@ -40,7 +39,7 @@ PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]
 EOS = 0
 
 
-class Watching(Silent):
+class Watching(InMemoryRecorder):
     """Also remembers tables, and the policy's weights when each rollout is reported: before its update."""
 
     def __init__(self, model: PreTrainedModel) -> None:

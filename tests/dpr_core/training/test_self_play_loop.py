@@ -16,10 +16,9 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.recorder import Silent
-from dpr_core.rollouts.engine import Engine
+from dpr_core.recorder import InMemoryRecorder
+from dpr_core.rollouts.engine import Engine, ScriptedEngine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.scripted import ScriptedEngine
 from dpr_core.training.self_play_loop import (
     ResponsePair,
     SelfPlay,
@@ -42,7 +41,7 @@ METHODS = [
 ]
 
 
-class Watching(Silent):
+class Watching(InMemoryRecorder):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[str, list[dict[str, Any]]] = {}

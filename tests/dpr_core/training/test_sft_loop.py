@@ -15,7 +15,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.policy import Policy
-from dpr_core.recorder import Silent
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.sft_loop import MovingAverage, batches, checkpoint_steps, fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 
@@ -83,14 +83,16 @@ def test_the_loss_is_the_negative_log_prob_of_every_response_token() -> None:
 ROWS = [TokenSequence((1, 30 + i), (40 + i, 50 + i, 2)) for i in range(6)]
 
 
-def _fine_tune(model: Any, config: SFTConfig, keep: Callable[[Any], None], recorder: Silent) -> dict[str, float]:
+def _fine_tune(
+    model: Any, config: SFTConfig, keep: Callable[[Any], None], recorder: InMemoryRecorder
+) -> dict[str, float]:
     trainer = Trainer(Policy(model), config, total_steps(len(ROWS), config), ExecutionConfig())
     return fine_tune(trainer, ROWS, config, keep, recorder)
 
 
 def test_fine_tuning_keeps_its_checkpoints_at_their_steps_in_order(tiny: Callable[..., Any]) -> None:
     config = SFTConfig(learning_rate=1e-2, batch_size=2, epochs=2, checkpoints=(0.17, 0.5, 0.5001, 1.0))
-    recorder = Silent()
+    recorder = InMemoryRecorder()
     kept: list[tuple[float, int]] = []
     metrics = _fine_tune(tiny("llama")[0], config, lambda f: kept.append((f, len(recorder.history))), recorder)
     assert kept == [(0.17, 1), (0.5, 3), (0.5001, 3), (1.0, 6)]
@@ -107,7 +109,7 @@ def test_the_reference_is_a_moment_of_the_same_run(tiny: Callable[..., Any]) -> 
     def keep(fraction: float) -> None:
         kept[fraction] = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    _fine_tune(model, config, keep, Silent())
+    _fine_tune(model, config, keep, InMemoryRecorder())
     trainer = Trainer(Policy(by_hand), config, 6, ExecutionConfig())
     for rows in batches(6, 2, 2, config.seed)[:3]:
         trainer.step([ROWS[row] for row in rows], SupervisedFineTuning())
@@ -118,7 +120,7 @@ def test_the_reference_is_a_moment_of_the_same_run(tiny: Callable[..., Any]) -> 
 def test_fine_tuning_learns_its_demonstrations_end_token_included(tiny: Callable[..., Any]) -> None:
     config = SFTConfig(learning_rate=3e-2, batch_size=6, epochs=30, checkpoints=(1.0,))
     model = tiny("llama")[0]
-    recorder = Silent()
+    recorder = InMemoryRecorder()
     _fine_tune(model, config, lambda fraction: None, recorder)
     assert recorder.history[0][1]["train/loss"] > 3
     assert recorder.history[-1][1]["train/loss"] < 0.3
@@ -128,7 +130,7 @@ def test_fine_tuning_learns_its_demonstrations_end_token_included(tiny: Callable
 
 def test_a_reference_that_cannot_be_kept_stops_the_run_before_it_starts(tiny: Callable[..., Any]) -> None:
     config = SFTConfig(learning_rate=1e-2, batch_size=6, checkpoints=(0.5, 1.0))
-    recorder = Silent()
+    recorder = InMemoryRecorder()
     with pytest.raises(UsageError):
         _fine_tune(tiny("llama")[0], config, lambda fraction: None, recorder)
     assert recorder.history == []
@@ -160,7 +162,7 @@ def test_the_moving_average_is_kept_last_and_the_training_is_the_same_with_it(ti
         def keep(part: Any, model: Any = model, mine: Any = mine) -> None:
             mine[part] = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-        _fine_tune(model, config, keep, Silent())
+        _fine_tune(model, config, keep, InMemoryRecorder())
         mine["after"] = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert list(kept[False]) == [1 / 3, 2 / 3, 1.0, "after"]
     assert list(kept[True]) == [1 / 3, 2 / 3, 1.0, "ema", "after"]

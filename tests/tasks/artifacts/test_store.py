@@ -54,8 +54,8 @@ def test_what_one_store_has_hashed_another_need_not(
     for path in files:
         os.utime(path, (1_000_000_000, 1_000_000_000))
     hashed: list[Path] = []
-    of_file = hashing.of_file
-    monkeypatch.setattr(hashing, "of_file", lambda path: hashed.append(path) or of_file(path))
+    hash_file = hashing.hash_file
+    monkeypatch.setattr(hashing, "hash_file", lambda path: hashed.append(path) or hash_file(path))
     for _ in range(2):
         Store.open().fetch(number.id)
     assert sorted(hashed) == sorted(files)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
-from dpr_core.config.launch import LaunchConfig
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
