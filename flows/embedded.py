@@ -1,4 +1,4 @@
-"""Prefect without a server of one's own: a temporary one for each run, with its files in `DPR_HOME`."""
+"""An embedded Prefect server, temporary, one a run, with its files in `DPR_HOME`."""
 
 import os
 import shutil
@@ -6,12 +6,12 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tasks.local_home import no_space
+from tasks.local_home import disk_full_error
 
 NEEDED_BYTES = 32 * 2**20
 """Prefect's own database takes a few MB; without them its server does not start, and does not say why."""
 
-_watchers: "list[subprocess.Popen[bytes]]" = []
+_watchdogs: "list[subprocess.Popen[bytes]]" = []
 """Held as long as this process lives."""
 
 
@@ -24,7 +24,7 @@ def prepare(home: Path, debug: bool = False) -> None:
     if os.environ.get("PREFECT_API_URL"):
         return
     if shutil.disk_usage(home).free < NEEDED_BYTES:
-        raise no_space(home)
+        raise disk_full_error(home)
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -33,7 +33,7 @@ def prepare(home: Path, debug: bool = False) -> None:
 def start_server() -> None:
     """Start the temporary server, unless there is another.
 
-    A terminal sends Ctrl-C to all processes. This one must live on until the flow has told it how it ended.
+    A terminal sends Ctrl-C to all processes. The server must live on until the flow has reported its end.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL
@@ -45,13 +45,13 @@ def start_server() -> None:
         server = SubprocessASGIServer()
         server.start()
         if server.server_process is not None:
-            _watchers.append(_end_with_us(server.server_process.pid))
+            _watchdogs.append(_end_with_this_process(server.server_process.pid))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_us(server: int) -> "subprocess.Popen[bytes]":
-    """However this process ends, and be it by `kill -9`: its end of the pipe is closed, and the shell reads on."""
+def _end_with_this_process(server: int) -> "subprocess.Popen[bytes]":
+    """Even after `kill -9` of this process: the kernel closes its end of the pipe, and the shell reads on."""
     return subprocess.Popen(
         ["sh", "-c", 'read -r _; kill "$0"', str(server)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

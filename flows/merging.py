@@ -1,4 +1,4 @@
-"""Many pipelines as one graph, in which every stage that several of them need stands once. Runs nothing."""
+"""Merging pipelines into one graph, with common stages deduplicated by content. Runs nothing."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +18,8 @@ SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
-class Merged:
-    """The graph, and where each point is in it."""
+class MergedGraph:
+    """The graph, and the nodes of each point in it."""
 
     nodes: list[Node]
     points_of: list[list[int]]
@@ -33,33 +33,33 @@ class Merged:
         return sum(map(len, self.points_of))
 
 
-def merge(points: Sequence[Point]) -> Merged:
+def merge(points: Sequence[Point]) -> MergedGraph:
     """One node for all that are the same: the same stage, settings and inputs. Order: that of the points."""
     number_of: dict[str, int] = {}
     nodes: list[Node] = []
     points_of: list[list[int]] = []
     reports: list[int] = []
     for index, point in enumerate(points):
-        place: dict[str, int] = {}
+        number_by_name: dict[str, int] = {}
         for node in wiring.nodes(point.config):
-            inputs = {role: _renamed(source, place) for role, source in node.inputs.items()}
+            inputs = {role: _renamed(source, number_by_name) for role, source in node.inputs.items()}
             signature = canonical_json([node.stage, node.config.model_dump(mode="json"), inputs])
-            number = place[node.name] = number_of.setdefault(signature, len(nodes))
+            number = number_by_name[node.name] = number_of.setdefault(signature, len(nodes))
             if number == len(nodes):
                 nodes.append(Node(node.name, node.stage, node.config, inputs))
                 points_of.append([])
             if index not in points_of[number][-1:]:
                 points_of[number].append(index)
-        if REPORT not in place:
+        if REPORT not in number_by_name:
             raise UsageError(f"point {point.name}: its evaluation has no benchmark, so there is nothing to compare")
-        reports.append(place[REPORT])
+        reports.append(number_by_name[REPORT])
     names = dict(enumerate(_names(nodes, points_of, points)))
-    by_place = {str(place): name for place, name in names.items()}
+    by_number = {str(number): name for number, name in names.items()}
     named = [
-        Node(names[place], node.stage, node.config, {r: _renamed(s, by_place) for r, s in node.inputs.items()})
-        for place, node in enumerate(nodes)
+        Node(names[number], node.stage, node.config, {r: _renamed(s, by_number) for r, s in node.inputs.items()})
+        for number, node in enumerate(nodes)
     ]
-    return Merged(named, points_of, [names[place] for place in reports])
+    return MergedGraph(named, points_of, [names[number] for number in reports])
 
 
 def _renamed(source: str, names: Mapping[str, object]) -> str:
@@ -72,16 +72,16 @@ def _names(nodes: Sequence[Node], points_of: Sequence[Sequence[int]], points: Se
     everywhere = _common(points)
     names: dict[str, None] = {}
     for node, users in zip(nodes, points_of, strict=True):
-        here = _common([points[index] for index in users])
-        told = label({field: value for field, value in here.items() if field not in everywhere}, short)
-        name = f"{node.name} ({told})" if told else node.name
+        common = _common([points[index] for index in users])
+        settings = label({field: value for field, value in common.items() if field not in everywhere}, short)
+        name = f"{node.name} ({settings})" if settings else node.name
         others = (f"{name} no={number}" for number in itertools.count(2))
         names[next(free for free in itertools.chain([name], others) if free not in names)] = None
     return list(names)
 
 
 def _common(points: Sequence[Point]) -> dict[str, Any]:
-    """What all of these points have set to the same value."""
+    """The settings in which all of these points agree."""
     first, *others = points
     return {
         field: value
@@ -91,12 +91,12 @@ def _common(points: Sequence[Point]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class MergedStudies:
     """Studies that are run together: the points of each, and the graph of all."""
 
     studies: list[Study]
     points: list[list[Point]]
-    merged: Merged
+    graph: MergedGraph
 
     @classmethod
     def of(cls, studies: Sequence[Study]) -> Self:
@@ -115,44 +115,44 @@ class Experiment:
             for study, points in zip(studies, self.points, strict=True)
             for point in points
         ]
-        return dict(zip(names, self.merged.reports, strict=True))
+        return dict(zip(names, self.graph.reports, strict=True))
 
     @property
     def description(self) -> str:
-        return f"{len(self.reports)} points: {len(self.merged.nodes)} stages in place of {self.merged.unshared}"
+        return f"{len(self.reports)} points: {len(self.graph.nodes)} stages in place of {self.graph.unshared}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as MLflow keeps it."""
+        """The settings of the parent run in MLflow."""
         return {"studies": [study.model_dump(mode="json") for study in self.studies]}
 
     def failed(self, failures: Mapping[str, Failure]) -> dict[str, str]:
-        """Why a point has no report or a study no table, and what else failed: by the stage at the bottom of it."""
+        """Why a point has no report or a study no table, and what else failed: by the stage that was the cause."""
         ends = {**self.reports, **{node.name: node.name for node in self.tables()}}
         broken = {name: failures[node] for name, node in ends.items() if node in failures}
-        told = {failure.node for failure in broken.values()}
-        others = {failure.node: failure for failure in failures.values() if failure.node not in told}
+        named = {failure.node for failure in broken.values()}
+        others = {failure.node: failure for failure in failures.values() if failure.node not in named}
         return {name: f"{failure.node}: {failure.error}" for name, failure in (broken | others).items()}
 
     def tables(self, missing: Collection[str] = ()) -> list[Node]:
-        """The last node of each study, without the inputs that are missing; none where no report is there."""
-        reports = iter(self.merged.reports)
+        """The last node of each study, without the inputs that are missing; none where no report is present."""
+        reports = iter(self.graph.reports)
         diagnoses = [
             (node.name, set(points))
-            for node, points in zip(self.merged.nodes, self.merged.points_of, strict=True)
+            for node, points in zip(self.graph.nodes, self.graph.points_of, strict=True)
             if node.stage == DIAGNOSE and node.name not in missing
         ]
         first = 0
         nodes = []
         for study, points in zip(self.studies, self.points, strict=True):
             found = {point.name: report for point in points if (report := next(reports)) not in missing}
-            places = range(first, first + len(points))
-            behind = [name for name, users in diagnoses if users.intersection(places)]
+            indices = range(first, first + len(points))
+            diagnosed = [name for name, users in diagnoses if users.intersection(indices)]
             first += len(points)
             if found:
                 over = f"over {', '.join(short_names(study.over).values())}"
                 name = f"{EXPERIMENT} {over if study.exhibit == SWEEP else study.exhibit}"
-                inputs = {role: OTHER + source for role, source in found.items()} | {n: OTHER + n for n in behind}
+                inputs = {role: OTHER + source for role, source in found.items()} | {n: OTHER + n for n in diagnosed}
                 values = {point.name: point.values for point in points}
                 config = ExperimentConfig(title=study.title, exhibit=study.exhibit, points=values)
                 nodes.append(Node(name, EXPERIMENT, config, inputs))

@@ -1,4 +1,4 @@
-"""What a recipe's run from scratch would need on a GPU, stage by stage."""
+"""The memory and time that a recipe's run from scratch would need on a GPU, stage by stage."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,14 +17,13 @@ from dpr_core.planning.architecture import Architecture, backbone_architecture
 from dpr_core.planning.hours import AS_OF, RESERVED, Gpu
 from dpr_core.planning.stages import BenchmarkSize, PlanInputs, StageEstimate, estimate, plannable
 from flows import wiring
-from flows.cli.costs_view import costs_document
+from flows.judging_costs import LIKELY_SHARE, Costs, judging_costs
 from tasks.graph import Node, Planned
-from tasks.judging_costs import LIKELY_SHARE, Costs, judging_costs
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a plan is made for."""
+class PlanTarget:
+    """The hardware, and the lengths of texts where they are known."""
 
     gpu: Gpu
     gpus: int | None
@@ -85,7 +84,7 @@ class RunPlan:
     """The whole recipe."""
 
     recipe: str
-    asked: Asked
+    target: PlanTarget
     gpus: int
     architecture: Architecture
     stages: list[StagePlan]
@@ -94,7 +93,7 @@ class RunPlan:
     """Whether vLLM is to draw for a stage."""
 
     def as_dict(self) -> dict[str, Any]:
-        gpu = self.asked.gpu
+        gpu = self.target.gpu
         return {
             "recipe": self.recipe,
             "gpu": {**asdict(gpu), "usable_bytes": round(gpu.usable), "as_of": AS_OF},
@@ -102,87 +101,89 @@ class RunPlan:
             "parameters": self.architecture.parameters,
             "stages": [stage.as_dict(gpu) for stage in self.stages],
             "hours": sum(stage.hours for stage in self.stages),
-            "judging": costs_document(self.costs),
+            "judging": self.costs.as_dict(),
             "assumed": self.assumed,
         }
 
     @property
     def assumed(self) -> list[str]:
-        """In sentences, what the numbers rest on."""
-        asked, known = self.asked, self.architecture
-        means = {"prompts": asked.mean_prompt, "responses": asked.mean_response}
+        """The assumptions behind the numbers, in sentences."""
+        target, model = self.target, self.architecture
+        means = {"prompts": target.mean_prompt, "responses": target.mean_response}
         of = [
             f"{name} of {LIKELY_SHARE:.0%} of their longest" if mean is None else f"{name} of {mean:g} tokens"
             for name, mean in means.items()
         ]
-        told = [
+        sentences = [
             f"Memory is for the longest sequences that the limits allow; {RESERVED:.0%} of the GPU is left for its "
             "context and for fragments. Weights, gradients and Adam's moments are float32.",
-            f"Tokens and hours are for {' and '.join(of)}, at {asked.utilisation:.0%} of the operations and of the "
-            f"bandwidth that the {asked.gpu.name} is listed with here ({AS_OF}).",
+            f"Tokens and hours are for {' and '.join(of)}, at {target.utilisation:.0%} of the operations and of the "
+            f"bandwidth that the {target.gpu.name} is listed with here ({AS_OF}).",
         ]
         if self.gpus > 1:
-            told.append(
+            sentences.append(
                 "Hours of a stage that several processes share are divided by their number: what they exchange, and "
                 f"how they wait for each other, is left out. A stage of one process leaves {self.gpus - 1} GPUs idle."
             )
         if any(stage.launch.cpu_offload for stage in self.stages):
-            told.append("With cpu_offload, what lasts is in the memory of the machine, which is not checked here.")
+            sentences.append("With cpu_offload, what lasts is in the memory of the machine, which is not checked here.")
         if self.served:
-            told.append(
+            sentences.append(
                 "A vLLM server that REINFORCE starts has rollouts.execution.memory_share of the first GPU, and the "
                 "rest is for the stage. One that url names takes nothing here. Hours are as if the stage itself drew."
             )
-        if (longest := max(stage.needs.longest for stage in self.stages)) == known.positions:
-            told.append(f"The limits allow for more than the model's {longest} positions; such sequences are refused.")
-        return told
+        if (longest := max(stage.needs.longest for stage in self.stages)) == model.positions:
+            sentences.append(
+                f"The limits allow for more than the model's {longest} positions; such sequences are refused."
+            )
+        return sentences
 
 
-def plan(recipe: str, config: PipelineConfig, asked: Asked) -> RunPlan:
+def plan(recipe: str, config: PipelineConfig, target: PlanTarget) -> RunPlan:
     """Arithmetic alone: no store, no data, no weights."""
     nodes = wiring.nodes(config)
-    known = backbone_architecture(config.backbone)
-    around = _circumstances(config, known, asked)
-    together = list(_together(nodes, around))
-    gpus = asked.gpus or max(_execution(several).launch.processes for _, several in together)
-    stages = [_stage(name, several, around, asked, gpus) for name, several in together]
+    model = backbone_architecture(config.backbone)
+    inputs = _plan_inputs(config, model, target)
+    groups = list(_grouped(nodes, inputs))
+    gpus = target.gpus or max(_execution(several).launch.processes for _, several in groups)
+    stages = [_stage(name, several, inputs, target, gpus) for name, several in groups]
     to_run = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
     served = any(isinstance(node.config, ReinforceConfig) and node.config.rollouts.type == "vllm" for node in nodes)
-    return RunPlan(recipe, asked, gpus, known, stages, judging_costs(nodes, to_run, None), served)
+    return RunPlan(recipe, target, gpus, model, stages, judging_costs(nodes, to_run, None), served)
 
 
-def _circumstances(config: PipelineConfig, known: Architecture, asked: Asked) -> PlanInputs:
+def _plan_inputs(config: PipelineConfig, model: Architecture, target: PlanTarget) -> PlanInputs:
     backbone, source = config.backbone, config.subsample.source
     pretrained = isinstance(backbone, PretrainedBackboneConfig)
     rows = min(config.subsample.size, source.rows) if isinstance(source, LabSourceConfig) else config.subsample.size
     return PlanInputs(
-        architecture=known,
+        architecture=model,
         dtype=backbone.dtype if isinstance(backbone, PretrainedBackboneConfig) else "float32",
         attention=backbone.attention if pretrained else "sdpa",
         demonstrations=rows,
         learned=config.sft,
-        mean_prompt=asked.mean_prompt,
-        mean_response=asked.mean_response,
+        mean_prompt=target.mean_prompt,
+        mean_response=target.mean_response,
         share=LIKELY_SHARE,
     )
 
 
-Asking = tuple[StageConfig, PlanInputs]
+StageInputs = tuple[StageConfig, PlanInputs]
 
 
-def _together(nodes: Sequence[Node], around: PlanInputs) -> Iterator[tuple[str, list[tuple[str, Asking]]]]:
+def _grouped(nodes: Sequence[Node], inputs: PlanInputs) -> Iterator[tuple[str, list[tuple[str, StageInputs]]]]:
     """Each stage alone, but a policy's answers to all benchmarks in one."""
     stage_of = {node.name: node.stage for node in nodes}
-    groups: dict[str, list[tuple[str, Asking]]] = {}
+    groups: dict[str, list[tuple[str, StageInputs]]] = {}
     for node in nodes:
         if not plannable(node.config):
             continue
-        name, its = node.name, around
+        name, own = node.name, inputs
         if isinstance(node.config, AnswerConfig):
             name = node.name.rpartition(" on ")[0]
             source = stage_of[node.inputs["policy"].removeprefix("@")]
-            its = replace(around, source=source, questions=_questions(node.config))
-        groups.setdefault(name, []).append((node.stage, (node.config, its)))
+            own = replace(inputs, source=source, questions=_questions(node.config))
+        groups.setdefault(name, []).append((node.stage, (node.config, own)))
     yield from groups.items()
 
 
@@ -192,14 +193,16 @@ def _questions(config: AnswerConfig) -> BenchmarkSize:
     return BenchmarkSize(len(found), max(len(question.turns) for question in found))
 
 
-def _execution(several: list[tuple[str, Asking]]) -> ExecutionConfig:
+def _execution(several: list[tuple[str, StageInputs]]) -> ExecutionConfig:
     """Of stages that are planned together, the first one's."""
     execution: ExecutionConfig = cast(Any, several[0][1][0]).execution
     return execution
 
 
-def _stage(name: str, several: list[tuple[str, Asking]], around: PlanInputs, asked: Asked, gpus: int) -> StagePlan:
-    each = [estimate(config, its) for _, (config, its) in several]
+def _stage(
+    name: str, several: list[tuple[str, StageInputs]], inputs: PlanInputs, target: PlanTarget, gpus: int
+) -> StagePlan:
+    each = [estimate(config, own) for _, (config, own) in several]
     fullest, work = max(each, key=lambda found: found.peak.total), each[0].work
     for more in each[1:]:
         work += more.work
@@ -207,13 +210,13 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: PlanInputs, ask
     launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes > 1 else first.launch
 
     def with_execution(execution: ExecutionConfig) -> StageEstimate:
-        changed = [estimate(cast(Any, c).model_copy(update={"execution": execution}), its) for _, (c, its) in several]
+        changed = [estimate(cast(Any, c).model_copy(update={"execution": execution}), own) for _, (c, own) in several]
         return max(changed, key=lambda found: found.peak.total)
 
     server = fullest.server
-    room = asked.gpu.usable - (server.taken(asked.gpu.memory) if server else 0)
-    held = fit.bytes_per_gpu(around.architecture, launch)
-    sharded = fit.bytes_per_gpu(around.architecture, LaunchConfig(processes=gpus, strategy="fsdp"))
+    room = target.gpu.usable - (server.taken(target.gpu.memory) if server else 0)
+    held = fit.bytes_per_gpu(inputs.architecture, launch)
+    sharded = fit.bytes_per_gpu(inputs.architecture, LaunchConfig(processes=gpus, strategy="fsdp"))
     on_each = max(held(found) for found in each)
     return StagePlan(
         name=name,
@@ -222,8 +225,8 @@ def _stage(name: str, several: list[tuple[str, Asking]], around: PlanInputs, ask
         launch=launch,
         on_each=on_each,
         room=room,
-        fits=on_each <= room and (server is None or server.fits(asked.gpu.memory)),
+        fits=on_each <= room and (server is None or server.fits(target.gpu.memory)),
         nearest=fit.nearest_fit(with_execution, held, first, room),
         sharded=fit.nearest_fit(with_execution, sharded, first, room),
-        hours=work.hours(asked.gpu, around.dtype, asked.utilisation) / launch.processes,
+        hours=work.hours(target.gpu, inputs.dtype, target.utilisation) / launch.processes,
     )

@@ -1,4 +1,4 @@
-"""The points of an experiment as flow runs of a deployment, made by whoever serves its work pool."""
+"""A sweep over a Prefect work pool: every point is a flow run of a deployment, made by the pool's workers."""
 
 import asyncio
 import os
@@ -12,13 +12,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments.flow_runs import arun_deployment
 
 from dpr_core.errors import UsageError
-from flows.merging import Experiment
+from flows.merging import MergedStudies
 from tasks.graph import Planned
 
 FLOW = "dense-path"
 
 Submit = Callable[[UUID, str, dict[str, Any]], Awaitable[FlowRun]]
-"""Starts a flow run of a deployment under a name, with parameters, and waits until it has ended."""
+"""Starts a flow run of a deployment under a name, with parameters, and waits until it has flow_run."""
 
 
 async def submit(deployment: UUID, name: str, parameters: dict[str, Any]) -> FlowRun:
@@ -26,48 +26,48 @@ async def submit(deployment: UUID, name: str, parameters: dict[str, Any]) -> Flo
 
 
 def run_points(
-    asked: Experiment, planned: Sequence[Planned], name: str, pool: str, send: Submit = submit
+    studies: MergedStudies, planned: Sequence[Planned], name: str, pool: str, send: Submit = submit
 ) -> dict[str, str]:
-    """Have every point made whose report is not there yet; returns why some were not, by the names of the points."""
-    return asyncio.run(_run_points(asked, planned, name, pool, send))
+    """Run every point whose report is missing; returns why some failed, by the names of the points."""
+    return asyncio.run(_run_points(studies, planned, name, pool, send))
 
 
 async def _run_points(
-    asked: Experiment, planned: Sequence[Planned], name: str, pool: str, send: Submit
+    studies: MergedStudies, planned: Sequence[Planned], name: str, pool: str, send: Submit
 ) -> dict[str, str]:
     deployment = await deployment_on(pool)
-    names = list(asked.reports)
-    configs = [point.config for points in asked.points for point in points]
+    names = list(studies.reports)
+    configs = [point.config for points in studies.points for point in points]
     problems: dict[str, str] = {}
 
     async def point(index: int) -> None:
         parameters = {"config": configs[index].model_dump(mode="json")}
-        ended = await send(deployment, f"{name}, {names[index]}", parameters)
-        if ended.state is None or not ended.state.is_completed():
-            state = ended.state.name if ended.state else "no state"
-            why = (ended.state.message if ended.state else None) or "its page in Prefect says more"
-            problems[names[index]] = f"flow run {ended.name} ended as {state}: {why}"
+        flow_run = await send(deployment, f"{name}, {names[index]}", parameters)
+        if flow_run.state is None or not flow_run.state.is_completed():
+            state = flow_run.state.name if flow_run.state else "no state"
+            why = (flow_run.state.message if flow_run.state else None) or "its page in Prefect says more"
+            problems[names[index]] = f"flow run {flow_run.name} ended as {state}: {why}"
 
     async def group(first: int, *others: int) -> None:
         await point(first)
         await asyncio.gather(*map(point, others))
 
-    await asyncio.gather(*(group(*members) for members in groups(asked, planned)))
+    await asyncio.gather(*(group(*members) for members in groups(studies, planned)))
     return problems
 
 
-def groups(asked: Experiment, planned: Sequence[Planned]) -> list[list[int]]:
-    """Points to be made, those together that need the same stage. The first of a group makes it for the others."""
+def groups(studies: MergedStudies, planned: Sequence[Planned]) -> list[list[int]]:
+    """Points to run, grouped where they need the same stage. The first of a group makes it for the others."""
     to_run = {step.name for step in planned if step.status == "run"}
     found: dict[object, list[int]] = {}
-    for index, report in enumerate(asked.merged.reports):
+    for index, report in enumerate(studies.graph.reports):
         if report in to_run:
-            found.setdefault(_first_shared(asked, to_run, index), []).append(index)
+            found.setdefault(_first_shared(studies, to_run, index), []).append(index)
     return list(found.values())
 
 
-def _first_shared(asked: Experiment, to_run: set[str], index: int) -> object:
-    for node, users in zip(asked.merged.nodes, asked.merged.points_of, strict=True):
+def _first_shared(studies: MergedStudies, to_run: set[str], index: int) -> object:
+    for node, users in zip(studies.graph.nodes, studies.graph.points_of, strict=True):
         if node.name in to_run and len(users) > 1 and index in users:
             return node.name
     return index

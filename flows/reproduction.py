@@ -1,4 +1,4 @@
-"""The paper's exhibits as studies of one recipe, and the document that says what came of them."""
+"""Reproduction of the paper's exhibits: each as a study of one recipe, and one document with all results."""
 
 import json
 import re
@@ -26,7 +26,7 @@ VERDICTS = "verdicts.json"
 def studies(recipe: str, assignments: Sequence[str], exhibits: Collection[str], seeds: int, quick: bool) -> list[Study]:
     """Each exhibit on the recipe, over seeds 1 to `seeds`.
 
-    SFT keeps what any exhibit refers to, asked for or not, so that one SFT run a seed serves every request.
+    SFT keeps what any exhibit refers to, selected or not, so that one SFT run a seed serves every request.
     """
     references = [value for each in EXHIBITS.values() for value in each.over(quick).get(REFERENCE, ())]
     base = with_references(override(recipes.values(recipe), assignments), {REFERENCE: references})
@@ -48,9 +48,9 @@ def claims_in(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write(
-    store: Store, document: Mapping[str, Any], command: str, judged: Mapping[str, Any], theory: str | None, file: Path
+    store: Store, document: Mapping[str, Any], command: str, claims: Mapping[str, Any], theory: str | None, file: Path
 ) -> None:
-    """All exhibits in one document. Their plots lie beside it in a folder of its name, with what was judged as JSON."""
+    """All exhibits in one document. Their plots lie beside it in a folder of its name, with the verdicts as JSON."""
     parts = ["# What reproduces, and what does not", f"Made by {_code(command)}."]
     if verdicts := [ClaimVerdict.of(claim) for claim in claims_in(document)]:
         parts += [summary(verdicts), claims_table(verdicts, beside=False).as_markdown()]
@@ -62,14 +62,14 @@ def write(
         )
     beside = file.with_suffix("")
     beside.mkdir(parents=True, exist_ok=True)
-    (beside / VERDICTS).write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
+    (beside / VERDICTS).write_text(json.dumps(claims, indent=2) + "\n", encoding="utf-8")
     for entry in document["stages"]:
         if entry["stage"] == "experiment":
-            made = store.fetch(entry["id"]).path
+            payload = store.fetch(entry["id"]).path
             folder = Path(file.stem, entry["name"].replace(" ", "-"))
-            if (made / PLOTS).is_dir():
-                shutil.copytree(made / PLOTS, file.parent / folder, dirs_exist_ok=True)
-            text = (made / RESULTS).read_text(encoding="utf-8")
+            if (payload / PLOTS).is_dir():
+                shutil.copytree(payload / PLOTS, file.parent / folder, dirs_exist_ok=True)
+            text = (payload / RESULTS).read_text(encoding="utf-8")
             parts.append(text.replace(f"]({PLOTS}/", f"]({quote(folder.as_posix())}/").rstrip())
             if times := training_times(entry["metrics"]):
                 parts.append(times)

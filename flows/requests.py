@@ -1,78 +1,45 @@
-"""What a pipeline was asked for: stored with its parent run, so that it can be started again from there."""
+"""Requests for pipelines, as pure data: their JSON is stored with the parent run, from which they are started again."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from dpr_core.config.base import parse
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
-from flows import wiring
-from flows.merging import Experiment
-from tasks.artifacts.parent_runs import About, Pipeline, StoredRequest
-from tasks.graph import Node, rerun_nodes
-from tasks.registry import stage_named
+from tasks.artifacts.parent_runs import ParentRun, StoredRequest
 
-if TYPE_CHECKING:
-    from tasks.artifacts.store import Store
-
-HOW = {"jobs", "pool"}
-"""What may differ between two commands that ask for the same."""
+EXECUTION = {"jobs", "pool"}
+"""Fields that may differ between two requests that are the same."""
 
 
-class _Asked(BaseModel):
+class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     force: bool = False
 
-    def request(self) -> StoredRequest:
-        return StoredRequest(self.model_dump(mode="json", exclude=HOW), self.model_dump(mode="json", include=HOW))
+    def stored(self) -> StoredRequest:
+        content = self.model_dump(mode="json", exclude=EXECUTION)
+        return StoredRequest(content, self.model_dump(mode="json", include=EXECUTION))
 
 
-class Whole(_Asked):
-    """The whole pipeline."""
+class RunRequest(_Request):
+    """A whole pipeline."""
 
     flow: Literal["dense-path"] = "dense-path"
     config: PipelineConfig
 
-    def nodes(self, store: "Store") -> list[Node]:
-        return wiring.nodes(self.config)
 
-    def about(self, store: "Store") -> About:
-        settings = self.config.model_dump(mode="json")
-        return About(self.config.name, self.config.description, settings, self.request())
-
-    def start(self) -> dict[str, Any]:
-        from flows.pipeline import dense_path
-
-        return dense_path(self.config, self.force)
-
-
-class Rerun(_Asked):
-    """One artifact again, perhaps with what was built on it."""
+class RerunRequest(_Request):
+    """One artifact again and, with `downstream`, what was built on it."""
 
     flow: Literal["rerun"] = "rerun"
     artifact: str
     overrides: list[str] = []
     downstream: bool = False
 
-    def nodes(self, store: "Store") -> list[Node]:
-        return rerun_nodes(store, self.artifact, self.overrides, self.downstream)
 
-    def about(self, store: "Store") -> About:
-        target = store.record(self.artifact)
-        changes = f" with {', '.join(self.overrides)}" if self.overrides else ""
-        settings = self.model_dump(mode="json", include={"artifact", "overrides", "downstream"})
-        return About(f"rerun {target.stage}", f"{target.title} again{changes}.", settings, self.request())
-
-    def start(self) -> dict[str, Any]:
-        from flows.pipeline import rerun
-
-        return rerun(self.artifact, self.overrides, self.downstream, self.force)
-
-
-class Alone(_Asked):
+class StageRequest(_Request):
     """A single stage, as a deployment starts it."""
 
     flow: Literal["stage"] = "stage"
@@ -80,20 +47,8 @@ class Alone(_Asked):
     config: dict[str, Any]
     inputs: dict[str, str]
 
-    def nodes(self, store: "Store") -> list[Node]:
-        config = parse(stage_named(self.stage).config, self.config, self.stage)
-        return [Node(self.stage, self.stage, config, self.inputs)]
 
-    def about(self, store: "Store") -> About:
-        return About(self.stage, f"{self.stage} alone.", self.config, self.request())
-
-    def start(self) -> dict[str, Any]:
-        from flows.pipeline import alone
-
-        return alone(self)
-
-
-class Sweep(_Asked):
+class SweepRequest(_Request):
     """Many pipelines as one."""
 
     flow: Literal["sweep"] = "sweep"
@@ -102,33 +57,20 @@ class Sweep(_Asked):
     jobs: int = 1
     pool: str | None = None
 
-    def nodes(self, store: "Store") -> list[Node]:
-        asked = Experiment.of(self.studies)
-        return [*asked.merged.nodes, *asked.tables()]
 
-    def about(self, store: "Store") -> About:
-        asked = Experiment.of(self.studies)
-        return About(self.name, asked.description, asked.settings, self.request())
+Request = RunRequest | RerunRequest | StageRequest | SweepRequest
 
-    def start(self) -> dict[str, Any]:
-        from flows.sweep import sweep
-
-        return sweep(self.studies, self.name, self.jobs, self.pool)
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="flow")])
 
 
-Asked = Whole | Rerun | Alone | Sweep
-
-_READ: TypeAdapter[Asked] = TypeAdapter(Annotated[Asked, Field(discriminator="flow")])
-
-
-def asked_of(pipeline: Pipeline) -> Asked:
-    """What a stored pipeline was asked for."""
-    if pipeline.request is None:
-        raise DensePathError(f"pipeline {pipeline.title} does not say what it was asked for; start it anew")
+def read_request(run: ParentRun) -> Request:
+    """The request that is stored with a parent run."""
+    if run.request is None:
+        raise DensePathError(f"pipeline {run.title} does not say what it was asked for; start it anew")
     try:
-        return _READ.validate_python({**pipeline.request.what, **pipeline.request.how})
+        return _REQUEST.validate_python({**run.request.content, **run.request.execution})
     except ValidationError as error:
         raise DensePathError(
-            f"pipeline {pipeline.title} was asked for in another version of this program, and its settings do not fit "
+            f"pipeline {run.title} was asked for in another version of this program, and its settings do not fit "
             f"this one: {error.errors()[0]['msg']}; start it anew"
         ) from None

@@ -1,12 +1,13 @@
-"""What was begun and not brought to an end, and going on with it."""
+"""Unfinished pipelines and stages, which `dpr resume` can go on with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpr_core.errors import DensePathError, UsageError
-from flows.requests import Asked, Rerun, asked_of
-from tasks.artifacts.parent_runs import Pipeline
+from flows.dispatch import dispatch
+from flows.requests import Request, RerunRequest, read_request
+from tasks.artifacts.parent_runs import ParentRun
 from tasks.artifacts.run_records import Record
 from tasks.artifacts.store import Store
 from tasks.graph import plan
@@ -16,18 +17,18 @@ INTERRUPTED = ("INTERRUPTED", "KILLED")
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A pipeline, or a stage whose pipeline will not be gone on with."""
+    """A pipeline, or a stage whose pipeline cannot be resumed."""
 
-    run: Pipeline | Record
-    asked: Asked | None
+    run: ParentRun | Record
+    request: Request | None
     """None: it cannot be started again, and `note` says why."""
     to_run: list[str]
-    there: int
+    reused: int
     note: str = ""
 
     @property
     def failed(self) -> bool:
-        """It ended by itself, and would perhaps do so again: gone on with only where it is named."""
+        """It ended by itself, and would perhaps do so again: resumed only by name."""
         return self.run.status == "FAILED"
 
     @property
@@ -37,66 +38,50 @@ class Unfinished:
             "name": self.run.name,
             "status": self.run.status,
             "started": self.run.started.isoformat(),
-            "there": self.there,
+            "there": self.reused,
             "to_run": self.to_run,
             "note": self.note,
         }
 
 
 def unfinished(store: Store) -> list[Unfinished]:
-    """All of it, pipelines first, the newest of each first. What a process is still at is none of it."""
-    pipelines = store.pipelines.to_go_on()
-    found = [_of_pipeline(store, pipeline) for pipeline in pipelines]
-    covered = {pipeline.id for pipeline in store.pipelines.all() if pipeline.status == "RUNNING"}
-    covered |= {pipeline.id for pipeline in pipelines}
-    return found + [_of_stage(store, record) for record in _stages(store) if record.parent not in covered]
+    """All of it, pipelines first, the newest of each first; nothing that a live process works on."""
+    pipelines = store.parent_runs.resumable()
+    covered = {run.id for run in store.parent_runs.all() if run.status == "RUNNING"} | {run.id for run in pipelines}
+    stages = [record for record in _interrupted_stages(store) if record.parent not in covered]
+    runs: list[ParentRun | Record] = [*pipelines, *stages]
+    return [_planned(store, run) for run in runs]
 
 
-def chosen(there: Sequence[Unfinished], references: Sequence[str]) -> list[Unfinished]:
+def chosen(every: Sequence[Unfinished], references: Sequence[str]) -> list[Unfinished]:
     """Those that are named, by a prefix of their ID; without any, those that were interrupted."""
     if not references:
-        return [each for each in there if not each.failed]
+        return [each for each in every if not each.failed]
     named = []
     for reference in references:
-        asked = reference.strip().removeprefix("runs:/").lower()
-        found = [each for each in there if asked and each.run.id.startswith(asked)]
+        prefix = reference.strip().removeprefix("runs:/").lower()
+        found = [each for each in every if prefix and each.run.id.startswith(prefix)]
         if len(found) != 1:
-            known = ", ".join(each.run.id[:8] for each in there) or "there is nothing unfinished"
+            known = ", ".join(each.run.id[:8] for each in every) or "there is nothing unfinished"
             raise UsageError(f"{reference!r} is not one unfinished run; `dpr resume --plan` lists them: {known}")
         named += found
     return named
 
 
-def go_on(each: Unfinished) -> dict[str, Any]:
-    """Bring it to its end; returns the document of the run."""
-    if each.asked is None:
-        raise DensePathError(each.note)
-    return each.asked.start()
-
-
-def _of_pipeline(store: Store, pipeline: Pipeline) -> Unfinished:
+def _planned(store: Store, run: ParentRun | Record) -> Unfinished:
+    """A run with its request, and with the stages that are left to run; a stage is resumed by its rerun."""
     try:
-        return _planned(store, pipeline, asked_of(pipeline), pipeline.reason)
+        request = read_request(run) if isinstance(run, ParentRun) else RerunRequest(artifact=run.id)
+        planned = plan(dispatch(request, store).nodes, store, run.started if request.force else None)
     except DensePathError as error:
-        return Unfinished(pipeline, None, [], 0, str(error))
-
-
-def _of_stage(store: Store, record: Record) -> Unfinished:
-    try:
-        return _planned(store, record, Rerun(artifact=record.id), record.reason)
-    except DensePathError as error:
-        return Unfinished(record, None, [], 0, str(error))
-
-
-def _planned(store: Store, run: Pipeline | Record, asked: Asked, note: str) -> Unfinished:
-    planned = plan(asked.nodes(store), store, run.started if asked.force else None)
+        return Unfinished(run, None, [], 0, str(error))
     to_run = [step.name for step in planned if step.status == "run"]
-    return Unfinished(run, asked, to_run, len(planned) - len(to_run), note)
+    return Unfinished(run, request, to_run, len(planned) - len(to_run), run.reason)
 
 
-def _stages(store: Store) -> list[Record]:
-    """Attempts that were interrupted and whose work has not been done since; of those at one key the newest."""
-    records = [store.seen(record) for record in store.records()]
+def _interrupted_stages(store: Store) -> list[Record]:
+    """Runs that were interrupted and whose work has not been done since; of those of one key the newest."""
+    records = [store.with_live_status(record) for record in store.records()]
     done = {record.key for record in records if record.finished}
     newest: dict[str, Record] = {}
     for record in records:

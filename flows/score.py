@@ -1,4 +1,4 @@
-"""`dpr score`: token rewards of given text, for the terminal, as JSON and as a page."""
+"""`dpr score`: token rewards of given texts, for the terminal, as JSON and as an HTML page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,8 +70,8 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
             on_progress=progress.advance,
         )
     if html is not None:
-        made_of = {"Formula": definition.formula, "Reference": definition.describe_reference()}
-        provenance = {"Reward": artifact.id, **made_of}
+        definition_rows = {"Formula": definition.formula, "Reference": definition.describe_reference()}
+        provenance = {"Reward": artifact.id, **definition_rows}
         try:
             html.write_text(token_credit.as_html(scored, "Token credit", provenance), encoding="utf-8")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""One Prefect flow for every single stage: artifact IDs and a configuration in, an artifact ID out."""
+"""Deployed single stages, a Prefect flow each: artifact IDs and a configuration in, an artifact ID out."""
 
 from collections.abc import Mapping
 
@@ -13,90 +13,90 @@ from dpr_core.config.pipeline import ExperimentConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
-from flows.pipeline import run_nodes
-from flows.requests import Alone
+from flows.pipeline import run_graph
+from flows.requests import StageRequest
 
 
 @flow
 def backbone(config: LabBackboneConfig = LabBackboneConfig(), force: bool = False) -> str:
     """Build the lab's tiny backbone."""
-    return _alone("backbone", config, {}, force)
+    return _run("backbone", config, {}, force)
 
 
 @flow
 def subsample(config: SubsampleConfig = SubsampleConfig(), force: bool = False) -> str:
     """Draw demonstrations."""
-    return _alone("subsample", config, {}, force)
+    return _run("subsample", config, {}, force)
 
 
 @flow
 def sft(data: str, backbone: str | None = None, config: SFTConfig = SFTConfig(), force: bool = False) -> str:
     """Fine-tune on a subsample artifact, from a backbone artifact or from `config.backbone`."""
-    return _alone("sft", config, {"data": data, **({"backbone": backbone} if backbone else {})}, force)
+    return _run("sft", config, {"data": data, **({"backbone": backbone} if backbone else {})}, force)
 
 
 @flow
 def reward(sft: str, config: RewardConfig = RewardConfig(), force: bool = False) -> str:
     """Recover the dense reward of an SFT artifact."""
-    return _alone("reward", config, {"sft": sft}, force)
+    return _run("reward", config, {"sft": sft}, force)
 
 
 @flow
 def diagnose(reward: str, config: DiagnoseConfig = DiagnoseConfig(), force: bool = False) -> str:
     """Measure a reward artifact before it is trained on."""
-    return _alone("diagnose", config, {"reward": reward}, force)
+    return _run("diagnose", config, {"reward": reward}, force)
 
 
 @flow
 def reinforce(reward: str, config: ReinforceConfig = ReinforceConfig(), force: bool = False) -> str:
     """Improve the SFT policy against a reward artifact."""
-    return _alone("reinforce", config, {"reward": reward}, force)
+    return _run("reinforce", config, {"reward": reward}, force)
 
 
 @flow
 def self_play(sft: str, config: SelfPlayConfig = SelfPlayConfig(), force: bool = False) -> str:
     """Improve the policy of an SFT artifact by SPIN or GSIL."""
-    return _alone("self_play", config, {"sft": sft}, force)
+    return _run("self_play", config, {"sft": sft}, force)
 
 
 @flow
 def continued_sft(sft: str, config: ContinuedSFTConfig = ContinuedSFTConfig(), force: bool = False) -> str:
     """Fine-tune the policy of an SFT artifact further, on the same demonstrations."""
-    return _alone("continued_sft", config, {"sft": sft}, force)
+    return _run("continued_sft", config, {"sft": sft}, force)
 
 
 @flow
 def answer(policy: str, config: AnswerConfig, force: bool = False) -> str:
     """Let the policy of an artifact answer a benchmark: SFT, a reward, or what was trained from either."""
-    return _alone("answer", config, {"policy": policy}, force)
+    return _run("answer", config, {"policy": policy}, force)
 
 
 @flow
 def judge(candidate: str, baseline: str, config: JudgeConfig = JudgeConfig(), force: bool = False) -> str:
     """Compare two answer artifacts."""
-    return _alone("judge", config, {"candidate": candidate, "baseline": baseline}, force)
+    return _run("judge", config, {"candidate": candidate, "baseline": baseline}, force)
 
 
 @flow
 def rate(answers: str, config: RateConfig = RateConfig(), force: bool = False) -> str:
     """Rate an answer artifact from 1 to 10."""
-    return _alone("rate", config, {"answers": answers}, force)
+    return _run("rate", config, {"answers": answers}, force)
 
 
 @flow
 def report(judgments: Mapping[str, str], config: ReportConfig = ReportConfig(), force: bool = False) -> str:
     """Tabulate judge artifacts, given as {"policy on benchmark": ID}; rate artifacts have ", rated" after it."""
-    return _alone("report", config, dict(judgments), force)
+    return _run("report", config, dict(judgments), force)
 
 
 @flow
 def experiment(reports: Mapping[str, str], config: ExperimentConfig = ExperimentConfig(), force: bool = False) -> str:
     """Put report artifacts side by side, given as {"point": ID}; `config.points` says what sets each point apart."""
-    return _alone("experiment", config, dict(reports), force)
+    return _run("experiment", config, dict(reports), force)
 
 
-def _alone(stage: str, config: StageConfig, inputs: dict[str, str], force: bool) -> str:
+def _run(stage: str, config: StageConfig, inputs: dict[str, str], force: bool) -> str:
     settings = config.model_dump(mode="json")
-    document = run_nodes(Alone(stage=stage, config=settings, inputs=inputs, force=force))
-    made: str = document["stages"][0]["id"]
-    return made
+    document = run_graph(StageRequest(stage=stage, config=settings, inputs=inputs, force=force))
+    artifact: str = document["stages"][0]["id"]
+    return artifact

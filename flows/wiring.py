@@ -1,4 +1,4 @@
-"""The pipeline's graph: which stages a configuration asks for, and what each is built on."""
+"""The graph of a pipeline: the stages of a configuration, and the inputs of each."""
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, PolicyConfig

@@ -28,7 +28,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.state import read
 from dpr_core.training.trainer import Trainer
-from tasks.running.stage_workdir import StageWorkdir, in_bytes, write_state
+from tasks.running.stage_workdir import StageWorkdir, format_bytes, write_state
 
 ROWS = [TokenSequence(tuple(range(3, 13)), tuple(range(13, 32))) for _ in range(8)]
 
@@ -81,9 +81,9 @@ def measured(trainer: Trainer, bench: StageWorkdir, repeats: int, minutes: float
     size, writing, reading = 0, [], []
     for step in range(1, repeats + 1):
         started = time.perf_counter()
-        size = bench.keep(step, step, lambda folder: write_state(trainer.state(), folder))
+        size = bench.save_state(step, step, lambda folder: write_state(trainer.state(), folder))
         written = time.perf_counter()
-        found = bench.newest()
+        found = bench.latest_state()
         assert found is not None
         read(found.folder)
         reading.append(time.perf_counter() - written)
@@ -104,7 +104,7 @@ def markdown(row: dict[str, Any]) -> str:
         [
             f"| parameters | a state | seconds to keep it | seconds to read it | {share} |",
             "|--:|--:|--:|--:|--:|",
-            f"| {row['parameters'] / 1e6:.1f}M | {in_bytes(row['bytes'])} | {row['seconds_to_keep']:.2f} "
+            f"| {row['parameters'] / 1e6:.1f}M | {format_bytes(row['bytes'])} | {row['seconds_to_keep']:.2f} "
             f"| {row['seconds_to_read']:.2f} | {100 * row['share']:.2g}% |",
         ]
     )

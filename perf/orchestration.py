@@ -76,18 +76,20 @@ def bare(work: StageShape, folder: Path) -> Path:
 
 def stage(work: StageShape) -> Path:
     """As `dpr` makes a stage, without Prefect."""
-    from tasks.subprocess_pool import Job, make
+    from tasks.run_stage import StageJob, run_job
 
-    made = make(Job("sft", "sft", work.config, {"data": work.data}, None, datetime.now(UTC)))
+    made = run_job(StageJob("sft", "sft", work.config, {"data": work.data}, None, datetime.now(UTC)))
     return _published(made.id)
 
 
 def flow(work: StageShape) -> Path:
     """As `dpr` runs a flow of one stage."""
-    from flows.requests import Alone
+    from flows.pipeline import single_stage
+    from flows.requests import StageRequest
 
     settings = work.config.model_dump(mode="json")
-    document = Alone(stage="sft", config=settings, inputs={"data": work.data}, force=True).start()
+    request = StageRequest(stage="sft", config=settings, inputs={"data": work.data}, force=True)
+    document = single_stage(request)
     return _published(document["stages"][0]["id"])
 
 
@@ -97,7 +99,7 @@ def _published(artifact: str) -> Path:
 
 def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneConfig) -> StageShape:
     """Demonstrations for so many steps, as an artifact of a subsample stage."""
-    from tasks.subprocess_pool import Job, make
+    from tasks.run_stage import StageJob, run_job
 
     sequences = ragged(BATCH * steps, size)
     texts = [(" ".join(map(str, s.prompt)), " ".join(map(str, s.response[:-1]))) for s in sequences]
@@ -106,7 +108,7 @@ def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneCo
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = FileSourceConfig(path=str(file))
     drawn = SubsampleConfig(source=source, size=len(texts), template=TemplateConfig(text="{system}{prompt}"))
-    made = make(Job("subsample", f"{steps} steps", drawn, {}, None))
+    made = run_job(StageJob("subsample", f"{steps} steps", drawn, {}, None))
     listed = [json.loads(line) for line in (_payload(made.id) / "demonstrations.jsonl").read_text().splitlines()]
     config = SFTConfig(backbone=backbone, batch_size=BATCH, learning_rate=1e-4, checkpoints=(1.0,))
     return StageShape([(row["prompt"], row["response"]) for row in listed], made.id, config)

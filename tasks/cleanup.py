@@ -1,6 +1,6 @@
-"""What nobody needs any more: found, with its size and the reason, and removed only while nobody works on it.
+"""Garbage collection in a home: orphaned payloads, stale work, cache and locks, removed only while nobody uses them.
 
-Never found: a finished artifact, and whatever one was made from, directly or further up.
+Never found: a finished artifact, and its ancestors.
 """
 
 import re
@@ -23,7 +23,7 @@ SCRATCH = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class Piece:
+class Removable:
     """A file or a folder that can be removed."""
 
     path: Path
@@ -33,12 +33,12 @@ class Piece:
     changed: datetime
     lock: str | None = None
     """Whoever holds this lock may be using it."""
-    still: Callable[[], bool] = field(default=lambda: True, compare=False)
-    """Whether it is still so, asked while the lock is held."""
+    still_valid: Callable[[], bool] = field(default=lambda: True, compare=False)
+    """Whether it may still be removed, checked while the lock is held."""
 
 
-class Garbage:
-    """What can be removed now. `unfinished`: work, too, that `dpr resume` could go on from."""
+class GarbageCollector:
+    """Finds what can be removed now. `unfinished`: also work that `dpr resume` could go on from."""
 
     def __init__(self, store: Store, *, unfinished: bool = False, older_than: timedelta = timedelta(0)) -> None:
         self._store = store
@@ -47,22 +47,22 @@ class Garbage:
         self._records = {record.id: record for record in store.records()}
         self._finished = {record.key: record for record in self._records.values() if record.finished}
         self._needed = needed(self._records.values())
-        self._open = {pipeline.id for pipeline in store.pipelines.to_go_on()}
+        self._open = {pipeline.id for pipeline in store.parent_runs.resumable()}
         self._runs = store.folders()
         self._deleted = store.folders(deleted=True)
 
-    def find(self) -> list[Piece]:
+    def find(self) -> list[Removable]:
         """Everything that can be removed, by kind."""
         finders = (self._payloads, self._uploads, self._work, self._cached, self._runs_deleted, self._locks)
         return [piece for find in finders for piece in find() if piece.changed <= self._before]
 
-    def remove(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Remove what is still as it was found and what nobody uses; returns what was removed."""
+    def remove(self, pieces: Sequence[Removable]) -> list[Removable]:
+        """Remove what is unchanged since it was found and nobody uses; returns what was removed."""
         removed = []
         for piece in pieces:
             free: AbstractContextManager[bool] = if_free(self._lock(piece.lock)) if piece.lock else nullcontext(True)
-            with free as mine:
-                if mine and piece.still():
+            with free as held:
+                if held and piece.still_valid():
                     if piece.path.is_symlink() or piece.path.is_file():
                         piece.path.unlink(missing_ok=True)
                     else:
@@ -72,111 +72,111 @@ class Garbage:
                     removed.append(piece)
         return removed
 
-    def _payloads(self) -> Iterator[Piece]:
-        """Of attempts that came to nothing. The runs stay, with their metrics and settings."""
+    def _payloads(self) -> Iterator[Removable]:
+        """Of runs that made no artifact. The runs stay, with their metrics and settings."""
         for record in self._records.values():
             folder = self._runs.get(record.id)
             if record.finished or record.id in self._needed or folder is None or not self._store.is_own(record):
                 continue
-            bench = self._bench(record.key)
-            kept = bench.attempt() == record.id and bench.holds_work and not self._superseded(record)
+            workdir = self._workdir(record.key)
+            kept = workdir.stage_run() == record.id and workdir.is_resumable and not self._superseded(record)
             if is_held(self._lock(record.key)) or (kept and not self._unfinished):
                 continue
-            why = f"attempt {record.title} is {self._store.seen(record).status}"
+            why = f"run {record.title} is {self._store.with_live_status(record).status}"
             for name in (PAYLOAD, f"{PAYLOAD}.partial", MANIFEST):
                 yield from self._piece(folder / name, "payload", why, record.key, self._is_unfinished(record.id))
 
-    def _uploads(self) -> Iterator[Piece]:
-        """Half copies beside the payload of what is finished."""
+    def _uploads(self) -> Iterator[Removable]:
+        """Partial copies beside the payload of a finished artifact."""
         for record in self._records.values():
             folder = self._runs.get(record.id)
             if record.finished and folder is not None:
-                half = folder / f"{PAYLOAD}.partial"
-                yield from self._piece(half, "upload", f"{record.title} was published without it", record.key)
+                partial = folder / f"{PAYLOAD}.partial"
+                yield from self._piece(partial, "upload", f"{record.title} was published without it", record.key)
 
-    def _work(self) -> Iterator[Piece]:
+    def _work(self) -> Iterator[Removable]:
         for folder in sorted((self._store.home / "work").iterdir()):
             if KEY.fullmatch(folder.name):
-                yield from self._of_bench(folder)
+                yield from self._workdirs(folder)
             elif ID.fullmatch(folder.name) or folder.name.startswith("tmp"):
                 for piece in self._piece(folder, "work", "scratch that was left behind"):
                     if piece.changed <= datetime.now(UTC) - SCRATCH:
                         yield piece
 
-    def _of_bench(self, folder: Path) -> Iterator[Piece]:
-        bench, key = StageWorkdir(folder), folder.name
-        attempt = bench.attempt()
+    def _workdirs(self, folder: Path) -> Iterator[Removable]:
+        workdir, key = StageWorkdir(folder), folder.name
+        run_id = workdir.stage_run()
         if is_held(self._lock(key)):
             return
-        record = None if attempt is None else self._records.get(attempt)
+        record = None if run_id is None else self._records.get(run_id)
         if record is None:
-            if attempt is not None and not self._knows_all:
+            if run_id is not None and not self._knows_all:
                 return
-            why = "it belongs to no attempt" if attempt is None else f"there is no run {attempt[:8]} any more"
+            why = "it belongs to no run" if run_id is None else f"there is no run {run_id[:8]} any more"
         elif record.finished:
             why = f"{record.title} is finished"
-        elif not bench.holds_work:
-            why = f"attempt {record.title} has nothing here to go on from"
+        elif not workdir.is_resumable:
+            why = f"run {record.title} has nothing here to go on from"
         elif self._superseded(record):
-            why = f"{self._finished[key].title} was finished in place of attempt {record.id[:8]}"
+            why = f"{self._finished[key].title} was finished in place of run {record.id[:8]}"
         elif self._unfinished:
             why = f"unfinished: {record.title} would start from its beginning"
         else:
             return
-        yield from self._piece(folder, "work", why, key, lambda: bench.attempt() == attempt)
+        yield from self._piece(folder, "work", why, key, lambda: workdir.stage_run() == run_id)
 
-    def _cached(self) -> Iterator[Piece]:
+    def _cached(self) -> Iterator[Removable]:
         for folder in sorted((self._store.home / "cache").iterdir()):
             if ID.fullmatch(folder.name) and self._knows_all and folder.name not in self._runs:
                 yield from self._piece(folder, "cache", "there is no such run any more", folder.name)
 
-    def _runs_deleted(self) -> Iterator[Piece]:
+    def _runs_deleted(self) -> Iterator[Removable]:
         """Files of runs that were deleted in MLflow, and of runs that MLflow does not know at all."""
         for run_id, folder in self._deleted.items():
             if folder is not None and run_id not in self._needed:
-                yield from self._piece(_whole(folder, run_id), "deleted run", "its MLflow run was deleted")
+                yield from self._piece(_run_folder(folder, run_id), "deleted run", "its MLflow run was deleted")
         if self._store.embedded:
             for folder in sorted((self._store.home / "artifacts").iterdir()):
                 known = folder.name in self._runs or folder.name in self._deleted or folder.name in self._needed
                 if ID.fullmatch(folder.name) and not known:
                     yield from self._piece(folder, "deleted run", "MLflow has no such run")
 
-    def _locks(self) -> Iterator[Piece]:
+    def _locks(self) -> Iterator[Removable]:
         for path in sorted((self._store.home / "locks").iterdir()):
             if LOCK.fullmatch(path.name) and not is_held(path):
                 yield from self._piece(path, "lock", "nobody holds it", path.stem)
 
     def _superseded(self, record: Record) -> bool:
-        """Whether the work on an attempt will never be gone on with, because what it was to make is there."""
+        """Whether the work of a run will never be resumed, because its artifact was made by another."""
         return record.key in self._finished and record.parent not in self._open
 
     @property
     def _knows_all(self) -> bool:
-        """Whether this store's runs are all that worked in this home."""
+        """Whether this store has all runs that worked in this home."""
         return self._store.embedded or not (self._store.home / "mlflow.db").exists()
 
     def _is_unfinished(self, run_id: str) -> Callable[[], bool]:
         return lambda: not self._store.record(run_id).finished
 
-    def _bench(self, key: str) -> StageWorkdir:
+    def _workdir(self, key: str) -> StageWorkdir:
         return StageWorkdir(self._store.home / "work" / key)
 
     def _lock(self, name: str) -> Path:
         return self._store.home / "locks" / f"{name}.lock"
 
     def _piece(
-        self, path: Path, kind: str, why: str, lock: str | None = None, still: Callable[[], bool] = lambda: True
-    ) -> Iterator[Piece]:
+        self, path: Path, kind: str, why: str, lock: str | None = None, still_valid: Callable[[], bool] = lambda: True
+    ) -> Iterator[Removable]:
         if path.is_symlink() or path.exists():
             files = [path] if path.is_symlink() or path.is_file() else [each for each, _ in files_below(path)]
             states = [each.lstat() for each in (path, *files)]
             size = sum(each.lstat().st_size for each in files)
             changed = datetime.fromtimestamp(max(state.st_mtime for state in states), UTC)
-            yield Piece(path, kind, why, size, changed, lock, still)
+            yield Removable(path, kind, why, size, changed, lock, still_valid)
 
 
 def needed(records: Collection[Record]) -> set[str]:
-    """The finished artifacts, and all that they were made from."""
+    """The finished artifacts, and their ancestors."""
     by_id = {record.id: record for record in records}
     reached: set[str] = set()
     queue = [record.id for record in records if record.finished]
@@ -188,6 +188,6 @@ def needed(records: Collection[Record]) -> set[str]:
     return reached
 
 
-def _whole(folder: Path, run_id: str) -> Path:
+def _run_folder(folder: Path, run_id: str) -> Path:
     """A local store gives every run a folder of its name, with its artifacts in it."""
     return folder.parent if folder.parent.name == run_id else folder

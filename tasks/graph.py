@@ -1,6 +1,6 @@
-"""Stages that build on each other: what would run and why, what a rerun makes again, and doing it in order."""
+"""The dependency graph of a pipeline: topological order, a plan from cached artifacts, and reruns of stored ones."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -9,19 +9,18 @@ from dpr_core.config.base import StageConfig, override, parse
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import canonical_json, stage_key
-from tasks.artifacts.run_records import Record, usable_as, wrong_stage
-from tasks.artifacts.snapshot import Snapshot
+from tasks.artifacts.run_records import Record, Snapshot, usable_as, wrong_stage
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, check_launch, recent, reusable
-from tasks.running.explain_rerun import FORCED, NEVER, UNEXPLAINED, Wanted, differences
+from tasks.running.explain_rerun import FORCED, NEVER, UNEXPLAINED, RequestedStage, differences
 
 OTHER = "@"
 
 
 @dataclass(frozen=True)
 class Node:
-    """One stage to be had. An input is an artifact ID, or `@name` of another node."""
+    """One stage of a graph. An input is an artifact ID, or `@name` of another node."""
 
     name: str
     stage: str
@@ -33,7 +32,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Planned:
-    """What would become of a node."""
+    """Whether a node would run or be reused, and why."""
 
     name: str
     stage: str
@@ -41,7 +40,7 @@ class Planned:
     id: str | None
     why: str
     results: dict[str, float] = field(default_factory=dict)
-    """What the artifact that is there came to."""
+    """The final metrics of the artifact that is reused."""
 
 
 def plan(nodes: Sequence[Node], store: Store, not_before: datetime | None = None) -> list[Planned]:
@@ -68,9 +67,9 @@ def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool =
             f"{several.name} is done by several machines, which meet at one port of this one, and so one such stage "
             f"at a time: give --jobs 1 in place of {jobs}"
         )
-    for stage, asked in configs.items():
-        stage_named(stage).preflight(asked)
-    executions = [getattr(config, "execution", None) for asked in configs.values() for config in asked]
+    for stage, of_stage in configs.items():
+        stage_named(stage).preflight(of_stage)
+    executions = [getattr(config, "execution", None) for of_stage in configs.values() for config in of_stage]
     if here and any(isinstance(each, ExecutionConfig) and each.device == "cuda" for each in executions):
         from dpr_core.training.torch_runtime import refuse_without_gpu
 
@@ -123,14 +122,14 @@ def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot, 
         key = stage_key(stage.name, stage.version, config.identity(), known)
         found, damage = reusable(recent(stored.finished(key), not_before), stored.problems)
         if found is not None:
-            made = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
-            return Planned(node.name, node.stage, "reuse", found.id, made, found.results)
+            why = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
+            return Planned(node.name, node.stage, "reuse", found.id, why, found.results)
     if not_before is not None:
         return Planned(node.name, node.stage, "run", None, "; ".join(damage) or FORCED)
-    wanted = Wanted(node.name, stage.name, stage.version, config, known, frozenset(digests))
+    requested = RequestedStage(node.name, stage.name, stage.version, config, known, frozenset(digests))
     origin = stored.record(node.origin) if node.origin else None
-    same = [*stored.alike(stage.name, node.name), *([origin] if origin else [])]
-    reasons = damage or differences(wanted, same, stored.digests, node.origin)
+    same = [*stored.named(stage.name, node.name), *([origin] if origin else [])]
+    reasons = damage or differences(requested, same, stored.digests, node.origin)
     if reasons != [NEVER]:
         reasons = reasons + [
             f"its input {role} ({node.inputs[role].removeprefix(OTHER)}) runs again"
@@ -141,14 +140,14 @@ def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot, 
 
 
 def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream: bool) -> list[Node]:
-    """The nodes that make an artifact again with some settings changed and, if asked, all that was built on it."""
+    """The nodes that make an artifact again with some settings changed and, with `downstream`, all built on it."""
     target = store.record(run_id)
     finished = [record for record in store.records() if record.finished] if downstream else []
     again = {target.id: target} | _built_on(target, finished)
     digest_of = {record.id: record.digest for record in finished}
     nodes: dict[str, Node] = {}
     name_of: dict[str, str] = {}
-    made: dict[str, str] = {}
+    node_of: dict[str, str] = {}
 
     def add(record: Record, users: tuple[str, ...] = ()) -> None:
         if record.id in users:
@@ -164,11 +163,11 @@ def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream:
         }
         same_input = {role: digest_of.get(source) or source for role, source in inputs.items()}
         signature = canonical_json([record.stage, config.identity(), same_input])
-        if signature not in made:
+        if signature not in node_of:
             name = record.name if record.name not in nodes else f"{record.name}-{record.id[:8]}"
             nodes[name] = Node(name, record.stage, config, inputs, origin=record.id)
-            made[signature] = name
-        name_of[record.id] = made[signature]
+            node_of[signature] = name
+        name_of[record.id] = node_of[signature]
 
     for record in again.values():
         add(record)
@@ -188,14 +187,6 @@ def _stored_config(record: Record, overrides: Iterable[str]) -> StageConfig:
     return parse(stage.config, override(record.config, overrides), record.stage)
 
 
-def execute(nodes: Sequence[Node], run: Callable[[Node, dict[str, str]], Outcome]) -> list[Outcome]:
-    """Run the nodes in order; `run` gets each with the IDs of its inputs."""
-    outcomes: dict[str, Outcome] = {}
-    for node in in_order(nodes):
-        outcomes[node.name] = run(node, resolved(node, outcomes))
-    return list(outcomes.values())
-
-
 def sources(node: Node) -> list[str]:
     """The other nodes that this one needs."""
     return [source.removeprefix(OTHER) for source in node.inputs.values() if source.startswith(OTHER)]
@@ -210,7 +201,7 @@ def resolved(node: Node, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
 
 
 def in_order(nodes: Sequence[Node]) -> list[Node]:
-    """Each node after those that it builds on, otherwise as given."""
+    """Topological order: each node after those that it builds on, otherwise as given."""
     by_name = {node.name: node for node in nodes}
     if len(by_name) != len(nodes):
         raise UsageError("two stages of this pipeline have the same name")

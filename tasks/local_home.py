@@ -1,4 +1,4 @@
-"""The folder that holds everything local: the embedded store, locks and work in progress."""
+"""The local home, `DPR_HOME`: the embedded store, locks, work in progress; and errors of a full disk."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def open_home() -> Path:
             os.fsync(probe.fileno())
     except OSError as error:
         if is_full(error):
-            raise no_space(home) from error
+            raise disk_full_error(home) from error
         raise UsageError(
             f"DPR_HOME: cannot write to {home} ({error.strerror}); set DPR_HOME to a folder that you may write to"
         ) from error
@@ -45,7 +45,7 @@ def identity_of(home: Path) -> str:
         return file.read_text(encoding="ascii")
 
 
-class NoRoom(OSError):
+class DiskFull(OSError):
     """The disk is full, and what was to be written needs so many bytes."""
 
     def __init__(self, needed: int) -> None:
@@ -64,7 +64,7 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def no_space(home: Path) -> DensePathError:
+def disk_full_error(home: Path) -> DensePathError:
     return DensePathError(f"no space left in {home}; free some, or set DPR_HOME to a folder on another disk")
 
 

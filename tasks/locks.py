@@ -1,4 +1,4 @@
-"""One process at a time: file locks that die with their holder."""
+"""Lock files (flock): one process at a time, freed by the kernel with their holder."""
 
 import fcntl
 import os
@@ -11,13 +11,13 @@ from dpr_core.errors import DensePathError
 
 
 @contextmanager
-def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`. The kernel frees it when the process ends, however it ends."""
     while True:
         with path.open("a") as file:
             if not _lock(file, path):
-                if waiting is not None:
-                    waiting()
+                if on_wait is not None:
+                    on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _is_there(file, path):
                 yield
@@ -35,7 +35,7 @@ def is_held(path: Path) -> bool:
     """Whether a process that lives holds the lock file `path`."""
     try:
         with path.open() as file:
-            # Two who only ask do not stand in each other's way.
+            # A shared lock, so that two who only ask do not block each other.
             return not _lock(file, path, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from prefect import task
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from dpr_core.config.base import StageConfig
-from tasks.run_stage import Outcome
-from tasks.subprocess_pool import Job, make
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome, StageJob, run_job
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -19,7 +21,21 @@ def stage_task(
     inputs: Mapping[str, str],
     parent: str | None,
     not_before: datetime | None = None,
-    by: Callable[[Job], Outcome] = make,
+    run: Callable[[StageJob], Outcome] = run_job,
 ) -> Outcome:
-    """Make or reuse one artifact, here or `by` another process: config and artifact IDs in, artifact ID out."""
-    return by(Job(stage, name, config, inputs, parent, not_before))
+    """Run a stage or reuse its artifact, here or in a process that `run` sends it to."""
+    return run(StageJob(stage, name, config, inputs, parent, not_before))
+
+
+def link_runs(store: Store, document: Mapping[str, Any]) -> None:
+    """Links to the MLflow runs on the flow run's page."""
+    rows = [
+        {
+            "stage": entry["name"],
+            "status": entry["status"],
+            "seconds": entry["seconds"],
+            "artifact": f"[{entry['id']}]({store.run_url(entry['id'])})",
+        }
+        for entry in document["stages"]
+    ]
+    create_table_artifact(rows, key="mlflow-runs", description=f"[Pipeline run]({store.run_url(document['run_id'])})")

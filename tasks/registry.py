@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from dpr_core.errors import UsageError
-from tasks.run_stage import Stage
+from tasks.running.stage import Stage
 
 NAMES = (
     "backbone",

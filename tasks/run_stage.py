@@ -1,77 +1,44 @@
-"""Running one stage: check its inputs, reuse what is there, else do the work and publish it whole or not at all."""
+"""Idempotent run of one stage: verify the inputs, reuse what has the same key, else work and publish atomically."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, stage_key
 from tasks.artifacts.store import Artifact, Record, StageRun, Store
-from tasks.local_home import is_full, no_space
+from tasks.local_home import disk_full_error, is_full
 from tasks.locks import exclusive
-from tasks.running.explain_rerun import FORCED, UNEXPLAINED, Wanted, differences
-from tasks.running.shutdown import terminable
+from tasks.registry import stage_named
+from tasks.running.explain_rerun import FORCED, UNEXPLAINED, RequestedStage, differences
+from tasks.running.shutdown import graceful_shutdown
+from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
-from tasks.running.workspace import Progress, Work, Workspace
-
-__all__ = ["Outcome", "Progress", "Stage", "Work", "Workspace", "run_stage"]
+from tasks.running.workspace import Progress, Workspace
 
 logger = logging.getLogger("dense_path")
 
-ANY_ROLE = "*"
-
 
 @dataclass(frozen=True)
-class Stage:
-    """A step of the pipeline. `inputs` maps a role to the stages accepted in it; the role `*` stands for any number."""
+class StageJob:
+    """A stage to run, in this process or another."""
 
+    stage: str
     name: str
-    version: int
-    config: type[StageConfig]
-    body: Callable[[StageConfig, Any], dict[str, float]]
-    describe: Callable[[StageConfig], str]
-    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
-    pin: Callable[[Any], StageConfig] = lambda config: config
-    """Fills in what the config refers to but does not hold, such as the hash of a file's content."""
-    shared: bool = False
-    """Whether several processes can do it together. Then its body works with what `Work` says, and no more."""
-    missing: Callable[[Any], str | None] = lambda config: None
-    """What `pin` would have to fetch first. A plan fetches nothing; `preflight` does."""
-    preflight: Callable[[Sequence[Any]], None] = lambda configs: None
-    """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
-
-    def launch(self, config: StageConfig) -> LaunchConfig | None:
-        """The processes that are to do it together; None where this one does it alone."""
-        launch = getattr(getattr(config, "execution", None), "launch", None)
-        return launch if launch is not None and launch.processes > 1 else None
-
-    def check_roles(self, given: Iterable[str]) -> None:
-        """Refuse roles that this stage does not have, and the lack of one that it needs."""
-        roles = set(given)
-        unknown = roles - set(self.inputs)
-        if unknown and ANY_ROLE not in self.inputs:
-            known = ", ".join(self.inputs) or "none"
-            raise UsageError(f"{self.name} has no input called {', '.join(sorted(unknown))}; its inputs: {known}")
-        missing = set(self.inputs) - roles - self.optional - {ANY_ROLE}
-        if missing:
-            needs = [f"{role} (an artifact of {' or '.join(self.inputs[role])})" for role in sorted(missing)]
-            raise UsageError(f"{self.name} needs the input {' and '.join(needs)}")
-
-    def accepted(self, role: str) -> tuple[str, ...]:
-        """The stages whose artifacts fit a role."""
-        return self.inputs.get(role, self.inputs.get(ANY_ROLE, ()))
+    config: StageConfig
+    inputs: Mapping[str, str]
+    parent: str | None
+    not_before: datetime | None = None
+    """What was begun before this moment is not reused."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of asking for a stage."""
+    """The artifact of a stage, and whether it had to run."""
 
     stage: str
     name: str
@@ -79,6 +46,23 @@ class Outcome:
     status: Literal["ran", "reused"]
     seconds: float
     metrics: dict[str, float]
+
+
+def run_job(job: StageJob) -> Outcome:
+    """Run a stage in this process, or reuse its artifact, with progress on stderr."""
+    from tasks.running.progress import StageProgress
+
+    with StageProgress(job.name) as progress:
+        return run_stage(
+            stage_named(job.stage),
+            job.config,
+            job.inputs,
+            store=Store.open(retry=True),
+            parent=job.parent,
+            name=job.name,
+            not_before=job.not_before,
+            progress=progress,
+        )
 
 
 def run_stage(
@@ -94,7 +78,7 @@ def run_stage(
 ) -> Outcome:
     """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key.
 
-    What was begun before `not_before` is neither reused nor taken up.
+    What was begun before `not_before` is neither reused nor resumed.
     """
     name = name or stage.name
     config = stage.pin(config)
@@ -103,29 +87,29 @@ def run_stage(
     digests = {role: artifact.digest for role, artifact in artifacts.items()}
     key = stage_key(stage.name, stage.version, config.identity(), digests)
 
-    def waiting() -> None:
+    def on_wait() -> None:
         logger.info("%s: another process is making this; waiting for it", name)
 
-    with terminable() as ending, exclusive(store.home / "locks" / f"{key}.lock", waiting):
-        there = recent(store.finished(key), not_before)
-        found, damage = reusable(there, lambda run_id: store.verify(run_id, quick=True))
+    with graceful_shutdown() as shutdown, exclusive(store.home / "locks" / f"{key}.lock", on_wait):
+        candidates = recent(store.finished(key), not_before)
+        found, damage = reusable(candidates, lambda run_id: store.verify(run_id, quick=True))
         for line in damage:
             logger.warning("%s: not reused: %s", name, line)
-        bench = StageWorkdir(store.home / "work" / key)
+        workdir = StageWorkdir(store.home / "work" / key)
         if found is not None:
-            if bench.attempt() == found.id:
-                bench.clear()
+            if workdir.stage_run() == found.id:
+                workdir.clear()
             return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
         check_launch(stage, config)
-        run = _taken_up(store, bench, key, name, parent, not_before)
+        run = _resumed(store, workdir, key, name, parent, not_before)
         for stale in store.end_stale(key, but=run):
-            logger.warning("%s: attempt %s had been killed; it had left nothing to go on from", name, stale[:8])
+            logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
         if run is None:
-            wanted = Wanted(name, stage.name, stage.version, config, digests, frozenset(digests))
-            reasons = damage or ([FORCED] if not_before else _changed(wanted, store))
+            requested = RequestedStage(name, stage.name, stage.version, config, digests, frozenset(digests))
+            reasons = damage or ([FORCED] if not_before else _changes(requested, store))
             why = "; ".join(reasons) or UNEXPLAINED
             logger.info("%s: runs, because: %s", name, why)
-            bench.clear()
+            workdir.clear()
             run = store.begin(
                 stage=stage.name,
                 name=name,
@@ -140,12 +124,12 @@ def run_stage(
             run,
             store,
             {role: artifact.id for role, artifact in artifacts.items()},
-            bench,
+            workdir,
             execution=getattr(config, "execution", None),
-            ending=ending,
+            shutdown=shutdown,
             progress=progress,
         )
-        metrics = _attempt(stage, config, artifacts, work, bench)
+        metrics = _run_and_publish(stage, config, artifacts, work, workdir)
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
 
 
@@ -166,14 +150,14 @@ def recent(records: Iterable[Record], not_before: datetime | None) -> list[Recor
     return [record for record in records if not_before is None or record.started >= not_before]
 
 
-def _taken_up(
-    store: Store, bench: StageWorkdir, key: str, name: str, parent: str | None, not_before: datetime | None
+def _resumed(
+    store: Store, workdir: StageWorkdir, key: str, name: str, parent: str | None, not_before: datetime | None
 ) -> StageRun | None:
-    """The interrupted attempt whose work lies on the bench, if there is one."""
-    attempt = bench.attempt()
-    run = None if attempt is None else store.take_up(attempt, key, parent, not_before)
+    """The interrupted run whose work is in the folder, if there is one."""
+    run_id = workdir.stage_run()
+    run = None if run_id is None else store.resume(run_id, key, parent, not_before)
     if run is not None:
-        logger.info("%s: goes on with attempt %s, which was interrupted", name, run.id[:8])
+        logger.info("%s: goes on with run %s, which was interrupted", name, run.id[:8])
     return run
 
 
@@ -188,9 +172,10 @@ def reusable(finished: Iterable[Record], problems_of: Callable[[str], list[str]]
     return None, damage
 
 
-def _changed(wanted: Wanted, store: Store) -> list[str]:
-    same = store.records(wanted.stage, wanted.name)
-    return differences(wanted, same, store.digests({source for record in same for source in record.inputs.values()}))
+def _changes(requested: RequestedStage, store: Store) -> list[str]:
+    same = store.records(requested.stage, requested.name)
+    sources = {source for record in same for source in record.inputs.values()}
+    return differences(requested, same, store.digests(sources))
 
 
 def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> dict[str, Artifact]:
@@ -204,40 +189,41 @@ def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> d
     return artifacts
 
 
-def _attempt(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: StageWorkdir
+def _run_and_publish(
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, workdir: StageWorkdir
 ) -> dict[str, float]:
+    """Either all of it becomes an artifact, or the run ends as FAILED or KILLED and what can be resumed is kept."""
     run = work.run
     try:
-        bench.open(run.id)
-        run.keep_unsent_in(bench.unsent)
-        manifest, metrics = _finished(run, bench) or _worked(stage, config, artifacts, work, bench)
+        workdir.open(run.id)
+        run.keep_unsent_in(workdir.unsent)
+        manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
         run.results(metrics)
         run.publish(work.output, manifest)
     except BaseException as error:
-        if bench.holds_work:
+        if workdir.is_resumable:
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)
         else:
-            bench.clear()
+            workdir.clear()
         _end(run, "FAILED" if isinstance(error, Exception) else "KILLED", f"{type(error).__name__}: {error}")
         if is_full(error) and not isinstance(error, DensePathError):
-            raise no_space(work.store.home) from error
+            raise disk_full_error(work.store.home) from error
         raise
-    bench.clear()
+    workdir.clear()
     return metrics
 
 
-def _worked(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, bench: StageWorkdir
+def _run_body(
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, workdir: StageWorkdir
 ) -> tuple[Manifest, dict[str, float]]:
-    """Do what the stage does, and say what came of it."""
+    """Run the body in this process, or in those of its launch settings; returns the manifest and the final metrics."""
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
     if launch := stage.launch(config):
         from tasks.launch.launcher import launched
 
         metrics = launched(stage.name, config, launch, work)
     else:
-        with torch_as_in(config):
+        with torch_settings(config):
             metrics = stage.body(config, work)
     manifest = Manifest.of_directory(
         work.output,
@@ -250,41 +236,27 @@ def _worked(
     if not manifest.files:
         raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
     work.run.flush()
-    bench.finish(manifest, metrics, work.run.last_step)
+    workdir.mark_done(manifest, metrics, work.run.last_step)
     return manifest, metrics
 
 
-def _finished(run: StageRun, bench: StageWorkdir) -> tuple[Manifest, dict[str, float]] | None:
-    """What an attempt came to that was interrupted while it was published; None where it has to work on."""
-    done = bench.finished()
+def _finished_before(run: StageRun, workdir: StageWorkdir) -> tuple[Manifest, dict[str, float]] | None:
+    """The result of a run that was interrupted while it was published; None where the body has to run."""
+    done = workdir.done()
     if done is None:
         return None
     manifest, metrics, run.last_step = done
-    problems = run.unpublished(bench.output, manifest)
+    problems = run.unpublished(workdir.output, manifest)
     if not problems:
         return manifest, metrics
     logger.warning("%s was to be published, but is damaged (%s); it is made again", run.id[:8], "; ".join(problems[:3]))
-    bench.reopen()
+    workdir.discard_done()
     return None
 
 
-def torch_as_in(config: StageConfig) -> AbstractContextManager[None]:
-    """Threads as configured, and torch's generators, which dropout draws from, as the seed has them: what else this
-    process made before must not matter."""
-    execution = getattr(config, "execution", None)
-    if not isinstance(execution, ExecutionConfig):
-        return nullcontext()
-    import torch
-
-    from dpr_core.training.torch_runtime import torch_threads
-
-    torch.manual_seed(config.seed)
-    return torch_threads(execution.threads)
-
-
 def _end(run: StageRun, status: str, reason: str) -> None:
-    """End a failed attempt; that the store cannot even take this must not hide why it failed."""
+    """End a failed run; that the store cannot even take this must not hide why it failed."""
     try:
         run.end(status, reason)
     except (DensePathError, OSError) as error:
-        logger.warning("attempt %s could not be marked as %s: %s", run.id[:8], status, error)
+        logger.warning("run %s could not be marked as %s: %s", run.id[:8], status, error)

@@ -1,4 +1,4 @@
-"""Doing all of a graph that can be done: a failure takes with it only what is built on it."""
+"""A parallel scheduler of a graph: nodes run as soon as their inputs exist; a failure stops only what depends on it."""
 
 import contextvars
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from tasks.run_stage import Outcome
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a node was not made: the node at the bottom of it, and its error."""
+    """Why a node was not made: the node that was the cause, and its error."""
 
     node: str
     error: Exception
@@ -19,7 +19,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of the nodes, by their names."""
+    """The outcomes and failures of nodes, by their names."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)

@@ -1,28 +1,20 @@
-"""Other processes on this machine that make stages, each one at a time."""
+"""A pool of subprocesses on this machine, each of which runs one stage at a time."""
 
 import logging
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from multiprocessing.connection import Connection
 
-from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError
-from tasks.artifacts.store import Store
 from tasks.launch.child_processes import environment, how_it_ended
-from tasks.registry import stage_named
-from tasks.run_stage import Outcome, run_stage
-from tasks.running.progress import StageProgress
+from tasks.run_stage import Outcome, StageJob, run_job
 
-MOST = 64
-"""Processes at once, at the most."""
+MAX_PROCESSES = 64
 
-PATIENCE = 30.0
-"""Seconds that a process is given to end its stage as KILLED."""
+STOP_SECONDS = 30.0
+"""How long a process has to end its stage as KILLED."""
 
 # Ctrl-C reaches every process of a terminal. Here it counts for the one that knows what to do about all the others.
 START = (
@@ -31,35 +23,7 @@ START = (
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """One stage to be had."""
-
-    stage: str
-    name: str
-    config: StageConfig
-    inputs: Mapping[str, str]
-    parent: str | None
-    not_before: datetime | None = None
-    """What was begun before this moment is not reused."""
-
-
-def make(job: Job) -> Outcome:
-    """Make or reuse it in this process."""
-    with StageProgress(job.name) as progress:
-        return run_stage(
-            stage_named(job.stage),
-            job.config,
-            job.inputs,
-            store=Store.open(patient=True),
-            parent=job.parent,
-            name=job.name,
-            not_before=job.not_before,
-            progress=progress,
-        )
-
-
-class Workers:
+class SubprocessPool:
     """As many processes as there are jobs at once. They end with the block, or with this process."""
 
     def __init__(self) -> None:
@@ -68,8 +32,8 @@ class Workers:
         self._guard = threading.Lock()
         self._closed = False
 
-    def make(self, job: Job) -> Outcome:
-        """Make or reuse it in a process that has nothing else to do. Waits for it; safe to call from many threads."""
+    def run(self, job: StageJob) -> Outcome:
+        """Run or reuse a stage in an idle process. Waits for it; safe to call from many threads."""
         with self._guard:
             if self._closed:
                 raise DensePathError(f"{job.name}: not started, because the run is ending")
@@ -77,10 +41,10 @@ class Workers:
             self._busy.add(worker)
         alive = False
         try:
-            outcome = worker.make(job)
+            outcome = worker.run(job)
             alive = True
-        except _Gone as gone:
-            raise DensePathError(f"{job.name}: the process that made it {gone}") from None
+        except _ProcessEnded as error:
+            raise DensePathError(f"{job.name}: the process that made it {error}") from None
         except DensePathError:
             alive = True
             raise
@@ -91,7 +55,7 @@ class Workers:
                     self._idle.append(worker)
         return outcome
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "SubprocessPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,12 +69,12 @@ class Workers:
             worker.wait()
 
 
-class _Gone(Exception):
+class _ProcessEnded(Exception):
     """The process has ended."""
 
 
 class _Worker:
-    """One process, and the line to it."""
+    """One process, and the connection to it."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -122,14 +86,14 @@ class _Worker:
                 stdout=2,
                 env=environment(),
             )
-        self._line = Connection(ours.detach())
+        self._connection = Connection(ours.detach())
 
-    def make(self, job: Job) -> Outcome:
+    def run(self, job: StageJob) -> Outcome:
         try:
-            self._line.send(job)
-            answer = self._line.recv()
+            self._connection.send(job)
+            answer = self._connection.recv()
         except (EOFError, OSError):
-            raise _Gone(how_it_ended(self.wait())) from None
+            raise _ProcessEnded(how_it_ended(self.wait())) from None
         if isinstance(answer, DensePathError):
             raise answer
         assert isinstance(answer, Outcome)
@@ -141,27 +105,27 @@ class _Worker:
 
     def wait(self) -> int:
         try:
-            return self._process.wait(PATIENCE)
+            return self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
 
 
-def serve(line: Connection) -> None:
-    """Make one job after another until the line is closed."""
+def serve(connection: Connection) -> None:
+    """Run one job after another until the connection is closed."""
     while True:
         try:
-            job = line.recv()
+            job = connection.recv()
         except EOFError:
             return
         answer: Outcome | DensePathError
         try:
-            answer = make(job)
+            answer = run_job(job)
         except DensePathError as error:
             answer = error
         except Exception as error:
             answer = DensePathError(f"{type(error).__name__}: {error}")
-        line.send(answer)
+        connection.send(answer)
 
 
 def main() -> None:

@@ -232,14 +232,17 @@ def live(point: str, number: int) -> None:
     from dpr_core.config.base import override, parse
     from dpr_core.config.pipeline import PipelineConfig
     from flows import recipes, wiring
-    from tasks.graph import execute
-    from tasks.subprocess_pool import Job, make
+    from tasks.graph import in_order, resolved
+    from tasks.run_stage import Outcome, StageJob, run_job
 
     torch.set_num_threads(1)
     config = parse(PipelineConfig, override(recipes.load(str(RECIPE)).model_dump(mode="json"), EVERY_STEP), "tiny")
     trap(point, number)
     print(READY, flush=True)
-    execute(wiring.nodes(config), lambda n, inputs: make(Job(n.stage, n.name, n.config, inputs, None, None)))
+    outcomes: dict[str, Outcome] = {}
+    for node in in_order(wiring.nodes(config)):
+        inputs = resolved(node, outcomes)
+        outcomes[node.name] = run_job(StageJob(node.stage, node.name, node.config, inputs, None))
 
 
 def trap(point: str, number: int) -> None:
@@ -332,13 +335,13 @@ def trap(point: str, number: int) -> None:
         case "after the status":
             around(MlflowClient, "set_terminated", None, on(always))
         case "before the work is sealed as done":
-            around(StageWorkdir, "finish", on(always), None)
+            around(StageWorkdir, "mark_done", on(always), None)
         case "after the work is sealed as done":
-            around(StageWorkdir, "finish", None, on(always))
+            around(StageWorkdir, "mark_done", None, on(always))
         case "half a state":
             around(dpr_core.state, "write", half_state, None)
         case "after a state":
-            around(StageWorkdir, "keep", None, on(always))
+            around(StageWorkdir, "save_state", None, on(always))
         case "results told":
             around(tasks.artifacts.stage_run.StageRun, "results", None, on(always))
 

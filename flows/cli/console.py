@@ -1,4 +1,4 @@
-"""What all commands share: their options, how they print, and how errors are told."""
+"""What all commands share: options, output, and error reports."""
 
 import logging
 import sys
@@ -55,11 +55,11 @@ def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]"
 def reported(debug: bool, then: str = "") -> Iterator[None]:
     """Errors as a sentence on stderr and an exit status: 2 a wrong request, 1 a failure, 130 an interrupt.
 
-    `then` is what to do after an interrupt.
+    `then` names the command to give after an interrupt.
     """
     level = logging.INFO if debug else logging.WARNING
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Visible("%(message)s"))
+    handler.setFormatter(_EscapingFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("dense_path").setLevel(logging.INFO)
     try:
@@ -84,7 +84,7 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-class _Visible(logging.Formatter):
+class _EscapingFormatter(logging.Formatter):
     """A message, too, may quote data, an answer or a server."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,44 +1,20 @@
-"""A plan, and what its judging would cost."""
+"""View of the estimated cost of judging, beside a plan."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
-
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from dpr_core.evaluation.budget import Cost
 from dpr_core.reporting.tables import Table
-from flows.cli.console import emit
-from tasks.artifacts.store import Store
-from tasks.graph import Node, Planned
-from tasks.judging_costs import Costs, judging_costs
+from flows.judging_costs import Costs
 
 HEADINGS = ("judging", "benchmark", "artifacts", "calls", "tokens read", "tokens written", "dollars about", "at most")
 
 
-def emit_plan(
-    store: Store,
-    nodes: Sequence[Node],
-    planned: Sequence[Planned],
-    document: dict[str, Any],
-    as_json: bool,
-    make_view: Callable[[], RenderableType],
-) -> None:
-    """The plan; beside it the costs, which people are shown where there are any."""
-    costs = judging_costs(nodes, planned, store)
-    emit(document | {"judging": costs_document(costs)}, as_json, lambda: Group(make_view(), *views(costs)))
-
-
-def costs_document(costs: Costs) -> dict[str, Any]:
-    lines = [{**asdict(line), "cost": line.cost.as_dict()} for line in costs.lines]
-    total = costs.total.as_dict()
-    return {"by_benchmark": lines, "total": total, "reused": costs.reused, "assumed": list(costs.assumed)}
-
-
 def views(costs: Costs) -> list[RenderableType]:
     """For people: nothing where nothing is paid."""
-    reused = [Text(f"{costs.reused} judgments are there already and cost nothing.")] if costs.reused else []
+    reused: list[RenderableType] = (
+        [Text(f"{costs.reused} judgments are there already and cost nothing.")] if costs.reused else []
+    )
     if not costs.lines:
         return reused
     rows = [[line.stage, line.benchmark, str(line.judgments), *_cells(line.cost)] for line in costs.lines]

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
 from flows.cli.console import RESUME, Debug, Json, Plan, Set, emit, reported
+from flows.cli.run import Options, run_or_plan
 
 if TYPE_CHECKING:
     from dpr_core.experiments.points import Study
@@ -76,12 +77,12 @@ def sweep(
         if not values:
             raise UsageError("say what to vary: --over field=value,value, such as --over seed=1,2,3")
         config = recipes.load(recipe, assignments)
-        if added := missing_references(config.model_dump(mode="json"), values):
-            kept = ", ".join(f"{fraction:g}" for fraction in added)
+        if missing := missing_references(config.model_dump(mode="json"), values):
+            kept = ", ".join(f"{fraction:g}" for fraction in missing)
             print(f"sft.checkpoints keeps {kept} too, so that one SFT run serves every reference", file=sys.stderr)
         title = f"{config.name}: {' x '.join(values)}"
         studies = [Study(title=title, config=config, over=values)]
-        document, failure = _run_or_plan(studies, f"sweep {config.name}", Wish(plan, jobs, pool, as_json, debug))
+        document, failure = _run_or_plan(studies, f"sweep {config.name}", pool, Options(plan, as_json, debug, jobs))
         if document is not None:
             emit(document, as_json, lambda: experiments_view.sweep_summary(Store.open(), document))
         if failure is not None:
@@ -126,9 +127,9 @@ def reproduce(
         if out is not None:
             _check_out(out)
         names = [each.value for each in Reproduced] if what is Reproduced.all else [what.value]
-        asked = recipe or ("lab-quick" if quick else "lab")
-        studies = reproduction.studies(asked, assignments, names, seeds, quick)
-        document, failure = _run_or_plan(studies, f"reproduce {what.value}", Wish(plan, jobs, pool, as_json, debug))
+        base = recipe or ("lab-quick" if quick else "lab")
+        studies = reproduction.studies(base, assignments, names, seeds, quick)
+        document, failure = _run_or_plan(studies, f"reproduce {what.value}", pool, Options(plan, as_json, debug, jobs))
         if document is not None:
             identities = _theory(seed, instances) if what is Reproduced.all else []
             _conclude(document, identities, out, as_json)
@@ -136,63 +137,21 @@ def reproduce(
             raise failure
 
 
-class Wish(NamedTuple):
-    """The options that `sweep` and `reproduce` share."""
-
-    plan: bool
-    jobs: int | None
-    pool: str | None
-    as_json: bool
-    debug: bool
-
-
-def _run_or_plan(studies: "list[Study]", name: str, wish: Wish) -> tuple[dict[str, Any] | None, DensePathError | None]:
+def _run_or_plan(
+    studies: "list[Study]", name: str, pool: str | None, options: Options
+) -> "tuple[dict[str, Any] | None, DensePathError | None]":
     """The document of the run, none if it was only planned; and the error that names what failed, if anything did."""
-    from flows import embedded, run_document
-    from flows.cli import experiments_view
-    from flows.merging import Experiment
-    from flows.requests import Sweep
+    from flows.requests import SweepRequest
+    from flows.run_document import Incomplete
     from tasks.artifacts.store import Store
-    from tasks.graph import on_machines, plan
 
-    if wish.pool and wish.jobs:
+    if pool and options.jobs:
         raise UsageError("--jobs is for this machine, --pool for the workers of a pool; give one of them")
-    asked = Experiment.of(studies)
-    store = Store.open()
-    nodes = [*asked.merged.nodes, *asked.tables()]
-    planned = plan(nodes, store)
-    if wish.plan:
-        from flows.cli.costs_view import emit_plan
-
-        document = experiments_view.experiment_plan_document(asked, planned)
-        table = experiments_view.experiment_plan_table
-        emit_plan(store, nodes, planned, document, wish.as_json, lambda: table(asked, planned))
-        return None, None
-    if all(step.status == "reuse" for step in planned):
-        about = Sweep(studies=studies, name=name).about(store)
-        return run_document.reuse_all(store, planned, about, run_document.tables_of), None
-    embedded.prepare(store.home, wish.debug)
-    embedded.start_server()
-    one_at_a_time = wish.pool or on_machines(nodes, planned)
-    to_run = sum(step.status == "run" for step in planned)
-    jobs = wish.jobs or (1 if one_at_a_time else processes(studies, to_run))
-    from flows.sweep import Incomplete
-    from flows.sweep import sweep as sweep_flow
-
+    request = SweepRequest(studies=studies, name=name, pool=pool)
     try:
-        return sweep_flow(studies, name, jobs, wish.pool), None
+        return run_or_plan(Store.open(), request, options), None
     except Incomplete as incomplete:
         return incomplete.document, incomplete
-
-
-def processes(studies: "Sequence[Study]", to_run: int) -> int:
-    """How many share the work where nothing is said: every core for the lab, whose stages have one thread each."""
-    from dpr_core.config.model import LabBackboneConfig
-    from tasks.launch.child_processes import usable_cores
-    from tasks.subprocess_pool import MOST
-
-    on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in studies)
-    return max(1, min(usable_cores(), to_run, MOST)) if on_lab else 1
 
 
 def _check_out(file: Path) -> None:
@@ -208,7 +167,7 @@ def _check_out(file: Path) -> None:
 
 
 def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: Path | None, as_json: bool) -> None:
-    """Write the results down, keep them with the run, and show the verdicts."""
+    """Write the results, upload them to the parent run, and show the verdicts."""
     from dpr_core.theory.checks import table
     from flows import reproduction
     from flows.cli import experiments_view
@@ -218,21 +177,21 @@ def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: P
     file = out or store.home / "results" / document["run_id"] / "results.md"
     theory = table(list(identities)) if identities else None
     command = shlex.join(["dpr", *sys.argv[1:]])
-    judged = {
+    claims = {
         "claims": reproduction.claims_in(document),
         **({"identities": _rows(identities)} if identities else {}),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for place in (Path(folder, file.name), file):
-            reproduction.write(store, document, command, judged, theory, place)
-        store.pipelines.keep(document["run_id"], Path(folder), "results")
-    told = {
-        **judged,
+        for target in (Path(folder, file.name), file):
+            reproduction.write(store, document, command, claims, theory, target)
+        store.parent_runs.keep(document["run_id"], Path(folder), "results")
+    summary = {
+        **claims,
         "run_id": document["run_id"],
         "document": str(file),
         **({"failed": document["failed"]} if "failed" in document else {}),
     }
-    emit(told, as_json, lambda: experiments_view.verdicts(told))
+    emit(summary, as_json, lambda: experiments_view.verdicts(summary))
 
 
 def _theory(seed: int, instances: int) -> "list[Identity]":

@@ -1,4 +1,4 @@
-"""What the command line shows of many pipelines: what would run, what came out, the verdicts."""
+"""Views of sweeps and reproductions: what would run, the results, the verdicts on claims."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,38 +11,40 @@ from dpr_core.experiments.exhibits import exhibit_named
 from dpr_core.experiments.observations import Observation
 from dpr_core.experiments.results import as_terminal, summary, table
 from dpr_core.reporting.tables import Table
-from flows.cli.inspect_view import plan_document
-from flows.merging import EXPERIMENT, Experiment
+from flows.cli.run_view import plan_document
+from flows.merging import EXPERIMENT, MergedStudies
 from tasks.artifacts.store import Store
 from tasks.graph import Planned
 
 
-def experiment_plan_document(asked: Experiment, planned: Sequence[Planned]) -> dict[str, Any]:
+def sweep_plan_document(studies: MergedStudies, planned: Sequence[Planned]) -> dict[str, Any]:
     """The points, how many stages they come to, and every stage."""
     to_run = sum(step.status == "run" for step in planned)
     counts = {
-        "unshared": asked.merged.unshared + len(asked.studies),
+        "unshared": studies.graph.unshared + len(studies.studies),
         "shared": len(planned),
         "reuse": len(planned) - to_run,
         "run": to_run,
     }
-    return {"points": list(asked.reports), "stages": counts, **plan_document(planned)}
+    return {"points": list(studies.reports), "stages": counts, **plan_document(planned)}
 
 
-def experiment_plan_table(asked: Experiment, planned: Sequence[Planned]) -> RenderableType:
+def sweep_plan_table(studies: MergedStudies, planned: Sequence[Planned]) -> RenderableType:
     """One row for each kind of stage."""
-    wanted = {node.name: len(users) for node, users in zip(asked.merged.nodes, asked.merged.points_of, strict=True)}
+    points = {node.name: len(users) for node, users in zip(studies.graph.nodes, studies.graph.points_of, strict=True)}
     rows: dict[str, list[int]] = {}
     for step in planned:
         row = rows.setdefault(step.stage, [0, 0, 0, 0])
-        row[0] += wanted.get(step.name, 1)
+        row[0] += points.get(step.name, 1)
         row[1] += 1
         row[2 if step.status == "reuse" else 3] += 1
     headings = ("stage", "if nothing were shared", "shared", "there already", "would run")
     stages = Table(headings, [[stage, *map(str, row)] for stage, row in rows.items()])
-    shared, there, to_run = (sum(row[column] for row in rows.values()) for column in (1, 2, 3))
-    told = f"{len(asked.reports)} points: {to_run} of {shared} stages would run, {there} are there; nothing was run."
-    return Group(stages.as_terminal("Plan"), Text(told))
+    shared, reused, to_run = (sum(row[column] for row in rows.values()) for column in (1, 2, 3))
+    summary_line = (
+        f"{len(studies.reports)} points: {to_run} of {shared} stages would run, {reused} are there; nothing was run."
+    )
+    return Group(stages.as_terminal("Plan"), Text(summary_line))
 
 
 def sweep_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
@@ -51,8 +53,8 @@ def sweep_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     for entry in document["stages"]:
         if entry["stage"] == EXPERIMENT:
             config = store.record(entry["id"]).config
-            seen = [Observation(**each) for each in document["results"][entry["name"]]["observations"]]
-            parts.append(table(exhibit_named(config["exhibit"]), seen).as_terminal(config["title"]))
+            observations = [Observation(**each) for each in document["results"][entry["name"]]["observations"]]
+            parts.append(table(exhibit_named(config["exhibit"]), observations).as_terminal(config["title"]))
             parts.append(Text(f"Table and plots: {store.fetch(entry['id']).path}\nArtifact: {entry['id']}"))
     if all(entry["status"] == "reused" for entry in document["stages"]):
         parts.append(Text("Nothing had changed: every stage was reused."))

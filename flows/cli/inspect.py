@@ -1,4 +1,4 @@
-"""Commands about artifacts that are there: list, show, check, write out, score."""
+"""Commands about stored artifacts: list, show, verify, export, score."""
 
 import sys
 from pathlib import Path
@@ -23,13 +23,15 @@ def artifacts(
         from tasks.registry import stage_named
 
         store = Store.open()
-        records = [store.seen(record) for record in store.records(stage_named(stage).name if stage else None)]
+        records = [
+            store.with_live_status(record) for record in store.records(stage_named(stage).name if stage else None)
+        ]
         emit(
             [inspect_view.record_document(record) for record in records],
             as_json,
             lambda: inspect_view.record_table(records),
         )
-        if interrupted := [pipeline for pipeline in store.pipelines.to_go_on() if pipeline.interrupted]:
+        if interrupted := [pipeline for pipeline in store.parent_runs.resumable() if pipeline.is_interrupted]:
             names = ", ".join(escape_control(pipeline.title) for pipeline in interrupted)
             print(f"interrupted: {names}; go on with: dpr resume", file=sys.stderr)
 
@@ -44,11 +46,11 @@ def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> N
         from tasks.artifacts.store import Store
 
         store = Store.open()
-        if (pipeline := store.pipelines.find(artifact)) is not None:
-            about = view.pipeline_document(store, pipeline)
-            emit(about, as_json, lambda: view.pipeline_view(store, pipeline))
+        if (pipeline := store.parent_runs.find(artifact)) is not None:
+            document = view.pipeline_document(store, pipeline)
+            emit(document, as_json, lambda: view.pipeline_view(store, pipeline))
             return
-        record = store.seen(store.record(artifact))
+        record = store.with_live_status(store.record(artifact))
         document = view.artifact_document(store, record)
         emit(document, as_json, lambda: view.artifact_view(store, record, document))
 
@@ -96,8 +98,8 @@ def export(
 ) -> None:
     """Write a model as a plain Hugging Face checkpoint, which from_pretrained loads."""
     with reported(debug):
+        from flows.export import export_checkpoint
         from tasks.artifacts.store import Store
-        from tasks.export import export_checkpoint
 
         written = export_checkpoint(Store.open(), artifact, folder, part)
         emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")

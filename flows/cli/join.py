@@ -1,4 +1,4 @@
-"""The command of every machine but the first, where several do a stage together."""
+"""The command that joins a multi-machine stage: the rendezvous of every machine but the first."""
 
 from typing import Annotated
 

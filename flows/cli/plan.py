@@ -1,4 +1,4 @@
-"""The command that says what a run would need."""
+"""The command that estimates the memory, time and cost of a run."""
 
 from typing import Annotated
 
@@ -40,6 +40,6 @@ def plan(
         if gpu_memory is not None:
             card = replace(card, gigabytes=gpu_memory)
         config = recipes.load(recipe, assignments)
-        asked = planning.Asked(card, gpus, utilisation or UTILISATION, prompt_tokens, response_tokens)
-        made = planning.plan(recipe, config, asked)
-        emit(made.as_dict(), as_json, lambda: plan_view(made))
+        target = planning.PlanTarget(card, gpus, utilisation or UTILISATION, prompt_tokens, response_tokens)
+        plan = planning.plan(recipe, config, target)
+        emit(plan.as_dict(), as_json, lambda: plan_view(plan))

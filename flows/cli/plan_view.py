@@ -1,4 +1,4 @@
-"""A plan for people: the memory of every stage by part, its work, and what would make it fit."""
+"""View of a resource plan: the memory of every stage by part, its work, and settings that would make it fit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,13 @@ GIGA = 2**30
 
 
 def plan_view(plan: RunPlan) -> RenderableType:
-    asked = plan.asked
+    target = plan.target
     shared = any(stage.launch.processes > 1 for stage in plan.stages)
     served = any(stage.needs.server for stage in plan.stages)
     more = [*(["processes", "on each GPU"] if shared else []), *(["vLLM server"] if served else [])]
     memory = Table(
         ("stage", "fullest while", *PARTS, "in all", *more, "fits"),
-        [_memory_row(stage, shared, served, asked.gpu) for stage in plan.stages],
+        [_memory_row(stage, shared, served, target.gpu) for stage in plan.stages],
         texts=2,
     )
     work = Table(
@@ -35,9 +35,9 @@ def plan_view(plan: RunPlan) -> RenderableType:
             ["in all", "", "", _hours(sum(each.hours for each in plan.stages))],
         ],
     )
-    room = f"{_gib(asked.gpu.usable)} of {asked.gpu.gigabytes:g}"
+    room = f"{_gib(target.gpu.usable)} of {target.gpu.gigabytes:g}"
     return Group(
-        memory.as_terminal(f"GiB for {asked.gpu.name}, of which {room} can be used on each"),
+        memory.as_terminal(f"GiB for {target.gpu.name}, of which {room} can be used on each"),
         *(Text(f"{each.name}: {advice(each, plan)}") for each in plan.stages if not each.fits),
         work.as_terminal(f"Work, for {plan.architecture.parameters / 1e9:.2f} billion parameters"),
         *views(plan.costs),
@@ -52,14 +52,14 @@ def advice(stage: StagePlan, plan: RunPlan) -> str:
 
 def _of_server(stage: StagePlan, plan: RunPlan) -> str:
     """Empty where it has all that it needs."""
-    server, gpu = stage.needs.server, plan.asked.gpu
+    server, gpu = stage.needs.server, plan.target.gpu
     if server is None or server.fits(gpu.memory):
         return ""
-    told = f"its vLLM server needs {_gib(server.least)} GiB for weights and one response"
+    text = f"its vLLM server needs {_gib(server.least)} GiB for weights and one response"
     if (share := server.least_share(gpu.memory)) >= 1:
-        return f"{told}, which no share of this GPU is"
+        return f"{text}, which no share of this GPU is"
     setting = _in_changes(stage, f"reinforce.rollouts.execution.memory_share={share:.2f}")
-    return f"{told} and is given {_gib(server.taken(gpu.memory))}; it would fit with {setting}"
+    return f"{text} and is given {_gib(server.taken(gpu.memory))}; it would fit with {setting}"
 
 
 def _of_batches(stage: StagePlan, plan: RunPlan) -> str:
@@ -69,18 +69,18 @@ def _of_batches(stage: StagePlan, plan: RunPlan) -> str:
     if stage.nearest.changes:
         return f"does not fit; it would with {_settings(stage, stage.nearest.changes)}"
     server = stage.needs.server
-    least = f"{server.least_share(plan.asked.gpu.memory):.2f}" if server else ""
+    least = f"{server.least_share(plan.target.gpu.memory):.2f}" if server else ""
     beside = f" beside its vLLM server, which needs a memory_share of {least} at least" if server else ""
-    told = (
+    text = (
         f"does not fit: with the smallest batches it still needs {_gib(stage.nearest.least)} GiB, of which "
         f"{_gib(max(0.0, stage.room))} can be used{beside}"
     )
     if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.processes > 1):
-        return told
+        return text
     if stage.sharded.changes is None:
-        return f"{told}; with slices on {plan.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"
+        return f"{text}; with slices on {plan.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"
     settings = " ".join(filter(None, (_sliced(plan.gpus), _settings(stage, stage.sharded.changes))))
-    return f"{told}; with slices on {plan.gpus} GPUs it would fit: {settings}"
+    return f"{text}; with slices on {plan.gpus} GPUs it would fit: {settings}"
 
 
 def _sliced(gpus: int) -> str:
@@ -91,13 +91,13 @@ def _settings(stage: StagePlan, changes: Mapping[str, Any]) -> str:
     """As `--set` takes them, or as a variant lists its changes."""
     own = stage.stage in ("self_play", "continued_sft")
     section = f"methods.{stage.name}" if own else stage.stage
-    told = " ".join(f"{section}.execution.{name}={str(value).lower()}" for name, value in changes.items())
-    return _in_changes(stage, told)
+    text = " ".join(f"{section}.execution.{name}={str(value).lower()}" for name, value in changes.items())
+    return _in_changes(stage, text)
 
 
-def _in_changes(stage: StagePlan, told: str) -> str:
+def _in_changes(stage: StagePlan, text: str) -> str:
     variant = stage.stage in ("reward", "reinforce") and stage.name != stage.stage
-    return f"{told} (in the changes of that method)" if variant else told
+    return f"{text} (in the changes of that method)" if variant else text
 
 
 def _memory_row(stage: StagePlan, shared: bool, served: bool, gpu: Gpu) -> list[str]:

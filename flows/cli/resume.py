@@ -1,4 +1,4 @@
-"""Commands about what was not brought to an end: going on with it, and clearing up after it."""
+"""Commands about interrupted work: `dpr resume`, and garbage collection by `dpr gc`."""
 
 import re
 import sys
@@ -38,30 +38,33 @@ def resume(
         from tasks.artifacts.store import Store
 
         store = Store.open()
-        there = unfinished(store)
-        named = chosen(there, ids or [])
+        every = unfinished(store)
+        selected = chosen(every, ids or [])
         if plan:
-            document = {"unfinished": [{**each.document, "goes_on": each in named} for each in there]}
-            emit(document, as_json, lambda: view.unfinished_table(there, named))
+            document = {"unfinished": [{**each.document, "goes_on": each in selected} for each in every]}
+            emit(document, as_json, lambda: view.unfinished_table(every, selected))
             return
-        if not named:
-            emit({"resumed": []}, as_json, lambda: view.unfinished_table(there, named) if there else view.NOTHING)
+        if not selected:
+            emit({"resumed": []}, as_json, lambda: view.unfinished_table(every, selected) if every else view.NOTHING)
             return
-        _go_on(store, named, as_json, debug)
+        _resume_all(store, selected, as_json, debug)
 
 
-def _go_on(store: "Store", named: "list[Unfinished]", as_json: bool, debug: bool) -> None:
-    """One after the other. One that fails does not keep the others from their turn."""
+def _resume_all(store: "Store", selected: "list[Unfinished]", as_json: bool, debug: bool) -> None:
+    """One after the other; the failure of one does not stop the rest."""
     from flows import embedded
-    from flows.resume import go_on
 
     embedded.prepare(store.home, debug)
     embedded.start_server()
+    from flows.pipeline import start
+
     documents: list[dict[str, Any]] = []
     failures: list[str] = []
-    for each in named:
+    for each in selected:
         try:
-            document = go_on(each)
+            if each.request is None:
+                raise DensePathError(each.note)
+            document = start(each.request)
         except DensePathError as error:
             print(escape_control_lines(f"{each.run.title}: {error}"), file=sys.stderr)
             failures.append(each.run.title)
@@ -73,19 +76,19 @@ def _go_on(store: "Store", named: "list[Unfinished]", as_json: bool, debug: bool
     if as_json:
         emit({"resumed": documents}, True, lambda: "")
     if failures:
-        raise DensePathError(f"{len(failures)} of {len(named)} failed: {', '.join(failures)}")
+        raise DensePathError(f"{len(failures)} of {len(selected)} failed: {', '.join(failures)}")
 
 
 def _show(store: "Store", each: "Unfinished", document: dict[str, Any]) -> None:
-    from flows.cli import experiments_view, inspect_view
-    from flows.requests import Sweep
+    from flows.cli import experiments_view, run_view
+    from flows.requests import SweepRequest
 
-    if isinstance(each.asked, Sweep):
+    if isinstance(each.request, SweepRequest):
         emit(document, False, lambda: experiments_view.sweep_summary(store, document))
-        if each.asked.name.startswith("reproduce"):
+        if each.request.name.startswith("reproduce"):
             print("The verdicts and their document: give the same `dpr reproduce` again; everything is there.")
         return
-    emit(document, False, lambda: inspect_view.run_summary(store, document))
+    emit(document, False, lambda: run_view.run_summary(store, document))
 
 
 def gc(
@@ -108,15 +111,15 @@ def gc(
     with reported(debug):
         from flows.cli import resume_view as view
         from tasks.artifacts.store import Store
-        from tasks.cleanup import Garbage
+        from tasks.cleanup import GarbageCollector
 
         age = _age(older_than)
         store = Store.open()
-        garbage = Garbage(store, unfinished=unfinished, older_than=age)
-        found = garbage.find()
+        collector = GarbageCollector(store, unfinished=unfinished, older_than=age)
+        found = collector.find()
         if plan or not found:
-            told = " can be removed; nothing was."
-            emit(view.pieces_document(found, False), as_json, lambda: view.pieces_table(found, store.home, told))
+            outcome = " can be removed; nothing was."
+            emit(view.pieces_document(found, False), as_json, lambda: view.pieces_table(found, store.home, outcome))
             return
         if not yes:
             if as_json or not sys.stdin.isatty():
@@ -125,10 +128,10 @@ def gc(
             if not typer.confirm("Remove them?"):
                 print("nothing was removed", file=sys.stderr)
                 return
-        store.pipelines.end_dead()
-        removed = garbage.remove(found)
-        told = " were removed."
-        emit(view.pieces_document(removed, True), as_json, lambda: view.pieces_table(removed, store.home, told))
+        store.parent_runs.end_dead()
+        removed = collector.remove(found)
+        outcome = " were removed."
+        emit(view.pieces_document(removed, True), as_json, lambda: view.pieces_table(removed, store.home, outcome))
 
 
 def _age(text: str | None) -> timedelta:

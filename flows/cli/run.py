@@ -1,14 +1,18 @@
 """Commands that make artifacts: the whole pipeline, and one stage again."""
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from flows.cli.console import RESUME, Debug, Force, Identifier, Json, Plan, Set, emit, reported
 
 if TYPE_CHECKING:
-    from flows.requests import Asked
+    from collections.abc import Sequence
+
+    from flows.dispatch import Dispatched
+    from flows.requests import Request, SweepRequest
     from tasks.artifacts.store import Store
+    from tasks.graph import Node, Planned
 
 
 def run(
@@ -25,11 +29,11 @@ def run(
     """
     with reported(debug, RESUME):
         from flows import recipes
-        from flows.requests import Whole
+        from flows.requests import RunRequest
         from tasks.artifacts.store import Store
 
-        config = recipes.load(recipe, assignments)
-        _run_or_plan(Store.open(), Whole(config=config, force=force), Wish(plan, as_json, debug))
+        request = RunRequest(config=recipes.load(recipe, assignments), force=force)
+        _run_and_show(Store.open(), request, Options(plan, as_json, debug))
 
 
 def rerun(
@@ -46,41 +50,84 @@ def rerun(
     Fields are those of the artifact's own stage: dpr rerun 3f2a --set learning_rate=1e-4 --downstream --plan
     """
     with reported(debug, RESUME):
-        from flows.requests import Rerun
+        from flows.requests import RerunRequest
         from tasks.artifacts.store import Store
 
         store = Store.open()
         target = store.resolve(artifact)
-        asked = Rerun(artifact=target, overrides=assignments, downstream=downstream, force=force)
-        _run_or_plan(store, asked, Wish(plan, as_json, debug))
+        request = RerunRequest(artifact=target, overrides=assignments, downstream=downstream, force=force)
+        _run_and_show(store, request, Options(plan, as_json, debug))
 
 
-class Wish(NamedTuple):
-    """The options that `run` and `rerun` share."""
+class Options(NamedTuple):
+    """The options of every command that makes artifacts."""
 
     plan: bool
     as_json: bool
     debug: bool
+    jobs: int | None = None
+    """Of a sweep; None: as many as can be used."""
 
 
-def _run_or_plan(store: "Store", asked: "Asked", wish: Wish) -> None:
+def _run_and_show(store: "Store", request: "Request", options: Options) -> None:
+    from flows.cli.run_view import run_summary
+
+    document = run_or_plan(store, request, options)
+    if document is not None:
+        emit(document, options.as_json, lambda: run_summary(store, document))
+
+
+def run_or_plan(store: "Store", request: "Request", options: Options) -> dict[str, Any] | None:
+    """The document of the run; none if it was only planned. No flow is started where there is nothing to run."""
     from flows import embedded, run_document
-    from flows.cli import inspect_view as view
+    from flows.dispatch import dispatch
+    from flows.requests import SweepRequest
     from tasks.graph import plan
 
-    about = asked.about(store)
-    nodes = asked.nodes(store)
-    planned = plan(nodes, store, store.pipelines.since(about.request) if asked.force else None)
-    if wish.plan:
-        from flows.cli.costs_view import emit_plan
-
-        document = view.plan_document(planned)
-        emit_plan(store, nodes, planned, document, wish.as_json, lambda: view.plan_table(planned))
-        return
+    dispatched = dispatch(request, store)
+    nodes, info = dispatched.nodes, dispatched.info
+    planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None)
+    if options.plan:
+        _show_plan(store, dispatched, planned, options.as_json)
+        return None
     if all(step.status == "reuse" for step in planned):
-        document = run_document.reuse_all(store, planned, about)
-    else:
-        embedded.prepare(store.home, wish.debug)
-        embedded.start_server()
-        document = asked.start()
-    emit(document, wish.as_json, lambda: view.run_summary(store, document))
+        return run_document.reuse_all(store, planned, info, dispatched.results_of)
+    embedded.prepare(store.home, options.debug)
+    embedded.start_server()
+    from flows.pipeline import start
+
+    if isinstance(request, SweepRequest):
+        request = request.model_copy(update={"jobs": options.jobs or usable_jobs(request, nodes, planned)})
+    return start(request)
+
+
+def _show_plan(store: "Store", dispatched: "Dispatched", planned: "Sequence[Planned]", as_json: bool) -> None:
+    """What would run; beside it the costs of judging, which people are shown where there are any."""
+    from rich.console import Group
+
+    from flows.cli import costs_view, experiments_view, run_view
+    from flows.judging_costs import judging_costs
+
+    costs = judging_costs(dispatched.nodes, planned, store)
+    studies = dispatched.studies
+
+    def view() -> Group:
+        table = experiments_view.sweep_plan_table(studies, planned) if studies else run_view.plan_table(planned)
+        return Group(table, *costs_view.views(costs))
+
+    document = experiments_view.sweep_plan_document(studies, planned) if studies else run_view.plan_document(planned)
+    emit(document | {"judging": costs.as_dict()}, as_json, view)
+
+
+def usable_jobs(request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]") -> int:
+    """How many processes share a sweep by default: one a core on the lab, whose stages have one thread each."""
+    from dpr_core.config.model import LabBackboneConfig
+    from tasks.graph import on_machines
+    from tasks.launch.child_processes import usable_cores
+    from tasks.subprocess_pool import MAX_PROCESSES
+
+    on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in request.studies)
+    if request.pool or not on_lab or on_machines(nodes, planned):
+        return 1
+    to_run = sum(step.status == "run" for step in planned)
+    return max(1, min(usable_cores(), to_run, MAX_PROCESSES))

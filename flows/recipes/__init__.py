@@ -47,7 +47,7 @@ def _of_another_type(section: Mapping[str, Any], below: Mapping[str, Any]) -> bo
 
 
 def _extended(recipe: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Any]:
-    """`folder` is where the file lies that asked for this recipe; `chain` holds what led here."""
+    """`folder` has the file that extends this recipe; `chain` has the recipes that led to it."""
     where, file = _find(recipe, folder, chain)
     if where in chain:
         raise UsageError(f"recipes extend each other in a circle: {' -> '.join((*chain, where))}")
@@ -61,15 +61,15 @@ def _extended(recipe: str, folder: Path, chain: tuple[str, ...]) -> dict[str, An
 
 
 def _find(recipe: str, folder: Path, chain: Sequence[str]) -> tuple[str, Traversable | Path]:
-    """What to call a recipe, and its file."""
+    """The name or path of a recipe, and its file."""
     if recipe in names():
         return recipe, FOLDER / f"{recipe}.yaml"
     path = Path(os.path.normpath(folder / recipe))
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(recipe, names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"recipes: {', '.join(names())}"
-        asked = f"{chain[-1]}: extends: " if chain else ""
-        raise UsageError(f"{asked}there is no recipe {recipe!r}; {hint} (a file of your own must end in .yaml)")
+        source = f"{chain[-1]}: extends: " if chain else ""
+        raise UsageError(f"{source}there is no recipe {recipe!r}; {hint} (a file of your own must end in .yaml)")
     return str(path), path
 
 

@@ -1,4 +1,4 @@
-"""What an artifact is: the key that decides whether work can be reused, and the manifest that a reader re-hashes."""
+"""Content-addressed identity: the cache key of a stage, and the manifest that a reader re-hashes."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def canonical_json(value: Any) -> str:
 
 
 def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Hash of all that decides what a stage makes; `inputs` maps each role to the digest of its artifact."""
+    """The cache key: a hash of all that decides what a stage makes; `inputs` has the digest of each role's artifact."""
     return _sha256({"stage": stage, "version": version, "config": dict(config), "inputs": dict(inputs)})
 
 
@@ -53,24 +53,24 @@ class HashCache:
     """Hashes of files that have not changed since they were hashed in this process."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._entries: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def sha256(self, path: Path) -> str:
         before = path.stat()
-        mark = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-        known = self._known.get(str(path))
-        if known is not None and known[0] == mark:
-            return known[1]
+        stamp = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+        entry = self._entries.get(str(path))
+        if entry is not None and entry[0] == stamp:
+            return entry[1]
         digest = hashing.hash_file(path)
         # A file written a moment ago could change again without a new time stamp.
         if time.time_ns() - before.st_mtime_ns > 1_000_000_000:
-            self._known[str(path)] = (mark, digest)
+            self._entries[str(path)] = (stamp, digest)
         return digest
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a payload holds and what it was made from."""
+    """The files of a payload by their hashes, and its provenance."""
 
     stage: str
     stage_version: int
@@ -100,8 +100,8 @@ class Manifest:
                 raise ValueError(f"{path}: only plain files can be published")
             files.append({"path": name, "size": status.st_size, "sha256": hashing.hash_file(path)})
         files.sort(key=lambda entry: entry["path"])
-        made_with = dict(library_versions() if versions is None else versions)
-        return cls(stage, stage_version, dict(config), seed, dict(inputs), files, made_with)
+        recorded = dict(library_versions() if versions is None else versions)
+        return cls(stage, stage_version, dict(config), seed, dict(inputs), files, recorded)
 
     @property
     def key(self) -> str:

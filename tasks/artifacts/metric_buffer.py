@@ -1,4 +1,4 @@
-"""Metrics on their way to MLflow. While it does not take them, they are kept on disk, and tried again later."""
+"""A buffer of metrics on their way to MLflow, spilled to disk while MLflow does not answer."""
 
 import json
 import os
@@ -15,10 +15,10 @@ FLUSH_ENTRIES = 500
 LONGEST_PAUSE = 30.0
 
 
-class Outbox:
-    """What has been measured and not been sent, in order. Sending twice does no harm: MLflow keeps one of equals.
+class MetricBuffer:
+    """Metrics that have not been sent, in order. Sending is idempotent: MLflow keeps one of equals.
 
-    `send` returns whether everything was taken. An interrupted attempt's file is read by whoever goes on with it.
+    `send` returns whether everything was accepted. The file of an interrupted run is read by the one that resumes it.
     """
 
     def __init__(self, send: Callable[[Sequence[Entry]], bool]) -> None:
@@ -29,7 +29,7 @@ class Outbox:
         self._new = 0
         self._guard = threading.Lock()
         self._sending = threading.Lock()
-        self._looked = self._tried = time.monotonic()
+        self._last_flush = self._last_send = time.monotonic()
         self._pause = 0.0
 
     def keep_in(self, file: Path) -> None:
@@ -41,44 +41,44 @@ class Outbox:
             self._in_file = len(kept)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Take these, and send what there is if it is time."""
+        """Add entries, and flush if it is time."""
         with self._guard:
             self._unsent += entries
             self._new += len(entries)
-            due = self._new >= FLUSH_ENTRIES or time.monotonic() - self._looked >= FLUSH_SECONDS
+            due = self._new >= FLUSH_ENTRIES or time.monotonic() - self._last_flush >= FLUSH_SECONDS
         if due:
             self.flush()
 
     def flush(self, *, now: bool = False) -> None:
-        """Afterwards everything is with MLflow or on disk. After a failure MLflow is asked again only after a pause."""
+        """Afterwards everything is with MLflow or on disk. After a failure MLflow is tried again only after a pause."""
         with self._sending:
             entries = self._all()
-            self._looked = time.monotonic()
+            self._last_flush = time.monotonic()
             if not entries:
                 return
-            if now or self._looked - self._tried >= self._pause:
-                taken = self._send(entries)
-                self._tried = time.monotonic()
-                if taken:
-                    self._taken(len(entries))
+            if now or self._last_flush - self._last_send >= self._pause:
+                accepted = self._send(entries)
+                self._last_send = time.monotonic()
+                if accepted:
+                    self._remove(len(entries))
                     return
                 self._pause = min(max(2 * self._pause, FLUSH_SECONDS), LONGEST_PAUSE)
             self._write(entries)
 
     def drain(self, send: Callable[[Sequence[Entry]], object]) -> None:
-        """Have everything with MLflow, by a `send` that waits for it."""
+        """Send everything to MLflow, by a `send` that waits for it."""
         self.flush(now=True)
         with self._sending:
             if entries := self._all():
                 send(entries)
-                self._taken(len(entries))
+                self._remove(len(entries))
 
     def _all(self) -> list[Entry]:
         with self._guard:
             self._new = 0
             return list(self._unsent)
 
-    def _taken(self, count: int) -> None:
+    def _remove(self, count: int) -> None:
         self._pause = 0.0
         with self._guard:
             del self._unsent[:count]

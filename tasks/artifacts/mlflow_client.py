@@ -1,14 +1,17 @@
-"""The only import of MLflow: its client, patient where MLflow is away, and with its errors as ours."""
+"""The MLflow client, and the only import of MLflow: retries with back-off, its errors as ours."""
 
 import functools
 import json
 import logging
 import os
 import secrets
+import socket
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import yaml
 
@@ -16,10 +19,9 @@ from dpr_core.config.base import Config, commented_yaml
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import files_below
 from tasks.artifacts.metric_buffer import Entry
-from tasks.artifacts.retrying import Patience
+from tasks.artifacts.retrying import RetryPolicy
 from tasks.artifacts.run_records import params
-from tasks.artifacts.uris import knock, scrub, without_password
-from tasks.local_home import is_full, no_space
+from tasks.local_home import disk_full_error, is_full
 
 EXPERIMENT = "dense-path"
 SETTINGS = {
@@ -31,21 +33,21 @@ SETTINGS = {
     # Whether and for how long to try again is decided here, and not inside of a request.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
-KNOCK_SECONDS = 3.0
-SECONDS_TO_SAY_KILLED = 5.0
+PROBE_SECONDS = 3.0
+SECONDS_TO_END_KILLED = 5.0
 ADVISORY_LOCK = int.from_bytes(b"dense-pa", "big", signed=True)
 
-MADE_BY = "dpr.made_by"
-"""The tag of a run by which the request that made it finds it again."""
+REQUEST_TAG = "dpr.made_by"
+"""The tag by which a request finds the run that it created, if its answer was lost."""
 
 
 class MlflowClient:
     """MLflow's client with explicit run IDs and batches within its limits."""
 
-    def __init__(self, uri: str, home: Path, patience: float) -> None:
+    def __init__(self, uri: str, home: Path, retry_seconds: float) -> None:
         self.uri = uri
         self.where = without_password(uri)
-        self.patience = Patience(self.where, patience, self._knock, self._told)
+        self.retry = RetryPolicy(self.where, retry_seconds, self._probe, self._error_text)
         self._home = home
         self._mlflow: Any = None
 
@@ -55,7 +57,7 @@ class MlflowClient:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._own_errors():
-                return self.patience.wait_for(lambda: method(*args, **kwargs))
+                return self.retry.call(lambda: method(*args, **kwargs))
 
         return call
 
@@ -71,8 +73,8 @@ class MlflowClient:
             logging.getLogger("alembic").setLevel(logging.ERROR)
             if database is not None and not database.exists():
                 make_database(database)
-            self._knock()
-            with _making_tables_alone(self.uri):
+            self._probe()
+            with _schema_lock(self.uri):
                 self._mlflow = mlflow.MlflowClient(self.uri)
 
     def experiment(self, artifacts: str | None) -> Any:
@@ -93,19 +95,19 @@ class MlflowClient:
         return found
 
     def create_run(self, experiment: str, tags: Mapping[str, str], run_name: str) -> Any:
-        """A new run. A request whose answer was lost may have made it, so it is looked for before asking again."""
+        """A new run, idempotently: a request whose answer was lost may have made it, so a retry looks for it first."""
         mark = secrets.token_hex(16)
-        asked = False
+        is_retry = False
 
-        def made() -> Any:
-            nonlocal asked
-            if asked and (found := self._mlflow.search_runs([experiment], f"tags.`{MADE_BY}` = '{mark}'")):
+        def create() -> Any:
+            nonlocal is_retry
+            if is_retry and (found := self._mlflow.search_runs([experiment], f"tags.`{REQUEST_TAG}` = '{mark}'")):
                 return found[0]
-            asked = True
-            return self._mlflow.create_run(experiment, tags={**tags, MADE_BY: mark}, run_name=run_name)
+            is_retry = True
+            return self._mlflow.create_run(experiment, tags={**tags, REQUEST_TAG: mark}, run_name=run_name)
 
         with self._own_errors():
-            return self.patience.wait_for(made)
+            return self.retry.call(create)
 
     def log_config(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
         """A config as params to compare by, and whole as config.yaml."""
@@ -128,7 +130,7 @@ class MlflowClient:
     def try_metrics(self, run_id: str, entries: Sequence[Entry]) -> bool:
         """Log metrics if MLflow answers; whether it did."""
         with self._own_errors():
-            return self.patience.tried(
+            return self.retry.try_once(
                 lambda: [self._mlflow.log_batch(run_id, metrics=batch) for batch in _batches(entries)]
             )
 
@@ -149,26 +151,26 @@ class MlflowClient:
 
     @contextmanager
     def ending(self, status: str) -> Iterator[None]:
-        """Inside the block a run is ended. Who was told to end has little time, and does not wait for MLflow."""
-        with self.patience.at_most(SECONDS_TO_SAY_KILLED if status == "KILLED" else self.patience.seconds):
+        """Inside the block a run is ended. A process that is being killed has no time to wait for MLflow."""
+        with self.retry.at_most(SECONDS_TO_END_KILLED if status == "KILLED" else self.retry.seconds):
             yield
 
-    def _knock(self) -> None:
+    def _probe(self) -> None:
         """Fail soon where MLflow would be long about it: a server that is silent, a database in use or none at all."""
         if not self.uri.startswith("http"):
-            knock(self.uri, KNOCK_SECONDS)
+            probe(self.uri, PROBE_SECONDS)
             return
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
         credentials = get_default_host_creds(self.uri)  # type: ignore[no-untyped-call]
         reply = http_request(  # type: ignore[no-untyped-call]
-            credentials, "/health", "GET", max_retries=0, timeout=KNOCK_SECONDS, raise_on_status=False
+            credentials, "/health", "GET", max_retries=0, timeout=PROBE_SECONDS, raise_on_status=False
         )
         if reply.status_code >= 500:
             raise ConnectionError(f"the server is not healthy (status {reply.status_code})")
 
-    def _told(self, error: BaseException) -> str:
+    def _error_text(self, error: BaseException) -> str:
         """What MLflow says, without a password."""
         text = scrub(" ".join(str(error).split()), self.uri)
         if any(words in text for words in ("Max retries exceeded", "timeout exception")):
@@ -183,8 +185,8 @@ class MlflowClient:
             raise
         except Exception as error:
             if is_full(error):
-                raise no_space(self._home) from error
-            message = f"MLflow at {self.where}: {self._told(error)}"
+                raise disk_full_error(self._home) from error
+            message = f"MLflow at {self.where}: {self._error_text(error)}"
             # A traceback would show what the message leaves out.
             raise DensePathError(message) from (error if self.uri == self.where else None)
 
@@ -197,7 +199,7 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _making_tables_alone(uri: str) -> Iterator[None]:
+def _schema_lock(uri: str) -> Iterator[None]:
     """MLflow makes its tables where there are none, and fails if another machine does so in the same PostgreSQL."""
     if not uri.startswith("postgresql"):
         yield
@@ -212,7 +214,7 @@ def _making_tables_alone(uri: str) -> Iterator[None]:
 
 
 def make_database(path: Path) -> None:
-    """Make the whole schema in a file of another name, so that a process killed meanwhile leaves no half of one."""
+    """Create the schema by write-and-rename, so that a process killed meanwhile leaves no half of one."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     new = path.with_name(path.name + ".new")
@@ -221,3 +223,36 @@ def make_database(path: Path) -> None:
     store = SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri())  # type: ignore[no-untyped-call]
     store.engine.dispose()
     new.replace(path)
+
+
+def probe(uri: str, seconds: float) -> None:
+    """Fail soon where MLflow would try again for minutes: a database that is not there, is not one, or is locked."""
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    if kind == "sqlite":
+        path = Path(uri.partition(":///")[2])
+        if path.exists():
+            with closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+    elif parts.hostname and kind not in ("http", "https"):
+        port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(kind, 0)
+        socket.create_connection((parts.hostname, port), timeout=seconds).close()
+
+
+def without_password(uri: str) -> str:
+    """`uri` as it may be shown."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+
+
+def scrub(text: str, uri: str) -> str:
+    """`text` without the password of `uri`."""
+    shown = text.replace(uri, without_password(uri))
+    password = urlsplit(uri).password
+    for secret in {password, unquote(password)} if password else ():
+        shown = shown.replace(secret, "***")
+    return shown

@@ -1,4 +1,4 @@
-"""Parent runs: what a pipeline was asked for, whether its process lives, and taking up one that was interrupted."""
+"""Parent runs in MLflow, one a pipeline: its request, whether its process lives, and resuming an interrupted one."""
 
 import hashlib
 import json
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dense_path")
 
 PAGE = 1000
-ENDED = "its process ended without a word"
+PROCESS_GONE = "its process ended without a word"
 
 
 @dataclass(frozen=True)
 class StoredRequest:
-    """What has to be known to start a pipeline again."""
+    """The JSON of a request, from which its pipeline can be started again."""
 
-    what: Mapping[str, Any]
-    """Equal requests ask for the same, and one goes on with what the other left."""
-    how: Mapping[str, Any] = field(default_factory=dict)
+    content: Mapping[str, Any]
+    """Requests of equal content are the same, and one resumes what another left."""
+    execution: Mapping[str, Any] = field(default_factory=dict)
     """Such as the number of processes."""
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(canonical_json(dict(self.what)).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(dict(self.content)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class About:
-    """What a parent run says of its pipeline."""
+class PipelineInfo:
+    """What a parent run shows of its pipeline, and the request behind it."""
 
     name: str
     description: str
@@ -49,7 +49,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class ParentRun:
     """A parent run, as stored."""
 
     id: str
@@ -60,23 +60,23 @@ class Pipeline:
     request: StoredRequest | None
     reason: str = ""
     here: bool = True
-    """Whether it was started in this `DPR_HOME` on this host, so that its process can be asked after."""
+    """Whether it was started in this `DPR_HOME` on this host, so that its lock shows whether its process lives."""
 
     @property
     def title(self) -> str:
         return f"{self.id[:8]} ({self.name})"
 
     @property
-    def may_go_on(self) -> bool:
-        """Whether it was begun and not brought to an end, and nobody is at it."""
+    def is_resumable(self) -> bool:
+        """Whether it is unfinished, and no process is running it."""
         return self.here and self.request is not None and self.status not in ("RUNNING", "FINISHED")
 
     @property
-    def interrupted(self) -> bool:
-        return self.may_go_on and self.status != "FAILED"
+    def is_interrupted(self) -> bool:
+        return self.is_resumable and self.status != "FAILED"
 
 
-class Pipelines:
+class ParentRuns:
     """The parent runs of one experiment."""
 
     def __init__(self, client: "MlflowClient", experiment: str, home: Path, owner: str) -> None:
@@ -86,34 +86,34 @@ class Pipelines:
         self._owner = owner
 
     @contextmanager
-    def running(self, about: About) -> Iterator[str]:
-        """The ID of a parent run that this process holds inside the block: one that was interrupted, or a new one."""
+    def running(self, info: PipelineInfo) -> Iterator[str]:
+        """The ID of a parent run whose lock this process holds inside the block: an interrupted one, or a new one."""
         with ExitStack() as held:
             with exclusive(self._locks / "pipelines.lock"):
-                found = self.left_open(about.request)
+                found = self.unfinished(info.request)
                 self._end_dead()
-                run_id = self.begin(about) if found is None else self._take_up(found, about)
+                run_id = self.begin(info) if found is None else self._resume(found, info)
                 held.enter_context(exclusive(self._locks / f"{run_id}.lock"))
             yield run_id
 
-    def begin(self, about: About) -> str:
+    def begin(self, info: PipelineInfo) -> str:
         """A new parent run. Without its lock it counts as interrupted."""
         tags = {
-            "dpr.pipeline": about.name,
+            "dpr.pipeline": info.name,
             "dpr.owner": self._owner,
-            "dpr.request": about.request.key,
-            **split_tag("dpr.what", canonical_json(dict(about.request.what))),
-            **split_tag("dpr.how", canonical_json(dict(about.request.how))),
-            "mlflow.note.content": about.description[:NOTE_LIMIT],
+            "dpr.request": info.request.key,
+            **split_tag("dpr.what", canonical_json(dict(info.request.content))),
+            **split_tag("dpr.how", canonical_json(dict(info.request.execution))),
+            "mlflow.note.content": info.description[:NOTE_LIMIT],
         }
-        run_id = str(self._client.create_run(self._experiment, tags=tags, run_name=about.name).info.run_id)
-        self._client.log_config(run_id, about.settings)
+        run_id = str(self._client.create_run(self._experiment, tags=tags, run_name=info.name).info.run_id)
+        self._client.log_config(run_id, info.settings)
         return run_id
 
-    def _take_up(self, found: Pipeline, about: About) -> str:
+    def _resume(self, found: ParentRun, info: PipelineInfo) -> str:
         logger.info("goes on with the pipeline run %s of %s", found.title, f"{found.started:%Y-%m-%d %H:%M} UTC")
         self._client.update_run(found.id, status="RUNNING")
-        self._client.log_config(found.id, about.settings)
+        self._client.log_config(found.id, info.settings)
         return found.id
 
     def end(
@@ -124,7 +124,7 @@ class Pipelines:
         metrics: Mapping[str, float] | None = None,
         reason: str = "",
     ) -> None:
-        """End a parent run as FINISHED, FAILED or KILLED, with what came of every stage as a file."""
+        """End a parent run as FINISHED, FAILED or KILLED, with the outcome of every stage as a file."""
         with self._client.ending(status):
             self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
             now = int(datetime.now(UTC).timestamp() * 1000)
@@ -137,9 +137,9 @@ class Pipelines:
         """Keep the files of a folder with a parent run."""
         self._client.log_folder(run_id, folder, under)
 
-    def all(self, *conditions: str) -> list[Pipeline]:
+    def all(self, *conditions: str) -> list[ParentRun]:
         """Every parent run of which MLflow's `conditions` hold, newest first."""
-        found: list[Pipeline] = []
+        found: list[ParentRun] = []
         token = None
         while True:
             page = self._client.search_runs(
@@ -154,65 +154,64 @@ class Pipelines:
             if not token:
                 return found
 
-    def find(self, reference: str) -> Pipeline | None:
+    def find(self, reference: str) -> ParentRun | None:
         """A parent run by its ID or a prefix of it; none if there is not exactly one."""
-        asked = reference.strip().removeprefix("runs:/").lower()
-        if not re.fullmatch(r"[0-9a-f]{4,32}", asked):
+        prefix = reference.strip().removeprefix("runs:/").lower()
+        if not re.fullmatch(r"[0-9a-f]{4,32}", prefix):
             return None
-        found = self.all(f"attributes.run_id LIKE '{asked}%'")
+        found = self.all(f"attributes.run_id LIKE '{prefix}%'")
         return found[0] if len(found) == 1 else None
 
-    def to_go_on(self) -> list[Pipeline]:
-        """What was begun and not brought to an end, newest first; of equal requests the newest."""
-        there = self.all()
-        open_ones = [pipeline for pipeline in there if pipeline.may_go_on]
-        return [one for one in open_ones if one.request and newest_open(there, one.request) == one]
+    def resumable(self) -> list[ParentRun]:
+        """Those that are unfinished, newest first; of equal requests the newest."""
+        every = self.all()
+        return [run for run in every if run.is_resumable and run.request and newest_open(every, run.request) == run]
 
-    def end_dead(self) -> list[Pipeline]:
+    def end_dead(self) -> list[ParentRun]:
         """End those whose process is gone as KILLED, and return them."""
         with exclusive(self._locks / "pipelines.lock"):
             return self._end_dead()
 
-    def _end_dead(self) -> list[Pipeline]:
+    def _end_dead(self) -> list[ParentRun]:
         dead = [each for each in self.all("attributes.status = 'RUNNING'") if each.status == "INTERRUPTED"]
         for pipeline in dead:
-            self._client.set_tag(pipeline.id, "dpr.reason", ENDED)
+            self._client.set_tag(pipeline.id, "dpr.reason", PROCESS_GONE)
             self._client.set_terminated(pipeline.id, "KILLED")
         return dead
 
     def since(self, request: StoredRequest) -> datetime:
-        """When the work on a request began: that of one that was interrupted, or now."""
-        found = self.left_open(request)
+        """When the work on a request began: the start of an interrupted one, or now."""
+        found = self.unfinished(request)
         return datetime.now(UTC) if found is None else found.started
 
-    def left_open(self, request: StoredRequest) -> Pipeline | None:
-        """The newest of this request that was not brought to an end, if none finished after it."""
+    def unfinished(self, request: StoredRequest) -> ParentRun | None:
+        """The newest unfinished one of this request, if none finished after it."""
         return newest_open(self.all(f"tags.`dpr.request` = '{request.key}'"), request)
 
-    def _read(self, run: Any) -> Pipeline:
+    def _read(self, run: Any) -> ParentRun:
         tags = run.data.tags
         here = tags.get("dpr.owner") == self._owner
         status = str(run.info.status)
         if here and status == "RUNNING" and not is_held(self._locks / f"{run.info.run_id}.lock"):
             status = "INTERRUPTED"
-        what = mapping_in_tag("dpr.what", tags)
-        return Pipeline(
+        content = mapping_in_tag("dpr.what", tags)
+        return ParentRun(
             id=str(run.info.run_id),
             name=tags["dpr.pipeline"],
             status=status,
             started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-            request=StoredRequest(what, mapping_in_tag("dpr.how", tags)) if what else None,
+            request=StoredRequest(content, mapping_in_tag("dpr.how", tags)) if content else None,
             reason=tags.get("dpr.reason", ""),
             here=here,
         )
 
 
-def newest_open(there: Sequence[Pipeline], request: StoredRequest) -> Pipeline | None:
-    """The newest of this request that was not brought to an end, if none finished after it; newest first."""
-    for pipeline in there:
+def newest_open(runs: Sequence[ParentRun], request: StoredRequest) -> ParentRun | None:
+    """The newest unfinished one of this request, if none finished after it; `runs` are newest first."""
+    for pipeline in runs:
         if pipeline.request is not None and pipeline.request.key == request.key:
             if pipeline.status == "FINISHED":
                 return None
-            if pipeline.may_go_on:
+            if pipeline.is_resumable:
                 return pipeline
     return None

@@ -1,13 +1,14 @@
-"""Reading what was published, and trusting none of it before it has been re-hashed."""
+"""Verified reads of published payloads: nothing is used before it has been re-hashed."""
 
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tasks.artifacts.identity import HashCache, Manifest, check_files
 from tasks.artifacts.run_records import MANIFEST, PAYLOAD, disagreements, record_of
-from tasks.artifacts.uris import local_path
 from tasks.locks import exclusive
 
 if TYPE_CHECKING:
@@ -67,3 +68,11 @@ class Payloads:
     def _names(self, run: Any) -> list[str]:
         """What there is of a run in a store on another machine, which tells what is missing only by an error."""
         return [entry.path for entry in self._client.list_artifacts(run.info.run_id)]
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder behind an artifact URI, if it is one of this machine."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return None if parts.scheme else Path(uri)

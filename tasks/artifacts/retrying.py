@@ -1,4 +1,4 @@
-"""Servers that are away for a while: which failures pass by themselves, and how long to wait for that."""
+"""Retry with exponential back-off: which errors are transient, and for how long a server may be silent."""
 
 import logging
 import math
@@ -21,9 +21,9 @@ DEFAULT_SECONDS = 600.0
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
 
-PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
-PASSING_WORDS = (
+TRANSIENT_WORDS = (
     # SQLite
     "database is locked",
     "database table is locked",
@@ -56,15 +56,15 @@ PASSING_WORDS = (
     "incompleteread",
     "slowdown",
     "serviceunavailable",
-    *(f"({status})" for status in sorted(PASSING_STATUS)),
+    *(f"({status})" for status in sorted(TRANSIENT_STATUS)),
     "temporary failure in name resolution",
 )
 """Libraries wrap one another's errors, often as mere text, so that the text is what can be relied on."""
 
-LASTING_WORDS = ("certificate verify failed", "password authentication failed", "name or service not known")
+PERMANENT_WORDS = ("certificate verify failed", "password authentication failed", "name or service not known")
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed later: nobody answered, or what answered said that it could not."""
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -72,16 +72,16 @@ def may_pass(error: BaseException) -> bool:
         chain.append(link)
         link = link.__cause__ or link.__context__
     texts = [str(link).lower() for link in chain]
-    if is_full(error) or any(word in text for word in LASTING_WORDS for text in texts):
+    if is_full(error) or any(word in text for word in PERMANENT_WORDS for text in texts):
         return False
     return (
         any(isinstance(link, ConnectionError | TimeoutError) for link in chain)
-        or any(getattr(getattr(link, "response", None), "status_code", None) in PASSING_STATUS for link in chain)
-        or any(word in text for word in PASSING_WORDS for text in texts)
+        or any(getattr(getattr(link, "response", None), "status_code", None) in TRANSIENT_STATUS for link in chain)
+        or any(word in text for word in TRANSIENT_WORDS for text in texts)
     )
 
 
-def patience_seconds() -> float:
+def retry_seconds() -> float:
     """`DPR_PATIENCE_SECONDS`, if set."""
     setting = os.environ.get(VARIABLE, "").strip()
     try:
@@ -100,26 +100,26 @@ _SILENT_SINCE: dict[str, float] = {}
 """By address: a pipeline and its stages open the store each for itself, and wait together."""
 
 
-class Patience:
-    """How long a server may be silent. The time runs from its first failure since it last answered, whoever asked."""
+class RetryPolicy:
+    """How long a server may be silent. The time runs from its first failure since it last answered, to any request."""
 
     def __init__(
-        self, where: str, seconds: float, knock: Callable[[], None], explain: Callable[[BaseException], str]
+        self, where: str, seconds: float, probe: Callable[[], None], explain: Callable[[BaseException], str]
     ) -> None:
         self.where = where
         self.seconds = seconds
-        self._knock = knock
+        self._probe = probe
         self._explain = explain
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether it has been silent for longer than it may be."""
         return self.where in _SILENT_SINCE and self._left() <= 0
 
-    def tried(self, call: Callable[[], object]) -> bool:
-        """Whether `call` succeeded; False if the server is away. It is not waited for longer than a knock takes."""
+    def try_once(self, call: Callable[[], object]) -> bool:
+        """Whether `call` succeeded; False if the server is away. It waits no longer than a probe takes."""
         try:
-            self._knock()
+            self._probe()
             call()
         except Exception as error:
             self._failed(error)
@@ -127,28 +127,28 @@ class Patience:
         self._answered()
         return True
 
-    def wait_for(self, call: Callable[[], T]) -> T:
-        """What `call` returns, tried again with pauses while the server is away."""
+    def call(self, request: Callable[[], T]) -> T:
+        """What `request` returns, retried with growing pauses while the server is away."""
         pause = FIRST_PAUSE
         while True:
             try:
                 if self.where in _SILENT_SINCE:
-                    self._knock()
-                result = call()
+                    self._probe()
+                result = request()
             except Exception as error:
                 if self.seconds == 0:
                     raise
                 self._failed(error)
-                if self.over:
-                    raise self.lost(error) from None
+                if self.exhausted:
+                    raise self.gave_up(error) from None
             else:
                 self._answered()
                 return result
             time.sleep(max(0.0, min(pause, self._left())))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def lost(self, error: BaseException | None = None) -> DensePathError:
-        """What to tell when it has been silent for too long."""
+    def gave_up(self, error: BaseException | None = None) -> DensePathError:
+        """The error for a server that has been silent for too long."""
         why = f" ({self._explain(error)})" if error is not None else ""
         return DensePathError(
             f"MLflow at {self.where} has not answered for {self._silent():.0f} s{why}; "
@@ -165,8 +165,8 @@ class Patience:
             self.seconds = before
 
     def _failed(self, error: Exception) -> None:
-        """Take note of a failure that may pass; raise any other."""
-        if not may_pass(error):
+        """Take note of a transient failure; raise any other."""
+        if not is_transient(error):
             raise error
         if self.where not in _SILENT_SINCE:
             _SILENT_SINCE[self.where] = time.monotonic()

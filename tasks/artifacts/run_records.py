@@ -1,8 +1,9 @@
-"""What the store knows of a run, and how that is written into tags of limited length."""
+"""Records of MLflow runs: their tags read and written, within MLflow's limits of length."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Record:
-    """One artifact, or one attempt at it, as stored."""
+    """An artifact, or a run that made none, as stored."""
 
     id: str
     stage: str
@@ -41,7 +42,7 @@ class Record:
     results: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     owner: str = ""
-    """The host and the home that it was made in."""
+    """The host and the `DPR_HOME` that it was made in."""
 
     @property
     def finished(self) -> bool:
@@ -65,7 +66,7 @@ class Artifact:
 
 
 def record_of(run: Any) -> Record:
-    """Read a run of MLflow."""
+    """The record of an MLflow run."""
     tags = run.data.tags
     ended = None if run.info.status == "RUNNING" else run.info.end_time
     version = tags.get("dpr.version", "")
@@ -88,8 +89,40 @@ def record_of(run: Any) -> Record:
     )
 
 
+class Snapshot:
+    """All records at one moment, indexed in memory for plans of a thousand stages. Files are still checked on disk."""
+
+    def __init__(self, runs: Iterable[Any], problems: Callable[[Any], list[str]]) -> None:
+        self._problems = problems
+        self._runs = {str(run.info.run_id): run for run in runs}
+        self._records = {run_id: record_of(run) for run_id, run in self._runs.items()}
+        self._finished: dict[str, list[Record]] = defaultdict(list)
+        self._named: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in self._records.values():
+            self._named[record.stage, record.name].append(record)
+            if record.finished:
+                self._finished[record.key].insert(0, record)
+        self.digests = {run_id: record.digest for run_id, record in self._records.items()}
+
+    def record(self, run_id: str) -> Record | None:
+        """An artifact by its full ID; none if it is not there, or came later."""
+        return self._records.get(run_id)
+
+    def finished(self, key: str) -> list[Record]:
+        """The finished artifacts with this key, earliest first."""
+        return self._finished.get(key, [])
+
+    def named(self, stage: str, name: str) -> list[Record]:
+        """The runs of a stage under this name, newest first."""
+        return self._named.get((stage, name), [])
+
+    def problems(self, run_id: str) -> list[str]:
+        """Every reason not to trust a finished artifact, by the hashes that this process has made of its files."""
+        return self._problems(self._runs[run_id])
+
+
 def disagreements(record: Record, manifest: Manifest) -> list[str]:
-    """The tags of a run that do not say what its manifest says."""
+    """The tags of a run that contradict its manifest."""
     stored = {name: record.config.get(name) for name in manifest.config}
     same = {
         "dpr.digest": record.digest == manifest.digest(),
@@ -113,7 +146,7 @@ def wrong_stage(title: str, stage: str, accepted: tuple[str, ...]) -> str:
 
 
 def usable_as(record: Record, accepted: tuple[str, ...]) -> str:
-    """Why nothing can be built on this artifact in a place that takes `accepted` stages; empty if it can."""
+    """Why this artifact cannot be an input where `accepted` stages fit; empty if it can."""
     problem = wrong_stage(record.title, record.stage, accepted)
     if problem or record.finished:
         return problem
@@ -141,7 +174,7 @@ def join_tag(name: str, tags: Mapping[str, str]) -> str:
 
 
 def mapping_in_tag(name: str, tags: Mapping[str, str]) -> dict[str, Any]:
-    """What a tag's JSON says; a tag broken by hand reads as empty, and the manifest then contradicts it."""
+    """The JSON of a tag; one broken by hand reads as empty, and the manifest then contradicts it."""
     try:
         value = json.loads(join_tag(name, tags))
     except ValueError:

@@ -1,4 +1,4 @@
-"""An attempt at a stage, while it runs: metrics, extra files, and the order in which a payload becomes an artifact."""
+"""A stage's MLflow run in progress: metrics, extra files, and the atomic publish of its payload as an artifact."""
 
 import errno
 import json
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts.identity import Manifest, check_files, files_below
-from tasks.artifacts.metric_buffer import Outbox
+from tasks.artifacts.metric_buffer import MetricBuffer
 from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, split_tag
 from tasks.local_home import sync
 
@@ -24,35 +24,35 @@ class StageRun:
         self.id = run_id
         self._client = client
         self._root = root
-        self._outbox = Outbox(lambda entries: client.try_metrics(run_id, entries))
+        self._buffer = MetricBuffer(lambda entries: client.try_metrics(run_id, entries))
         self.last_step = 0
 
     def keep_unsent_in(self, file: Path) -> None:
-        """Where metrics are kept while MLflow is away. Those of an interrupted attempt are sent first."""
-        self._outbox.keep_in(file)
+        """Where metrics are kept while MLflow is away. Those of an interrupted run are sent first."""
+        self._buffer.keep_in(file)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values over steps, with the time of this call. They reach MLflow within seconds of its being there."""
         now = time.time_ns() // 1_000_000
         self.last_step = max(self.last_step, step)
-        self._outbox.add([(mlflow_name(name), float(value), now, step) for name, value in values.items()])
+        self._buffer.add([(mlflow_name(name), float(value), now, step) for name, value in values.items()])
 
     def flush(self) -> None:
         """Have all metrics with MLflow or, while it is away, on disk."""
-        self._outbox.flush()
+        self._buffer.flush()
 
     @property
     def is_lost(self) -> bool:
         """Whether MLflow has been away for longer than it may be."""
-        return self._client.patience.over
+        return self._client.retry.exhausted
 
     def give_up_if_lost(self) -> None:
         """Call this where nothing would be lost by it."""
         if self.is_lost:
-            raise self._client.patience.lost()
+            raise self._client.retry.gave_up()
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Log what the stage came to, as metrics of the last step and as the results that a reuse shows again."""
+        """Log the final metrics, under the last step and as the results that a reuse shows again."""
         self.metrics(values, self.last_step)
         text = json.dumps({name: float(value) for name, value in values.items()}, ensure_ascii=False)
         for tag, piece in split_tag("dpr.results", text).items():
@@ -81,7 +81,7 @@ class StageRun:
 
         Files come first, then the manifest, then its digest, then the status. A reader asks for all four.
         """
-        self._outbox.drain(lambda entries: self._client.log_metrics(self.id, entries))
+        self._buffer.drain(lambda entries: self._client.log_metrics(self.id, entries))
         if self._root is None:
             self._client.log_folder(self.id, directory, PAYLOAD)
         elif any(directory.iterdir()):
@@ -89,14 +89,14 @@ class StageRun:
             _move(directory, self._root / PAYLOAD)
         self._client.log_text(self.id, manifest.to_json(), MANIFEST)
         if self._root is not None:
-            _settle(self._root)
+            _sync_all(self._root)
         digest = manifest.digest()
         self._client.set_tag(self.id, "dpr.digest", digest)
         self._client.set_terminated(self.id, "FINISHED")
         return digest
 
     def end(self, status: str, reason: str = "") -> None:
-        """End an attempt that made nothing, as FAILED or KILLED. What is already finished stays so."""
+        """End a run that made nothing, as FAILED or KILLED. What is already finished stays so."""
         self.flush()
         with self._client.ending(status):
             if self._client.get_run(self.id).info.status == "FINISHED":
@@ -121,8 +121,8 @@ def _move(directory: Path, target: Path) -> None:
         partial.rename(target)
 
 
-def _settle(root: Path) -> None:
-    """Have payload and manifest on the disk before anything says that they are there: the power may fail."""
+def _sync_all(root: Path) -> None:
+    """Sync payload and manifest to the disk before anything refers to them: the power may fail."""
     payload = root / PAYLOAD
     for path, _ in files_below(payload):
         sync(path)
@@ -133,5 +133,5 @@ def _settle(root: Path) -> None:
 def _beside_payload(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or parts[0] in ("/", PAYLOAD, MANIFEST) or ".." in parts:
-        raise ValueError(f"{path!r} is no place beside the payload")
+        raise ValueError(f"{path!r} is not a path beside the payload")
     return path

@@ -1,4 +1,4 @@
-"""Everything kept in MLflow: runs, artifacts, lineage, verified reads."""
+"""The artifact store on MLflow: stage runs, lineage, look-up by key, verified reads."""
 
 import functools
 import os
@@ -14,13 +14,21 @@ from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import Manifest, canonical_json
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
-from tasks.artifacts.parent_runs import Pipelines
-from tasks.artifacts.payloads import Payloads
-from tasks.artifacts.retrying import patience_seconds
-from tasks.artifacts.run_records import ID, NOTE_LIMIT, Artifact, Record, record_of, run_name, split_tag, usable_as
-from tasks.artifacts.snapshot import Snapshot
+from tasks.artifacts.parent_runs import ParentRuns
+from tasks.artifacts.payloads import Payloads, local_path
+from tasks.artifacts.retrying import retry_seconds
+from tasks.artifacts.run_records import (
+    ID,
+    NOTE_LIMIT,
+    Artifact,
+    Record,
+    Snapshot,
+    record_of,
+    run_name,
+    split_tag,
+    usable_as,
+)
 from tasks.artifacts.stage_run import StageRun
-from tasks.artifacts.uris import local_path
 from tasks.local_home import identity_of, open_home
 from tasks.locks import exclusive, is_held
 
@@ -45,26 +53,26 @@ class Store:
         """Whether it is this home's own: SQLite and files in it."""
         self._payloads = Payloads(client, home)
         self._owner = identity_of(home)
-        self.pipelines = Pipelines(client, experiment, home, self._owner)
+        self.parent_runs = ParentRuns(client, experiment, home, self._owner)
 
     @classmethod
-    def open(cls, *, patient: bool = False) -> Self:
+    def open(cls, *, retry: bool = False) -> Self:
         """Open the store of this environment: `MLFLOW_TRACKING_URI` if set, else SQLite and files in `DPR_HOME`.
 
-        Where nobody answers, the address may be a wrong one, so that only who is `patient` waits for it.
+        Where nothing answers, the address may be wrong, so that it is tried again only with `retry`.
         """
         home = open_home()
         setting = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-        client = MlflowClient(setting or f"sqlite:///{home / 'mlflow.db'}", home, patience_seconds())
+        client = MlflowClient(setting or f"sqlite:///{home / 'mlflow.db'}", home, retry_seconds())
         artifacts = home / "artifacts"
 
-        def opened() -> Any:
-            with exclusive(home / "locks" / "store.lock"), client.patience.at_most(0):
+        def connect() -> Any:
+            with exclusive(home / "locks" / "store.lock"), client.retry.at_most(0):
                 client.connect(database=None if setting else home / "mlflow.db")
                 return client.experiment(None if setting.startswith("http") else artifacts.as_uri())
 
         try:
-            experiment = client.patience.wait_for(opened) if patient else opened()
+            experiment = client.retry.call(connect) if retry else connect()
         except DensePathError as error:
             hint = (
                 "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
@@ -72,8 +80,8 @@ class Store:
                 else "if another process is using it, try again; else set DPR_HOME to another folder"
             )
             raise DensePathError(f"cannot open the store of runs. {error}\n{hint}") from error.__cause__
-        made_at = local_path(experiment.artifact_location)
-        if not setting and (made_at is None or made_at.resolve() != artifacts.resolve()):
+        location = local_path(experiment.artifact_location)
+        if not setting and (location is None or location.resolve() != artifacts.resolve()):
             raise DensePathError(
                 f"{home} has been moved: its files were kept in {experiment.artifact_location}; "
                 "move it back there, or set DPR_HOME to a new folder"
@@ -92,7 +100,7 @@ class Store:
         parent: str | None,
         description: str,
     ) -> StageRun:
-        """Start an attempt at a stage."""
+        """Start the MLflow run of a stage."""
         tags = {
             "dpr.stage": stage,
             "dpr.name": name,
@@ -105,21 +113,21 @@ class Store:
             **({"mlflow.parentRunId": parent} if parent else {}),
         }
         run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(stage, name))
-        attempt = StageRun(run.info.run_id, self._client, local_path(run.info.artifact_uri))
+        stage_run = StageRun(run.info.run_id, self._client, local_path(run.info.artifact_uri))
         try:
-            self._client.log_config(attempt.id, config)
+            self._client.log_config(stage_run.id, config)
         except BaseException as error:
-            attempt.end("FAILED" if isinstance(error, Exception) else "KILLED", "its config could not be logged")
+            stage_run.end("FAILED" if isinstance(error, Exception) else "KILLED", "its config could not be logged")
             raise
-        return attempt
+        return stage_run
 
     def finished(self, key: str) -> list[Record]:
         """The finished artifacts with this key, earliest first."""
         runs = self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'FINISHED'", order="ASC")
         return [record for record in map(record_of, runs) if record.finished]
 
-    def take_up(self, run_id: str, key: str, parent: str | None, not_before: datetime | None = None) -> StageRun | None:
-        """An attempt that was interrupted, as running again. Only for the holder of the key's lock."""
+    def resume(self, run_id: str, key: str, parent: str | None, not_before: datetime | None = None) -> StageRun | None:
+        """An interrupted run, as running again. Only for the holder of the key's lock."""
         found = list(self._search(f"attributes.run_id = '{run_id}'", f"tags.`dpr.key` = '{key}'"))
         if not found or (record := record_of(found[0])).finished or record.owner != self._owner:
             return None
@@ -134,7 +142,7 @@ class Store:
         return StageRun(run_id, self._client, local_path(found[0].info.artifact_uri))
 
     def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
-        """End the attempts at this key whose process is gone. Only for the holder of the key's lock."""
+        """End the runs of this key whose process is gone. Only for the holder of the key's lock."""
         ended = []
         for run in self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'RUNNING'"):
             if run.data.tags.get("dpr.owner") == self._owner and (but is None or run.info.run_id != but.id):
@@ -147,13 +155,13 @@ class Store:
         return str(self._run(reference).info.run_id)
 
     def record(self, run_id: str) -> Record:
-        """What is stored about one artifact or attempt, by any form of its ID."""
+        """What is stored about one artifact or run, by any form of its ID."""
         return record_of(self._run(run_id))
 
     def records(self, stage: str | None = None, name: str | None = None) -> list[Record]:
-        """All artifacts and attempts, or those of one stage or name, newest first."""
-        asked = [("stage", stage), ("name", name)]
-        conditions = [f"tags.`dpr.{tag}` = '{text}'" for tag, text in asked if text is not None and "'" not in text]
+        """All artifacts and unfinished runs, or those of one stage or name, newest first."""
+        tags = [("stage", stage), ("name", name)]
+        conditions = [f"tags.`dpr.{tag}` = '{text}'" for tag, text in tags if text is not None and "'" not in text]
         found = map(record_of, self._search(*conditions))
         return [record for record in found if stage in (None, record.stage) and name in (None, record.name)]
 
@@ -165,7 +173,7 @@ class Store:
         return {run.info.run_id: record_of(run).digest for run in self._search(f"attributes.run_id IN ({listed})")}
 
     def snapshot(self) -> Snapshot:
-        """All artifacts and attempts as they are now, for many questions at once."""
+        """All artifacts and runs as they are now, for many look-ups at once."""
         return Snapshot(self._search(), lambda run: self._problems(run, quick=True))
 
     def metrics(self, run_id: str) -> dict[str, float]:
@@ -173,7 +181,7 @@ class Store:
         return dict(self._run(run_id).data.metrics)
 
     def users(self, run_id: str) -> list[Record]:
-        """Artifacts and attempts that have this one as an input, newest first."""
+        """Artifacts and runs that have this one as an input, newest first."""
         full = self.resolve(run_id)
         return [record for record in self.records() if full in record.inputs.values()]
 
@@ -226,7 +234,7 @@ class Store:
         return self._payloads.inspect(run, cached=quick)[2]
 
     def manifest(self, run_id: str) -> Manifest:
-        """What a finished artifact says that it holds; its files are not looked at."""
+        """The manifest of a finished artifact; its files are not checked."""
         run = self._run(run_id)
         manifest, problems = self._payloads.manifest(run)
         if manifest is None or problems:
@@ -254,13 +262,13 @@ class Store:
         """Whether it was made in this home on this host, so that its lock says whether its process lives."""
         return record.owner == self._owner
 
-    def seen(self, record: Record) -> Record:
+    def with_live_status(self, record: Record) -> Record:
         """The record with INTERRUPTED in place of RUNNING where the process that made it is gone."""
         held = not self.is_own(record) or is_held(self.home / "locks" / f"{record.key}.lock")
         return record if record.status != "RUNNING" or held else replace(record, status="INTERRUPTED")
 
     def claims(self, run_id: str | None = None) -> list[tuple[Record, Callable[[], list[str]]]]:
-        """Runs that say of themselves that they are finished artifacts, or the one asked for, with a check of each.
+        """Runs tagged as finished artifacts, or the one with this ID, with a check of each.
 
         One that has lost some of its tags is among them.
         """
@@ -296,12 +304,12 @@ class Store:
                 return
 
     def _run(self, reference: str) -> Any:
-        asked = reference.strip().removeprefix("runs:/").split("/")[0].lower()
-        if not re.fullmatch(r"[0-9a-f]{1,32}", asked):
+        prefix = reference.strip().removeprefix("runs:/").split("/")[0].lower()
+        if not re.fullmatch(r"[0-9a-f]{1,32}", prefix):
             raise UsageError(f"{reference!r} is not an artifact ID; `dpr artifacts` lists them")
-        if len(asked) < SHORTEST_PREFIX:
+        if len(prefix) < SHORTEST_PREFIX:
             raise UsageError(f"{reference!r} is too short for an ID; give at least {SHORTEST_PREFIX} characters")
-        found = list(self._search(f"attributes.run_id LIKE '{asked}%'"))
+        found = list(self._search(f"attributes.run_id LIKE '{prefix}%'"))
         if not found:
             raise UsageError(f"there is no artifact {reference!r} in {self.where}; `dpr artifacts` lists what there is")
         if len(found) > 1:

@@ -1,4 +1,4 @@
-"""Other Python processes of ours on this machine: what they are given, and how they ended."""
+"""Child processes of this program: usable cores, environment, exit status in words."""
 
 import os
 import signal

@@ -1,6 +1,7 @@
-"""Where processes that do a stage together find each other: at a socket of this machine, or at a port that other
-machines reach as well, which lets in only who knows the secret in the home."""
+"""The rendezvous of the processes of one stage: a Unix socket on this machine, or a TCP port that other machines reach,
+where both ends prove by a challenge that they know the secret in the home; and the JSON messages between them."""
 
+import json
 import os
 import secrets
 import socket
@@ -14,19 +15,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpr_core.errors import UsageError
-from tasks.launch.messages import receive
 from tasks.locks import exclusive
 
-PATIENCE = 10
-"""Seconds that whoever is at the door has to say who they are."""
+HANDSHAKE_SECONDS = 10
+"""How long a process that connects has to identify itself."""
 
 FOR_EVER = 0
 
-KNOCKING = 60
-"""Seconds that they wait to be let in: others may be before them."""
+CONNECT_SECONDS = 60
+"""How long it waits to be admitted: others may be before it."""
 
 KEEP_ALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
 """A machine that is gone without a word is noticed within a minute."""
+
+
+def send(line: Connection, **message: Any) -> None:
+    line.send_bytes(json.dumps(message).encode())
+
+
+def receive(line: Connection) -> dict[str, Any]:
+    """Raises EOFError or OSError where the other end is gone."""
+    message: dict[str, Any] = json.loads(line.recv_bytes())
+    return message
 
 
 class Door(NamedTuple):
@@ -48,7 +58,7 @@ class Door(NamedTuple):
         try:
             if self.secret is not None:
                 _keep_alive(line)
-                _wait(line, PATIENCE)
+                _wait(line, HANDSHAKE_SECONDS)
                 deliver_challenge(line, self.secret)
                 answer_challenge(line, self.secret)
             first = receive(line)
@@ -91,12 +101,12 @@ def knock(address: str, home: Path) -> Connection:
             local.connect(address)
             return Connection(local.detach())
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=KNOCKING) as far:
+    with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as far:
         far.settimeout(None)
         line = Connection(far.detach())
     try:
         _keep_alive(line)
-        _wait(line, KNOCKING)
+        _wait(line, CONNECT_SECONDS)
         secret = _file(home).read_bytes()
         answer_challenge(line, secret)
         deliver_challenge(line, secret)

@@ -1,4 +1,4 @@
-"""What `dpr join` does on every machine but the one that owns the stages: start its share of the processes of each."""
+"""`dpr join`, the rendezvous on every machine but the first: it starts this machine's ranks of each stage."""
 
 import socket
 import time
@@ -10,13 +10,12 @@ from typing import Any
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import library_versions
-from tasks.launch.doors import knock
-from tasks.launch.launcher import BREATH, SETTINGS, check_machine, command, has_gpus, started
-from tasks.launch.messages import receive, send
+from tasks.launch.doors import knock, receive, send
+from tasks.launch.launcher import POLL_SECONDS, SETTINGS, check_machine, command, has_gpus, started
 from tasks.local_home import open_home
 
-PAUSE = 2.0
-"""Seconds from one attempt to join to the next: between stages nobody listens."""
+RETRY_SECONDS = 2.0
+"""From one attempt to join to the next: between stages nobody listens."""
 
 logger = getLogger("dense_path")
 
@@ -32,12 +31,12 @@ def join(address: str, once: bool) -> None:
         try:
             line = knock(address, home)
         except (EOFError, OSError):
-            time.sleep(PAUSE)
+            time.sleep(RETRY_SECONDS)
             continue
         with line:
             if _shared(line, address) and once:
                 return
-        time.sleep(PAUSE)
+        time.sleep(RETRY_SECONDS)
 
 
 def _shared(line: Connection, address: str) -> bool:
@@ -58,7 +57,7 @@ def _shared(line: Connection, address: str) -> bool:
     parts = command(launch, task["threads"], folder / SETTINGS, address, number, begin["port"])
     with started(parts, folder / f"launcher-{number}.log") as launcher:
         try:
-            while launcher.poll() is None and not wait([line], timeout=BREATH):
+            while launcher.poll() is None and not wait([line], timeout=POLL_SECONDS):
                 pass
             if launcher.returncode is not None:
                 _told(line, launcher.returncode)

@@ -1,9 +1,8 @@
-"""A stage that several processes do together: here they are started, served and ended.
+"""The launcher of a stage that several processes (ranks) run together: it starts, serves and ends them.
 
-Every one of them runs the stage's body (`tasks/launch/worker.py`) and reaches this process over a line of its own. What
-they report comes from the first; what concerns them all, such as whether to keep a state, is asked by all, decided once
-here, where the attempt is, and told to all. Where several machines do it, the others take part by
-`tasks/launch/joining.py`.
+Every rank runs the stage's body (`tasks/launch/worker.py`) and has a connection to this process. Reports are taken from
+rank 0; decisions for all of them, such as whether to save a state, are requested by all and made once here. On several
+machines, the others take part by `tasks/launch/joining.py`.
 """
 
 import gc
@@ -26,22 +25,21 @@ from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import escape_control
 from tasks.launch.child_processes import environment, how_it_ended, usable_cores
-from tasks.launch.doors import Door, door_for_machines, door_of_this_machine
+from tasks.launch.doors import Door, door_for_machines, door_of_this_machine, receive, send
 from tasks.launch.machines import Machine, free_port, joined
-from tasks.launch.messages import receive, send
-from tasks.local_home import NoRoom, no_space
+from tasks.local_home import DiskFull, disk_full_error
 from tasks.running.workspace import Workspace
 
 SETTINGS = "accelerate.json"
 
-MEETINGS = frozenset({"restore", "checkpoint", "written", "done"})
-"""What is answered once all of them have asked it."""
+BARRIERS = frozenset({"restore", "checkpoint", "written", "done"})
+"""Requests that are answered once all ranks have made them."""
 
-PATIENCE = 10.0
-"""Seconds that processes have to end by themselves."""
+EXIT_SECONDS = 10.0
+"""How long processes have to end by themselves."""
 
-BREATH = 1.0
-"""Seconds in which the end of a process is noticed, at the most, once it has broken what the others are at."""
+POLL_SECONDS = 1.0
+"""Within this the end of a process is noticed, once it has broken the collectives of the others."""
 
 LAST_LINES = 12
 
@@ -156,7 +154,7 @@ def started(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"
         for end in (lambda: None, launcher.terminate, launcher.kill):
             end()
             with suppress(subprocess.TimeoutExpired):
-                launcher.wait(PATIENCE)
+                launcher.wait(EXIT_SECONDS)
                 break
 
 
@@ -192,7 +190,7 @@ class _Ranks:
     def gather(self, door: Door) -> None:
         """Take up the line of every process, and tell it what to do. Then nobody else is let in."""
         while len(self._lines) < self.count:
-            ready = wait([door, *(machine.line for machine in self.others)], timeout=BREATH)
+            ready = wait([door, *(machine.line for machine in self.others)], timeout=POLL_SECONDS)
             ended = [number for number, machine in enumerate(self.others, 1) if machine.line in ready]
             if self.launcher.poll() is not None:
                 ended = [0]
@@ -225,10 +223,10 @@ class _Ranks:
             asked = self._meet()
             match asked["ask"]:
                 case "restore":
-                    folder = self.work.kept()
+                    folder = self.work.latest_state()
                     self._tell_all(None if folder is None else str(folder))
                 case "checkpoint":
-                    self.work.checkpoint_by(asked["step"], self._write)
+                    self.work.checkpoint_with(asked["step"], self._write)
                     self._tell_all(None)
                 case "done":
                     self._tell_all(None)
@@ -244,7 +242,7 @@ class _Ranks:
         """Have each of them write what it holds of the state."""
         self._tell_all(str(folder))
         if needed := self._meet()["needed"]:
-            raise NoRoom(needed)
+            raise DiskFull(needed)
 
     def _tell_all(self, answer: str | None) -> None:
         for rank in self._lines:
@@ -271,7 +269,7 @@ class _Ranks:
                     message = receive(line)
                 except (EOFError, OSError):
                     self._lost(rank)
-                if message["ask"] in MEETINGS:
+                if message["ask"] in BARRIERS:
                     asked[rank] = message
                 else:
                     self._serve(rank, message)
@@ -309,9 +307,9 @@ class _Ranks:
             raise UsageError(text)
         if kind == "DensePathError":
             raise DensePathError(text)
-        if kind == "NoRoom":
-            raise no_space(self.work.store.home)
-        until = time.monotonic() + BREATH
+        if kind == "DiskFull":
+            raise disk_full_error(self.work.store.home)
+        until = time.monotonic() + POLL_SECONDS
         others = {line: other for other, line in self._lines.items() if other != rank}
         while (left := until - time.monotonic()) > 0:
             for line in wait(list(others), timeout=left):
@@ -327,10 +325,10 @@ class _Ranks:
         """A process has ended that should not have."""
         number = rank // self.launch.on_each_machine
         if number:
-            wait([self.others[number - 1].line], timeout=PATIENCE)
+            wait([self.others[number - 1].line], timeout=EXIT_SECONDS)
         else:
             with suppress(subprocess.TimeoutExpired):
-                self.launcher.wait(PATIENCE)
+                self.launcher.wait(EXIT_SECONDS)
         log = self.folder / f"launcher-{number}.log"
         statuses = dict(ENDED.findall(log.read_text(encoding="utf-8", errors="replace")))
         end = how_it_ended(int(statuses[str(rank)])) if str(rank) in statuses else "ended without a word"

@@ -1,4 +1,4 @@
-"""The other machines of a stage, as the process that owns it sees them: each has a `dpr join` (`joining.py`)."""
+"""The rendezvous of several machines, on the first one: it admits the others, each with a `dpr join` (`joining.py`)."""
 
 import secrets
 import socket
@@ -14,8 +14,7 @@ from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError
 from dpr_core.text import escape_control
 from tasks.artifacts.identity import library_versions
-from tasks.launch.doors import PATIENCE, Door
-from tasks.launch.messages import receive, send
+from tasks.launch.doors import HANDSHAKE_SECONDS, Door, receive, send
 
 logger = getLogger("dense_path")
 
@@ -28,51 +27,50 @@ class Machine(NamedTuple):
 
 
 @contextmanager
-def joined(name: str, launch: LaunchConfig, door: Door, folder: Path, **about: Any) -> Iterator[list[Machine]]:
-    """As many others as the stage needs, once all are there. At the end of the block they may go."""
-    there: list[Machine] = []
+def joined(name: str, launch: LaunchConfig, door: Door, folder: Path, **task: Any) -> Iterator[list[Machine]]:
+    """As many others as the stage needs, once all have joined. At the end of the block they may go."""
+    machines: list[Machine] = []
     try:
         if launch.machines > 1:
-            _gather(there, name, launch, door, folder, about)
-        yield there
+            _gather(machines, name, launch, door, folder, task)
+        yield machines
     finally:
-        for machine in there:
+        for machine in machines:
             machine.line.close()
 
 
 def _gather(
-    there: list[Machine], name: str, launch: LaunchConfig, door: Door, folder: Path, about: dict[str, Any]
+    machines: list[Machine], name: str, launch: LaunchConfig, door: Door, folder: Path, task: dict[str, Any]
 ) -> None:
     shared, token = folder / "shared", secrets.token_hex()
     shared.write_text(token, encoding="ascii")
-    about |= {"stage": name, "launch": launch.model_dump(mode="json"), "versions": library_versions()}
-    about |= {"shared": str(shared), "token": token}
+    task |= {"stage": name, "launch": launch.model_dump(mode="json"), "versions": library_versions()}
+    task |= {"shared": str(shared), "token": token}
     deadline = time.monotonic() + 60 * launch.join_minutes
     how = f"dpr join {launch.main_address}:{launch.main_port}"
     logger.info("%s: waits for %d other machines, on each of which is to run: %s", name, launch.machines - 1, how)
-    while (missing := launch.machines - 1 - len(there)) > 0:
+    while (missing := launch.machines - 1 - len(machines)) > 0:
         if (left := deadline - time.monotonic()) <= 0:
             raise DensePathError(
                 f"{name}: {missing} of its {launch.machines} machines have not joined within {launch.join_minutes:g} "
                 f"minutes (execution.launch.join_minutes); run there, with this DPR_HOME: {how}"
             )
-        ready = wait([door, *(machine.line for machine in there)], timeout=left)
-        for machine in [machine for machine in there if machine.line in ready]:
+        ready = wait([door, *(machine.line for machine in machines)], timeout=left)
+        for machine in [machine for machine in machines if machine.line in ready]:
             # It has nothing to say now: it has left.
-            there.remove(machine)
-        if door in ready and (machine := _met(name, door, about)):
-            there.append(machine)
-    return there
+            machines.remove(machine)
+        if door in ready and (machine := _met(name, door, task)):
+            machines.append(machine)
 
 
-def _met(name: str, door: Door, about: dict[str, Any]) -> Machine | None:
+def _met(name: str, door: Door, task: dict[str, Any]) -> Machine | None:
     if (met := door.admit()) is None:
         logger.warning("%s: somebody who does not know this DPR_HOME's secret was not let in", name)
         return None
     line, first = met
     with suppress(EOFError, OSError):
-        send(line, **about)
-        if line.poll(PATIENCE):
+        send(line, **task)
+        if line.poll(HANDSHAKE_SECONDS):
             host, unfit = escape_control(str(first.get("machine"))), receive(line)["unfit"]
             if unfit is None:
                 logger.info("%s: %s has joined", name, host)

@@ -1,7 +1,7 @@
 """One rank of a stage: `python -m tasks.launch.worker LINE`, as `accelerate launch` starts it.
 
-It runs the stage's body like any other. What the body asks of its workspace goes to the process that owns the attempt
-(`tasks/launch/launcher.py`); of what the body reports, only the first process's share does.
+It runs the stage's body as a single process would. Requests to its workspace go to the process that owns the run
+(`tasks/launch/launcher.py`); reports go there from rank 0 alone.
 """
 
 import logging
@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.run_records import Artifact
-from tasks.launch.doors import knock
-from tasks.launch.messages import receive, send
-from tasks.local_home import NoRoom, is_full, open_home
+from tasks.launch.doors import knock, receive, send
+from tasks.local_home import DiskFull, is_full, open_home
 from tasks.registry import stage_named
-from tasks.run_stage import torch_as_in
+from tasks.running.stage import torch_settings
 from tasks.running.stage_workdir import write_state
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Line:
-    """To the process that owns the attempt. Where that process is gone, so is this one."""
+    """The connection to the process that owns the run. Where that process is gone, so is this one."""
 
     def __init__(self, address: str) -> None:
         self._line = knock(address, open_home())
@@ -110,7 +109,7 @@ class Shared:
 
         try:
             write_state(state, folder, distributed.rank(), distributed.world_size())
-        except NoRoom as error:
+        except DiskFull as error:
             return error.needed
         return 0
 
@@ -148,7 +147,7 @@ def main() -> None:
 def kind_of(error: BaseException) -> str:
     """The nearest of those that its owner raises as they are, or its own name."""
     if is_full(error):
-        return NoRoom.__name__
+        return DiskFull.__name__
     known = [kind.__name__ for kind in type(error).__mro__ if kind in (UsageError, DensePathError)]
     return known[0] if known else type(error).__name__
 
@@ -160,7 +159,7 @@ def work(line: Line, rank: int, task: Mapping[str, Any]) -> dict[str, float]:
     stage = stage_named(task["stage"])
     config = stage.config.model_validate(task["config"])
     together = distributed.state()
-    with torch_as_in(config):
+    with torch_settings(config):
         metrics = stage.body(config, Shared(line, rank, task))
     together.destroy_process_group()
     return metrics

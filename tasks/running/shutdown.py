@@ -1,4 +1,4 @@
-"""An orderly end: SIGTERM and Ctrl-C are taken where nothing is lost, if such a place comes soon enough."""
+"""Graceful shutdown: SIGTERM and Ctrl-C wait a while for the next safe point, where nothing is lost."""
 
 import signal
 import threading
@@ -9,77 +9,77 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 20.0
-"""How long an end may be put off. Prefect gives a cancelled process 30 seconds."""
+"""How long a shutdown may be put off. Prefect gives a cancelled process 30 seconds."""
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
-class Ending:
-    """Knows whether an end was asked for, and takes it at the next `point`. A second signal takes it at once."""
+class Shutdown:
+    """Whether a shutdown was requested; it starts at the next safe point. A second signal starts it at once."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._taken = False
-        self._points_until = 0.0
-        self._take: Callable[[], None] | None = None
+        self.requested = False
+        self._started = False
+        self._safe_points_until = 0.0
+        self._start: Callable[[], None] | None = None
 
-    def point(self) -> None:
+    def safe_point(self) -> None:
         """Here nothing would be lost. Whoever calls this is expected to call it again soon."""
-        if self.asked and self._take is not None:
-            self._take()
-        self._points_until = time.monotonic() + GRACE_SECONDS
+        if self.requested and self._start is not None:
+            self._start()
+        self._safe_points_until = time.monotonic() + GRACE_SECONDS
 
-    def ask(self, take: Callable[[], None]) -> None:
-        """A signal arrived; `take` raises what it means."""
-        if self._taken:
+    def request(self, start: Callable[[], None]) -> None:
+        """A signal arrived; `start` raises what it means."""
+        if self._started:
             return
-        if not self.asked and time.monotonic() < self._points_until:
-            self.asked, self._take = True, take
-            signal.signal(signal.SIGALRM, lambda number, frame: take())
+        if not self.requested and time.monotonic() < self._safe_points_until:
+            self.requested, self._start = True, start
+            signal.signal(signal.SIGALRM, lambda number, frame: start())
             signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
             return
-        take()
+        start()
 
-    def taken(self) -> None:
+    def block_signals(self) -> None:
         """From here on signals wait until everything is cleaned up."""
-        self._taken = True
-        if self.asked:
+        self._started = True
+        if self.requested:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
-def terminable() -> Iterator[Ending]:
+def graceful_shutdown() -> Iterator[Shutdown]:
     """Inside the block SIGTERM raises Terminated, or what the handler that was there before raises, such as Prefect's;
     Ctrl-C raises what it always does. What is still put off at the end of the block is raised there.
     Threads other than the main one get no signals."""
-    ending = Ending()
+    shutdown = Shutdown()
     if threading.current_thread() is not threading.main_thread():
-        yield ending
+        yield shutdown
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
 
-    def arrived(number: int, frame: FrameType | None) -> None:
-        def take() -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        def start() -> None:
             handler: Any = before[signal.Signals(number)]
             try:
                 if not callable(handler):
                     raise Terminated(f"terminated by {signal.Signals(number).name}")
                 handler(number, frame)
             except BaseException:
-                ending.taken()
+                shutdown.block_signals()
                 raise
 
-        ending.ask(take)
+        shutdown.request(start)
 
-    signal.signal(signal.SIGTERM, arrived)
+    signal.signal(signal.SIGTERM, on_signal)
     if before[signal.SIGINT] is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, arrived)
+        signal.signal(signal.SIGINT, on_signal)
     try:
-        yield ending
-        ending.point()
+        yield shutdown
+        shutdown.safe_point()
     finally:
-        ending.taken()
+        shutdown.block_signals()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

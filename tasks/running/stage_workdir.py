@@ -1,7 +1,7 @@
-"""The folder where a stage works until its work is an artifact: what is written so far, and states to go on from.
+"""The working folder of a stage: its output before it is published, and checkpoints of its state to resume from.
 
-It is `DPR_HOME/work/<key>`, and belongs to whoever holds the key's lock. Whoever finds it after an interruption goes on
-with the attempt that is named in it.
+It is `DPR_HOME/work/<key>`, and belongs to whoever holds the key's lock. Whoever finds it after an interruption resumes
+the run that is named in it.
 """
 
 import json
@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, NamedTuple
 from dpr_core import hashing
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import HashCache, Manifest, files_below, library_versions
-from tasks.local_home import NoRoom, is_full, sync
+from tasks.local_home import DiskFull, is_full, sync
 
 if TYPE_CHECKING:
     from dpr_core.state import State
 
 logger = logging.getLogger("dense_path")
 
-KEPT = 2
-"""States on disk: should the newest be damaged, there is one before it."""
+STATES_KEPT = 2
+"""Should the newest be damaged, there is one before it."""
 
 SEAL = "SEAL.json"
-ATTEMPT = "ATTEMPT"
+RUN_ID = "ATTEMPT"
 DONE = "DONE.json"
 
 
-class Kept(NamedTuple):
-    """A state to go on from."""
+class SavedState(NamedTuple):
+    """A state to resume from."""
 
     folder: Path
     last_step: int
@@ -41,7 +41,7 @@ class Kept(NamedTuple):
 
 
 class StageWorkdir:
-    """One stage's folder. All that is in it is either whole or not looked at."""
+    """One stage's folder. Everything in it is either whole or ignored."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,43 +52,43 @@ class StageWorkdir:
         self._hashes = HashCache()
         self._last_written = time.monotonic()
 
-    def attempt(self) -> str | None:
-        """The run whose work this is; None where there is nothing to go on with."""
+    def stage_run(self) -> str | None:
+        """The ID of the run whose work this is; None where there is nothing to resume."""
         try:
-            return (self.folder / ATTEMPT).read_text(encoding="ascii") or None
+            return (self.folder / RUN_ID).read_text(encoding="ascii") or None
         except (OSError, UnicodeDecodeError):
             return None
 
     def open(self, run_id: str) -> None:
-        """Make it the place of this attempt: of one that goes on, everything stays but the scratch."""
-        if self.attempt() != run_id:
+        """Make it the folder of this run: of one that is resumed, everything stays but the scratch."""
+        if self.stage_run() != run_id:
             self.clear()
-        if not self.holds_work:
+        if not self.is_resumable:
             shutil.rmtree(self.output, ignore_errors=True)
-        for left in (self.scratch, *self._states.glob("*.new")):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (self.scratch, *self._states.glob("*.new")):
+            shutil.rmtree(leftover, ignore_errors=True)
         for folder in (self.output, self.scratch, self._states):
             folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / ATTEMPT, run_id)
+        write_atomically(self.folder / RUN_ID, run_id)
         self._last_written = time.monotonic()
 
     def clear(self) -> None:
-        """Nothing of it is needed any more."""
+        """Remove all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def holds_work(self) -> bool:
-        """Whether there is something that another attempt would have to do again."""
+    def is_resumable(self) -> bool:
+        """Whether there is something that another run would have to do again."""
         return (self.folder / DONE).exists() or any(self._states.glob("*[0-9]/" + SEAL))
 
     def is_due(self, step: int, every_minutes: float | None, every_steps: int | None) -> bool:
-        """Whether it is time to keep a state."""
+        """Whether it is time to save a state."""
         if every_steps is not None and step % every_steps == 0:
             return True
         return every_minutes is not None and time.monotonic() - self._last_written >= 60 * every_minutes
 
-    def keep(self, step: int, last_step: int, write: Callable[[Path], None]) -> int:
-        """Keep the state that `write` puts into a folder and, by their hashes, the files written so far. Returns its
+    def save_state(self, step: int, last_step: int, write: Callable[[Path], None]) -> int:
+        """Save the state that `write` puts into a folder and, by their hashes, the files written so far. Returns its
         bytes; 0 where the disk is full."""
         new = self._states / f"{step:09d}.new"
         shutil.rmtree(new, ignore_errors=True)
@@ -98,90 +98,90 @@ class StageWorkdir:
             seal = {
                 "versions": library_versions(),
                 "last_step": last_step,
-                "output": self._sealed(self.output),
-                "state": self._sealed(new),
+                "output": self._hashes_of(self.output),
+                "state": self._hashes_of(new),
             }
-            write_whole(new / SEAL, json.dumps(seal))
+            write_atomically(new / SEAL, json.dumps(seal))
             written = sum(path.stat().st_size for path in new.iterdir())
-            whole = self._states / f"{step:09d}"
-            shutil.rmtree(whole, ignore_errors=True)
-            new.rename(whole)
+            target = self._states / f"{step:09d}"
+            shutil.rmtree(target, ignore_errors=True)
+            new.rename(target)
             sync(self._states)
         except Exception as error:
             if not is_full(error):
                 raise
             shutil.rmtree(new, ignore_errors=True)
-            free = in_bytes(shutil.disk_usage(self.folder).free)
+            free = format_bytes(shutil.disk_usage(self.folder).free)
             logger.warning(
                 "the disk is full: no state could be kept at step %d (%s are free%s); "
                 "the one before it stays, and the work goes on",
                 step,
                 free,
-                f", and it needs {in_bytes(error.needed)}" if isinstance(error, NoRoom) else "",
+                f", and it needs {format_bytes(error.needed)}" if isinstance(error, DiskFull) else "",
             )
             return 0
         finally:
             self._last_written = time.monotonic()
-        for old in sorted(self._states.glob("*[0-9]"))[:-KEPT]:
+        for old in sorted(self._states.glob("*[0-9]"))[:-STATES_KEPT]:
             shutil.rmtree(old)
         return written
 
-    def newest(self) -> Kept | None:
+    def latest_state(self) -> SavedState | None:
         """The newest sound state, with the output as it was then; None: begin at the beginning, with no output."""
         for folder in sorted(self._states.glob("*[0-9]"), reverse=True):
             problem = self._problem(folder)
             if not problem:
                 seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-                _refuse_others(seal["versions"])
-                self._only(seal["output"])
-                return Kept(folder, seal["last_step"])
+                _refuse_other_versions(seal["versions"])
+                self._remove_output_but(seal["output"])
+                return SavedState(folder, seal["last_step"])
             logger.warning("the state of step %d is not used: %s", int(folder.name), problem)
             shutil.rmtree(folder)
-        self._only({})
+        self._remove_output_but({})
         return None
 
-    def finish(self, manifest: Manifest, results: Mapping[str, float], last_step: int) -> None:
+    def mark_done(self, manifest: Manifest, results: Mapping[str, float], last_step: int) -> None:
         """The work is done; what is left is to publish it, with the results as metrics of the last step."""
         for path, _ in files_below(self.output):
             sync(path)
         done = {"manifest": asdict(manifest), "results": dict(results), "last_step": last_step}
-        write_whole(self.folder / DONE, json.dumps(done))
+        write_atomically(self.folder / DONE, json.dumps(done))
 
-    def finished(self) -> tuple[Manifest, dict[str, float], int] | None:
-        """What `finish` wrote down."""
+    def done(self) -> tuple[Manifest, dict[str, float], int] | None:
+        """What `mark_done` wrote."""
         try:
             done = json.loads((self.folder / DONE).read_text(encoding="utf-8"))
             return Manifest.from_json(json.dumps(done["manifest"])), dict(done["results"]), int(done["last_step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def reopen(self) -> None:
-        """What was finished turned out to be damaged."""
+    def discard_done(self) -> None:
+        """What was done turned out to be damaged."""
         (self.folder / DONE).unlink(missing_ok=True)
         self.output.mkdir(exist_ok=True)
 
-    def _sealed(self, folder: Path) -> dict[str, str]:
+    def _hashes_of(self, folder: Path) -> dict[str, str]:
         """Name and hash of every file, once they are sure to be on the disk."""
-        sealed = {}
+        hashes = {}
         for path, name in files_below(folder):
             sync(path)
-            sealed[name] = self._hashes.sha256(path)
-        return sealed
+            hashes[name] = self._hashes.sha256(path)
+        return hashes
 
     def _problem(self, folder: Path) -> str:
         try:
             seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
             if missing := {"versions", "last_step"} - seal.keys():
                 return f"an earlier version kept it, and did not say its {' and '.join(sorted(missing))}"
-            for place, sealed in ((folder, seal["state"]), (self.output, seal["output"])):
-                for name, digest in sealed.items():
-                    if hashing.hash_file(place / name) != digest:
-                        return f"{place.name}/{name} has changed"
+            for parent, hashes in ((folder, seal["state"]), (self.output, seal["output"])):
+                for name, digest in hashes.items():
+                    if hashing.hash_file(parent / name) != digest:
+                        return f"{parent.name}/{name} has changed"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    def _only(self, names: Mapping[str, str]) -> None:
+    def _remove_output_but(self, names: Mapping[str, str]) -> None:
         """Remove what was written into the output after a state."""
         for path, name in list(files_below(self.output)):
             if name not in names:
@@ -199,11 +199,11 @@ def write_state(state: "State", folder: Path, rank: int = 0, ranks: int = 1) -> 
         write(state, folder, rank, ranks)
     except Exception as error:
         if is_full(error):
-            raise NoRoom(size(state)) from error
+            raise DiskFull(size(state)) from error
         raise
 
 
-def _refuse_others(then: Mapping[str, str]) -> None:
+def _refuse_other_versions(then: Mapping[str, str]) -> None:
     """An artifact names the versions that made it, so that no other ones may make half of it."""
     now = library_versions()
     if changed := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
@@ -214,8 +214,8 @@ def _refuse_others(then: Mapping[str, str]) -> None:
         )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file by one that is whole, whatever happens meanwhile."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by write-and-rename, so that a reader sees the old text or the new one."""
     new = path.with_name(path.name + ".new")
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -225,8 +225,8 @@ def write_whole(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def in_bytes(count: float) -> str:
-    """As people write it."""
+def format_bytes(count: float) -> str:
+    """A size for people to read."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

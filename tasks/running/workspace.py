@@ -1,11 +1,11 @@
-"""What the body of a stage works with: its inputs, where it writes and reports to, and where its state is kept."""
+"""The interface of a stage's body to its run: inputs, output folder, metrics, and checkpoints of its state."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.artifacts.store import Artifact, StageRun, Store
-from tasks.running.shutdown import Ending
+from tasks.running.shutdown import Shutdown
 from tasks.running.stage_workdir import StageWorkdir, write_state
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Artifacts(Protocol):
 
 
 class Work(Progress, Protocol):
-    """What there is for a body in any case: one process may do the stage, or several, each with the same code.
+    """What every body can use: one process may run the stage, or several, each with the same code.
 
     Whatever is written into `output` is the artifact; of several processes, what the first one writes.
     """
@@ -45,34 +45,34 @@ class Work(Progress, Protocol):
         """A file to show beside the payload."""
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest sound state of an interrupted attempt, with the output as it was then; None begins anew."""
+        """The newest sound state of an interrupted run, with the output as it was then; None begins anew."""
 
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
-        """Keep the state if it is time, or if an end was asked for or MLflow is lost: then the end comes here."""
+        """Save the state if it is time, or if a shutdown was requested or MLflow is lost: then that happens here."""
 
 
 class Workspace:
-    """The whole of it, for the process that owns the attempt."""
+    """The `Work` of the process that owns the run, with the store and the run themselves."""
 
     def __init__(
         self,
         run: StageRun,
         store: Store,
         inputs: Mapping[str, str],
-        bench: StageWorkdir,
+        workdir: StageWorkdir,
         *,
         execution: Any = None,
-        ending: Ending | None = None,
+        shutdown: Shutdown | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.run = run
         self.store = store
         self.inputs = dict(sorted(inputs.items()))
-        self.scratch = bench.scratch
-        self.output = bench.output
-        self._bench = bench
+        self.scratch = workdir.scratch
+        self.output = workdir.output
+        self._workdir = workdir
         self._every = (getattr(execution, "checkpoint_minutes", None), getattr(execution, "checkpoint_steps", None))
-        self._ending = ending or Ending()
+        self._shutdown = shutdown or Shutdown()
         self._progress = progress
 
     def input(self, role: str) -> Artifact:
@@ -98,24 +98,24 @@ class Workspace:
     def restore(self) -> dict[str, Any] | None:
         from dpr_core.state import read
 
-        folder = self.kept()
+        folder = self.latest_state()
         return None if folder is None else read(folder)
 
-    def kept(self) -> Path | None:
-        """The folder of the state that `restore` reads; from here on the work goes on from it."""
-        left = self._bench.newest()
-        if left is None:
+    def latest_state(self) -> Path | None:
+        """The folder of the state that `restore` reads; the run continues from its step."""
+        saved = self._workdir.latest_state()
+        if saved is None:
             return None
-        self.run.last_step = left.last_step
-        return left.folder
+        self.run.last_step = saved.last_step
+        return saved.folder
 
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
-        self.checkpoint_by(step, lambda folder: write_state(state(), folder))
+        self.checkpoint_with(step, lambda folder: write_state(state(), folder))
 
-    def checkpoint_by(self, step: int, write: Callable[[Path], None]) -> None:
+    def checkpoint_with(self, step: int, write: Callable[[Path], None]) -> None:
         """`checkpoint`, with what writes the state into a folder."""
-        if self._ending.asked or self.run.is_lost or self._bench.is_due(step, *self._every):
+        if self._shutdown.requested or self.run.is_lost or self._workdir.is_due(step, *self._every):
             self.run.flush()
-            self._bench.keep(step, self.run.last_step, write)
-        self._ending.point()
+            self._workdir.save_state(step, self.run.last_step, write)
+        self._shutdown.safe_point()
         self.run.give_up_if_lost()

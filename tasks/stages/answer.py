@@ -14,7 +14,8 @@ from dpr_core.config.evaluation import (
     ContrastiveConfig,
     ExtrapolatedConfig,
 )
-from tasks.run_stage import Stage, Work
+from tasks.running.stage import Stage
+from tasks.running.workspace import Work
 from tasks.stages.lineage import TRAINED, Lineage
 from tasks.stages.policies import answering
 

@@ -4,7 +4,8 @@ from typing import cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.model import LabBackboneConfig
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:

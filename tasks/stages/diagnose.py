@@ -8,7 +8,8 @@ from typing import Any, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.reward import DiagnoseConfig
-from tasks.run_stage import Stage, Work
+from tasks.running.stage import Stage
+from tasks.running.workspace import Work
 from tasks.stages.lineage import Lineage
 from tasks.stages.reward import probes
 

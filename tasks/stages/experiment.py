@@ -10,7 +10,8 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.pipeline import ExperimentConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact, Record
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 from tasks.stages.answer import PROFILE
 from tasks.stages.lineage import TRAINED
 from tasks.stages.report import TABLE

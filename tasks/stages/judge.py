@@ -9,7 +9,8 @@ from typing import cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
 from dpr_core.errors import DensePathError, UsageError
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, read_answers, write_rows
 
 logger = logging.getLogger("dense_path")

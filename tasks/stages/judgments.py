@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
-from tasks.run_stage import Workspace
+from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, read_answers, statistics
 from tasks.stages.judge import GAMES, WIN_RATE
 

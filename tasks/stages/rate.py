@@ -10,7 +10,8 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, RateConfig
 from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Artifact
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, model_name, read_answers, write_rows
 from tasks.stages.judge import JUDGE, VERDICTS
 

@@ -7,7 +7,8 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.errors import UsageError
-from tasks.run_stage import Stage, Work
+from tasks.running.stage import Stage
+from tasks.running.workspace import Work
 from tasks.stages.lineage import Lineage
 
 if TYPE_CHECKING:

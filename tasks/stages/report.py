@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import ReportConfig
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 from tasks.stages.judgments import BASELINE, Judgments
 from tasks.stages.rate import rated_in
 

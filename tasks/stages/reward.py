@@ -12,7 +12,8 @@ from dpr_core.config.reward import RewardConfig, RewardDefinitionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
-from tasks.run_stage import Stage, Work
+from tasks.running.stage import Stage
+from tasks.running.workspace import Work
 from tasks.stages.lineage import REWARD, Lineage, checkpoints
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from typing import cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.imitation import SelfPlayConfig
-from tasks.run_stage import Stage, Work
+from tasks.running.stage import Stage
+from tasks.running.workspace import Work
 from tasks.stages.lineage import Lineage
 
 

@@ -5,7 +5,8 @@ from typing import Literal, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.training import SFTConfig
-from tasks.run_stage import Stage, Work
+from tasks.running.stage import Stage
+from tasks.running.workspace import Work
 from tasks.stages.lineage import Lineage
 
 

@@ -6,7 +6,8 @@ from typing import cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 
 logger = logging.getLogger("dense_path")
 

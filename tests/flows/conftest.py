@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
 from flows.cli.__main__ import app
 from tasks.artifacts.store import Store
-from tasks.graph import Node, execute
+from tasks.graph import Node, in_order, resolved
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
 from tests import forked
@@ -172,9 +172,10 @@ def run_graph() -> Callable[..., dict[str, Outcome]]:
     """`run_graph(store, nodes, parent=None)`: run stages without Prefect; the outcomes by name."""
 
     def run_all(store: Store, nodes: list[Node], parent: str | None = None) -> dict[str, Outcome]:
-        def run(node: Node, inputs: Mapping[str, str]) -> Outcome:
-            return run_stage(stage_named(node.stage), node.config, inputs, store=store, parent=parent, name=node.name)
-
-        return {outcome.name: outcome for outcome in execute(nodes, run)}
+        outcomes: dict[str, Outcome] = {}
+        for node in in_order(nodes):
+            inputs, stage = resolved(node, outcomes), stage_named(node.stage)
+            outcomes[node.name] = run_stage(stage, node.config, inputs, store=store, parent=parent, name=node.name)
+        return outcomes
 
     return run_all

@@ -131,7 +131,7 @@ def test_an_export_that_fails_leaves_nothing(
         (target / "model.safetensors").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tasks.export.shutil.copytree", full)
+    monkeypatch.setattr("flows.export.shutil.copytree", full)
     said = dpr("export", made.id("sft"), tmp_path / "out", home=made.home).assert_refused(2, "No space left on device")
     assert str(tmp_path / "out") in said
     assert list(tmp_path.iterdir()) == []

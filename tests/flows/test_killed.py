@@ -150,8 +150,9 @@ def test_sigterm_keeps_the_state_first_and_no_step_is_done_twice(
 def test_the_temporary_server_ends_with_a_process_that_is_killed() -> None:
     """A sleep in its place."""
     code = (
-        "import subprocess, time; from flows.embedded import _end_with_us\n"
-        "server = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL); watcher = _end_with_us(server.pid)\n"
+        "import subprocess, time; from flows.embedded import _end_with_this_process\n"
+        "server = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL); "
+        "watcher = _end_with_this_process(server.pid)\n"
         "print(server.pid, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
-from flows.requests import Whole
+from flows.dispatch import dispatch
+from flows.requests import RunRequest
 from flows.run_document import pipeline_run, stage_entry
 from tasks.artifacts.store import Store
 from tasks.graph import plan
@@ -53,7 +54,7 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory, open_store: OpenStore, run_graph: RunGraph, tiny: Tiny) -> Built:
     store = open_store(tmp_path_factory.mktemp("built") / "home")
     config = tiny()
-    with pipeline_run(store, Whole(config=config).about(store)) as document:
+    with pipeline_run(store, dispatch(RunRequest(config=config), store).info) as document:
         outcomes = run_graph(store, wiring.nodes(config), document["run_id"])
         document["stages"] += [stage_entry(outcome) for outcome in outcomes.values()]
     return Built(store, document["run_id"], outcomes)

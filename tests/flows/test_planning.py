@@ -94,7 +94,7 @@ def test_the_recipes_for_machines_fit_the_gpus_that_they_are_for(recipe: str, ba
     benchmarks = "evaluation.benchmarks={arena: {type: arena_hard}, turns: {type: mt_bench}}"
     controls = "evaluation.controls={x: {k: 2}, c: {type: contrastive, k: 2}, b: {type: best_of_n, n: 4, by: reward}}"
     config = recipes.load(recipe, [f"backbone.name={backbone}", benchmarks, controls])
-    made = planning.plan(recipe, config, planning.Asked(gpu_named("a100"), None, 0.4))
+    made = planning.plan(recipe, config, planning.PlanTarget(gpu_named("a100"), None, 0.4))
     assert {stage.stage for stage in made.stages} == {"sft", "reward", "diagnose", "reinforce", "answer"}
     assert [stage.name for stage in made.stages if not stage.fits] == []
 

@@ -10,9 +10,9 @@ import mlflow
 import pytest
 
 from dpr_core.experiments.exhibits import EXHIBITS
-from flows.merging import Experiment
+from flows.merging import MergedStudies
 from flows.reproduction import studies
-from tasks.artifacts.parent_runs import About, StoredRequest
+from tasks.artifacts.parent_runs import PipelineInfo, StoredRequest
 from tasks.artifacts.store import Store
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -22,11 +22,11 @@ Dpr = Callable[..., Any]
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_one_sft_run_a_seed_serves_every_exhibit_asked_for_or_not(quick: bool) -> None:
-    every = Experiment.of(studies(str(TINY), [], list(EXHIBITS), 2, quick))
-    [sft, _] = [node for node in every.merged.nodes if node.stage == "sft"]
+    every = MergedStudies.of(studies(str(TINY), [], list(EXHIBITS), 2, quick))
+    [sft, _] = [node for node in every.graph.nodes if node.stage == "sft"]
     for name in EXHIBITS:
-        alone = Experiment.of(studies(str(TINY), [], [name], 1, quick))
-        assert [node.config for node in alone.merged.nodes if node.stage == "sft"] == [sft.config]
+        alone = MergedStudies.of(studies(str(TINY), [], [name], 1, quick))
+        assert [node.config for node in alone.graph.nodes if node.stage == "sft"] == [sft.config]
     assert [table.name for table in every.tables()] == [f"experiment {name}" for name in EXHIBITS]
 
 
@@ -91,7 +91,7 @@ def an_ended_run(monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]
     document = {"stages": [], "results": results, **more}
 
     def ended(*_: object) -> tuple[dict[str, Any], None]:
-        document["run_id"] = Store.open().pipelines.begin(About("reproduce", "", {}, StoredRequest({})))
+        document["run_id"] = Store.open().parent_runs.begin(PipelineInfo("reproduce", "", {}, StoredRequest({})))
         return document, None
 
     monkeypatch.setattr("flows.cli.experiments._run_or_plan", ended)

@@ -10,9 +10,10 @@ import pytest
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
-from flows.requests import Alone, Rerun, Sweep, Whole, asked_of
+from flows.dispatch import dispatch
+from flows.requests import RerunRequest, RunRequest, StageRequest, SweepRequest, read_request
 from flows.resume import chosen, unfinished
-from tasks.artifacts.parent_runs import Pipeline, StoredRequest
+from tasks.artifacts.parent_runs import ParentRun, StoredRequest
 from tasks.artifacts.store import Store
 from tests import forked
 
@@ -32,11 +33,11 @@ def cut_off(flow_environment: Callable[..., dict[str, str]]) -> Callable[..., No
     def cut(home: Path, *arguments: object) -> None:
         kill = (
             "import os, signal, sys; from flows.cli.__main__ import main\n"
-            "from tasks.running.stage_workdir import StageWorkdir; keep = StageWorkdir.keep\n"
-            "def kept(workdir, *more):\n"
-            "    keep(workdir, *more)\n"
+            "from tasks.running.stage_workdir import StageWorkdir; save_state = StageWorkdir.save_state\n"
+            "def save_and_kill(workdir, *more):\n"
+            "    save_state(workdir, *more)\n"
             "    if len(list(workdir.folder.glob('states/*'))) == 2: os.killpg(0, signal.SIGKILL)\n"
-            "StageWorkdir.keep = kept; main()"
+            "StageWorkdir.save_state = save_and_kill; main()"
         )
         process = forked.run(["-c", kill, *arguments], flow_environment(home), home.parent, new_session=True)
         assert process.returncode == -signal.SIGKILL, process.stderr
@@ -59,7 +60,7 @@ def test_what_was_killed_goes_on_in_its_own_runs(
     cut_off(home, "run", TINY, *LONG)
     store = open_store(home)
     before = by_name(store)
-    [pipeline] = store.pipelines.to_go_on()
+    [pipeline] = store.parent_runs.resumable()
     assert pipeline.status == "INTERRUPTED"
 
     listed = dpr("artifacts", home=home)
@@ -81,7 +82,7 @@ def test_what_was_killed_goes_on_in_its_own_runs(
     assert after["reinforce"].id == before["reinforce"].id
     assert len(store.records()) == 12, "no stage was begun twice"
     assert {record.parent for record in after.values()} == {pipeline.id}
-    assert [(p.id, p.status) for p in store.pipelines.all()] == [(pipeline.id, "FINISHED")]
+    assert [(p.id, p.status) for p in store.parent_runs.all()] == [(pipeline.id, "FINISHED")]
     assert all(check["sound"] for check in dpr("verify", "--all", "--json", home=home).json)
     assert "Nothing is unfinished." in dpr("resume", home=home).stdout
 
@@ -89,42 +90,41 @@ def test_what_was_killed_goes_on_in_its_own_runs(
 # What is stored of a request
 
 
-def stored(asked: Any) -> Pipeline:
+def stored(request: Any) -> ParentRun:
     from datetime import UTC, datetime
 
-    request: StoredRequest = asked.request()
-    return Pipeline("0" * 32, "x", "KILLED", datetime.now(UTC), request)
+    return ParentRun("0" * 32, "x", "KILLED", datetime.now(UTC), request.stored())
 
 
 def test_every_request_is_read_as_it_was_written(tiny: Callable[..., PipelineConfig]) -> None:
     from dpr_core.experiments.points import Study
 
     study = Study(title="t", config=tiny(), over={"seed": [1, 2]})
-    for asked in (
-        Whole(config=tiny("seed=3"), force=True),
-        Rerun(artifact="a" * 32, overrides=["seed=1"], downstream=True),
-        Alone(stage="sft", config=tiny().sft.model_dump(mode="json"), inputs={"data": "b" * 32}),
-        Sweep(studies=[study], name="sweep tiny", jobs=3),
+    for request in (
+        RunRequest(config=tiny("seed=3"), force=True),
+        RerunRequest(artifact="a" * 32, overrides=["seed=1"], downstream=True),
+        StageRequest(stage="sft", config=tiny().sft.model_dump(mode="json"), inputs={"data": "b" * 32}),
+        SweepRequest(studies=[study], name="sweep tiny", jobs=3),
     ):
-        assert asked_of(stored(asked)) == asked
+        assert read_request(stored(request)) == request
 
 
 def test_force_is_another_request_and_the_number_of_processes_is_not(tiny: Callable[..., PipelineConfig]) -> None:
     def key(**changes: Any) -> str:
-        return Sweep(studies=[], name="s", **changes).request().key
+        return SweepRequest(studies=[], name="s", **changes).stored().key
 
     assert key(jobs=1) == key(jobs=4) == key(pool="gpu")
-    assert Whole(config=tiny()).request().key != Whole(config=tiny(), force=True).request().key
+    assert RunRequest(config=tiny()).stored().key != RunRequest(config=tiny(), force=True).stored().key
 
 
 def test_a_request_of_another_version_is_told(tiny: Callable[..., PipelineConfig]) -> None:
-    pipeline = stored(Whole(config=tiny()))
+    pipeline = stored(RunRequest(config=tiny()))
     assert pipeline.request is not None
-    what = {**pipeline.request.what, "config": {"nonsense": 1}}
+    content = {**pipeline.request.content, "config": {"nonsense": 1}}
     import dataclasses
 
     with pytest.raises(DensePathError, match="asked for in another version"):
-        asked_of(dataclasses.replace(pipeline, request=StoredRequest(what)))
+        read_request(dataclasses.replace(pipeline, request=StoredRequest(content)))
 
 
 # What is unfinished
@@ -134,9 +134,9 @@ def test_failed_pipelines_go_on_only_by_name_and_stages_without_a_pipeline_are_f
     open_store: OpenStore, tmp_path: Path, tiny: Callable[..., PipelineConfig]
 ) -> None:
     store = open_store(tmp_path / "home")
-    failed = store.pipelines.begin(Whole(config=tiny()).about(store))
-    store.pipelines.end(failed, "FAILED", {}, reason="ValueError: no")
-    killed = store.pipelines.begin(Whole(config=tiny("seed=2")).about(store))
+    failed = store.parent_runs.begin(dispatch(RunRequest(config=tiny()), store).info)
+    store.parent_runs.end(failed, "FAILED", {}, reason="ValueError: no")
+    killed = store.parent_runs.begin(dispatch(RunRequest(config=tiny("seed=2")), store).info)
     subsample = tiny("seed=5").subsample
     alone = store.begin(
         stage="subsample", name="s", version=1, key="a" * 64, config=subsample, inputs={}, parent=None, description=""

@@ -14,8 +14,10 @@ import pytest
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.experiments.points import Study
 from flows import wiring
-from flows.cli.experiments import processes
-from flows.merging import Experiment
+from flows.cli.run import usable_jobs
+from flows.merging import MergedStudies
+from flows.requests import SweepRequest
+from flows.run_document import Incomplete
 from tasks.artifacts.store import Store
 from tasks.graph import Planned, plan
 from tasks.run_stage import Outcome
@@ -189,7 +191,9 @@ def test_on_the_lab_every_core_is_used_where_nothing_is_said(
 ) -> None:
     monkeypatch.setattr("tasks.launch.child_processes.usable_cores", lambda: cores)
     study = Study(title="t", config=tiny(*backbone), over={"seed": [1, 2]})
-    assert processes([study], to_run) == expected
+    request = SweepRequest(studies=[study], name="s")
+    planned = [Planned(str(number), "sft", "run", None, "") for number in range(to_run)]
+    assert usable_jobs(request, [], planned) == expected
 
 
 MACHINES = [f"sft.execution.launch.{field}" for field in ("processes=2", "machines=2", "main_address=127.0.0.1")]
@@ -206,7 +210,7 @@ def test_the_number_of_processes_reaches_the_flow(
     def flow(studies: object, name: str, jobs: int, pool: str | None) -> None:
         raise DensePathError(f"{jobs} jobs")
 
-    monkeypatch.setattr("flows.sweep.sweep", flow)
+    monkeypatch.setattr("flows.pipeline.sweep", flow)
     monkeypatch.setattr("tasks.launch.child_processes.usable_cores", lambda: 3)
     dpr(*SWEEP, *given).assert_refused(1, f"error: {expected} jobs")
 
@@ -234,26 +238,26 @@ def test_references_that_sft_does_not_keep_are_added_and_told(dpr: Dpr) -> None:
 # Over a pool
 
 
-def asked_for(tiny: Tiny, **over: list[Any]) -> Experiment:
+def merged_studies(tiny: Tiny, **over: list[Any]) -> MergedStudies:
     config = tiny("evaluation.controls={}", "diagnose=null")
-    return Experiment.of([Study(title="t", config=config, over={k.replace("__", "."): v for k, v in over.items()})])
+    return MergedStudies.of([Study(title="t", config=config, over={k.replace("__", "."): v for k, v in over.items()})])
 
 
-def everything_runs(asked: Experiment) -> list[Planned]:
-    return [Planned(node.name, node.stage, "run", None, "") for node in asked.merged.nodes]
+def everything_runs(merged: MergedStudies) -> list[Planned]:
+    return [Planned(node.name, node.stage, "run", None, "") for node in merged.graph.nodes]
 
 
 def test_points_that_need_the_same_stage_wait_for_the_first_of_them(tiny: Tiny) -> None:
     from flows.pool import groups
 
-    asked = asked_for(tiny, reinforce__algorithm__gamma=[0.9, 1.0], seed=[1, 2])
-    assert groups(asked, everything_runs(asked)) == [[0, 2], [1, 3]]
+    merged = merged_studies(tiny, reinforce__algorithm__gamma=[0.9, 1.0], seed=[1, 2])
+    assert groups(merged, everything_runs(merged)) == [[0, 2], [1, 3]]
     own = {"reinforce", "answer", "judge", "report"}
     trained = [
         Planned(step.name, step.stage, "run" if step.stage in own and "SFT" not in step.name else "reuse", None, "")
-        for step in everything_runs(asked)
+        for step in everything_runs(merged)
     ]
-    assert groups(asked, trained) == [[0], [1], [2], [3]]
+    assert groups(merged, trained) == [[0], [1], [2], [3]]
 
 
 @pytest.mark.usefixtures("prefect_here")
@@ -270,7 +274,7 @@ def test_over_a_pool_each_point_is_a_flow_run_and_the_table_is_made_here(
     monkeypatch.setenv("DPR_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = open_store(home)
-    asked = asked_for(tiny, reinforce__algorithm__gamma=[0.9, 0.95, 1.0])
+    merged = merged_studies(tiny, reinforce__algorithm__gamma=[0.9, 0.95, 1.0])
     events: list[str] = []
 
     async def there(name: str) -> UUID:
@@ -292,9 +296,9 @@ def test_over_a_pool_each_point_is_a_flow_run_and_the_table_is_made_here(
 
     @flow
     def parent() -> None:
-        sweep.run_experiment(asked, "s", pool="gpu", send=send)
+        sweep.run_sweep(merged, "s", pool="gpu", send=send)
 
-    with pytest.raises(sweep.Incomplete, match="gamma=0.95: .*ended as Failed: out of memory") as incomplete:
+    with pytest.raises(Incomplete, match="gamma=0.95: .*ended as Failed: out of memory") as incomplete:
         parent()
     assert events[:2] == ["start s, gamma=0.9", "end s, gamma=0.9"]
     assert set(events[2:4]) == {"start s, gamma=0.95", "start s, gamma=1"}
@@ -302,7 +306,7 @@ def test_over_a_pool_each_point_is_a_flow_run_and_the_table_is_made_here(
     assert list(stages(document, "ran")) == ["experiment over gamma"]
     [table] = document["results"].values()
     assert {each["point"] for each in table["observations"]} == {"gamma=0.9", "gamma=1"}
-    remaining = [step.name for step in plan(asked.merged.nodes, store) if step.status == "run"]
+    remaining = [step.name for step in plan(merged.graph.nodes, store) if step.status == "run"]
     assert remaining == [
         f"{name} (gamma=0.95)" for name in ("reinforce", "answer DPR on lab", "judge DPR on lab", "report")
     ]

@@ -10,7 +10,8 @@ import pytest
 import tasks.registry
 from dpr_core.config.base import StageConfig
 from tasks.artifacts.store import Store
-from tasks.run_stage import Stage, Workspace
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 
 STEPS = 60
 

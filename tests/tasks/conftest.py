@@ -13,9 +13,11 @@ import pytest
 import tasks.registry
 from dpr_core.config.base import StageConfig
 from tasks.artifacts.mlflow_client import SETTINGS, make_database
-from tasks.artifacts.parent_runs import About, StoredRequest
+from tasks.artifacts.parent_runs import PipelineInfo, StoredRequest
 from tasks.artifacts.store import Store
-from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tasks.run_stage import Outcome, run_stage
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 
 
 class Number(StageConfig):
@@ -112,11 +114,11 @@ def make(store: Store) -> Make:
 
 
 @pytest.fixture
-def about() -> Callable[..., About]:
+def about() -> Callable[..., PipelineInfo]:
     """What a parent run says of its pipeline: about("demo", {"a": 1})."""
 
-    def build(name: str = "demo", settings: dict[str, Any] | None = None) -> About:
-        return About(
+    def build(name: str = "demo", settings: dict[str, Any] | None = None) -> PipelineInfo:
+        return PipelineInfo(
             name, "What it is.", settings or {}, StoredRequest({"flow": "toy", "name": name, **(settings or {})})
         )
 

@@ -11,25 +11,27 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError
-from tasks.artifacts.parent_runs import About
+from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
-from tasks.cleanup import Garbage, Piece
+from tasks.cleanup import GarbageCollector, Removable
 from tasks.locks import exclusive
-from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tasks.run_stage import Outcome, run_stage
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 from tests.interruption import Killed
 
 Make = Callable[..., Outcome]
-Asked = Callable[..., About]
+Asked = Callable[..., PipelineInfo]
 
 
-def found(store: Store, **options: Any) -> dict[str, Piece]:
+def found(store: Store, **options: Any) -> dict[str, Removable]:
     """What can be removed but for lock files, by its path in the home."""
-    pieces = Garbage(store, **options).find()
+    pieces = GarbageCollector(store, **options).find()
     return {str(piece.path.relative_to(store.home)): piece for piece in pieces if piece.kind != "lock"}
 
 
-def clear(store: Store, **options: Any) -> list[Piece]:
-    garbage = Garbage(store, **options)
+def clear(store: Store, **options: Any) -> list[Removable]:
+    garbage = GarbageCollector(store, **options)
     return garbage.remove(garbage.find())
 
 
@@ -38,7 +40,7 @@ def interrupted(store: Store, stage: Stage, parent: str | None = None) -> str:
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
         (work.output / "half.bin").write_bytes(bytes(1000))
-        work._bench.keep(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, lambda folder: None)
         raise Killed
 
     with pytest.raises(Killed):
@@ -70,13 +72,13 @@ def test_a_finished_chain_has_nothing_to_remove_but_lock_files(store: Store, mak
     assert found(store) == {}
     assert {piece.kind for piece in clear(store)} == {"lock"}
     assert {path for path in store.home.rglob("*") if "locks" not in path.parts} == before
-    assert Garbage(store).find() == []
+    assert GarbageCollector(store).find() == []
 
 
 def test_the_payload_of_a_failed_attempt_goes_and_its_run_stays(store: Store) -> None:
     run_id = failed(store)
     assert {path: (p.kind, p.size, p.why) for path, p in found(store).items()} == {
-        f"artifacts/{run_id}/artifacts/{name}": ("payload", 1000, f"attempt {run_id[:8]} (number · n) is FAILED")
+        f"artifacts/{run_id}/artifacts/{name}": ("payload", 1000, f"run {run_id[:8]} (number · n) is FAILED")
         for name in ("output", "output.partial")
     }
     clear(store)
@@ -114,7 +116,7 @@ def test_unfinished_work_goes_only_if_that_is_asked_for(store: Store, toys: dict
 def test_work_on_a_key_that_is_finished_goes_unless_its_pipeline_may_go_on(
     store: Store, toys: dict[str, Stage], make: Make, about: Asked
 ) -> None:
-    parent = store.pipelines.begin(about())
+    parent = store.parent_runs.begin(about())
     left = interrupted(store, toys["number"], parent)
     bench = store.home / "work" / store.record(left).key
     aside = store.home / "aside"
@@ -123,12 +125,12 @@ def test_work_on_a_key_that_is_finished_goes_unless_its_pipeline_may_go_on(
     assert done.id != left
     aside.rename(bench)
     assert found(store) == {}
-    store.pipelines.end(parent, "FINISHED", {})
+    store.parent_runs.end(parent, "FINISHED", {})
     why = found(store)[f"work/{bench.name}"].why
-    assert why == f"{done.id[:8]} (number) was finished in place of attempt {left[:8]}"
+    assert why == f"{done.id[:8]} (number) was finished in place of run {left[:8]}"
 
 
-def test_a_bench_whose_run_is_gone_and_old_scratch_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workdir_whose_run_is_gone_and_old_scratch_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = store.home / "work" / ("a" * 64)
     bench.mkdir()
     (bench / "ATTEMPT").write_text("0" * 32)
@@ -148,8 +150,8 @@ def test_what_a_live_process_works_on_is_left_alone(store: Store) -> None:
     (store.home / "work" / key).mkdir()
     lock = store.home / "locks" / f"{key}.lock"
     with exclusive(lock):
-        assert Garbage(store).find() == []
-    garbage = Garbage(store)
+        assert GarbageCollector(store).find() == []
+    garbage = GarbageCollector(store)
     pieces = garbage.find()
     with exclusive(lock):
         assert garbage.remove(pieces) == []
@@ -159,7 +161,7 @@ def test_what_a_live_process_works_on_is_left_alone(store: Store) -> None:
 
 def test_what_has_changed_since_it_was_found_is_left_alone(store: Store, toys: dict[str, Stage], make: Make) -> None:
     left = interrupted(store, toys["number"])
-    garbage = Garbage(store, unfinished=True)
+    garbage = GarbageCollector(store, unfinished=True)
     pieces = garbage.find()
     assert make("number").id == left
     removed = garbage.remove(pieces)

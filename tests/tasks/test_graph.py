@@ -6,13 +6,21 @@ import pytest
 
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Store
-from tasks.graph import Node, Planned, execute, plan, rerun_nodes
+from tasks.graph import Node, Planned, in_order, plan, rerun_nodes, resolved
 from tasks.registry import NAMES, STAGES, stage_named
-from tasks.run_stage import Outcome, Stage, run_stage
+from tasks.run_stage import Outcome, run_stage
 from tasks.running.explain_rerun import changed_fields
+from tasks.running.stage import Stage
 
 Make = Callable[..., Outcome]
 Run = Callable[[Node, dict[str, str]], Outcome]
+
+
+def execute(nodes: list[Node], run: Run) -> list[Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    for node in in_order(nodes):
+        outcomes[node.name] = run(node, resolved(node, outcomes))
+    return list(outcomes.values())
 
 
 @pytest.fixture
@@ -176,9 +184,7 @@ def test_a_failed_attempt_is_named(store: Store, toys: dict[str, Stage], node: C
         description="",
     )
     run.end("FAILED")
-    assert lines(plan([node("number")], store)) == {
-        "number": ("run", f"never finished: attempt {run.id[:8]} is FAILED")
-    }
+    assert lines(plan([node("number")], store)) == {"number": ("run", f"never finished: run {run.id[:8]} is FAILED")}
 
 
 def test_requests_that_mean_nothing(store: Store, make: Make, node: Callable[..., Node]) -> None:

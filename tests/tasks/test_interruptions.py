@@ -17,9 +17,11 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Store
-from tasks.run_stage import Outcome, Stage, Workspace, run_stage
-from tasks.running.shutdown import Terminated, terminable
+from tasks.run_stage import Outcome, run_stage
+from tasks.running.shutdown import Terminated, graceful_shutdown
+from tasks.running.stage import Stage
 from tasks.running.stage_workdir import StageWorkdir
+from tasks.running.workspace import Workspace
 
 Make = Callable[..., Outcome]
 
@@ -27,8 +29,8 @@ Make = Callable[..., Outcome]
 def test_an_end_that_was_put_off_until_the_block_is_over_is_taken_then() -> None:
     done = []
     try:
-        with terminable() as ending:
-            ending.point()
+        with graceful_shutdown() as shutdown:
+            shutdown.safe_point()
             os.kill(os.getpid(), signal.SIGTERM)
             done.append("the rest of the stage")
     except Terminated:
@@ -50,7 +52,7 @@ def test_a_stage_that_is_published_before_its_end_is_taken_is_finished(store: St
     assert [record.status for record in store.records()] == ["FINISHED"]
 
 
-def test_what_a_finished_attempt_left_on_its_bench_goes_at_the_next_request(
+def test_what_a_finished_attempt_left_in_its_workdir_goes_at_the_next_request(
     store: Store, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -68,7 +70,7 @@ def test_what_a_finished_attempt_left_on_its_bench_goes_at_the_next_request(
 
 def test_an_attempt_that_goes_on_to_its_end_gives_no_reason_for_one(store: Store, toys: dict[str, Stage]) -> None:
     def fails(config: Any, work: Workspace) -> dict[str, float]:
-        work._bench.keep(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, lambda folder: None)
         raise DensePathError("no luck")
 
     stage = toys["number"]

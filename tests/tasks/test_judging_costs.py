@@ -13,9 +13,9 @@ from dpr_core.config.official import AlpacaEvalConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments.points import Study
 from flows import recipes, wiring
-from flows.merging import Experiment
+from flows.judging_costs import QUESTION_TOKENS, Costs, judging_costs
+from flows.merging import MergedStudies
 from tasks.graph import Planned
-from tasks.judging_costs import QUESTION_TOKENS, Costs, judging_costs
 from tasks.registry import stage_named
 
 PROMPTS = {"alpaca_eval": 805, "arena_hard": 500, "lima": 300, "mt_bench": 80}
@@ -118,7 +118,7 @@ def test_the_cost_of_the_papers_table_is_as_documented() -> None:
     backbones = re.search(r"dpr sweep paper-table1 --over backbone.name=(\S+) --dry-run", page)
     assert backbones is not None
     over = {"backbone.name": backbones[1].split(",")}
-    merged = Experiment.of([Study(title="", config=recipes.load("paper-table1"), over=over)]).merged
+    merged = MergedStudies.of([Study(title="", config=recipes.load("paper-table1"), over=over)]).graph
     planned = [Planned(node.name, node.stage, "run", None, "") for node in merged.nodes]
     nothing: Any = None
     cost = judging_costs(merged.nodes, planned, nothing).total

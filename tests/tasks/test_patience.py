@@ -7,7 +7,7 @@ import pytest
 
 import tasks.artifacts.retrying
 from dpr_core.errors import DensePathError, UsageError
-from tasks.artifacts.retrying import Patience, may_pass, patience_seconds
+from tasks.artifacts.retrying import RetryPolicy, is_transient, retry_seconds
 
 
 def caused(outer: Exception, inner: Exception) -> Exception:
@@ -31,7 +31,7 @@ def caused(outer: Exception, inner: Exception) -> Exception:
     ],
 )
 def test_these_pass(error: Exception) -> None:
-    assert may_pass(error)
+    assert is_transient(error)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +48,21 @@ def test_these_pass(error: Exception) -> None:
     ],
 )
 def test_these_do_not(error: Exception) -> None:
-    assert not may_pass(error)
+    assert not is_transient(error)
 
 
 @pytest.mark.parametrize("setting", ["ten", "-1", "nan", "inf"])
 def test_an_impossible_patience_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPR_PATIENCE_SECONDS", setting)
     with pytest.raises(UsageError, match=f"DPR_PATIENCE_SECONDS: '{setting}' is no number of seconds"):
-        patience_seconds()
+        retry_seconds()
 
 
 def test_patience_is_ten_minutes_or_as_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DPR_PATIENCE_SECONDS", raising=False)
-    assert patience_seconds() == 600
+    assert retry_seconds() == 600
     monkeypatch.setenv("DPR_PATIENCE_SECONDS", " 2.5 ")
-    assert patience_seconds() == 2.5
+    assert retry_seconds() == 2.5
 
 
 class Clock:
@@ -96,12 +96,12 @@ def refusing(clock: Clock, until: float) -> Callable[[], str]:
     return call
 
 
-def patience(seconds: float) -> Patience:
-    return Patience("http://mlflow", seconds, lambda: None, str)
+def patience(seconds: float) -> RetryPolicy:
+    return RetryPolicy("http://mlflow", seconds, lambda: None, str)
 
 
 def test_an_answer_is_waited_for_with_growing_pauses(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    assert patience(600).wait_for(refusing(clock, 160)) == "answer"
+    assert patience(600).call(refusing(clock, 160)) == "answer"
     assert clock.slept[:6] == [0.25, 0.5, 1, 2, 4, 8]
     assert set(clock.slept[6:]) == {10.0}
     assert 160 <= clock.now < 170
@@ -116,15 +116,15 @@ def test_an_answer_is_waited_for_with_growing_pauses(clock: Clock, caplog: pytes
 def test_after_the_set_time_it_is_given_up_and_then_asked_once_at_a_time(clock: Clock) -> None:
     patient = patience(30)
     with pytest.raises(DensePathError, match=r"has not answered for 30 s \(Connection refused\); .* the same command"):
-        patient.wait_for(refusing(clock, 1000))
+        patient.call(refusing(clock, 1000))
     assert clock.now == 130
-    assert patient.over
+    assert patient.exhausted
     with pytest.raises(DensePathError):
-        patient.wait_for(refusing(clock, 1000))
+        patient.call(refusing(clock, 1000))
     assert clock.now == 130
     clock.now = 1000
-    assert patient.wait_for(refusing(clock, 1000)) == "answer"
-    assert not patient.over
+    assert patient.call(refusing(clock, 1000)) == "answer"
+    assert not patient.exhausted
 
 
 def test_what_cannot_pass_is_not_waited_for(clock: Clock) -> None:
@@ -132,5 +132,5 @@ def test_what_cannot_pass_is_not_waited_for(clock: Clock) -> None:
         raise ValueError("INVALID_PARAMETER_VALUE")
 
     with pytest.raises(ValueError, match="INVALID"):
-        patience(600).wait_for(call)
+        patience(600).call(call)
     assert clock.slept == []

@@ -15,11 +15,11 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
+from tasks.launch.doors import receive, send
 from tasks.launch.launcher import _Ranks, _unconfigured
-from tasks.launch.messages import receive, send
 from tasks.launch.worker import kind_of
-from tasks.run_stage import Workspace
 from tasks.running.stage_workdir import StageWorkdir
+from tasks.running.workspace import Workspace
 
 
 class Ended:
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_for_one_keeps_no_state_and_ends_nothing(
     two.ranks.serve()
     assert "no state could be kept at step 1" in caplog.text
     assert "it needs 2.5 kB" in caplog.text
-    assert not two.bench.holds_work
+    assert not two.bench.is_resumable
 
 
 @pytest.mark.parametrize("kind", [UsageError, DensePathError])

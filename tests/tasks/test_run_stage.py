@@ -13,11 +13,13 @@ import pytest
 
 import tasks.artifacts.stage_run
 from dpr_core.errors import DensePathError, UsageError
-from tasks.artifacts.parent_runs import About
+from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.locks import exclusive
-from tasks.run_stage import Outcome, Stage, Workspace, run_stage
-from tasks.running.shutdown import Terminated, terminable
+from tasks.run_stage import Outcome, run_stage
+from tasks.running.shutdown import Terminated, graceful_shutdown
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 from tests.forked import Forked
 
 Make = Callable[..., Outcome]
@@ -124,8 +126,8 @@ def test_progress_is_passed_on(store: Store, toys: dict[str, Stage]) -> None:
     assert seen == [(1, 3, ""), (2, 3, ""), (3, 3, "")]
 
 
-def test_name_and_parent_are_stored(store: Store, toys: dict[str, Stage], about: Callable[..., About]) -> None:
-    parent = store.pipelines.begin(about())
+def test_name_and_parent_are_stored(store: Store, toys: dict[str, Stage], about: Callable[..., PipelineInfo]) -> None:
+    parent = store.parent_runs.begin(about())
     outcome = run_stage(toys["number"], toys["number"].config(), {}, store=store, parent=parent, name="first")
     record = store.record(outcome.id)
     assert (outcome.name, record.name, record.parent) == ("first", "first", parent)
@@ -416,7 +418,7 @@ def test_sigterm_becomes_an_exception_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen: list[str] = []
     try:
-        with terminable():
+        with graceful_shutdown():
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(5)
@@ -433,7 +435,7 @@ def test_a_handler_of_others_stays_in_charge() -> None:
     called: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
     try:
-        with terminable():
+        with graceful_shutdown():
             os.kill(os.getpid(), signal.SIGTERM)
             called.append(0)
     finally:

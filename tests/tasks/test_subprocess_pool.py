@@ -15,7 +15,8 @@ from dpr_core.config.model import LabBackboneConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.child_processes import usable_cores
-from tasks.subprocess_pool import Job, Workers
+from tasks.run_stage import StageJob
+from tasks.subprocess_pool import SubprocessPool
 
 pytestmark = pytest.mark.integration
 
@@ -33,13 +34,13 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store.open()
 
 
-def job(config: SubsampleConfig | LabBackboneConfig, inputs: dict[str, str] | None = None) -> Job:
+def job(config: SubsampleConfig | LabBackboneConfig, inputs: dict[str, str] | None = None) -> StageJob:
     stage = "subsample" if isinstance(config, SubsampleConfig) else "backbone"
-    return Job(stage, f"my {stage}", config, inputs or {}, None)
+    return StageJob(stage, f"my {stage}", config, inputs or {}, None)
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "workers.main" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "subprocess_pool.main" in " ".join(child.cmdline())]
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -50,25 +51,25 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_a_process_makes_one_stage_after_another_and_tells_errors_as_they_are(here: Store) -> None:
-    with Workers() as workers:
-        made = workers.make(job(DATA))
+    with SubprocessPool() as pool:
+        made = pool.run(job(DATA))
         assert (made.status, made.name) == ("ran", "my subsample")
         assert here.verify(made.id) == []
-        assert workers.make(job(DATA)).status == "reused"
+        assert pool.run(job(DATA)).status == "reused"
         with pytest.raises(UsageError, match="subsample has no input called sft"):
-            workers.make(job(DATA, {"sft": made.id}))
+            pool.run(job(DATA, {"sft": made.id}))
         assert len(children()) == 1
     assert children() == []
     with pytest.raises(DensePathError, match="the run is ending"):
-        workers.make(job(DATA))
+        pool.run(job(DATA))
 
 
 def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
     failures: list[str] = []
 
-    def try_to_make(workers: Workers) -> None:
+    def try_to_make(pool: SubprocessPool) -> None:
         try:
-            workers.make(job(ENDLESS))
+            pool.run(job(ENDLESS))
         except DensePathError as error:
             failures.append(str(error))
 
@@ -76,8 +77,8 @@ def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
         """When the attempt at the backbone was begun or taken up."""
         return [path.stat().st_mtime_ns for path in (here.home / "work").glob("*/ATTEMPT")]
 
-    with Workers() as workers:
-        thread = threading.Thread(target=try_to_make, args=[workers])
+    with SubprocessPool() as pool:
+        thread = threading.Thread(target=try_to_make, args=[pool])
         thread.start()
         wait_until(begun)
         before = begun()
@@ -85,8 +86,8 @@ def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
         os.kill(child.pid, signal.SIGKILL)
         thread.join()
         assert failures == ["my backbone: the process that made it was killed by SIGKILL"]
-        assert workers.make(job(DATA)).status == "ran"
-        thread = threading.Thread(target=try_to_make, args=[workers])
+        assert pool.run(job(DATA)).status == "ran"
+        thread = threading.Thread(target=try_to_make, args=[pool])
         thread.start()
         wait_until(lambda: begun() not in ([], before))
     thread.join()

@@ -7,7 +7,7 @@ import pytest
 
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Store
-from tasks.cleanup import Garbage
+from tasks.cleanup import GarbageCollector
 from tests.tasks.conftest import Make, Number
 
 
@@ -23,10 +23,10 @@ def test_a_key_that_is_none_names_no_lock_and_no_folder(store: Store, tmp_path: 
     assert store.record(attempt.id).key == ""
     (tmp_path / "precious.lock").write_text("mine")
     (tmp_path / "precious").mkdir()
-    garbage = Garbage(store, unfinished=True)
+    garbage = GarbageCollector(store, unfinished=True)
     garbage.remove(garbage.find())
     assert not payload.exists()
-    assert store.seen(store.record(attempt.id)).status == "FAILED"
+    assert store.with_live_status(store.record(attempt.id)).status == "FAILED"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "precious", "precious.lock"]
     assert (tmp_path / "precious.lock").read_text() == "mine"
 

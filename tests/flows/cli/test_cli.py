@@ -285,11 +285,11 @@ def test_show_tells_all_about_an_artifact(dpr: Dpr, made: Any) -> None:
 @pytest.mark.parametrize(
     ("view", "command"),
     [
-        ("run_summary", ["run", TINY]),
-        ("plan_table", ["run", TINY, "--plan"]),
-        ("record_table", ["artifacts"]),
-        ("artifact_view", ["show", "{sft}"]),
-        ("verification_table", ["verify", "{sft}"]),
+        ("run_view.run_summary", ["run", TINY]),
+        ("run_view.plan_table", ["run", TINY, "--plan"]),
+        ("inspect_view.record_table", ["artifacts"]),
+        ("inspect_view.artifact_view", ["show", "{sft}"]),
+        ("inspect_view.verification_table", ["verify", "{sft}"]),
     ],
 )
 def test_a_document_costs_no_view(
@@ -298,7 +298,7 @@ def test_a_document_costs_no_view(
     def refuse(*_: object) -> None:
         raise AssertionError(view)
 
-    monkeypatch.setattr(f"flows.cli.inspect_view.{view}", refuse)
+    monkeypatch.setattr(f"flows.cli.{view}", refuse)
     arguments = [str(argument).format(sft=made.id("sft")) for argument in command]
     result = dpr(*arguments, "--json", home=made.home)
     assert (result.status, json.loads(result.stdout) != []) == (0, True), result.stderr

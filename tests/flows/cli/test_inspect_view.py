@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from dpr_core.text import escape_control
-from flows.cli import inspect_view
+from flows.cli import inspect_view, run_view
 from tasks.artifacts.run_records import Record
 from tasks.graph import Planned
 
@@ -63,10 +63,10 @@ def test_square_brackets_in_names_are_no_markup() -> None:
         "results": {ODD: 0.5},
     }
     views = {
-        "plan": (inspect_view.plan_table([Planned(ODD, "answer", "run", None, ODD)]), 2),
+        "plan": (run_view.plan_table([Planned(ODD, "answer", "run", None, ODD)]), 2),
         "records": (inspect_view.record_table([made]), 1),
         "checked": (inspect_view.verification_table([(made, [ODD])]), 2),
-        "run": (inspect_view.run_summary(store, run), 2),
+        "run": (run_view.run_summary(store, run), 2),
         "artifact": (inspect_view.artifact_view(store, made, document), 9),
     }
     for name, (view, times) in views.items():
@@ -80,7 +80,7 @@ def test_a_plan_gives_its_reasons_in_full_at_any_width(width: int) -> None:
         Planned("backbone", "backbone", "reuse", "0123456789abcdef", "nothing changed"),
         Planned("answer extrapolated on lab", "answer", "run", None, WHY),
     ]
-    text = shown(inspect_view.plan_table(planned), width)
+    text = shown(run_view.plan_table(planned), width)
     lines = [line.rstrip() for line in text.splitlines()]
     reasons = "".join(line[line.index("algorithm") :] if "algorithm" in line else line for line in lines)
     assert WHY.replace(" ", "") in reasons.replace(" ", "")

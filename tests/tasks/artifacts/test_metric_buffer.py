@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import tasks.artifacts.metric_buffer
-from tasks.artifacts.metric_buffer import Entry, Outbox
+from tasks.artifacts.metric_buffer import Entry, MetricBuffer
 
 
 class Server:
@@ -29,8 +29,8 @@ def entries(*steps: int) -> list[Entry]:
     return [("loss", step / 2, 1000 + step, step) for step in steps]
 
 
-def outbox(server: Server, file: Path) -> Outbox:
-    made = Outbox(server.take)
+def outbox(server: Server, file: Path) -> MetricBuffer:
+    made = MetricBuffer(server.take)
     made.keep_in(file)
     return made
 
@@ -106,7 +106,7 @@ def test_after_a_failure_comes_a_pause(server: Server, tmp_path: Path, monkeypat
 
 def test_without_a_file_it_waits_in_memory(server: Server) -> None:
     server.away = True
-    box = Outbox(server.take)
+    box = MetricBuffer(server.take)
     box.add(entries(1))
     box.flush()
     server.away = False

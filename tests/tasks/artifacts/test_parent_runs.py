@@ -13,97 +13,99 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts.parent_runs import About, StoredRequest
+from tasks.artifacts.parent_runs import PipelineInfo, StoredRequest
 from tasks.artifacts.store import Store
 from tasks.locks import exclusive, if_free, is_held
-from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tasks.run_stage import Outcome, run_stage
+from tasks.running.stage import Stage
 from tasks.running.stage_workdir import StageWorkdir
+from tasks.running.workspace import Workspace
 from tests.forked import Forked
 from tests.interruption import Killed
 
 Make = Callable[..., Outcome]
-Asked = Callable[..., About]
+Asked = Callable[..., PipelineInfo]
 REPOSITORY = Path(__file__).parents[3]
 
 
 def test_a_process_that_is_gone_leaves_it_interrupted_and_the_same_request_takes_it_up(
     store: Store, about: Asked
 ) -> None:
-    left = store.pipelines.begin(about("demo", {"a": 1}))
-    [found] = store.pipelines.all()
-    assert (found.id, found.status, found.may_go_on) == (left, "INTERRUPTED", True)
-    assert store.pipelines.to_go_on() == [found]
-    with store.pipelines.running(about("demo", {"a": 1})) as again:
+    left = store.parent_runs.begin(about("demo", {"a": 1}))
+    [found] = store.parent_runs.all()
+    assert (found.id, found.status, found.is_resumable) == (left, "INTERRUPTED", True)
+    assert store.parent_runs.resumable() == [found]
+    with store.parent_runs.running(about("demo", {"a": 1})) as again:
         assert again == left
-        [found] = store.pipelines.all()
-        assert (found.status, found.may_go_on) == ("RUNNING", False)
-        assert store.pipelines.to_go_on() == []
-    store.pipelines.end(left, "FINISHED", {})
-    assert store.pipelines.to_go_on() == []
-    with store.pipelines.running(about("demo", {"a": 1})) as another:
+        [found] = store.parent_runs.all()
+        assert (found.status, found.is_resumable) == ("RUNNING", False)
+        assert store.parent_runs.resumable() == []
+    store.parent_runs.end(left, "FINISHED", {})
+    assert store.parent_runs.resumable() == []
+    with store.parent_runs.running(about("demo", {"a": 1})) as another:
         assert another != left
 
 
 def test_another_request_gets_its_own_run_and_ends_the_dead_one(store: Store, about: Asked) -> None:
-    left = store.pipelines.begin(about("demo", {"a": 1}))
-    with store.pipelines.running(about("demo", {"a": 2})) as run_id:
+    left = store.parent_runs.begin(about("demo", {"a": 1}))
+    with store.parent_runs.running(about("demo", {"a": 2})) as run_id:
         assert run_id != left
-        assert {p.id: (p.status, p.reason) for p in store.pipelines.all()} == {
+        assert {p.id: (p.status, p.reason) for p in store.parent_runs.all()} == {
             run_id: ("RUNNING", ""),
             left: ("KILLED", "its process ended without a word"),
         }
-        assert [pipeline.id for pipeline in store.pipelines.to_go_on()] == [left]
+        assert [pipeline.id for pipeline in store.parent_runs.resumable()] == [left]
 
 
 def test_what_a_live_process_is_at_is_not_taken_from_it(store: Store, about: Asked) -> None:
-    with store.pipelines.running(about()) as first, store.pipelines.running(about()) as second:
+    with store.parent_runs.running(about()) as first, store.parent_runs.running(about()) as second:
         assert first != second
-        assert {pipeline.status for pipeline in store.pipelines.all()} == {"RUNNING"}
-        assert store.pipelines.end_dead() == []
+        assert {pipeline.status for pipeline in store.parent_runs.all()} == {"RUNNING"}
+        assert store.parent_runs.end_dead() == []
 
 
 def test_how_it_is_done_is_no_part_of_the_request(store: Store) -> None:
-    one = About("s", "", {}, StoredRequest({"studies": 1}, {"jobs": 1}))
-    four = About("s", "", {}, StoredRequest({"studies": 1}, {"jobs": 4}))
-    left = store.pipelines.begin(one)
-    with store.pipelines.running(four) as run_id:
+    one = PipelineInfo("s", "", {}, StoredRequest({"studies": 1}, {"jobs": 1}))
+    four = PipelineInfo("s", "", {}, StoredRequest({"studies": 1}, {"jobs": 4}))
+    left = store.parent_runs.begin(one)
+    with store.parent_runs.running(four) as run_id:
         assert run_id == left
-    assert dict(store.pipelines.all()[0].request.how) == {"jobs": 1}  # type: ignore[union-attr]
+    assert dict(store.parent_runs.all()[0].request.execution) == {"jobs": 1}  # type: ignore[union-attr]
 
 
 def test_one_that_finished_later_settles_those_before_it(store: Store, about: Asked) -> None:
-    store.pipelines.begin(about())
-    finished = store.pipelines.begin(about())
-    store.pipelines.end(finished, "FINISHED", {})
-    assert store.pipelines.to_go_on() == []
+    store.parent_runs.begin(about())
+    finished = store.parent_runs.begin(about())
+    store.parent_runs.end(finished, "FINISHED", {})
+    assert store.parent_runs.resumable() == []
 
 
 def test_one_that_failed_may_go_on_but_was_not_interrupted(store: Store, about: Asked) -> None:
-    failed = store.pipelines.begin(about())
-    store.pipelines.end(failed, "FAILED", {}, reason="ValueError: no")
-    [found] = store.pipelines.to_go_on()
-    assert (found.interrupted, found.reason) == (False, "ValueError: no")
-    with store.pipelines.running(about()) as again:
+    failed = store.parent_runs.begin(about())
+    store.parent_runs.end(failed, "FAILED", {}, reason="ValueError: no")
+    [found] = store.parent_runs.resumable()
+    assert (found.is_interrupted, found.reason) == (False, "ValueError: no")
+    with store.parent_runs.running(about()) as again:
         assert again == failed
 
 
 def test_a_pipeline_of_another_machine_is_left_alone(
     store: Store, about: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.pipelines, "_owner", "elsewhere:/home")
-    theirs = store.pipelines.begin(about())
+    monkeypatch.setattr(store.parent_runs, "_owner", "elsewhere:/home")
+    theirs = store.parent_runs.begin(about())
     monkeypatch.undo()
-    with store.pipelines.running(about()) as ours:
+    with store.parent_runs.running(about()) as ours:
         assert ours != theirs
-    assert {p.id: p.status for p in store.pipelines.all()}[theirs] == "RUNNING"
+    assert {p.id: p.status for p in store.parent_runs.all()}[theirs] == "RUNNING"
 
 
 def test_a_long_request_is_kept_whole(store: Store) -> None:
     what = {"config": {"text": "x" * 30_000}}
-    store.pipelines.begin(About("long", "", {}, StoredRequest(what)))
-    [found] = store.pipelines.all()
+    store.parent_runs.begin(PipelineInfo("long", "", {}, StoredRequest(what)))
+    [found] = store.parent_runs.all()
     assert found.request == StoredRequest(what)
-    assert store.pipelines.find(found.id[:8]) == found
+    assert store.parent_runs.find(found.id[:8]) == found
 
 
 # Force
@@ -111,14 +113,14 @@ def test_a_long_request_is_kept_whole(store: Store) -> None:
 
 def test_a_forced_request_reuses_what_it_made_itself(store: Store, make: Make, about: Asked, toys: Any) -> None:
     before = make("number")
-    store.pipelines.begin(about())
-    moment = store.pipelines.since(about().request)
-    [pipeline] = store.pipelines.all()
+    store.parent_runs.begin(about())
+    moment = store.parent_runs.since(about().request)
+    [pipeline] = store.parent_runs.all()
     assert moment == pipeline.started
     config = toys["number"].config()
     first = run_stage(toys["number"], config, {}, store=store, not_before=moment)
     assert (first.status, first.id != before.id) == ("ran", True)
-    again = run_stage(toys["number"], config, {}, store=store, not_before=store.pipelines.since(about().request))
+    again = run_stage(toys["number"], config, {}, store=store, not_before=store.parent_runs.since(about().request))
     assert (again.status, again.id) == ("reused", first.id)
 
 
@@ -127,7 +129,7 @@ def interrupted(toys: dict[str, Stage], store: Store, moment: datetime | None) -
     import dataclasses
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
-        work._bench.keep(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, lambda folder: None)
         raise Killed
 
     stage = dataclasses.replace(toys["number"], body=body)
@@ -213,7 +215,7 @@ def body(config, work):
     first = 0 if left is None else left["step"]
     (store.home / f"began at {first}").touch()
     for step in range(first, 8):
-        work._bench.keep(step, step, lambda folder: write_state({"step": step}, folder))
+        work._workdir.save_state(step, step, lambda folder: write_state({"step": step}, folder))
         time.sleep(600 if left is None and step == 3 else 0)
     toys["write"](work, config.value)
     return {}
@@ -237,7 +239,7 @@ def test_the_second_takes_over_from_the_first_that_is_killed_and_goes_on_from_it
     assert "another process is making this; waiting for it" in second.stdout.readline()
     os.kill(first.pid, signal.SIGKILL)
     killed = time.monotonic()
-    assert "goes on with attempt" in second.stdout.readline()
+    assert "goes on with run" in second.stdout.readline()
     assert time.monotonic() - killed < 5
     rest = second.communicate(timeout=60)[0]
     [record] = store.records()
@@ -257,7 +259,7 @@ def wait_for(found: Callable[[], list[Path]]) -> list[Path]:
 
 
 def test_the_parameters_are_kept_as_tags_that_people_can_read(store: Store, about: Asked) -> None:
-    run_id = store.pipelines.begin(about("demo", {"a": 1}))
+    run_id = store.parent_runs.begin(about("demo", {"a": 1}))
     tags = store._client.get_run(run_id).data.tags
     assert json.loads(tags["dpr.what"]) == {"flow": "toy", "name": "demo", "a": 1}
     assert tags["dpr.request"] == about("demo", {"a": 1}).request.key

@@ -15,7 +15,9 @@ import pytest
 
 from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Store
-from tasks.run_stage import Outcome, Stage, Workspace, run_stage
+from tasks.run_stage import Outcome, run_stage
+from tasks.running.stage import Stage
+from tasks.running.workspace import Workspace
 
 Make = Callable[..., Outcome]
 
@@ -277,7 +279,7 @@ def test_the_store_is_waited_for_by_who_is_patient(home: Path, monkeypatch: pyte
     with locked(home / "mlflow.db", 2.0):
         with pytest.raises(DensePathError, match="cannot open the store of runs.*database is locked"):
             Store.open()
-        assert Store.open(patient=True).records() == []
+        assert Store.open(retry=True).records() == []
 
 
 def test_a_store_that_stays_away_is_given_up_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,5 +288,5 @@ def test_a_store_that_stays_away_is_given_up_on(home: Path, monkeypatch: pytest.
     with pytest.raises(
         DensePathError, match=r"cannot open the store of runs.*\*\*\*@127.0.0.1:9.*not answered"
     ) as caught:
-        Store.open(patient=True)
+        Store.open(retry=True)
     assert "hunter" not in str(caught.value)

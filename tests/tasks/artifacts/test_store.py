@@ -16,7 +16,7 @@ import pytest
 from dpr_core import hashing
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
-from tasks.artifacts.parent_runs import About
+from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.run_records import flatten, join_tag, mlflow_name, params, split_tag
 from tasks.artifacts.store import Store
 from tests.forked import Forked
@@ -245,9 +245,9 @@ def test_params_are_text_of_limited_length() -> None:
 # Runs
 
 
-def test_an_attempt_is_recorded_whole(store: Store, toys: Any, about: Callable[..., About]) -> None:
+def test_an_attempt_is_recorded_whole(store: Store, toys: Any, about: Callable[..., PipelineInfo]) -> None:
     config = toys["number"].config(value=4, note="n" * 20_000, execution=3)
-    pipeline = store.pipelines.begin(about())
+    pipeline = store.parent_runs.begin(about())
     run = attempt(store, config, name="first", inputs={"a": ABSENT}, parent=pipeline)
     record = store.record(run.id)
     assert (record.stage, record.name, record.status, record.key) == ("number", "first", "RUNNING", "e" * 64)
@@ -320,9 +320,9 @@ def test_nothing_else_is_written_into_the_payload(store: Store, path: str) -> No
         run.text(path, "x")
 
 
-def test_pipeline_ends_with_its_results(store: Store, about: Callable[..., About]) -> None:
-    pipeline = store.pipelines.begin(about("demo", {"a": {"b": 1}}))
-    store.pipelines.end(pipeline, "FINISHED", {"stages": []}, {"dpr/win rate (%)": 60.0})
+def test_pipeline_ends_with_its_results(store: Store, about: Callable[..., PipelineInfo]) -> None:
+    pipeline = store.parent_runs.begin(about("demo", {"a": {"b": 1}}))
+    store.parent_runs.end(pipeline, "FINISHED", {"stages": []}, {"dpr/win rate (%)": 60.0})
     run = store._client.get_run(pipeline)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"dpr/win rate ___": 60.0}
@@ -420,11 +420,11 @@ def test_finished_without_a_digest_is_not_an_artifact(store: Store) -> None:
 
 
 def test_records_go_through_all_pages_newest_first(
-    store: Store, about: Callable[..., About], monkeypatch: pytest.MonkeyPatch
+    store: Store, about: Callable[..., PipelineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.artifacts.store.PAGE", 2)
     made = [attempt(store, stage=stage).id for stage in ("number", "double", "number", "number", "double")]
-    store.pipelines.begin(about())
+    store.parent_runs.begin(about())
     assert {record.id for record in store.records()} == set(made)
     starts = [record.started for record in store.records()]
     assert starts == sorted(starts, reverse=True)

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from dpr_core.errors import UsageError
-from tasks.launch.doors import door_for_machines, door_of_this_machine, knock, secret_of
+from tasks.launch.doors import door_for_machines, door_of_this_machine, knock, receive, secret_of, send
 from tasks.launch.machines import free_port
-from tasks.launch.messages import receive, send
 from tasks.local_home import open_home
 
 
@@ -72,7 +71,7 @@ def test_who_knows_another_secret_or_none_is_not(homes: tuple[Path, Path], they_
 def test_who_says_nothing_or_something_else_is_not_waited_for(
     homes: tuple[Path, Path], said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.launch.doors.PATIENCE", 1)
+    monkeypatch.setattr("tasks.launch.doors.HANDSHAKE_SECONDS", 1)
     port = free_port()
     with door_for_machines(port, homes[0]) as door, socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(said)

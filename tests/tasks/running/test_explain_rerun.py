@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 from dpr_core.config.evaluation import AnswerConfig, ExtrapolatedConfig, LabBenchmarkConfig
 from tasks.artifacts.run_records import Record
-from tasks.running.explain_rerun import NEVER, Wanted, differences
+from tasks.running.explain_rerun import NEVER, RequestedStage, differences
 
 SFT = AnswerConfig(benchmark=LabBenchmarkConfig())
 CONTROL = SFT.model_copy(update={"policy": ExtrapolatedConfig(k=2)})
@@ -18,8 +18,8 @@ def _record(name: str, config: AnswerConfig, **changes: object) -> Record:
     return replace(record, **changes)
 
 
-def _wanted(name: str, config: AnswerConfig) -> Wanted:
-    return Wanted(name, "answer", 1, config, {}, frozenset())
+def _wanted(name: str, config: AnswerConfig) -> RequestedStage:
+    return RequestedStage(name, "answer", 1, config, {}, frozenset())
 
 
 def test_a_stage_is_compared_with_earlier_ones_of_its_own_name() -> None:

@@ -1,7 +1,7 @@
-"""What the judging in a plan would cost: nothing is run, fetched or asked for that."""
+"""Estimated costs of the paid judging in a plan. Runs, fetches and requests nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -17,10 +17,10 @@ from tasks.graph import OTHER, Node, Planned
 from tasks.stages.answer import answered, read_answers
 
 LIKELY_SHARE = 0.5
-"""How long an answer that there is not yet is taken to be, as a share of the most that it may have."""
+"""The assumed length of an answer that does not exist yet, as a share of its limit."""
 
 QUESTION_TOKENS = 120
-"""Of a question that is not on this machine; those of MT-Bench and Arena-Hard have about as many."""
+"""Assumed for a question that is not on this machine; those of MT-Bench and Arena-Hard have about as many."""
 
 Answered = Sequence[tuple[Question, tuple[str, ...]]]
 
@@ -39,27 +39,32 @@ class CostLine:
 
 @dataclass(frozen=True)
 class Costs:
-    """What judges that are paid would cost, by benchmark."""
+    """Costs of paid judges, by benchmark."""
 
     lines: tuple[CostLine, ...]
     reused: int
-    """Judgments that are there already, and cost nothing."""
+    """Judgments that exist already, and cost nothing."""
     assumed: tuple[str, ...]
 
     @property
     def total(self) -> Cost:
         return sum((line.cost for line in self.lines), Cost())
 
+    def as_dict(self) -> dict[str, Any]:
+        lines = [{**asdict(line), "cost": line.cost.as_dict()} for line in self.lines]
+        total = self.total.as_dict()
+        return {"by_benchmark": lines, "total": total, "reused": self.reused, "assumed": list(self.assumed)}
+
 
 class _Answers(NamedTuple):
-    """An artifact's answers, or those that are to be made."""
+    """The answers of an artifact, or of one to be made."""
 
     artifact: str | None
     settings: AnswerConfig
 
 
 def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Store | None) -> Costs:
-    """Of every judge and rate stage that is to run. Answers that are there are looked up in the store."""
+    """Of every judge and rate stage that is to run. Answers that exist are read from the store."""
     by_name = {node.name: node for node in nodes}
     step = {each.name: each for each in planned}
     paid = [
@@ -67,8 +72,8 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
     ]
     to_run = [node for node in paid if step[node.name].status == "run"]
     lines: dict[tuple[str, str], CostLine] = {}
-    asked: list[_Answers] = []
-    tried: set[tuple[Any, ...]] = set()
+    judged: list[_Answers] = []
+    canaries: set[tuple[Any, ...]] = set()
 
     def answers(source: str) -> _Answers:
         name = source.removeprefix(OTHER)
@@ -92,14 +97,14 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
         sides = {role: answers(source) for role, source in node.inputs.items()}
         benchmark = next(iter(sides.values())).settings.benchmark
         canary = (node.stage, cast(Any, node.config).by, node.inputs.get("baseline", benchmark))
-        config = _without_canaries(node.config) if canary in tried else node.config
-        tried.add(canary)
+        config = _without_canaries(node.config) if canary in canaries else node.config
+        canaries.add(canary)
         found, prompts = cost(node.stage, config, *sides.items())
         key = (node.stage, _label(benchmark))
         line = lines.get(key, CostLine(*key, 0, prompts, Cost()))
         lines[key] = replace(line, judgments=line.judgments + 1, cost=line.cost + found)
-        asked += sides.values()
-    return Costs(tuple(lines.values()), len(paid) - len(to_run), _assumed(to_run, asked))
+        judged += sides.values()
+    return Costs(tuple(lines.values()), len(paid) - len(to_run), _assumed(to_run, judged))
 
 
 def _judge(config: JudgeConfig, sides: Mapping[str, Answered]) -> Cost:
@@ -117,7 +122,7 @@ _COSTS: dict[str, Callable[[Any, Mapping[str, Answered]], Cost]] = {"judge": _ju
 
 
 def _sides(sides: Mapping[str, _Answers], read: Callable[[str], Answered], share: float) -> dict[str, Answered]:
-    """The answers of every side; those that are not there yet have this share of their longest."""
+    """The answers of every side; those that do not exist yet have this share of their limit."""
     known = {role: read(side.artifact) for role, side in sides.items() if side.artifact is not None}
     if known:
         questions = [question for question, _ in next(iter(known.values()))]
@@ -156,26 +161,26 @@ def _label(benchmark: Benchmark) -> str:
     return path or benchmark.type
 
 
-def _assumed(nodes: Sequence[Node], asked: Sequence[_Answers]) -> tuple[str, ...]:
-    """In sentences, what the numbers rest on."""
+def _assumed(nodes: Sequence[Node], judged: Sequence[_Answers]) -> tuple[str, ...]:
+    """The assumptions behind the numbers, in sentences."""
     if not nodes:
         return ()
-    imagined = [side.settings for side in asked if side.artifact is None]
+    imagined = [side.settings for side in judged if side.artifact is None]
     absent = sorted({_label(each.benchmark) for each in imagined if benchmarks.missing(each.benchmark)})
     longest = sorted({each.max_response_tokens for each in imagined})
-    told = [
+    sentences = [
         f"Prices {' or '.join(sorted({prices(cast(Any, node.config).execution) for node in nodes}))}, at "
         f"{CHARACTERS_PER_TOKEN:g} characters a token; a reply has about {REPLY_TOKENS} tokens, at most max_tokens.",
         "Verdicts that are kept already would cost nothing; replies that cannot be read are asked for again, and paid.",
     ]
     if longest:
-        told.append(
+        sentences.append(
             f"Answers that are not there yet have at most {' or '.join(map(str, longest))} tokens a turn, and about "
             f"{LIKELY_SHARE:.0%} of that."
         )
     if absent:
-        told.append(
+        sentences.append(
             f"The questions of {', '.join(absent)} are not on this machine: their official number is counted, each of "
             f"at most max_prompt_tokens and about {QUESTION_TOKENS} tokens."
         )
-    return tuple(told)
+    return tuple(sentences)

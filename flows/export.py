@@ -1,4 +1,4 @@
-"""Take a model out of the store as a plain Hugging Face checkpoint."""
+"""`dpr export`: a model of the store as a plain Hugging Face checkpoint."""
 
 import shutil
 import stat

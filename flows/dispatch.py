@@ -1,0 +1,51 @@
+"""Dispatch of requests: the nodes of each kind, and what its parent run shows. Knows no Prefect."""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from dpr_core.config.base import parse
+from flows import wiring
+from flows.merging import MergedStudies
+from flows.requests import Request, RerunRequest, RunRequest, StageRequest, SweepRequest
+from flows.run_document import Results, report_of, tables_of
+from tasks.artifacts.parent_runs import PipelineInfo
+from tasks.artifacts.store import Store
+from tasks.graph import Node, rerun_nodes
+from tasks.registry import stage_named
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """What a request comes to."""
+
+    nodes: list[Node]
+    info: PipelineInfo
+    results_of: Results = report_of
+    studies: MergedStudies | None = None
+    """Of a sweep."""
+
+
+def dispatch(request: Request, store: Store) -> Dispatched:
+    """The one place where the kinds of requests differ; `flows.pipeline.start` has the Prefect flow of each."""
+    match request:
+        case RunRequest(config=config):
+            info = PipelineInfo(config.name, config.description, config.model_dump(mode="json"), request.stored())
+            return Dispatched(wiring.nodes(config), info)
+        case RerunRequest(artifact=artifact, overrides=overrides, downstream=downstream):
+            target = store.record(artifact)
+            changes = f" with {', '.join(overrides)}" if overrides else ""
+            settings = request.model_dump(mode="json", include={"artifact", "overrides", "downstream"})
+            info = PipelineInfo(f"rerun {target.stage}", f"{target.title} again{changes}.", settings, request.stored())
+            return Dispatched(rerun_nodes(store, artifact, overrides, downstream), info)
+        case StageRequest(stage=stage, config=values, inputs=inputs):
+            node = Node(stage, stage, parse(stage_named(stage).config, values, stage), inputs)
+            return Dispatched([node], PipelineInfo(stage, f"{stage} alone.", values, request.stored()))
+        case SweepRequest():
+            return dispatch_sweep(request, MergedStudies.of(request.studies))
+    assert_never(request)
+
+
+def dispatch_sweep(request: SweepRequest, studies: MergedStudies) -> Dispatched:
+    """As `dispatch`, for studies that are merged already."""
+    info = PipelineInfo(request.name, studies.description, studies.settings, request.stored())
+    return Dispatched([*studies.graph.nodes, *studies.tables()], info, tables_of, studies)
