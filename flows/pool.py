@@ -76,7 +76,7 @@ def _first_shared(studies: MergedStudies, to_run: set[str], index: int) -> objec
 async def deployment_on(pool: str) -> UUID:
     """The pipeline's deployment on a work pool."""
     if not os.environ.get("PREFECT_API_URL"):
-        raise UsageError(f"the pool {pool} needs a Prefect server: set PREFECT_API_URL (docs/deployment.md)")
+        raise UsageError(f"the pool {pool} needs a Prefect server: set PREFECT_API_URL (docs/operations.md)")
     async with get_client() as client:
         found = await client.read_deployments(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),

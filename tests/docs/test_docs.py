@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 
 COMMANDS = ("bash", "console")
 OTHER_LANGUAGES = ("json", "mermaid", "python", "text", "yaml")
-TOP_FOLDERS = ("benchmarks/", "deployments/", "docs/", "dpr_core/", "flows/", "tasks/", "tests/")
+TOP_FOLDERS = ("deployments/", "docs/", "dpr_core/", "flows/", "perf/", "tasks/", "tests/")
 PROGRAMS = ("dpr", "make", "prefect", "mlflow", "git", "pip", "python", "docker", "kubectl")
 
 TINY = """
@@ -327,7 +327,7 @@ def tables_of_defaults() -> list[tuple[str, str, list[list[str]]]]:
 
 def test_tables_of_defaults_are_the_defaults() -> None:
     tables = tables_of_defaults()
-    assert {name for _, name, _ in tables} >= {"SFTConfig", "RewardConfig", "ReinforceConfig", "ReinforcePlusPlus"}
+    assert {name for _, name, _ in tables} >= {"SFTConfig", "RewardConfig", "ReinforceConfig", "ReinforcePlusPlusConfig"}
     for page, name, rows in tables:
         module = next(m for m in (training, reward, reinforce, imitation, rollouts) if hasattr(m, name))
         config: Config = getattr(module, name)()

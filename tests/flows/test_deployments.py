@@ -1,4 +1,4 @@
-"""deployments/ against a real Prefect server and worker, with the commands of docs/deployment.md."""
+"""deployments/ against a real Prefect server and worker, with the commands of docs/operations.md."""
 
 import json
 import signal
