@@ -327,7 +327,12 @@ def tables_of_defaults() -> list[tuple[str, str, list[list[str]]]]:
 
 def test_tables_of_defaults_are_the_defaults() -> None:
     tables = tables_of_defaults()
-    assert {name for _, name, _ in tables} >= {"SFTConfig", "RewardConfig", "ReinforceConfig", "ReinforcePlusPlusConfig"}
+    assert {name for _, name, _ in tables} >= {
+        "SFTConfig",
+        "RewardConfig",
+        "ReinforceConfig",
+        "ReinforcePlusPlusConfig",
+    }
     for page, name, rows in tables:
         module = next(m for m in (training, reward, reinforce, imitation, rollouts) if hasattr(m, name))
         config: Config = getattr(module, name)()
