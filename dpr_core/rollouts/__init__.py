@@ -1,1 +1,1 @@
-"""Engines that draw responses from a policy."""
+"""Rollout engines: sampling responses from a policy, in process or from a vLLM server."""

@@ -1,5 +1,7 @@
-"""Steps of a rollout as CUDA graphs. A step is hundreds of small kernels, and Python takes longer to start them one by
-one than a GPU to do them; a graph starts all at once."""
+"""CUDA graphs of decode steps: one launch replays the hundreds of small kernels of a step.
+
+Without a graph, Python takes longer to launch them one by one than a GPU to run them.
+"""
 
 import logging
 import weakref
@@ -13,88 +15,89 @@ from dpr_core.rollouts.kv_cache import Decoder, Spans
 logger = logging.getLogger("dense_path")
 
 Work = Callable[[], None]
+"""A function that runs kernels on fixed tensors."""
 
 Shape = tuple[tuple[int, int], ...]
+"""The spans of a padded step."""
 
 COLUMNS = 128
-"""Columns are read in multiples of this, so that a graph serves about so many steps."""
+"""Attention widths are multiples of this, so that one graph serves about so many steps."""
 
-SAME = 0.1
-"""Of the logits' deviation. Rounding, should other kernels be chosen in a graph, makes less of a difference, and
-anything that is read from the wrong place a greater one."""
+TOLERANCE = 0.1
+"""Greatest difference of replayed logits, over their standard deviation: more than rounding makes, should a graph
+choose other kernels, and less than reading from a wrong address does."""
 
 
-class Replaying:
-    """A reader that replays its steps.
+class GraphedDecoder:
+    """A decoder that replays its decode steps from CUDA graphs.
 
-    A graph repeats what was done once, with the same shapes and at the same addresses. So the tokens of a step are
-    copied to where the graph reads them, rows are filled up with free slots, and columns with some that the mask hides:
-    then few shapes come. The second time that one comes it is captured, compared with what it is to repeat, and from
-    then on replayed.
+    A graph repeats the same kernels at the same addresses and shapes. So the inputs of a step are copied into static
+    tensors, rows are padded with free slots and columns with masked ones, which leaves few shapes. The second time that
+    a shape occurs it is captured, verified against the eager step, and replayed from then on.
     """
 
-    def __init__(self, reader: Decoder, capture: Callable[[Work], Work], give_up: Callable[[], None]) -> None:
-        self.reader = reader
+    def __init__(self, decoder: Decoder, capture: Callable[[Work], Work], on_failure: Callable[[], None]) -> None:
+        self.decoder = decoder
         self.capture = capture
-        self.give_up = give_up
+        self.on_failure = on_failure
         self.steps: dict[Shape, Work | None] = {}
-        """By the shape of a step; none was met once."""
+        """The replay of each shape; None for a shape that occurred once."""
         self.columns = 0
-        """Of the slots whose addresses the graphs hold."""
+        """The cache columns that the graphs were captured with."""
         self.trusted = True
         self.ids, self.positions = self._zeros(1), self._zeros(1)
         self.last = self._zeros()
-        self.found = torch.empty(0)
+        self.logits_out = torch.empty(0)
 
     def logits(self, first: int, ids: Tensor, positions: Tensor, last: Tensor, spans: Spans) -> Tensor:
         if first > 0 or ids.shape[1] > 1 or not self.trusted:
-            return self.reader.logits(first, ids, positions, last, spans)
-        if self.columns != self.reader.slots.columns:
+            return self.decoder.logits(first, ids, positions, last, spans)
+        if self.columns != self.decoder.slots.columns:
             self.steps.clear()
-            self.columns = self.reader.slots.columns
-        for held, new in ((self.ids, ids), (self.positions, positions)):
-            held[: len(ids)] = new
-            held[len(ids) :] = 0
-        shape = self._filled_up(spans)
+            self.columns = self.decoder.slots.columns
+        for static, new in ((self.ids, ids), (self.positions, positions)):
+            static[: len(ids)] = new
+            static[len(ids) :] = 0
+        shape = self._padded(spans)
         if (step := self.steps.get(shape)) is None:
-            self._step(shape)
+            self._run(shape)
             self.steps[shape] = self._captured(shape) if shape in self.steps else None
         else:
             step()
-        return self.found[: len(ids)]
+        return self.logits_out[: len(ids)]
 
     def move(self, source: Tensor, target: Tensor, width: int) -> None:
-        self.reader.move(source, target, width)
+        self.decoder.move(source, target, width)
 
-    def _step(self, shape: Shape) -> None:
+    def _run(self, shape: Shape) -> None:
         rows = sum(rows for rows, _ in shape)
-        logits = self.reader.logits(0, self.ids[:rows], self.positions[:rows], self.last[:rows], shape)
-        if self.found.shape[1:] != logits.shape[1:]:
-            self.found = logits.new_zeros(self.reader.slots.count, logits.shape[1])
-        self.found[:rows] = logits
+        logits = self.decoder.logits(0, self.ids[:rows], self.positions[:rows], self.last[:rows], shape)
+        if self.logits_out.shape[1:] != logits.shape[1:]:
+            self.logits_out = logits.new_zeros(self.decoder.slots.count, logits.shape[1])
+        self.logits_out[:rows] = logits
 
     def _captured(self, shape: Shape) -> Work | None:
-        expected = self.found.clone()
+        expected = self.logits_out.clone()
         try:
-            replay = self.capture(lambda: self._step(shape))
+            replay = self.capture(lambda: self._run(shape))
             replay()
-            self.trusted = bool((self.found - expected).abs().max() <= SAME * expected.std())
-            problem = "it does not repeat what was captured"
+            self.trusted = bool((self.logits_out - expected).abs().max() <= TOLERANCE * expected.std())
+            problem = "a replay does not give the logits of the step that was captured"
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self.trusted, problem = False, str(error).splitlines()[0]
         if self.trusted:
             return replay
-        logger.warning("rollouts do without CUDA graphs, and are slower: %s", problem)
-        self.give_up()
-        # What it may have left in the slots is written anew.
-        self._step(shape)
+        logger.warning("rollouts run without CUDA graphs, more slowly: %s", problem)
+        self.on_failure()
+        # Rewrite what a wrong replay may have left in the cache.
+        self._run(shape)
         return None
 
-    def _filled_up(self, spans: Spans) -> Shape:
-        """As many rows as there are slots, or half as many, or a quarter, and so on; columns in multiples."""
-        slots = self.reader.slots
+    def _padded(self, spans: Spans) -> Shape:
+        """Rows padded to the slots, or to a half, a quarter and so on; widths to multiples of COLUMNS."""
+        slots = self.decoder.slots
         rows, needed = slots.count, sum(rows for rows, _ in spans)
         while rows > 1 and (half := -(-rows // 2)) >= needed:
             rows = half
@@ -104,21 +107,21 @@ class Replaying:
         return tuple(zip(counts, widths, strict=True))
 
     def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(self.reader.slots.count, *shape, dtype=torch.long, device=self.reader.body.device)
+        return torch.zeros(self.decoder.slots.count, *shape, dtype=torch.long, device=self.decoder.body.device)
 
 
-class Graphs:
-    """Captures what a GPU does. Graphs share their memory, since no two of them are replayed at once."""
+class GraphCapture:
+    """Captures CUDA graphs into one shared memory pool, since no two of them are replayed at once."""
 
     def __init__(self) -> None:
         self.last: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
     def __call__(self, work: Work) -> Work:
         graph, last = torch.cuda.CUDAGraph(), self.last()
-        # torch takes no graph into memory that others shared and all have left.
+        # torch does not reuse a pool after all of its graphs are gone.
         pool = last.pool() if last else torch.cuda.graph_pool_handle()
-        # A capture that fails leaves its own stream behind. What other threads ask of the GPU, as NCCL's do all the
-        # time, is none of its business.
+        # The outer context restores the stream after a failed capture. Thread-local mode ignores what other threads,
+        # such as NCCL's, do on the GPU.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
@@ -128,11 +131,11 @@ class Graphs:
         return graph.replay
 
 
-def replaying(
-    readers: Sequence[Decoder], device: torch.device, give_up: Callable[[], None]
-) -> Sequence[Decoder | Replaying]:
-    """On a GPU, readers whose steps are replayed; `give_up` is called where that does not work."""
+def with_cuda_graphs(
+    decoders: Sequence[Decoder], device: torch.device, on_failure: Callable[[], None]
+) -> Sequence[Decoder | GraphedDecoder]:
+    """Decoders that replay CUDA graphs, on a GPU; `on_failure` is called where a capture does not work."""
     if device.type != "cuda":
-        return readers
-    graphs = Graphs()
-    return [Replaying(reader, graphs, give_up) for reader in readers]
+        return decoders
+    capture = GraphCapture()
+    return [GraphedDecoder(decoder, capture, on_failure) for decoder in decoders]

@@ -1,4 +1,4 @@
-"""What every rollout engine does: prompt ids in, response ids and the engine's own log-probs out."""
+"""The Engine Protocol: prompt ids in, response ids and the engine's own log-probs out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Sampling:
+    """Sampling parameters."""
+
     temperature: float
     max_response_tokens: int
     end_token: int
@@ -22,25 +24,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
+    """A sampled response."""
+
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     log_probs: tuple[float, ...]
-    """log pi at temperature 1 for each response token, as the engine saw it, whatever temperature it sampled at."""
+    """log pi at temperature 1 for each response token, computed by the engine, whatever temperature it sampled at."""
 
     @property
     def length(self) -> int:
         return len(self.response)
 
     def ended(self, end_token: int) -> bool:
-        """False where the length limit cut it."""
+        """Whether it has an end token; False where the length limit cut it."""
         return self.response[-1] == end_token
 
 
 class Engine(Protocol):
-    """An engine returns one completion a prompt, in the order of the prompts, and the same ones for the same seed.
+    """Returns one completion per prompt, in the order of the prompts, deterministic in the seed.
 
-    What `drawn` holds already, by the row of its prompt, is not drawn again. What is drawn goes into it, and from
-    time to time, where what is there is worth keeping, `on_progress` is told how many of how many are there.
+    Sampling is resumable: `drawn` maps rows to completions of an interrupted call, which are not sampled again; new
+    ones are added to it, and `on_progress(done, total)` is called when its state is worth a checkpoint.
     """
 
     def generate(
@@ -53,24 +57,24 @@ class Engine(Protocol):
     ) -> list[Completion]: ...
 
 
-class FollowingEngine(Engine, Protocol):
-    """One that draws with a policy which learns meanwhile."""
+class UpdatableEngine(Engine, Protocol):
+    """An engine that samples from a policy in training."""
 
     version: int
-    """Optimizer steps behind the policy that drew what `generate` returned last."""
+    """Optimizer step of the weights that sampled the last result of `generate`."""
 
-    def refresh(self, version: int) -> None:
-        """The policy has changed: what is drawn from now on comes from it as it is now, after so many steps."""
+    def update_weights(self, step: int) -> None:
+        """Sample from the policy's current weights, those after `step` optimizer steps."""
 
 
 def log_probs(completions: Sequence[Completion]) -> Tensor:
-    """(B, T): the engine's own; 0 outside the responses."""
+    """(B, T) log-probs as the engine computed them; 0 outside the responses."""
     width = max(c.length for c in completions)
     return torch.tensor([[*c.log_probs, *[0.0] * (width - c.length)] for c in completions])
 
 
-def drawn_state(drawn: Mapping[int, Completion]) -> State:
-    """Completions by row, to be kept."""
+def completions_state(drawn: Mapping[int, Completion]) -> State:
+    """The resumable state of completions by row."""
     completions = drawn.values()
     return {
         "rows": torch.tensor(list(drawn), dtype=torch.int64),
@@ -80,20 +84,22 @@ def drawn_state(drawn: Mapping[int, Completion]) -> State:
     }
 
 
-def drawn_from(state: State) -> dict[int, Completion]:
-    """What `drawn_state` kept."""
+def completions_from_state(state: State) -> dict[int, Completion]:
+    """The completions of a `completions_state`."""
     parts = zip(*(unpack(state[name]) for name in ("prompts", "responses", "log_probs")), strict=True)
     return dict(zip(state["rows"].tolist(), (Completion(*part) for part in parts), strict=True))
 
 
 class ScriptedEngine:
+    """An engine with fixed responses, for tests."""
+
     def __init__(self, responses: Mapping[tuple[int, ...], tuple[int, ...]], log_prob: float = -1.0) -> None:
         self.responses = responses
         self.log_prob = log_prob
         self.version = 0
 
-    def refresh(self, version: int) -> None:
-        self.version = version
+    def update_weights(self, step: int) -> None:
+        self.version = step
 
     def generate(
         self,

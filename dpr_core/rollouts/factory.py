@@ -1,4 +1,4 @@
-"""The engine that the settings ask for."""
+"""Construction of the engine that the settings name."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,11 +14,11 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts.engine import FollowingEngine
+from dpr_core.rollouts.engine import UpdatableEngine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.rollouts.overlap import Overlapping
+from dpr_core.rollouts.overlap import OverlappedEngine
 from dpr_core.rollouts.vllm_engine import VllmEngine, WeightSource, shape_of
-from dpr_core.rollouts.vllm_server import OwnServer, RunningServer, VllmServer, python_of
+from dpr_core.rollouts.vllm_server import ExternalServer, ManagedServer, VllmServer, python_interpreter
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def open_engine(
     longest: int,
     execution: ExecutionConfig,
     folder: Path,
-) -> Iterator[FollowingEngine]:
-    """It draws with `policy`, which may learn; `save` writes that as a checkpoint, and `folder` has room for two."""
+) -> Iterator[UpdatableEngine]:
+    """An engine that samples from `policy`; `save` writes it as a checkpoint, and `folder` has room for two of them."""
     if not isinstance(settings, VllmConfig):
         yield InProcessEngine.of(policy, execution)
         return
@@ -42,31 +42,32 @@ def open_engine(
         raise UsageError("rollouts.overlap draws and trains at once, which several processes cannot: set one of them")
     folder.mkdir(parents=True, exist_ok=True)
     source = WeightSource(save, log_probs, shape_of(policy.model.config.get_text_config()), longest)
-    server = server_for(settings.execution, policy.activations, longest, execution.rollout_rows, folder)
+    server = open_server(settings.execution, policy.activations, longest, execution.rollout_rows, folder)
     engine = VllmEngine(server, source, folder, execution.rollout_rows, settings.execution.request_seconds)
     if not settings.overlap:
         with closing(engine):
             yield engine
         return
-    # The engine is closed first: that ends a batch which nobody will ask for. And again when the thread has ended: it
-    # may have been starting a server.
-    with closing(engine), closing(Overlapping(engine)) as overlapping, closing(engine):
+    # Closing the engine first ends a pending batch. It is closed again after the thread has ended, which may have been
+    # starting a server.
+    with closing(engine), closing(OverlappedEngine(engine)) as overlapping, closing(engine):
         yield overlapping
 
 
-def server_for(settings: VllmExecutionConfig, dtype: torch.dtype, longest: int, rows: int, folder: Path) -> VllmServer:
+def open_server(settings: VllmExecutionConfig, dtype: torch.dtype, longest: int, rows: int, folder: Path) -> VllmServer:
+    """The server at the configured URL, or one that the stage starts itself."""
     if settings.url is not None:
-        return RunningServer(settings)
+        return ExternalServer(settings)
     options = {
         "served-model-name": "policy",
         "dtype": str(dtype).removeprefix("torch."),
         "max-model-len": longest,
         "max-num-seqs": rows,
         "gpu-memory-utilization": settings.memory_share,
-        # Else what a checkpoint says of its favourite sampling would count.
+        # Without this, sampling defaults of a checkpoint's generation_config.json would apply.
         "generation-config": "vllm",
         "logprobs-mode": "raw_logprobs",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     eager = ["--enforce-eager"] if settings.eager else []
-    return OwnServer(python_of(settings), [*words, *eager], folder / "vllm.log", settings.start_seconds)
+    return ManagedServer(python_interpreter(settings), [*words, *eager], folder / "vllm.log", settings.start_seconds)

@@ -1,4 +1,4 @@
-"""Sampling with the model in this process, and with a second one where decoding is contrastive."""
+"""The in-process engine: sampling from the policy itself, with a KV cache, or contrastively from two models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from dpr_core.logprobs import contrastive
 from dpr_core.models.oom import with_oom_backoff
 from dpr_core.models.policy import Policy, autocast, uncompiled
 from dpr_core.models.sharding import unsharded_copy
-from dpr_core.rollouts.cuda_graphs import replaying
+from dpr_core.rollouts.cuda_graphs import with_cuda_graphs
 from dpr_core.rollouts.decode import DecodeLoop, DecoderProtocol
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.rollouts.kv_cache import Decoder, Spans, attending
+from dpr_core.rollouts.kv_cache import Decoder, Spans, slot_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WAVE = 8
-"""Times the rows at once, prompts make a wave. A slot is filled again within a wave only, and a wave that was
-interrupted is drawn from its start: each row has the neighbours that it would have had, and the same bits."""
+"""Prompts of a wave, in multiples of the rows sampled at once. Slots are refilled within a wave only, and an
+interrupted wave starts over, so that each row has the same neighbours and the same bits."""
 
 
 @dataclass(frozen=True)
-class Against:
+class ContrastiveReference:
     """Contrastive decoding: logits log pi + k (log pi - log pi_reference)."""
 
     reference: "PreTrainedModel"
@@ -35,11 +35,11 @@ class Against:
 
 
 class InProcessEngine:
-    """Draws with one uniform number a token, fixed in advance by the seed and the row: which rows are drawn together,
-    by which process, and when others finish, does not change what a row samples (beyond rounding).
+    """Samples with one uniform number per token, fixed by the seed and the row: batching, processes and the lengths of
+    other rows do not change what a row samples (beyond rounding).
 
-    Where the model is sharded, each process holds all of it for as long as it draws: rows end at different times, so
-    that processes cannot gather layers together.
+    Each process holds the whole of a sharded model while it samples: rows end at different times, so that processes
+    cannot gather layers together.
     """
 
     def __init__(
@@ -47,24 +47,24 @@ class InProcessEngine:
         model: "PreTrainedModel",
         rows: int = 256,
         activations: torch.dtype = torch.float32,
-        against: Against | None = None,
+        contrast: ContrastiveReference | None = None,
         graphs: bool = True,
     ) -> None:
         self.model = model
         self.rows = rows
         self.activations = activations
-        self.against = against
+        self.contrast = contrast
         self.graphs = graphs
         self.version = 0
 
     @classmethod
-    def of(cls, policy: Policy, execution: ExecutionConfig, against: Against | None = None) -> Self:
-        """As the settings say."""
-        return cls(policy.model, execution.rollout_rows, policy.activations, against, execution.graphs)
+    def of(cls, policy: Policy, execution: ExecutionConfig, contrast: ContrastiveReference | None = None) -> Self:
+        """The engine of a policy under its execution settings."""
+        return cls(policy.model, execution.rollout_rows, policy.activations, contrast, execution.graphs)
 
-    def refresh(self, version: int) -> None:
-        """The model that draws is the one that learns."""
-        self.version = version
+    def update_weights(self, step: int) -> None:
+        """Nothing to copy: the trained model itself is sampled from."""
+        self.version = step
 
     @torch.inference_mode()
     def generate(
@@ -76,14 +76,14 @@ class InProcessEngine:
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
-        read = [self.model] if self.against is None else [self.model, self.against.reference]
-        models = [unsharded_copy(model, activations=self.activations).eval() for model in read]
+        sources = [self.model] if self.contrast is None else [self.model, self.contrast.reference]
+        models = [unsharded_copy(model, activations=self.activations).eval() for model in sources]
         uniforms = self.uniforms(len(prompts), sampling, seed)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
 
         def draw_all(at_once: int) -> None:
-            """Rows that are drawn already stay, and half of an even `at_once` cuts each wave in two. Processes draw one
-            wave each, of prompts of like lengths, and then have what all of them drew."""
+            """Sample the missing rows, one wave of similar prompt lengths per process at a time, then gather them. Half
+            of an even `at_once` splits each wave in two."""
             step = WAVE * at_once * distributed.world_size()
             for start in range(0, len(order), step):
                 rows = [i for i in order[start : start + step] if i not in completions]
@@ -97,12 +97,12 @@ class InProcessEngine:
                             completions[mine[i]] = completion
                 completions.update(distributed.all_gather((i, completions[i]) for i in mine))
                 if on_progress is not None:
-                    # Who keeps a state now reads weights, and slices cannot be read in inference mode.
+                    # A checkpoint reads weights, and shards cannot be read in inference mode.
                     with torch.inference_mode(False):
                         on_progress(len(completions), len(prompts))
 
         longest = max(map(len, prompts), default=0)
-        with attending(models), uncompiled():
+        with slot_attention(models), uncompiled():
             with_oom_backoff(
                 "{} rows",
                 self.rows,
@@ -115,7 +115,7 @@ class InProcessEngine:
         return [completions[i] for i in range(len(prompts))]
 
     def uniforms(self, rows: int, sampling: Sampling, seed: int) -> Tensor:
-        """One number for each token of each row."""
+        """(rows, tokens) uniform random numbers."""
         return torch.rand(rows, sampling.max_response_tokens, generator=torch.Generator().manual_seed(seed))
 
     def _wave(
@@ -130,18 +130,22 @@ class InProcessEngine:
         columns = max(map(len, prompts)) + sampling.max_response_tokens
         device = models[0].device
         plain = [Decoder(model, slots, columns) for model in models]
-        readers: Sequence[DecoderProtocol] = replaying(plain, device, self._without_graphs) if self.graphs else plain
-        reader = readers[0] if self.against is None else _Contrast(readers[0], readers[1], self.against.k)
-        return DecodeLoop(reader, prompts, uniforms.to(device), sampling, slots)
+        decoders: Sequence[DecoderProtocol] = (
+            with_cuda_graphs(plain, device, self._disable_graphs) if self.graphs else plain
+        )
+        decoder = (
+            decoders[0] if self.contrast is None else _ContrastiveDecoder(decoders[0], decoders[1], self.contrast.k)
+        )
+        return DecodeLoop(decoder, prompts, uniforms.to(device), sampling, slots)
 
-    def _without_graphs(self) -> None:
-        """From the next wave on: what did not work once is not tried, and told of, again and again."""
+    def _disable_graphs(self) -> None:
+        """Use no graphs from the next wave on, so that a failure is reported once."""
         self.graphs = False
 
 
 @dataclass(frozen=True)
-class _Contrast:
-    """Two models that read the same rows."""
+class _ContrastiveDecoder:
+    """Combines the logits of two models over the same rows."""
 
     model: DecoderProtocol
     reference: DecoderProtocol

@@ -1,30 +1,31 @@
-"""One step off-policy: the next batch is drawn while the policy learns from this one."""
+"""Asynchronous rollouts, one step off-policy: the next batch is sampled while the policy trains on this one."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dpr_core.rollouts.engine import Completion, FollowingEngine, Progress, Sampling
+from dpr_core.rollouts.engine import Completion, Progress, Sampling, UpdatableEngine
 
 
-class Overlapping:
-    """What `begin` was told of is drawn in a thread, with the policy as it is then; `generate` waits for it."""
+class OverlappedEngine:
+    """`begin` starts sampling in a thread, from the current weights; `generate` waits for the result."""
 
-    def __init__(self, engine: FollowingEngine) -> None:
+    def __init__(self, engine: UpdatableEngine) -> None:
         self.engine = engine
         self.version = 0
         self._thread = ThreadPoolExecutor(1)
-        self._begun: tuple[int, int, Future[list[Completion]]] | None = None
-        """The seed of the batch, the version that draws it, and what comes of it."""
+        self._pending: tuple[int, int, Future[list[Completion]]] | None = None
+        """Seed, version of the weights, and future of the batch in flight."""
 
-    def refresh(self, version: int) -> None:
-        """The old weights stay until the batch that they draw is there."""
-        if self._begun is not None:
-            self._begun[2].exception()
-        self.engine.refresh(version)
+    def update_weights(self, step: int) -> None:
+        """Update the weights after the batch in flight is done."""
+        if self._pending is not None:
+            self._pending[2].exception()
+        self.engine.update_weights(step)
 
     def begin(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> None:
-        coming = self._thread.submit(self.engine.generate, prompts, sampling, seed)
-        self._begun = seed, self.engine.version, coming
+        """Start to sample the batch of this seed, which the next `generate` returns."""
+        future = self._thread.submit(self.engine.generate, prompts, sampling, seed)
+        self._pending = seed, self.engine.version, future
 
     def generate(
         self,
@@ -34,10 +35,10 @@ class Overlapping:
         on_progress: Progress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
-        begun, self._begun = self._begun, None
-        if begun is not None and begun[0] == seed:
-            self.version = begun[1]
-            return begun[2].result()
+        pending, self._pending = self._pending, None
+        if pending is not None and pending[0] == seed:
+            self.version = pending[1]
+            return pending[2].result()
         completions = self.engine.generate(prompts, sampling, seed, on_progress, drawn)
         self.version = self.engine.version
         return completions

@@ -1,4 +1,4 @@
-"""Sampling by a vLLM server, which gets the policy's weights whenever they have changed."""
+"""The vLLM engine: sampling by a vLLM server, which reloads the policy's weights after each update."""
 
 import logging
 import secrets
@@ -14,39 +14,46 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.masking import masked_mean, response_mask
 from dpr_core.rollouts.engine import Completion, Progress, Sampling, log_probs
-from dpr_core.rollouts.vllm_client import Died, VllmClient
+from dpr_core.rollouts.vllm_client import ServerFailedError, VllmClient
 from dpr_core.rollouts.vllm_server import VllmServer
 
-DEATHS = 3
-"""So often a server may die in one rollout and be started again."""
+MAX_RESTARTS = 3
+"""Restarts of a failed server within one rollout."""
 
-RECOGNISED_BY = 4
-"""Prompts that are answered first, to see that the server computes what the trainer does."""
+CHECKED_PROMPTS = 4
+"""Prompts of the first request, whose log-probs are compared with the trainer's."""
 
-RECOGNISED_WITHIN = 0.1
-"""Nats, on average over their tokens: more than rounding makes, and less than other weights do."""
+MAX_LOG_PROB_GAP = 0.1
+"""Greatest mean difference of their log-probs, in nats: more than rounding makes, and less than other weights do."""
 
-SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SHAPE_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 logger = logging.getLogger("dense_path")
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """What the engine needs of the policy."""
+    """The policy as the engine sees it."""
 
     save: Callable[[Path], None]
-    """Write its weights as they are now."""
+    """Write the current weights as a checkpoint."""
     log_probs: Callable[[Sequence[TokenSequence]], Tensor]
-    """(B, T) under its weights as they are now."""
+    """(B, T) log-probs under the current weights."""
     shape: dict[str, object]
-    """See `shape_of`."""
+    """The dimensions of the network; see `shape_of`."""
     longest: int
-    """Tokens of the longest sequence that will be asked for."""
+    """Tokens of the longest sequence that will be requested."""
 
 
 class VllmEngine:
-    """The same seed does not give the same responses bit by bit: a server batches as requests come in."""
+    """Samples from a vLLM server; not bitwise reproducible, since the server batches requests as they arrive."""
 
     def __init__(self, server: VllmServer, policy: WeightSource, folder: Path, rows: int, seconds: float) -> None:
         self.server = server
@@ -57,17 +64,18 @@ class VllmEngine:
         self.version = 0
         self._run = secrets.token_hex(4)
         self._weights: Path | None = None
-        self._recognised = False
+        self._checked = False
         self._closed = False
 
-    def refresh(self, version: int) -> None:
-        weights = self.folder / f"weights-{version}"
+    def update_weights(self, step: int) -> None:
+        """Write a checkpoint of the policy, which the server loads before it samples next."""
+        weights = self.folder / f"weights-{step}"
         if weights == self._weights:
             return
         self.policy.save(weights)
         if self._weights is not None and distributed.rank() == 0:
             shutil.rmtree(self._weights, ignore_errors=True)
-        self._weights, self.version = weights, version
+        self._weights, self.version = weights, step
 
     def generate(
         self,
@@ -78,9 +86,9 @@ class VllmEngine:
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
-        if not self._recognised:
-            self._recognise(prompts[:RECOGNISED_BY], sampling, seed)
-        self._draw(prompts, sampling, seed, completions, on_progress)
+        if not self._checked:
+            self._check_log_probs(prompts[:CHECKED_PROMPTS], sampling, seed)
+        self._sample(prompts, sampling, seed, completions, on_progress)
         return [completions[row] for row in range(len(prompts))]
 
     def close(self) -> None:
@@ -92,60 +100,61 @@ class VllmEngine:
         return int(str(self.policy.shape["vocab_size"]))
 
     @property
-    def _name(self) -> str:
-        """What the server shall call the weights of this version and of no other run."""
+    def _weights_name(self) -> str:
+        """The server's name for the weights of this run and version."""
         return f"{self._run}-{self.version}"
 
-    def _on_a_living_server(self, work: Callable[[VllmClient, str], None]) -> None:
-        """Do it with the policy's weights loaded, again where the server dies over it."""
-        died: Died | None = None
-        for _ in range(DEATHS + 1):
+    def _with_restarts(self, work: Callable[[VllmClient, str], None]) -> None:
+        """Call `work` with the policy's weights loaded, and again after a restart where the server fails."""
+        failure: ServerFailedError | None = None
+        for _ in range(MAX_RESTARTS + 1):
             if self._closed:
                 raise DensePathError(f"{self.server.name} is not needed any more")
             try:
-                work(*self._ready())
+                work(*self._connect())
                 return
-            except Died as error:
-                died = error
-            logger.warning("%s failed (%s); what it had not drawn is drawn again", self.server.name, died)
-            self.server.dead()
+            except ServerFailedError as error:
+                failure = error
+            logger.warning("%s failed (%s); missing responses are sampled again", self.server.name, failure)
+            self.server.mark_failed()
         raise DensePathError(
-            f"{self.server.name} failed {DEATHS + 1} times in one rollout, at last with: {died}. "
-            f"{self.server.last_lines()}"
+            f"{self.server.name} failed {MAX_RESTARTS + 1} times in one rollout, at last with: {failure}. "
+            f"{self.server.log_tail()}"
         )
 
-    def _ready(self) -> tuple[VllmClient, str]:
-        """A server that answers and has the weights, and what it calls its model."""
+    def _connect(self) -> tuple[VllmClient, str]:
+        """A client of a healthy server with the weights loaded, and the name of its model."""
         if self._weights is None:
-            raise DensePathError("an engine must be told of its policy before it draws")
+            raise DensePathError("update_weights must be called before generate")
         self.server.start(self._weights)
         client = VllmClient(self.server.connection(), self.server.name, self.seconds, self.rows)
-        if client.version() == self._name:
-            return client, client.served().model
-        served = client.served()
-        if served.positions < self.policy.longest:
+        if client.version() == self._weights_name:
+            return client, client.model_info().model
+        info = client.model_info()
+        if info.positions < self.policy.longest:
             raise UsageError(
-                f"{self.server.name} takes sequences of {served.positions} tokens, and up to {self.policy.longest} "
+                f"{self.server.name} takes sequences of {info.positions} tokens, and up to {self.policy.longest} "
                 "will be asked for; start it with a larger --max-model-len, or lower max_prompt_tokens or "
                 "max_response_tokens"
             )
-        if not self.server.own and (other := differences(self.policy.shape, served.root)):
+        if not self.server.managed and (other := shape_differences(self.policy.shape, info.root)):
             raise UsageError(
-                f"{self.server.name} serves {served.model} ({served.root}), which is another model than this policy: "
+                f"{self.server.name} serves {info.model} ({info.root}), which is another model than this policy: "
                 f"{', '.join(other)} differ; serve the checkpoint that the policy starts from"
             )
         try:
-            client.load(self._weights, self._name)
-        except Died as died:
-            if self.server.own:
+            client.load(self._weights, self._weights_name)
+        except ServerFailedError as failure:
+            if self.server.managed:
                 raise
             raise DensePathError(
-                f"{self.server.name}, which serves {served.model} ({served.root}), failed over the policy's weights in "
-                f"{self._weights}: {died}. It must run the policy's architecture and see this folder; it may have ended"
+                f"{self.server.name}, which serves {info.model} ({info.root}), failed over the policy's weights in "
+                f"{self._weights}: {failure}. It must run the policy's architecture and see this folder; it may have "
+                "ended"
             ) from None
-        return client, served.model
+        return client, info.model
 
-    def _draw(
+    def _sample(
         self,
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
@@ -153,8 +162,8 @@ class VllmEngine:
         completions: dict[int, Completion],
         on_progress: Progress | None = None,
     ) -> None:
-        """Add the rows that are missing. Of several processes the first talks to the server, and all get what it got,
-        or fail as it did."""
+        """Sample the missing rows. Rank 0 talks to the server; all processes get its completions, or raise its
+        error."""
 
         def keep(row: int, completion: Completion) -> None:
             completions[row] = completion
@@ -162,50 +171,50 @@ class VllmEngine:
             if on_progress is not None and (done % self.rows == 0 or done == len(prompts)):
                 on_progress(done, len(prompts))
 
-        def draw(client: VllmClient, model: str) -> None:
+        def sample(client: VllmClient, model: str) -> None:
             rows = [row for row in range(len(prompts)) if row not in completions]
-            client.draw(model, prompts, rows, sampling, seed, self._vocabulary, keep)
-            if client.version() != self._name:
+            client.sample(model, prompts, rows, sampling, seed, self._vocabulary, keep)
+            if client.version() != self._weights_name:
                 raise DensePathError(f"{self.server.name} got other weights during a rollout: give this run its own")
 
         failure: DensePathError | None = None
         if distributed.rank() == 0:
             try:
-                self._on_a_living_server(draw)
+                self._with_restarts(sample)
             except DensePathError as error:
                 failure = error
-        for found, failed in distributed.all_gather([(completions, failure)] if distributed.rank() == 0 else []):
+        for sampled, failed in distributed.all_gather([(completions, failure)] if distributed.rank() == 0 else []):
             if failed is not None:
                 raise failed
-            completions.update(found)
+            completions.update(sampled)
 
-    def _recognise(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> None:
-        """Refuse a server that does not compute what the trainer does."""
+    def _check_log_probs(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seed: int) -> None:
+        """UsageError where the server's log-probs differ from the trainer's."""
         drawn: dict[int, Completion] = {}
-        self._draw(prompts, sampling, seed, drawn)
+        self._sample(prompts, sampling, seed, drawn)
         completions = [drawn[row] for row in range(len(prompts))]
         ours = self.policy.log_probs([TokenSequence(c.prompt, c.response) for c in completions])
         gap = float(masked_mean((ours - log_probs(completions)).abs(), response_mask([c.length for c in completions])))
-        if not gap <= RECOGNISED_WITHIN:
+        if not gap <= MAX_LOG_PROB_GAP:
             raise UsageError(
                 f"{self.server.name} does not compute what this policy does: with its weights, log-probs are {gap:.3g} "
                 "nats off on average; serve the checkpoint that the policy starts from, and change nothing by options"
             )
-        self._recognised = True
+        self._checked = True
 
 
 def shape_of(config: object) -> dict[str, object]:
-    """What two networks must share to take each other's weights."""
-    return {name: getattr(config, name, None) for name in SHAPE}
+    """The dimensions that two networks must share to load each other's weights."""
+    return {name: getattr(config, name, None) for name in SHAPE_FIELDS}
 
 
-def differences(shape: dict[str, object], root: str) -> list[str]:
-    """In what a checkpoint differs from that shape; nothing where it cannot be read from here."""
+def shape_differences(shape: dict[str, object], root: str) -> list[str]:
+    """The dimensions in which a checkpoint differs; none where it cannot be read from here."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(root, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return []
-    served = shape_of(config.get_text_config())
-    return [name for name in SHAPE if shape[name] != served[name]]
+    other = shape_of(config.get_text_config())
+    return [name for name in SHAPE_FIELDS if shape[name] != other[name]]

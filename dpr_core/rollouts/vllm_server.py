@@ -1,4 +1,4 @@
-"""Where vLLM is: a server that the stage starts and ends itself, or one that runs already."""
+"""vLLM servers: one that the stage starts and stops itself, or an external one at a URL."""
 
 import os
 import shutil
@@ -20,36 +20,37 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.rollouts import vllm_supervisor
 from dpr_core.text import escape_control_lines
 
-ENVIRONMENT = "DENSE_PATH_VLLM"
-"""The environment variable that names the folder of vLLM's virtual environment."""
+ENVIRONMENT_VARIABLE = "DENSE_PATH_VLLM"
+"""The environment variable with the folder of vLLM's virtual environment."""
 
-LAST_LINES = 15
-"""Of a server's log, so many are shown when it has failed."""
+LOG_TAIL_LINES = 15
+"""Lines of a failed server's log that messages show."""
 
-NOT_ITS_OWN = (
-    # The path to our packages.
+EXCLUDED_VARIABLES = (
+    # The path to this project's packages.
     *("PYTHONPATH", "VIRTUAL_ENV"),
-    # A key that it would ask us for.
+    # Would make the server require a key.
     "VLLM_API_KEY",
-    # Our place among processes that share the stage: with the last one, torch would wait for a server of theirs.
+    # The rendezvous of a distributed stage, which torch in the server would try to join.
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "TORCHELASTIC_USE_AGENT_STORE",
 )
-"""Environment variables of ours that a server of our own does not get."""
+"""Environment variables that a managed server does not inherit."""
 
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_SECONDS = 0.2
+"""Interval of health checks while a server starts."""
 
-SECONDS_TO_FALL = 5.0
-"""A server that has failed may say for a while that it is well."""
+FAILURE_SETTLE_SECONDS = 5.0
+"""Wait after a failure, since a failing server may still report that it is healthy."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How a server is reached."""
+    """The address of a server: URL, Unix socket and headers."""
 
     url: str
     socket: Path | None = None
-    """In place of the network."""
+    """A Unix socket, in place of TCP."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def client(self, timeout: float) -> httpx.Client:
@@ -72,8 +73,8 @@ class Connection:
             verify=_tls(),
         )
 
-    def answers(self) -> bool:
-        """Whether the server says that it is well."""
+    def is_healthy(self) -> bool:
+        """Whether GET /health succeeds."""
         try:
             with self.client(timeout=5.0) as client:
                 return client.get("/health").status_code == 200
@@ -82,31 +83,33 @@ class Connection:
 
 
 class VllmServer(Protocol):
+    """A server whose failures the engine can recover from."""
+
     name: str
     """For messages."""
 
-    own: bool
-    """Whether the stage started it, for this policy alone."""
+    managed: bool
+    """Whether this process starts and stops it."""
 
     def start(self, weights: Path) -> None:
-        """Return when it answers. One that is not there is started with these weights, if it is for us to start."""
+        """Wait until the server is healthy; a managed one that is not running is started with these weights."""
 
     def connection(self) -> Connection: ...
 
-    def dead(self) -> None:
-        """It failed: what answers next is another one, or the same after a restart by whoever runs it."""
+    def mark_failed(self) -> None:
+        """Note a failure: stop a managed server, or give an external one time to restart."""
 
-    def last_lines(self) -> str:
-        """What it said before it failed, where that can be seen from here."""
+    def log_tail(self) -> str:
+        """The end of the server's log, where it is accessible."""
 
     def close(self) -> None: ...
 
 
-class OwnServer:
-    """vLLM in a process that ends with this one. It listens on a socket in a folder that no other user may enter, since
-    who reaches a server that takes weights can have it do anything."""
+class ManagedServer:
+    """A vLLM subprocess that ends with this process. It listens on a Unix socket in a private folder, since access to a
+    server with weight updates allows arbitrary code."""
 
-    own = True
+    managed = True
 
     def __init__(self, python: Path, options: Sequence[str], log: Path, seconds: float) -> None:
         self.name = "the vLLM server of this stage"
@@ -139,22 +142,22 @@ class OwnServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_variables(folder),
+                env=_environment(folder),
                 start_new_session=True,
             )
         until = time.monotonic() + self._seconds
-        while not self.connection().answers():
+        while not self.connection().is_healthy():
             ended = process.poll() is not None
             if ended or time.monotonic() > until:
                 self.close()
-                said = "ended before it answered" if ended else f"did not answer within {self._seconds:g} seconds"
-                raise DensePathError(f"vLLM, started with {self._python}, {said}. {self.last_lines()}")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                outcome = "ended before it answered" if ended else f"did not answer within {self._seconds:g} seconds"
+                raise DensePathError(f"vLLM, started with {self._python}, {outcome}. {self.log_tail()}")
+            time.sleep(POLL_SECONDS)
 
     def connection(self) -> Connection:
         return Connection("http://vllm", self._socket)
 
-    def dead(self) -> None:
+    def mark_failed(self) -> None:
         self.close()
 
     def close(self) -> None:
@@ -166,93 +169,93 @@ class OwnServer:
         process.wait()
         shutil.rmtree(self._socket.parent, ignore_errors=True)
 
-    def last_lines(self) -> str:
-        lines = self._log.read_bytes().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
+    def log_tail(self) -> str:
+        lines = self._log.read_bytes().decode("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:]
         return "Its last lines:\n" + "\n".join(escape_control_lines(line) for line in lines)
 
 
-class RunningServer:
-    """A server that someone else runs, with access to the files of this machine."""
+class ExternalServer:
+    """A server that is run by others, with access to this machine's files."""
 
-    own = False
+    managed = False
 
     def __init__(self, settings: VllmExecutionConfig) -> None:
         assert settings.url is not None
         self.name = self._url = settings.url.rstrip("/").removesuffix("/v1")
         self._variable = settings.api_key_variable
         self._seconds = settings.start_seconds
-        self._has_answered = False
+        self._was_healthy = False
 
     def start(self, weights: Path) -> None:
-        until = time.monotonic() + (self._seconds if self._has_answered else 0.0)
-        while not self.connection().answers():
+        until = time.monotonic() + (self._seconds if self._was_healthy else 0.0)
+        while not self.connection().is_healthy():
             if time.monotonic() > until:
-                waited = f" for {self._seconds:g} seconds" if self._has_answered else ""
+                waited = f" for {self._seconds:g} seconds" if self._was_healthy else ""
                 raise DensePathError(
                     f"the vLLM server at {self._url} does not answer{waited}; start it, with VLLM_SERVER_DEV_MODE=1, "
                     "or check rollouts.execution.url"
                 )
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        self._has_answered = True
+            time.sleep(POLL_SECONDS)
+        self._was_healthy = True
 
     def connection(self) -> Connection:
-        headers = {"Authorization": f"Bearer {key_in(self._variable)}"} if self._variable else {}
+        headers = {"Authorization": f"Bearer {api_key(self._variable)}"} if self._variable else {}
         return Connection(self._url, headers=headers)
 
-    def dead(self) -> None:
-        time.sleep(SECONDS_TO_FALL)
+    def mark_failed(self) -> None:
+        time.sleep(FAILURE_SETTLE_SECONDS)
 
-    def last_lines(self) -> str:
+    def log_tail(self) -> str:
         return "Its own log says more."
 
     def close(self) -> None:
         pass
 
 
-def python_of(settings: VllmExecutionConfig) -> Path:
-    """The interpreter that the settings or the environment name."""
-    folder = os.environ.get(ENVIRONMENT)
+def python_interpreter(settings: VllmExecutionConfig) -> Path:
+    """The Python interpreter of vLLM's environment, from the settings or the environment variable."""
+    folder = os.environ.get(ENVIRONMENT_VARIABLE)
     if settings.python is None and not folder:
         raise UsageError(
             "rollouts of type vllm need an environment with vLLM: set rollouts.execution.python, or "
-            f"{ENVIRONMENT} to its folder (`make install-vllm` makes one for the CPU), or rollouts.execution.url to a "
-            "server that runs"
+            f"{ENVIRONMENT_VARIABLE} to its folder (`make install-vllm` makes one for the CPU), or "
+            "rollouts.execution.url to a server that runs"
         )
     python = Path(settings.python) if settings.python else Path(str(folder)) / "bin" / "python"
     python = python.expanduser().absolute()
     if not os.access(python, os.X_OK):
-        where = "rollouts.execution.python" if settings.python else ENVIRONMENT
+        where = "rollouts.execution.python" if settings.python else ENVIRONMENT_VARIABLE
         raise UsageError(f"{where}: there is no Python interpreter at {python}")
     return python
 
 
-def key_in(variable: str) -> str:
-    """Read at each use, so that no object of ours holds it."""
+def api_key(variable: str) -> str:
+    """The API key in an environment variable, read at each use so that no object holds it."""
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(f"the environment variable {variable}, which should hold the vLLM server's key, holds none")
     return key
 
 
-def check(settings: VllmExecutionConfig) -> None:
-    """Raise what can be seen before any work is done."""
+def check_settings(settings: VllmExecutionConfig) -> None:
+    """UsageError for settings that cannot work, before any work is done."""
     if settings.url is None:
-        python_of(settings)
+        python_interpreter(settings)
         return
     if httpx.URL(settings.url).scheme not in ("http", "https") or not httpx.URL(settings.url).host:
         raise UsageError(f"rollouts.execution.url: {settings.url!r} is no address, such as http://127.0.0.1:8000")
     if settings.api_key_variable is not None:
-        key_in(settings.api_key_variable)
+        api_key(settings.api_key_variable)
 
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Reading all certificates takes longer than most requests."""
+    """A shared TLS context: loading all certificates takes longer than most requests."""
     return httpx.create_ssl_context()
 
 
-def _variables(folder: Path) -> dict[str, str]:
-    """Ours, without what is not for it; the weights' endpoints on, the network and statistics off."""
-    kept = {name: value for name, value in os.environ.items() if name not in NOT_ITS_OWN}
+def _environment(folder: Path) -> dict[str, str]:
+    """The environment of a managed server: weight endpoints on, hub access and usage statistics off."""
+    inherited = {name: value for name, value in os.environ.items() if name not in EXCLUDED_VARIABLES}
     own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_RPC_BASE_PATH": str(folder)}
-    return {**kept, **own, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return {**inherited, **own, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

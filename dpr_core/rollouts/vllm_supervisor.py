@@ -1,7 +1,7 @@
-"""Runs a command beside the process that asked for it: when either ends, nothing of the other is left.
+"""Process supervisor: runs a command that ends with its parent, and removes its folder and subprocesses.
 
-Run as a script, in a session of its own, with its input connected to that process: `keeper.py FOLDER COMMAND...`. The
-folder goes with it. Whoever dies, even by SIGKILL, closes its end of the pipe.
+Run as a script in a session of its own, with stdin a pipe from the parent: `vllm_supervisor.py FOLDER COMMAND...`. The
+pipe closes when the parent dies, even by SIGKILL.
 """
 
 import os
@@ -11,26 +11,26 @@ import subprocess
 import sys
 import threading
 
-PATIENCE = 20.0
-"""Seconds that the command is given to end by itself."""
+TERMINATE_SECONDS = 20.0
+"""Time between SIGTERM and SIGKILL."""
 
 
 def main() -> None:
     folder, *command = sys.argv[1:]
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
-    def until_the_pipe_closes() -> None:
+    def stop_when_the_pipe_closes() -> None:
         sys.stdin.buffer.read()
         child.terminate()
         try:
-            child.wait(PATIENCE)
+            child.wait(TERMINATE_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
 
-    threading.Thread(target=until_the_pipe_closes, daemon=True).start()
+    threading.Thread(target=stop_when_the_pipe_closes, daemon=True).start()
     child.wait()
     shutil.rmtree(folder, ignore_errors=True)
-    # What the command has started is in the same group as this process.
+    # Subprocesses of the command are in this process group.
     os.killpg(0, signal.SIGKILL)
 
 

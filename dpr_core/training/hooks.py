@@ -21,7 +21,7 @@ from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score_values
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import log_probs
-from dpr_core.rollouts.overlap import Overlapping
+from dpr_core.rollouts.overlap import OverlappedEngine
 from dpr_core.state import State
 from dpr_core.training.guard import RollBack
 from dpr_core.training.rollout import Rollout, describe, samples
@@ -234,7 +234,7 @@ class Progress(Hook):
 class Prefetch(Hook):
     """Overlap: the engine draws the next iteration's responses while the policy learns from this one's."""
 
-    engine: Overlapping
+    engine: OverlappedEngine
     requests: Iterator[RolloutRequest]
     """From the first iteration on."""
     _taken: int = 0

@@ -13,8 +13,8 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
-from dpr_core.rollouts.engine import Completion, FollowingEngine
-from dpr_core.rollouts.overlap import Overlapping
+from dpr_core.rollouts.engine import Completion, UpdatableEngine
+from dpr_core.rollouts.overlap import OverlappedEngine
 from dpr_core.training.guard import RollBack
 from dpr_core.training.hooks import (
     CriticLearner,
@@ -49,7 +49,7 @@ class ReinforceLoop:
     """Improves `policy` in place."""
 
     policy: Policy
-    engine: FollowingEngine
+    engine: UpdatableEngine
     reward: DenseReward
     trainer: Trainer
     config: ReinforceConfig
@@ -95,7 +95,7 @@ class ReinforceLoop:
 
     def sample(self, request: RolloutRequest) -> list[Completion]:
         """Draw responses from the policy as it is now, or one iteration behind where rollouts overlap."""
-        self.engine.refresh(self.trainer.steps_done)
+        self.engine.update_weights(self.trainer.steps_done)
         return self.engine.generate(*request)
 
     def score(self, completions: list[Completion], critic: CriticLearner | None = None) -> Rollout:
@@ -138,6 +138,6 @@ class ReinforceLoop:
         if config.guard:
             hooks.append(EarlyStopping(RollBack(config.guard, self.policy), recorder))
         hooks += [SampleTables(self.end_token, self.decode, recorder), Progress(recorder)]
-        if isinstance(self.engine, Overlapping):
+        if isinstance(self.engine, OverlappedEngine):
             hooks.append(Prefetch(self.engine, rollout_requests(prompts, config, self.end_token)))
         return hooks

@@ -19,7 +19,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
-from dpr_core.rollouts.engine import Completion, Engine, Progress, Sampling, drawn_from, drawn_state
+from dpr_core.rollouts.engine import Completion, Engine, Progress, Sampling, completions_from_state, completions_state
 from dpr_core.state import State
 from dpr_core.training.sft_loop import batches
 from dpr_core.training.trainer import Trainer
@@ -49,15 +49,15 @@ class Round:
         return {
             "number": self.number,
             "trainer": self.trainer.state(),
-            "before": drawn_state(self.before),
-            "drawn": drawn_state(self.drawn),
+            "before": completions_state(self.before),
+            "drawn": completions_state(self.drawn),
             "opponent": self.opponent,
             "metrics": self.metrics,
         }
 
     def load_state(self, state: State) -> None:
         self.trainer.load_state(state["trainer"])
-        self.before, self.drawn = drawn_from(state["before"]), drawn_from(state["drawn"])
+        self.before, self.drawn = completions_from_state(state["before"]), completions_from_state(state["drawn"])
         self.opponent, self.metrics = state["opponent"], state["metrics"]
 
 

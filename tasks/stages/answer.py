@@ -38,7 +38,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import TokenSequence, end_token
     from dpr_core.evaluation import benchmarks
     from dpr_core.rollouts.engine import Sampling
-    from dpr_core.rollouts.multi_turn import converse, script
+    from dpr_core.rollouts.multi_turn import answer_questions, tokenize_question
 
     settings = cast(AnswerConfig, config)
     lineage = Lineage(work.store)
@@ -47,13 +47,21 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     questions = benchmarks.load(settings.benchmark)
     own = [benchmarks.temperature(settings.benchmark, question) for question in questions]
     scripts = [
-        script(tokenizer, renderer, question, settings.temperature if t is None else t, settings.max_prompt_tokens)
+        tokenize_question(
+            tokenizer,
+            renderer,
+            question.id,
+            question.turns,
+            question.system,
+            settings.temperature if t is None else t,
+            settings.max_prompt_tokens,
+        )
         for question, t in zip(questions, own, strict=True)
     ]
     asked = answering(settings, lineage, source)
     end = end_token(tokenizer)
     sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
-    answers = converse(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work)
+    answers = answer_questions(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work)
     sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
     state_kl = asked.kl_to_sft(sequences)
     rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())

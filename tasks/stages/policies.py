@@ -48,12 +48,12 @@ class Answering:
     ) -> "list[Completion]":
         """One answer to each prompt; of best-of-n, `drawn` holds all n."""
         from dpr_core.models.extrapolation import ContrastivePolicy
-        from dpr_core.rollouts.in_process import Against, InProcessEngine
+        from dpr_core.rollouts.in_process import ContrastiveReference, InProcessEngine
 
         execution = self.settings.execution
         if isinstance(self.policy, ContrastivePolicy):
-            against = Against(self.policy.reference.model, self.policy.k)
-            engine = InProcessEngine.of(self.policy.sft, execution, against)
+            contrast = ContrastiveReference(self.policy.reference.model, self.policy.k)
+            engine = InProcessEngine.of(self.policy.sft, execution, contrast)
         else:
             engine = InProcessEngine.of(self.policy, execution)
         chosen = self.settings.policy
@@ -64,13 +64,15 @@ class Answering:
 
     def _best(self, completions: "list[Completion]", chosen: BestOfNConfig) -> "list[Completion]":
         from dpr_core.data.encoding import TokenSequence
-        from dpr_core.rollouts.best_of_n import best, mean_log_probs, returns
+        from dpr_core.rollouts.best_of_n import best_of_each, mean_log_probs, sequence_returns
 
         assert self.reward is not None
         scored = self.reward([TokenSequence(c.prompt, c.response) for c in completions])
         by_reward = chosen.by == "reward"
-        scores = returns(scored.rewards, scored.mask) if by_reward else mean_log_probs(scored.log_sft, scored.mask)
-        return [completions[i] for i in best(scores, chosen.n)]
+        scores = (
+            sequence_returns(scored.rewards, scored.mask) if by_reward else mean_log_probs(scored.log_sft, scored.mask)
+        )
+        return [completions[i] for i in best_of_each(scores, chosen.n)]
 
     def kl_to_sft(self, sequences: "Sequence[TokenSequence]") -> "Tensor | None":
         """(B, T): exact KL in the state in front of each token. A choice among samples is no policy that has one."""

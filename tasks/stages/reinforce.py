@@ -112,11 +112,11 @@ def describe(config: StageConfig) -> str:
 
 def preflight(configs: Sequence[ReinforceConfig]) -> None:
     """Look for vLLM before hours of training."""
-    from dpr_core.rollouts.vllm_server import check
+    from dpr_core.rollouts.vllm_server import check_settings
 
     for config in configs:
         if isinstance(config.rollouts, VllmConfig):
-            check(config.rollouts.execution)
+            check_settings(config.rollouts.execution)
 
 
 STAGE = Stage(

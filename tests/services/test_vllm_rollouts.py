@@ -27,11 +27,11 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
-from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling, log_probs
-from dpr_core.rollouts.factory import server_for
+from dpr_core.rollouts.engine import Completion, Sampling, UpdatableEngine, log_probs
+from dpr_core.rollouts.factory import open_server
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.vllm_engine import VllmEngine, WeightSource, shape_of
-from dpr_core.rollouts.vllm_server import OwnServer
+from dpr_core.rollouts.vllm_server import ManagedServer
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.trainer import Trainer
 
@@ -64,7 +64,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedServer]:
     python = ENVIRONMENT / "bin" / "python"
     if not python.exists():
         pytest.skip(f"there is no vLLM in {ENVIRONMENT}: `make install-vllm` makes it, or set DENSE_PATH_VLLM")
@@ -74,8 +74,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
         for name, value in small.items():
             patch.setenv(name, value)
         settings = VllmExecutionConfig(python=str(python), eager=True)
-        running = server_for(settings, torch.float32, 16, 64, folder)
-        assert isinstance(running, OwnServer)
+        running = open_server(settings, torch.float32, 16, 64, folder)
+        assert isinstance(running, ManagedServer)
         yield running
         running.close()
 
@@ -84,7 +84,7 @@ Engines = Callable[[Policy], VllmEngine]
 
 
 @pytest.fixture
-def engine_of(server: OwnServer, tmp_path: Path) -> Engines:
+def engine_of(server: ManagedServer, tmp_path: Path) -> Engines:
     """An engine for a policy, on the one server that all tests share."""
 
     def build(policy: Policy) -> VllmEngine:
@@ -108,7 +108,7 @@ def gap(policy: Policy, drawn: list[Completion]) -> float:
 def test_tokens_and_log_probs_are_the_policys(engine_of: Engines) -> None:
     policy = Policy(network(0))
     engine = engine_of(policy)
-    engine.refresh(0)
+    engine.update_weights(0)
     sampling = Sampling(0.7, 6, END)
     drawn = engine.generate(PROMPTS * 10, sampling, 3)
     assert [c.prompt for c in drawn] == PROMPTS * 10
@@ -121,7 +121,7 @@ def test_tokens_and_log_probs_are_the_policys(engine_of: Engines) -> None:
 def test_what_is_drawn_is_distributed_as_the_policy_at_the_temperature(engine_of: Engines) -> None:
     policy, count = Policy(network(1)), 600
     engine = engine_of(policy)
-    engine.refresh(0)
+    engine.update_weights(0)
     drawn = engine.generate([(3, 1)] * count, Sampling(0.7, 1, END), 5)
     found = Counter(c.response[0] for c in drawn)
     with torch.no_grad():
@@ -133,10 +133,10 @@ def test_what_is_drawn_is_distributed_as_the_policy_at_the_temperature(engine_of
 def test_new_weights_change_what_is_drawn(engine_of: Engines) -> None:
     policy = Policy(network(0))
     engine = engine_of(policy)
-    engine.refresh(0)
+    engine.update_weights(0)
     before = engine.generate(PROMPTS * 4, Sampling(1.0, 6, END), 3)
     policy.model.load_state_dict(network(2).state_dict())
-    engine.refresh(1)
+    engine.update_weights(1)
     after = engine.generate(PROMPTS * 4, Sampling(1.0, 6, END), 3)
     assert gap(policy, after) < 1e-4
     assert gap(policy, before) > 0.1
@@ -161,7 +161,7 @@ def exact_return(policy: PreTrainedModel) -> float:
 
 
 def trained(
-    seed: int, engine_of: Callable[[Policy], FollowingEngine], **rollouts: object
+    seed: int, engine_of: Callable[[Policy], UpdatableEngine], **rollouts: object
 ) -> tuple[float, InMemoryRecorder]:
     """The exact expected return after some iterations."""
     config = ReinforceConfig.model_validate(
@@ -198,10 +198,10 @@ def test_training_ends_where_it_ends_in_the_process(engine_of: Engines) -> None:
     assert apart.high - apart.low < learned / 2, "the interval says something"
 
 
-def test_a_server_that_is_killed_in_a_rollout_is_started_again(engine_of: Engines, server: OwnServer) -> None:
+def test_a_server_that_is_killed_in_a_rollout_is_started_again(engine_of: Engines, server: ManagedServer) -> None:
     policy = Policy(network(0))
     engine = engine_of(policy)
-    engine.refresh(0)
+    engine.update_weights(0)
     engine.generate(PROMPTS, Sampling(1.0, 8, END), 1)
     drawn: dict[int, Completion] = {}
     kept: list[int] = []
@@ -230,7 +230,7 @@ def _alive(leader: int) -> list[str]:
     return [line for line in listed if line.split()[0] == str(leader) and not line.split()[1].startswith("Z")]
 
 
-def test_nothing_is_left_of_a_server_that_is_closed(server: OwnServer) -> None:
+def test_nothing_is_left_of_a_server_that_is_closed(server: ManagedServer) -> None:
     process, folder = server._process, server._socket.parent
     assert process is not None
     assert folder.exists()

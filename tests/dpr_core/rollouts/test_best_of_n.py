@@ -11,20 +11,20 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.masking import response_mask
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts.best_of_n import best, kl_bound, mean_log_probs, returns
+from dpr_core.rollouts.best_of_n import best_of_each, kl_bound, mean_log_probs, sequence_returns
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 
 
 def test_the_highest_of_each_group_by_hand_and_the_first_of_equal_ones() -> None:
-    assert best([1.0, 3.0, 2.0, 5.0, 5.0, 5.0, -1.0, -2.0, -1.0], 3) == [1, 3, 6]
-    assert best([], 3) == []
+    assert best_of_each([1.0, 3.0, 2.0, 5.0, 5.0, 5.0, -1.0, -2.0, -1.0], 3) == [1, 3, 6]
+    assert best_of_each([], 3) == []
 
 
 def test_a_return_is_a_sum_and_a_log_prob_is_a_mean() -> None:
     values = torch.tensor([[1.0, 2.0, 6.0], [5.0, math.nan, math.inf]])
     mask = response_mask([3, 1])
-    assert returns(values, mask) == [9.0, 5.0]
+    assert sequence_returns(values, mask) == [9.0, 5.0]
     assert mean_log_probs(values, mask) == [3.0, 5.0]
 
 
@@ -50,7 +50,7 @@ def test_best_of_n_is_as_frequent_as_enumeration_says(toy: Callable[..., Any], n
     assert 0.05 < kl < kl_bound(n)
 
     drawn = InProcessEngine(model).generate([prompt] * (groups * n), Sampling(1.0, 2, 0), seed=5)
-    chosen = Counter(drawn[i].response for i in best([means[c.response] for c in drawn], n))
+    chosen = Counter(drawn[i].response for i in best_of_each([means[c.response] for c in drawn], n))
     assert sum(chosen.values()) == groups
     common = [r for r, p in expected.items() if p * groups > 5]
     rest = groups - sum(chosen[r] for r in common)

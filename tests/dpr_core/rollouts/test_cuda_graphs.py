@@ -13,9 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from dpr_core.config.model import Family
 from dpr_core.rollouts import cuda_graphs, in_process
-from dpr_core.rollouts.cuda_graphs import Graphs, Replaying, Work
+from dpr_core.rollouts.cuda_graphs import GraphCapture, GraphedDecoder, Work
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.in_process import Against, InProcessEngine
+from dpr_core.rollouts.in_process import ContrastiveReference, InProcessEngine
 from dpr_core.rollouts.kv_cache import Decoder
 
 PROMPTS = [tuple(30 + (7 * i + 3 * j) % 60 for j in range(1 + i % 9)) for i in range(24)]
@@ -49,7 +49,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Tracer:
     tracer = Tracer()
     monkeypatch.setattr(cuda_graphs, "COLUMNS", 16)
     monkeypatch.setattr(
-        in_process, "replaying", lambda readers, _, give_up: [Replaying(each, tracer, give_up) for each in readers]
+        in_process,
+        "with_cuda_graphs",
+        lambda readers, _, give_up: [GraphedDecoder(each, tracer, give_up) for each in readers],
     )
     return tracer
 
@@ -73,9 +75,9 @@ def test_replayed_steps_draw_what_steps_draw(
 
 def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: Tracer) -> None:
     model, reference = (tiny("llama", seed=seed)[0] for seed in (0, 3))
-    against = Against(reference, 0.3)
-    expected = InProcessEngine(model, 4, against=against, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
-    assert_same(InProcessEngine(model, 4, against=against).generate(PROMPTS, SAMPLING, seed=1), expected)
+    contrast = ContrastiveReference(reference, 0.3)
+    expected = InProcessEngine(model, 4, contrast=contrast, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
+    assert_same(InProcessEngine(model, 4, contrast=contrast).generate(PROMPTS, SAMPLING, seed=1), expected)
     assert traced.replayed > 0
 
 
@@ -98,12 +100,12 @@ def alike(found: list[Completion], expected: list[Completion]) -> int:
 
 
 def test_rows_and_columns_are_filled_up_to_few_shapes(toy: Callable[..., Any]) -> None:
-    replaying = Replaying(Decoder(toy(), slots=12, columns=300), lambda work: work, lambda: None)
-    assert replaying._filled_up([(6, 129), (5, 40)]) == ((6, 256), (6, 128))
-    assert replaying._filled_up([(5, 257)]) == ((6, 300),)
-    assert replaying._filled_up([(3, 128)]) == ((3, 128),)
-    assert replaying._filled_up([(2, 1)]) == ((2, 128),)
-    assert replaying._filled_up([(1, 1)]) == ((1, 128),)
+    replaying = GraphedDecoder(Decoder(toy(), slots=12, columns=300), lambda work: work, lambda: None)
+    assert replaying._padded([(6, 129), (5, 40)]) == ((6, 256), (6, 128))
+    assert replaying._padded([(5, 257)]) == ((6, 300),)
+    assert replaying._padded([(3, 128)]) == ((3, 128),)
+    assert replaying._padded([(2, 1)]) == ((2, 128),)
+    assert replaying._padded([(1, 1)]) == ((1, 128),)
 
 
 @pytest.mark.parametrize("problem", ["refuses", "differs"])
@@ -116,17 +118,17 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
 
         def differently() -> None:
             replayed[-1].found[0] += 0.2 * replayed[-1].found.std()
-            slots = replayed[-1].reader.slots
+            slots = replayed[-1].decoder.slots
             for keys, _ in slots.layers.values():
                 keys.flatten(0, 2)[slots.places] += 1
 
         return differently
 
-    replayed: list[Replaying] = []
+    replayed: list[GraphedDecoder] = []
     monkeypatch.setattr(
         in_process,
-        "replaying",
-        lambda readers, _, give_up: replayed.append(Replaying(readers[0], capture, give_up)) or replayed[-1:],
+        "with_cuda_graphs",
+        lambda readers, _, give_up: replayed.append(GraphedDecoder(readers[0], capture, give_up)) or replayed[-1:],
     )
     model = tiny("llama")[0]
     expected = InProcessEngine(model, rows=2, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
@@ -151,7 +153,9 @@ def test_too_little_memory_for_a_graph_is_too_little_memory(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return work
 
-    monkeypatch.setattr(in_process, "replaying", lambda readers, _, give_up: [Replaying(readers[0], capture, give_up)])
+    monkeypatch.setattr(
+        in_process, "with_cuda_graphs", lambda readers, _, give_up: [GraphedDecoder(readers[0], capture, give_up)]
+    )
     model = tiny("llama")[0]
     expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
     assert_same(InProcessEngine(model, rows=24).generate(PROMPTS, SAMPLING, seed=1), expected)
@@ -203,7 +207,7 @@ class Torch:
 
 def test_graphs_share_memory_until_all_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the slots have grown."""
-    torch_cuda, capture = Torch(monkeypatch), Graphs()
+    torch_cuda, capture = Torch(monkeypatch), GraphCapture()
     held: list[Any] = [capture(lambda: None) for _ in range(3)]
     assert {replay.__self__.pool() for replay in held} == {0}
     held.clear()
@@ -213,7 +217,7 @@ def test_graphs_share_memory_until_all_are_gone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_after_a_capture_that_fails_work_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch_cuda, capture = Torch(monkeypatch), Graphs()
+    torch_cuda, capture = Torch(monkeypatch), GraphCapture()
 
     def refused() -> None:
         raise RuntimeError("operation not permitted when stream is capturing")

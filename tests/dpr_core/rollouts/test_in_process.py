@@ -13,9 +13,9 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts import decode
-from dpr_core.rollouts.decode import draw
+from dpr_core.rollouts.decode import sample
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.in_process import Against, InProcessEngine
+from dpr_core.rollouts.in_process import ContrastiveReference, InProcessEngine
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 PROMPTS = [(1, 30, 31), (1, 60, 61, 62, 63, 64, 65), (1,), (2, 33), (1, 30, 31)]
@@ -129,9 +129,9 @@ def test_with_bfloat16_activations_the_logits_are_still_float32(
 
     def recorded(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(logits)
-        return draw(logits, uniforms, temperature)
+        return sample(logits, uniforms, temperature)
 
-    monkeypatch.setattr(decode, "draw", recorded)
+    monkeypatch.setattr(decode, "sample", recorded)
     InProcessEngine(toy(), activations=torch.bfloat16).generate([(1, 2, 3), (4,)], Sampling(1.0, 3, NEVER), seed=0)
     assert len(seen) == 3
     for logits in seen:
@@ -193,7 +193,7 @@ def test_contrastive_responses_are_as_frequent_as_the_product_of_policies_makes_
     for a, b in itertools.product(range(1, 5), range(5)):
         expected[(a, b)] = first[a] * policy(*prompt, a)[b]
     assert min(expected.values()) * draws > 5, "too rare for the statistic"
-    engine = InProcessEngine(model, against=Against(reference, k))
+    engine = InProcessEngine(model, contrast=ContrastiveReference(reference, k))
     completions = engine.generate([prompt] * draws, Sampling(temperature, 2, 0), seed=11)
     assert _chi_square(Counter(c.response for c in completions), expected, draws) < 45.3
     assert Counter(c.response for c in completions) != Counter(
@@ -208,7 +208,7 @@ def test_contrastive_log_probs_are_those_of_the_combined_policy_whatever_the_bat
     """Rows of different length, some ending early: both caches must follow."""
     model, k = _model(tiny, family, sliding=True), 0.2
     reference = tiny(family, seed=3, **SLIDING.get(family, {}))[0]
-    engine = InProcessEngine(model, rows=3, against=Against(reference, k))
+    engine = InProcessEngine(model, rows=3, contrast=ContrastiveReference(reference, k))
     end = _some_token_in_the_middle(engine.generate(PROMPTS, Sampling(0.7, 12, NEVER), seed=1))
     completions = engine.generate(PROMPTS * 3, Sampling(0.7, 12, end), seed=1)
     assert len({c.length for c in completions}) > 2
@@ -221,15 +221,19 @@ def test_contrastive_log_probs_are_those_of_the_combined_policy_whatever_the_bat
         combined = torch.log_softmax((1 + k) * ours - k * theirs, -1)
         expected = combined[range(c.length), list(c.response)].tolist()
         assert list(c.log_probs) == pytest.approx(expected, abs=1e-4)
-    alone = InProcessEngine(model, rows=1, against=Against(reference, k)).generate(PROMPTS, Sampling(0.7, 12, end), 1)
-    together = InProcessEngine(model, against=Against(reference, k)).generate(PROMPTS, Sampling(0.7, 12, end), 1)
+    alone = InProcessEngine(model, rows=1, contrast=ContrastiveReference(reference, k)).generate(
+        PROMPTS, Sampling(0.7, 12, end), 1
+    )
+    together = InProcessEngine(model, contrast=ContrastiveReference(reference, k)).generate(
+        PROMPTS, Sampling(0.7, 12, end), 1
+    )
     assert [c.response for c in alone] == [c.response for c in together]
 
 
 def test_draw_by_hand() -> None:
     """Probabilities 1/10, 2/10, 3/10, 4/10: their cumulative sums decide."""
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().repeat(6, 1)
-    chosen, log_probs = draw(logits, torch.tensor([0.0, 0.09, 0.11, 0.31, 0.59, 0.99999994]), 1.0)
+    chosen, log_probs = sample(logits, torch.tensor([0.0, 0.09, 0.11, 0.31, 0.59, 0.99999994]), 1.0)
     assert chosen.tolist() == [0, 0, 1, 2, 2, 3]
     assert log_probs.exp().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.3, 0.4])
 
@@ -237,10 +241,10 @@ def test_draw_by_hand() -> None:
 def test_draw_reports_temperature_1_whatever_it_draws_at() -> None:
     """At temperature 1/2, odds of 1:2 become 1:4."""
     logits = torch.tensor([[1 / 3, 2 / 3]]).log().repeat(2, 1)
-    chosen, log_probs = draw(logits, torch.tensor([0.19, 0.21]), 0.5)
+    chosen, log_probs = sample(logits, torch.tensor([0.19, 0.21]), 0.5)
     assert chosen.tolist() == [0, 1]
     assert log_probs.exp().tolist() == pytest.approx([1 / 3, 2 / 3])
-    greedy, greedy_log_probs = draw(logits, torch.tensor([0.0, 0.0]), 0)
+    greedy, greedy_log_probs = sample(logits, torch.tensor([0.0, 0.0]), 0)
     assert greedy.tolist() == [1, 1]
     assert greedy_log_probs.exp().tolist() == pytest.approx([2 / 3, 2 / 3])
 
@@ -250,7 +254,7 @@ def test_draw_never_chooses_what_has_no_probability() -> None:
     uniforms = torch.cat(
         [torch.tensor([0.0, 0.5, 1 - 2**-24]), torch.rand(997, generator=torch.Generator().manual_seed(0))]
     )
-    chosen, log_probs = draw(logits, uniforms, 1.0)
+    chosen, log_probs = sample(logits, uniforms, 1.0)
     assert set(chosen.tolist()) == {1, 3}
     assert log_probs.tolist() == pytest.approx([math.log(0.5)] * 1000)
 
@@ -258,5 +262,5 @@ def test_draw_never_chooses_what_has_no_probability() -> None:
 def test_draw_over_a_large_vocabulary() -> None:
     logits = torch.zeros(1, 150_000)
     for u in (0.0, 0.25, 0.999, 1 - 2**-24):
-        chosen, _ = draw(logits, torch.tensor([u]), 1.0)
+        chosen, _ = sample(logits, torch.tensor([u]), 1.0)
         assert chosen.item() == pytest.approx(u * 150_000, abs=50)

@@ -10,7 +10,7 @@ from dpr_core.evaluation.questions import Question
 from dpr_core.lab.backbone import build_tokenizer
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion, Progress, Sampling
-from dpr_core.rollouts.multi_turn import Script, converse, script
+from dpr_core.rollouts.multi_turn import Conversation, answer_questions, tokenize_question
 
 END = 0
 SAMPLING = Sampling(0.7, 3, END)
@@ -47,12 +47,12 @@ class Watching(InMemoryRecorder):
 
 def test_a_later_turn_follows_the_policys_own_answers_closed_by_one_end_token() -> None:
     scripts = [
-        Script("even", ((1, 2), (3, 4), (5, 6)), 0.7),
-        Script("cut", ((1, 7), (8, 8)), 0.7),
-        Script("short", ((9,),), 0.7),
+        Conversation("even", ((1, 2), (3, 4), (5, 6)), 0.7),
+        Conversation("cut", ((1, 7), (8, 8)), 0.7),
+        Conversation("short", ((9,),), 0.7),
     ]
     draw, recorder = Echo(), Watching()
-    answers = converse(scripts, draw, SAMPLING, 5, 100, recorder)
+    answers = answer_questions(scripts, draw, SAMPLING, 5, 100, recorder)
     assert [asked[0] for asked in draw.asked] == [
         [(1, 2), (1, 7), (9,)],
         [(1, 2, 2, END, 3, 4), (1, 7, 7, END, 8, 8)],
@@ -67,9 +67,13 @@ def test_a_later_turn_follows_the_policys_own_answers_closed_by_one_end_token() 
 
 
 def test_questions_of_one_turn_are_drawn_as_ever_and_other_draws_have_seeds_of_their_own() -> None:
-    scripts = [Script("a", ((2,), (4,)), 0.7), Script("b", ((6,), (8,)), 0.0), Script("c", ((2,),), 0.7)]
+    scripts = [
+        Conversation("a", ((2,), (4,)), 0.7),
+        Conversation("b", ((6,), (8,)), 0.0),
+        Conversation("c", ((2,),), 0.7),
+    ]
     draw = Echo()
-    converse(scripts, draw, SAMPLING, 5, 100, InMemoryRecorder())
+    answer_questions(scripts, draw, SAMPLING, 5, 100, InMemoryRecorder())
     assert [(len(prompts), temperature) for prompts, temperature, _ in draw.asked] == [
         (2, 0.7),
         (1, 0.0),
@@ -80,21 +84,21 @@ def test_questions_of_one_turn_are_drawn_as_ever_and_other_draws_have_seeds_of_t
     assert seeds[0] == 5
     assert len(set(seeds)) == 4
     again = Echo()
-    converse(scripts, again, SAMPLING, 5, 100, InMemoryRecorder())
+    answer_questions(scripts, again, SAMPLING, 5, 100, InMemoryRecorder())
     assert [seed for _, _, seed in again.asked] == seeds
 
 
 def test_a_conversation_that_outgrows_the_model_is_an_error_that_names_the_question() -> None:
-    scripts = [Script("fits", ((2,), (2,)), 0.7), Script("grows", ((2, 2), (2, 2)), 0.7)]
+    scripts = [Conversation("fits", ((2,), (2,)), 0.7), Conversation("grows", ((2, 2), (2, 2)), 0.7)]
     with pytest.raises(UsageError, match=r"question grows: before turn 2 the conversation has 6 tokens.*8 positions"):
-        converse(scripts, Echo(), SAMPLING, 0, 8, InMemoryRecorder())
+        answer_questions(scripts, Echo(), SAMPLING, 0, 8, InMemoryRecorder())
 
 
 def test_the_ids_are_those_of_the_rendered_conversation() -> None:
     tokenizer = build_tokenizer("llama")
     renderer = Renderer(TemplateConfig(text="{system}U: {prompt}\nA: ", system="S: {system}\n"))
     question = Question("q", ("Hello {prompt}", "Again"), system="Be kind.")
-    made = script(tokenizer, renderer, question, 0.7, 100)
+    made = tokenize_question(tokenizer, renderer, question.id, question.turns, question.system, 0.7, 100)
     end = tokenizer.eos_token_id
     answer = tuple(tokenizer("Yes", add_special_tokens=False)["input_ids"])
     shown = made.prompt([Completion(made.turns[0], answer, (0.0,) * len(answer))], end)
@@ -108,9 +112,14 @@ def test_all_turns_of_a_question_count_for_its_length() -> None:
     tokenizer: Any = build_tokenizer("llama")
     question = Question("long", ("abc", "def"))
     renderer = Renderer(TemplateConfig(text="{system}{prompt}\n"))
-    needed = len(script(tokenizer, renderer, question, 0.7, 100).turns[0]) + 6
+    needed = (
+        len(tokenize_question(tokenizer, renderer, question.id, question.turns, question.system, 0.7, 100).turns[0]) + 6
+    )
     with pytest.raises(
         UsageError, match=f"question long has {needed} tokens, more than max_prompt_tokens={needed - 1}"
     ):
-        script(tokenizer, renderer, question, 0.7, needed - 1)
-    assert script(tokenizer, renderer, question, 0.7, needed).temperature == 0.7
+        tokenize_question(tokenizer, renderer, question.id, question.turns, question.system, 0.7, needed - 1)
+    assert (
+        tokenize_question(tokenizer, renderer, question.id, question.turns, question.system, 0.7, needed).temperature
+        == 0.7
+    )

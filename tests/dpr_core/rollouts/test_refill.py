@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from dpr_core.config.model import Family
 from dpr_core.masking import causal_mask
-from dpr_core.rollouts.decode import in_groups
+from dpr_core.rollouts.decode import group_by_age
 from dpr_core.rollouts.engine import Completion, Sampling
-from dpr_core.rollouts.in_process import Against, InProcessEngine
+from dpr_core.rollouts.in_process import ContrastiveReference, InProcessEngine
 from dpr_core.rollouts.kv_cache import Decoder, SlotKVCache, Spans
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -142,7 +142,9 @@ def test_the_order_of_the_prompts_decides_nothing_but_their_numbers(tiny: Callab
 def test_both_models_of_contrastive_decoding_follow(tiny: Callable[..., Any]) -> None:
     model, reference = (tiny("mistral", seed=seed, **SLIDING["mistral"])[0] for seed in (0, 3))
     alone, together = (
-        InProcessEngine(model, rows, against=Against(reference, 0.3)).generate(PROMPTS, Sampling(1.0, LIMIT, 35), SEED)
+        InProcessEngine(model, rows, contrast=ContrastiveReference(reference, 0.3)).generate(
+            PROMPTS, Sampling(1.0, LIMIT, 35), SEED
+        )
         for rows in (1, 3)
     )
     assert_same(together, alone)
@@ -162,11 +164,11 @@ def test_the_models_attention_is_as_before_and_flash_attention_is_not_used(tiny:
 
 def test_rows_in_groups_by_hand() -> None:
     """Slots from the oldest row to the youngest; the first two rows belong in the first two places."""
-    assert in_groups([0, 1, 2, 3, 4], 2) == [0, 1, 2, 3, 4]
-    assert in_groups([1, 0, 3], 2) == [0, 1, 3], "within a group nothing moves"
-    assert in_groups([1, 2, 3, 4], 2) == [2, 1, 4, 3], "the row of slot 0 has ended"
-    assert in_groups([5], 2) == [5]
-    assert in_groups([], 2) == []
+    assert group_by_age([0, 1, 2, 3, 4], 2) == [0, 1, 2, 3, 4]
+    assert group_by_age([1, 0, 3], 2) == [0, 1, 3], "within a group nothing moves"
+    assert group_by_age([1, 2, 3, 4], 2) == [2, 1, 4, 3], "the row of slot 0 has ended"
+    assert group_by_age([5], 2) == [5]
+    assert group_by_age([], 2) == []
 
 
 def test_a_mask_by_hand() -> None:

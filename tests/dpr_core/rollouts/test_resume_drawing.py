@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dpr_core.rollouts.best_of_n import best
+from dpr_core.rollouts.best_of_n import best_of_each
 from dpr_core.rollouts.decode import DecodeLoop
-from dpr_core.rollouts.engine import Completion, Progress, Sampling, drawn_from, drawn_state
-from dpr_core.rollouts.in_process import Against, InProcessEngine
-from dpr_core.rollouts.multi_turn import Script, converse
+from dpr_core.rollouts.engine import Completion, Progress, Sampling, completions_from_state, completions_state
+from dpr_core.rollouts.in_process import ContrastiveReference, InProcessEngine
+from dpr_core.rollouts.multi_turn import Conversation, answer_questions
 from dpr_core.state import read, write
 from tests.interruption import Interruptible, assert_the_same_however_interrupted
 
@@ -20,10 +20,10 @@ SCRIPTS = [
     script
     for copy in "123"
     for script in (
-        Script(f"a{copy}", ((1, 2), (3,), (4, 4)), 0.8),
-        Script(f"b{copy}", ((3,), (1,)), 0.8),
-        Script(f"c{copy}", ((4, 4, 1),), 0.0),
-        Script(f"d{copy}", ((2,), (2, 1)), 0.8),
+        Conversation(f"a{copy}", ((1, 2), (3,), (4, 4)), 0.8),
+        Conversation(f"b{copy}", ((3,), (1,)), 0.8),
+        Conversation(f"c{copy}", ((4, 4, 1),), 0.0),
+        Conversation(f"d{copy}", ((2,), (2, 1)), 0.8),
     )
 ]
 
@@ -44,7 +44,9 @@ def test_conversations(toy: Callable[..., Any], tmp_path: Path, policy: str) -> 
     drawn_rows: list[int] = []
 
     def run(recorder: Interruptible) -> Any:
-        engine = Counting(toy(0), rows=2, against=Against(toy(1), 0.5) if policy == "contrastive" else None)
+        engine = Counting(
+            toy(0), rows=2, contrast=ContrastiveReference(toy(1), 0.5) if policy == "contrastive" else None
+        )
         engine.waves = drawn_rows
 
         def draw(
@@ -56,9 +58,9 @@ def test_conversations(toy: Callable[..., Any], tmp_path: Path, policy: str) -> 
         ) -> list[Completion]:
             repeated = [prompt for prompt in prompts for _ in range(n)]
             completions = engine.generate(repeated, sampling, seed, on_progress, drawn)
-            return [completions[i] for i in best([sum(c.log_probs) for c in completions], n)]
+            return [completions[i] for i in best_of_each([sum(c.log_probs) for c in completions], n)]
 
-        return converse(SCRIPTS, draw, SAMPLING, 5, 100, recorder)
+        return answer_questions(SCRIPTS, draw, SAMPLING, 5, 100, recorder)
 
     run(Interruptible(tmp_path / "whole"))
     in_one = list(drawn_rows)
@@ -87,9 +89,9 @@ def test_completions_are_kept_to_the_bit(tmp_path: Path) -> None:
         7: Completion((1, 2, 3), (4, END), (-0.1, -1e-9)),
         2: Completion((5,), (END,), (-0.30000000000000004,)),
     }
-    write(drawn_state(drawn), tmp_path)
-    assert drawn_from(read(tmp_path)) == drawn
-    assert list(drawn_from(read(tmp_path))) == [7, 2]
+    write(completions_state(drawn), tmp_path)
+    assert completions_from_state(read(tmp_path)) == drawn
+    assert list(completions_from_state(read(tmp_path))) == [7, 2]
     (tmp_path / "none").mkdir()
-    write(drawn_state({}), tmp_path / "none")
-    assert drawn_from(read(tmp_path / "none")) == {}
+    write(completions_state({}), tmp_path / "none")
+    assert completions_from_state(read(tmp_path / "none")) == {}

@@ -14,11 +14,11 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
-from dpr_core.rollouts.engine import Completion, FollowingEngine, Sampling
+from dpr_core.rollouts.engine import Completion, Sampling, UpdatableEngine
 from dpr_core.rollouts.factory import open_engine
-from dpr_core.rollouts.overlap import Overlapping
+from dpr_core.rollouts.overlap import OverlappedEngine
 from dpr_core.rollouts.vllm_client import row_seed
-from dpr_core.rollouts.vllm_engine import DEATHS, RECOGNISED_BY, VllmEngine
+from dpr_core.rollouts.vllm_engine import CHECKED_PROMPTS, MAX_RESTARTS, VllmEngine
 from dpr_core.rollouts.vllm_server import Connection
 from tests.loopback_vllm import LoopbackVllm, serving
 
@@ -28,7 +28,7 @@ SAMPLING = Sampling(0.8, 5, 0)
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpr_core.rollouts.vllm_server.SECONDS_TO_FALL", 0.0)
+    monkeypatch.setattr("dpr_core.rollouts.vllm_server.FAILURE_SETTLE_SECONDS", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -49,7 +49,7 @@ def server(toy: Callable[..., Any], tmp_path: Path) -> Iterator[LoopbackVllm]:
 def engine(policy: Policy, server: LoopbackVllm, tmp_path: Path) -> Iterator[VllmEngine]:
     with _opened(policy, server, tmp_path) as running:
         assert isinstance(running, VllmEngine)
-        running.refresh(0)
+        running.update_weights(0)
         yield running
 
 
@@ -93,7 +93,7 @@ def test_the_whole_distribution_is_asked_for_whatever_a_checkpoint_prefers(
         settings = {name: asked[name] for name in ("temperature", "max_tokens", "top_p", "top_k", "min_p")}
         assert settings == {"temperature": 0.8, "max_tokens": 5, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         assert (asked["stop_token_ids"], asked["ignore_eos"], asked["repetition_penalty"]) == ([0], True, 1.0)
-    rollout = server.drawn[RECOGNISED_BY:]
+    rollout = server.drawn[CHECKED_PROMPTS:]
     assert sorted(asked["seed"] for asked in rollout) == sorted(row_seed(3, row) for row in range(len(PROMPTS)))
 
 
@@ -106,11 +106,11 @@ def test_weights_are_loaded_once_a_version_and_what_was_cached_is_forgotten(
     engine: VllmEngine, policy: Policy, server: LoopbackVllm
 ) -> None:
     engine.generate(PROMPTS, SAMPLING, 3)
-    engine.refresh(0)
+    engine.update_weights(0)
     engine.generate(PROMPTS, SAMPLING, 4)
     assert server.asked == ["load weights-0", "reset", "version 0"]
     _change(policy)
-    engine.refresh(8)
+    engine.update_weights(8)
     drawn = engine.generate(PROMPTS, SAMPLING, 5)
     assert server.asked[3:] == ["load weights-8", "reset", "version 8"]
     assert engine.version == 8
@@ -123,10 +123,10 @@ def test_rows_that_are_there_stay(engine: VllmEngine, server: LoopbackVllm) -> N
     kept = {1: Completion(PROMPTS[1], (4, 0), (-9.0, -9.0))}
     drawn = engine.generate(PROMPTS, SAMPLING, 3, drawn=kept)
     assert drawn[1] == Completion(PROMPTS[1], (4, 0), (-9.0, -9.0))
-    assert list(PROMPTS[1]) not in [asked["prompt"] for asked in server.drawn[RECOGNISED_BY:]]
+    assert list(PROMPTS[1]) not in [asked["prompt"] for asked in server.drawn[CHECKED_PROMPTS:]]
 
 
-@pytest.mark.parametrize("deaths", [(5,), (0,), (6, 10), (RECOGNISED_BY + len(PROMPTS) - 1,)])
+@pytest.mark.parametrize("deaths", [(5,), (0,), (6, 10), (CHECKED_PROMPTS + len(PROMPTS) - 1,)])
 def test_a_server_that_dies_gets_the_weights_again_and_draws_what_is_missing(
     engine: VllmEngine, policy: Policy, server: LoopbackVllm, deaths: tuple[int, ...]
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_server_that_dies_gets_the_weights_again_and_draws_what_is_missing(
     assert engine.generate(PROMPTS, SAMPLING, 9) == undisturbed
     assert server.asked == ["load weights-0", "reset", "version 0"] * len(deaths)
     asked = [asked["seed"] for asked in server.drawn]
-    assert all(asked.count(row_seed(9, row)) == 1 for row in range(RECOGNISED_BY, len(PROMPTS)))
+    assert all(asked.count(row_seed(9, row)) == 1 for row in range(CHECKED_PROMPTS, len(PROMPTS)))
 
 
 def test_a_server_that_dies_between_rollouts_is_no_news(engine: VllmEngine, server: LoopbackVllm) -> None:
@@ -151,7 +151,7 @@ def test_a_server_that_dies_over_and_over_ends_the_run(engine: VllmEngine, serve
     server.die_at(*range(1000))
     with pytest.raises(
         DensePathError,
-        match=rf"failed {DEATHS + 1} times in one rollout, at last with: RemoteProtocol.*Its own log says more",
+        match=rf"failed {MAX_RESTARTS + 1} times in one rollout, at last with: RemoteProtocol.*Its own log says more",
     ):
         engine.generate(PROMPTS, SAMPLING, 9)
 
@@ -161,7 +161,7 @@ def test_a_server_of_another_architecture_keeps_its_weights(
 ) -> None:
     tiny("llama")[0].save_pretrained(tmp_path / "other")
     with serving(tmp_path / "other") as server, _opened(policy, server, tmp_path) as engine:
-        engine.refresh(0)
+        engine.update_weights(0)
         with pytest.raises(UsageError, match=r"serves served \(.*other\).*vocab_size, num_hidden_layers differ"):
             engine.generate(PROMPTS, SAMPLING, 3)
         assert server.asked == []
@@ -220,7 +220,7 @@ def test_a_server_without_the_endpoints_for_weights(engine: VllmEngine, server: 
 
 def test_a_server_with_too_few_positions(policy: Policy, server: LoopbackVllm, tmp_path: Path) -> None:
     with _opened(policy, server, tmp_path, longest=33) as engine:
-        engine.refresh(0)
+        engine.update_weights(0)
         with pytest.raises(UsageError, match="takes sequences of 32 tokens, and up to 33"):
             engine.generate(PROMPTS, SAMPLING, 3)
 
@@ -230,8 +230,8 @@ def test_a_server_with_a_key(
 ) -> None:
     server.key = "secret-key"
 
-    def draw(engine: FollowingEngine) -> int:
-        engine.refresh(0)
+    def draw(engine: UpdatableEngine) -> int:
+        engine.update_weights(0)
         return len(engine.generate(PROMPTS, SAMPLING, 3))
 
     with _opened(policy, server, tmp_path) as engine, pytest.raises(UsageError, match="refused the key"):
@@ -265,7 +265,7 @@ def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
         def connection(self) -> Connection:
             return Connection("http://127.0.0.1:9")
 
-        def dead(self) -> None:
+        def mark_failed(self) -> None:
             pass
 
         def close(self) -> None:
@@ -273,13 +273,13 @@ def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
             self.closed.set()
 
     server = Starting()
-    monkeypatch.setattr("dpr_core.rollouts.factory.server_for", lambda *_: server)
+    monkeypatch.setattr("dpr_core.rollouts.factory.open_server", lambda *_: server)
     overlapping = VllmConfig(overlap=True)
     with open_engine(
         overlapping, policy, policy.model.save_pretrained, 8, ExecutionConfig(), tmp_path / "work"
     ) as engine:
-        assert isinstance(engine, Overlapping)
-        engine.refresh(0)
+        assert isinstance(engine, OverlappedEngine)
+        engine.update_weights(0)
         engine.begin(PROMPTS, SAMPLING, 3)
         assert server.begun.wait(30)
     assert server.closed.is_set()
@@ -288,6 +288,6 @@ def test_a_server_that_is_started_while_its_engine_is_closed_ends_too(
 
 def test_a_server_that_is_not_there(policy: Policy, server: LoopbackVllm, tmp_path: Path) -> None:
     with _opened(policy, server, tmp_path, url="http://127.0.0.1:9") as engine:
-        engine.refresh(0)
+        engine.update_weights(0)
         with pytest.raises(DensePathError, match="http://127.0.0.1:9 does not answer; start it"):
             engine.generate(PROMPTS, SAMPLING, 3)

@@ -36,7 +36,7 @@ def draw(folder: Path) -> None:
     with open_engine(
         VllmConfig.model_validate({"execution": {"url": url}}), policy, save, 8, execution, work
     ) as engine:
-        engine.refresh(0)
+        engine.update_weights(0)
         told.append([c.response for c in engine.generate(PROMPTS, Sampling(1.0, 5, 0), 3)])
         try:
             engine.generate(PROMPTS, Sampling(1.0, 4, 0), 4)

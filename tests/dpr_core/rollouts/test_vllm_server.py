@@ -13,7 +13,7 @@ import pytest
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.rollouts import vllm_supervisor
-from dpr_core.rollouts.vllm_server import ENVIRONMENT, OwnServer, check, python_of
+from dpr_core.rollouts.vllm_server import ENVIRONMENT_VARIABLE, ManagedServer, check_settings, python_interpreter
 
 FAKE = """
 import http.server, json, os, socketserver, subprocess, sys
@@ -47,8 +47,8 @@ def python(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def server(python: Callable[[str], Path], tmp_path: Path) -> Iterator[OwnServer]:
-    running = OwnServer(python(FAKE), ["--dtype", "float32"], tmp_path / "vllm.log", seconds=60)
+def server(python: Callable[[str], Path], tmp_path: Path) -> Iterator[ManagedServer]:
+    running = ManagedServer(python(FAKE), ["--dtype", "float32"], tmp_path / "vllm.log", seconds=60)
     yield running
     running.close()
 
@@ -68,7 +68,7 @@ def _gone(leader: int) -> bool:
 
 
 def test_it_is_started_with_the_weights_on_a_socket_of_its_own(
-    server: OwnServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ManagedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEPT", "kept")
     for name in ("PYTHONPATH", "VLLM_API_KEY", "RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
@@ -82,24 +82,24 @@ def test_it_is_started_with_the_weights_on_a_socket_of_its_own(
     socket = server.connection().socket
     assert socket is not None
     assert socket.parent.stat().st_mode & 0o777 == 0o700
-    assert server.connection().answers()
+    assert server.connection().is_healthy()
     first = server._process
     server.start(tmp_path / "weights")
     assert server._process is first
 
 
-def test_nothing_is_left_when_it_is_closed(server: OwnServer, tmp_path: Path) -> None:
+def test_nothing_is_left_when_it_is_closed(server: ManagedServer, tmp_path: Path) -> None:
     server.start(tmp_path)
     process, folder = server._process, server._socket.parent
     assert process is not None
-    assert len(_group(process.pid)) == 3, "the keeper, the server and what it has started"
+    assert len(_group(process.pid)) == 3, "the supervisor, the server and what it has started"
     server.close()
     assert _gone(process.pid)
     assert not folder.exists()
     server.close()
 
 
-def test_what_it_has_started_ends_with_it_and_another_is_started(server: OwnServer, tmp_path: Path) -> None:
+def test_what_it_has_started_ends_with_it_and_another_is_started(server: ManagedServer, tmp_path: Path) -> None:
     server.start(tmp_path)
     process = server._process
     assert process is not None
@@ -107,7 +107,7 @@ def test_what_it_has_started_ends_with_it_and_another_is_started(server: OwnServ
     assert _gone(process.pid)
     server.start(tmp_path)
     assert server._process is not process
-    assert server.connection().answers()
+    assert server.connection().is_healthy()
 
 
 def test_it_ends_with_whoever_started_it_even_by_sigkill(tmp_path: Path) -> None:
@@ -143,33 +143,33 @@ def test_one_that_ends_at_once_is_quoted_with_nothing_that_steers_a_terminal(
     python: Callable[[str], Path], tmp_path: Path
 ) -> None:
     broken = python("import sys; sys.exit('no CUDA here \\x1b[2J')")
-    server = OwnServer(broken, [], tmp_path / "vllm.log", seconds=60)
+    server = ManagedServer(broken, [], tmp_path / "vllm.log", seconds=60)
     with pytest.raises(DensePathError, match="ended before it answered") as raised:
         server.start(tmp_path)
     assert "no CUDA here ⟨U+001B⟩[2J" in str(raised.value)
 
 
 def test_one_that_never_answers_is_given_up(python: Callable[[str], Path], tmp_path: Path) -> None:
-    server = OwnServer(python("import time; time.sleep(600)"), [], tmp_path / "vllm.log", seconds=1)
+    server = ManagedServer(python("import time; time.sleep(600)"), [], tmp_path / "vllm.log", seconds=1)
     with pytest.raises(DensePathError, match="did not answer within 1 seconds"):
         server.start(tmp_path)
     assert server._process is None
 
 
 def test_the_environment_is_looked_for_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     with pytest.raises(UsageError, match=r"set rollouts.execution.python, or DENSE_PATH_VLLM"):
-        check(VllmExecutionConfig())
+        check_settings(VllmExecutionConfig())
     with pytest.raises(UsageError, match=r"rollouts.execution.python: there is no Python interpreter at /nowhere"):
-        check(VllmExecutionConfig(python="/nowhere"))
-    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+        check_settings(VllmExecutionConfig(python="/nowhere"))
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
     with pytest.raises(UsageError, match="DENSE_PATH_VLLM: there is no"):
-        check(VllmExecutionConfig())
+        check_settings(VllmExecutionConfig())
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    assert python_of(VllmExecutionConfig()) == tmp_path / "bin" / "python"
+    assert python_interpreter(VllmExecutionConfig()) == tmp_path / "bin" / "python"
     with pytest.raises(UsageError, match="'ftp://x' is no address"):
-        check(VllmExecutionConfig(url="ftp://x"))
+        check_settings(VllmExecutionConfig(url="ftp://x"))
     with pytest.raises(UsageError, match="NO_SUCH_KEY"):
-        check(VllmExecutionConfig(url="http://127.0.0.1:8000", api_key_variable="NO_SUCH_KEY"))
-    check(VllmExecutionConfig(url="http://127.0.0.1:8000"))
+        check_settings(VllmExecutionConfig(url="http://127.0.0.1:8000", api_key_variable="NO_SUCH_KEY"))
+    check_settings(VllmExecutionConfig(url="http://127.0.0.1:8000"))

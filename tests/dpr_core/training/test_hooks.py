@@ -15,7 +15,7 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
-from dpr_core.rollouts.engine import FollowingEngine, Sampling, ScriptedEngine
+from dpr_core.rollouts.engine import Sampling, ScriptedEngine, UpdatableEngine
 from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.hooks import corrected
@@ -41,7 +41,7 @@ class Watching(InMemoryRecorder):
 
 @pytest.fixture
 def server(toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackVllm]:
-    monkeypatch.setattr("dpr_core.rollouts.vllm_server.SECONDS_TO_FALL", 0.0)
+    monkeypatch.setattr("dpr_core.rollouts.vllm_server.FAILURE_SETTLE_SECONDS", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     toy(0).save_pretrained(tmp_path / "served")
     with serving(tmp_path / "served") as running:
@@ -64,7 +64,7 @@ def _train(
     reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
     execution = ExecutionConfig()
 
-    def run(engine: FollowingEngine) -> ReinforceLoop:
+    def run(engine: UpdatableEngine) -> ReinforceLoop:
         trainer = Trainer(policy, config, 3, execution)
         loop = ReinforceLoop(policy, engine, reward, trainer, config, 0, str, recorder)
         loop.run(PROMPTS)
