@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dpr_core.experiments.claims import ClaimVerdict
-from dpr_core.experiments.exhibit import Exhibit
-from dpr_core.experiments.exhibits import EXHIBITS
+from dpr_core.experiments.effect_claims import ClaimVerdict
+from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "results.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from dpr_core.errors import UsageError
 from dpr_core.models.checkpoints import load_model, save
 from dpr_core.models.critic import Critic
 from dpr_core.models.dense_reward import DenseReward
-from dpr_core.models.lora import add_adapters, merged
+from dpr_core.models.lora import add_adapters, merged_weights
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Sampling
@@ -80,7 +80,7 @@ def test_the_merged_weight_by_hand(tiny: Callable[..., Any]) -> None:
     with torch.no_grad():
         layer.lora_B["default"].weight.normal_()
     expected = before + 3 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    found = merged(model)
+    found = merged_weights(model)
     assert found is not None
     torch.testing.assert_close(found["model.layers.0.self_attn.q_proj.weight"], expected)
 
@@ -91,7 +91,7 @@ def test_what_is_merged_leaves_a_gpu_and_tied_weights_stay_one(tiny: Callable[..
     add_adapters(model, LoRAConfig(rank=2), seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_gpu: Any = {id(p): torch.nn.Parameter(torch.empty(p.shape, device="cuda")) for p in model.parameters()}
-        found = merged(copy.deepcopy(model, on_gpu | {id(buffer): buffer for buffer in model.buffers()}))
+        found = merged_weights(copy.deepcopy(model, on_gpu | {id(buffer): buffer for buffer in model.buffers()}))
     assert found is not None
     assert {weight.device.type for weight in found.values()} == {"cpu"}
     assert found["lm_head.weight"] is found["model.embed_tokens.weight"]
@@ -99,7 +99,7 @@ def test_what_is_merged_leaves_a_gpu_and_tied_weights_stay_one(tiny: Callable[..
 
 def test_adapters_change_nothing_at_first_and_a_model_without_has_nothing_to_merge(tiny: Callable[..., Any]) -> None:
     model, _ = tiny("qwen2")
-    assert merged(model) is None
+    assert merged_weights(model) is None
     before = log_probs(model)
     add_adapters(model, LoRAConfig(dropout=0.5), seed=0)
     assert log_probs(model).equal(before)
