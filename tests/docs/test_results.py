@@ -39,7 +39,7 @@ def test_what_it_runs_claims_and_found_is_told(exhibit: Exhibit) -> None:
         shorter = f" (quick: {_listed(quick)})" if quick != values else ""
         assert f"`{name}`: {_listed(values)}{shorter}." in section
     table = section.partition("| claim |")[2].partition("\n\n")[0].splitlines()[2:]
-    found = [(claim, VERDICTS[claim.name]) for claim in exhibit.claimed]
+    found = [(claim, VERDICTS[claim.name]) for claim in exhibit.claims]
     assert table == [
         f"| {claim.name} | {claim.by} | {claim.says} | {verdict.verdict} | {_effect(verdict)} |"
         for claim, verdict in found
