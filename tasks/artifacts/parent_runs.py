@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dense_path")
 
 PAGE = 1000
+A_FEW = 5
+"""Runs that are read at once where most often the newest says it all; each comes with hundreds of settings."""
 PROCESS_GONE = "its process ended without a word"
 
 
@@ -139,20 +141,22 @@ class ParentRuns:
 
     def all(self, *conditions: str) -> list[ParentRun]:
         """Every parent run of which MLflow's `conditions` hold, newest first."""
-        found: list[ParentRun] = []
+        return list(self._newest_first(*conditions))
+
+    def _newest_first(self, *conditions: str, at_once: int = PAGE) -> Iterator[ParentRun]:
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment],
                 " AND ".join([*conditions, "tags.`dpr.pipeline` LIKE '%'"]),
-                max_results=PAGE,
+                max_results=at_once,
                 order_by=["attributes.start_time DESC", "attributes.run_id DESC"],
                 page_token=token,
             )
-            found += map(self._read, page)
+            yield from map(self._read, page)
             token = page.token
             if not token:
-                return found
+                return
 
     def find(self, reference: str) -> ParentRun | None:
         """A parent run by its ID or a prefix of it; none if there is not exactly one."""
@@ -186,7 +190,7 @@ class ParentRuns:
 
     def unfinished(self, request: StoredRequest) -> ParentRun | None:
         """The newest unfinished one of this request, if none finished after it."""
-        return newest_open(self.all(f"tags.`dpr.request` = '{request.key}'"), request)
+        return newest_open(self._newest_first(f"tags.`dpr.request` = '{request.key}'", at_once=A_FEW), request)
 
     def _read(self, run: Any) -> ParentRun:
         tags = run.data.tags
@@ -206,7 +210,7 @@ class ParentRuns:
         )
 
 
-def newest_open(runs: Sequence[ParentRun], request: StoredRequest) -> ParentRun | None:
+def newest_open(runs: Iterable[ParentRun], request: StoredRequest) -> ParentRun | None:
     """The newest unfinished one of this request, if none finished after it; `runs` are newest first."""
     for pipeline in runs:
         if pipeline.request is not None and pipeline.request.key == request.key:
