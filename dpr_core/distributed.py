@@ -1,4 +1,4 @@
-"""Ranks and collectives: each process of a stage holds all data, takes its share of the work, and gets all results.
+"""The processes that do a stage together: each holds all data, takes its share of the work, and gets all results.
 
 With one process, everything here is a no-op. With several, all must call the same collectives in the same order, or
 they deadlock.

@@ -1,6 +1,8 @@
 """Token rewards recovered from SFT (section 4.3 of arXiv 2510.02493).
 
-All arguments are (B, T) over response tokens; position t holds the token a_t chosen in state s_t.
+All arguments are (B, T) over response tokens; position t holds the token a_t chosen in state s_t. A formula is one
+function here, whose arguments are any of log_sft, log_ref, value_sft, mask and signs, and its name in
+`dpr_core.config.reward.Formula`.
 
 | function            | r(s_t, a_t)                                                | in the paper        |
 |---------------------|------------------------------------------------------------|---------------------|

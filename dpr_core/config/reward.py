@@ -11,6 +11,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 """A place in the SFT run, before its end."""
 
 Formula = Literal["baseline_relative", "with_value", "without_baseline", "random_sign"]
+"""Names of functions in `dpr_core.rewards`."""
 
 
 class RewardConfig(StageConfig):

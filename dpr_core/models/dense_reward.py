@@ -1,6 +1,7 @@
 """The dense token reward recovered from SFT: two frozen checkpoints, a formula, and the token credit of given text."""
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,6 @@ from dpr_core import rewards
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
@@ -36,16 +36,6 @@ class ScoredTokens(NamedTuple):
     mask: Tensor
 
 
-Signs = Callable[[], Tensor]
-
-FORMULAS: dict[str, Callable[[TokenScores, TokenScores, Tensor, Signs], Tensor]] = {
-    "baseline_relative": lambda sft, ref, mask, signs: rewards.baseline_relative(sft.log_probs, ref.log_probs),
-    "with_value": lambda sft, ref, mask, signs: rewards.with_value(sft.log_probs, sft.values, mask),
-    "without_baseline": lambda sft, ref, mask, signs: rewards.without_baseline(sft.log_probs),
-    "random_sign": lambda sft, ref, mask, signs: rewards.random_sign(sft.log_probs, ref.log_probs, signs()),
-}
-
-
 @dataclass
 class DenseReward:
     """Scores responses under both models in the same shapes; the pass of pi_SFT serves reward and KL alike."""
@@ -53,6 +43,7 @@ class DenseReward:
     sft: Policy
     reference: Policy
     formula: str
+    """A function of `dpr_core.rewards`; it is called with the arguments that it names."""
     tokens_per_micro_batch: int | None = None
     scale: float = 1.0
     clip_above: float | None = None
@@ -68,7 +59,12 @@ class DenseReward:
         mask = response_mask([len(s.response) for s in sequences])
         sft = score(self.sft, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
         ref = score(self.reference, sequences, self.tokens_per_micro_batch)
-        raw = FORMULAS[self.formula](sft, ref, mask, lambda: random_signs(sequences, self.seed))
+        formula = getattr(rewards, self.formula)
+        needed = inspect.signature(formula).parameters
+        inputs = {"log_sft": sft.log_probs, "log_ref": ref.log_probs, "value_sft": sft.values, "mask": mask}
+        if "signs" in needed:
+            inputs["signs"] = random_signs(sequences, self.seed)
+        raw = formula(**{name: inputs[name] for name in needed})
         token_rewards = torch.where(mask, rewards.scaled(raw, self.scale, self.clip_above), 0)
         return ScoredTokens(token_rewards, sft.log_probs, ref.log_probs, sft.values - ref.values, mask)
 

@@ -1,15 +1,19 @@
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from dpr_core import rewards
+from dpr_core.config.reward import Formula
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import FORMULAS, DenseReward, random_signs
+from dpr_core.models.dense_reward import DenseReward, random_signs
 from dpr_core.models.policy import Policy
 
+FORMULAS = get_args(Formula)
 ROWS = [TokenSequence((1, 30, 31), (40, 41, 0)), TokenSequence((1,), (50,)), TokenSequence((1, 2), (45, 46, 47, 48))]
 
 
@@ -43,6 +47,17 @@ def test_rewards_against_plain_models(tiny: Callable[..., Any], formula: str, bu
 
 def test_the_paper_compares_three_formulas_and_a_control_is_ours() -> None:
     assert sorted(FORMULAS) == ["baseline_relative", "random_sign", "with_value", "without_baseline"]
+
+
+def test_a_formula_is_one_function_and_its_name(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprise_gap(log_ref: Tensor, value_sft: Tensor, log_sft: Tensor) -> Tensor:
+        return log_sft**2 - log_ref**2 + 0 * value_sft
+
+    monkeypatch.setattr(rewards, "surprise_gap", surprise_gap, raising=False)
+    scored = DenseReward(Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0]), "surprise_gap")(ROWS)
+    expected = torch.where(scored.mask, scored.log_sft**2 - scored.log_ref**2, 0)
+    assert scored.rewards.equal(expected)
+    assert scored.rewards[scored.mask].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("budget", [1, 1000])
