@@ -1,10 +1,9 @@
-"""The processes that do a stage together: each holds all data, takes its share of the work, and gets all results.
+"""Distributed processes: rank, world size and the collectives; each process holds all data and gets all results.
 
 With one process, everything here is a no-op. With several, all must call the same collectives in the same order, or
 they deadlock.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
-
-logger = logging.getLogger("dense_path")
 
 TIMEOUT = timedelta(hours=6)
 """Timeout of a collective. NCCL's ten minutes are too few while rank 0 writes a large checkpoint; the launcher notices
@@ -60,29 +57,6 @@ def shard_work(work: Sequence[T]) -> Iterator[tuple[T, bool]]:
     for turn in range(0, len(work), world_size()):
         is_mine = turn + rank() < len(work)
         yield work[turn + rank() if is_mine else 0], is_mine
-
-
-_rows_seen: dict[str, int] = {}
-"""The most that a pass of a kind had. One of several processes does one stage, and this is of that stage."""
-
-_told: list[str] = []
-"""What was warned of, once a stage."""
-
-
-def warn_of_idle_ranks(what: str, lengths: Sequence[int], pieces: int, tokens: int) -> None:
-    """Warn where rows of these lengths make fewer micro-batches, of so many tokens at the most, than there are
-    processes. A pass over fewer rows than another of its kind, such as the last of an epoch, is no reason to."""
-    several, rows = world_size(), len(lengths)
-    _rows_seen[what] = max(rows, _rows_seen.get(what, 0))
-    if not 0 < pieces < several or rows < _rows_seen[what] or _told:
-        return
-    fewer = f"execution.launch.processes to {pieces}"
-    smaller = f"execution.tokens_per_micro_batch to {sum(lengths) // several}"
-    _told.append(
-        f"{what} over {rows} sequences, in micro-batches of at most {tokens} tokens, has work for {pieces} of "
-        f"{several} processes at a time; set " + (f"{smaller}, or {fewer}" if rows >= several else fewer)
-    )
-    logger.warning(_told[-1])
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a running method reports to, and where it may leave its state. The library prints and stores nothing itself."""
+"""The recorder protocol: metrics, progress, tables and checkpoints. The library prints and stores nothing itself."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol

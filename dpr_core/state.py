@@ -1,4 +1,4 @@
-"""Where a training loop stands, as files: tensors in safetensors, everything else in JSON."""
+"""Resumable training state as files: tensors in safetensors, sharded ones by rank, everything else in JSON."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

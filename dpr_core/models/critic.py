@@ -19,6 +19,7 @@ class Critic(nn.Module):
         super().__init__()
         self.activations = policy.activations
         self.packing = policy.packing
+        self.limits = policy.limits
         model = unsharded_copy(policy.model, torch.device("cpu"))
         self.model = copy.deepcopy(model.get_decoder()) if model is policy.model else model.get_decoder()
         if not any(weight.requires_grad for weight in self.model.parameters()):

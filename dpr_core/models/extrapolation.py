@@ -6,6 +6,7 @@ import torch
 
 from dpr_core.data.batching import Batch
 from dpr_core.logprobs import Contrast
+from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import Policy
 
 
@@ -27,6 +28,10 @@ class ContrastivePolicy:
     @property
     def packed(self) -> bool:
         return self.sft.packed
+
+    @property
+    def limits(self) -> BatchLimits:
+        return self.sft.limits
 
     @property
     def logits_per_chunk(self) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import States, TokenScores, token_scores
+from dpr_core.models.oom import BatchLimits
 from dpr_core.models.packed_attention import enable_packing, response_hidden_states, uses_packing
 from dpr_core.models.sharding import device_of, is_sharded, networks, rounded_layers
 
@@ -31,12 +32,14 @@ class Policy(nn.Module):
         logits_per_chunk: int = 2**25,
         activations: torch.dtype = torch.float32,
         packing: bool | None = None,
+        limits: BatchLimits | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.logits_per_chunk = logits_per_chunk
         self.activations = activations
         self.packing = packing
+        self.limits = limits or BatchLimits()
         if packing is not False:
             enable_packing(model)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

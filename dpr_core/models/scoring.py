@@ -12,7 +12,6 @@ from dpr_core.logprobs import TokenScores, token_kl
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
 from dpr_core.models.extrapolation import ContrastivePolicy
-from dpr_core.models.oom import in_micro_batches
 from dpr_core.models.policy import Policy, autocast
 from dpr_core.models.sharding import eval_mode
 
@@ -92,7 +91,8 @@ def _score_tokens(
         return distributed.all_reduce_sum(out)
 
     lengths = [len(s) for s in sequences]
-    return in_micro_batches("a scoring pass", lengths, tokens_per_micro_batch, network.device, fill, network.packed)
+    limits, tokens = network.limits, tokens_per_micro_batch
+    return limits.in_micro_batches("a scoring pass", lengths, tokens, network.device, fill, network.packed)
 
 
 def _unflatten(target: Tensor, mask: Tensor, rows: list[int], flat: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dpr_core import distributed
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.logprobs import contrastive
-from dpr_core.models.oom import with_oom_backoff
+from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import Policy, autocast, uncompiled
 from dpr_core.models.sharding import unsharded_copy
 from dpr_core.rollouts.cuda_graphs import with_cuda_graphs
@@ -49,18 +49,21 @@ class InProcessEngine:
         activations: torch.dtype = torch.float32,
         contrast: ContrastiveReference | None = None,
         graphs: bool = True,
+        limits: BatchLimits | None = None,
     ) -> None:
         self.model = model
         self.rows = rows
         self.activations = activations
         self.contrast = contrast
         self.graphs = graphs
+        self.limits = limits or BatchLimits()
         self.version = 0
 
     @classmethod
     def of(cls, policy: Policy, execution: ExecutionConfig, contrast: ContrastiveReference | None = None) -> Self:
         """The engine of a policy under its execution settings."""
-        return cls(policy.model, execution.rollout_rows, policy.activations, contrast, execution.graphs)
+        rows, activations = execution.rollout_rows, policy.activations
+        return cls(policy.model, rows, activations, contrast, execution.graphs, policy.limits)
 
     def update_weights(self, step: int) -> None:
         """Nothing to copy: the trained model itself is sampled from."""
@@ -103,7 +106,7 @@ class InProcessEngine:
 
         longest = max(map(len, prompts), default=0)
         with slot_attention(models), uncompiled():
-            with_oom_backoff(
+            self.limits.with_oom_backoff(
                 "{} rows",
                 self.rows,
                 1,

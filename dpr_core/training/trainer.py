@@ -19,7 +19,7 @@ from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
-from dpr_core.models.oom import in_micro_batches
+from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import compile_layers
 from dpr_core.models.sharding import is_sharded, networks, shard_like, to_device_or_shard, unshard
 from dpr_core.recorder import InMemoryRecorder, Recorder
@@ -73,6 +73,7 @@ class Trainer:
         # A sharded module exchanges gradients by itself, of each micro-batch: adding them up first takes all of them.
         self.module = module if is_sharded(module) else self.accelerator.prepare(module)
         self.packed = bool(getattr(module, "packed", False))
+        self.limits: BatchLimits = getattr(module, "limits", None) or BatchLimits()
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, total_steps, settings))
         decorrelate_ranks()
 
@@ -88,7 +89,7 @@ class Trainer:
         self.module.train()
         lengths = [len(s.response) for s in sequences]
         count = sum(lengths) if objective.loss_reduction == "token" else len(sequences)
-        totals = in_micro_batches(
+        totals = self.limits.in_micro_batches(
             "an optimizer step",
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,

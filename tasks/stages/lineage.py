@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dpr_core.data.rows import Demonstration
     from dpr_core.data.template import Renderer
     from dpr_core.models.dense_reward import DenseReward
+    from dpr_core.models.oom import BatchLimits
     from dpr_core.models.policy import Policy
 
 
@@ -38,6 +40,13 @@ class Lineage:
     """Walks from an artifact to its ancestors; each is verified when it is read."""
 
     store: Artifacts
+
+    @cached_property
+    def _limits(self) -> "BatchLimits":
+        """What fits at once, which all models of a stage find out together."""
+        from dpr_core.models.oom import BatchLimits
+
+        return BatchLimits()
 
     def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
         """The nearest ancestor made by `stage`, or the artifact itself."""
@@ -107,7 +116,8 @@ class Lineage:
         settings = PretrainedBackboneConfig.model_validate(backbone) if backbone else LAB
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
-        policy = Policy(model, execution.logits_per_chunk, getattr(torch, settings.dtype), execution.packing)
+        activations = getattr(torch, settings.dtype)
+        policy = Policy(model, execution.logits_per_chunk, activations, execution.packing, self._limits)
         if frozen:
             to_device_or_shard(policy.freeze(), execution.launch)
             if execution.compile:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError
-from dpr_core.models import oom
 from dpr_core.rollouts.decode import DecodeLoop
 from dpr_core.rollouts.engine import Completion, Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -28,7 +27,6 @@ def crowd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], l
 
     What it returns is filled with how many tokens the prompts had whose answers came to their end.
     """
-    monkeypatch.setattr(oom, "_found", {})
     logits, completions = Decoder.logits, DecodeLoop.completions
     ended: list[int] = []
 
@@ -63,7 +61,8 @@ def test_the_rows_are_halved_and_every_row_keeps_its_numbers(
     expected = InProcessEngine(model, rows=1).generate(PROMPTS, SAMPLING, seed=4)
     told: list[tuple[int, int]] = []
     ended = crowd(lambda done: FOUR if done < 32 else TWO)
-    found = InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, lambda *done: told.append(done))
+    engine = InProcessEngine(model, rows=8)
+    found = engine.generate(PROMPTS, SAMPLING, 4, lambda *done: told.append(done))
     _assert_same(found, expected)
     assert told == [(32, 41), (41, 41)], "a wave of eight times four rows"
     assert ended == LENGTHS, "what was drawn before the memory ran out is not drawn again"
@@ -71,7 +70,7 @@ def test_the_rows_are_halved_and_every_row_keeps_its_numbers(
     assert said == [f"out of memory: going on with {n} rows in place of {2 * n}" for n in (4, 2)]
     # What was found holds for the next call.
     ended.clear()
-    _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, seed=4), expected)
+    _assert_same(engine.generate(PROMPTS, SAMPLING, seed=4), expected)
     assert (ended, len(caplog.records)) == (LENGTHS, 2)
 
 
@@ -91,7 +90,6 @@ def test_what_was_kept_before_an_interruption_is_not_drawn_again(
         InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, die, drawn)
     assert [len(c.prompt) for c in drawn.values()] == LENGTHS[:32]
     # A process that is started again does not know yet what fits.
-    monkeypatch.setattr(oom, "_found", {})
     _assert_same(InProcessEngine(model, rows=8).generate(PROMPTS, SAMPLING, 4, drawn=drawn), expected)
     assert ended == LENGTHS
 
@@ -105,12 +103,11 @@ def test_a_row_that_does_not_fit_alone_is_told(tiny: Callable[..., Any], crowd: 
 def test_other_failures_are_not_taken_for_a_lack_of_memory(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oom, "_found", {})
-
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("size mismatch")
 
     monkeypatch.setattr(Decoder, "logits", broken)
+    engine = InProcessEngine(tiny("llama")[0], rows=4)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        InProcessEngine(tiny("llama")[0], rows=4).generate(PROMPTS, SAMPLING, seed=4)
-    assert oom._found == {}
+        engine.generate(PROMPTS, SAMPLING, seed=4)
+    assert engine.limits._found == {}

@@ -15,7 +15,7 @@ from dpr_core.data.batching import Batch
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.logprobs import TokenScores
-from dpr_core.models import oom
+from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
@@ -120,13 +120,6 @@ class Crowded(Policy):
         return super().forward(batch, **options)
 
 
-@pytest.fixture
-def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known yet of what fits."""
-    monkeypatch.setattr(oom, "_found", {})
-
-
-@pytest.mark.usefixtures("roomy")
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     tiny: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,7 +144,6 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     assert torch.allclose(scores.log_probs, score(Policy(model), ROWS, 1).log_probs, atol=1e-5)
 
 
-@pytest.mark.usefixtures("roomy")
 def test_a_sequence_that_does_not_fit_is_named(tiny: Callable[..., Any]) -> None:
     policy = Crowded(tiny("llama")[0])
     policy.room = LONGEST - 1
@@ -159,11 +151,11 @@ def test_a_sequence_that_does_not_fit_is_named(tiny: Callable[..., Any]) -> None
         score(policy, ROWS, 64)
 
 
-@pytest.mark.usefixtures("roomy")
 def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:
     def fail(batches: object) -> None:
         raise RuntimeError("size mismatch")
 
+    limits = BatchLimits()
     with pytest.raises(RuntimeError, match="size mismatch"):
-        oom.in_micro_batches("a step", [3], 64, torch.device("cpu"), fail)
-    assert oom._found == {}
+        limits.in_micro_batches("a step", [3], 64, torch.device("cpu"), fail)
+    assert limits._found == {}

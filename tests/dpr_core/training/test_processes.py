@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dpr_core import distributed
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError
-from dpr_core.models.oom import in_micro_batches, with_oom_backoff
+from dpr_core.models.oom import BatchLimits
 from dpr_core.state import read
 from tests import ranks
 from tests.dpr_core.training.distributed import (
@@ -168,11 +168,10 @@ def test_turns_are_as_many_for_each_and_every_piece_is_one_s(monkeypatch: pytest
 def four(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """As the first of four in a new stage: makes a pass over rows of these lengths, in how many micro-batches."""
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    monkeypatch.setattr(distributed, "_rows_seen", {})
-    monkeypatch.setattr(distributed, "_told", [])
+    limits = BatchLimits()
 
     def some_pass(*lengths: int, tokens: int = 30, what: str = "a step") -> int:
-        return in_micro_batches(what, lengths, tokens, torch.device("cpu"), len)
+        return limits.in_micro_batches(what, lengths, tokens, torch.device("cpu"), len)
 
     return some_pass
 
@@ -216,5 +215,5 @@ def test_one_of_several_processes_does_not_begin_again_alone(monkeypatch: pytest
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(DensePathError, match="process 0 does not hold 8 rows .* set execution.rollout_rows to less"):
-        with_oom_backoff("{} rows", 8, 1, work, "rollout_rows", "one row", "")
+        BatchLimits().with_oom_backoff("{} rows", 8, 1, work, "rollout_rows", "one row", "")
     assert tried == [8]
