@@ -96,6 +96,8 @@ def test_what_the_stage_writes_scores_to_the_same_numbers(
     assert "[BEGIN reference to turn 2" not in shown[1]
     measured = store.record(outcome.id).results
     assert measured["rate/average"] == document["average"]
+    # A rater that costs nothing is not tried with canaries.
+    assert "rate/canary_constant" not in measured
     assert rate(store, answers, judgings=2).status == "reused"
     assert rate(store, answers, judgings=3).status == "ran"
 
