@@ -1,4 +1,4 @@
-"""The stages by name, each imported when it is first asked for."""
+"""The registry of stages by name, each imported at its first use."""
 
 import difflib
 import importlib

@@ -1,1 +1,1 @@
-"""The commands of `dpr`, by what they are about. Each imports what it needs only when it runs."""
+"""The commands of `dpr`, a group a file with its view beside it. Each imports what it needs only when it runs."""

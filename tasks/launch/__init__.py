@@ -1,1 +1,1 @@
-"""A stage that several processes do together."""
+"""Launching a stage on several processes or machines: rendezvous, ranks, decisions for all of them."""

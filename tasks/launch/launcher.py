@@ -220,17 +220,17 @@ class _Ranks:
     def serve(self) -> dict[str, float]:
         """Until they are done; returns what they came to."""
         while True:
-            asked = self._meet()
-            match asked["ask"]:
+            request = self._barrier()
+            match request["ask"]:
                 case "restore":
                     folder = self.work.latest_state()
                     self._tell_all(None if folder is None else str(folder))
                 case "checkpoint":
-                    self.work.checkpoint_with(asked["step"], self._write)
+                    self.work.checkpoint_with(request["step"], self._write)
                     self._tell_all(None)
                 case "done":
                     self._tell_all(None)
-                    metrics: dict[str, float] = asked["metrics"]
+                    metrics: dict[str, float] = request["metrics"]
                     return metrics
 
     def leave(self) -> None:
@@ -241,7 +241,7 @@ class _Ranks:
     def _write(self, folder: Path) -> None:
         """Have each of them write what it holds of the state."""
         self._tell_all(str(folder))
-        if needed := self._meet()["needed"]:
+        if needed := self._barrier()["needed"]:
             raise DiskFull(needed)
 
     def _tell_all(self, answer: str | None) -> None:
@@ -254,12 +254,12 @@ class _Ranks:
         except OSError:
             self._lost(rank)
 
-    def _meet(self) -> dict[str, Any]:
-        """Serve them until all ask the same; returns it as the first one asked it, with the room that is needed."""
-        asked: dict[int, dict[str, Any]] = {}
+    def _barrier(self) -> dict[str, Any]:
+        """Serve the ranks until all make the same request; returns that of rank 0, with the room needed."""
+        requests: dict[int, dict[str, Any]] = {}
         ranks = {line: rank for rank, line in self._lines.items()}
         machines = {machine.line: number for number, machine in enumerate(self.others, 1)}
-        while len(asked) < self.count:
+        while len(requests) < self.count:
             for line in wait([*ranks, *machines]):
                 assert isinstance(line, Connection)
                 if line in machines:
@@ -270,13 +270,13 @@ class _Ranks:
                 except (EOFError, OSError):
                     self._lost(rank)
                 if message["ask"] in BARRIERS:
-                    asked[rank] = message
+                    requests[rank] = message
                 else:
                     self._serve(rank, message)
-        where = {(message["ask"], message.get("step")) for message in asked.values()}
+        where = {(message["ask"], message.get("step")) for message in requests.values()}
         if len(where) > 1:
             raise DensePathError(f"{self.name}: its processes are not at the same place: {sorted(map(str, where))}")
-        return {**asked[0], "needed": max(message.get("needed", 0) for message in asked.values())}
+        return {**requests[0], "needed": max(message.get("needed", 0) for message in requests.values())}
 
     def _serve(self, rank: int, message: dict[str, Any]) -> None:
         match message:

@@ -1,1 +1,1 @@
-"""What surrounds the body of a stage while it runs."""
+"""The life of a stage run: its interface, working folder, graceful shutdown and progress."""

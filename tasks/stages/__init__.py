@@ -1,1 +1,1 @@
-"""The bodies of the stages, one a file."""
+"""The stages, one body a file; `lineage`, `policies` and `judgments` are what bodies share or are made of."""

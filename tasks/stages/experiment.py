@@ -1,4 +1,4 @@
-"""Many pipelines side by side: one row for each policy in each, the tables, the plots and the verdicts on claims."""
+"""Compare many pipelines: one row for each policy in each, tables, plots and verdicts on the paper's claims."""
 
 import json
 import math
@@ -37,24 +37,24 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     settings = cast(ExperimentConfig, config)
     exhibit = exhibits.exhibit_named(settings.exhibit)
     ancestry = Ancestry(work)
-    seen: list[Observation] = []
+    observed_rows: list[Observation] = []
     if strange := [role for role in ancestry.reports if role not in settings.points]:
         raise UsageError(f"the report {strange[0]!r} is of none of the points: {', '.join(settings.points) or 'none'}")
-    for done, role in enumerate(there := [name for name in settings.points if name in ancestry.reports], start=1):
-        seen += observed(role, settings.points[role], ancestry.reports[role], ancestry, exhibit.by_position)
-        work.advance(done, len(there), role)
-    if not seen:
+    for done, role in enumerate(present := [name for name in settings.points if name in ancestry.reports], start=1):
+        observed_rows += observed(role, settings.points[role], ancestry.reports[role], ancestry, exhibit.by_position)
+        work.advance(done, len(present), role)
+    if not observed_rows:
         raise UsageError("an experiment needs at least one report; give each the name of its point as its role")
     missing = [name for name in settings.points if name not in ancestry.reports]
-    verdicts = exhibit.verdicts(seen)
-    plots = figures.draw(exhibit, seen, work.output / PLOTS)
+    verdicts = exhibit.verdicts(observed_rows)
+    plots = figures.draw(exhibit, observed_rows, work.output / PLOTS)
     drawn = {caption: (work.output / PLOTS / file).read_bytes() for caption, file in plots.items()}
     links = {caption: f"{PLOTS}/{file}" for caption, file in plots.items()}
     files = {
-        OBSERVATIONS: observations.as_json(seen),
-        "observations.csv": observations.as_csv(seen),
-        RESULTS: results.as_markdown(settings.title, exhibit, seen, verdicts, links, missing),
-        "results.html": results.as_html(settings.title, exhibit, seen, verdicts, drawn, missing),
+        OBSERVATIONS: observations.as_json(observed_rows),
+        "observations.csv": observations.as_csv(observed_rows),
+        RESULTS: results.as_markdown(settings.title, exhibit, observed_rows, verdicts, links, missing),
+        "results.html": results.as_html(settings.title, exhibit, observed_rows, verdicts, drawn, missing),
     }
     if verdicts:
         files[CLAIMS] = json.dumps([each.as_dict() for each in verdicts], indent=2, allow_nan=False) + "\n"
@@ -104,7 +104,7 @@ def observed(
 
 
 class Ancestry:
-    """What stands behind the reports of an experiment. Records say enough: no weights are read."""
+    """The ancestors of an experiment's reports, by their records: no weights are read."""
 
     def __init__(self, work: Workspace) -> None:
         self._store = work.store
@@ -120,7 +120,7 @@ class Ancestry:
                 self._diagnoses[reward.digest] = self.record(artifact.id).results
 
     def record(self, run_id: str) -> Record:
-        """What the store knows of an artifact, looked up once."""
+        """The record of an artifact, cached."""
         if run_id not in self._records:
             self._records[run_id] = self._store.record(run_id)
         return self._records[run_id]

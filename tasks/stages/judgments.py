@@ -1,4 +1,4 @@
-"""What the judgments of a report, and all that they were made of, come to."""
+"""The rows of a report, from its judge artifacts and their ancestors."""
 
 import json
 from collections.abc import Mapping

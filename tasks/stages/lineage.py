@@ -1,4 +1,4 @@
-"""What the stages need from the artifacts that theirs were built on: models, tokenizer, template, demonstrations."""
+"""Lineage: from an artifact to the models, tokenizer, template and demonstrations of its ancestors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
