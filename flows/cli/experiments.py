@@ -141,6 +141,8 @@ def _run_or_plan(
     studies: "list[Study]", name: str, pool: str | None, options: Options
 ) -> "tuple[dict[str, Any] | None, DensePathError | None]":
     """The document of the run, none if it was only planned; and the error that names what failed, if anything did."""
+    from flows.dispatch import dispatch_sweep
+    from flows.merging import MergedStudies
     from flows.requests import SweepRequest
     from flows.run_document import Incomplete
     from tasks.artifacts.store import Store
@@ -148,8 +150,9 @@ def _run_or_plan(
     if pool and options.jobs:
         raise UsageError("--jobs is for this machine, --pool for the workers of a pool; give one of them")
     request = SweepRequest(studies=studies, name=name, pool=pool)
+    dispatched = dispatch_sweep(request, MergedStudies.of(studies))
     try:
-        return run_or_plan(Store.open(), request, options), None
+        return run_or_plan(Store.open(), request, dispatched, options), None
     except Incomplete as incomplete:
         return incomplete.document, incomplete
 

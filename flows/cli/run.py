@@ -71,20 +71,21 @@ class Options(NamedTuple):
 
 def _run_and_show(store: "Store", request: "Request", options: Options) -> None:
     from flows.cli.run_view import run_summary
+    from flows.dispatch import dispatch
 
-    document = run_or_plan(store, request, options)
+    document = run_or_plan(store, request, dispatch(request, store), options)
     if document is not None:
         emit(document, options.as_json, lambda: run_summary(store, document))
 
 
-def run_or_plan(store: "Store", request: "Request", options: Options) -> dict[str, Any] | None:
+def run_or_plan(
+    store: "Store", request: "Request", dispatched: "Dispatched", options: Options
+) -> dict[str, Any] | None:
     """The document of the run; none if it was only planned. No flow is started where there is nothing to run."""
     from flows import embedded, run_document
-    from flows.dispatch import dispatch
     from flows.requests import SweepRequest
     from tasks.graph import plan
 
-    dispatched = dispatch(request, store)
     nodes, info = dispatched.nodes, dispatched.info
     planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None)
     if options.plan:
