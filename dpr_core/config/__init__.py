@@ -1,1 +1,1 @@
-"""What a user may set. Nothing here imports torch."""
+"""Settings as pydantic models, importable without torch."""

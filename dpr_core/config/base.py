@@ -1,4 +1,4 @@
-"""The base of every setting: frozen, closed to unknown names, documented by its own docstrings."""
+"""Base classes and parsing of settings: frozen pydantic models, YAML, overrides, and errors with the nearest name."""
 
 import copy
 import difflib
@@ -26,23 +26,23 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 """A name that is safe in files, tables and commands."""
 
 
-def _holds_no_secret(url: str) -> str:
+def _without_credentials(url: str) -> str:
     if "@" in url or "?" in url:
         raise ValueError("an address must not hold a name, a password or a key; use the key's environment variable")
     return url
 
 
-def _is_a_name(name: str) -> str:
+def _variable_name(name: str) -> str:
     # Somebody who pastes the key itself here must not read it again in the error.
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
         raise ValueError("this is the name of an environment variable, such as OPENAI_API_KEY, not a key")
     return name
 
 
-Address = Annotated[str, AfterValidator(_holds_no_secret)]
+Address = Annotated[str, AfterValidator(_without_credentials)]
 """Of a server; it is written down and shown."""
 
-Variable = Annotated[str, AfterValidator(_is_a_name)]
+Variable = Annotated[str, AfterValidator(_variable_name)]
 """The name of an environment variable that holds a key."""
 
 

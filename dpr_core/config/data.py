@@ -1,4 +1,4 @@
-"""Where demonstrations come from, how they are sampled, and how a prompt is rendered."""
+"""Settings of demonstrations: source, subsample and prompt template."""
 
 from typing import Annotated, Literal
 
@@ -150,7 +150,7 @@ class TemplateConfig(Config):
 
     @field_validator("text")
     @classmethod
-    def _has_a_prompt(cls, text: str) -> str:
+    def _one_prompt_marker(cls, text: str) -> str:
         if text.count("{prompt}") != 1:
             raise ValueError("the template needs {prompt} exactly once")
         return text

@@ -1,4 +1,4 @@
-"""What is asked of the trained policies, who judges the answers, and what is compared."""
+"""Settings of evaluation: benchmarks, policies without training, judges, raters and the report."""
 
 from typing import Annotated, Any, Literal
 
@@ -333,7 +333,7 @@ class EvaluationConfig(Config):
 
     @field_validator("benchmarks", mode="before")
     @classmethod
-    def _names_say_the_type(cls, benchmarks: Any) -> Any:
+    def _type_from_name(cls, benchmarks: Any) -> Any:
         if not isinstance(benchmarks, dict):
             return benchmarks
         return {
@@ -343,7 +343,7 @@ class EvaluationConfig(Config):
 
     @field_validator("controls")
     @classmethod
-    def _names_are_free(cls, controls: dict[str, Control]) -> dict[str, Control]:
+    def _unreserved_names(cls, controls: dict[str, Control]) -> dict[str, Control]:
         if taken := sorted(RESERVED & {name.upper() for name in controls}):
             raise ValueError(f"a control cannot be called {taken[0]}: the report has a policy of that name")
         return controls

@@ -1,4 +1,4 @@
-"""Methods without a reward: SPIN, GSIL, and SFT that simply goes on. Defaults are those of their authors' code."""
+"""Settings of methods without a reward: SPIN, GSIL and continued SFT. Defaults are those of their authors' code."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Which network is trained: a pretrained backbone, or the tiny one that the embedded lab builds."""
+"""Settings of the backbone: a pretrained model, or a tiny one that the lab builds."""
 
 from typing import Annotated, Literal, Self
 
@@ -94,7 +94,7 @@ class LabBackboneConfig(StageConfig):
     """How the work is done."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _consistent_sizes(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(f"width ({self.width}) must be an even multiple of heads ({self.heads})")
         if self.blend_careful + self.blend_jump > 1:

@@ -1,4 +1,4 @@
-"""The four public benchmarks: where their questions come from."""
+"""Settings of the public benchmarks: AlpacaEval, Arena-Hard, LIMA and MT-Bench."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The whole pipeline as one document: what a recipe holds."""
+"""Settings of a whole pipeline (what a recipe holds), and of an experiment over several."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
@@ -106,7 +106,7 @@ class PipelineConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_seed_for_all(cls, values: Any) -> Any:
+    def _share_seed(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not isinstance(values.get("seed"), int):
             return values
         seeded = dict(values)
@@ -127,25 +127,25 @@ class PipelineConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_launch_for_all(cls, values: Any) -> Any:
+    def _share_launch(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "launch" not in values:
             return values
         try:
             launch = LaunchConfig.model_validate(values["launch"]).model_dump()
         except ValidationError:
-            # It is told of once, where it was written.
+            # Reported by the validation of the `launch` section itself.
             return values
         return _in_shared(values, lambda section: _with_launch(section, launch))
 
     @model_validator(mode="before")
     @classmethod
-    def _one_device_for_all(cls, values: Any) -> Any:
+    def _share_device(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not isinstance(values.get("device"), str):
             return values
         return _in_shared(values, lambda section: _with_device(section, values["device"]))
 
     @model_serializer(mode="wrap")
-    def _say_what_is_common_once(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _factor_out_shared(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that changing `seed`, `device` or `launch` in what was written out changes it everywhere."""
         values: dict[str, Any] = handler(self)
         sections = [values[stage] for stage in STAGES if values[stage] is not None]
@@ -160,7 +160,7 @@ class PipelineConfig(Config):
         return values
 
     @model_validator(mode="after")
-    def _one_lab_task(self) -> Self:
+    def _same_lab_task(self) -> Self:
         parts: dict[str, Config] = {"backbone": self.backbone, "subsample.source": self.subsample.source}
         parts |= {f"evaluation.benchmarks.{name}": part for name, part in self.evaluation.benchmarks.items()}
         labs = (LabBackboneConfig, LabSourceConfig, LabBenchmarkConfig)
@@ -170,7 +170,7 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _names_are_free(self) -> Self:
+    def _unique_names(self) -> Self:
         names = [*RESERVED, *(name.upper() for name in (*self.methods, *self.evaluation.controls))]
         if twice := sorted(name for name in set(names) if names.count(name) > 1):
             raise ValueError(f"two policies cannot both be called {twice[0]}: the report would not tell them apart")
@@ -179,7 +179,7 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _results_can_be_checked(self) -> Self:
+    def _verifiable_benchmarks(self) -> Self:
         public = [
             name for name, each in self.evaluation.benchmarks.items() if isinstance(each, OfficialBenchmarkConfig)
         ]
@@ -191,7 +191,7 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _references_are_kept(self) -> Self:
+    def _checkpoints_of_references(self) -> Self:
         for reward, _ in [(self.reward, self.reinforce), *self.variants().values()]:
             _check_reference(reward, self.sft)
         return self

@@ -1,4 +1,4 @@
-"""REINFORCE: the algorithms, the guards and the loop. Defaults are the paper's (its table 4)."""
+"""Settings of REINFORCE: algorithms, guards and the loop. Defaults are the paper's (its table 4)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -69,7 +69,7 @@ class ClippedReinforceConfig(Config):
     """Beyond the paper: `position` subtracts from each return the mean of the other responses' there."""
 
     @model_validator(mode="after")
-    def _a_target_moves_a_weight(self) -> Self:
+    def _target_needs_weight(self) -> Self:
         if isinstance(self.kl_schedule, KLTargetConfig) and self.kl_weight == 0:
             raise ValueError("a kl_schedule of type target multiplies kl_weight, which must be above 0 for that")
         return self
@@ -192,7 +192,7 @@ class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
         return kept if rollouts.get("type", "in_process") == "in_process" else {**kept, "rollouts": rollouts}
 
     @model_validator(mode="after")
-    def _algorithm_1_steps_once(self) -> Self:
+    def _one_step_per_batch(self) -> Self:
         rollouts = self.rollout_batch_size * self.samples_per_prompt
         if self.algorithm.type == "algorithm1" and self.batch_size != rollouts:
             raise ValueError(

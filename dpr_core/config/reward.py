@@ -1,4 +1,4 @@
-"""The reward that is recovered from an SFT run: the paper's Eq. 5, its ablations, and options beyond the paper."""
+"""Settings of the recovered reward (Eq. 5, its ablations, options beyond the paper) and of its diagnostics."""
 
 from typing import Annotated, Literal
 
@@ -38,7 +38,7 @@ class RewardConfig(StageConfig):
 
     @field_validator("reference")
     @classmethod
-    def _several_are_several(cls, reference: float | tuple[float, ...] | str) -> float | tuple[float, ...] | str:
+    def _distinct_fractions(cls, reference: float | tuple[float, ...] | str) -> float | tuple[float, ...] | str:
         if isinstance(reference, tuple) and len(set(reference)) < 2:
             raise ValueError("a mean of checkpoints needs at least two different fractions")
         return tuple(sorted(set(reference))) if isinstance(reference, tuple) else reference

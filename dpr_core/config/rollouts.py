@@ -1,4 +1,4 @@
-"""What draws the responses that a policy learns from."""
+"""Settings of rollouts: the in-process engine, or a vLLM server."""
 
 from typing import Annotated, Literal, Self
 

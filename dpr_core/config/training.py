@@ -1,4 +1,4 @@
-"""What every training stage has, and SFT. Defaults are the paper's; where it is silent, they say so."""
+"""Settings of training: lengths, optimizer, LoRA and SFT. Defaults are the paper's; where it is silent, they say so."""
 
 from typing import Annotated, Literal, Self
 
@@ -94,7 +94,7 @@ class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """How the work is done."""
 
     @model_validator(mode="after")
-    def _averages_weights(self) -> Self:
+    def _ema_of_weights(self) -> Self:
         if self.lora is not None and self.ema_decay is not None:
             raise ValueError(
                 "ema_decay averages weights, and the mean of adapters is not the adapter of the mean; set only one"

@@ -1,1 +1,1 @@
-"""The paper's identities on tabular token MDPs, in float64: what holds, what does not, and by how much."""
+"""Numerical checks of the paper's identities on tabular token MDPs, in float64, residuals included."""

@@ -1,4 +1,4 @@
-"""Length and EOS: appendix A.11, and what the baseline-relative reward of Eq. 5 does in place of its pathology."""
+"""Length bias and early EOS: appendix A.11, and how the baseline-relative reward of Eq. 5 changes them."""
 
 import torch
 from torch import Tensor

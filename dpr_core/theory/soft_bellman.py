@@ -1,4 +1,4 @@
-"""Soft values and the reward inside a policy's logits: Eq. 1, Eq. 4, Eq. 7, appendices A.2 and A.5."""
+"""Soft Bellman equations and the reward implied by a policy's logits: Eq. 1, Eq. 4, Eq. 7, appendices A.2 and A.5."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Small finite-horizon MDPs on which everything can be enumerated (appendix A.1).
+"""Tabular token MDPs with all trajectories enumerated (appendix A.1).
 
 States are numbered by depth and no state comes back, so each belongs to one step. Ends of a response are terminal
 states, numbered behind the others: `transitions` is (S, A, S + T). A token tree is the deterministic case, s' = s|a.
