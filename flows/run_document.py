@@ -17,7 +17,7 @@ from tasks.stages.report import TABLE
 Results = Callable[[Store, Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
-class Incomplete(DensePathError):
+class IncompleteError(DensePathError):
     """Some points failed. The document has the outcome of all."""
 
     def __init__(self, document: dict[str, Any]) -> None:

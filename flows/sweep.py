@@ -15,7 +15,7 @@ from flows import pool as work_pool
 from flows.dispatch import dispatch_sweep
 from flows.merging import MergedStudies
 from flows.requests import SweepRequest
-from flows.run_document import Incomplete, pipeline_run, reused, stage_entry, tables_of
+from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry, tables_of
 from tasks.artifacts.store import Store
 from tasks.graph import Node, plan, preflight
 from tasks.prefect_task import link_runs, stage_task
@@ -36,7 +36,7 @@ def sweep(studies: list[Study], name: str = "sweep", jobs: int = 1, pool: str | 
 def run_sweep(
     studies: MergedStudies, name: str, jobs: int = 1, pool: str | None = None, send: work_pool.Submit = work_pool.submit
 ) -> dict[str, Any]:
-    """The document that `dpr sweep --json` prints. Raises `Incomplete` at the end if a point failed."""
+    """The document that `dpr sweep --json` prints. Raises `IncompleteError` at the end if a point failed."""
     logger.setLevel(logging.INFO)
     store = Store.open()
     stages = studies.graph.nodes
@@ -64,7 +64,7 @@ def run_sweep(
             document["failed"] = failed
     link_runs(store, document)
     if failed:
-        raise Incomplete(document)
+        raise IncompleteError(document)
     return document
 
 

@@ -45,7 +45,7 @@ def identity_of(home: Path) -> str:
         return file.read_text(encoding="ascii")
 
 
-class DiskFull(OSError):
+class DiskFullError(OSError):
     """The disk is full, and what was to be written needs so many bytes."""
 
     def __init__(self, needed: int) -> None:

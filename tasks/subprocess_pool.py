@@ -43,7 +43,7 @@ class SubprocessPool:
         try:
             outcome = worker.run(job)
             alive = True
-        except _ProcessEnded as error:
+        except _ProcessEndedError as error:
             raise DensePathError(f"{job.name}: the process that made it {error}") from None
         except DensePathError:
             alive = True
@@ -69,7 +69,7 @@ class SubprocessPool:
             worker.wait()
 
 
-class _ProcessEnded(Exception):
+class _ProcessEndedError(Exception):
     """The process has ended."""
 
 
@@ -93,7 +93,7 @@ class _Worker:
             self._connection.send(job)
             answer = self._connection.recv()
         except (EOFError, OSError):
-            raise _ProcessEnded(how_it_ended(self.wait())) from None
+            raise _ProcessEndedError(how_it_ended(self.wait())) from None
         if isinstance(answer, DensePathError):
             raise answer
         assert isinstance(answer, Outcome)

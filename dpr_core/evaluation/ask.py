@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from dpr_core.config.evaluation import ChatCompletionsConfig, ChatJudgeConfig, JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, Messages, Reply, SchemaRefused, Unavailable
+from dpr_core.evaluation.endpoint import Endpoint, Messages, Reply, SchemaRefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -61,7 +61,7 @@ class Judge(Protocol[ItemIn, FoundOut]):
         ...
 
     async def judge(self, item: ItemIn) -> FoundOut:
-        """Unavailable: later perhaps; any other DensePathError: never."""
+        """UnavailableError: later perhaps; any other DensePathError: never."""
         ...
 
     def status(self) -> str:
@@ -158,7 +158,7 @@ class ChatJudge(Generic[Item, Found]):
         try:
             schema = self._prompt.schema if as_json else None
             return await self.endpoint.ask(self._prompt.messages(item, as_json), schema), as_json
-        except SchemaRefused:
+        except SchemaRefusedError:
             if not self._may_change:
                 raise
             self._as_json = False
@@ -279,7 +279,7 @@ async def ask_all(
                 result = await ask(items[i])
             except DensePathError as error:
                 failures[i] += 1
-                if not isinstance(error, Unavailable) or failures[i] > execution.rounds:
+                if not isinstance(error, UnavailableError) or failures[i] > execution.rounds:
                     waiting.clear()
                     fatal.append(error)
                     return

@@ -31,7 +31,7 @@ REPLY_TOKENS = 150
 """About what a judge writes: five sentences and a verdict."""
 
 
-class BudgetReached(DensePathError):
+class BudgetReachedError(DensePathError):
     """The next request could cost more than what is left."""
 
 
@@ -151,7 +151,7 @@ class Meter:
         most = self.price.of(read, written)
         spent = self.price.of(self.read, self.written)
         if spent + self._reserved + most > self.cap:
-            raise BudgetReached(
+            raise BudgetReachedError(
                 f"${spent:.2f} of judge.execution.budget_dollars={self.cap:g} is spent, and {what}, at "
                 f"most ${most:.2f}, could pass it; raise the budget and run the same command again: verdicts that were "
                 "paid for are kept"

@@ -31,19 +31,19 @@ SECONDS_BETWEEN_LOOKS = 0.05
 Messages = list[dict[str, str]]
 
 
-class Unavailable(DensePathError):
+class UnavailableError(DensePathError):
     """No reply this time, for a reason that may pass: the same request may be sent again later."""
 
 
-class Unreachable(Unavailable):
+class UnreachableError(UnavailableError):
     """Nobody is there, or somebody who does not speak this language. It may pass; before a run it is a mistake."""
 
 
-class SchemaRefused(DensePathError):
+class SchemaRefusedError(DensePathError):
     """The endpoint does not know how to answer in a given schema."""
 
 
-class OtherVersion(DensePathError):
+class OtherVersionError(DensePathError):
     """The reply is not of the version of the model that was asked for."""
 
 
@@ -94,7 +94,7 @@ class Endpoint:
         self.meter = Meter(price, execution.budget_dollars)
 
     async def ask(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> Reply:
-        """One completion. SchemaRefused: ask without; Unavailable: later perhaps; other DensePathError: never."""
+        """One completion. After SchemaRefusedError ask without; after UnavailableError, later; after others, never."""
         asked = tokens_in(messages)
         while self.meter.is_promised(asked, self.config.max_tokens):
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
@@ -111,7 +111,7 @@ class Endpoint:
             failure = self.unreadable(error)
         else:
             if not getattr(completion, "choices", None):
-                failure = Unreachable(
+                failure = UnreachableError(
                     f"{self.url} answered, but not with a chat completion; check judge.by.base_url, which often ends "
                     "in /v1, and the model's name"
                 )
@@ -135,10 +135,10 @@ class Endpoint:
         return body | ({"response_format": dict(schema)} if schema is not None else {})
 
     def reply(self, completion: Any) -> Reply:
-        """What is read of a completion; OtherVersion where another version of the model wrote it than may judge."""
+        """What is read of a completion; OtherVersionError where a version of the model wrote it that may not judge."""
         wanted, version = self.config.system_fingerprint, self._without_key(completion.system_fingerprint)
         if wanted is not None and version != wanted:
-            raise OtherVersion(
+            raise OtherVersionError(
                 f"{self.url} answers as {version or 'a version without a name'}, not as "
                 f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
                 "take any"
@@ -161,9 +161,9 @@ class Endpoint:
             {name: value for name, value in details.items() if value is not None},
         )
 
-    def unreadable(self, error: ValueError) -> Unavailable:
+    def unreadable(self, error: ValueError) -> UnavailableError:
         """What the client's JSON reader says of a reply, which may repeat a part of it."""
-        return Unavailable(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
+        return UnavailableError(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
 
     def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
         """The client's error as one of ours, in one line and without the key."""
@@ -176,15 +176,17 @@ class Endpoint:
                 "check the key and its rights to this model"
             )
         if status is None and type(error.__cause__).__name__ in NO_CONNECTION:
-            return Unreachable(f"{self.url} cannot be reached{tried}: {said}; check judge.by.base_url and the network")
+            return UnreachableError(
+                f"{self.url} cannot be reached{tried}: {said}; check judge.by.base_url and the network"
+            )
         if status is None:
-            return Unavailable(f"{self.url} gave no answer{tried}: {said}; check the address and the network")
+            return UnavailableError(f"{self.url} gave no answer{tried}: {said}; check the address and the network")
         if getattr(error, "code", None) == NO_MONEY:
             return DensePathError(f"{self.url}: the account of this key has nothing left to spend: {said}")
         if status in MAY_PASS or status >= 500:
-            return Unavailable(f"{self.url} failed{tried} (HTTP {status}): {said}")
+            return UnavailableError(f"{self.url} failed{tried} (HTTP {status}): {said}")
         if with_schema and status in (400, 422) and _is_about_schemas(said):
-            return SchemaRefused(f"{self.url} does not take a schema for the reply: {said}")
+            return SchemaRefusedError(f"{self.url} does not take a schema for the reply: {said}")
         where = "; check judge.by.model, and judge.by.base_url, which often ends in /v1" if status == 404 else ""
         return DensePathError(f"{self.url} refused a request for the model {self.config.model}: {said}{where}")
 

@@ -15,7 +15,7 @@ from dpr_core.evaluation.ask import CachedJudge, ChatJudge, RuleJudge
 from dpr_core.evaluation.batch.judge import BatchJudge
 from dpr_core.evaluation.budget import Cost, cost_of, tokens_in
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, Unavailable, Unreachable
+from dpr_core.evaluation.endpoint import Endpoint, UnavailableError, UnreachableError
 from dpr_core.evaluation.fastchat import FastChatTemplate
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
@@ -158,9 +158,9 @@ async def _probe(config: settings.ChatCompletionsConfig, execution: settings.Jud
     demanded = isinstance(config, settings.ChatJudgeConfig) and config.verdicts == "schema"
     try:
         await endpoint.ask(PROBE, SCHEMA if demanded else None)
-    except Unreachable:
+    except UnreachableError:
         raise
-    except Unavailable:
+    except UnavailableError:
         return
     finally:
         await endpoint.close()

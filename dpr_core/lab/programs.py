@@ -93,7 +93,7 @@ def draw_additions(task: AdditionsConfig, rng: random.Random) -> Problem:
 
 
 def shell_game(start: int, swaps: Sequence[tuple[int, int]], cups: int) -> Problem:
-    """`Ball at 2. Swap 1-3, swap 2-3.`, whose careful answer is `Steps: 2 1-3=2 2-3=3. The answer is 3.`"""
+    """`Ball at 2. Swap 1-3, swap 2-3.`, answered carefully by `Steps: 2 1-3=2 2-3=3. The answer is 3.`."""
     written = [f"{a}-{b}" for a, b in swaps]
     return Problem(
         id=" ".join([str(start), *written]),

@@ -144,7 +144,7 @@ def _run_or_plan(
     from flows.dispatch import dispatch_sweep
     from flows.merging import MergedStudies
     from flows.requests import SweepRequest
-    from flows.run_document import Incomplete
+    from flows.run_document import IncompleteError
     from tasks.artifacts.store import Store
 
     if pool and options.jobs:
@@ -153,7 +153,7 @@ def _run_or_plan(
     dispatched = dispatch_sweep(request, MergedStudies.of(studies))
     try:
         return run_or_plan(Store.open(), request, dispatched, options), None
-    except Incomplete as incomplete:
+    except IncompleteError as incomplete:
         return incomplete.document, incomplete
 
 

@@ -27,7 +27,7 @@ from dpr_core.text import escape_control
 from tasks.launch.child_processes import environment, how_it_ended, usable_cores
 from tasks.launch.doors import Door, door_for_machines, door_of_this_machine, receive, send
 from tasks.launch.machines import Machine, free_port, joined
-from tasks.local_home import DiskFull, disk_full_error
+from tasks.local_home import DiskFullError, disk_full_error
 from tasks.running.workspace import Workspace
 
 SETTINGS = "accelerate.json"
@@ -242,7 +242,7 @@ class _Ranks:
         """Have each of them write what it holds of the state."""
         self._tell_all(str(folder))
         if needed := self._barrier()["needed"]:
-            raise DiskFull(needed)
+            raise DiskFullError(needed)
 
     def _tell_all(self, answer: str | None) -> None:
         for rank in self._lines:
@@ -307,7 +307,7 @@ class _Ranks:
             raise UsageError(text)
         if kind == "DensePathError":
             raise DensePathError(text)
-        if kind == "DiskFull":
+        if kind == DiskFullError.__name__:
             raise disk_full_error(self.work.store.home)
         until = time.monotonic() + POLL_SECONDS
         others = {line: other for other, line in self._lines.items() if other != rank}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.run_records import Artifact
 from tasks.launch.doors import knock, receive, send
-from tasks.local_home import DiskFull, is_full, open_home
+from tasks.local_home import DiskFullError, is_full, open_home
 from tasks.registry import stage_named
 from tasks.running.stage import torch_settings
 from tasks.running.stage_workdir import write_state
@@ -109,7 +109,7 @@ class Shared:
 
         try:
             write_state(state, folder, distributed.rank(), distributed.world_size())
-        except DiskFull as error:
+        except DiskFullError as error:
             return error.needed
         return 0
 
@@ -147,7 +147,7 @@ def main() -> None:
 def kind_of(error: BaseException) -> str:
     """The nearest of those that its owner raises as they are, or its own name."""
     if is_full(error):
-        return DiskFull.__name__
+        return DiskFullError.__name__
     known = [kind.__name__ for kind in type(error).__mro__ if kind in (UsageError, DensePathError)]
     return known[0] if known else type(error).__name__
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dpr_core import hashing
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import HashCache, Manifest, files_below, library_versions
-from tasks.local_home import DiskFull, is_full, sync
+from tasks.local_home import DiskFullError, is_full, sync
 
 if TYPE_CHECKING:
     from dpr_core.state import State
@@ -117,7 +117,7 @@ class StageWorkdir:
                 "the one before it stays, and the work goes on",
                 step,
                 free,
-                f", and it needs {format_bytes(error.needed)}" if isinstance(error, DiskFull) else "",
+                f", and it needs {format_bytes(error.needed)}" if isinstance(error, DiskFullError) else "",
             )
             return 0
         finally:
@@ -199,7 +199,7 @@ def write_state(state: "State", folder: Path, rank: int = 0, ranks: int = 1) -> 
         write(state, folder, rank, ranks)
     except Exception as error:
         if is_full(error):
-            raise DiskFull(size(state)) from error
+            raise DiskFullError(size(state)) from error
         raise
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.budget import BudgetReached
+from dpr_core.evaluation.budget import BudgetReachedError
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
 from flows import wiring
@@ -102,7 +102,7 @@ def test_a_budget_that_is_reached_and_raised_pays_nothing_twice(
     loopback.answer = BY_HASH
     store, by = open_store(made.home), OpenAIJudgeConfig(base_url=loopback.url, max_tokens=64)
     prices = {"dollars_per_million_read": 1000.0, "dollars_per_million_written": 1000.0}
-    with pytest.raises(BudgetReached, match="raise the budget and run the same command again"):
+    with pytest.raises(BudgetReachedError, match="raise the budget and run the same command again"):
         judge(store, made, by, budget_dollars=1.5, **prices)
     before = comparisons(loopback)
     # 120 tokens at a tenth of a cent each.

@@ -17,7 +17,7 @@ from flows import wiring
 from flows.cli.run import usable_jobs
 from flows.merging import MergedStudies
 from flows.requests import SweepRequest
-from flows.run_document import Incomplete
+from flows.run_document import IncompleteError
 from tasks.artifacts.store import Store
 from tasks.graph import Planned, plan
 from tasks.run_stage import Outcome
@@ -298,7 +298,7 @@ def test_over_a_pool_each_point_is_a_flow_run_and_the_table_is_made_here(
     def parent() -> None:
         sweep.run_sweep(merged, "s", pool="gpu", send=send)
 
-    with pytest.raises(Incomplete, match="gamma=0.95: .*ended as Failed: out of memory") as incomplete:
+    with pytest.raises(IncompleteError, match="gamma=0.95: .*ended as Failed: out of memory") as incomplete:
         parent()
     assert events[:2] == ["start s, gamma=0.9", "end s, gamma=0.9"]
     assert set(events[2:4]) == {"start s, gamma=0.95", "start s, gamma=1"}

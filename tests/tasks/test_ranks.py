@@ -132,13 +132,13 @@ def test_a_full_disk_is_told_of_as_with_one_process(two: Two) -> None:
     assert "raw" not in str(raised.value)
 
 
-class Special(UsageError):
+class SpecialError(UsageError):
     """As a body may raise."""
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(Special("x"), "UsageError"), (DensePathError("x"), "DensePathError"), (KeyError("x"), "KeyError")],
+    [(SpecialError("x"), "UsageError"), (DensePathError("x"), "DensePathError"), (KeyError("x"), "KeyError")],
 )
 def test_an_error_goes_by_the_kind_that_its_owner_knows(error: Exception, kind: str) -> None:
     assert kind_of(error) == kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.endpoint import Endpoint, Unavailable
+from dpr_core.evaluation.endpoint import Endpoint, UnavailableError
 
 GONE = "is not known any more"
 """In place of a status, where the endpoint has no batch of this id."""
@@ -38,7 +38,7 @@ class ApiBatch:
 
 
 class BatchApi:
-    """Every method raises Unavailable where it may be tried again, and another DensePathError where it is in vain."""
+    """Every method raises UnavailableError where a retry may help, and another DensePathError where none will."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -79,7 +79,7 @@ class BatchApi:
                 if read.status in ENDED:
                     return read
                 stands = f"{batch} {read.status}, {read.counts}"
-            except Unavailable as error:
+            except UnavailableError as error:
                 stands = f"{batch}: no news ({error})"
             tell(stands)
             if now() >= end:
@@ -126,7 +126,7 @@ def _read(found: Any) -> ApiBatch:
     if found is None:
         return ApiBatch(GONE, "", (), "", may_pass=True)
     if not isinstance(getattr(found, "status", None), str):
-        raise Unavailable("the endpoint answered, but not with a batch")
+        raise UnavailableError("the endpoint answered, but not with a batch")
     errors = (found.errors and found.errors.data) or []
     counts = found.request_counts
     return ApiBatch(

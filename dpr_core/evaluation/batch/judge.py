@@ -11,10 +11,17 @@ from dpr_core.errors import DensePathError
 from dpr_core.evaluation.ask import Found, Item, JudgePrompt, judgment_of, key_of
 from dpr_core.evaluation.batch.api import BatchApi
 from dpr_core.evaluation.batch.ledger import Ledger, Sent
-from dpr_core.evaluation.batch.lines import BatchReply, Refusal, Results, in_files, read_results, request_line
+from dpr_core.evaluation.batch.lines import (
+    BatchReply,
+    RequestRefusedError,
+    Results,
+    in_files,
+    read_results,
+    request_line,
+)
 from dpr_core.evaluation.budget import tokens_in
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, Messages, OtherVersion, SchemaRefused, Unavailable
+from dpr_core.evaluation.endpoint import Endpoint, Messages, OtherVersionError, SchemaRefusedError, UnavailableError
 
 
 class BatchJudge(Generic[Item, Found]):
@@ -60,7 +67,7 @@ class BatchJudge(Generic[Item, Found]):
             await self._collect(missing)
             self.endpoint.meter.release(reserved)
         if missing := self._missing(asked):
-            failure = Unavailable(
+            failure = UnavailableError(
                 f"{len(missing)} of {len(asked)} requests were sent in {rounds + 1} batches and never answered: "
                 f"{self._last_words}; run the same command again: verdicts that came are kept"
             )
@@ -70,7 +77,7 @@ class BatchJudge(Generic[Item, Found]):
         key = self._key(item)
         if key in self._kept:
             return self._kept[key]
-        raise self._failed.get(key) or Unavailable("this comparison was in no batch")
+        raise self._failed.get(key) or UnavailableError("this comparison was in no batch")
 
     def status(self) -> str:
         ignored = [f"{count} {kind}" for kind, count in self._ignored.items() if count]
@@ -114,7 +121,7 @@ class BatchJudge(Generic[Item, Found]):
         while True:
             try:
                 return (await self._api.find(file) if failures else None) or await self._api.start(file)
-            except Unavailable:
+            except UnavailableError:
                 failures += 1
                 if failures > self.endpoint.execution.rounds:
                     raise
@@ -152,7 +159,7 @@ class BatchJudge(Generic[Item, Found]):
         self._keep(results, asked)
         self._ledger.forget(sent)
         if batch.status == "failed":
-            failure = self.endpoint.failure(Refusal(f"{sent.batch} failed: {batch.complaint}", 400, None))
+            failure = self.endpoint.failure(RequestRefusedError(f"{sent.batch} failed: {batch.complaint}", 400, None))
             if not batch.may_pass and not results.completions:
                 raise failure
             self._last_words = str(failure)
@@ -161,7 +168,7 @@ class BatchJudge(Generic[Item, Found]):
         for key, completion in results.completions.items():
             try:
                 judgment = self._judgment(completion, asked[key])
-            except OtherVersion as error:
+            except OtherVersionError as error:
                 self._failed[key] = error
                 continue
             self._kept[key] = judgment
@@ -173,9 +180,9 @@ class BatchJudge(Generic[Item, Found]):
                 continue
             failure = self.endpoint.failure(refusal, self._as_json)
             self._last_words = str(failure)
-            if isinstance(failure, SchemaRefused):
+            if isinstance(failure, SchemaRefusedError):
                 failure = DensePathError(f"{failure}; set judge.by.verdicts=text")
-            if not isinstance(failure, Unavailable):
+            if not isinstance(failure, UnavailableError):
                 self._failed[key] = failure
         self._ignored.update(unknown=results.unknown, repeated=results.repeated, broken=results.broken)
 

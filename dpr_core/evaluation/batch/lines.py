@@ -48,7 +48,7 @@ class ResultLine(BaseModel):
     error: Any = None
 
 
-class Refusal(Exception):
+class RequestRefusedError(Exception):
     """One request of a batch that was not answered. Without a status it was never tried."""
 
     def __init__(self, said: str, status: int | None, code: str | None) -> None:
@@ -62,7 +62,7 @@ class Results:
     """What came of the requests of a batch. What is neither here nor there did not come at all."""
 
     completions: dict[str, BatchReply] = field(default_factory=dict)
-    refusals: dict[str, Refusal] = field(default_factory=dict)
+    refusals: dict[str, RequestRefusedError] = field(default_factory=dict)
     unknown: int = 0
     """Lines with an id that nobody asked about."""
     repeated: int = 0
@@ -114,13 +114,13 @@ def read_results(lines: Iterable[bytes], asked: Collection[str]) -> Results:
     return results
 
 
-def _refusal(line: ResultLine) -> Refusal:
+def _refusal(line: ResultLine) -> RequestRefusedError:
     """What is said of the error stands beside the response, or in its body as the endpoint would have sent it."""
     body = line.response.body if line.response else None
     said = line.error or (body.get("error") if isinstance(body, dict) else None) or body
     code = said.get("code") if isinstance(said, dict) else None
     words = said.get("message") if isinstance(said, dict) else said
-    return Refusal(
+    return RequestRefusedError(
         str(words or code or "no reason given"),
         line.response.status_code if line.response else None,
         str(code) if code else None,

@@ -9,7 +9,7 @@ from dpr_core.config import evaluation as settings
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation import ask as core
-from dpr_core.evaluation.endpoint import Unavailable
+from dpr_core.evaluation.endpoint import UnavailableError
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, Verdict, judge_pairs, summarise
 from dpr_core.evaluation.questions import Question
 from tests.dpr_core.evaluation.asking import ask, build
@@ -176,7 +176,7 @@ def asked(absent: dict[int, int], refused: int | None = None, **execution: int) 
         if number == refused:
             raise DensePathError("never")
         if times[number] <= absent.get(number, 0):
-            raise Unavailable("not now")
+            raise UnavailableError("not now")
         return number**2
 
     settings = JudgeExecutionConfig(**{"concurrency": 3, "rounds": 2, **execution})
@@ -196,7 +196,7 @@ def test_who_is_not_there_is_asked_again_later_up_to_the_rounds() -> None:
     said, times, _ = asked({3: 2, 9: 1})
     assert said == [i**2 for i in range(10)]
     assert (times[3], times[9], times[0]) == (3, 2, 1)
-    with pytest.raises(Unavailable, match="not now"):
+    with pytest.raises(UnavailableError, match="not now"):
         asked({3: 3})
 
 

@@ -13,7 +13,7 @@ from dpr_core.config.evaluation import (
 from dpr_core.evaluation.budget import (
     OVERHEAD_TOKENS,
     REPLY_TOKENS,
-    BudgetReached,
+    BudgetReachedError,
     Cost,
     Meter,
     Price,
@@ -49,13 +49,13 @@ def test_a_reservation_counts_until_it_is_settled_or_released() -> None:
     meter = Meter(Price(1e6, 1e6), cap=10.0)
     first = meter.reserve(2, 3)
     second = meter.reserve(2, 3)
-    with pytest.raises(BudgetReached, match=r"\$0\.00 of .*budget_dollars=10"):
+    with pytest.raises(BudgetReachedError, match=r"\$0\.00 of .*budget_dollars=10"):
         meter.reserve(1, 0)
     meter.release(second)
     meter.settle(first, read=2, written=1)
     assert meter.spent == 3.0
     meter.reserve(3, 4)
-    with pytest.raises(BudgetReached, match=r"\$3\.00"):
+    with pytest.raises(BudgetReachedError, match=r"\$3\.00"):
         meter.reserve(0, 1)
 
 

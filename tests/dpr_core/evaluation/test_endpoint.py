@@ -12,8 +12,8 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.config.base import parse
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.budget import BudgetReached
-from dpr_core.evaluation.endpoint import Endpoint, Unavailable, Unreachable
+from dpr_core.evaluation.budget import BudgetReachedError
+from dpr_core.evaluation.endpoint import Endpoint, UnavailableError, UnreachableError
 from dpr_core.evaluation.judge import build_judge
 from dpr_core.evaluation.pairwise import Answer, Pair, Verdict, judge_pairs
 from dpr_core.evaluation.questions import Question
@@ -24,17 +24,17 @@ from tests.loopback import KEY, Loopback, Reply, completion, refused, serving
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_failures_that_may_pass_are_told_from_those_that_will_not(loopback: Loopback, status: int) -> None:
     loopback.answer = lambda call: refused(status, "not now")
-    with pytest.raises(Unavailable, match="not now"):
+    with pytest.raises(UnavailableError, match="not now"):
         ask(build(loopback.url))
     loopback.answer = lambda call: refused(404, "no such model")
     with pytest.raises(DensePathError) as caught:
         ask(build(loopback.url))
-    assert not isinstance(caught.value, Unavailable)
+    assert not isinstance(caught.value, UnavailableError)
 
 
 def test_a_reply_that_breaks_off_may_pass(loopback: Loopback) -> None:
     loopback.answer = lambda call: Reply('{"id": "c1", "choi', headers={"Content-Type": "application/json"})
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         ask(build(loopback.url))
 
 
@@ -42,7 +42,7 @@ def test_a_request_that_hangs_is_given_up(loopback: Loopback) -> None:
     loopback.answer = lambda call: replace(completion("VERDICT: A"), after=1.0)
     config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url, verdicts="text")
     execution = settings.JudgeExecutionConfig(retries=0, api_key_variable="OPENAI_API_KEY", request_seconds=0.2)
-    with pytest.raises(Unavailable, match="gave no answer"):
+    with pytest.raises(UnavailableError, match="gave no answer"):
         ask(build_judge(config, execution, lambda text: None))
 
 
@@ -72,7 +72,7 @@ def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(loopback: Loop
         asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: notes.append(note)))
 
     notes: list[str] = []
-    with pytest.raises(BudgetReached, match="budget_dollars=2 is spent"):
+    with pytest.raises(BudgetReachedError, match="budget_dollars=2 is spent"):
         run(2.0)
     first = len(loopback.calls)
     # 120 tokens of usage each at a tenth of a cent: no more than 2 dollars can have been spent.
@@ -154,14 +154,14 @@ def test_no_money_is_no_overload(loopback: Loopback) -> None:
     loopback.answer = lambda call: refused(429, "You exceeded your quota", "insufficient_quota")
     with pytest.raises(DensePathError) as caught:
         ask(build(loopback.url))
-    assert not isinstance(caught.value, Unavailable)
+    assert not isinstance(caught.value, UnavailableError)
 
 
 def test_a_server_that_is_not_there(loopback: Loopback) -> None:
     with serving() as gone:
         url = gone.url
     assert f"{url} cannot be reached: Connection error. All connection attempts failed" in failure(build(url))
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         ask(build("http://nowhere.invalid/v1", retries=1))
 
 

@@ -10,7 +10,7 @@ import pytest
 from dpr_core.config.evaluation import JudgeExecutionConfig, OpenAIRaterConfig, RateConfig, ScriptedRaterConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation import canaries
-from dpr_core.evaluation.budget import BudgetReached, Cost
+from dpr_core.evaluation.budget import BudgetReachedError, Cost
 from dpr_core.evaluation.canaries import CONSTANT
 from dpr_core.evaluation.judge import build_rater, costs_money, rater_with_content_hash, rating_cost, rating_template
 from dpr_core.evaluation.prompts import RATING_DIGEST
@@ -131,7 +131,7 @@ def test_a_failure_that_passes_is_asked_later_and_one_that_does_not_ends_it(
 def test_the_budget_holds(loopback: Loopback, tmp_path: Path) -> None:
     loopback.answer = fixed("RATING: [[5]]")
     money: dict[str, Any] = {"dollars_per_million_read": 0.0, "dollars_per_million_written": 100.0, "concurrency": 1}
-    with pytest.raises(BudgetReached):
+    with pytest.raises(BudgetReachedError):
         # A request can cost 2048 tokens, which are 0.2048 dollars, and does cost 20.
         rate(config(loopback, budget_dollars=0.21, **money), tmp_path / "verdicts.sqlite")
     assert 0 < len(loopback.requests) < 8

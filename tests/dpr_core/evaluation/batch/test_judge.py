@@ -10,9 +10,9 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.batch.judge import BatchJudge
-from dpr_core.evaluation.budget import BudgetReached
+from dpr_core.evaluation.budget import BudgetReachedError
 from dpr_core.evaluation.canaries import try_judge
-from dpr_core.evaluation.endpoint import Unavailable
+from dpr_core.evaluation.endpoint import UnavailableError
 from dpr_core.evaluation.judge import build_judge
 from dpr_core.evaluation.pairwise import Answer, Game, Pair, PairwiseJudge, Verdict, judge_pairs
 from dpr_core.evaluation.questions import Question
@@ -87,7 +87,9 @@ def test_what_is_never_answered_is_said_in_words_and_the_rest_is_kept(batches: B
 
     lost: set[str] = set()
     batches.outcomes = [first, all_but_two]
-    with pytest.raises(Unavailable, match=r"2 of 12 requests were sent in 2 batches and never answered: There was no"):
+    with pytest.raises(
+        UnavailableError, match=r"2 of 12 requests were sent in 2 batches and never answered: There was no"
+    ):
         play(build(batches, tmp_path / "verdicts.sqlite"))
     assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite"))) == EXPECTED
     assert [len(batches.requests(i)) for i in range(3)] == [12, 2, 2]
@@ -121,7 +123,7 @@ def test_a_request_that_was_refused_is_a_failure_in_words(
     batches.outcomes = [one_fails]
     with pytest.raises(DensePathError, match=said) as caught:
         play(build(batches, tmp_path / "verdicts.sqlite"))
-    assert not isinstance(caught.value, Unavailable)
+    assert not isinstance(caught.value, UnavailableError)
     assert len(batches.batches) == 1
     assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite"))) == EXPECTED
     assert len(batches.requests(1)) == 1
@@ -149,7 +151,7 @@ def test_a_batch_that_is_refused_as_a_whole_ends_the_work(batches: Batches) -> N
     batches.outcomes = [lambda requests: Outcome([], [], "failed", wrong)]
     with pytest.raises(DensePathError, match=r"batch_1 failed: The model gpt-4o does not exist\.") as caught:
         play(build(batches))
-    assert not isinstance(caught.value, Unavailable)
+    assert not isinstance(caught.value, UnavailableError)
     assert len(batches.batches) == 1
 
 
@@ -158,7 +160,7 @@ def test_a_batch_for_which_there_was_no_room_is_sent_again(batches: Batches) -> 
     batches.outcomes = [lambda requests: Outcome([], [], "failed", full)]
     assert outcomes(play(build(batches))) == EXPECTED
     batches.outcomes = 2 * [lambda requests: Outcome([], [], "failed", full)]
-    with pytest.raises(Unavailable, match="Enqueued token limit reached"):
+    with pytest.raises(UnavailableError, match="Enqueued token limit reached"):
         play(build(batches))
 
 
@@ -177,7 +179,7 @@ def test_an_unreadable_reply_is_no_verdict_and_is_never_cached(batches: Batches,
 def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: Batches, tmp_path: Path) -> None:
     # 12 requests of at most 512 tokens at half of 10 dollars a million are 3.1 cents before anything is read.
     with pytest.raises(
-        BudgetReached, match=r"\$0\.00 of .* and a batch of 12 requests, at most \$0\.0\d, could pass it"
+        BudgetReachedError, match=r"\$0\.00 of .* and a batch of 12 requests, at most \$0\.0\d, could pass it"
     ):
         play(build(batches, budget_dollars=0.031))
     assert batches.files == {}
@@ -185,7 +187,7 @@ def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: 
     # A single request, which is not sent where it could pass what is left, costs up to 0.6 cents.
     single = settings.OpenAIJudgeConfig(model="gpt-4o", base_url=batches.server.url)
     execution = settled(budget_dollars=0.0055, concurrency=12)
-    with pytest.raises(BudgetReached):
+    with pytest.raises(BudgetReachedError):
         asyncio.run(
             judge_pairs(build_judge(single, execution, lambda text: None), PAIRS, execution, lambda *note: None)
         )

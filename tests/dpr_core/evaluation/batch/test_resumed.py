@@ -12,7 +12,7 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.batch.judge import BatchJudge
-from dpr_core.evaluation.endpoint import Unavailable
+from dpr_core.evaluation.endpoint import UnavailableError
 from dpr_core.evaluation.judge import build_judge, identity
 from dpr_core.evaluation.pairwise import Answer, Game, Pair, judge_pairs
 from dpr_core.evaluation.prompts import PairwisePrompt
@@ -57,7 +57,7 @@ def test_a_batch_of_which_no_word_came_back_is_found(batches: Batches, tmp_path:
 
     batches.server.route("POST", "/v1/batches", without_a_word)
     if not rounds:
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             play(build(batches, tmp_path / "verdicts.sqlite", rounds=0, retries=2))
     assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite", rounds=1, retries=2))) == EXPECTED
     assert len(batches.batches) == 1
@@ -65,7 +65,7 @@ def test_a_batch_of_which_no_word_came_back_is_found(batches: Batches, tmp_path:
 
 def test_requests_that_were_uploaded_and_not_sent_are_sent(batches: Batches, tmp_path: Path) -> None:
     batches.server.route("POST", "/v1/batches", lambda call: refused(500, "not now"))
-    with pytest.raises(Unavailable, match="not now"):
+    with pytest.raises(UnavailableError, match="not now"):
         play(build(batches, tmp_path / "verdicts.sqlite", rounds=0))
     batches.server.routes.pop(0)
     assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite"))) == EXPECTED
