@@ -117,7 +117,7 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
         def differently() -> None:
-            replayed[-1].found[0] += 0.2 * replayed[-1].found.std()
+            replayed[-1].logits_out[0] += 0.2 * replayed[-1].logits_out.std()
             slots = replayed[-1].decoder.slots
             for keys, _ in slots.layers.values():
                 keys.flatten(0, 2)[slots.places] += 1
@@ -136,7 +136,7 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
     for _ in range(2):
         assert_same(engine.generate(PROMPTS, SAMPLING, seed=1), expected)
     (told,) = caplog.messages
-    assert told.startswith("rollouts do without CUDA graphs, and are slower: ")
+    assert told.startswith("rollouts run without CUDA graphs, more slowly: ")
     assert ("operation not permitted" in told) == (problem == "refuses")
     assert "and more" not in told
 

@@ -185,7 +185,7 @@ def test_slots_by_hand() -> None:
     slots = SlotKVCache(count=2, heads=1, most=4)
 
     def update(first: int, positions: list[list[int]], keys: list[list[float]], width: int) -> list[list[float]]:
-        slots.aim(first, torch.tensor(positions), width)
+        slots.set_positions(first, torch.tensor(positions), width)
         new = torch.tensor(keys)[:, None, :, None]
         kept, values = slots.update(new, -new, 0)
         assert values.equal(-kept)

@@ -131,7 +131,7 @@ def test_a_server_that_dies_gets_the_weights_again_and_draws_what_is_missing(
     engine: VllmEngine, policy: Policy, server: LoopbackVllm, deaths: tuple[int, ...]
 ) -> None:
     undisturbed = engine.generate(PROMPTS, SAMPLING, 9)
-    engine._recognised = False
+    engine._checked = False
     server.drawn.clear()
     server.asked.clear()
     server.die_at(*deaths)
