@@ -70,7 +70,7 @@ class Two:
 
 @pytest.fixture
 def two(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Two:
-    monkeypatch.setattr(tasks.launch.launcher, "BREATH", 0.1)
+    monkeypatch.setattr(tasks.launch.launcher, "POLL_SECONDS", 0.1)
     return Two(store, tmp_path)
 
 

@@ -34,7 +34,7 @@ def test_both_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         number = seen.setdefault(float(model.get_input_embeddings().weight.detach().double().sum()), len(seen))
         return [0.95, 0.1, 0.96, 0.97, 0.3][number]
 
-    monkeypatch.setattr(LabCorpus, "probe", probe)
+    monkeypatch.setattr(LabCorpus, "greedy_accuracy", probe)
 
     def run(recorder: Interruptible) -> Any:
         model, _, measured = train(CONFIG, recorder)

@@ -71,10 +71,10 @@ def model_of(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
     def build(family: Family, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
         model: PreTrainedModel = tiny(family, **SLIDING.get(family, {}), **changes)[0].double()
         if attention == packed_attention.NAME:
-            packed_attention.adopt(model)
+            packed_attention.enable_packing(model)
         else:
             # As on a GPU, where sdpa takes a packed row with a mask of all pairs.
-            monkeypatch.setattr(policy, "adopt", lambda _: None)
+            monkeypatch.setattr(policy, "enable_packing", lambda _: None)
             model.config._attn_implementation = attention
         return model
 
