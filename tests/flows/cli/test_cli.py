@@ -110,7 +110,7 @@ def test_what_only_looks_or_reuses_loads_neither_torch_nor_prefect(
 
 
 def test_a_run_in_a_process_of_its_own_has_a_server_of_its_own(made: Any) -> None:
-    done = run_dpr("run", TINY, "--set", "judge.bootstrap_samples=50", "--json", home=made.home)
+    done = run_dpr("run", TINY, "--set", "judge.bootstrap_samples=150", "--json", home=made.home)
     assert done.status == 0, done.stderr
     ran = [entry["stage"] for entry in done.json["stages"] if entry["status"] == "ran"]
     assert ran == ["judge", "judge", "report"]
