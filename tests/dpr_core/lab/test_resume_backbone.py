@@ -30,11 +30,11 @@ def test_both_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("dpr_core.training.lab_backbone.PROBES", 2)
     seen: dict[float, int] = {}
 
-    def probe(self: LabCorpus, model: Any) -> float:
+    def greedy_accuracy(self: LabCorpus, model: Any) -> float:
         number = seen.setdefault(float(model.get_input_embeddings().weight.detach().double().sum()), len(seen))
         return [0.95, 0.1, 0.96, 0.97, 0.3][number]
 
-    monkeypatch.setattr(LabCorpus, "greedy_accuracy", probe)
+    monkeypatch.setattr(LabCorpus, "greedy_accuracy", greedy_accuracy)
 
     def run(recorder: Interruptible) -> Any:
         model, _, measured = train(CONFIG, recorder)
