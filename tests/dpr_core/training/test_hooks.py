@@ -1,6 +1,7 @@
-"""Training on what a vLLM server has drawn, against a stand-in of the server."""
+"""Hooks of the loop: training on what a vLLM server has sampled, against a stand-in of the server, and prefetching."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Sampling, ScriptedEngine, UpdatableEngine
 from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.hooks import corrected
+from dpr_core.training.hooks import Iteration, Prefetch, corrected
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.rollout import Rollout
+from dpr_core.training.schedule import rollout_requests
 from dpr_core.training.trainer import Trainer
 from tests.loopback_vllm import LoopbackVllm, serving
 
@@ -163,3 +165,18 @@ def test_in_the_process_nothing_is_weighted(toy: Callable[..., Any], tmp_path: P
     assert all(a.equal(b) for a, b in zip(right.policy.parameters(), wrong.policy.parameters(), strict=True))
     assert recorder.told("importance_mean") == []
     assert [row["policy_version"] for row in recorder.tables["samples/iteration-0003.json"]] == [2] * 6
+
+
+def test_prefetch_samples_the_next_request_also_after_a_resume() -> None:
+    begun: list[int] = []
+
+    class Engine:
+        def begin(self, prompts: Any, sampling: Any, seed: int) -> None:
+            begun.append(seed)
+
+    config = _config(iterations=5)
+    seeds = [request.seed for request in islice(rollout_requests(PROMPTS, config, 0), 6)]
+    prefetch = Prefetch(Engine(), rollout_requests(PROMPTS, config, 0))  # type: ignore[arg-type]
+    for number in (3, 4, 5, 6):
+        assert prefetch.before_update(Iteration(number, 5, 0, None, None)) is False  # type: ignore[arg-type]
+    assert begun == seeds[3:5], "the last rollout waits for the update"

@@ -8,12 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr_core.algorithms.base import LossInputs
 from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.training import ExecutionConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import TokenScores
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.sft_loop import MovingAverage, batches, checkpoint_steps, fine_tune, total_steps
@@ -72,12 +70,6 @@ def test_percentages_are_exact(percent: int, steps: int) -> None:
 def test_a_checkpoint_before_the_first_step_is_refused() -> None:
     with pytest.raises(UsageError, match=r"0\.5 .*the run has 1\b"):
         checkpoint_steps(1, [0.5, 1.0])
-
-
-def test_the_loss_is_the_negative_log_prob_of_every_response_token() -> None:
-    scores = TokenScores(torch.tensor([-1.0, -2.5]), torch.zeros(2), torch.zeros(2))
-    assert SupervisedFineTuning()(scores, LossInputs())["loss"].tolist() == [1.0, 2.5]
-    assert SupervisedFineTuning.loss_reduction == "token"
 
 
 ROWS = [TokenSequence((1, 30 + i), (40 + i, 50 + i, 2)) for i in range(6)]
