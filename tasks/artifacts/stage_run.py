@@ -133,5 +133,5 @@ def _sync_all(root: Path) -> None:
 def _beside_payload(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or parts[0] in ("/", PAYLOAD, MANIFEST) or ".." in parts:
-        raise ValueError(f"{path!r} is not a path beside the payload")
+        raise ValueError(f"{path!r} is no place beside the payload")
     return path

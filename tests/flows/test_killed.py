@@ -44,13 +44,13 @@ def counted(work, step, state):
     if current[-1] == name and len(calls) == count and number == signal.SIGKILL:
         os.killpg(0, number)
 
-def run(node, inputs):
-    current.append(node.name)
-    return run_stage.run_stage(registry.stage_named(node.stage), node.config, inputs, store=store, name=node.name)
-
 run_stage.Workspace.checkpoint = counted
 nodes = wiring.nodes(recipes.load("tests/flows/tiny.yaml", assignments))
-graph.execute([node for node in nodes if node.name != "report"], run)
+outcomes = {}
+for node in graph.in_order([node for node in nodes if node.name != "report"]):
+    current.append(node.name)
+    stage, inputs = registry.stage_named(node.stage), graph.resolved(node, outcomes)
+    outcomes[node.name] = run_stage.run_stage(stage, node.config, inputs, store=store, name=node.name)
 """
 
 

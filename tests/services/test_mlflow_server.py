@@ -36,7 +36,7 @@ def server(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_an_outage_amid_a_stage_loses_nothing(
     server: Server, how: signal.Signals, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.artifacts.mlflow_client.KNOCK_SECONDS", 0.3)
+    monkeypatch.setattr("tasks.artifacts.mlflow_client.PROBE_SECONDS", 0.3)
     store = Store.open()
 
     def event(step: int) -> None:

@@ -54,7 +54,7 @@ class Flaky:
 def flaky(store: Store, monkeypatch: pytest.MonkeyPatch) -> Flaky:
     flaky = Flaky(store._client._mlflow)
     store._client._mlflow = flaky
-    monkeypatch.setattr(store._client.patience, "_knock", flaky.knock)
+    monkeypatch.setattr(store._client.retry, "_probe", flaky.knock)
     monkeypatch.setattr("tasks.artifacts.metric_buffer.FLUSH_SECONDS", 0.0)
     monkeypatch.setattr("tasks.artifacts.retrying.FIRST_PAUSE", 0.01)
     return flaky
@@ -122,7 +122,7 @@ def test_an_outage_does_not_hold_up_the_loop(
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
         with monkeypatch.context() as patch:
-            patch.setattr(store._client.patience, "_knock", slow)
+            patch.setattr(store._client.retry, "_probe", slow)
             until = time.monotonic() + 1.5
             step = 0
             while time.monotonic() < until:
@@ -140,7 +140,7 @@ def test_an_outage_does_not_hold_up_the_loop(
 def test_an_outage_that_lasts_ends_the_stage_where_it_can_go_on(
     store: Store, flaky: Flaky, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store._client.patience, "seconds", 0.05)
+    monkeypatch.setattr(store._client.retry, "seconds", 0.05)
     began: list[int] = []
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
@@ -172,7 +172,7 @@ def test_an_outage_that_lasts_ends_the_stage_where_it_can_go_on(
 def test_an_outage_that_lasts_while_publishing_leaves_only_that_to_do(
     store: Store, flaky: Flaky, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store._client.patience, "seconds", 0.05)
+    monkeypatch.setattr(store._client.retry, "seconds", 0.05)
     began: list[bool] = []
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
@@ -245,7 +245,7 @@ def test_a_locked_database_loses_nothing(
     store: Store, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, steps: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tasks.artifacts.metric_buffer.FLUSH_SECONDS", 0.1)
-    monkeypatch.setattr("tasks.artifacts.mlflow_client.KNOCK_SECONDS", 0.05)
+    monkeypatch.setattr("tasks.artifacts.mlflow_client.PROBE_SECONDS", 0.05)
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
         for step in range(steps):
@@ -274,7 +274,7 @@ def test_a_locked_database_loses_nothing(
 
 
 def test_the_store_is_waited_for_by_who_is_patient(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.artifacts.mlflow_client.KNOCK_SECONDS", 0.05)
+    monkeypatch.setattr("tasks.artifacts.mlflow_client.PROBE_SECONDS", 0.05)
     Store.open()
     with locked(home / "mlflow.db", 2.0):
         with pytest.raises(DensePathError, match="cannot open the store of runs.*database is locked"):

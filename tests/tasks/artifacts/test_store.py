@@ -177,7 +177,7 @@ def silent_server() -> Iterator[int]:
 
 
 def test_a_silent_server_is_given_up_on(home: Path, monkeypatch: pytest.MonkeyPatch, silent_server: int) -> None:
-    monkeypatch.setattr("tasks.artifacts.mlflow_client.KNOCK_SECONDS", 0.5)
+    monkeypatch.setattr("tasks.artifacts.mlflow_client.PROBE_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent_server}")
     with pytest.raises(DensePathError, match=f"MLflow at http://127.0.0.1:{silent_server}: the server does not answer"):
         Store.open()
