@@ -112,20 +112,22 @@ def judge(
         settings = parse(JudgeConfig, override({}, assignments), "judge")
         layout = LAYOUTS[kind.value]
         mine, theirs = (only_model(layout, file) for file in (answers, baseline))
-        asked = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
-        pairs, missing = _pairs(asked, mine[1], theirs[1])
-        about = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
-        about |= {
+        loaded = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
+        pairs, missing = _pairs(loaded, mine[1], theirs[1])
+        summary = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
+        summary |= {
             "characters": _mean_length([pair.candidate for pair in pairs]),
             "baseline_characters": _mean_length([pair.baseline for pair in pairs]),
         }
-        about["empty_answers"] = sum(_is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline))
+        summary["empty_answers"] = sum(
+            _is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline)
+        )
         if dry_run:
             cost = judging_cost(settings, pairs).as_dict() | {"prices": prices(settings.execution)}
-            emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
+            emit({**summary, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
             return
         result = _judged(settings, pairs, output)
-        emit({**about, **result}, as_json, lambda: _judged_view(about, result))
+        emit({**summary, **result}, as_json, lambda: _judged_view(summary, result))
 
 
 @app.command()
@@ -179,9 +181,9 @@ def _pairs(questions: "list[Question]", mine: "Answers", theirs: "Answers") -> "
     from dpr_core.evaluation.pairwise import Answer, Pair
 
     known = {question.id for question in questions}
-    if strange := sorted((mine.keys() | theirs.keys()) - known):
+    if unknown := sorted((mine.keys() | theirs.keys()) - known):
         raise UsageError(
-            f"{len(strange)} answers are to questions that are not in the questions file, such as {strange[0]}"
+            f"{len(unknown)} answers are to questions that are not in the questions file, such as {unknown[0]}"
         )
     pairs, missing = [], []
     for question in questions:
@@ -213,10 +215,10 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
 
     preflight([settings])
     judge = build_judge(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
-    tried: dict[str, float] = {}
+    canary_metrics: dict[str, float] = {}
     with StageProgress("judge") as progress:
         if costs_money(settings.by) and settings.execution.canaries:
-            tried = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance))
+            canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance))
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
         rows = "".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games)
@@ -228,8 +230,8 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     check_readable(result.unreadable_share, settings.execution)
     served = judged_by(settings.by, (game.details for game in games))
-    warnings = [*canaries.warnings(tried), *judged_by_warnings(served)]
-    return {**result.as_dict(), "answers_cut": answers_cut(games), **tried, "warnings": warnings}
+    warnings = [*canaries.warnings(canary_metrics), *judged_by_warnings(served)]
+    return {**result.as_dict(), "answers_cut": answers_cut(games), **canary_metrics, "warnings": warnings}
 
 
 def check_readable(unreadable_share: float, execution: "JudgeExecutionConfig") -> None:
@@ -280,20 +282,20 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _judged_view(about: dict[str, Any], result: dict[str, Any]) -> str:
+def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
     interval = "" if result["low"] is None else f" [{result['low']:.1f}, {result['high']:.1f}]"
     rate = "no verdict could be read" if result["win_rate"] is None else f"{result['win_rate']:.1f} %{interval}"
     lines = [
-        f"{escape_control(about['candidate'])} against {escape_control(about['baseline'])}: {rate}",
-        f"win rate over {about['prompts']} prompts, both orders, ties 0.5; in brackets a 95% interval over prompts",
-        f"mean characters {about['characters']:.0f}, of the baseline {about['baseline_characters']:.0f}",
+        f"{escape_control(summary['candidate'])} against {escape_control(summary['baseline'])}: {rate}",
+        f"win rate over {summary['prompts']} prompts, both orders, ties 0.5; in brackets a 95% interval over prompts",
+        f"mean characters {summary['characters']:.0f}, of the baseline {summary['baseline_characters']:.0f}",
         f"contradictions {_shown(result['contradiction_rate'])}, first position "
         f"{_shown(result['first_position_rate'])}, unreadable {result['unreadable']}",
     ]
-    if about["unanswered"]:
-        lines.append(f"{len(about['unanswered'])} questions are left out: not answered by both in all turns")
-    if about["empty_answers"]:
-        lines.append(f"{about['empty_answers']} answers are empty; they are judged as they are")
+    if summary["unanswered"]:
+        lines.append(f"{len(summary['unanswered'])} questions are left out: not answered by both in all turns")
+    if summary["empty_answers"]:
+        lines.append(f"{summary['empty_answers']} answers are empty; they are judged as they are")
     if result["answers_cut"]:
         lines.append(f"{result['answers_cut']} answers were longer than by.max_answer_characters and were cut there")
     lines += [f"! {line}" for line in result["warnings"]]

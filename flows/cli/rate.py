@@ -49,23 +49,25 @@ def rate(
 
         settings = parse(RateConfig, override({}, assignments), "rate")
         model, given = only_model(LAYOUTS["mt-bench"], answers)
-        asked = load(MTBenchConfig(path=str(questions), references=str(references) if references is not None else None))
-        answered, missing = _answered(asked, given)
+        loaded = load(
+            MTBenchConfig(path=str(questions), references=str(references) if references is not None else None)
+        )
+        answered, missing = _answered(loaded, given)
         template = rating_template(settings)
-        about = {"model": model, "judge": rater_name(settings), "unanswered": missing}
+        summary = {"model": model, "judge": rater_name(settings), "unanswered": missing}
         if dry_run:
             cost = rating_cost(settings, template, answered).as_dict() | {"prices": prices(settings.execution)}
-            emit({**about, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
+            emit({**summary, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
             return
         result = _rated(settings, template, model, answered, output)
-        emit({**about, **result}, as_json, lambda: _view(about, result))
+        emit({**summary, **result}, as_json, lambda: _view(summary, result))
 
 
 def _answered(questions: "list[Question]", given: "Answers") -> tuple[Answered, list[str]]:
     """The questions that were answered in all turns, and the others."""
-    if strange := sorted(given.keys() - {question.id for question in questions}):
+    if unknown := sorted(given.keys() - {question.id for question in questions}):
         raise UsageError(
-            f"{len(strange)} answers are to questions that are not in the questions file, such as {strange[0]}"
+            f"{len(unknown)} answers are to questions that are not in the questions file, such as {unknown[0]}"
         )
     whole = [question for question in questions if len(given.get(question.id, ())) == len(question.turns)]
     if not whole:
@@ -87,10 +89,12 @@ def _rated(
     preflight([settings])
     warn_of_references([question for question, _ in answered])
     rater = judge.build_rater(settings, template, open_home() / VERDICTS)
-    tried: dict[str, float] = {}
+    canary_metrics: dict[str, float] = {}
     with StageProgress("rate") as progress:
         if judge.costs_money(settings.by) and settings.execution.canaries:
-            tried = asyncio.run(canaries.try_rater(rater, [question for question, _ in answered], settings.execution))
+            canary_metrics = asyncio.run(
+                canaries.try_rater(rater, [question for question, _ in answered], settings.execution)
+            )
         turns = turns_of(answered, settings.judgings)
         rated = asyncio.run(rate_turns(rater, turns, settings.execution, progress.advance))
     if output is not None:
@@ -102,10 +106,10 @@ def _rated(
     print(rater.status(), file=sys.stderr)
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
     check_readable(result.unscored_share, settings.execution)
-    return {**result.as_dict(), **tried, "warnings": canaries.warnings(result.as_metrics() | tried)}
+    return {**result.as_dict(), **canary_metrics, "warnings": canaries.warnings(result.as_metrics() | canary_metrics)}
 
 
-def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
+def _view(summary: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
@@ -114,8 +118,8 @@ def _view(about: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
 
     ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})
     lines = [RATINGS_CAPTION]
-    if about["unanswered"]:
-        lines.append(f"{len(about['unanswered'])} questions are left out: not answered in all turns")
+    if summary["unanswered"]:
+        lines.append(f"{len(summary['unanswered'])} questions are left out: not answered in all turns")
     lines += [f"! {line}" for line in result["warnings"]]
-    shown = ratings_table([RatedAnswers(about["model"], "mt_bench", about["judge"], ratings)])
+    shown = ratings_table([RatedAnswers(summary["model"], "mt_bench", summary["judge"], ratings)])
     return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

@@ -58,18 +58,18 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         )
         for question, t in zip(questions, own, strict=True)
     ]
-    asked = answering(settings, lineage, source)
+    responder = answering(settings, lineage, source)
     end = end_token(tokenizer)
     sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
-    answers = answer_questions(scripts, asked.draw, sampling, settings.seed, asked.sft.positions, work)
+    answers = answer_questions(scripts, responder.draw, sampling, settings.seed, responder.sft.positions, work)
     sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
-    state_kl = asked.kl_to_sft(sequences)
+    state_kl = responder.kl_to_sft(sequences)
     rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
     write_rows(work.output / ANSWERS, rows)
     _write_official(settings, source.stage, rows, work.output)
     work.table("samples/answers.json", rows[:16])
-    if asked.reward is not None:
-        write_profile(work, profile(state_kl, asked.reward(sequences)))
+    if responder.reward is not None:
+        write_profile(work, profile(state_kl, responder.reward(sequences)))
     return statistics(rows) | bound(settings)
 
 

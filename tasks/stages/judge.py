@@ -39,10 +39,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
     reader = benchmarks.result_reader(benchmark)
     judge = build_judge(settings.by, settings.execution, reader, work.store.home / VERDICTS)
-    tried = {}
+    canary_metrics = {}
     if costs_money(settings.by) and settings.execution.canaries:
-        tried = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance))
-        for warning in canaries.warnings(tried):
+        canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance))
+        for warning in canaries.warnings(canary_metrics):
             logger.warning("%s", warning)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
@@ -60,7 +60,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for warning in judged_by_warnings(served):
         logger.warning("%s", warning)
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
-    return measured | {"judge/answers_cut": float(answers_cut(games))} | tried
+    return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:

@@ -39,9 +39,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     pairs = answered(read_answers(answers.path))
     warn_of_references([question for question, _ in pairs])
     rater = judge.build_rater(settings, judge.rating_template(settings), work.store.home / VERDICTS)
-    tried = {}
+    canary_metrics = {}
     if judge.costs_money(settings.by) and settings.execution.canaries:
-        tried = asyncio.run(canaries.try_rater(rater, [question for question, _ in pairs], settings.execution))
+        canary_metrics = asyncio.run(canaries.try_rater(rater, [question for question, _ in pairs], settings.execution))
     rated = asyncio.run(rate_turns(rater, turns_of(pairs, settings.judgings), settings.execution, work.advance))
     write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), judge.rater_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
@@ -56,7 +56,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     served = judge.judged_by(settings.by, (given.details for _, given in rated))
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n", encoding="utf-8")
     cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
-    measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | tried
+    measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | canary_metrics
     for warning in [*judge.judged_by_warnings(served), *canaries.warnings(measured)]:
         logger.warning("%s", warning)
     return measured
