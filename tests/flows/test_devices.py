@@ -13,7 +13,7 @@ from dpr_core.config.pipeline import SHARED
 from dpr_core.errors import UsageError
 from flows import recipes, wiring
 from tasks.graph import Node, Planned, preflight
-from tests.flows.conftest import TINY, run_dpr
+from tests.flows.conftest import TINY
 
 OpenStore = Callable[[Path], Any]
 SPIN = "methods={spin: {type: self_play}, w: {changes: [reward.formula=with_value]}}"
@@ -21,13 +21,13 @@ SPIN = "methods={spin: {type: self_play}, w: {changes: [reward.formula=with_valu
 
 @pytest.mark.integration
 def test_a_run_is_refused_before_its_first_stage_and_planned_all_the_same(
-    tmp_path: Path, open_store: OpenStore
+    tmp_path: Path, open_store: OpenStore, dpr_process: Callable[..., Any]
 ) -> None:
     home = tmp_path / "home"
     asked = (TINY, "--set", "device=cuda")
-    planned = run_dpr("run", *asked, "--plan", home=home, CUDA_VISIBLE_DEVICES="")
+    planned = dpr_process("run", *asked, "--plan", home=home, CUDA_VISIBLE_DEVICES="")
     assert planned.status == 0, planned.stderr
-    refused = run_dpr("run", *asked, home=home, CUDA_VISIBLE_DEVICES="")
+    refused = dpr_process("run", *asked, home=home, CUDA_VISIBLE_DEVICES="")
     refused.assert_refused(2, "a GPU is asked for", torch.__version__, "--set device=auto")
     assert open_store(home).records() == []
 

@@ -40,6 +40,7 @@ def test_half_of_what_is_padded_is_padding() -> None:
     assert share_of_tokens(ragged(3200, "tiny"), batch=32) == pytest.approx(0.48, abs=0.02)
 
 
+@pytest.mark.slow
 def test_all_sides_draw_responses_of_the_lengths_they_are_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ def large_network_on(device: str, architecture: Architecture) -> torch.nn.Module
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["all weights", "adapters, activations computed again"])
 def test_large_networks_are_measured_as_on_a_gpu(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LARGE, "nano", NANO)
@@ -142,6 +143,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row == {"case": "toy", "work": "sft", "how": "not measured: training does not fit"}
 
 
+@pytest.mark.slow
 def test_the_shares_of_a_toy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["utilisation.py", "--sizes", "toy", "--sequences", "4", "--rows", "2", "--repeats", "2", "--json"]
     monkeypatch.setattr("sys.argv", words)

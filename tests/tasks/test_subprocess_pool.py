@@ -64,6 +64,7 @@ def test_a_process_makes_one_stage_after_another_and_tells_errors_as_they_are(he
         pool.run(job(DATA))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
     failures: list[str] = []
 

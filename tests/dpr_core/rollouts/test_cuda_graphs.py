@@ -73,6 +73,7 @@ def test_replayed_steps_draw_what_steps_draw(
     assert traced.replayed > 5 * traced.captured > 0
 
 
+@pytest.mark.slow
 def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: Tracer) -> None:
     model, reference = (tiny("llama", seed=seed)[0] for seed in (0, 3))
     contrast = ContrastiveReference(reference, 0.3)
@@ -81,6 +82,7 @@ def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: 
     assert traced.replayed > 0
 
 
+@pytest.mark.slow
 def test_replayed_steps_read_the_weights_as_they_are_now(tiny: Callable[..., Any], traced: Tracer) -> None:
     """Under bfloat16 the rounding of other columns may turn a row into another one, but not at once."""
     model = tiny("llama")[0]

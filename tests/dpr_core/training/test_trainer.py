@@ -199,6 +199,7 @@ print(json.dumps(measured))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_step_does_not_depend_on_the_number_of_processes() -> None:
     """Three micro-batches, which two processes cannot share evenly."""
