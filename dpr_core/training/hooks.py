@@ -220,7 +220,7 @@ class SampleTables(Hook):
 
 
 @dataclass
-class Progress(Hook):
+class ReportProgress(Hook):
     recorder: Recorder
 
     def before_update(self, iteration: Iteration) -> bool:

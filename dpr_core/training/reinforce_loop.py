@@ -23,7 +23,7 @@ from dpr_core.training.hooks import (
     Iteration,
     KLWeight,
     Prefetch,
-    Progress,
+    ReportProgress,
     Resume,
     RewardDrift,
     RolloutMetrics,
@@ -137,7 +137,7 @@ class ReinforceLoop:
         hooks.append(RewardDrift())
         if config.guard:
             hooks.append(EarlyStopping(RollBack(config.guard, self.policy), recorder))
-        hooks += [SampleTables(self.end_token, self.decode, recorder), Progress(recorder)]
+        hooks += [SampleTables(self.end_token, self.decode, recorder), ReportProgress(recorder)]
         if isinstance(self.engine, OverlappedEngine):
             hooks.append(Prefetch(self.engine, rollout_requests(prompts, config, self.end_token)))
         return hooks
