@@ -1,5 +1,5 @@
-"""Hooks of the REINFORCE loop, called between its four steps: metrics, off-policy correction, critic, KL control,
-guard, samples, progress, overlap and resume. The loop calls them in the order in which it lists them.
+"""Hooks of the REINFORCE loop, called between its four steps: metrics, off-policy correction, critic, guard, samples,
+progress, overlap and resume. The loop calls them in the order in which it lists them.
 """
 
 import math
@@ -56,9 +56,6 @@ class Hook:
         """True ends the run here: hooks further down the list are not called, and nothing is updated."""
         return False
 
-    def after_update(self, iteration: Iteration) -> None:
-        """Also after the last rollout, which nothing is learned from."""
-
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics that the run returns, from those of the last whole iteration."""
         return metrics
@@ -73,9 +70,11 @@ class Hook:
 @dataclass
 class RolloutMetrics(Hook):
     end_token: int
+    kl: KLControl
 
     def after_credit(self, iteration: Iteration) -> None:
         iteration.metrics |= describe(iteration.rollout, iteration.advantages, self.end_token)
+        iteration.metrics["rollout/kl_weight"] = self.kl.weight
 
 
 class RewardDrift(Hook):
@@ -93,30 +92,6 @@ class RewardDrift(Hook):
 
     def load_state(self, state: State) -> None:
         self.first = state["first"]
-
-
-@dataclass
-class KLWeight(Hook):
-    """Adapts the weight of the KL to SFT to what each rollout measured."""
-
-    control: KLControl
-
-    @property
-    def weight(self) -> float:
-        return self.control.weight
-
-    def after_credit(self, iteration: Iteration) -> None:
-        iteration.metrics["rollout/kl_weight"] = self.weight
-
-    def after_update(self, iteration: Iteration) -> None:
-        if iteration.number <= iteration.total:
-            self.control.update(iteration.rollout.sequence_kl)
-
-    def state(self) -> State:
-        return self.control.state()
-
-    def load_state(self, state: State) -> None:
-        self.control.load_state(state)
 
 
 @dataclass
@@ -249,19 +224,20 @@ class Prefetch(Hook):
         return False
 
 
-class Resume(Hook):
+class Resume:
     """Keeps the state of all parts after each iteration, and takes it up where an interrupted run left it."""
 
-    def __init__(self, recorder: Recorder, trainer: Trainer, hooks: Sequence[Hook]) -> None:
+    def __init__(self, recorder: Recorder, parts: Sequence[Trainer | KLControl | Hook]) -> None:
         self.recorder = recorder
-        self.parts: list[Trainer | Hook] = [trainer, *hooks]
+        self.parts = parts
         self.done = 0
         self.metrics: dict[str, float] = {}
         """Of the last whole iteration."""
         if (state := recorder.restore()) is not None:
             self.load_state(state)
 
-    def after_update(self, iteration: Iteration) -> None:
+    def checkpoint(self, iteration: Iteration) -> None:
+        """After each iteration, also after the last rollout, which has no update."""
         self.done, self.metrics = iteration.number, iteration.metrics
         self.recorder.checkpoint(self.done, self.state)
 

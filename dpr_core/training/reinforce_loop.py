@@ -6,6 +6,7 @@ from itertools import islice
 
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.base import LossInputs, Objective, PolicyGradient
+from dpr_core.algorithms.kl_control import KLControl
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
@@ -21,7 +22,6 @@ from dpr_core.training.hooks import (
     EarlyStopping,
     Hook,
     Iteration,
-    KLWeight,
     Prefetch,
     ReportProgress,
     Resume,
@@ -61,12 +61,12 @@ class ReinforceLoop:
         """Iterate until the configured end, or until a hook ends the run; returns the last metrics."""
         total, steps = iterations(len(prompts), self.config), steps_per_iteration(self.config)
         method = policy_gradient(self.config.algorithm)
-        kl = KLWeight(method.kl_control(total))
+        kl = method.kl_control(total)
         critic = None
         if method.critic:
             critic = CriticLearner(method.critic, self.policy, self.config, total * steps, self.recorder)
         hooks = self._hooks(prompts, critic, kl)
-        resume = Resume(self.recorder, self.trainer, hooks)
+        resume = Resume(self.recorder, [self.trainer, kl, *hooks])
 
         # One rollout more than there are updates: the last one measures the policy that comes out.
         requests = rollout_requests(prompts, self.config, self.end_token)
@@ -85,8 +85,8 @@ class ReinforceLoop:
 
             if number <= total:
                 self.update(iteration, order, method, critic)
-            for each in [*hooks, resume]:
-                each.after_update(iteration)
+                kl.update(rollout.sequence_kl)
+            resume.checkpoint(iteration)
 
         metrics = resume.metrics
         for each in hooks:
@@ -126,10 +126,10 @@ class ReinforceLoop:
             for trainer, objective in learners:
                 self.recorder.metrics(trainer.step(sequences, objective, mini_batch), step)
 
-    def _hooks(self, prompts: Prompts, critic: CriticLearner | None, kl: KLWeight) -> list[Hook]:
+    def _hooks(self, prompts: Prompts, critic: CriticLearner | None, kl: KLControl) -> list[Hook]:
         """What this run needs, in the order in which metrics are recorded and calls are made."""
         config, recorder = self.config, self.recorder
-        hooks: list[Hook] = [RolloutMetrics(self.end_token), kl]
+        hooks: list[Hook] = [RolloutMetrics(self.end_token, kl)]
         if isinstance(config.rollouts, VllmConfig):
             hooks.append(TruncatedImportance(config.rollouts))
         if critic:
