@@ -198,7 +198,7 @@ def test_an_outage_that_lasts_while_publishing_leaves_only_that_to_do(
 def test_who_is_told_to_end_does_not_wait_for_mlflow(
     store: Store, flaky: Flaky, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.artifacts.mlflow_client.SECONDS_TO_SAY_KILLED", 0.1)
+    monkeypatch.setattr("tasks.artifacts.mlflow_client.SECONDS_TO_END_KILLED", 0.1)
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
         flaky.away = True
