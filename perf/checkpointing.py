@@ -75,15 +75,15 @@ def trained(width: int, layers: int, vocabulary: int) -> Trainer:
     return trainer
 
 
-def measured(trainer: Trainer, bench: StageWorkdir, repeats: int, minutes: float) -> dict[str, Any]:
+def measured(trainer: Trainer, workdir: StageWorkdir, repeats: int, minutes: float) -> dict[str, Any]:
     """Keep the trainer's state `repeats` times, each time reading it back."""
-    bench.open("benchmark")
+    workdir.open("benchmark")
     size, writing, reading = 0, [], []
     for step in range(1, repeats + 1):
         started = time.perf_counter()
-        size = bench.save_state(step, step, lambda folder: write_state(trainer.state(), folder))
+        size = workdir.save_state(step, step, lambda folder: write_state(trainer.state(), folder))
         written = time.perf_counter()
-        found = bench.latest_state()
+        found = workdir.latest_state()
         assert found is not None
         read(found.folder)
         reading.append(time.perf_counter() - written)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpr_core.state import State, pack, unpack
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Engine(Protocol):
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
         seed: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]: ...
 
@@ -106,7 +106,7 @@ class ScriptedEngine:
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
         seed: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn

@@ -15,7 +15,7 @@ from dpr_core.models.policy import Policy, autocast, uncompiled
 from dpr_core.models.sharding import unsharded_copy
 from dpr_core.rollouts.cuda_graphs import with_cuda_graphs
 from dpr_core.rollouts.decode import DecodeLoop, DecoderProtocol
-from dpr_core.rollouts.engine import Completion, Progress, Sampling
+from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
 from dpr_core.rollouts.kv_cache import Decoder, Spans, slot_attention
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class InProcessEngine:
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
         seed: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn

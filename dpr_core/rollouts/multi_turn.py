@@ -13,13 +13,13 @@ from dpr_core.data.encoding import encode_later_turn, encode_prompt
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.recorder import Recorder
-from dpr_core.rollouts.engine import Completion, Progress, Sampling, completions_from_state, completions_state
+from dpr_core.rollouts.engine import Completion, OnProgress, Sampling, completions_from_state, completions_state
 from dpr_core.state import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Sample = Callable[[Sequence[tuple[int, ...]], Sampling, int, Progress, dict[int, Completion]], list[Completion]]
+Sample = Callable[[Sequence[tuple[int, ...]], Sampling, int, OnProgress, dict[int, Completion]], list[Completion]]
 """One completion per prompt: prompts, sampling, seed, progress, and finished completions; see `Engine.generate`."""
 
 

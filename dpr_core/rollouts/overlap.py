@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dpr_core.rollouts.engine import Completion, Progress, Sampling, UpdatableEngine
+from dpr_core.rollouts.engine import Completion, OnProgress, Sampling, UpdatableEngine
 
 
 class OverlappedEngine:
@@ -32,7 +32,7 @@ class OverlappedEngine:
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
         seed: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         pending, self._pending = self._pending, None

@@ -13,7 +13,7 @@ from dpr_core import distributed
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.masking import masked_mean, response_mask
-from dpr_core.rollouts.engine import Completion, Progress, Sampling, log_probs
+from dpr_core.rollouts.engine import Completion, OnProgress, Sampling, log_probs
 from dpr_core.rollouts.vllm_client import ServerFailedError, VllmClient
 from dpr_core.rollouts.vllm_server import VllmServer
 
@@ -82,7 +82,7 @@ class VllmEngine:
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
         seed: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
@@ -160,7 +160,7 @@ class VllmEngine:
         sampling: Sampling,
         seed: int,
         completions: dict[int, Completion],
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Sample the missing rows. Rank 0 talks to the server; all processes get its completions, or raise its
         error."""

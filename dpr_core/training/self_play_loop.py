@@ -19,7 +19,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
-from dpr_core.rollouts.engine import Completion, Engine, Progress, Sampling, completions_from_state, completions_state
+from dpr_core.rollouts.engine import Completion, Engine, OnProgress, Sampling, completions_from_state, completions_state
 from dpr_core.state import State
 from dpr_core.training.sft_loop import batches
 from dpr_core.training.trainer import Trainer
@@ -93,7 +93,7 @@ class SelfPlay:
         self,
         demonstrations: Sequence[TokenSequence],
         number: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         drawn: dict[int, Completion] | None = None,
     ) -> list[ResponsePair]:
         """Draw the demonstrations of a round and the opponent's response to each of their prompts."""

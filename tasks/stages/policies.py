@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dpr_core.models.dense_reward import DenseReward
     from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.policy import Policy
-    from dpr_core.rollouts.engine import Completion, Progress, Sampling
+    from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
 
 HAVE_A_REWARD = ("reward", "reinforce")
 """The stages whose policies were made with a reward."""
@@ -43,7 +43,7 @@ class Answering:
         prompts: Sequence[tuple[int, ...]],
         sampling: "Sampling",
         seed: int,
-        on_progress: "Progress",
+        on_progress: "OnProgress",
         drawn: "dict[int, Completion]",
     ) -> "list[Completion]":
         """One answer to each prompt; of best-of-n, `drawn` holds all n."""

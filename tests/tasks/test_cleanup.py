@@ -118,22 +118,22 @@ def test_work_on_a_key_that_is_finished_goes_unless_its_pipeline_may_go_on(
 ) -> None:
     parent = store.parent_runs.begin(about())
     left = interrupted(store, toys["number"], parent)
-    bench = store.home / "work" / store.record(left).key
+    workdir = store.home / "work" / store.record(left).key
     aside = store.home / "aside"
-    bench.rename(aside)
+    workdir.rename(aside)
     done = make("number")
     assert done.id != left
-    aside.rename(bench)
+    aside.rename(workdir)
     assert found(store) == {}
     store.parent_runs.end(parent, "FINISHED", {})
-    why = found(store)[f"work/{bench.name}"].why
+    why = found(store)[f"work/{workdir.name}"].why
     assert why == f"{done.id[:8]} (number) was finished in place of run {left[:8]}"
 
 
 def test_a_workdir_whose_run_is_gone_and_old_scratch_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = store.home / "work" / ("a" * 64)
-    bench.mkdir()
-    (bench / "ATTEMPT").write_text("0" * 32)
+    workdir = store.home / "work" / ("a" * 64)
+    workdir.mkdir()
+    (workdir / "ATTEMPT").write_text("0" * 32)
     for name in ("tmpold", "tmpnew", "f" * 32, "mine"):
         (store.home / "work" / name).mkdir()
     hours_ago = time.time() - 7200

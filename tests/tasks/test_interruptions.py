@@ -56,7 +56,7 @@ def test_what_a_finished_attempt_left_in_its_workdir_goes_at_the_next_request(
     store: Store, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(StageWorkdir, "clear", lambda bench: None)
+        patched.setattr(StageWorkdir, "clear", lambda workdir: None)
         made = make("number")
     (left,) = (store.home / "work").iterdir()
     assert make("number").status == "reused"

@@ -43,11 +43,11 @@ class Two:
             parent=None,
             description="",
         )
-        bench = StageWorkdir(store.home / "work" / "key")
-        bench.open(run.id)
-        (bench.output / "file").write_text("made by the first")
-        self.store, self.run, self.bench, self.folder = store, run, bench, folder
-        work, launcher = Workspace(run, store, {}, bench), Ended()
+        workdir = StageWorkdir(store.home / "work" / "key")
+        workdir.open(run.id)
+        (workdir.output / "file").write_text("made by the first")
+        self.store, self.run, self.workdir, self.folder = store, run, workdir, folder
+        work, launcher = Workspace(run, store, {}, workdir), Ended()
         self.ranks = _Ranks("sft", StageConfig(), LaunchConfig(processes=2), work, folder, launcher, [])  # type: ignore[arg-type]
         self.theirs: list[Connection] = []
         for rank in range(2):
@@ -90,7 +90,7 @@ def test_what_the_first_reports_is_logged_and_what_it_says_is_said_here(
 def test_a_state_is_sealed_once_all_have_written_and_all_go_on_from_it(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StageWorkdir, "is_due", lambda bench, step, *every: step == 2)
+    monkeypatch.setattr(StageWorkdir, "is_due", lambda workdir, step, *every: step == 2)
     two.both("restore")
     two.both("checkpoint", step=1)
     two.both("checkpoint", step=2)
@@ -98,7 +98,7 @@ def test_a_state_is_sealed_once_all_have_written_and_all_go_on_from_it(
     two.both("restore")
     two.both("done", metrics={})
     two.ranks.serve()
-    place = two.bench.folder / "states" / "000000002"
+    place = two.workdir.folder / "states" / "000000002"
     expected = [None, None, f"{place}.new", None, str(place), None]
     assert [list(two.answers(rank)) for rank in range(2)] == [expected, expected]
 
@@ -106,7 +106,7 @@ def test_a_state_is_sealed_once_all_have_written_and_all_go_on_from_it(
 def test_a_disk_that_is_full_for_one_keeps_no_state_and_ends_nothing(
     two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(StageWorkdir, "is_due", lambda bench, step, *every: True)
+    monkeypatch.setattr(StageWorkdir, "is_due", lambda workdir, step, *every: True)
     two.both("checkpoint", step=1)
     two.say(0, "written", needed=0)
     two.say(1, "written", needed=2500)
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_for_one_keeps_no_state_and_ends_nothing(
     two.ranks.serve()
     assert "no state could be kept at step 1" in caplog.text
     assert "it needs 2.5 kB" in caplog.text
-    assert not two.bench.is_resumable
+    assert not two.workdir.is_resumable
 
 
 @pytest.mark.parametrize("kind", [UsageError, DensePathError])

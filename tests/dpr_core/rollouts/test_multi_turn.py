@@ -9,7 +9,7 @@ from dpr_core.errors import UsageError
 from dpr_core.evaluation.questions import Question
 from dpr_core.lab.backbone import build_tokenizer
 from dpr_core.recorder import InMemoryRecorder
-from dpr_core.rollouts.engine import Completion, Progress, Sampling
+from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
 from dpr_core.rollouts.multi_turn import Conversation, answer_questions, tokenize_question
 
 END = 0
@@ -27,7 +27,7 @@ class Echo:
         prompts: Sequence[tuple[int, ...]],
         sampling: Sampling,
         seed: int,
-        on_progress: Progress,
+        on_progress: OnProgress,
         drawn: dict[int, Completion],
     ) -> list[Completion]:
         self.asked.append((list(prompts), sampling.temperature, seed))

@@ -8,7 +8,7 @@ import pytest
 
 from dpr_core.rollouts.best_of_n import best_of_each
 from dpr_core.rollouts.decode import DecodeLoop
-from dpr_core.rollouts.engine import Completion, Progress, Sampling, completions_from_state, completions_state
+from dpr_core.rollouts.engine import Completion, OnProgress, Sampling, completions_from_state, completions_state
 from dpr_core.rollouts.in_process import ContrastiveReference, InProcessEngine
 from dpr_core.rollouts.multi_turn import Conversation, answer_questions
 from dpr_core.state import read, write
@@ -53,7 +53,7 @@ def test_conversations(toy: Callable[..., Any], tmp_path: Path, policy: str) -> 
             prompts: Sequence[tuple[int, ...]],
             sampling: Sampling,
             seed: int,
-            on_progress: Progress,
+            on_progress: OnProgress,
             drawn: dict[int, Completion],
         ) -> list[Completion]:
             repeated = [prompt for prompt in prompts for _ in range(n)]

@@ -158,8 +158,8 @@ def test_an_outage_that_lasts_ends_the_stage_where_it_can_go_on(
     stage = with_body(toys["number"], body)
     with pytest.raises(DensePathError, match="has not answered for .* give the same command again"):
         run_stage(stage, stage.config(), {}, store=store)
-    [bench] = (store.home / "work").iterdir()
-    unsent = [json.loads(line) for line in (bench / "metrics.jsonl").read_text().split("\n") if line]
+    [workdir] = (store.home / "work").iterdir()
+    unsent = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().split("\n") if line]
     assert unsent[0][3] == 4
     flaky.away = False
     outcome = run_stage(stage, stage.config(), {}, store=store)
