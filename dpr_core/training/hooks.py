@@ -14,6 +14,7 @@ from dpr_core.algorithms.kl_control import KLControl
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import DensePathError
 from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
 from dpr_core.models.critic import Critic
@@ -242,9 +243,16 @@ class Resume:
         self.recorder.checkpoint(self.done, self.state)
 
     def state(self) -> State:
-        return {"done": self.done, "metrics": self.metrics, "parts": [part.state() for part in self.parts]}
+        parts = {type(part).__name__: part.state() for part in self.parts}
+        return {"done": self.done, "metrics": self.metrics, "parts": parts}
 
     def load_state(self, state: State) -> None:
+        parts = {type(part).__name__: part for part in self.parts}
+        if parts.keys() != state.get("parts", {}).keys():
+            raise DensePathError(
+                "this run was interrupted under another version of the REINFORCE loop, whose state does not fit this "
+                "one; start it anew with --force"
+            )
         self.done, self.metrics = state["done"], state["metrics"]
-        for part, kept in zip(self.parts, state["parts"], strict=True):
-            part.load_state(kept)
+        for name, part in parts.items():
+            part.load_state(state["parts"][name])

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from dpr_core.algorithms.kl_control import Constant
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import Algorithm1Config, ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import DensePathError
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
@@ -19,7 +21,7 @@ from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Sampling, ScriptedEngine, UpdatableEngine
 from dpr_core.rollouts.factory import open_engine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.hooks import Iteration, Prefetch, corrected
+from dpr_core.training.hooks import Iteration, Prefetch, Resume, corrected
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.rollout import Rollout
 from dpr_core.training.schedule import rollout_requests
@@ -180,3 +182,15 @@ def test_prefetch_samples_the_next_request_also_after_a_resume() -> None:
     for number in (3, 4, 5, 6):
         assert prefetch.before_update(Iteration(number, 5, 0, None, None)) is False  # type: ignore[arg-type]
     assert begun == seeds[3:5], "the last rollout waits for the update"
+
+
+@pytest.mark.parametrize(
+    "state", [{"done": 2, "policy": {}, "kl": {}}, {"done": 2, "metrics": {}, "parts": {"Old": {}}}]
+)
+def test_a_state_of_another_version_of_the_loop_is_refused_in_a_sentence(state: dict[str, Any]) -> None:
+    class Left(InMemoryRecorder):
+        def restore(self) -> Any:
+            return state
+
+    with pytest.raises(DensePathError, match="interrupted under another version.*start it anew with --force"):
+        Resume(Left(), [Constant(0.1)])
