@@ -27,6 +27,9 @@ logger = logging.getLogger("dense_path")
 STATES_KEPT = 2
 """Should the newest be damaged, there is one before it."""
 
+STATE_FORMAT = 2
+"""To be raised when the states of training loops get other fields: those of another format are not loaded."""
+
 SEAL = "SEAL.json"
 RUN_ID = "ATTEMPT"
 DONE = "DONE.json"
@@ -96,6 +99,7 @@ class StageWorkdir:
             new.mkdir()
             write(new)
             seal = {
+                "format": STATE_FORMAT,
                 "versions": library_versions(),
                 "last_step": last_step,
                 "output": self._hashes_of(self.output),
@@ -171,8 +175,8 @@ class StageWorkdir:
     def _problem(self, folder: Path) -> str:
         try:
             seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-            if missing := {"versions", "last_step"} - seal.keys():
-                return f"an earlier version kept it, and did not say its {' and '.join(sorted(missing))}"
+            if seal.get("format") != STATE_FORMAT:
+                return "another version of this program kept it, in another format"
             for parent, hashes in ((folder, seal["state"]), (self.output, seal["output"])):
                 for name, digest in hashes.items():
                     if hashing.hash_file(parent / name) != digest:

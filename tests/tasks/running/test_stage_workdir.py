@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def harm(path: Path, how: str) -> None:
     elif how == "cut":
         path.write_bytes(content[: len(content) // 2])
     else:
-        content[len(content) // 2] ^= 1
+        content[-10] ^= 1  # in the last hash of a seal
         path.write_bytes(content)
 
 
@@ -94,6 +95,17 @@ def test_output_that_changed_after_the_state_takes_the_state_with_it(workdir: St
     put(workdir, "model", "torn")
     assert newest(workdir) is None
     assert files(workdir.output) == []
+
+
+def test_a_state_of_another_format_is_not_loaded(workdir: StageWorkdir, caplog: pytest.LogCaptureFixture) -> None:
+    """The first format had no number."""
+    keep(workdir, 1, state(1))
+    file = workdir.folder / "states" / "000000001" / "SEAL.json"
+    seal = json.loads(file.read_text())
+    del seal["format"]
+    file.write_text(json.dumps(seal))
+    assert newest(workdir) is None
+    assert "another version of this program kept it, in another format" in caplog.text
 
 
 def test_without_a_state_the_output_is_emptied(workdir: StageWorkdir) -> None:
