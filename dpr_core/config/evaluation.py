@@ -198,7 +198,7 @@ class OpenAIBatchJudgeConfig(ChatJudgeConfig):
     """Which kind of judge this is."""
 
 
-Judge = Annotated[
+JudgeByConfig = Annotated[
     VerifiableJudgeConfig | ScriptedJudgeConfig | OpenAIJudgeConfig | OpenAIBatchJudgeConfig,
     Field(discriminator="type"),
     type_if_unset("openai"),
@@ -263,7 +263,7 @@ class JudgeExecutionConfig(Config):
 class JudgeConfig(StageConfig):
     """Pairwise comparison of two sets of answers to the same prompts, each pair in both orders."""
 
-    by: Judge = OpenAIJudgeConfig()
+    by: JudgeByConfig = OpenAIJudgeConfig()
     """Who judges."""
 
     bootstrap_samples: int = Field(2000, ge=100)
@@ -293,13 +293,13 @@ class OpenAIRaterConfig(ChatCompletionsConfig):
     """Length limit of a rating and its reasons; MT-Bench's own."""
 
 
-Rater = Annotated[ScriptedRaterConfig | OpenAIRaterConfig, Field(discriminator="type"), type_if_unset("openai")]
+RateByConfig = Annotated[ScriptedRaterConfig | OpenAIRaterConfig, Field(discriminator="type"), type_if_unset("openai")]
 
 
 class RateConfig(StageConfig):
     """Every turn of every answer is rated from 1 to 10, without another answer beside it, as MT-Bench does."""
 
-    by: Rater = OpenAIRaterConfig()
+    by: RateByConfig = OpenAIRaterConfig()
     """Who rates."""
 
     judgings: int = Field(1, ge=1, le=100)

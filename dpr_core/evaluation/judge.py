@@ -35,7 +35,10 @@ NAMED = {"models": "model", "system_fingerprints": "system_fingerprint"}
 
 
 def build_judge(
-    config: settings.Judge, execution: settings.JudgeExecutionConfig, read_result: ReadResult, cache: Path | None = None
+    config: settings.JudgeByConfig,
+    execution: settings.JudgeExecutionConfig,
+    read_result: ReadResult,
+    cache: Path | None = None,
 ) -> PairwiseJudge:
     """The judge that the settings name; UsageError where it cannot work here (no key, no client library).
 
@@ -78,7 +81,7 @@ def rating_template(config: settings.RateConfig) -> RatingTemplate:
     return FastChatTemplate.read_from(Path(config.prompts).expanduser())
 
 
-def judge_with_content_hash(config: settings.Judge) -> settings.Judge:
+def judge_with_content_hash(config: settings.JudgeByConfig) -> settings.JudgeByConfig:
     """The judge together with the hash of the instructions that it is given."""
     if isinstance(config, settings.ChatCompletionsConfig):
         return config.model_copy(update={"template": PAIRWISE_DIGEST})
@@ -98,7 +101,7 @@ def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
     return config
 
 
-def identity(config: settings.Judge) -> str:
+def identity(config: settings.JudgeByConfig) -> str:
     """All of a judge that a verdict depends on. How a request is delivered is not: a batch shares what it knows."""
     if isinstance(config, settings.OpenAIBatchJudgeConfig):
         config = settings.OpenAIJudgeConfig.model_validate(config.model_dump(exclude={"type"}))

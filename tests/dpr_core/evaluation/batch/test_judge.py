@@ -200,7 +200,7 @@ def test_more_than_a_batch_may_hold_is_split(batches: Batches) -> None:
 
 @pytest.mark.parametrize("first", ["openai", "openai-batch"])
 def test_a_verdict_is_the_same_however_it_is_delivered(batches: Batches, tmp_path: Path, first: str) -> None:
-    def asked(kind: type[settings.Judge]) -> list[Game]:
+    def asked(kind: type[settings.JudgeByConfig]) -> list[Game]:
         config = kind(model="gpt-4o", base_url=batches.server.url)
         return play(build_judge(config, settled(), lambda text: None, tmp_path / "verdicts.sqlite"))
 
