@@ -4,7 +4,7 @@ import base64
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from tests.flows.conftest import run_dpr
 from tests.loopback import JUDGES, Answering, Call, Loopback, Reply, completion, judging, refused
 from tests.services.servers import mlflow_server, running
 
@@ -82,9 +83,7 @@ def talkative(call: Call) -> Reply:
 
 
 @pytest.mark.slow
-def test_no_key_no_token_and_no_password_is_written_anywhere(
-    loopback: Loopback, dpr_process: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_no_key_no_token_and_no_password_is_written_anywhere(loopback: Loopback, tmp_path: Path) -> None:
     home, folder = tmp_path / "home", tmp_path / "server"
     storage = ["--backend-store-uri", f"sqlite:///{folder}/runs.db", "--artifacts-destination", str(folder / "files")]
     server, address = mlflow_server(folder, *storage)
@@ -102,7 +101,7 @@ def test_no_key_no_token_and_no_password_is_written_anywhere(
     said.mkdir()
 
     def run(name: str, *options: str) -> Any:
-        result = dpr_process(*command, *options, home=home, **planted)
+        result = run_dpr(*command, *options, home=home, **planted)
         (said / name).write_text(result.stdout + result.stderr)
         return result
 
