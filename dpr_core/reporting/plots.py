@@ -144,6 +144,7 @@ def boxes(label: str, unit: str, rows: Mapping[str, BoxStats]) -> Markup:
     ]
     drawn = axes.bxp(
         [each | {"label": _short(name)} for name, each in zip(rows, stats, strict=True)],
+        widths=0.6,
         orientation="horizontal",
         patch_artist=True,
         showcaps=False,
