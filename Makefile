@@ -55,7 +55,7 @@ golden: install ## Compare what dpr does with the record in GOLDEN=build/golden,
 soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look for false artifacts
 	@"$(BIN)/python" tests/soak.py --kills $${KILLS:-50}
 
-bench: ## Time the program beside TRL and plain transformers, in .venv-bench; at most 50 minutes, into bench.json and plots beside it
+bench: ## Time the program beside TRL and plain transformers, in .venv-bench, into bench.json and plots beside it; takes about an hour
 	@env -u VIRTUAL_ENV bash .ci/install-bench
 	@OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --out bench.json
 

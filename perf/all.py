@@ -3,8 +3,8 @@
     python perf/all.py --out bench.json
     python perf/all.py --markdown bench.json
 
-Needs TRL: `make bench` runs it in an environment that has it. On one core it takes about three quarters of an hour.
-With --markdown nothing is run: the tables of an earlier file are printed.
+Needs TRL: `make bench` runs it in an environment that has it. It takes about an hour
+of one core. With --markdown nothing is run: the tables of an earlier file are printed.
 """
 
 import argparse
