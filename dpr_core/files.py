@@ -1,7 +1,9 @@
-"""Regular files alone: a folder, pipe, socket or device that a user names is refused before anything opens it."""
+"""Strict reading of what users name: regular files alone, and JSON whose objects have every key once."""
 
+import json
 import stat
 from pathlib import Path
+from typing import Any
 
 from dpr_core.errors import UsageError
 
@@ -21,8 +23,40 @@ def refuse_special(path: Path) -> None:
     """
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):
+    except OSError:
         return
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} is no name of a file: {error}") from None
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise UsageError(f"{path} is {kind}, but a file is needed; name an ordinary file")
+
+
+def check_output(path: Path) -> None:
+    """UsageError, before any work is done for it, where a file cannot be written."""
+    refuse_special(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+
+
+class DuplicateKeyError(ValueError):
+    """An object of JSON with a key that stands twice in it."""
+
+
+def parse_json(text: str, constants: bool = False) -> Any:
+    """`json.loads`, but ValueError for a key that stands twice in an object, and for NaN and Infinity unless
+    `constants` lets them pass."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=None if constants else _no_constant)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DuplicateKeyError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,6 +1,7 @@
 """What many tests need: one CPU thread, networks small enough to check by hand, and a server in place of a model's."""
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,20 @@ def _spread(model: PreTrainedModel, seed: int, deviation: float) -> PreTrainedMo
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no GPU")
+
+
+@pytest.fixture
+def hang_limit() -> Iterator[None]:
+    """Half a minute, after which a test that waits for a pipe or reads a device without end fails."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Validation of rows: columns to a demonstration, or a bad row with its reason."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -37,6 +38,10 @@ class BadRow:
         return cls(where, reason, raw[:MAX_RAW_CHARACTERS].encode(errors="backslashreplace").decode())
 
 
+class GeneratedId(str):
+    """The id of a row that has none of its own: `row-` and its number. A row's own id may be spelled like it."""
+
+
 class InvalidRowError(ValueError):
     """The reason why a row is bad."""
 
@@ -50,14 +55,14 @@ class RowReader:
         self._rows = 0
         self._found_columns: dict[str, None] = {}
 
-    def read(self, row: object, fallback_id: str) -> Demonstration:
-        """The demonstration of a row; InvalidRowError where it has none."""
+    def read(self, row: object, number: int) -> Demonstration:
+        """The demonstration of a row; InvalidRowError where it has none. `number` names it where it has no id."""
         if not isinstance(row, Mapping):
             raise InvalidRowError("not a JSON object")
         self._note_columns(row)
         columns = self._columns
         return Demonstration(
-            id=_identifier(row, columns.id) or fallback_id,
+            id=_identifier(row, columns.id) or GeneratedId(f"row-{number}"),
             system=_optional_text(row, columns.system),
             prompt=_text(row, columns.prompt),
             response=_text(row, columns.response),
@@ -88,6 +93,12 @@ class RowReader:
                     f"columns there: {', '.join(names[:MAX_COLUMNS_LISTED])}{more}. "
                     f"Name the right one: --set subsample.source.columns.{field}=COLUMN"
                 )
+
+
+def unused_id(wanted: str, taken: Container[str]) -> str:
+    """The id itself, or where that is taken with `-2`, `-3` and so on."""
+    candidates = (f"{wanted}-{count}" for count in itertools.count(2))
+    return wanted if wanted not in taken else next(id for id in candidates if id not in taken)
 
 
 def _text(row: Mapping[str, object], column: str) -> str:

@@ -1,16 +1,19 @@
 """Sources of demonstrations, read as streams: JSONL, Parquet and CSV files, Hugging Face datasets, and the lab."""
 
 import csv
+import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from io import BufferedReader
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from dpr_core.config.data import ColumnsConfig, FileSourceConfig, HubSourceConfig, LabSourceConfig, SourceConfig
 from dpr_core.data.rows import BadRow, Demonstration, InvalidRowError, RowReader
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.hashing import hash_file, hash_folder
+from dpr_core.files import DuplicateKeyError, parse_json, refuse_special
+from dpr_core.hashing import hash_file, hash_folder, open_pinned, refuse_changed
 from dpr_core.lab import programs
 
 ROWS_PER_BATCH = 1000
@@ -18,8 +21,11 @@ MAX_LINE_BYTES = 2**24
 MAX_FIELD_BYTES = 2**24
 BUFFER_BYTES = 2**20
 
+NOT_UTF8, NOT_JSON = CUT_OFF = ("not UTF-8", "not JSON")
+"""What is wrong with a line of JSONL, be it as a whole or because its end is missing."""
+
 Rows = Iterator[tuple[str, Demonstration | BadRow]]
-"""Each row with its place, such as `file.jsonl:3`."""
+"""Each row with its place, such as `file.jsonl:3`. They end with an error where the source is not what was pinned."""
 
 
 class DemonstrationSource(Protocol):
@@ -76,6 +82,7 @@ class LocalFile:
         self.name = config.path
         self._path = Path(config.path).expanduser()
         self._columns = config.columns
+        self._pinned = config.content
 
 
 class JsonLinesFile(LocalFile):
@@ -83,7 +90,7 @@ class JsonLinesFile(LocalFile):
 
     def rows(self) -> Rows:
         reader = RowReader(self._columns, self.name)
-        with self._path.open("rb") as stream:
+        with open_pinned(self._path, self._pinned) as stream:
             yield from json_lines(stream, self.name, reader)
         reader.finish()
 
@@ -97,20 +104,27 @@ class ParquetFile(LocalFile):
 
         reader = RowReader(self._columns, self.name)
         number = 0
+        refuse_special(self._path)
         try:
             # Without a buffer, whole columns of a row group are read at once, which may be the whole file.
-            with parquet.ParquetFile(self._path, buffer_size=BUFFER_BYTES, pre_buffer=False) as table:
+            with (
+                pa.OSFile(str(self._path)) as file,
+                parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as table,
+            ):
                 self.expected_rows = table.metadata.num_rows
-                columns = _columns_to_read(table.schema_arrow.names, self._columns)
+                names = table.schema_arrow.names
+                refuse_same_names(names, self.name)
+                columns = _columns_to_read(names, self._columns)
                 for batch in table.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False):
                     for row in batch.to_pylist():
                         number += 1
                         yield _read_row(reader, row, f"{self.name}:{number}", number)
-        except pa.ArrowInvalid as error:
-            if number == 0:
+                # Parts of it were read in an order of its own, so that it is hashed now, through the same open file.
+                file.seek(0)
+                refuse_changed(self.name, self._pinned, hashlib.file_digest(file, "sha256").hexdigest())
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if number == 0 and not isinstance(error, OSError):
                 raise UsageError(f"{self.name} cannot be read as Parquet: {_first_line(error)}") from error
-            raise DensePathError(f"reading {self.name} stopped after row {number}: {_first_line(error)}") from error
-        except (OSError, UnicodeDecodeError) as error:
             raise DensePathError(f"reading {self.name} stopped after row {number}: {_first_line(error)}") from error
         reader.finish()
 
@@ -121,15 +135,25 @@ class CsvFile(LocalFile):
     def rows(self) -> Rows:
         csv.field_size_limit(MAX_FIELD_BYTES)
         reader = RowReader(self._columns, self.name)
-        # Bytes that are not UTF-8 become surrogates, which RowReader rejects as invalid Unicode.
-        with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            table = csv.DictReader(stream)
+        number = begins = 0
+        with open_pinned(self._path, self._pinned) as stream:
+            # Bytes that are not UTF-8 become surrogates, which RowReader rejects as invalid Unicode.
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            table = csv.DictReader(text, strict=True)
             try:
+                refuse_same_names([name for name in table.fieldnames or () if name], self.name)
+                begins = table.line_num + 1
                 for number, row in enumerate(table, 1):
                     yield _read_row(reader, row, f"{self.name}:{table.line_num}", number)
-            except (csv.Error, OSError) as error:
-                where = f"{self.name} stopped at line {table.line_num}"
-                raise DensePathError(f"reading {where}: {error}; is a quote left open?") from error
+                    begins = table.line_num + 1
+            except OSError as error:
+                raise DensePathError(f"reading {self.name} stopped after row {number}: {error.strerror}") from error
+            except csv.Error as error:
+                place = f"row {number + 1}, which begins in line {begins}" if begins else "the line of column names"
+                raise DensePathError(
+                    f"reading {self.name} stopped at {place}: {error}; is a quote left open there? A quote inside a "
+                    "quoted value is written twice"
+                ) from error
         reader.finish()
 
 
@@ -146,6 +170,9 @@ class HubDataset:
         reader = RowReader(self._config.columns, self.name)
         for number, row in enumerate(self._raw_rows(), 1):
             yield _read_row(reader, row, f"{self.name}:{self._config.split}:{number}", number)
+        if self._config.content is not None:
+            # What was read of which file is not known here, so that the folder is hashed once more.
+            refuse_changed(self.name, self._config.content, hash_folder(Path(self.name).expanduser()))
         reader.finish()
 
     def _raw_rows(self) -> Iterator[Any]:
@@ -207,6 +234,7 @@ class HubDataset:
 def _local_file(config: FileSourceConfig) -> DemonstrationSource:
     """The format by the file's suffix; every suffix that is not listed means JSON lines."""
     path = Path(config.path).expanduser()
+    refuse_special(path)
     try:
         path.open("rb").close()
     except OSError as error:
@@ -223,21 +251,25 @@ _SOURCES: Mapping[str, Callable[[Any, int], DemonstrationSource]] = {
 }
 
 
-def json_lines(stream: BufferedReader, name: str, reader: RowReader) -> Rows:
-    """The rows of an open JSONL file, one for each line that is not blank."""
+def json_lines(stream: BinaryIO, name: str, reader: RowReader) -> Rows:
+    """The rows of an open JSONL file, one for each line that is not blank; a last line that is cut off is an error."""
     first = True
     for number, line, complete in _numbered_lines(stream, name):
         where = f"{name}:{number}"
         try:
-            row = reader.read(_parse_line(line, complete, first, name), fallback_id=f"row-{number}")
+            row = reader.read(_parse_line(line, complete, first, name), number)
         except InvalidRowError as problem:
+            if complete and not line.endswith(b"\n") and str(problem) in CUT_OFF:
+                raise UsageError(
+                    f"{where}: the last line is {problem} and has no line end, as if cut off; write the file whole"
+                ) from None
             yield where, BadRow.of(where, str(problem), line.decode(errors="replace"))
         else:
             yield where, row
         first = False
 
 
-def _numbered_lines(stream: BufferedReader, name: str) -> Iterator[tuple[int, bytes, bool]]:
+def _numbered_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes, bool]]:
     """(number, line, whether it is complete) of every line that is not blank; longer lines are cut."""
     number = 0
     try:
@@ -261,9 +293,11 @@ def _parse_line(line: bytes, complete: bool, first: bool, name: str) -> object:
     try:
         text = line.decode()
     except UnicodeDecodeError:
-        raise InvalidRowError("not UTF-8") from None
+        raise InvalidRowError(NOT_UTF8) from None
     try:
-        value = json.loads(text)
+        value = parse_json(text)
+    except DuplicateKeyError:
+        raise InvalidRowError("a key stands twice") from None
     except (ValueError, RecursionError):
         readable, value = False, None
     else:
@@ -275,7 +309,7 @@ def _parse_line(line: bytes, complete: bool, first: bool, name: str) -> object:
             f"Convert it, for example with: jq -c '.[]' '{name}' > rows.jsonl"
         )
     if not readable:
-        raise InvalidRowError("not JSON")
+        raise InvalidRowError(NOT_JSON)
     return value
 
 
@@ -283,10 +317,16 @@ def _read_row(reader: RowReader, row: dict[Any, Any], where: str, number: int) -
     try:
         if None in row:
             raise InvalidRowError("more values than columns")
-        return where, reader.read(row, fallback_id=f"row-{number}")
+        return where, reader.read(row, number)
     except InvalidRowError as problem:
         raw = {str(name): value for name, value in row.items()}
         return where, BadRow.of(where, str(problem), json.dumps(raw, ensure_ascii=False, default=str))
+
+
+def refuse_same_names(names: Sequence[str], source: str) -> None:
+    """UsageError for columns of one name: each of them could be meant."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"{source} has several columns called {twice[0]!r}; leave one of them, or rename the others")
 
 
 def _columns_to_read(present: list[str], columns: ColumnsConfig) -> list[str] | None:

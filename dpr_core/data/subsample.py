@@ -6,12 +6,12 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dpr_core.config.data import SubsampleConfig, TemplateConfig
-from dpr_core.data.rows import BadRow, Demonstration
+from dpr_core.data.rows import BadRow, Demonstration, GeneratedId, unused_id
 from dpr_core.data.sources import open_source
 from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
@@ -26,6 +26,9 @@ MAX_QUARANTINED = 10_000
 ROWS_PER_PROGRESS = 1000
 
 MAX_PLACES_LISTED = 3
+
+Ranked = tuple[int, bool, Demonstration]
+"""The negated rank of a row, and whether its id is its own."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of rows read and the expected total (the number read, where it is unknown)."""
@@ -59,13 +62,13 @@ class Sample:
 
 
 def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, quarantine: Path | None = None) -> Sample:
-    """Keep the `size` rows with the smallest sha256(seed, id).
+    """Keep the `size` rows with the smallest sha256(seed, id); of two that tie, the one whose id is its own.
 
     Where too many rows are bad the draw fails, and leaves them in the file `quarantine` if one is named.
     Memory holds the sample and eight bytes of hash for every row read, plus a few megabytes.
     """
     source = open_source(config.source, config.seed)
-    heap: list[tuple[int, Demonstration]] = []
+    heap: list[Ranked] = []
     hashes = _HashSet()
     bad: list[BadRow] = []
     reasons: Counter[str] = Counter()
@@ -78,7 +81,7 @@ def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, qu
             rank = _rank(config.seed, row.id)
             if row.characters > config.max_characters:
                 row = _quarantined(row, where, f"longer than {config.max_characters} characters")
-            elif hashes.add(rank >> 192):
+            elif isinstance(row.id, GeneratedId) or hashes.add(rank >> 192):
                 _keep_smallest(heap, config.size, rank, row)
             else:
                 row = _quarantined(row, where, "duplicate id")
@@ -95,7 +98,7 @@ def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, qu
             quarantine.parent.mkdir(parents=True, exist_ok=True)
             _write_lines(quarantine, bad)
         raise DensePathError(_too_many_bad(config, source.name, read, reasons, bad, quarantine))
-    drawn = [row for _, row in sorted(heap, key=lambda ranked: -ranked[0])]
+    drawn = _distinct([row for *_, row in sorted(heap, key=lambda ranked: ranked[:2], reverse=True)])
     counts = Counts(read, config.size, len(drawn), dict(sorted(reasons.items())))
     return Sample(drawn, bad, counts, config.template, _content_hash(drawn))
 
@@ -145,12 +148,19 @@ def _rank(seed: int, id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{id}".encode()).digest())
 
 
-def _keep_smallest(heap: list[tuple[int, Demonstration]], size: int, rank: int, row: Demonstration) -> None:
+def _keep_smallest(heap: list[Ranked], size: int, rank: int, row: Demonstration) -> None:
     """The heap holds negated ranks, so that the largest rank is the first to leave."""
+    ranked = -rank, not isinstance(row.id, GeneratedId), row
     if len(heap) < size:
-        heapq.heappush(heap, (-rank, row))
-    elif -rank > heap[0][0]:
-        heapq.heapreplace(heap, (-rank, row))
+        heapq.heappush(heap, ranked)
+    elif ranked[:2] > heap[0][:2]:
+        heapq.heapreplace(heap, ranked)
+
+
+def _distinct(rows: list[Demonstration]) -> list[Demonstration]:
+    """Generated ids that another row has as its own are changed."""
+    own = {row.id for row in rows if not isinstance(row.id, GeneratedId)}
+    return [replace(row, id=unused_id(row.id, own)) if isinstance(row.id, GeneratedId) else row for row in rows]
 
 
 def _quarantined(row: Demonstration, where: str, reason: str) -> BadRow:

@@ -4,8 +4,8 @@ import pytest
 
 from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.sources import fingerprint
-from dpr_core.errors import UsageError
-from dpr_core.hashing import hash_file, hash_folder
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.hashing import hash_file, hash_folder, open_pinned, read_pinned
 
 
 @pytest.fixture
@@ -33,6 +33,35 @@ def test_a_link_out_of_a_folder_of_data_is_refused_by_name(folder: Path, target:
     (folder / "deep" / "link.jsonl").symlink_to(Path("..") / target)
     with pytest.raises(UsageError, match=r"deep/link\.jsonl is a link to .*, out of the folder"):
         fingerprint(HubSourceConfig(name=str(folder)))
+
+
+def test_what_is_read_is_what_is_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"first\n" * 50_000)
+    pinned = hash_file(path)
+    assert read_pinned(path, pinned) == read_pinned(path, None) == path.read_bytes()
+    with open_pinned(path, pinned) as stream:
+        assert stream.readline() == b"first\n"
+
+    def appended_while_it_is_read() -> None:
+        with open_pinned(path, pinned) as stream:
+            stream.readline()
+            with path.open("ab") as writer:
+                writer.write(b"second\n")
+
+    with pytest.raises(DensePathError, match=r"file changed after .* noted its hash"):
+        appended_while_it_is_read()
+    with pytest.raises(DensePathError, match=r"file changed after .* noted its hash"):
+        read_pinned(path, pinned)
+    with open_pinned(path, None) as stream:
+        assert stream.readlines()[-1] == b"second\n"
+
+
+def test_what_a_reader_raises_is_raised_though_the_file_changed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    with pytest.raises(KeyError), open_pinned(path, "0" * 64):
+        raise KeyError
 
 
 def test_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(folder: Path) -> None:

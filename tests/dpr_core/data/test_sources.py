@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 
 import pytest
 
@@ -56,6 +58,11 @@ def test_columns_can_be_left_out(tmp_path):
         (b'{"question": "\xff", "response": "r"}', "not UTF-8"),
         (b'"text"', "not a JSON object"),
         (b"[1, 2]", "not a JSON object"),
+        (b'{"question": "q", "response": "r", "question": "another"}', "a key stands twice"),
+        (b'{"question": "q", "response": "r", "more": {"a": 1, "a": 2}}', "a key stands twice"),
+        (b'{"question": "q", "response": "r", "score": NaN}', "not JSON"),
+        (b'{"question": "q", "response": "r", "score": -Infinity}', "not JSON"),
+        (b'\xef\xbb\xbf{"question": "q", "response": "r"}', "not JSON"),
         (b"null", "not a JSON object"),
         ({"question": "q"}, "no response"),
         ({"question": "q", "response": None}, "no response"),
@@ -87,6 +94,19 @@ def test_a_byte_order_mark_windows_line_ends_and_a_missing_last_line_end(tmp_pat
     assert rows_of(path) == [Demonstration("row-1", "", "a", "b"), Demonstration("row-2", "", "c", "d\u2028d")]
 
 
+@pytest.mark.parametrize(
+    ("rest", "what"),
+    [(b'{"question": "q", "respon', "not JSON"), (b'{"question": "q", "response": "\xc3', "not UTF-8")],
+)
+def test_a_last_line_that_is_cut_off_is_told(tmp_path, rest, what):
+    path = file_of(tmp_path, GOOD)
+    path.write_bytes(path.read_bytes() + rest)
+    with pytest.raises(
+        UsageError, match=rf"rows\.jsonl:2: the last line is {what} .* as if cut off; write the file whole"
+    ):
+        rows_of(path)
+
+
 def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MAX_LINE_BYTES", 100)
     path = file_of(tmp_path, GOOD, b'{"question": "' + b"x" * 1000, {**GOOD, "id": "h"})
@@ -99,7 +119,7 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
 def test_a_missing_file_a_folder_and_a_json_list_are_wrong_requests(tmp_path):
     with pytest.raises(UsageError, match=r"cannot read the demonstrations .*none\.jsonl: No such file.*--set"):
         rows_of(tmp_path / "none.jsonl")
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="is a folder, but a file is needed"):
         rows_of(tmp_path)
     path = tmp_path / "list.json"
     for text in (json.dumps([GOOD]), json.dumps([GOOD], indent=4)):
@@ -137,6 +157,30 @@ def test_the_lab_writes_the_rows_it_is_asked_for():
         assert row.response.endswith(f"The answer is {(start + sum(addends)) % 5}.")
     assert rows == [row for _, row in open_source(config, seed=1).rows()]
     assert rows != [row for _, row in open_source(config, seed=2).rows()]
+
+
+@pytest.mark.usefixtures("hang_limit")
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a socket", "a folder"])
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, monkeypatch, kind, ending):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"rows.{ending}"
+    with socket.socket(socket.AF_UNIX) as server:
+        {
+            "a named pipe": lambda: os.mkfifo(path),
+            "a device": lambda: path.symlink_to("/dev/zero"),
+            "a socket": lambda: server.bind(path.name),
+            "a folder": path.mkdir,
+        }[kind]()
+        for opened in (rows_of, lambda path: fingerprint(FileSourceConfig(path=str(path)))):
+            with pytest.raises(UsageError, match=rf"rows\.{ending} is {kind}, but a file is needed"):
+                opened(path)
+
+
+def test_a_pipe_in_a_folder_of_data_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "train.jsonl")
+    with pytest.raises(UsageError, match=r"train\.jsonl is a named pipe"):
+        fingerprint(HubSourceConfig(name=str(tmp_path)))
 
 
 def test_a_fingerprint_follows_the_bytes_and_not_the_time(tmp_path):

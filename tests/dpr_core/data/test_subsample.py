@@ -4,11 +4,20 @@ import random
 import tracemalloc
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from dpr_core.config.data import ColumnsConfig, FileSourceConfig, LabSourceConfig, SubsampleConfig, TemplateConfig
+from dpr_core.config.data import (
+    ColumnsConfig,
+    FileSourceConfig,
+    HubSourceConfig,
+    LabSourceConfig,
+    SubsampleConfig,
+    TemplateConfig,
+)
 from dpr_core.data import subsample as module
 from dpr_core.data.rows import Demonstration
+from dpr_core.data.sources import fingerprint
 from dpr_core.data.subsample import Counts, read, subsample, write
 from dpr_core.errors import DensePathError, UsageError
 
@@ -87,6 +96,27 @@ def test_a_bad_row_does_not_take_the_id_from_a_good_one(tmp_path):
     assert sample.counts.bad == {"no response": 1}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_row_without_an_id_takes_none_from_a_row_that_has_one(tmp_path, order):
+    """Rows 1 and 5 are named by their numbers, which rows 2 to 4 have as their own ids."""
+    unnamed = {"question": "unnamed", "response": "r"}
+    named = [{"id": id, "question": id, "response": "r"} for id in ("row-1", "row-5", "row-5-2")]
+    source = [unnamed, *named[::order], unnamed, {**named[0], "question": "again"}]
+    path = write_rows(tmp_path / "rows.jsonl", source)
+    sample = subsample(config_of(path))
+    assert {(row.id, row.prompt) for row in sample.demonstrations} == {
+        ("row-1", "row-1"), ("row-5", "row-5"), ("row-5-2", "row-5-2"), ("row-1-2", "unnamed"), ("row-5-3", "unnamed"),
+    }  # fmt: skip
+    assert sample.counts.bad == {"duplicate id": 1}
+    ids = [row.id for row in sample.demonstrations]
+    for size in range(1, 5):
+        smaller = subsample(config_of(path, size=size)).demonstrations
+        assert [row.prompt for row in smaller] == [row.prompt for row in sample.demonstrations[:size]]
+        assert len({row.id for row in smaller}) == size
+    write(sample, tmp_path / "out")
+    assert [row.id for row in read(tmp_path / "out").demonstrations] == ids
+
+
 @pytest.mark.parametrize(("lengths", "kept"), [((4, 3, 3), 1), ((4, 3, 4), 0)])
 def test_the_length_limit_counts_every_text_of_a_row(tmp_path, lengths, kept):
     system, prompt, response = ("x" * n for n in lengths)
@@ -118,6 +148,37 @@ def test_a_source_without_one_good_row_fails_whatever_share_is_allowed(tmp_path)
         DensePathError, match=r"2 of 2 rows .*\(2 x not UTF-8\), so that none is left.*rows\.jsonl:1 \(not UTF-8\)"
     ):
         subsample(config_of(path))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "folder"])
+def test_a_source_that_changed_after_its_hash_was_noted_gives_no_sample(tmp_path, kind):
+    frame = pd.DataFrame(rows(20))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / ("train.csv" if kind == "folder" else f"rows.{kind}")
+
+    def write_frame(frame):
+        if kind == "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        elif kind == "parquet":
+            frame.to_parquet(path)
+        else:
+            frame.to_csv(path, index=False)
+
+    config = config_of(path)
+    if kind == "folder":
+        config = config.model_copy(update={"source": HubSourceConfig(name=str(folder))})
+    write_frame(frame)
+    pinned = config.model_copy(
+        update={"source": config.source.model_copy(update={"content": fingerprint(config.source)})}
+    )
+    assert subsample(pinned) == subsample(config)
+    write_frame(pd.DataFrame(rows(21)))
+    assert subsample(config).counts.read == 21
+    with pytest.raises(
+        DensePathError, match=r"changed after this stage had noted its hash .* run the same command again"
+    ):
+        subsample(pinned)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])

@@ -106,12 +106,66 @@ def test_csv_rows_that_are_set_aside(tmp_path):
     assert [where for where, _ in found] == [f"{path}:{line}" for line in (2, 3, 4, 5, 8)]
 
 
-def test_a_quote_that_is_left_open_is_told(tmp_path, monkeypatch):
+def csv_of(path, rows):
+    path.write_text("".join(f"{line}\n" for line in ["id,question,response", *rows]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("answer", "after"),
+    [
+        ('"He said yes.', "r"),
+        ('"He said yes.', '"r"'),
+        ('"He said "yes".', "r"),
+        ('"He said" yes.', "r"),
+    ],
+)
+def test_a_quote_that_is_left_open_names_its_row_and_swallows_none(tmp_path, answer, after):
+    rows = [f"{n},q{n},{after}" for n in range(1, 1001)]
+    rows[900] = f"901,q901,{answer}"
+    found = open_source(FileSourceConfig(path=str(csv_of(tmp_path / "rows.csv", rows))), seed=0).rows()
+    assert [next(found)[1].id for _ in range(900)] == [str(n) for n in range(1, 901)]
+    with pytest.raises(DensePathError, match=r"stopped at row 901, which begins in line 902: .*quote left open there"):
+        next(found)
+
+
+def test_a_quote_that_is_left_open_is_told_before_memory_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MAX_FIELD_BYTES", 100)
     path = tmp_path / "rows.csv"
     path.write_text('question,response\nq,"' + "r\n" * 200)
-    with pytest.raises(DensePathError, match=r"stopped at line \d+: .*quote left open"):
+    with pytest.raises(DensePathError, match=r"stopped at row 1, which begins in line 2: .*quote left open"):
         rows_of(path)
+    path.write_text('question,"response\nq,r\n')
+    with pytest.raises(DensePathError, match=r"stopped at the line of column names: .*quote left open"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_columns_of_one_name_are_refused(tmp_path, ending):
+    path = tmp_path / f"rows.{ending}"
+    names, row = ["question", "response", "question"], ["first", "r", "second"]
+    if ending == "parquet":
+        parquet.write_table(pa.table([[value] for value in row], names=names), path)
+    else:
+        path.write_text(f"{','.join(names)}\n{','.join(row)}\n")
+    with pytest.raises(UsageError, match=r"rows\..* has several columns called 'question'; leave one of them"):
+        rows_of(path)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,response,,\nq,r,,\n")
+    assert [row for _, row in rows_of(path)] == [Demonstration("row-1", "", "q", "r")]
+
+
+def test_nested_columns_of_parquet_are_no_text(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [
+        {"question": {"text": "q"}, "response": ["r"]},
+        {"question": {"text": "q"}, "response": ["r", "s"]},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    assert [row.reason for _, row in rows_of(path)] == ["question is not text"] * 2
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
