@@ -12,12 +12,22 @@ from tasks.locks import exclusive
 FOLDERS = ("artifacts", "cache", "locks", "work")
 
 
-def open_home() -> Path:
-    """`DPR_HOME` (`./.dpr` if unset), made if need be and proven writable."""
+class UnwritableHomeError(UsageError):
+    """What is in the home can be read at most."""
+
+
+def home_folder() -> Path:
+    """`DPR_HOME`, or `./.dpr` if unset."""
     setting = os.environ.get("DPR_HOME") or ".dpr"
     home = Path(os.path.abspath(Path(setting).expanduser()))
     if set("?#%") & set(str(home)):
         raise UsageError(f"DPR_HOME: {home} has a ?, # or % in its name, which MLflow cannot take; use another folder")
+    return home
+
+
+def open_home() -> Path:
+    """The home, made if need be and proven writable."""
+    home = home_folder()
     try:
         for folder in FOLDERS:
             (home / folder).mkdir(parents=True, exist_ok=True)
@@ -28,15 +38,21 @@ def open_home() -> Path:
     except OSError as error:
         if is_full(error):
             raise disk_full_error(home) from error
-        raise UsageError(
-            f"DPR_HOME: cannot write to {home} ({error.strerror}); set DPR_HOME to a folder that you may write to"
-        ) from error
+        raise unwritable(home, error.strerror) from error
     return home
+
+
+def unwritable(home: Path, why: str | None) -> UnwritableHomeError:
+    return UnwritableHomeError(
+        f"DPR_HOME: cannot write to {home} ({why}); set DPR_HOME to a folder that you may write to"
+    )
 
 
 def identity_of(home: Path) -> str:
     """A name that stays with the folder, made at its first use: a container's host name changes at every restart."""
     file = home / "ID"
+    if file.exists():
+        return file.read_text(encoding="ascii")
     with exclusive(home / "locks" / "home.lock"):
         if not file.exists():
             new = home / "work" / "ID.new"

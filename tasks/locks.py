@@ -1,5 +1,6 @@
 """Lock files (flock): one process at a time, freed by the kernel with their holder."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from dpr_core.errors import DensePathError
 def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`. The kernel frees it when the process ends, however it ends."""
     while True:
-        with path.open("a") as file:
+        with _opened(path) as file:
             if not _lock(file, path):
                 if on_wait is not None:
                     on_wait()
@@ -27,7 +28,7 @@ def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 @contextmanager
 def if_free(path: Path) -> Iterator[bool]:
     """Hold the lock file `path` if nobody else does, and say whether that is so."""
-    with path.open("a") as file:
+    with _opened(path) as file:
         yield _lock(file, path) and _is_there(file, path)
 
 
@@ -39,6 +40,19 @@ def is_held(path: Path) -> bool:
             return not _lock(file, path, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("a")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise DensePathError(
+            f"cannot write {path} ({error.strerror}); set DPR_HOME to a folder that you may write to"
+        ) from error
 
 
 def _lock(file: IO[str], path: Path, kind: int = fcntl.LOCK_EX) -> bool:

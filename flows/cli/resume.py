@@ -47,6 +47,7 @@ def resume(
         if not selected:
             emit({"resumed": []}, as_json, lambda: view.unfinished_table(every, selected) if every else view.NOTHING)
             return
+        store.check_writable()
         _resume_all(store, selected, as_json, debug)
 
 
@@ -115,6 +116,7 @@ def gc(
 
         age = _age(older_than)
         store = Store.open()
+        store.check_writable()
         collector = GarbageCollector(store, unfinished=unfinished, older_than=age)
         found = collector.find()
         if plan or not found:

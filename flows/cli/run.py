@@ -91,6 +91,7 @@ def run_or_plan(
     if options.plan:
         _show_plan(store, dispatched, planned, options.as_json)
         return None
+    store.check_writable()
     if all(step.status == "reuse" for step in planned):
         return run_document.reuse_all(store, planned, info, dispatched.results_of)
     embedded.prepare(store.home, options.debug)

@@ -21,7 +21,7 @@ from tasks.artifacts.identity import files_below
 from tasks.artifacts.metric_buffer import Entry
 from tasks.artifacts.retrying import RetryPolicy
 from tasks.artifacts.run_records import params
-from tasks.local_home import disk_full_error, is_full
+from tasks.local_home import UnwritableHomeError, disk_full_error, is_full
 
 EXPERIMENT = "dense-path"
 SETTINGS = {
@@ -33,6 +33,8 @@ SETTINGS = {
     # Whether and for how long to try again is decided here, and not inside of a request.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
+READING = ("get_", "search_", "list_", "download_")
+"""How the names of the methods begin that change nothing."""
 PROBE_SECONDS = 3.0
 SECONDS_TO_END_KILLED = 5.0
 ADVISORY_LOCK = int.from_bytes(b"dense-pa", "big", signed=True)
@@ -44,8 +46,12 @@ REQUEST_TAG = "dpr.made_by"
 class MlflowClient:
     """MLflow's client with explicit run IDs and batches within its limits."""
 
-    def __init__(self, uri: str, home: Path, retry_seconds: float) -> None:
+    def __init__(
+        self, uri: str, home: Path, retry_seconds: float, read_only: UnwritableHomeError | None = None
+    ) -> None:
         self.uri = uri
+        self.read_only = read_only
+        """Why the home's own store can be read and no more, if so."""
         self.where = without_password(uri)
         self.retry = RetryPolicy(self.where, retry_seconds, self._probe, self._error_text)
         self._home = home
@@ -53,6 +59,8 @@ class MlflowClient:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._mlflow, name)
+        if not name.startswith(READING):
+            self.check_writable()
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -77,6 +85,34 @@ class MlflowClient:
             with _schema_lock(self.uri):
                 self._mlflow = mlflow.MlflowClient(self.uri)
 
+    def check_writable(self) -> None:
+        """Raise why nothing can be written, where that is so."""
+        if self.read_only is not None:
+            raise UnwritableHomeError(
+                f"{self.read_only}. What is in {self._home} can be listed, shown, verified, exported and scored with"
+            )
+
+    def keep_files_in(self, artifacts: Path, experiment: Any) -> None:
+        """Have the files of every run below `artifacts`, by its ID, wherever the home was when MLflow noted the place.
+
+        Where it can be, MLflow's note is brought up to date too, for its own pages.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        def repository(run_id: str, **_: Any) -> Any:
+            return get_artifact_repository((artifacts / run_id / "artifacts").as_uri())
+
+        self._mlflow._tracking_client._get_artifact_repo = repository
+        here, noted = artifacts.as_uri(), experiment.artifact_location
+        if not noted.startswith(("file:", "/")):
+            raise DensePathError(f"MLflow keeps the files of {self.where} in {noted}, not in {here}")
+        if noted != here and self.read_only is None:
+            with closing(sqlite3.connect(self._home / "mlflow.db", timeout=PROBE_SECONDS)) as database, database:
+                change = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
+                database.execute(change, (here, experiment.experiment_id))
+                change = "UPDATE runs SET artifact_uri = ? || run_uuid || '/artifacts' WHERE experiment_id = ?"
+                database.execute(change, (f"{here}/", experiment.experiment_id))
+
     def experiment(self, artifacts: str | None) -> Any:
         """The one experiment of this project, made where there is none."""
         found = self.get_experiment_by_name(EXPERIMENT)
@@ -96,6 +132,7 @@ class MlflowClient:
 
     def create_run(self, experiment: str, tags: Mapping[str, str], run_name: str) -> Any:
         """A new run, idempotently: a request whose answer was lost may have made it, so a retry looks for it first."""
+        self.check_writable()
         mark = secrets.token_hex(16)
         is_retry = False
 
@@ -158,7 +195,7 @@ class MlflowClient:
     def _probe(self) -> None:
         """Fail soon where MLflow would be long about it: a server that is silent, a database in use or none at all."""
         if not self.uri.startswith("http"):
-            probe(self.uri, PROBE_SECONDS)
+            probe(self.uri, PROBE_SECONDS, writing=self.read_only is None)
             return
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
@@ -225,7 +262,7 @@ def make_database(path: Path) -> None:
     new.replace(path)
 
 
-def probe(uri: str, seconds: float) -> None:
+def probe(uri: str, seconds: float, *, writing: bool = True) -> None:
     """Fail soon where MLflow would try again for minutes: a database that is not there, is not one, or is locked."""
     parts = urlsplit(uri)
     kind = parts.scheme.split("+")[0]
@@ -233,7 +270,8 @@ def probe(uri: str, seconds: float) -> None:
         path = Path(uri.partition(":///")[2])
         if path.exists():
             with closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
+                connection.execute("SELECT count(*) FROM sqlite_master")
                 connection.execute("ROLLBACK")
     elif parts.hostname and kind not in ("http", "https"):
         port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(kind, 0)

@@ -90,6 +90,7 @@ class ParentRuns:
     @contextmanager
     def running(self, info: PipelineInfo) -> Iterator[str]:
         """The ID of a parent run whose lock this process holds inside the block: an interrupted one, or a new one."""
+        self._client.check_writable()
         with ExitStack() as held:
             with exclusive(self._locks / "pipelines.lock"):
                 found = self.unfinished(info.request)

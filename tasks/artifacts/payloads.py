@@ -21,9 +21,19 @@ _HASHES = HashCache()
 class Payloads:
     """The files of MLflow runs: read in place where they lie on this machine, else downloaded into `home/cache`."""
 
-    def __init__(self, client: "MlflowClient", home: Path) -> None:
+    def __init__(self, client: "MlflowClient", home: Path, artifacts: Path | None) -> None:
         self._client = client
         self._home = home
+        self._artifacts = artifacts
+
+    def root(self, run: Any) -> Path | None:
+        """Where the files of a run lie, if on this machine.
+
+        In a home's own store by the run's ID, whatever MLflow remembers: the home may have been moved or copied.
+        """
+        if self._artifacts is not None:
+            return self._artifacts / str(run.info.run_id) / "artifacts"
+        return local_path(run.info.artifact_uri)
 
     def manifest(self, run: Any) -> tuple[Manifest | None, list[str]]:
         """The manifest of a run, and what keeps it from being believed."""
@@ -37,7 +47,7 @@ class Payloads:
 
     def inspect(self, run: Any, *, cached: bool = True) -> tuple[Manifest | None, Path, list[str]]:
         """Manifest, payload folder and every problem. Not `cached`: download again, and hash again."""
-        root = local_path(run.info.artifact_uri)
+        root = self.root(run)
         payload = (root or self._home / "cache" / run.info.run_id) / PAYLOAD
         manifest, problems = self.manifest(run)
         if manifest is None or problems:
@@ -54,7 +64,7 @@ class Payloads:
             return manifest, payload, check_files(payload, manifest, hashes)
 
     def _manifest_text(self, run: Any) -> str:
-        root = local_path(run.info.artifact_uri)
+        root = self.root(run)
         if root is None:
             if MANIFEST not in self._names(run):
                 raise FileNotFoundError(MANIFEST)

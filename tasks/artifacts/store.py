@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import Manifest, canonical_json
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
-from tasks.artifacts.payloads import Payloads, local_path
+from tasks.artifacts.payloads import Payloads
 from tasks.artifacts.retrying import retry_seconds
 from tasks.artifacts.run_records import (
     ID,
@@ -29,7 +30,7 @@ from tasks.artifacts.run_records import (
     usable_as,
 )
 from tasks.artifacts.stage_run import StageRun
-from tasks.local_home import identity_of, open_home
+from tasks.local_home import UnwritableHomeError, home_folder, identity_of, open_home, unwritable
 from tasks.locks import exclusive, is_held
 
 __all__ = ["Artifact", "Record", "StageRun", "Store"]
@@ -51,8 +52,8 @@ class Store:
         self._experiment = experiment
         self.embedded = embedded
         """Whether it is this home's own: SQLite and files in it."""
-        self._payloads = Payloads(client, home)
-        self._owner = identity_of(home)
+        self._payloads = Payloads(client, home, home / "artifacts" if embedded else None)
+        self._owner = identity_of(home) if client.read_only is None or (home / "ID").exists() else ""
         self.parent_runs = ParentRuns(client, experiment, home, self._owner)
 
     @classmethod
@@ -61,32 +62,46 @@ class Store:
 
         Where nothing answers, the address may be wrong, so that it is tried again only with `retry`.
         """
-        home = open_home()
+        home = home_folder()
         setting = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-        client = MlflowClient(setting or f"sqlite:///{home / 'mlflow.db'}", home, retry_seconds())
-        artifacts = home / "artifacts"
+        database, artifacts = home / "mlflow.db", home / "artifacts"
+        read_only: UnwritableHomeError | None = None
+        try:
+            open_home()
+            if not setting and database.exists() and not os.access(database, os.W_OK):
+                raise unwritable(home, f"{database.name} is write-protected")
+        except UnwritableHomeError as error:
+            if setting or not database.is_file():
+                raise
+            read_only = error
+        client = MlflowClient(setting or f"sqlite:///{database}", home, retry_seconds(), read_only)
 
         def connect() -> Any:
-            with exclusive(home / "locks" / "store.lock"), client.retry.at_most(0):
-                client.connect(database=None if setting else home / "mlflow.db")
-                return client.experiment(None if setting.startswith("http") else artifacts.as_uri())
+            lock = nullcontext() if read_only else exclusive(home / "locks" / "store.lock")
+            with lock, client.retry.at_most(0):
+                client.connect(database=None if setting else database)
+                experiment = client.experiment(None if setting.startswith("http") else artifacts.as_uri())
+                if not setting:
+                    client.keep_files_in(artifacts, experiment)
+                return experiment
 
         try:
             experiment = client.retry.call(connect) if retry else connect()
         except DensePathError as error:
-            hint = (
-                "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
-                if setting
-                else "if another process is using it, try again; else set DPR_HOME to another folder"
-            )
+            if setting:
+                hint = (
+                    "check MLFLOW_TRACKING_URI, or unset it to use the embedded default: SQLite and files in DPR_HOME"
+                )
+            elif read_only:
+                hint = "it cannot be written to; set DPR_HOME to a copy of it that can be"
+            else:
+                hint = "if another process is using it, try again; else set DPR_HOME to another folder"
             raise DensePathError(f"cannot open the store of runs. {error}\n{hint}") from error.__cause__
-        location = local_path(experiment.artifact_location)
-        if not setting and (location is None or location.resolve() != artifacts.resolve()):
-            raise DensePathError(
-                f"{home} has been moved: its files were kept in {experiment.artifact_location}; "
-                "move it back there, or set DPR_HOME to a new folder"
-            )
         return cls(home, client, experiment.experiment_id, embedded=not setting)
+
+    def check_writable(self) -> None:
+        """Refuse here, in a sentence, what would write to a home that can only be read."""
+        self._client.check_writable()
 
     def begin(
         self,
@@ -113,7 +128,7 @@ class Store:
             **({"mlflow.parentRunId": parent} if parent else {}),
         }
         run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(stage, name))
-        stage_run = StageRun(run.info.run_id, self._client, local_path(run.info.artifact_uri))
+        stage_run = StageRun(run.info.run_id, self._client, self._payloads.root(run))
         try:
             self._client.log_config(stage_run.id, config)
         except BaseException as error:
@@ -139,7 +154,7 @@ class Store:
             self._client.set_tag(run_id, "dpr.reason", "")
         if parent is not None:
             self._client.set_tag(run_id, "mlflow.parentRunId", parent)
-        return StageRun(run_id, self._client, local_path(found[0].info.artifact_uri))
+        return StageRun(run_id, self._client, self._payloads.root(found[0]))
 
     def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
         """End the runs of this key whose process is gone. Only for the holder of the key's lock."""
@@ -229,7 +244,7 @@ class Store:
             return ["the tag dpr.digest: missing"]
         if not record.finished:
             return [f"never finished (its status is {record.status})"]
-        if quick and local_path(run.info.artifact_uri) is None:
+        if quick and self._payloads.root(run) is None:
             return self._payloads.manifest(run)[1]
         return self._payloads.inspect(run, cached=quick)[2]
 
@@ -282,7 +297,7 @@ class Store:
     def folders(self, *, deleted: bool = False) -> dict[str, Path | None]:
         """Where the files of every run lie, or of those that were deleted in MLflow; None: not on this machine."""
         found = self._pages([], view=DELETED if deleted else ACTIVE)
-        return {str(run.info.run_id): local_path(run.info.artifact_uri) for run in found}
+        return {str(run.info.run_id): self._payloads.root(run) for run in found}
 
     def _search(self, *conditions: str, order: str = "DESC") -> Iterator[Any]:
         return self._pages([*conditions, "tags.`dpr.stage` LIKE '%'"], order)

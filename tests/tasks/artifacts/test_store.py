@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -113,12 +114,97 @@ def test_full_home_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Store.open()
 
 
-def test_moved_home_says_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_home_works_wherever_it_lies(
+    home: Path, make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    number, elsewhere = make("number"), tmp_path / "elsewhere"
+    key = Store.open().record(number.id).key
+    if how == "moved":
+        home.rename(elsewhere)
+    else:
+        shutil.copytree(home, elsewhere)
+        shutil.rmtree(home / "artifacts" / number.id)
+    monkeypatch.setenv("DPR_HOME", str(elsewhere))
+    store = Store.open()
+    assert store.fetch(number.id).path == elsewhere / "artifacts" / number.id / "artifacts" / "output"
+    assert store.verify(number.id) == []
+    assert [record.id for record in store.finished(key)] == [number.id]
+    new = attempt(store, key="d" * 64)
+    new.text("note.txt", "written there")
+    assert (elsewhere / "artifacts" / new.id / "artifacts" / "note.txt").is_file()
+    assert not home.exists() or not (home / "artifacts" / new.id).exists()
+    uri = (elsewhere / "artifacts" / number.id / "artifacts").as_uri()
+    assert store._client.get_run(number.id).info.artifact_uri == uri, "as MLflow's own pages need it"
+
+
+def test_a_home_seen_under_two_paths_at_once(
+    home: Path, make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = Store.open(), tmp_path / "mounted"
+    other.symlink_to(home)
+    monkeypatch.setenv("DPR_HOME", str(other))
+    second = Store.open()
+    other.unlink()
+    run = attempt(first)
+    run.text("note.txt", "by the first")
+    assert (home / "artifacts" / run.id / "artifacts" / "note.txt").is_file()
+    assert not other.exists()
+    assert second.record(run.id).status == "RUNNING"
+
+
+@pytest.fixture
+def read_only(home: Path, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, str]]:
+    """A home on which nothing can be written, as the kernel says of a file system that is mounted so."""
+    number = make("number")
+    before = snapshot_of(home)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tasks.local_home.tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("tasks.artifacts.store.exclusive", refused)
+    store = Store.open()
+    yield store, number.id
+    assert snapshot_of(home) == before
+
+
+def snapshot_of(home: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in home.rglob("*") if path.is_file() and "locks" not in path.parts}
+
+
+def test_a_read_only_home_is_read(read_only: tuple[Store, str]) -> None:
+    store, number = read_only
+    assert [record.id for record in store.records()] == [number]
+    assert store.verify(number) == []
+    assert store.fetch(number).path.is_dir()
+    assert store.metrics(number)["value"] == 1.0
+
+
+def test_a_read_only_home_refuses_in_a_sentence_what_would_write(
+    read_only: tuple[Store, str], about: Callable[..., PipelineInfo]
+) -> None:
+    store, number = read_only
+    writes: list[Callable[[], object]] = [
+        store.check_writable,
+        lambda: attempt(store),
+        lambda: store.parent_runs.running(about()).__enter__(),
+        lambda: store._client.set_tag(number, "a", "b"),
+        lambda: store._client.delete_run(number),
+    ]
+    for write in writes:
+        with pytest.raises(UsageError, match=r"cannot write to .* \(Read-only file system\); set DPR_HOME .* exported"):
+            write()
+
+
+def test_a_database_that_may_not_be_written_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store.open()
-    home.rename(tmp_path / "moved")
-    monkeypatch.setenv("DPR_HOME", str(tmp_path / "moved"))
-    with pytest.raises(DensePathError, match=r"moved has been moved: .*/home/artifacts; move it back"):
-        Store.open()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("mlflow.db") and access(path, mode))
+    store = Store.open()
+    assert store.records() == []
+    with pytest.raises(UsageError, match=r"mlflow\.db is write-protected"):
+        store.check_writable()
 
 
 def test_a_file_that_is_no_database_is_named(home: Path) -> None:
@@ -582,8 +668,7 @@ def test_what_is_finished_cannot_be_ended_otherwise(store: Store, make: Callable
 def remote(store: Store, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Store, str]:
     """An artifact whose files cannot be read in place."""
     run_id = make("number", value=8).id
-    monkeypatch.setattr("tasks.artifacts.payloads.local_path", lambda uri: None)
-    monkeypatch.setattr("tasks.artifacts.store.local_path", lambda uri: None)
+    monkeypatch.setattr("tasks.artifacts.payloads.Payloads.root", lambda payloads, run: None)
     return store, run_id
 
 
