@@ -33,14 +33,15 @@ def prepare(home: Path, debug: bool = False) -> None:
 def start_server() -> None:
     """Start the temporary server, unless there is another.
 
-    A terminal sends Ctrl-C to all processes. The server must live on until the flow has reported its end.
+    A terminal sends Ctrl-C, and its own end, to all processes. The server must live on until the flow has reported its
+    end.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         server = SubprocessASGIServer()
         server.start()

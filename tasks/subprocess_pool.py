@@ -16,9 +16,9 @@ MAX_PROCESSES = 64
 STOP_SECONDS = 30.0
 """How long a process has to end its stage as KILLED."""
 
-# Ctrl-C reaches every process of a terminal. Here it counts for the one that knows what to do about all the others.
+# Ctrl-C and the end of a terminal reach all its processes, and count for the one that knows what to do about the rest.
 START = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     "from tasks import subprocess_pool; subprocess_pool.main()"
 )
 

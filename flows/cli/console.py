@@ -10,6 +10,7 @@ import typer
 
 from dpr_core.errors import DensePathError
 from dpr_core.text import escape_control_lines, json_text
+from tasks.running.shutdown import terminations_raise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,7 +54,8 @@ def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]"
 
 @contextmanager
 def reported(debug: bool, then: str = "") -> Iterator[None]:
-    """Errors as a sentence on stderr and an exit status: 2 a wrong request, 1 a failure, 130 an interrupt.
+    """Errors as a sentence on stderr and an exit status: 2 a wrong request, 1 a failure, 130 an interrupt (Ctrl-C,
+    SIGTERM, SIGHUP).
 
     `then` names the command to give after an interrupt.
     """
@@ -63,13 +65,14 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("dense_path").setLevel(logging.INFO)
     try:
-        yield
+        with terminations_raise():
+            yield
     except DensePathError as error:
         if debug:
             raise
         print(f"error: {escape_control_lines(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print(f"interrupted; nothing unfinished will be taken for whole{then}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:

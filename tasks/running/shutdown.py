@@ -1,10 +1,12 @@
-"""Graceful shutdown: SIGTERM and Ctrl-C wait a while for the next safe point, where nothing is lost."""
+"""Graceful shutdown: SIGTERM, SIGHUP and Ctrl-C wait a while for the next safe point, where nothing is lost."""
 
+import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -12,8 +14,36 @@ GRACE_SECONDS = 20.0
 """How long a shutdown may be put off. Prefect gives a cancelled process 30 seconds."""
 
 
+TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
+    """SIGTERM arrived, or SIGHUP, which a terminal that is closed sends."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"terminated by {signal.Signals(number).name}")
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
+
+
+@contextmanager
+def terminations_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated inside the block, unless handled already or, as by nohup, ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    unhandled = [number for number in TERMINATIONS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Shutdown:
@@ -51,21 +81,23 @@ class Shutdown:
 
 @contextmanager
 def graceful_shutdown() -> Iterator[Shutdown]:
-    """Inside the block SIGTERM raises Terminated, or what the handler that was there before raises, such as Prefect's;
-    Ctrl-C raises what it always does. What is still put off at the end of the block is raised there.
-    Threads other than the main one get no signals."""
+    """Inside the block SIGTERM and SIGHUP raise Terminated, or what the handler that was there before raises, such as
+    Prefect's; Ctrl-C raises what it always does. What is ignored (SIGHUP under nohup, SIGINT in a script's background)
+    stays so. What is still put off at the end of the block is raised there. Threads other than the main one get no
+    signals."""
     shutdown = Shutdown()
     if threading.current_thread() is not threading.main_thread():
         yield shutdown
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    requests = (*TERMINATIONS, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (*requests, signal.SIGALRM)}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         def start() -> None:
             handler: Any = before[signal.Signals(number)]
             try:
                 if not callable(handler):
-                    raise Terminated(f"terminated by {signal.Signals(number).name}")
+                    raise Terminated(number)
                 handler(number, frame)
             except BaseException:
                 shutdown.block_signals()
@@ -73,9 +105,9 @@ def graceful_shutdown() -> Iterator[Shutdown]:
 
         shutdown.request(start)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    if before[signal.SIGINT] is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, on_signal)
+    for number in requests:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
     try:
         yield shutdown
         shutdown.safe_point()
@@ -83,3 +115,13 @@ def graceful_shutdown() -> Iterator[Shutdown]:
         shutdown.block_signals()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _leave_closed_terminal() -> None:
+    """What is still to be said is said to nobody: writing to a terminal that is gone is an error."""
+    for descriptor in (0, 1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                null = os.open(os.devnull, os.O_RDWR)
+                os.dup2(null, descriptor)
+                os.close(null)

@@ -414,21 +414,31 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert order == ["second waits", "first", "second"]
 
 
-def test_sigterm_becomes_an_exception_once() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_termination_becomes_an_exception_once(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
     seen: list[str] = []
     try:
         with graceful_shutdown():
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
                 time.sleep(5)
             finally:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
                 seen.append("cleaned up")
-    except Terminated:
-        seen.append("terminated")
-    assert seen == ["cleaned up", "terminated"]
-    assert signal.getsignal(signal.SIGTERM) is before
+    except Terminated as terminated:
+        seen.append(str(terminated))
+    assert seen == ["cleaned up", f"terminated by {number.name}"]
+    assert signal.signal(number, before) is signal.SIG_DFL
+
+
+def test_what_was_ignored_stays_so_in_a_stage() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with graceful_shutdown():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_handler_of_others_stays_in_charge() -> None:

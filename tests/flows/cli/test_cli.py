@@ -13,12 +13,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows import embedded, recipes
+from flows.cli import console
+from flows.cli.__main__ import app
 from tasks.artifacts.store import Store
+from tasks.running.shutdown import terminations_raise
 from tests.flows.conftest import run_dpr
 
 pytestmark = pytest.mark.integration
@@ -511,6 +515,86 @@ def test_the_theory_as_a_document_and_as_a_table(dpr: Dpr) -> None:
     assert any("Prop. 1" in name and row["holds"] for name, row in by_name.items())
     assert any("Theorem 2" in name and not row["holds"] for name, row in by_name.items())
     assert dpr("reproduce", "theory", "--instances", 1).stdout.startswith("| claim | holds |")
+
+
+# Signals
+
+ARGUMENTS = {
+    "run": (),
+    "plan": ("demo",),
+    "rerun": ("abcd",),
+    "resume": (),
+    "join": ("localhost:1",),
+    "sweep": ("demo",),
+    "reproduce": ("table1",),
+    "artifacts": (),
+    "show": ("abcd",),
+    "verify": (),
+    "export": ("abcd", "folder"),
+    "score": ("abcd",),
+    "gc": (),
+    "recipes": (),
+    "config": ("demo",),
+    "ui": (),
+    "benchmark list": (),
+    "benchmark score": ("file", "--format", "mt-bench"),
+    "benchmark judge": ("--answers", "file", "--baseline", "file", "--format", "mt-bench"),
+    "benchmark rate": ("--answers", "file", "--questions", "file"),
+    "benchmark export": ("abcd", "file", "--format", "mt-bench"),
+}
+"""Every command, and what it cannot do without."""
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """A shell ignores SIGINT for what it runs in the background, and nohup SIGHUP."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_every_command_has_its_arguments_here() -> None:
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    inner = commands["benchmark"].commands
+    assert {*commands, *(f"benchmark {name}" for name in inner)} == {*ARGUMENTS, "benchmark"}
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_signals_end_every_command_alike(command: str, dpr: Dpr, heeded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in SIGNALS:
+
+        @contextmanager
+        def signalled(number: int = number) -> Iterator[None]:
+            with terminations_raise():
+                os.kill(os.getpid(), number)
+                yield
+
+        monkeypatch.setattr(console, "terminations_raise", signalled)
+        ended = dpr(*command.split(), *ARGUMENTS[command])
+        assert (ended.status, ended.stdout) == (130, ""), ended.stderr
+        assert ended.stderr.startswith("interrupted; nothing unfinished will be taken for whole")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_question_that_is_not_answered_is_an_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, console.reported(debug=False):
+        raise typer.Abort
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with console.reported(debug=False):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
