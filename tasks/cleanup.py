@@ -3,6 +3,8 @@
 Never found: a finished artifact, and its ancestors.
 """
 
+import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,6 +18,8 @@ from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.artifacts.store import Store
 from tasks.locks import if_free, is_held
 from tasks.running.stage_workdir import StageWorkdir
+
+logger = logging.getLogger("dense_path")
 
 LOCK = re.compile(r"(?:[0-9a-f]{32}){1,2}\.lock")
 SCRATCH = timedelta(hours=1)
@@ -69,7 +73,10 @@ class GarbageCollector:
                         shutil.rmtree(piece.path, ignore_errors=True)
                     if piece.lock:
                         self._lock(piece.lock).unlink(missing_ok=True)
-                    removed.append(piece)
+                    if os.path.lexists(piece.path):
+                        logger.warning("%s could not be removed whole", piece.path)
+                    else:
+                        removed.append(piece)
         return removed
 
     def _payloads(self) -> Iterator[Removable]:
@@ -168,9 +175,13 @@ class GarbageCollector:
         self, path: Path, kind: str, why: str, lock: str | None = None, still_valid: Callable[[], bool] = lambda: True
     ) -> Iterator[Removable]:
         if path.is_symlink() or path.exists():
-            files = [path] if path.is_symlink() or path.is_file() else [each for each, _ in files_below(path)]
-            states = [each.lstat() for each in (path, *files)]
-            size = sum(each.lstat().st_size for each in files)
+            try:
+                files = [path] if path.is_symlink() or path.is_file() else [each for each, _ in files_below(path)]
+                states = [each.lstat() for each in (path, *files)]
+            except OSError as error:
+                logger.warning("%s is left alone: it cannot be read (%s)", path, error.strerror)
+                return
+            size = sum(state.st_size for state in states[-len(files) :]) if files else 0
             changed = datetime.fromtimestamp(max(state.st_mtime for state in states), UTC)
             yield Removable(path, kind, why, size, changed, lock, still_valid)
 

@@ -144,20 +144,33 @@ class Manifest:
 def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = None) -> list[str]:
     """Every difference between a payload and its manifest, file by file; empty means sound."""
     hashes = hashes or HashCache()
-    present = {name: path for path, name in files_below(directory)}
-    problems = [f"{name}: not in the manifest" for name in sorted(set(present) - {e["path"] for e in manifest.files})]
+    try:
+        present = {name for _, name in files_below(directory)}
+    except OSError as error:
+        return [f"{directory.name}: cannot be read ({error.strerror})"]
+    problems = [f"{name}: not in the manifest" for name in sorted(present - {e["path"] for e in manifest.files})]
     for entry in manifest.files:
-        name = entry["path"]
-        path = present.get(name)
-        if path is None:
-            problems.append(f"{name}: missing")
-        elif not stat.S_ISREG(path.lstat().st_mode):
-            problems.append(f"{name}: not a plain file")
-        elif path.lstat().st_size != entry["size"]:
-            problems.append(f"{name}: {path.lstat().st_size} bytes, expected {entry['size']}")
-        elif hashes.sha256(path) != entry["sha256"]:
-            problems.append(f"{name}: its content has changed (sha256 differs)")
+        problem = check_file(directory, entry, hashes) if entry["path"] in present else f"{entry['path']}: missing"
+        problems += [problem] if problem else []
     return problems
+
+
+def check_file(directory: Path, entry: FileEntry, hashes: HashCache) -> str:
+    """What is wrong with one file; empty if nothing is. One that cannot be read is wrong."""
+    name, path = entry["path"], directory / entry["path"]
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return f"{name}: not a plain file"
+        if status.st_size != entry["size"]:
+            return f"{name}: {status.st_size} bytes, expected {entry['size']}"
+        if hashes.sha256(path) != entry["sha256"]:
+            return f"{name}: its content has changed (sha256 differs)"
+    except FileNotFoundError:
+        return f"{name}: missing"
+    except OSError as error:
+        return f"{name}: cannot be read ({error.strerror})"
+    return ""
 
 
 def files_below(directory: Path) -> Iterator[tuple[Path, str]]:
@@ -165,11 +178,17 @@ def files_below(directory: Path) -> Iterator[tuple[Path, str]]:
     if directory.is_symlink():
         yield directory, directory.name
         return
-    for parent, folders, names in os.walk(directory):
+    for parent, folders, names in os.walk(directory, onerror=_unless_gone):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in sorted([*names, *links]):
             path = Path(parent) / name
             yield path, path.relative_to(directory).as_posix()
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder that cannot be read is not an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _stays_inside(name: Any) -> bool:

@@ -1,6 +1,7 @@
 """Verified reads of published payloads: nothing is used before it has been re-hashed."""
 
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,9 @@ class Payloads:
             return manifest, disagreements(record_of(run), manifest)
         except FileNotFoundError:
             return None, [f"{MANIFEST}: missing"]
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            return None, [f"{MANIFEST}: cannot be read ({error.strerror})"]
+        except (ValueError, RecursionError) as error:
             return None, [f"{MANIFEST}: {error}"]
 
     def inspect(self, run: Any, *, cached: bool = True) -> tuple[Manifest | None, Path, list[str]]:
@@ -71,7 +74,7 @@ class Payloads:
             with tempfile.TemporaryDirectory(dir=self._home / "work") as folder:
                 path = self._client.download_artifacts(run.info.run_id, MANIFEST, folder)
                 return Path(path).read_text(encoding="utf-8")
-        if (root / MANIFEST).is_symlink():
+        if not stat.S_ISREG((root / MANIFEST).lstat().st_mode):
             raise ValueError("not a plain file")
         return (root / MANIFEST).read_text(encoding="utf-8")
 

@@ -246,7 +246,12 @@ class Store:
             return [f"never finished (its status is {record.status})"]
         if quick and self._payloads.root(run) is None:
             return self._payloads.manifest(run)[1]
-        return self._payloads.inspect(run, cached=quick)[2]
+        try:
+            return self._payloads.inspect(run, cached=quick)[2]
+        except DensePathError as error:
+            if self._client.retry.exhausted:
+                raise
+            return [f"its files cannot be had: {error}"]
 
     def manifest(self, run_id: str) -> Manifest:
         """The manifest of a finished artifact; its files are not checked."""

@@ -3,7 +3,10 @@
 `python -m pytest -q -s tests/tasks/test_damage.py` prints one row for each kind of damage.
 """
 
+import errno
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError
+from tasks.artifacts.identity import HashCache
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome
 
@@ -132,6 +136,31 @@ def manifest_lists_a_pickle(chain: Chain) -> None:
     chain.rewrite(lambda d: d["files"].append({"path": "pytorch_model.bin", "size": 4, "sha256": "0" * 64}))
 
 
+def folder_for_a_file(chain: Chain) -> None:
+    chain.weights.unlink()
+    chain.weights.mkdir()
+
+
+def dangling_link(chain: Chain) -> None:
+    chain.weights.unlink()
+    chain.weights.symlink_to(chain.store.home / "nowhere")
+
+
+def pipe_for_a_file(chain: Chain) -> None:
+    chain.weights.unlink()
+    os.mkfifo(chain.weights)
+
+
+def folder_for_the_manifest(chain: Chain) -> None:
+    chain.manifest.unlink()
+    chain.manifest.mkdir()
+
+
+def pipe_for_the_manifest(chain: Chain) -> None:
+    chain.manifest.unlink()
+    os.mkfifo(chain.manifest)
+
+
 def digest_taken_away(chain: Chain) -> None:
     chain.store._client.delete_tag(chain.number.id, "dpr.digest")
 
@@ -160,6 +189,11 @@ MATRIX: dict[str, tuple[Damage, str]] = {
     "the payload of another artifact": (payload_of_another, "deep/value.json: its content has changed"),
     "the manifest of another artifact": (manifest_of_another, "MANIFEST.json: does not agree with the tag dpr.digest"),
     "payload and manifest of another": (all_of_another, "MANIFEST.json: does not agree with the tag dpr.key"),
+    "a folder in place of a file": (folder_for_a_file, "weights.bin: missing"),
+    "a dangling link in place of a file": (dangling_link, "weights.bin: not a plain file"),
+    "a pipe in place of a file": (pipe_for_a_file, "weights.bin: not a plain file"),
+    "a folder in place of the manifest": (folder_for_the_manifest, "MANIFEST.json: not a plain file"),
+    "a pipe in place of the manifest": (pipe_for_the_manifest, "MANIFEST.json: not a plain file"),
     "no manifest": (manifest_gone, "MANIFEST.json: missing"),
     "a manifest that leaves the folder": (manifest_leaves_the_folder, f"{SECRET!r} would leave the artifact"),
     "the tag dpr.digest edited": (edit("dpr.digest", "0" * 64), "does not agree with the tag dpr.digest"),
@@ -200,6 +234,36 @@ def test_damage(kind: str, chain: Chain, make: Make) -> None:
     assert make("double", {"number": again.id}).id == chain.double.id
     first = str(refused.value).splitlines()[0].replace(chain.number.id, "ID").replace(chain.number.id[:8], "ID")
     print(f"\n| {kind} | {first} | {'; '.join(listed[chain.number.id])} | as a new artifact, and the chain is whole |")
+
+
+UNREADABLE = ["output/weights.bin", "output/deep", "output", "MANIFEST.json"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_one_damaged_artifact(
+    name: str, code: int, chain: Chain, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions do not bind root, so that what would read it is told so instead."""
+    bad = chain.root / name
+    is_bad = lambda path: Path(path) == bad  # noqa: E731
+    for module, function in ((Path, "open"), (io, "open"), (os, "scandir")):
+        original = getattr(module, function)
+
+        def refusing(path: Any, *rest: Any, original: Any = original, **options: Any) -> Any:
+            if isinstance(path, str | Path) and is_bad(path):
+                raise OSError(code, os.strerror(code), str(path))
+            return original(path, *rest, **options)
+
+        monkeypatch.setattr(module, function, refusing)
+    monkeypatch.setattr("tasks.artifacts.payloads._HASHES", HashCache())
+    listed = {record.id: problems() for record, problems in chain.store.claims()}
+    top = "output" if name == "output/deep" else name.removeprefix("output/")
+    assert listed.pop(chain.number.id)[0] == f"{top}: cannot be read ({os.strerror(code)})"
+    assert set(map(tuple, listed.values())) == {()}
+    with pytest.raises(DensePathError, match=f"is damaged: {top}: cannot be read"):
+        chain.store.fetch(chain.number.id)
+    assert make("number").status == "ran"
 
 
 def foreign_run(store: Store, experiment: str) -> str:
