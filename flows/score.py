@@ -1,7 +1,8 @@
 """`dpr score`: token rewards of given texts, for the terminal, as JSON and as an HTML page."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dpr_core.config.data import ColumnsConfig
 from dpr_core.config.reward import RewardConfig
@@ -18,19 +19,18 @@ if TYPE_CHECKING:
 COLUMNS = ColumnsConfig(id=None, system="system", prompt="prompt", response="response")
 
 
-def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenText]":
+def given_texts(file: Path | None, pairs: Sequence[tuple[str, str]]) -> "list[GivenText]":
     """The texts to score, from the command line or from a JSONL file with `prompt`, `response` and maybe `system`."""
     from dpr_core.models.dense_reward import GivenText
 
-    if (file is None) == (text is None):
+    if (file is None) == (not pairs):
         raise UsageError("give either --text PROMPT RESPONSE or a JSONL file")
-    if text is not None:
+    if file is None:
         try:
-            "".join(text).encode()
+            "".join(map("".join, pairs)).encode()
         except UnicodeEncodeError:
             raise UsageError("--text PROMPT RESPONSE: not valid Unicode; put the text into a JSONL file") from None
-        return [GivenText(*text)]
-    assert file is not None
+        return [GivenText(*pair) for pair in pairs]
     try:
         stream = file.open("rb")
     except OSError as error:
@@ -48,8 +48,14 @@ def given_texts(file: Path | None, text: tuple[str, str] | None) -> "list[GivenT
     return texts
 
 
-def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Path | None, as_json: bool) -> None:
-    """Score and print; with `html`, also write the page."""
+def score_texts(
+    store: Store,
+    reference: str,
+    texts: "list[GivenText]",
+    html: Path | None,
+    as_json: Literal["one", "lines"] | None,
+) -> None:
+    """Score and print, as JSON in one document or in a line for each; with `html`, also write the page."""
     from rich.console import Console
     from rich.text import Text
 
@@ -76,9 +82,10 @@ def score_texts(store: Store, reference: str, texts: "list[GivenText]", html: Pa
             html.write_text(token_credit.as_html(scored, "Token credit", provenance), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {html}: {error.strerror}") from None
-    if as_json:
-        for text in scored:
-            print(json_text(token_credit.as_json(text)))
+    if as_json is not None:
+        found = [token_credit.as_json(text) for text in scored]
+        for document in found if as_json == "lines" or len(found) == 1 else [found]:
+            print(json_text(document))
         return
     console = Console()
     for text in scored:

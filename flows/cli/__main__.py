@@ -3,6 +3,7 @@
 import typer
 
 from flows.cli import benchmark, experiments, inspect, join, plan, rate, resume, run, settings
+from flows.cli.console import OnceCommand
 
 app = typer.Typer(
     name="dpr",
@@ -41,15 +42,15 @@ for command in (
     inspect.show,
     inspect.verify,
     inspect.export,
-    inspect.score,
     resume.gc,
 ):
-    app.command()(command)
-benchmark.app.command()(rate.rate)
+    app.command(cls=OnceCommand)(command)
+app.command(cls=inspect.ScoreCommand)(inspect.score)
+benchmark.app.command(cls=OnceCommand)(rate.rate)
 app.add_typer(benchmark.app, name="benchmark")
-app.command("recipes")(settings.list_recipes)
-app.command("config")(settings.show_config)
-app.command("ui")(settings.ui)
+app.command("recipes", cls=OnceCommand)(settings.list_recipes)
+app.command("config", cls=OnceCommand)(settings.show_config)
+app.command("ui", cls=OnceCommand)(settings.ui)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import typer
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import escape_control
-from flows.cli.console import Debug, Identifier, Json, Set, emit, reported
+from flows.cli.console import Debug, Identifier, Json, OnceCommand, Set, emit, reported
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,7 +49,7 @@ FormatOption = Annotated[
 Questions = Annotated[Path | None, typer.Option(help="The benchmark's own questions.")]
 
 
-@app.command("list")
+@app.command("list", cls=OnceCommand)
 def list_formats(as_json: Json = False, debug: Debug = False) -> None:
     """List the benchmarks whose files are understood."""
     with reported(debug):
@@ -59,7 +59,7 @@ def list_formats(as_json: Json = False, debug: Debug = False) -> None:
         emit(found, as_json, lambda: "\n".join(f"{f['format']:<12} {f['benchmark']}, {f['prompts']}" for f in found))
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Judgment or annotation files.")],
     kind: FormatOption,
@@ -83,7 +83,7 @@ def score(
         emit(document, as_json, lambda: _score_view(document["models"]))
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def judge(
     answers: Annotated[Path, typer.Option(help="Answers of the model to be judged, in the benchmark's own layout.")],
     baseline: Annotated[Path, typer.Option(help="Answers of the model that it is compared with.")],
@@ -130,7 +130,7 @@ def judge(
         emit({**summary, **result}, as_json, lambda: _judged_view(summary, result))
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def export(
     artifact: Identifier,
     file: Annotated[Path, typer.Argument(help="A file that does not exist yet.")],

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dpr_core.errors import DensePathError
 from dpr_core.text import escape_control_lines, json_text
@@ -33,6 +34,18 @@ RESUME = "; go on with: dpr resume"
 Identifier = Annotated[
     str, typer.Argument(metavar="ID", help="An artifact ID, a unique prefix of one, or a runs:/ URI.")
 ]
+
+
+class OnceCommand(TyperCommand):
+    """A command that refuses an option given twice where only the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(list(args))[2]
+        for option in given:
+            single = option.param_type_name == "option" and not option.multiple and not option.is_flag
+            if single and given.count(option) > 1:
+                raise typer.BadParameter(f"{option.opts[0]} is given twice; keep one of them", ctx=ctx)
+        return super().parse_args(ctx, args)
 
 
 def emit(document: Any, as_json: bool, make_view: "Callable[[], RenderableType]") -> None:

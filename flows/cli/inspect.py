@@ -1,14 +1,15 @@
 """Commands about stored artifacts: list, show, verify, export, score."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dpr_core.errors import UsageError
 from dpr_core.text import escape_control
-from flows.cli.console import Debug, Identifier, Json, emit, reported
+from flows.cli.console import Debug, Identifier, Json, OnceCommand, emit, reported
 
 
 def artifacts(
@@ -105,23 +106,44 @@ def export(
         emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")
 
 
+class ScoreCommand(OnceCommand):
+    """Lets `--text PROMPT RESPONSE` be given several times, which no option of two values can be: each pair is one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest, joined = list(args), []
+        while rest and rest[0] != "--":
+            name, equals, value = rest.pop(0).partition("=")
+            if name != "--text":
+                joined.append(name + equals + value)
+                continue
+            pair = ([value] if equals else []) + rest
+            if len(pair) < 2:
+                raise typer.BadParameter("--text takes two values, a prompt and a response", ctx=ctx)
+            joined += ["--text", json.dumps(pair[:2])]
+            rest = pair[2:]
+        return super().parse_args(ctx, joined + rest)
+
+
 def score(
     reward: Identifier,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE.jsonl]", help="Rows with prompt and response.")] = None,
     text: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="PROMPT RESPONSE", help="One prompt and one response.")
-    ] = None,
+        list[str],
+        typer.Option(metavar="PROMPT RESPONSE", help="One prompt and one response; may be given several times."),
+    ] = [],  # noqa: B006
     html: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write a self-contained page.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show the reward of every token of given text (the paper's Figure 1): red is high, blue is low.
 
-    With --json: one document for --text; one line a row for a file. Positions count from the start of the response.
+    With --json: one document for --text, a list of several; one line a row for a file. Positions count from the start
+    of the response.
     """
     with reported(debug):
         from flows.score import given_texts, score_texts
         from tasks.artifacts.store import Store
 
-        texts = given_texts(file, text)
-        score_texts(Store.open(), reward, texts, html, as_json)
+        texts = given_texts(file, [(prompt, response) for prompt, response in map(json.loads, text)])
+        documents = None if not as_json else "lines" if file is not None else "one"
+        score_texts(Store.open(), reward, texts, html, documents)

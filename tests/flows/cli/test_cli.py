@@ -19,8 +19,9 @@ import yaml
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows import embedded, recipes
-from flows.cli import console
+from flows.cli import benchmark, console
 from flows.cli.__main__ import app
+from flows.cli.console import OnceCommand
 from tasks.artifacts.store import Store
 from tasks.running.shutdown import terminations_raise
 from tests.flows.conftest import run_dpr
@@ -393,6 +394,26 @@ def test_score_gives_every_token_its_reward(dpr: Dpr, made: Any, tmp_path: Path)
     assert "<b>+</b>" not in html
     for outside in ("http://", "https://", "src="):
         assert outside not in html
+
+
+def test_score_of_several_texts_is_one_document_and_one_page(dpr: Dpr, made: Any, tmp_path: Path) -> None:
+    page = tmp_path / "credit.html"
+    texts = [("Start at 1, add 2.", "-3 or three"), ("Start at 2, add 2.", "1 <i>+</i> 2 = 4.")]
+    options = [part for text in texts for part in ("--text", *text)]
+    result = dpr("score", made.id("reward"), *options, "--html", page, "--json", home=made.home)
+    assert result.status == 0, result.stderr
+    alone = [dpr("score", made.id("reward"), "--text", *text, "--json", home=made.home).json for text in texts]
+    assert [scored["input_ids"] for scored in result.json] == [scored["input_ids"] for scored in alone]
+    html = page.read_text(encoding="utf-8")
+    assert html.count("Start at 1, add 2.") == html.count("Start at 2, add 2.") == 1
+    shown = dpr("score", made.id("reward"), f"--text={texts[0][0]}", texts[0][1], *options[3:], home=made.home).stdout
+    assert shown.count("return ") == 2
+
+
+def test_every_command_refuses_an_option_that_is_given_twice() -> None:
+    commands = [*app.registered_commands, *benchmark.app.registered_commands]
+    assert len(commands) > 20
+    assert [each for each in commands if not issubclass(each.cls or object, OnceCommand)] == []
 
 
 def test_score_of_a_file_is_a_line_a_row(dpr: Dpr, made: Any, tmp_path: Path) -> None:
