@@ -4,6 +4,7 @@ import logging
 from typing import Any, assert_never
 
 from prefect import flow
+from pydantic import StrictBool
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
@@ -20,14 +21,14 @@ DEMO = recipes.load("demo")
 
 
 @flow(name="dense-path", flow_run_name="{config.name}")
-def dense_path(config: PipelineConfig = DEMO, force: bool = False) -> dict[str, Any]:
+def dense_path(config: PipelineConfig = DEMO, force: StrictBool = False) -> dict[str, Any]:
     """Demonstrations -> SFT with checkpoints -> dense reward -> REINFORCE -> judged answers."""
     return run_graph(RunRequest(config=config, force=force))
 
 
 @flow(name="rerun")
 def rerun(
-    artifact: str, overrides: list[str] | None = None, downstream: bool = False, force: bool = False
+    artifact: str, overrides: list[str] | None = None, downstream: StrictBool = False, force: StrictBool = False
 ) -> dict[str, Any]:
     """Make one artifact again from its stored inputs, with `field=value` overrides; downstream: all built on it too."""
     target = Store.open().resolve(artifact)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
@@ -13,8 +13,12 @@ EXECUTION = {"jobs", "pool"}
 """Fields that may differ between two requests that are the same."""
 
 
+Jobs = Annotated[int, Strict(), Field(ge=1, le=64)]
+"""Processes on this machine that share a sweep."""
+
+
 class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     force: bool = False
 
@@ -54,7 +58,7 @@ class SweepRequest(_Request):
     flow: Literal["sweep"] = "sweep"
     studies: list[Study]
     name: str
-    jobs: int = 1
+    jobs: Jobs = 1
     pool: str | None = None
 
 

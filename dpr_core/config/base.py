@@ -1,26 +1,56 @@
-"""Base classes and parsing of settings: frozen pydantic models, YAML, overrides, and errors with the nearest name."""
+"""Base classes and parsing of settings: strict, frozen pydantic models, overrides, and errors with the nearest name."""
 
 import copy
 import difflib
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
+from dpr_core.config import strict_yaml
 from dpr_core.errors import UsageError
+
+MOST_PROBLEMS = 20
+MOST_SHOWN = 100
+"""Characters of a name or a value that an error quotes."""
 
 
 class Config(BaseModel):
+    """Strict: 3 is no text, "3" and true and 3.0 are no whole numbers, "no" is neither true nor false."""
+
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        _refuse_surrogates(value)
+        return value
 
 
 C = TypeVar("C", bound=Config)
+
+FromList = Strict(False)
+"""For a tuple, which YAML and JSON write as a list; what is in it stays strict."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that is safe in files, tables and commands."""
@@ -39,7 +69,43 @@ def _variable_name(name: str) -> str:
     return name
 
 
-Address = Annotated[str, AfterValidator(_without_credentials)]
+def _refuse_surrogates(value: Any) -> None:
+    """No file and no database takes half of a character."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("this text is not valid Unicode") from None
+    elif isinstance(value, dict):
+        for part in (*value, *value.values()):
+            _refuse_surrogates(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _refuse_surrogates(part)
+
+
+def _one_line(text: str) -> str:
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("control characters, line breaks among them, are not allowed here")
+    return text
+
+
+Line = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_one_line)]
+"""The name of a file, a model or a dataset, or a heading."""
+
+
+def _zero_or_not_tiny(temperature: float) -> float:
+    # Logits divided by less overflow, and what is drawn from them is no sample.
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(f"a temperature is at least {LEAST_TEMPERATURE}, or 0, which is greedy (got {temperature:g})")
+    return temperature
+
+
+LEAST_TEMPERATURE = 0.01
+Temperature = Annotated[float, Field(ge=0, le=100), AfterValidator(_zero_or_not_tiny)]
+"""Of sampling."""
+
+Address = Annotated[Line, AfterValidator(_without_credentials)]
 """Of a server; it is written down and shown."""
 
 Variable = Annotated[str, AfterValidator(_variable_name)]
@@ -74,30 +140,56 @@ def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_explain(model, values, where, e) for e in error.errors(include_url=False)]
+        problems = error.errors(include_url=False)
+        lines = [_explain(model, values, where, problem) for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            lines.append(f"{where}: and {len(problems) - MOST_PROBLEMS} more")
         raise UsageError("\n".join(lines)) from None
 
 
 def _explain(model: type[Config], values: Mapping[str, Any], where: str, error: Mapping[str, Any]) -> str:
     loc = list(error["loc"])
     plain = _without_union_tags(values, loc)
-    field = ".".join(str(part) for part in plain)
+    field = shortened(".".join(str(part) for part in plain))
     label = f"{where}: {field}" if field else where
     message = str(error["msg"])
     if error["type"] == "extra_forbidden":
         names = sorted(_siblings(model, loc[:-1]))
-        near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(loc[-1])[:MOST_SHOWN], names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
         return f"{label}: no such field; {hint}"
     if error["type"] == "missing":
         return f"{label}: this field is required"
     if error["type"] == "union_tag_invalid":
-        return f"{label}.type: unknown type {error['ctx']['tag']!r}; known: {error['ctx']['expected_tags']}"
+        tag, known = shortened(repr(error["ctx"]["tag"])), error["ctx"]["expected_tags"]
+        return f"{label}.type: unknown type {tag}; known: {known}"
     if error["type"] == "union_tag_not_found":
         return f"{label}: a `type` is needed to say which kind this is"
     if error["type"] == "value_error":
         return f"{label}: {error['ctx']['error']!s}"
-    return f"{label}: {message[0].lower()}{message[1:]} (got {error['input']!r})"
+    message = EXPECTED.get(error["type"]) or f"{message[0].lower()}{message[1:]}"
+    return f"{label}: {message} (got {_shown(error['input'])})"
+
+
+EXPECTED = {
+    "int_type": "a whole number is expected, without quotes, point or exponent",
+    "float_type": "a number is expected, without quotes",
+    "bool_type": "true or false is expected",
+    "string_unicode": "this text is not valid Unicode",
+    "string_type": "text is expected; put it in quotes",
+}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shortened(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def shortened(text: str) -> str:
+    """For an error: what a user gave may have any length."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _without_union_tags(values: Any, loc: list[Any]) -> list[Any]:
@@ -143,36 +235,71 @@ def _config_types(annotation: Any) -> list[type[Config]]:
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """Parse a YAML mapping, or say where it is broken."""
     try:
-        values = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        values = strict_yaml.load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: not valid YAML: {strict_yaml.problem(error)}") from None
+    except strict_yaml.RefusedError as error:
+        raise UsageError(f"{where}: {error}") from None
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise UsageError(f"{where}: a mapping of settings is expected, not {type(values).__name__}")
     return values
 
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply `a.b.c=value` assignments, values read as YAML. A `type` is set first, and starts its section afresh."""
-    result: dict[str, Any] = copy.deepcopy(dict(values))
-    for assignment in sorted(assignments, key=lambda text: not text.partition("=")[0].endswith(".type")):
+    """Apply `a.b.c=value` assignments, values read as YAML; none may undo another."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
         path, equals, text = assignment.partition("=")
+        shown = shortened(assignment)
         if not equals or not all(path.split(".")):
-            raise UsageError(f"--set {assignment}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
+            raise UsageError(f"--set {shown}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
+        try:
+            value = strict_yaml.load(text)
+        except yaml.YAMLError:
+            value = text
+        except strict_yaml.RefusedError as error:
+            raise UsageError(f"--set {shown}: {error}") from None
+        for other in changes:
+            if path == other:
+                raise UsageError(f"--set {shortened(path)} is given twice; keep one of them")
+            if other.startswith(f"{path}.") or (path.startswith(f"{other}.") and _holds(changes[other], path, other)):
+                raise UsageError(
+                    f"--set {shortened(other)} and then --set {shortened(path)}: the second undoes the first; "
+                    "keep one of them"
+                )
+        changes[path] = value
+    return assign(values, changes)
+
+
+def _holds(section: Any, path: str, root: str) -> bool:
+    """Whether the section that was set at `root` sets `path` already, or something else than a section above it."""
+    for part in path.removeprefix(f"{root}.").split("."):
+        if not isinstance(section, dict):
+            return True
+        if part not in section:
+            return False
+        section = section[part]
+    return True
+
+
+def assign(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set fields by their dotted names. A `type` is set first, and starts its section afresh."""
+    result: dict[str, Any] = copy.deepcopy(dict(values))
+    for path in sorted(changes, key=lambda path: not path.endswith(".type")):
         *parents, last = path.split(".")
+        if len(parents) >= strict_yaml.MOST_LEVELS:
+            raise UsageError(f"{shortened(path)}: there is no setting at a depth of {len(parents) + 1}")
         node = result
         for part in parents:
             child = node.get(part)
             if not isinstance(child, dict):
                 child = node[part] = {}
             node = child
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            # ValueError: a date that there is not.
-            value = text
-        if last == "type" and node.get("type") != value:
+        if last == "type" and node.get("type") != changes[path]:
             node.clear()
-        node[last] = value
+        node[last] = changes[path]
     return result
 
 
@@ -194,10 +321,10 @@ def _yaml_lines(config: Config, plain: Mapping[str, Any], depth: int) -> Iterato
         elif isinstance(value, dict) and value and all(isinstance(v, Config) for v in value.values()):
             yield f"{pad}{name}:"
             for key, item in value.items():
-                yield f"{pad}  {_scalar(key)}:"
+                yield f"{pad}  {strict_yaml.dump(key)}:"
                 yield from _yaml_lines(item, plain[name][key], depth + 2)
         else:
-            yield f"{pad}{name}: {_scalar(plain[name])}"
+            yield f"{pad}{name}: {strict_yaml.dump(plain[name])}"
 
 
 def _comment(field: FieldInfo) -> list[str]:
@@ -206,9 +333,3 @@ def _comment(field: FieldInfo) -> list[str]:
     if getattr(annotation, "__origin__", None) is Literal and len(get_args(annotation)) > 1:
         lines.append("One of: " + ", ".join(str(choice) for choice in get_args(annotation)))
     return [line.strip() for line in lines if line.strip()]
-
-
-def _scalar(value: Any) -> str:
-    style = '"' if isinstance(value, str) else None
-    text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=math.inf, sort_keys=False)
-    return text.removesuffix("...\n").strip("\n")

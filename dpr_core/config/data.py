@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dpr_core.config.base import Config, StageConfig, type_if_unset
+from dpr_core.config.base import Config, Line, StageConfig, type_if_unset
 
 
 class AdditionsConfig(Config):
@@ -64,7 +64,7 @@ class LabSourceConfig(Config):
     task: LabTask = AdditionsConfig()
     """What is to be answered."""
 
-    rows: int = Field(3072, ge=1)
+    rows: int = Field(3072, ge=1, le=10_000_000)
     """How many demonstrations to write."""
 
     careful: float = Field(1.0, ge=0, le=1)
@@ -96,7 +96,7 @@ class FileSourceConfig(Config):
     type: Literal["file"] = "file"
     """Which kind of source this is."""
 
-    path: str = Field(min_length=1)
+    path: Line = Field(min_length=1)
     """The file."""
 
     columns: ColumnsConfig = ColumnsConfig()
@@ -112,16 +112,16 @@ class HubSourceConfig(Config):
     type: Literal["hub"] = "hub"
     """Which kind of source this is."""
 
-    name: str = "Open-Orca/OpenOrca"
+    name: Line = "Open-Orca/OpenOrca"
     """Dataset id on the hub, or a local folder."""
 
-    subset: str | None = None
+    subset: Line | None = None
     """Configuration of the dataset, where it has several."""
 
-    revision: str | None = None
+    revision: Line | None = None
     """Commit of the dataset repository."""
 
-    split: str = "train"
+    split: Line = "train"
     """Split to read."""
 
     columns: ColumnsConfig = ColumnsConfig()
@@ -162,13 +162,13 @@ class SubsampleConfig(StageConfig):
     source: SourceConfig = HubSourceConfig()
     """Where rows are read from."""
 
-    size: int = Field(100_000, ge=1)
+    size: int = Field(100_000, ge=1, le=100_000_000)
     """How many rows to keep: those with the smallest hash of seed and identifier."""
 
     template: TemplateConfig = TemplateConfig()
     """The one prompt template of this pipeline."""
 
-    max_characters: int = Field(200_000, ge=1)
+    max_characters: int = Field(200_000, ge=1, le=100_000_000)
     """A row whose prompt and response are longer together is set aside as bad."""
 
     max_bad_share: float = Field(0.01, ge=0, le=1)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dpr_core.config.base import Address, Config, Name, StageConfig, Variable, type_if_unset
+from dpr_core.config.base import Address, Config, Line, Name, StageConfig, Temperature, Variable, type_if_unset
 from dpr_core.config.data import AdditionsConfig, LabTask
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
@@ -22,10 +22,10 @@ class LabBenchmarkConfig(Config):
     split: Literal["evaluation", "train"] = "evaluation"
     """Held-out prompts, or training prompts: what is tuned is tuned on these."""
 
-    prompts: int = Field(600, ge=1)
+    prompts: int = Field(600, ge=1, le=1_000_000)
     """How many prompts to ask."""
 
-    prompt_seed: int = 0
+    prompt_seed: int = Field(0, ge=-(2**63), lt=2**63)
     """Seed of the draw of prompts: the same for every policy, so that answers can be paired."""
 
 
@@ -35,7 +35,7 @@ class FileBenchmarkConfig(Config):
     type: Literal["file"] = "file"
     """Which kind of benchmark this is."""
 
-    path: str = Field(min_length=1)
+    path: Line = Field(min_length=1)
     """One JSON object a line, with `prompt` and, if there is one, `id` and a verifiable `reference`."""
 
     content: str | None = None
@@ -64,7 +64,7 @@ class ExtrapolatedConfig(Config):
     type: Literal["extrapolated"] = "extrapolated"
     """Which kind of policy this is."""
 
-    k: float = Field(gt=0)
+    k: float = Field(gt=0, le=1000)
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
 
 
@@ -74,7 +74,7 @@ class ContrastiveConfig(Config):
     type: Literal["contrastive"] = "contrastive"
     """Which kind of policy this is."""
 
-    k: float = Field(gt=0)
+    k: float = Field(gt=0, le=1000)
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
 
 
@@ -84,7 +84,7 @@ class BestOfNConfig(Config):
     type: Literal["best_of_n"] = "best_of_n"
     """Which kind of policy this is."""
 
-    n: int = Field(8, ge=2)
+    n: int = Field(8, ge=2, le=10_000)
     """Responses drawn for each prompt."""
 
     by: Literal["reward", "log_sft"] = "reward"
@@ -106,13 +106,13 @@ PolicyConfig = Annotated[
 class AnsweringConfig(StageConfig):
     """How answers are drawn; the same for every policy and benchmark."""
 
-    temperature: float = Field(0.7, ge=0)
+    temperature: Temperature = 0.7
     """Sampling temperature; 0 is greedy. The paper decodes everything at 0.7. Benchmarks may set their own."""
 
-    max_prompt_tokens: int = Field(1024, ge=1)
+    max_prompt_tokens: int = Field(1024, ge=1, le=2**20)
     """A longer question, all its turns together, is refused; a policy's own earlier answers do not count."""
 
-    max_response_tokens: int = Field(1024, ge=1)
+    max_response_tokens: int = Field(1024, ge=1, le=2**20)
     """Longer answers are cut, and counted; of several turns, each."""
 
     execution: ExecutionConfig = ExecutionConfig()
@@ -149,25 +149,25 @@ class ScriptedJudgeConfig(Config):
 class ChatCompletionsConfig(Config):
     """A language model behind any endpoint that speaks OpenAI's chat completions."""
 
-    model: str = "gpt-4o"
+    model: Line = "gpt-4o"
     """The judging model."""
 
     base_url: Address | None = None
     """Another endpoint than OpenAI's own."""
 
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=100)
     """Sampling temperature of the verdicts; 0 as in the paper."""
 
-    max_tokens: int = Field(512, ge=16)
+    max_tokens: int = Field(512, ge=16, le=2**20)
     """Length limit of a verdict."""
 
-    max_answer_characters: int = Field(100_000, ge=100)
+    max_answer_characters: int = Field(100_000, ge=100, le=100_000_000)
     """Longer answers are cut before they are judged, and counted."""
 
-    api_version: str | None = None
+    api_version: Line | None = None
     """Set for Azure: the version of its interface, such as 2024-10-21. `base_url` is then the resource's address."""
 
-    system_fingerprint: str | None = Field(None, min_length=1)
+    system_fingerprint: Line | None = Field(None, min_length=1)
     """The one version of the model that may judge, as its replies name it; none takes any, and writes down which."""
 
     template: str | None = None
@@ -208,37 +208,37 @@ JudgeByConfig = Annotated[
 class JudgeExecutionConfig(Config):
     """How judging is done."""
 
-    concurrency: int = Field(16, ge=1)
+    concurrency: int = Field(16, ge=1, le=1024)
     """Requests under way at once."""
 
-    retries: int = Field(5, ge=0)
+    retries: int = Field(5, ge=0, le=100)
     """Times a failed request is sent again at once, or when the endpoint says."""
 
-    rounds: int = Field(3, ge=0)
+    rounds: int = Field(3, ge=0, le=100)
     """Times a game whose retries all failed is put at the end of the queue, or what a batch left out is sent again."""
 
-    unreadable_retries: int = Field(2, ge=0)
+    unreadable_retries: int = Field(2, ge=0, le=100)
     """Times a reply that cannot be read is asked for again, and paid again, before it counts as unreadable."""
 
     check_endpoint: bool = True
     """Ask the endpoint for one short reply before any work. Without, verdicts that are all kept need no endpoint."""
 
-    request_seconds: float = Field(120.0, gt=0)
+    request_seconds: float = Field(120.0, gt=0, le=86_400)
     """A request that takes longer has failed."""
 
-    requests_per_minute: float | None = Field(None, gt=0)
+    requests_per_minute: float | None = Field(None, ge=0.01, le=10**9)
     """Rate limit; none sends as fast as `concurrency` allows."""
 
-    tokens_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, ge=0.01, le=10**9)
     """Rate limit of tokens sent and at most received, by estimate."""
 
     batch_requests: int = Field(50_000, ge=1, le=50_000)
     """Most requests in one batch. Fewer are for accounts that may not have so many tokens waiting at once."""
 
-    batch_poll_seconds: float = Field(30.0, gt=0)
+    batch_poll_seconds: float = Field(30.0, gt=0, le=86_400)
     """How often a batch is looked at."""
 
-    batch_wait_hours: float = Field(26.0, gt=0)
+    batch_wait_hours: float = Field(26.0, gt=0, le=8_760)
     """A batch that takes longer is left under way, and the judge gives up; the next run waits for the same batch."""
 
     budget_dollars: float | None = Field(None, gt=0)
@@ -266,7 +266,7 @@ class JudgeConfig(StageConfig):
     by: JudgeByConfig = OpenAIJudgeConfig()
     """Who judges."""
 
-    bootstrap_samples: int = Field(2000, ge=100)
+    bootstrap_samples: int = Field(2000, ge=100, le=100_000)
     """Resamples of the prompts for the interval."""
 
     execution: JudgeExecutionConfig = JudgeExecutionConfig()
@@ -289,7 +289,7 @@ class OpenAIRaterConfig(ChatCompletionsConfig):
     type: Literal["openai"] = "openai"
     """Which kind of rater this is."""
 
-    max_tokens: int = Field(2048, ge=16)
+    max_tokens: int = Field(2048, ge=16, le=2**20)
     """Length limit of a rating and its reasons; MT-Bench's own."""
 
 
@@ -305,13 +305,13 @@ class RateConfig(StageConfig):
     judgings: int = Field(1, ge=1, le=100)
     """How many times each answer is rated; several are several draws, if `by.temperature` is not 0."""
 
-    prompts: str | None = Field(None, min_length=1)
+    prompts: Line | None = Field(None, min_length=1)
     """A local file of instructions in the layout of FastChat's judge_prompts.jsonl, in place of this project's own."""
 
     prompts_content: str | None = None
     """Hash of that file, filled in when the stage starts."""
 
-    bootstrap_samples: int = Field(2000, ge=100)
+    bootstrap_samples: int = Field(2000, ge=100, le=100_000)
     """Resamples of the questions for the interval."""
 
     execution: JudgeExecutionConfig = JudgeExecutionConfig()
@@ -352,5 +352,5 @@ class EvaluationConfig(Config):
 class ReportConfig(StageConfig):
     """The table of all policies over all benchmarks."""
 
-    title: str = "Dense-Path REINFORCE"
+    title: Line = "Dense-Path REINFORCE"
     """Heading of the report."""

@@ -15,7 +15,7 @@ GPU_TOKENS = 8192
 class LaunchConfig(Config):
     """Processes that do a stage together, each with its share of every batch."""
 
-    processes: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, le=4096)
     """Processes of the stage, on all machines together: one for each GPU, or on a CPU as many as share its cores."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -26,7 +26,7 @@ class LaunchConfig(Config):
     """With fsdp: parameters and optimizer rest in the CPU's memory, and only what is at work is on the GPU. One process
     alone, which shares nothing out, rests nothing there either."""
 
-    machines: int = Field(1, ge=1)
+    machines: int = Field(1, ge=1, le=1024)
     """Machines that share them out equally. On every one but the first runs `dpr join`."""
 
     main_address: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
@@ -35,7 +35,7 @@ class LaunchConfig(Config):
     main_port: int = Field(29555, ge=1, le=65535)
     """Where the first machine listens for the others."""
 
-    join_minutes: float = Field(10, gt=0)
+    join_minutes: float = Field(10, gt=0, le=10_080)
     """How long each stage waits for the other machines."""
 
     @property
@@ -61,7 +61,7 @@ class ExecutionConfig(Config):
     device: Device = "auto"
     """`cuda` refuses to begin without a GPU. `auto` takes a GPU where there is one, and else the CPU."""
 
-    tokens_per_micro_batch: int | None = Field(None, ge=1)
+    tokens_per_micro_batch: int | None = Field(None, ge=1, le=2**24)
     """Tokens, padding included, that go through a network at once; none takes 1024 on a CPU and 8192 on a GPU."""
 
     packing: bool | None = None
@@ -69,7 +69,7 @@ class ExecutionConfig(Config):
     another. Unset packs with flash attention, and with sdpa on a CPU, where attention goes sequence by sequence; any
     other attention would mask all pairs of tokens in the row."""
 
-    logits_per_chunk: int = Field(2**25, ge=1)
+    logits_per_chunk: int = Field(2**25, ge=1, le=2**34)
     """Logits (tokens x vocabulary) that exist at once. Where all of a micro-batch fit, training computes them once and
     not again in the backward pass."""
 
@@ -80,25 +80,25 @@ class ExecutionConfig(Config):
     """Have torch.compile fuse what goes element by element in the layers that train and that score, when they first
     run. It takes a C++ compiler, and on a GPU Triton."""
 
-    rollout_rows: int = Field(256, ge=1)
+    rollout_rows: int = Field(256, ge=1, le=2**16)
     """Responses that are drawn at once; each needs room for its keys and values."""
 
     graphs: bool = True
     """On a GPU, replay the steps of a rollout as CUDA graphs: starting their kernels one by one takes longer than the
     kernels. Each is compared with what it is to repeat; where it differs, or none can be made, there are none."""
 
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of this stage; none leaves torch's own choice. Of several processes each has so many, or its share of
     the cores."""
 
-    checkpoint_minutes: float | None = Field(10.0, gt=0)
+    checkpoint_minutes: float | None = Field(10.0, gt=0, le=525_600)
     """A killed run goes on from a state that is at most this old; none keeps no states by the clock."""
 
-    checkpoint_steps: int | None = Field(None, ge=1)
+    checkpoint_steps: int | None = Field(None, ge=1, le=10**9)
     """Also keep a state after every so many steps: optimizer steps of SFT and of the lab's backbone, iterations of
     REINFORCE, batches of answers, and in self-play batches of responses and optimizer steps alike."""
 
-    skipped_steps: int = Field(3, ge=0)
+    skipped_steps: int = Field(3, ge=0, le=10**6)
     """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""
 
     launch: LaunchConfig = LaunchConfig()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dpr_core.config.base import Config, StageConfig, type_if_unset
+from dpr_core.config.base import Config, StageConfig, Temperature, type_if_unset
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import LengthsConfig, OptimizerConfig
 
@@ -47,19 +47,19 @@ class SelfPlayConfig(StageConfig, OptimizerConfig, LengthsConfig):
     method: SelfPlayMethod = SpinConfig()
     """What is learned from a demonstration and the opponent's response to the same prompt."""
 
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(3, ge=1, le=1000)
     """Opponents, one after the other. GSIL's authors use one."""
 
-    pairs: int | None = Field(None, ge=1)
+    pairs: int | None = Field(None, ge=1, le=10**8)
     """Demonstrations drawn for each round, if there are so many; none means all."""
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=10_000)
     """Passes over the pairs of a round (the scripts of SPIN's authors: 3 in the first round, 6 later on)."""
 
     mix_previous: bool = True
     """From the second round on, learn from the previous round's pairs too (as SPIN's authors do)."""
 
-    temperature: float = Field(1.0, ge=0)
+    temperature: Temperature = 1.0
     """Sampling temperature of the opponent; 0 is greedy, as in the script of GSIL's authors."""
 
     learning_rate: float = Field(5e-7, gt=0)
@@ -68,7 +68,7 @@ class SelfPlayConfig(StageConfig, OptimizerConfig, LengthsConfig):
     later_learning_rate: float | None = Field(1e-7, gt=0)
     """Peak learning rate of the rounds after it; none leaves it the same."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=2**20)
     """Pairs of one optimizer step."""
 
     warmup_ratio: float = Field(0.1, ge=0, le=1)
@@ -93,10 +93,10 @@ class ContinuedSFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     learning_rate: float = Field(5e-6, gt=0)
     """Peak learning rate. Tune it: the control is only fair at its best."""
 
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=2**20)
     """Sequences of one optimizer step, over all processes and micro-batches."""
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=10_000)
     """Passes over the demonstrations."""
 
     execution: ExecutionConfig = ExecutionConfig()

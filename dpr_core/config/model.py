@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.base import Config, Line, StageConfig
 from dpr_core.config.data import AdditionsConfig, LabTask
 from dpr_core.config.execution import ExecutionConfig
 
@@ -17,10 +17,10 @@ class PretrainedBackboneConfig(Config):
     type: Literal["pretrained"] = "pretrained"
     """Which kind of backbone this is."""
 
-    name: str = Field(min_length=1)
+    name: Line = Field(min_length=1)
     """Hub id, such as meta-llama/Llama-3.1-8B, or a local folder."""
 
-    revision: str | None = None
+    revision: Line | None = None
     """Commit of the hub repository. Pin it: an unpinned name is not the same model tomorrow."""
 
     content: str | None = None
@@ -45,40 +45,40 @@ class LabBackboneConfig(StageConfig):
     task: LabTask = AdditionsConfig()
     """The skill."""
 
-    width: int = Field(96, ge=8)
+    width: int = Field(96, ge=8, le=1024)
     """Hidden size."""
 
-    layers: int = Field(3, ge=1)
+    layers: int = Field(3, ge=1, le=32)
     """Transformer blocks."""
 
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=128)
     """Attention heads of a block."""
 
-    feed_forward: int = Field(256, ge=8)
+    feed_forward: int = Field(256, ge=8, le=4096)
     """Inner size of the feed-forward blocks."""
 
     teach_learning_rate: float = Field(3e-3, gt=0)
     """Phase 1 teaches the skill on careful answers alone."""
 
-    teach_batch_size: int = Field(16, ge=1)
+    teach_batch_size: int = Field(16, ge=1, le=2**16)
     """Answers of one step of phase 1."""
 
-    teach_max_steps: int = Field(1500, ge=1)
+    teach_max_steps: int = Field(1500, ge=1, le=10**7)
     """Phase 1 ends when greedy probes pass, and fails if they have not by this step."""
 
     probe_accuracy: float = Field(0.95, ge=0, le=1)
     """Accuracy on training prompts that a greedy probe must reach twice running."""
 
-    probe_every: int = Field(50, ge=1)
+    probe_every: int = Field(50, ge=1, le=10**7)
     """Steps between probes."""
 
-    blend_steps: int = Field(200, ge=0)
+    blend_steps: int = Field(200, ge=0, le=10**7)
     """Phase 2 trains on a careless mixture, so that the skill is there but seldom shown."""
 
     blend_learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of phase 2, which decays to a tenth of it."""
 
-    blend_batch_size: int = Field(32, ge=1)
+    blend_batch_size: int = Field(32, ge=1, le=2**16)
     """Answers of one step of phase 2."""
 
     blend_careful: float = Field(0.10, ge=0, le=1)

@@ -4,22 +4,22 @@ from typing import Literal
 
 from pydantic import Field
 
-from dpr_core.config.base import Config
+from dpr_core.config.base import Config, Line
 
 
 class OfficialBenchmarkConfig(Config):
     """Questions in the layout of a public benchmark, from a local file or from the hub."""
 
-    path: str | None = Field(None, min_length=1)
+    path: Line | None = Field(None, min_length=1)
     """A local file of the questions in their official layout; none takes them from the hub."""
 
-    repository: str = Field(min_length=1)
+    repository: Line = Field(min_length=1)
     """The dataset of the Hugging Face hub that holds them."""
 
-    file: str = Field(min_length=1)
+    file: Line = Field(min_length=1)
     """The file of that dataset."""
 
-    revision: str | None = None
+    revision: Line | None = None
     """Commit of the dataset; none takes what is there now."""
 
     content: str | None = None
@@ -32,13 +32,13 @@ class AlpacaEvalConfig(OfficialBenchmarkConfig):
     type: Literal["alpaca_eval"] = "alpaca_eval"
     """Which kind of benchmark this is."""
 
-    repository: str = Field("tatsu-lab/alpaca_eval", min_length=1)
+    repository: Line = Field("tatsu-lab/alpaca_eval", min_length=1)
     """The dataset of the Hugging Face hub that holds them."""
 
-    file: str = Field("alpaca_eval.json", min_length=1)
+    file: Line = Field("alpaca_eval.json", min_length=1)
     """The file of that dataset."""
 
-    revision: str | None = "57530fed23a308e771c06bba55cb49b7e7625711"
+    revision: Line | None = "57530fed23a308e771c06bba55cb49b7e7625711"
     """Commit of the dataset; none takes what is there now."""
 
 
@@ -48,13 +48,13 @@ class ArenaHardConfig(OfficialBenchmarkConfig):
     type: Literal["arena_hard"] = "arena_hard"
     """Which kind of benchmark this is."""
 
-    repository: str = Field("lmarena-ai/arena-hard-auto", min_length=1)
+    repository: Line = Field("lmarena-ai/arena-hard-auto", min_length=1)
     """The dataset of the Hugging Face hub that holds them."""
 
-    file: str = Field("data/arena-hard-v0.1/question.jsonl", min_length=1)
+    file: Line = Field("data/arena-hard-v0.1/question.jsonl", min_length=1)
     """The file of that dataset."""
 
-    revision: str | None = "15f3746e21432264ce9b453999bde4f3c946d2e6"
+    revision: Line | None = "15f3746e21432264ce9b453999bde4f3c946d2e6"
     """Commit of the dataset; none takes what is there now."""
 
     temperatures: Literal["paper", "own"] = "paper"
@@ -67,10 +67,10 @@ class LimaConfig(OfficialBenchmarkConfig):
     type: Literal["lima"] = "lima"
     """Which kind of benchmark this is."""
 
-    repository: str = Field("GAIR/lima", min_length=1)
+    repository: Line = Field("GAIR/lima", min_length=1)
     """The dataset of the Hugging Face hub that holds them."""
 
-    file: str = Field("test.jsonl", min_length=1)
+    file: Line = Field("test.jsonl", min_length=1)
     """The file of that dataset."""
 
 
@@ -80,19 +80,19 @@ class MTBenchConfig(OfficialBenchmarkConfig):
     type: Literal["mt_bench"] = "mt_bench"
     """Which kind of benchmark this is."""
 
-    repository: str = Field("HuggingFaceH4/mt_bench_prompts", min_length=1)
+    repository: Line = Field("HuggingFaceH4/mt_bench_prompts", min_length=1)
     """The dataset of the Hugging Face hub that holds them."""
 
-    file: str = Field("raw/question.jsonl", min_length=1)
+    file: Line = Field("raw/question.jsonl", min_length=1)
     """The file of that dataset."""
 
-    revision: str | None = "e3a795c5e9a82ee40611c416b8a7786c73198991"
+    revision: Line | None = "e3a795c5e9a82ee40611c416b8a7786c73198991"
     """Commit of the dataset; none takes what is there now."""
 
     temperatures: Literal["paper", "own"] = "paper"
     """The answer stage's temperature, as in the paper, or the benchmark's own for each category."""
 
-    references: str | None = Field(None, min_length=1)
+    references: Line | None = Field(None, min_length=1)
     """A local file of reference answers in FastChat's layout, which the judge is shown."""
 
     references_content: str | None = None

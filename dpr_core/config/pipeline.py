@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from dpr_core.config.base import Config, Name, StageConfig, override, parse, type_if_unset
+from dpr_core.config.base import Config, FromList, Line, Name, StageConfig, override, parse, type_if_unset
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     RESERVED,
@@ -41,7 +41,7 @@ class VariantConfig(Config):
     type: Literal["variant"] = "variant"
     """Which kind of method this is."""
 
-    changes: tuple[str, ...] = Field(min_length=1)
+    changes: Annotated[tuple[str, ...], FromList] = Field(min_length=1, max_length=100)
     """What is different, as `--set` takes it: `reward.formula=with_value`, `reinforce.algorithm.gamma=0.95`."""
 
 
@@ -107,7 +107,7 @@ class PipelineConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _share_seed(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("seed"), int):
+        if not isinstance(values, dict) or type(values.get("seed")) is not int:
             return values
         seeded = dict(values)
         for stage in STAGES:
@@ -261,7 +261,7 @@ ExhibitName = Literal["sweep", "table1", "table2", "figure1", "figure2", "figure
 class ExperimentConfig(StageConfig):
     """The tables, the plots and the verdicts of an experiment."""
 
-    title: str = "Sweep"
+    title: Line = "Sweep"
     """Heading of the results."""
 
     exhibit: ExhibitName = "sweep"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpr_core.config.base import Config, StageConfig, type_if_unset
+from dpr_core.config.base import LEAST_TEMPERATURE, Config, StageConfig, type_if_unset
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.rollouts import InProcessConfig, Rollouts
 from dpr_core.config.training import LengthsConfig, LoRAConfig, OptimizerConfig
@@ -104,7 +104,7 @@ class PPOConfig(ClippedReinforceConfig):
     critic_learning_rate: float = Field(9e-6, gt=0)
     """Peak learning rate of the critic (OpenRLHF's default)."""
 
-    critic_warmup_iterations: int = Field(0, ge=0)
+    critic_warmup_iterations: int = Field(0, ge=0, le=10**7)
     """Iterations in which only the critic learns."""
 
 
@@ -131,7 +131,7 @@ class WitnessStopConfig(Config):
     type: Literal["witness_stop"] = "witness_stop"
     """Which kind of guard this is."""
 
-    window: int = Field(4, ge=1)
+    window: int = Field(4, ge=1, le=10**6)
     """Iterations over which each witness is averaged."""
 
     stop_beyond: float = Field(4.0, gt=0)
@@ -157,19 +157,19 @@ class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
     learning_rate: float = Field(5e-7, gt=0)
     """Peak learning rate."""
 
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=2**20)
     """Sequences of one optimizer step, over all processes and micro-batches."""
 
-    rollout_batch_size: int = Field(1024, ge=1)
+    rollout_batch_size: int = Field(1024, ge=1, le=2**24)
     """Prompts of one iteration."""
 
-    samples_per_prompt: int = Field(1, ge=1)
+    samples_per_prompt: int = Field(1, ge=1, le=2**16)
     """Responses drawn for each prompt."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE, le=100)
     """Sampling temperature of the rollouts. Rewards are scored at temperature 1 whatever this is."""
 
-    iterations: int | None = Field(None, ge=1)
+    iterations: int | None = Field(None, ge=1, le=10**7)
     """Rollout batches to learn from; none means one pass over the prompts (the paper does not say)."""
 
     guard: Annotated[GuardConfig, Field(discriminator="type"), type_if_unset("kl_stop")] | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.base import Config, FromList, StageConfig
 from dpr_core.config.execution import ExecutionConfig
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -20,7 +20,7 @@ class RewardConfig(StageConfig):
     formula: Formula = "baseline_relative"
     """Eq. 5 of the paper, one of its two ablations, or a control: Eq. 5 with a sign drawn at random for every token."""
 
-    reference: Fraction | tuple[Fraction, ...] | Literal["ema", "validated"] = 0.5
+    reference: Fraction | Annotated[tuple[Fraction, ...], FromList] | Literal["ema", "validated"] = 0.5
     """Fraction alpha of the SFT run whose checkpoint is the reference. Beyond the paper: several, whose weights
     are averaged; `ema`, the run's moving average; `validated`, the kept checkpoint that finds corrupted tokens best."""
 
@@ -30,7 +30,7 @@ class RewardConfig(StageConfig):
     normalise: bool = False
     """Beyond the paper: divide by the deviation of the token reward on demonstrations."""
 
-    probe_demonstrations: int = Field(256, ge=1)
+    probe_demonstrations: int = Field(256, ge=1, le=10**6)
     """Demonstrations that the reward is measured on; those that SFT saw cut or not at all are passed over."""
 
     execution: ExecutionConfig = ExecutionConfig()
@@ -56,7 +56,7 @@ class RewardDefinitionConfig(Config):
     formula: Formula = "baseline_relative"
     """How the two models' log-probabilities become a token reward."""
 
-    reference: tuple[Fraction | Literal["ema"], ...] = Field(min_length=1)
+    reference: Annotated[tuple[Fraction | Literal["ema"], ...], FromList] = Field(min_length=1)
     """The parts of the SFT run whose weights are averaged to the reference; one part stands for itself."""
 
     scale: float = Field(1.0, gt=0)
@@ -65,7 +65,7 @@ class RewardDefinitionConfig(Config):
     clip_above: float | None = Field(None, gt=0)
     """Token rewards above this, after the division, count as this."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """Decides the signs of `random_sign`."""
 
     candidates: dict[str, float] = Field({})
@@ -81,16 +81,16 @@ class RewardDefinitionConfig(Config):
 class DiagnoseConfig(StageConfig):
     """What can be known of a reward before it is trained on."""
 
-    prompts: int = Field(40, ge=2)
+    prompts: int = Field(40, ge=2, le=10**6)
     """Training prompts that the SFT policy answers several times."""
 
-    samples: int = Field(8, ge=2)
+    samples: int = Field(8, ge=2, le=10_000)
     """Answers to each of them."""
 
-    demonstrations: int = Field(500, ge=2)
+    demonstrations: int = Field(500, ge=2, le=10**6)
     """Demonstrations of which one token is replaced by another."""
 
-    max_response_tokens: int = Field(1024, ge=1)
+    max_response_tokens: int = Field(1024, ge=1, le=2**20)
     """Longer answers are cut."""
 
     execution: ExecutionConfig = ExecutionConfig()

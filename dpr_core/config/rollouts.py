@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpr_core.config.base import Address, Config, Variable, type_if_unset
+from dpr_core.config.base import Address, Config, Line, Variable, type_if_unset
 
 
 class InProcessConfig(Config):
@@ -17,7 +17,7 @@ class InProcessConfig(Config):
 class VllmExecutionConfig(Config):
     """Where vLLM runs. None of this changes what comes out beyond rounding."""
 
-    python: str | None = None
+    python: Line | None = None
     """The Python of an environment that holds vLLM, for a server that the stage starts and ends itself; none takes the
     one in the folder that the environment variable DENSE_PATH_VLLM names."""
 
@@ -34,10 +34,10 @@ class VllmExecutionConfig(Config):
     eager: bool = False
     """A server of the stage's own starts sooner and draws more slowly, without compiling the network."""
 
-    start_seconds: float = Field(900.0, gt=0)
+    start_seconds: float = Field(900.0, gt=0, le=86_400)
     """How long a server may take until it answers, at the start and after it has died."""
 
-    request_seconds: float = Field(1800.0, gt=0)
+    request_seconds: float = Field(1800.0, gt=0, le=604_800)
     """How long one response may take; a server that takes longer counts as dead."""
 
     @model_validator(mode="after")

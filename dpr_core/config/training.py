@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dpr_core.config.base import Config, StageConfig
+from dpr_core.config.base import Config, FromList, StageConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 
@@ -12,10 +12,10 @@ from dpr_core.config.model import PretrainedBackboneConfig
 class LengthsConfig(Config):
     """Limits in tokens."""
 
-    max_prompt_tokens: int = Field(1024, ge=1)
+    max_prompt_tokens: int = Field(1024, ge=1, le=2**20)
     """Longer prompts are left out, and counted."""
 
-    max_response_tokens: int = Field(1024, ge=1)
+    max_response_tokens: int = Field(1024, ge=1, le=2**20)
     """Longer responses are cut, without an end token, and counted."""
 
 
@@ -28,7 +28,7 @@ class OptimizerConfig(Config):
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
 
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**20)
     """Sequences of one optimizer step, over all processes and micro-batches."""
 
     warmup_ratio: float = Field(0.03, ge=0, le=1)
@@ -40,7 +40,7 @@ class OptimizerConfig(Config):
     final_learning_rate_share: float = Field(0.1, ge=0, le=1)
     """The decay ends at this share of the peak (OpenRLHF's default)."""
 
-    adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
+    adam_betas: Annotated[tuple[Beta, Beta], FromList] = (0.9, 0.95)
     """Decay rates of Adam's moments (OpenRLHF's default)."""
 
     weight_decay: float = Field(0.0, ge=0)
@@ -53,7 +53,7 @@ class OptimizerConfig(Config):
 class LoRAConfig(Config):
     """Train low-rank adapters in place of all weights. Checkpoints have them merged in."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=2**16)
     """Rank of each adapter."""
 
     alpha: float = Field(32.0, gt=0)
@@ -62,7 +62,15 @@ class LoRAConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of an adapter's inputs that are dropped in training; never in scoring or sampling."""
 
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Annotated[tuple[str, ...], FromList] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     """Which linear layers have one; by default all those of the four families' blocks."""
 
 
@@ -75,13 +83,13 @@ class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     learning_rate: float = Field(5e-6, gt=0)
     """Peak learning rate."""
 
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=2**20)
     """Sequences of one optimizer step, over all processes and micro-batches."""
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=10_000)
     """Passes over the demonstrations. The paper's half-way checkpoint has seen half of the samples: one pass."""
 
-    checkpoints: tuple[float, ...] = (0.5, 1.0)
+    checkpoints: Annotated[tuple[float, ...], FromList] = Field((0.5, 1.0), max_length=1000)
     """Fractions of the run whose weights are kept. The end is always kept."""
 
     ema_decay: float | None = Field(None, gt=0, lt=1)

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from dpr_core.config.base import Config, override, parse
+from dpr_core.config import strict_yaml
+from dpr_core.config.base import Config, Line, assign, parse, shortened
 from dpr_core.config.pipeline import ExhibitName, PipelineConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
@@ -22,8 +23,8 @@ CHECKPOINTS = "sft.checkpoints"
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"(?<![^,\s])({NUMBER}):({NUMBER}):({NUMBER})(?![^,\s])")
-SEXAGESIMAL = re.compile(r"(?<![^,\s\[])\d+(?::\d+)+(?![^,\s\]])")
-"""What YAML takes for a number to the base 60, and nobody means."""
+COLONS = re.compile(r"(?<![^,\s\[])\d+(?::\d+)+(?![^,\s\]])")
+"""A range without its step."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Point:
 class Study(Config):
     """One recipe, what is varied in it, and what is shown of that."""
 
-    title: str
+    title: Line
     """Heading of the table at the end."""
 
     exhibit: ExhibitName = "sweep"
@@ -68,8 +69,7 @@ def expand(base: Mapping[str, Any], over: Mapping[str, Sequence[Any]], where: st
     for combination in itertools.product(*over.values()):
         values = dict(zip(over, combination, strict=True))
         name = label(values, short)
-        assignments = [f"{field}={yaml.safe_dump(value, default_flow_style=True)}" for field, value in values.items()]
-        config = parse(PipelineConfig, override(kept, assignments), f"{where}, point {name}" if name else where)
+        config = parse(PipelineConfig, assign(kept, values), f"{where}, point {name}" if name else where)
         if (whole := config.model_dump_json()) in seen:
             continue
         seen.add(whole)
@@ -83,29 +83,31 @@ def read_over(assignments: Iterable[str]) -> dict[str, list[Any]]:
     over: dict[str, list[Any]] = {}
     for assignment in assignments:
         field, equals, text = assignment.partition("=")
+        shown = shortened(assignment)
         example = "--over reinforce.algorithm.gamma=0.93,0.95,1 or --over reward.reference=0.1:0.9:0.1"
         if not equals or not all(field.split(".")):
-            raise UsageError(f"--over {assignment}: expected field=value,value,... such as {example}")
+            raise UsageError(f"--over {shown}: expected field=value,value,... such as {example}")
         text = RANGE.sub(_range, text)
         try:
-            # A text can be well formed and no value, such as a date that there is not.
-            values = yaml.safe_load(f"[{text}]")
-            if SEXAGESIMAL.search(text) or not isinstance(values, list):
-                raise ValueError
-        except (yaml.YAMLError, ValueError):
-            raise UsageError(
-                f"--over {assignment}: cannot be read as values with commas between; try {example}"
-            ) from None
+            values = strict_yaml.load(f"[{text}]")
+            if COLONS.search(text) or not isinstance(values, list):
+                raise ValueError(f"cannot be read as values with commas between; try {example}")
+        except yaml.YAMLError:
+            raise UsageError(f"--over {shown}: cannot be read as values with commas between; try {example}") from None
+        except ValueError as error:
+            raise UsageError(f"--over {shown}: {error}") from None
         if field in over:
-            raise UsageError(f"--over {field} is given twice; put all its values into one, with commas between")
-        over[field] = [_number(value) for value in values]
+            raise UsageError(
+                f"--over {shortened(field)} is given twice; put all its values into one, with commas between"
+            )
+        over[field] = values
     return over
 
 
 def with_references(base: Mapping[str, Any], over: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """`base` with every single reference that `over` names among `sft.checkpoints`, unless those are varied too."""
     if missing := missing_references(base, over):
-        return override(base, [f"{CHECKPOINTS}={sorted({*_checkpoints(base), *missing})}"])
+        return assign(base, {CHECKPOINTS: sorted({*_checkpoints(base), *missing})})
     return dict(base)
 
 
@@ -163,11 +165,6 @@ def _word(value: Any) -> str:
 def _free(name: str, taken: Mapping[str, Point]) -> str:
     numbered = (f"{name} no={number}" for number in itertools.count(2))
     return name if name not in taken else next(other for other in numbered if other not in taken)
-
-
-def _number(value: Any) -> Any:
-    """YAML takes 1e-4 for a text."""
-    return float(value) if isinstance(value, str) and re.fullmatch(NUMBER, value) else value
 
 
 def _range(found: re.Match[str]) -> str:

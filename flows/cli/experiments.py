@@ -68,6 +68,7 @@ def sweep(
     A sweep that was stopped goes on where it was when it is started again.
     """
     with reported(debug, RESUME):
+        from dpr_core.config.base import parse
         from dpr_core.experiments.points import Study, missing_references, read_over
         from flows import recipes
         from flows.cli import experiments_view
@@ -81,7 +82,7 @@ def sweep(
             kept = ", ".join(f"{fraction:g}" for fraction in missing)
             print(f"sft.checkpoints keeps {kept} too, so that one SFT run serves every reference", file=sys.stderr)
         title = f"{config.name}: {' x '.join(values)}"
-        studies = [Study(title=title, config=config, over=values)]
+        studies = [parse(Study, {"title": title, "config": config, "over": values}, "--over")]
         document, failure = _run_or_plan(studies, f"sweep {config.name}", pool, Options(plan, as_json, debug, jobs))
         if document is not None:
             emit(document, as_json, lambda: experiments_view.sweep_summary(Store.open(), document))

@@ -8,10 +8,14 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.base import override, parse, read_yaml
+from dpr_core.config.base import override, parse, read_yaml, shortened
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.strict_yaml import MOST_CHARACTERS
 from dpr_core.errors import UsageError
+from dpr_core.files import refuse_special
 
+MOST_PARENTS = 16
+LONGEST_PATH = 4096
 FOLDER = resources.files("flows.recipes")
 
 
@@ -51,6 +55,8 @@ def _extended(recipe: str, folder: Path, chain: tuple[str, ...]) -> dict[str, An
     where, file = _find(recipe, folder, chain)
     if where in chain:
         raise UsageError(f"recipes extend each other in a circle: {' -> '.join((*chain, where))}")
+    if len(chain) > MOST_PARENTS:
+        raise UsageError(f"{chain[0]} extends a recipe that extends another, and so on more than {MOST_PARENTS} times")
     own = read_yaml(_read(file, where), where)
     parent = own.pop("extends", None)
     if parent is None:
@@ -64,6 +70,8 @@ def _find(recipe: str, folder: Path, chain: Sequence[str]) -> tuple[str, Travers
     """The name or path of a recipe, and its file."""
     if recipe in names():
         return recipe, FOLDER / f"{recipe}.yaml"
+    if len(recipe) > LONGEST_PATH:
+        raise UsageError(f"there is no recipe of a name of {len(recipe)} characters: {shortened(recipe)}")
     path = Path(os.path.normpath(folder / recipe))
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(recipe, names(), n=1)
@@ -74,8 +82,14 @@ def _find(recipe: str, folder: Path, chain: Sequence[str]) -> tuple[str, Travers
 
 
 def _read(file: Traversable | Path, where: str) -> str:
+    if isinstance(file, Path):
+        refuse_special(file)
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            content = stream.read(MOST_CHARACTERS + 1)
+        if len(content) > MOST_CHARACTERS:
+            raise UsageError(f"{where} is longer than {MOST_CHARACTERS} bytes, the most that a recipe may have")
+        return content.decode()
     except OSError as error:
         raise UsageError(f"cannot read {where}: {error.strerror}") from None
     except UnicodeDecodeError as error:

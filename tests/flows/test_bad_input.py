@@ -58,6 +58,9 @@ def test_a_wrong_request_is_one_sentence(dpr: Dpr, arguments: list[Any], words: 
         (["export", "{reinforce}", "out", "--part", "sft"], ["leave --part out"]),
         (["export", "{subsample}", "out"], ["stage subsample", "backbone or sft or reward or reinforce"]),
         (["rerun", "{reinforce}", "--set", "gamma=0.9"], ["gamma: no such field"]),
+        (["rerun", "{sft}", "--set", "batch_size=true"], ["batch_size: a whole number is expected"]),
+        (["rerun", "{sft}", "--set", "epochs=2", "--set", "epochs=3"], ["--set epochs is given twice"]),
+        (["rerun", "{reinforce}", "--set", "iterations=1000000000000"], ["iterations: ", "less than or equal to"]),
         (["rerun", "{reinforce}", "--set", "learning_rate=0"], ["learning_rate: ", "greater than 0"]),
     ],
 )

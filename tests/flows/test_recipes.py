@@ -83,7 +83,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     folder.mkdir()
     assert problem(absent) == f"cannot read {absent}: No such file or directory"
     assert problem(latin) == f"{latin} is not UTF-8 text (byte 9)"
-    assert problem(folder) == f"cannot read {folder}: Is a directory"
+    assert problem(folder) == f"{folder} is a folder, but a file is needed; name an ordinary file"
 
 
 @pytest.mark.parametrize(

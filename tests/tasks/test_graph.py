@@ -248,7 +248,7 @@ def test_a_failed_attempt_can_be_rerun(store: Store, toys: dict[str, Stage], run
     ("override", "message"),
     [
         ("valu=3", "number: valu: no such field; did you mean value"),
-        ("value=x", "number: value: .*valid integer"),
+        ("value=x", "number: value: .*whole number"),
         ("value", "expected field=value"),
     ],
 )

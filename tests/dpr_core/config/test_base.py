@@ -75,6 +75,20 @@ def test_every_config_is_closed_and_frozen(kind: type[Config]) -> None:
     assert kind.model_config["extra"] == "forbid"
     assert kind.model_config["frozen"]
     assert not kind.model_config["allow_inf_nan"]
+    assert kind.model_config["strict"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_what_costs_time_or_memory_is_bounded(kind: type[Config]) -> None:
+    def unbounded(name: str, schema: dict[str, Any]) -> bool:
+        parts = [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else [])]
+        counts = schema.get("type") == "integer" or name.endswith(("seconds", "minutes", "hours", "temperature"))
+        bounds = {"maximum", "exclusiveMaximum"} & schema.keys()
+        numeric = schema.get("type") in ("integer", "number")
+        return (numeric and counts and not bounds) or any(unbounded(name, part) for part in parts)
+
+    properties = kind.model_json_schema().get("properties", {})
+    assert [name for name, schema in properties.items() if unbounded(name, schema)] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -152,7 +166,7 @@ def test_yaml_that_is_no_mapping_is_refused() -> None:
 
 
 def test_yaml_cannot_build_objects() -> None:
-    with pytest.raises(UsageError, match="not valid YAML"):
+    with pytest.raises(UsageError, match=r"x: line 1: a tag \(!!python/object/apply:os.getcwd\) is not taken"):
         read_yaml("a: !!python/object/apply:os.getcwd []", "x")
 
 
@@ -195,7 +209,6 @@ def test_an_assignment_without_field_or_value_is_refused(assignment: str) -> Non
 
 
 def test_a_recipe_that_holds_a_date_can_be_overridden() -> None:
-    """YAML reads 2024-01-01 as a date, which JSON cannot write."""
     changed = override(read_yaml("rooms: 1\ncolour: 2024-01-01", "x"), ["rooms=2"])
     with pytest.raises(UsageError, match="colour"):
         parse(House, changed, "x")
@@ -246,7 +259,6 @@ def test_any_text_survives_commented_yaml(text: str) -> None:
     assert parse(House, read_yaml(commented_yaml(house), "x"), "x") == house
 
 
-def test_a_date_that_there_is_not_is_text() -> None:
-    assert override({}, ["name=2026-13-45"]) == {"name": "2026-13-45"}
-    with pytest.raises(UsageError, match="mine: not valid YAML: month must be"):
-        read_yaml("name: 2026-13-45", "mine")
+@pytest.mark.parametrize("date", ["2026-13-45", "2024-01-01"])
+def test_a_date_is_text(date: str) -> None:
+    assert override({}, [f"name={date}"]) == {"name": date} == read_yaml(f"name: {date}", "mine")
