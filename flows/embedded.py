@@ -21,6 +21,7 @@ def prepare(home: Path, debug: bool = False) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     # The command line reports errors itself, in a sentence; Prefect would print a traceback.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "CRITICAL")
+    os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "ERROR" if debug else "CRITICAL")
     if os.environ.get("PREFECT_API_URL"):
         return
     if shutil.disk_usage(home).free < NEEDED_BYTES:
@@ -28,6 +29,9 @@ def prepare(home: Path, debug: bool = False) -> None:
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    # One that is gone stays so, and nothing depends on what it is told.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
+    os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "30")
 
 
 def start_server() -> None:
@@ -36,8 +40,12 @@ def start_server() -> None:
     A terminal sends Ctrl-C, and its own end, to all processes. The server must live on until the flow has reported its
     end.
     """
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.worker import EventsWorker
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL
+
+    from tasks.prefect_task import AWAY, lose
 
     if PREFECT_API_URL.value():
         return
@@ -47,6 +55,9 @@ def start_server() -> None:
         server.start()
         if server.server_process is not None:
             _watchdogs.append(_end_with_this_process(server.server_process.pid))
+        EventsWorker.set_client_override(PrefectEventsClient, api_url=server.api_url, reconnection_attempts=2)
+    except AWAY as error:
+        lose(error)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

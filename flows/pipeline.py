@@ -3,15 +3,15 @@
 import logging
 from typing import Any, assert_never
 
-from prefect import flow
 from pydantic import StrictBool
 
 from dpr_core.config.pipeline import PipelineConfig
 from flows import recipes
 from flows.dispatch import dispatch
+from flows.orchestration import body, flow, run_flow
 from flows.requests import Request, RerunRequest, RunRequest, StageRequest, SweepRequest
 from flows.run_document import pipeline_run, stage_entry
-from flows.sweep import sweep
+from flows.sweep import run_request, sweep
 from tasks.artifacts.store import Store
 from tasks.graph import in_order, plan, preflight, resolved
 from tasks.prefect_task import link_runs, stage_task
@@ -45,16 +45,19 @@ def start(request: Request) -> dict[str, Any]:
     """Run a request as its Prefect flow."""
     match request:
         case RunRequest():
-            return dense_path(request.config, request.force)
+            return run_flow(lambda: dense_path(request.config, request.force), lambda: run_graph(request))
         case RerunRequest():
-            return rerun(request.artifact, request.overrides, request.downstream, request.force)
+            arguments = request.artifact, request.overrides, request.downstream, request.force
+            return run_flow(lambda: rerun(*arguments), lambda: run_graph(request))
         case StageRequest():
-            return single_stage(request)
+            return run_flow(lambda: single_stage(request), lambda: run_graph(request))
         case SweepRequest():
-            return sweep(request.studies, request.name, request.jobs, request.pool)
+            settings = request.studies, request.name, request.jobs, request.pool
+            return run_flow(lambda: sweep(*settings), lambda: run_request(request))
     assert_never(request)
 
 
+@body
 def run_graph(request: Request) -> dict[str, Any]:
     """Run every stage of a request under one parent run; returns the document that `dpr run --json` prints."""
     # A deployed flow shows on its page why each stage runs.

@@ -7,13 +7,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import flow
-
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
 from flows import pool as work_pool
 from flows.dispatch import dispatch_sweep
 from flows.merging import MergedStudies
+from flows.orchestration import body, flow
 from flows.requests import Jobs, SweepRequest
 from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry, tables_of
 from tasks.artifacts.store import Store
@@ -30,7 +29,13 @@ logger = logging.getLogger("dense_path")
 @flow(name="sweep", flow_run_name="{name}")
 def sweep(studies: list[Study], name: str = "sweep", jobs: Jobs = 1, pool: str | None = None) -> dict[str, Any]:
     """Run every point of the studies, here or over a pool of workers, and put their reports side by side."""
-    return run_sweep(MergedStudies.of(studies), name, jobs, pool)
+    return run_request(SweepRequest(studies=studies, name=name, jobs=jobs, pool=pool))
+
+
+@body
+def run_request(request: SweepRequest) -> dict[str, Any]:
+    """A sweep as it was asked for."""
+    return run_sweep(MergedStudies.of(request.studies), request.name, request.jobs, request.pool)
 
 
 def run_sweep(

@@ -46,6 +46,10 @@ def terminations_raise() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+requested = threading.Event()
+"""Whether any signal has arrived that is to end this process."""
+
+
 class Shutdown:
     """Whether a shutdown was requested; it starts at the next safe point. A second signal starts it at once."""
 
@@ -63,6 +67,7 @@ class Shutdown:
 
     def request(self, start: Callable[[], None]) -> None:
         """A signal arrived; `start` raises what it means."""
+        requested.set()
         if self._started:
             return
         if not self.requested and time.monotonic() < self._safe_points_until:
