@@ -1,10 +1,18 @@
 """Exceptions that users can act on: each message says what is wrong, where, and what to do."""
 
+from dpr_core.redaction import redact
+
 
 class DensePathError(Exception):
-    """A failure of the work itself. The command line prints the message without a traceback and exits with 1."""
+    """A failure of the work itself. The command line prints the message without a traceback and exits with 1.
+
+    Whoever shows or stores the message needs not look for keys in it.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class UsageError(DensePathError):

@@ -6,6 +6,7 @@ from typing import Any, assert_never
 from pydantic import StrictBool
 
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.redaction import redact_logs
 from flows import recipes
 from flows.dispatch import dispatch
 from flows.orchestration import body, flow, run_flow
@@ -62,6 +63,7 @@ def run_graph(request: Request) -> dict[str, Any]:
     """Run every stage of a request under one parent run; returns the document that `dpr run --json` prints."""
     # A deployed flow shows on its page why each stage runs.
     logging.getLogger("dense_path").setLevel(logging.INFO)
+    redact_logs()
     store = Store.open()
     dispatched = dispatch(request, store)
     nodes, info = dispatched.nodes, dispatched.info

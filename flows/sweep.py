@@ -9,6 +9,7 @@ from typing import Any
 
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
+from dpr_core.redaction import redact_logs
 from flows import pool as work_pool
 from flows.dispatch import dispatch_sweep
 from flows.merging import MergedStudies
@@ -43,6 +44,7 @@ def run_sweep(
 ) -> dict[str, Any]:
     """The document that `dpr sweep --json` prints. Raises `IncompleteError` at the end if a point failed."""
     logger.setLevel(logging.INFO)
+    redact_logs()
     store = Store.open()
     stages = studies.graph.nodes
     planned = plan(stages, store)

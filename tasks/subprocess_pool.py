@@ -8,6 +8,7 @@ import threading
 from multiprocessing.connection import Connection
 
 from dpr_core.errors import DensePathError
+from dpr_core.redaction import redact_logs
 from tasks.launch.child_processes import environment, how_it_ended
 from tasks.run_stage import Outcome, StageJob, run_job
 
@@ -129,6 +130,7 @@ def serve(connection: Connection) -> None:
 
 
 def main() -> None:
+    redact_logs()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dense_path").setLevel(logging.INFO)
     try:

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from dpr_core.config import strict_yaml
 from dpr_core.errors import UsageError
+from dpr_core.redaction import places_of_keys, shown_value
 
 MOST_PROBLEMS = 20
 MOST_SHOWN = 100
@@ -138,13 +139,19 @@ class StageConfig(Config):
 def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:
     """Validate `values`, or raise a UsageError: a line for each field, what is wrong and the nearest right name."""
     try:
-        return model.model_validate(dict(values))
+        config = model.model_validate(dict(values))
     except ValidationError as error:
         problems = error.errors(include_url=False)
         lines = [_explain(model, values, where, problem) for problem in problems[:MOST_PROBLEMS]]
         if len(problems) > MOST_PROBLEMS:
             lines.append(f"{where}: and {len(problems) - MOST_PROBLEMS} more")
         raise UsageError("\n".join(lines)) from None
+    for field in places_of_keys(config.model_dump()):
+        raise UsageError(
+            f"{where}: {field}: this looks like a key, and settings are stored and shown; a key is given in an "
+            "environment variable"
+        )
+    return config
 
 
 def _explain(model: type[Config], values: Mapping[str, Any], where: str, error: Mapping[str, Any]) -> str:
@@ -161,14 +168,14 @@ def _explain(model: type[Config], values: Mapping[str, Any], where: str, error: 
     if error["type"] == "missing":
         return f"{label}: this field is required"
     if error["type"] == "union_tag_invalid":
-        tag, known = shortened(repr(error["ctx"]["tag"])), error["ctx"]["expected_tags"]
+        tag, known = shown_value(error["ctx"]["tag"]), error["ctx"]["expected_tags"]
         return f"{label}.type: unknown type {tag}; known: {known}"
     if error["type"] == "union_tag_not_found":
         return f"{label}: a `type` is needed to say which kind this is"
     if error["type"] == "value_error":
         return f"{label}: {error['ctx']['error']!s}"
     message = EXPECTED.get(error["type"]) or f"{message[0].lower()}{message[1:]}"
-    return f"{label}: {message} (got {_shown(error['input'])})"
+    return f"{label}: {message} (got {shown_value(error['input'])})"
 
 
 EXPECTED = {
@@ -178,13 +185,6 @@ EXPECTED = {
     "string_unicode": "this text is not valid Unicode",
     "string_type": "text is expected; put it in quotes",
 }
-
-
-def _shown(value: Any) -> str:
-    try:
-        return shortened(repr(value))
-    except ValueError:
-        return "a number of thousands of digits"
 
 
 def shortened(text: str) -> str:

@@ -2,15 +2,15 @@
 
 import asyncio
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.budget import Meter, price_of, tokens_in
+from dpr_core.redaction import holds_key, read_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -135,39 +135,44 @@ class Endpoint:
         return body | ({"response_format": dict(schema)} if schema is not None else {})
 
     def reply(self, completion: Any) -> Reply:
-        """What is read of a completion; OtherVersionError where a version of the model wrote it that may not judge."""
-        wanted, version = self.config.system_fingerprint, self._without_key(completion.system_fingerprint)
+        """What is read of a completion, as it was written: what is kept and parsed must not be changed.
+
+        OtherVersionError where a version of the model wrote it that may not judge.
+        """
+        choice, usage = completion.choices[0], completion.usage
+        refusal = getattr(choice.message, "refusal", None)
+        # A reply may end in half of an emoji, which no file takes.
+        said = (choice.message.content or refusal or "").encode("utf-8", "replace").decode()
+        self._refuse_key_in(said, completion.model, completion.system_fingerprint, choice.finish_reason)
+        wanted, version = self.config.system_fingerprint, completion.system_fingerprint
         if wanted is not None and version != wanted:
             raise OtherVersionError(
                 f"{self.url} answers as {version or 'a version without a name'}, not as "
                 f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
                 "take any"
             )
-        choice, usage = completion.choices[0], completion.usage
-        refusal = getattr(choice.message, "refusal", None)
         details = {
-            "model": self._without_key(completion.model),
+            "model": completion.model,
             "system_fingerprint": version,
             "finish_reason": choice.finish_reason,
             "prompt_tokens": usage and usage.prompt_tokens,
             "completion_tokens": usage and usage.completion_tokens,
             "length_limit": self._limit,
         }
-        # A reply may end in half of an emoji, which no file takes.
-        said = (choice.message.content or refusal or "").encode("utf-8", "replace").decode()
         return Reply(
-            self._without_key(said),
+            said,
             choice.finish_reason not in CUT_SHORT and not refusal,
             {name: value for name, value in details.items() if value is not None},
         )
 
     def unreadable(self, error: ValueError) -> UnavailableError:
         """What the client's JSON reader says of a reply, which may repeat a part of it."""
-        return UnavailableError(f"{self.url} sent a reply that could not be read: {self._without_key(str(error))}")
+        return UnavailableError(f"{self.url} sent a reply that could not be read: {error}")
 
     def failure(self, error: Any, with_schema: bool = False) -> DensePathError:
-        """The client's error as one of ours, in one line and without the key."""
-        said = self._without_key(_in_a_line(error))[:500]
+        """The client's error as one of ours, in one line."""
+        # A key that is cut in two would not be found any more.
+        said = redact(_in_a_line(error))[:500]
         status = getattr(error, "status_code", None)
         tried = f" after {self.execution.retries} retries" if self.execution.retries else ""
         if status in (401, 403):
@@ -234,23 +239,25 @@ class Endpoint:
     def _key(self) -> str:
         """Read at each use, so that no object of ours holds it."""
         name = self.execution.api_key_variable
-        key = os.environ.get(name, "").strip()
+        try:
+            key = read_key(name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         if not key:
             raise UsageError(
                 f"the environment variable {name}, which should hold the judge's API key, is not set; "
                 "set it (any value for an endpoint without keys), or name another in judge.execution.api_key_variable"
             )
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise UsageError(f"the environment variable {name} holds characters that no API key has; set it again")
         return key
 
-    def _without_key(self, said: Any) -> Any:
-        """What the endpoint says, which knows the key and may repeat it: as it is, or as it stands in an address."""
-        if not isinstance(said, str):
-            return said
-        for form in (key := self._key(), quote(key), quote(key, safe="")):
-            said = said.replace(form, "<key>")
-        return said
+    def _refuse_key_in(self, *said: str | None) -> None:
+        """An endpoint that repeats the key would have it written down with everything that is kept."""
+        key = self._key()
+        if any(holds_key(each, key) for each in said if each):
+            raise DensePathError(
+                f"{self.url} repeats the key in {self.execution.api_key_variable} in its reply, of which nothing is "
+                "kept; ask whoever runs it why, and have the key replaced"
+            )
 
 
 def _in_a_line(error: Any) -> str:

@@ -17,6 +17,7 @@ import httpx
 
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.redaction import read_key
 from dpr_core.rollouts import vllm_supervisor
 from dpr_core.text import escape_control_lines
 
@@ -231,8 +232,11 @@ def python_interpreter(settings: VllmExecutionConfig) -> Path:
 
 def api_key(variable: str) -> str:
     """The API key in an environment variable, read at each use so that no object holds it."""
-    key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+    try:
+        key = read_key(variable)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not key:
         raise UsageError(f"the environment variable {variable}, which should hold the vLLM server's key, holds none")
     return key
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from dpr_core.errors import DensePathError
+from dpr_core.redaction import redact, redact_logs
 from dpr_core.text import escape_control_lines, json_text
 from tasks.running.shutdown import terminations_raise
 
@@ -73,6 +75,7 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
     `then` names the command to give after an interrupt.
     """
     level = logging.INFO if debug else logging.WARNING
+    redact_logs()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -81,8 +84,7 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
         with terminations_raise():
             yield
     except DensePathError as error:
-        if debug:
-            raise
+        _show_traceback(debug)
         print(f"error: {escape_control_lines(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except (KeyboardInterrupt, typer.Abort):
@@ -92,12 +94,15 @@ def reported(debug: bool, then: str = "") -> Iterator[None]:
         sys.stderr.close()
         raise SystemExit(0) from None
     except Exception as error:
-        if debug:
-            raise
-        print(
-            f"error: {type(error).__name__}: {escape_control_lines(str(error))} (--debug shows where)", file=sys.stderr
-        )
+        _show_traceback(debug)
+        hint = "" if debug else " (--debug shows where)"
+        print(f"error: {type(error).__name__}: {escape_control_lines(redact(str(error)))}{hint}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _show_traceback(debug: bool) -> None:
+    if debug:
+        print(redact(traceback.format_exc()), file=sys.stderr, end="")
 
 
 class _EscapingFormatter(logging.Formatter):

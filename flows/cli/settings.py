@@ -58,6 +58,6 @@ def ui(
             except OSError as error:
                 hint = f"port {port} cannot be used ({error.strerror}); try another: dpr ui --port {port % 65535 + 1}"
                 raise UsageError(hint) from None
-        command = Store.open().ui_command(port)
+        command, environment = Store.open().ui_command(port)
         print(f"MLflow at http://127.0.0.1:{port} (stop with Ctrl-C)", file=sys.stderr)
-        os.execvp(command[0], command)
+        os.execvpe(command[0], command, environment)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import yaml
 
 from dpr_core.config.base import Config, commented_yaml
-from dpr_core.errors import DensePathError
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.redaction import address, redact
 from tasks.artifacts.identity import files_below
 from tasks.artifacts.metric_buffer import Entry
 from tasks.artifacts.retrying import RetryPolicy
@@ -52,7 +53,15 @@ class MlflowClient:
         self.uri = uri
         self.read_only = read_only
         """Why the home's own store can be read and no more, if so."""
-        self.where = without_password(uri)
+        self.where = address(uri)
+        try:
+            # Libraries would name half of the password as the port that is no number.
+            _ = urlsplit(uri).port
+        except ValueError:
+            raise UsageError(
+                f"MLFLOW_TRACKING_URI: {self.where} cannot be read; in a password / ? # and @ are written as %2F %3F "
+                "%23 and %40, and a port is a number up to 65535"
+            ) from None
         self.retry = RetryPolicy(self.where, retry_seconds, self._probe, self._error_text)
         self._home = home
         self._mlflow: Any = None
@@ -209,7 +218,7 @@ class MlflowClient:
 
     def _error_text(self, error: BaseException) -> str:
         """What MLflow says, without a password."""
-        text = scrub(" ".join(str(error).split()), self.uri)
+        text = redact(" ".join(str(error).split()), self.uri)
         if any(words in text for words in ("Max retries exceeded", "timeout exception")):
             text = "the server does not answer"
         return text[:600]
@@ -276,21 +285,3 @@ def probe(uri: str, seconds: float, *, writing: bool = True) -> None:
     elif parts.hostname and kind not in ("http", "https"):
         port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(kind, 0)
         socket.create_connection((parts.hostname, port), timeout=seconds).close()
-
-
-def without_password(uri: str) -> str:
-    """`uri` as it may be shown."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
-
-
-def scrub(text: str, uri: str) -> str:
-    """`text` without the password of `uri`."""
-    shown = text.replace(uri, without_password(uri))
-    password = urlsplit(uri).password
-    for secret in {password, unquote(password)} if password else ():
-        shown = shown.replace(secret, "***")
-    return shown

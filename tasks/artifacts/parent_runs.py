@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpr_core.redaction import redact
 from tasks.artifacts.identity import canonical_json
 from tasks.artifacts.run_records import NOTE_LIMIT, mapping_in_tag, mlflow_name, split_tag
 from tasks.locks import exclusive, is_held
@@ -133,7 +134,7 @@ class ParentRuns:
             now = int(datetime.now(UTC).timestamp() * 1000)
             values = [(mlflow_name(name), float(value), now, 0) for name, value in (metrics or {}).items()]
             self._client.log_metrics(run_id, values)
-            self._client.set_tag(run_id, "dpr.reason", reason[:2000])
+            self._client.set_tag(run_id, "dpr.reason", redact(reason)[:2000])
             self._client.set_terminated(run_id, status)
 
     def keep(self, run_id: str, folder: Path, under: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dpr_core.redaction import redact
 from tasks.artifacts.identity import Manifest, check_files, files_below
 from tasks.artifacts.metric_buffer import MetricBuffer
 from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, split_tag
@@ -103,7 +104,7 @@ class StageRun:
                 return
             try:
                 if reason:
-                    self._client.set_tag(self.id, "dpr.reason", reason[:2000])
+                    self._client.set_tag(self.id, "dpr.reason", redact(reason)[:2000])
             finally:
                 self._client.set_terminated(self.id, status)
 

@@ -263,20 +263,18 @@ class Store:
 
     def run_url(self, run_id: str) -> str:
         """Where a run is shown: on the MLflow server, or where `dpr ui` will show it."""
-        base = self.where if self.where.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
+        base = self.where.partition("?")[0] if self.where.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
         return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
 
-    def ui_command(self, port: int) -> list[str]:
-        """The command that shows this store in MLflow's web interface."""
+    def ui_command(self, port: int) -> tuple[list[str], dict[str, str]]:
+        """The command that shows this store in MLflow's web interface, and its environment: others see arguments."""
         if self.where.startswith("http"):
             raise UsageError(f"the MLflow server shows these runs itself: open {self.where} in a browser")
-        settings = {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        quiet = ["env", *(f"{name}={value}" for name, value in settings.items())]
         serve = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
         if self.embedded:
-            artifacts = (self.home / "artifacts").as_uri()
-            return [*quiet, *serve, "--backend-store-uri", self.where, "--default-artifact-root", artifacts]
-        return ["sh", "-c", f'exec {" ".join([*quiet, *serve])} --backend-store-uri "$MLFLOW_TRACKING_URI"']
+            serve += ["--default-artifact-root", (self.home / "artifacts").as_uri()]
+        own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": self._client.uri}
+        return serve, {**os.environ, **SETTINGS, **own}
 
     def is_own(self, record: Record) -> bool:
         """Whether it was made in this home on this host, so that its lock says whether its process lives."""

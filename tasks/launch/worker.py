@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.redaction import redact, redact_logs
 from tasks.artifacts.run_records import Artifact
 from tasks.launch.doors import knock, receive, send
 from tasks.local_home import DiskFullError, is_full, open_home
@@ -130,6 +131,7 @@ def main() -> None:
     line = Line(sys.argv[1])
     task = line.begin(rank)
     _say_to(Path(task["log"]))
+    redact_logs()
     if rank == 0:
         # All of them warn of the same.
         logging.basicConfig(level=logging.WARNING, handlers=[Passed(line)], force=True)
@@ -137,8 +139,8 @@ def main() -> None:
     try:
         metrics = work(line, rank, task)
     except BaseException as error:
-        traceback.print_exc()
-        line.tell("failed", kind=kind_of(error), text=str(error))
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        line.tell("failed", kind=kind_of(error), text=redact(str(error)))
         # The others, who wait for this one, would fail as well: the end comes from there, and names the first.
         threading.Event().wait()
     line.ask("done", metrics=metrics)

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from tasks.artifacts.mlflow_client import MlflowClient, make_database
 from tests.flows.conftest import run_dpr
 from tests.loopback import JUDGES, Answering, Call, Loopback, Reply, completion, judging, refused
 from tests.services.servers import mlflow_server, running
@@ -22,6 +23,10 @@ TINY = Path(__file__).with_name("tiny.yaml")
 KEY = "sk-planted/key+7f3a9c5e1b"
 TOKEN = "hf_planted7f3a9c5e1bToken"
 PASSWORD = "planted/pass word+7f3a9c"
+PROXY = "planted/proxy+7f3a9c"
+PREFECT = "pnu_planted7f3a9c5e1bPrefect"
+CLOUD = "planted/cloud+7f3a9c5e1b"
+SECRETS = {"KEY": KEY, "TOKEN": TOKEN, "PASSWORD": PASSWORD, "PROXY": PROXY, "PREFECT": PREFECT, "CLOUD": CLOUD}
 OPTIONS = {
     "judge.by.type": "openai",
     "judge.by.verdicts": "text",
@@ -44,7 +49,7 @@ def disguises(secret: str) -> Iterator[bytes]:
 
 def leaks(*folders: Path) -> dict[str, str]:
     """Files that hold a secret, with which one."""
-    wanted = [(name, d) for name in ("KEY", "TOKEN", "PASSWORD") for d in disguises(globals()[name])]
+    wanted = [(name, disguise) for name, secret in SECRETS.items() for disguise in disguises(secret)]
     return {
         str(path): name
         for folder in folders
@@ -73,13 +78,11 @@ def alternating(*answers: Answering) -> Answering:
 
 
 def talkative(call: Call) -> Reply:
-    """A verdict that tells the key as well, wherever there is room for a word."""
+    """A verdict that tells the key as well."""
     said = BY_HASH(call)
     assert isinstance(said.body, dict)
     text = said.body["choices"][0]["message"]["content"]
-    reply = completion(f"The key is {echoed(call)}, or {call.headers['authorization']}.\n{text}")
-    assert isinstance(reply.body, dict)
-    return Reply({**reply.body, "model": echoed(call), "system_fingerprint": echoed(call)})
+    return completion(f"The key is {echoed(call)}, or {call.headers['authorization']}.\n{text}")
 
 
 @pytest.mark.slow
@@ -90,6 +93,10 @@ def test_no_key_no_token_and_no_password_is_written_anywhere(loopback: Loopback,
     planted = {
         "PLANTED_KEY": KEY,
         "HF_TOKEN": TOKEN,
+        "HTTPS_PROXY": f"http://somebody:{quote(PROXY, safe='')}@127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PREFECT_API_KEY": PREFECT,
+        "AWS_SECRET_ACCESS_KEY": CLOUD,
         "MLFLOW_TRACKING_URI": f"http://somebody:{quote(PASSWORD, safe='')}@{urlsplit(address).netloc}",
         "PREFECT_LOGGING_LEVEL": "DEBUG",
         "PREFECT_SERVER_LOGGING_LEVEL": "DEBUG",
@@ -112,18 +119,83 @@ def test_no_key_no_token_and_no_password_is_written_anywhere(loopback: Loopback,
         failed = run("failed", "--debug").stderr
         assert "HTTP 500" in failed or "could not be read" in failed
         loopback.answer = talkative
+        assert "repeats the key in PLANTED_KEY" in run("told", "--debug").stderr
+        loopback.answer = BY_HASH
         done = run("success", "--debug", "--json")
         assert done.status == 0, done.stderr
     assert {echoed(call) for call in loopback.calls} == {KEY}, "it was used"
     assert leaks(home, folder, said) == {}
     # What was searched is what there is: verdicts, artifacts, logs of the server, Prefect's parameters.
-    assert b"The key is <key>" in b"".join(path.read_bytes() for path in home.glob("*.sqlite*"))
+    assert b"VERDICT" in b"".join(path.read_bytes() for path in home.glob("*.sqlite*"))
     with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
         assert "PLANTED_KEY" in str(database.execute("SELECT parameters FROM flow_run").fetchall())
-    assert any(b"The key is <key>" in path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file())
+    assert any(b"VERDICT" in path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("secret", [KEY, TOKEN, PASSWORD])
+PLACES = {
+    "a number": "reinforce.learning_rate={}",
+    "a choice": "reinforce.execution.device={}",
+    "a kind": "judge.by.type={}",
+    "a list": "sft.checkpoints=[{}]",
+    "a section": "judge.execution={}",
+    "the variable's name": "judge.execution.api_key_variable={}",
+    "an address": "judge.by={{type: openai, base_url: 'https://me:{}@host/v1'}}",
+    "an address's query": "judge.by={{type: openai, base_url: 'https://host/v1?key={}'}}",
+    "no address": "judge.by={{type: openai, base_url: 'host://{}@host'}}",
+    "a text": "description={}",
+    "a model": "judge.by={{type: openai, model: {}}}",
+    "no field": "judge.execution.api_key={}",
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_key_in_a_setting_is_refused_and_not_shown(
+    dpr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, known: bool
+) -> None:
+    if known:
+        monkeypatch.setenv("PLANTED_KEY", KEY)
+    secret = KEY if known else "sk-proj-4f7f3a9c5e1bPlanted"
+    setting = PLACES[place].format(secret)
+    path, _, value = setting.partition("=")
+    recipe = tmp_path / "mine.yaml"
+    *sections, last = path.split(".")
+    recipe.write_text(f"extends: {TINY}\n" + "".join(f"{'  ' * n}{s}:\n" for n, s in enumerate(sections)))
+    with recipe.open("a") as file:
+        file.write(f"{'  ' * len(sections)}{last}: {value}\n")
+    for arguments in (("run", TINY, "--set", setting), ("run", recipe), ("config", recipe), ("plan", recipe)):
+        refused = dpr(*arguments)
+        assert refused.status == 2, arguments
+        assert secret not in refused.stdout + refused.stderr
+        assert secret not in (shown := dpr(*arguments, "--debug")).stdout + shown.stderr
+
+
+@pytest.mark.slow
+def test_no_server_that_is_not_there_is_named_with_its_password(tmp_path: Path) -> None:
+    location = f"sftp://somebody:{quote(PASSWORD, safe='')}@127.0.0.1:9/runs"
+    prepared = tmp_path / "theirs.db"
+    make_database(prepared)
+    MlflowClient(f"sqlite:///{prepared}", tmp_path, 0).connect(None)
+    with closing(sqlite3.connect(prepared)) as database:
+        database.execute("UPDATE experiments SET name = 'dense-path', artifact_location = ?", (location,))
+        database.commit()
+    away = f"http://somebody:{quote(PASSWORD, safe='')}@127.0.0.1:9"
+    cases = {
+        "Prefect": {"PREFECT_API_URL": f"{away}/api", "PREFECT_API_KEY": PREFECT, "PREFECT_LOGGING_LEVEL": "DEBUG"},
+        "artifacts": {"MLFLOW_TRACKING_URI": f"sqlite:///{prepared}", "DPR_PATIENCE_SECONDS": "0"},
+        "MLflow": {"MLFLOW_TRACKING_URI": f"{away}/runs?token={TOKEN}", "DPR_PATIENCE_SECONDS": "0"},
+    }
+    said = tmp_path / "said"
+    said.mkdir()
+    for name, variables in cases.items():
+        home = tmp_path / name
+        result = run_dpr("run", TINY, "--debug", home=home, **variables)
+        assert result.status != 0, name
+        (said / name).write_text(result.stdout + result.stderr)
+        assert leaks(home, said) == {}
+
+
+@pytest.mark.parametrize("secret", SECRETS.values())
 def test_a_leak_is_found(tmp_path: Path, secret: str) -> None:
     for number, text in enumerate(
         (secret, quote(secret, safe=""), base64.b64encode(f"me:{secret}\n".encode()).decode())

@@ -21,7 +21,7 @@ from dpr_core.evaluation.batch.lines import (
 )
 from dpr_core.evaluation.budget import tokens_in
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, Messages, OtherVersionError, SchemaRefusedError, UnavailableError
+from dpr_core.evaluation.endpoint import Endpoint, Messages, SchemaRefusedError, UnavailableError
 
 
 class BatchJudge(Generic[Item, Found]):
@@ -168,7 +168,8 @@ class BatchJudge(Generic[Item, Found]):
         for key, completion in results.completions.items():
             try:
                 judgment = self._judgment(completion, asked[key])
-            except OtherVersionError as error:
+            except DensePathError as error:
+                # A version that may not judge, or one that repeats the key.
                 self._failed[key] = error
                 continue
             self._kept[key] = judgment

@@ -126,14 +126,28 @@ def test_failures_are_sentences_without_the_key(loopback: Loopback, reply: Reply
     assert "\n" not in said
 
 
-def test_a_reply_that_repeats_the_key_is_kept_without_it(loopback: Loopback) -> None:
-    said = completion(f"Your key is {KEY}.\nVERDICT: A").body
+@pytest.mark.parametrize("place", ["content", "model", "system_fingerprint"])
+def test_a_reply_that_repeats_the_key_is_refused(loopback: Loopback, place: str) -> None:
+    said = completion(f"Your key is {KEY}.\nVERDICT: A" if place == "content" else "VERDICT: A").body
     assert isinstance(said, dict)
-    loopback.answer = lambda call: Reply({**said, "model": KEY, "system_fingerprint": f"fp {KEY}"})
+    loopback.answer = lambda call: Reply(said if place == "content" else {**said, place: f"it is {KEY}"})
+    told = failure(build(loopback.url))
+    assert "repeats the key in OPENAI_API_KEY" in told
+    assert KEY not in told
+
+
+@pytest.mark.parametrize("key", ["any", "EMPTY", "none", "not-needed"])
+def test_a_word_in_place_of_a_key_changes_no_reply(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    text = f"Is {key} of them right, as in many a case? {key}.\nVERDICT: A"
+    said = completion(text).body
+    assert isinstance(said, dict)
+    loopback.answer = lambda call: Reply({**said, "model": f"{key}-judge", "system_fingerprint": f"fp-{key}"})
     judgment = ask(build(loopback.url))
-    assert judgment.verdict is Verdict.FIRST
-    assert KEY not in repr(judgment)
-    assert "Your key is <key>." in repr(judgment)
+    assert judgment.raw == text
+    assert (judgment.details["model"], judgment.details["system_fingerprint"]) == (f"{key}-judge", f"fp-{key}")
 
 
 def test_what_is_said_of_an_unreadable_reply_is_without_the_key(loopback: Loopback) -> None:

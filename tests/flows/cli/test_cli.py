@@ -187,10 +187,12 @@ def test_a_failing_process_leaves_stdout_empty(dpr_process: Dpr, tmp_path: Path)
     result.assert_refused(2, "absent.jsonl", "No such file or directory", "--set subsample.source.path=FILE")
 
 
-def test_debug_leaves_the_error_as_python_shows_it(dpr: Dpr, made: Any) -> None:
+def test_debug_shows_where_an_error_arose_and_ends_as_without_it(dpr: Dpr, made: Any) -> None:
     dpr("show", "zzzz", home=made.home).assert_refused(2, "'zzzz' is not an artifact ID")
     result = dpr("show", "zzzz", "--debug", home=made.home)
-    assert (result.status, result.stderr) == (1, "")
+    assert result.status == 2
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert "error: 'zzzz' is not an artifact ID" in result.stderr
 
 
 # Rerunning

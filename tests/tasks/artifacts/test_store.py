@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from dpr_core import hashing
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.mlflow_client import MlflowClient
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.run_records import flatten, join_tag, mlflow_name, params, split_tag
 from tasks.artifacts.store import Store
@@ -278,9 +280,35 @@ def test_another_database_of_the_user_is_used(home: Path, tmp_path: Path, monkey
 
 
 def test_ui_command_names_this_store(store: Store) -> None:
-    command = store.ui_command(5000)
-    assert f"sqlite:///{store.home}/mlflow.db" in command
-    assert "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" in command
+    command, environment = store.ui_command(5000)
+    assert command[-2:] == ["--default-artifact-root", (store.home / "artifacts").as_uri()]
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{store.home}/mlflow.db"
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_the_web_interface_gets_an_address_with_a_password_where_other_users_do_not_see_it(store: Store) -> None:
+    uri = "postgresql://someone:hunter%212@127.0.0.1/runs?password=hunter22"
+    command, environment = Store(store.home, MlflowClient(uri, store.home, 0), "1", embedded=False).ui_command(5000)
+    assert "hunter" not in " ".join(command)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://127.0.0.1:1/runs?user=someone&password=hunter22",
+        "http://hunter22@127.0.0.1:1",
+        "http://127.0.0.1:1/?token=hunter22",
+        "postgresql://someone:hunter/22@127.0.0.1:1/runs",
+    ],
+)
+def test_no_form_of_an_address_shows_its_password(home: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(DensePathError, match="MLFLOW_TRACKING_URI") as caught:
+        Store.open()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "hunter" not in shown
+    assert "127.0.0.1:1" in shown
 
 
 # Names, tags and params
