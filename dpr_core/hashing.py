@@ -41,7 +41,7 @@ def refuse_changed(name: str, pinned: str | None, found: str) -> None:
     """DensePathError where what was read is not what the hash was pinned of; without a pin, anything is right."""
     if pinned is not None and found != pinned:
         raise DensePathError(
-            f"{name} changed after this stage had noted its hash ({pinned[:12]}, but {found[:12]} was read), so that "
+            f"{name} changed after its hash was noted ({pinned[:12]}, but {found[:12]} was read), so that "
             "nothing is made of it; run the same command again once nothing writes there any more"
         )
 

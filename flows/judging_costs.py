@@ -9,7 +9,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletionsConfig, JudgeConfig, RateConfig
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN, REPLY_TOKENS, Cost, prices
-from dpr_core.evaluation.judge import judging_cost, rating_cost, rating_template
+from dpr_core.evaluation.judge import judging_cost, rater_with_content_hash, rating_cost, rating_template
 from dpr_core.evaluation.pairwise import Answer, Pair
 from dpr_core.evaluation.questions import Question
 from tasks.artifacts.store import Store
@@ -115,7 +115,7 @@ def _judge(config: JudgeConfig, sides: Mapping[str, Answered]) -> Cost:
 
 
 def _rate(config: RateConfig, sides: Mapping[str, Answered]) -> Cost:
-    return rating_cost(config, rating_template(config), sides["answers"])
+    return rating_cost(config, rating_template(rater_with_content_hash(config)), sides["answers"])
 
 
 _COSTS: dict[str, Callable[[Any, Mapping[str, Answered]], Cost]] = {"judge": _judge, "rate": _rate}
@@ -136,7 +136,7 @@ def _sides(sides: Mapping[str, _Answers], read: Callable[[str], Answered], share
 
 def _questions(settings: AnswerConfig, share: float) -> list[Question]:
     if benchmarks.missing(settings.benchmark) is None:
-        return benchmarks.load(settings.benchmark)
+        return benchmarks.load(benchmarks.with_content_hash(settings.benchmark))
     tokens = settings.max_prompt_tokens if share == 1.0 else min(QUESTION_TOKENS, settings.max_prompt_tokens)
     known = benchmarks.placeholder_questions(settings.benchmark)
     return [replace(each, turns=(_text(tokens / len(each.turns)),) * len(each.turns)) for each in known]

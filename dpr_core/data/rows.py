@@ -39,7 +39,7 @@ class BadRow:
 
 
 class GeneratedId(str):
-    """The id of a row that has none of its own: `row-` and its number. A row's own id may be spelled like it."""
+    """The id of a row that has none: `row-` and its number. Another row may have that as its own."""
 
 
 class InvalidRowError(ValueError):

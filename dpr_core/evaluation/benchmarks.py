@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dpr_core.config.evaluation import Benchmark, FileBenchmarkConfig, LabBenchmarkConfig
@@ -12,7 +11,7 @@ from dpr_core.errors import UsageError
 from dpr_core.evaluation import public_sets
 from dpr_core.evaluation.questions import Question, ReadResult
 from dpr_core.evaluation.rows import Row, jsonl_rows, of_benchmark_file, text_field
-from dpr_core.hashing import hash_file
+from dpr_core.hashing import hash_file, read_pinned
 from dpr_core.lab import programs
 
 Answered = Sequence[tuple[Question, tuple[str, ...]]]
@@ -77,7 +76,8 @@ def _file_questions(config: FileBenchmarkConfig) -> list[Question]:
     """A question for every line of a JSONL file. Rows without an `id` are named by their line number."""
     questions: list[Question] = []
     first_line: dict[str, int] = {}
-    for number, row in jsonl_rows(of_benchmark_file(config.path, Path.read_bytes), config.path):
+    content = of_benchmark_file(config.path, lambda path: read_pinned(path, config.content))
+    for number, row in jsonl_rows(content, config.path):
         where = f"{config.path}, line {number}"
         question = _file_question(row, number, where)
         if question.id in first_line:

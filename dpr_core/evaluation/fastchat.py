@@ -26,9 +26,9 @@ class FastChatTemplate:
         self._templates = templates
 
     @classmethod
-    def read_from(cls, path: Path) -> "FastChatTemplate":
+    def read_from(cls, path: Path, pinned: str | None = None) -> "FastChatTemplate":
         """UsageError where the file does not hold the four templates, or one of them asks for what there is not."""
-        rows = read_rows(path)
+        rows = read_rows(path, pinned)
         with naming(path):
             need(rows, ("name",), "FastChat's judge prompts")
             named = unique(rows, lambda row: str(row["name"]), "the judge prompt")

@@ -69,7 +69,7 @@ def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Pa
     rater: Rater = ChatJudge(config.by, config.execution, prompt)
     if cache is None:
         return rater
-    known = rater_with_content_hash(config)
+    known = config if config.prompts_content is not None else rater_with_content_hash(config)
     name = json.dumps(["rate", known.by.model_dump(mode="json"), known.prompts_content])
     return CachedJudge(rater, VerdictCache(cache), name, prompt.judgment)
 
@@ -78,7 +78,7 @@ def rating_template(config: settings.RateConfig) -> RatingTemplate:
     """This project's own instructions, or those of the file that the settings name."""
     if config.prompts is None:
         return OwnRatingTemplate()
-    return FastChatTemplate.read_from(Path(config.prompts).expanduser())
+    return FastChatTemplate.read_from(Path(config.prompts).expanduser(), config.prompts_content)
 
 
 def judge_with_content_hash(config: settings.JudgeByConfig) -> settings.JudgeByConfig:

@@ -27,7 +27,7 @@ def load(config: Official) -> list[Question]:
     """The questions, each id once and each with as many turns as the benchmark asks."""
     layout, file = _layout(config), _file(config)
     with naming(file):
-        questions = questions_of(layout, read_rows(file))
+        questions = questions_of(layout, read_rows(file, config.content))
     for question in questions:
         if len(question.turns) != layout.turns:
             raise UsageError(
@@ -36,7 +36,7 @@ def load(config: Official) -> list[Question]:
             )
         temperature(config, question)
     if isinstance(config, MTBenchConfig) and config.references is not None:
-        return _with_references(questions, Path(config.references).expanduser())
+        return _with_references(questions, Path(config.references).expanduser(), config.references_content)
     return questions
 
 
@@ -97,10 +97,10 @@ def _layout(config: Official) -> Layout:
     return LAYOUTS[config.type.replace("_", "-")]
 
 
-def _with_references(questions: list[Question], path: Path) -> list[Question]:
+def _with_references(questions: list[Question], path: Path, pinned: str | None) -> list[Question]:
     """Questions with the reference answers that the file has for some of them."""
     with naming(path):
-        models = LAYOUTS["mt-bench"].answers(read_rows(path))
+        models = LAYOUTS["mt-bench"].answers(read_rows(path, pinned))
     if len(models) != 1:
         raise UsageError(f"{path} holds reference answers of {len(models)} models; one is needed")
     (references,) = models.values()

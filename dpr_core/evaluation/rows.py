@@ -7,37 +7,50 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpr_core.errors import UsageError
+from dpr_core.files import DuplicateKeyError, parse_json
+from dpr_core.hashing import read_pinned
 
 Row = dict[str, Any]
 T = TypeVar("T")
 
+MAX_FILE_BYTES = 2**30
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The objects of a JSON list or of a JSONL file, whichever it is."""
+def read_rows(path: Path, pinned: str | None = None) -> list[Row]:
+    """The objects of a JSON list or of a JSONL file, whichever it is; its content must have the pinned hash.
+
+    NaN may stand in them: official tools write it where there is no score.
+    """
     try:
-        content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+        refuse_large(path)
+        content = read_pinned(path, pinned).removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     if content.lstrip().startswith(b"["):
-        listed = enumerate(_parsed(_decoded(content, str(path)), str(path)), start=1)
+        listed = enumerate(_parsed(_decoded(content, str(path)), str(path), constants=True), start=1)
         rows = [_object(row, f"{path}: row {number}") for number, row in listed]
     else:
-        rows = [row for _, row in jsonl_rows(content, str(path))]
+        rows = [row for _, row in jsonl_rows(content, str(path), constants=True)]
     if not rows:
         raise UsageError(f"{path} holds no rows")
     return rows
 
 
-def jsonl_rows(content: bytes, path: str) -> Iterator[tuple[int, Row]]:
-    """The objects of a JSONL file, each with the number of its line."""
+def refuse_large(path: Path) -> None:
+    """UsageError for a file that is no set of questions, answers or judgments, all of which are read whole."""
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise UsageError(f"{path} has {size:,} bytes; files of questions, answers and judgments are read up to 1 GiB")
+
+
+def jsonl_rows(content: bytes, path: str, constants: bool = False) -> Iterator[tuple[int, Row]]:
+    """The objects of a JSONL file, each with the number of its line. `constants` lets NaN and Infinity pass."""
     # Not str.splitlines(): JSON strings may hold U+2028 and its like as they are.
     for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).splitlines(), start=1):
         where = f"{path}, line {number}"
         text = _decoded(line, where)
         if text.strip():
-            yield number, _object(_parsed(text, where, "; one JSON object a line is expected"), where)
+            yield number, _object(_parsed(text, where, "; one JSON object a line is expected", constants), where)
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -48,12 +61,14 @@ def _decoded(content: bytes, where: str) -> str:
         raise UsageError(f"{where}: not UTF-8 (byte {error.start + 1}{unit}); save the file as UTF-8") from None
 
 
-def _parsed(text: str, where: str, expected: str = "") -> Any:
+def _parsed(text: str, where: str, expected: str = "", constants: bool = False) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text, constants)
     except json.JSONDecodeError as error:
         line = "" if expected else f"line {error.lineno}: "
         raise UsageError(f"{where}: not valid JSON: {line}{error.msg}{expected}") from None
+    except DuplicateKeyError as error:
+        raise UsageError(f"{where}: {error}; keep the one that is meant") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid JSON: {error}{expected}") from None
 
@@ -115,8 +130,10 @@ def naming(path: Path) -> Iterator[None]:
 
 def of_benchmark_file(path: str, read: Callable[[Path], T]) -> T:
     """What `read` makes of a benchmark's file; UsageError where it is absent or cannot be read."""
+    file = Path(path).expanduser()
     try:
-        return read(Path(path).expanduser())
+        refuse_large(file)
+        return read(file)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such benchmark file; check the benchmark's settings") from None
     except OSError as error:

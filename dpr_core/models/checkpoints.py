@@ -19,6 +19,7 @@ from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.data.encoding import end_token
 from dpr_core.distributed import is_dtensor
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.hashing import hash_folder, refuse_changed
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.lora import merged_weights
 from dpr_core.models.sharding import unsharded_in_place
@@ -125,6 +126,9 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
     if rows < len(tokenizer):
         raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")
     _check_architecture(model, backbone.name)
+    if backbone.content is not None:
+        # Weights are mapped into memory, not read from start to end, so that the folder is hashed once more.
+        refuse_changed(backbone.name, backbone.content, hash_folder(local))
     return model, tokenizer
 
 

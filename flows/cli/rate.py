@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import UsageError
+from dpr_core.files import check_output
 from dpr_core.text import escape_control
 from flows.cli.benchmark import check_readable, only_model
 from flows.cli.console import Debug, Json, Set, emit, reported
@@ -44,10 +45,12 @@ def rate(
         from dpr_core.config.official import MTBenchConfig
         from dpr_core.evaluation.benchmarks import load
         from dpr_core.evaluation.budget import prices
-        from dpr_core.evaluation.judge import rater_name, rating_cost, rating_template
+        from dpr_core.evaluation.judge import rater_name, rater_with_content_hash, rating_cost, rating_template
         from dpr_core.evaluation.official.layouts import LAYOUTS
 
-        settings = parse(RateConfig, override({}, assignments), "rate")
+        if output is not None:
+            check_output(output)
+        settings = rater_with_content_hash(parse(RateConfig, override({}, assignments), "rate"))
         model, given = only_model(LAYOUTS["mt-bench"], answers)
         loaded = load(
             MTBenchConfig(path=str(questions), references=str(references) if references is not None else None)

@@ -204,7 +204,7 @@ def preflight(configs: Sequence[AnswerConfig]) -> None:
     from dpr_core.evaluation import benchmarks
 
     for benchmark in {config.benchmark for config in configs}:
-        benchmarks.load(benchmark)
+        benchmarks.load(benchmarks.with_content_hash(benchmark))
 
 
 def describe(config: StageConfig) -> str:

@@ -110,9 +110,9 @@ def pin(config: RateConfig) -> RateConfig:
 
 def preflight(configs: Sequence[RateConfig]) -> None:
     """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
-    from dpr_core.evaluation.judge import build_rater, probe_each, rating_template
+    from dpr_core.evaluation.judge import build_rater, probe_each, rater_with_content_hash, rating_template
 
-    for config in configs:
+    for config in map(rater_with_content_hash, configs):
         build_rater(config, rating_template(config))
     probe_each((config.by, config.execution) for config in configs)
 

@@ -175,9 +175,7 @@ def test_a_source_that_changed_after_its_hash_was_noted_gives_no_sample(tmp_path
     assert subsample(pinned) == subsample(config)
     write_frame(pd.DataFrame(rows(21)))
     assert subsample(config).counts.read == 21
-    with pytest.raises(
-        DensePathError, match=r"changed after this stage had noted its hash .* run the same command again"
-    ):
+    with pytest.raises(DensePathError, match=r"changed after its hash was noted .* run the same command again"):
         subsample(pinned)
 
 

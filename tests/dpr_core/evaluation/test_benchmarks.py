@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from dpr_core.config.data import AdditionsConfig, ShellGameConfig
 from dpr_core.config.evaluation import FileBenchmarkConfig, LabBenchmarkConfig
-from dpr_core.errors import UsageError
+from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.questions import Question, is_right
 
@@ -50,6 +51,8 @@ def test_rows_become_questions(tmp_path: Path) -> None:
         (b'{"prompt": "caf\xe9"}', "line 2: not UTF-8 (byte 16 of the line)"),
         (b'{"prompt": "\\ud800"}', "line 2: `prompt` holds half of a surrogate pair"),
         (b"[" * 100_000, "line 2: not valid JSON"),
+        (b'{"prompt": "x", "reference": NaN}', "line 2: not valid JSON: NaN is no number of JSON"),
+        (b'{"prompt": "x", "prompt": "y"}', "line 2: the key 'prompt' stands twice in one object; keep the one"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, second_line: bytes, complaint: str) -> None:
@@ -77,9 +80,28 @@ def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path, monkeypatch: 
         benchmarks.with_content_hash(FileBenchmarkConfig(path="~/absent.jsonl"))
 
 
+def test_a_file_that_changed_after_its_hash_was_noted_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x"}')
+    pinned = benchmarks.with_content_hash(FileBenchmarkConfig(path=str(path)))
+    assert benchmarks.load(pinned) == load(path)
+    path.write_text('{"prompt": "y"}')
+    with pytest.raises(DensePathError, match=r"prompts\.jsonl changed after its hash was noted"):
+        benchmarks.load(pinned)
+
+
+@pytest.mark.usefixtures("hang_limit")
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a named pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        assert f"{path} is {kind}, but a file is needed" in refusal(path)
+        with pytest.raises(UsageError, match=f"is {kind}"):
+            benchmarks.with_content_hash(FileBenchmarkConfig(path=str(path)))
+
+
 def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     assert "there is no such benchmark file" in refusal(tmp_path / "absent.jsonl")
-    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    assert "is a folder, but a file is needed" in refusal(tmp_path)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n \n")
     assert "has no rows" in refusal(empty)

@@ -77,6 +77,17 @@ def test_an_edited_file_is_another_benchmark(tmp_path: Path, mt_bench: str) -> N
     assert benchmarks.with_content_hash(config) != found
 
 
+@pytest.mark.parametrize("edited", ["questions", "references"])
+def test_a_file_that_changed_after_its_hash_was_noted_is_refused(tmp_path: Path, mt_bench: str, edited: str) -> None:
+    references = written(tmp_path / "gpt-4.jsonl", REFERENCES)
+    pinned = benchmarks.with_content_hash(MTBenchConfig(path=mt_bench, references=references))
+    assert len(benchmarks.load(pinned)) == len(MT)
+    file = Path(mt_bench if edited == "questions" else references)
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(DensePathError, match=f"{file} changed after its hash was noted"):
+        benchmarks.load(pinned)
+
+
 def test_temperatures_are_the_papers_or_the_benchmarks_own(mt_bench: str) -> None:
     paper, own = MTBenchConfig(path=mt_bench), MTBenchConfig(path=mt_bench, temperatures="own")
     assert [benchmarks.temperature(paper, question) for question in benchmarks.load(paper)] == [None, None]

@@ -113,6 +113,10 @@ def test_other_instructions_are_asked_anew(loopback: Loopback, tmp_path: Path) -
     first, second = (rater_with_content_hash(config(loopback, prompts=p)).identity() for p in (None, str(file)))
     assert (first["by"]["template"], first["prompts_content"]) == (RATING_DIGEST, None)
     assert (second["by"]["template"], second["prompts_content"]) == (None, hash_file(file))
+    pinned = rater_with_content_hash(config(loopback, prompts=str(file)))
+    write("Rate")
+    with pytest.raises(DensePathError, match="changed after its hash was noted"):
+        rating_template(pinned)
 
 
 def test_a_failure_that_passes_is_asked_later_and_one_that_does_not_ends_it(

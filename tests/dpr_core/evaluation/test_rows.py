@@ -1,3 +1,5 @@
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ def test_lists_and_lines_are_both_read(tmp_path: Path) -> None:
         ('{"a": 1}\n[1]', "line 2: a JSON object is expected, not list"),
         ('[{"a": 1}, 2]', "row 2: a JSON object is expected, not int"),
         ("[" * 100_000, "not valid JSON"),
+        ('{"a": 1}\n{"a": 1, "a": 2}', "line 2: the key 'a' stands twice in one object; keep the one that is meant"),
+        ('[{"a": {"b": 1, "b": 2}}]', "the key 'b' stands twice"),
         ("\n", "holds no rows"),
     ],
 )
@@ -30,6 +34,26 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path: Path, text: str, expe
     path.write_text(text)
     with pytest.raises(UsageError, match=expected):
         read_rows(path)
+
+
+def test_a_score_that_official_tools_write_as_nan_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    for text in ('[{"preference": NaN}]', '{"preference": NaN}\n'):
+        path.write_text(text)
+        (row,) = read_rows(path)
+        assert math.isnan(row["preference"])
+
+
+@pytest.mark.usefixtures("hang_limit")
+def test_what_is_no_file_and_what_is_too_large_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UsageError, match=r"is a (named pipe|device|folder), but a file is needed"):
+            read_rows(path)
+    with (tmp_path / "large.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UsageError, match=r"large\.jsonl has 1,099,511,627,776 bytes; .* read up to 1 GiB"):
+        read_rows(tmp_path / "large.jsonl")
 
 
 def test_what_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 
 from dpr_core.config.model import Family, PretrainedBackboneConfig
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.hashing import hash_folder
 from dpr_core.models.checkpoints import extrapolate, load_backbone, load_mean, load_model, load_tokenizer, save
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -68,6 +69,15 @@ def test_weights_are_loaded_in_float32_whatever_type_they_are_stored_in(
     save(model.to(torch.bfloat16), tokenizer, tmp_path)
     loaded, _ = load_backbone(PretrainedBackboneConfig(name=str(tmp_path)))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_a_backbone_that_changed_after_its_hash_was_noted_is_refused(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    save(*tiny("llama"), tmp_path)
+    backbone = PretrainedBackboneConfig(name=str(tmp_path), content=hash_folder(tmp_path))
+    load_backbone(backbone)
+    save(*tiny("llama", seed=1), tmp_path)
+    with pytest.raises(DensePathError, match="changed after its hash was noted"):
+        load_backbone(backbone)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
