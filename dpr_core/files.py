@@ -1,6 +1,7 @@
 """Strict reading of what users name: regular files alone, and JSON whose objects have every key once."""
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def check_output(path: Path) -> None:
     refuse_special(path)
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: you may not write there; give another name")
 
 
 class DuplicateKeyError(ValueError):

@@ -9,6 +9,7 @@ from dpr_core.config.reward import RewardConfig
 from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
+from dpr_core.files import check_output, refuse_special
 from dpr_core.text import json_text
 from tasks.artifacts.store import Store
 from tasks.stages.lineage import Lineage
@@ -31,6 +32,7 @@ def given_texts(file: Path | None, pairs: Sequence[tuple[str, str]]) -> "list[Gi
         except UnicodeEncodeError:
             raise UsageError("--text PROMPT RESPONSE: not valid Unicode; put the text into a JSONL file") from None
         return [GivenText(*pair) for pair in pairs]
+    refuse_special(file)
     try:
         stream = file.open("rb")
     except OSError as error:
@@ -63,6 +65,8 @@ def score_texts(
     from dpr_core.reporting import token_credit
     from tasks.running.progress import StageProgress
 
+    if html is not None:
+        check_output(html)
     lineage = Lineage(store)
     artifact = store.fetch(reference, stages=("reward",))
     execution = RewardConfig.model_validate(artifact.config).execution

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.files import check_output
 from dpr_core.text import escape_control
 from flows.cli.console import Debug, Identifier, Json, OnceCommand, Set, emit, reported
 
@@ -109,6 +110,8 @@ def judge(
         from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
         from dpr_core.evaluation.rows import read_rows
 
+        if output is not None:
+            check_output(output)
         settings = parse(JudgeConfig, override({}, assignments), "judge")
         layout = LAYOUTS[kind.value]
         mine, theirs = (only_model(layout, file) for file in (answers, baseline))
@@ -147,6 +150,7 @@ def export(
 
         if file.exists():
             raise UsageError(f"{file} is there already; give another name")
+        check_output(file)
         found = Store.open().fetch(artifact, stages=("answer",))
         rows = answered(read_answers(found.path))
         try:

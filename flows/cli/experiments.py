@@ -1,6 +1,5 @@
 """Commands that run many pipelines: sweeps over settings, and the paper's exhibits."""
 
-import os
 import shlex
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.files import check_output
 from flows.cli.console import RESUME, Debug, Json, Plan, Set, emit, reported
 from flows.cli.run import Options, run_or_plan
 
@@ -166,8 +166,7 @@ def _check_out(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {file}: {file.parent} cannot be made: {error.strerror}") from None
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UsageError(f"--out {file}: it cannot be written there")
+    check_output(file)
 
 
 def _conclude(document: dict[str, Any], identities: "Sequence[Identity]", out: Path | None, as_json: bool) -> None:

@@ -252,6 +252,48 @@ def test_a_source_that_is_no_source(
     dpr("run", TINY, *of_file(data), home=made.home).assert_refused(2, *words)
 
 
+SPECIAL = {"pipe.yaml": "a named pipe", "/dev/zero": "a device", "folder.yaml": "a folder"}
+
+
+@pytest.mark.usefixtures("hang_limit")
+@pytest.mark.parametrize("file", SPECIAL)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", TINY, "--plan", "--set", "subsample.source={{type: file, path: {file}}}"],
+        ["run", TINY, "--plan", "--set", "evaluation.benchmarks={{mine: {{type: file, path: {file}}}}}"],
+        ["score", "{reward}", "{file}"],
+        ["score", "{reward}", "--text", "a", "b", "--html", "{file}"],
+        ["benchmark", "score", "--format", "mt-bench", "{file}"],
+        ["benchmark", "score", "--format", "mt-bench", "{rows}", "--answers", "{file}"],
+        ["benchmark", "judge", "--format", "mt-bench", "--answers", "{file}", "--baseline", "{rows}"],
+        ["benchmark", "judge", "--format", "lima", "--answers", "{rows}", "--baseline", "{rows}", "--output", "{file}"],
+        ["benchmark", "rate", "--answers", "{file}", "--questions", "{rows}"],
+        ["benchmark", "rate", "--answers", "{rows}", "--questions", "{rows}", "--output", "{file}"],
+        ["benchmark", "rate", "--answers", "{rows}", "--questions", "{rows}", "--set", "prompts={file}"],
+    ],
+)
+def test_what_is_no_file_is_refused_before_it_is_opened(
+    dpr: Dpr, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[Any], file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    Path("folder.yaml").mkdir()
+    Path("rows").write_text('{"question_id": 1, "model_id": "m", "choices": [{"turns": ["a", "b"]}]}\n')
+    filled = [str(each).format(file=file, rows="rows", reward=made.id("reward")) for each in arguments]
+    dpr(*filled, home=made.home).assert_refused(2, f"{file} is {SPECIAL[file]}, but a file is needed")
+
+
+@pytest.mark.usefixtures("hang_limit")
+def test_a_recipe_and_an_output_that_are_no_files(dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    Path("mine.yaml").write_text("extends: pipe.yaml\n")
+    for command in (["run", "pipe.yaml"], ["run", "mine.yaml"], ["config", "pipe.yaml"]):
+        dpr(*command).assert_refused(2, "pipe.yaml is a named pipe, but a file is needed")
+    dpr("reproduce", "table2", "--out", "pipe.yaml").assert_refused(2, "pipe.yaml is a named pipe")
+
+
 @pytest.mark.usefixtures("prefect_here")
 def test_a_backbone_without_an_end_token(dpr: Dpr, made: Any, tmp_path: Path) -> None:
     folder = tmp_path / "no-end"
