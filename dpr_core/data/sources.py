@@ -133,27 +133,9 @@ class CsvFile(LocalFile):
     """A local CSV file with a header; quoted fields may span lines."""
 
     def rows(self) -> Rows:
-        csv.field_size_limit(MAX_FIELD_BYTES)
         reader = RowReader(self._columns, self.name)
-        number = begins = 0
-        with open_pinned(self._path, self._pinned) as stream:
-            # Bytes that are not UTF-8 become surrogates, which RowReader rejects as invalid Unicode.
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            table = csv.DictReader(text, strict=True)
-            try:
-                refuse_same_names([name for name in table.fieldnames or () if name], self.name)
-                begins = table.line_num + 1
-                for number, row in enumerate(table, 1):
-                    yield _read_row(reader, row, f"{self.name}:{table.line_num}", number)
-                    begins = table.line_num + 1
-            except OSError as error:
-                raise DensePathError(f"reading {self.name} stopped after row {number}: {error.strerror}") from error
-            except csv.Error as error:
-                place = f"row {number + 1}, which begins in line {begins}" if begins else "the line of column names"
-                raise DensePathError(
-                    f"reading {self.name} stopped at {place}: {error}; is a quote left open there? A quote inside a "
-                    "quoted value is written twice"
-                ) from error
+        for number, (line, row) in enumerate(_csv_rows(self._path, self._pinned, self.name), 1):
+            yield _read_row(reader, row, f"{self.name}:{line}", number)
         reader.finish()
 
 
@@ -205,6 +187,8 @@ class HubDataset:
         builder = datasets.load_dataset_builder(
             str(local) if local.is_dir() else self.name, self._config.subset, revision=self._config.revision
         )
+        if local.is_dir():
+            _check_csv(builder.config, self._config.split)
         _bound_memory(builder.config)
         return builder.as_streaming_dataset(split=self._config.split)
 
@@ -313,6 +297,31 @@ def _parse_line(line: bytes, complete: bool, first: bool, name: str) -> object:
     return value
 
 
+def _csv_rows(path: Path, pinned: str | None, name: str) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """The rows of a CSV file, each with the line that it ends in. What leaves open where a row ends is an error."""
+    csv.field_size_limit(MAX_FIELD_BYTES)
+    number = begins = 0
+    with open_pinned(path, pinned) as stream:
+        # Bytes that are not UTF-8 become surrogates, which RowReader rejects as invalid Unicode.
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        table = csv.DictReader(text, strict=True)
+        try:
+            refuse_same_names([column for column in table.fieldnames or () if column], name)
+            begins = table.line_num + 1
+            for row in table:
+                number += 1
+                yield table.line_num, row
+                begins = table.line_num + 1
+        except OSError as error:
+            raise DensePathError(f"reading {name} stopped after row {number}: {error.strerror}") from error
+        except csv.Error as error:
+            place = f"row {number + 1}, which begins in line {begins}" if begins else "the line of column names"
+            raise DensePathError(
+                f"reading {name} stopped at {place}: {error}; is a quote left open there? A quote inside a quoted "
+                "value is written twice"
+            ) from error
+
+
 def _read_row(reader: RowReader, row: dict[Any, Any], where: str, number: int) -> tuple[str, Demonstration | BadRow]:
     try:
         if None in row:
@@ -335,6 +344,18 @@ def _columns_to_read(present: list[str], columns: ColumnsConfig) -> list[str] | 
         return None
     mapped = dict.fromkeys((columns.id, columns.system, columns.prompt, columns.response))
     return [name for name in mapped if name in present]
+
+
+def _check_csv(settings: Any, split: str) -> None:
+    """Refuse the CSV files of a local folder whose rows pandas, which `datasets` has read them, would guess at."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    files = (settings.data_files or {}).get(split, ()) if isinstance(settings, CsvConfig) else ()
+    for file in map(Path, files):
+        if file.suffix == ".csv":
+            for line, row in _csv_rows(file, None, str(file)):
+                if None in row:
+                    raise UsageError(f"{file}:{line}: more values than columns")
 
 
 def _bound_memory(settings: Any) -> None:

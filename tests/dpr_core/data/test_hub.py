@@ -85,6 +85,25 @@ def test_a_broken_file_inside_a_folder_is_one_sentence(tmp_path):
         rows_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (['1,q,"He said', "2,q,r", '3,q,"r"'], "stopped at row 1, which begins in line 2: .*quote left open"),
+        (["1,q,r,more"], r"train\.csv:2: more values than columns"),
+    ],
+)
+def test_csv_in_a_folder_is_read_as_strictly_as_a_file(tmp_path, rows, message):
+    path = tmp_path / "train.csv"
+    path.write_text("\n".join(["id,question,response", *rows]) + "\n")
+    with pytest.raises(DensePathError, match=message):
+        rows_of(tmp_path)
+    path.write_text("question,response,question\nq,r,other\n")
+    with pytest.raises(UsageError, match="several columns called 'question'"):
+        rows_of(tmp_path)
+    path.write_text('id,question,response\n1,q,"one, ""two"""\n')
+    assert [row for _, row in rows_of(tmp_path)] == [Demonstration("1", "", "q", 'one, "two"')]
+
+
 def test_without_a_network_the_message_says_so():
     with pytest.raises(DensePathError, match=r"the hub cannot be reached for the dataset nobody/nothing.*local folder"):
         rows_of("nobody/nothing")
