@@ -304,7 +304,7 @@ def _csv_rows(path: Path, pinned: str | None, name: str) -> Iterator[tuple[int, 
     with open_pinned(path, pinned) as stream:
         # Bytes that are not UTF-8 become surrogates, which RowReader rejects as invalid Unicode.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        table = csv.DictReader(text, strict=True)
+        table = csv.DictReader(_bounded_lines(text), strict=True)
         try:
             refuse_same_names([column for column in table.fieldnames or () if column], name)
             begins = table.line_num + 1
@@ -320,6 +320,13 @@ def _csv_rows(path: Path, pinned: str | None, name: str) -> Iterator[tuple[int, 
                 f"reading {name} stopped at {place}: {error}; is a quote left open there? A quote inside a quoted "
                 "value is written twice"
             ) from error
+
+
+def _bounded_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(MAX_LINE_BYTES):
+        if len(line) == MAX_LINE_BYTES and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"a line of more than {MAX_LINE_BYTES} characters")
+        yield line
 
 
 def _read_row(reader: RowReader, row: dict[Any, Any], where: str, number: int) -> tuple[str, Demonstration | BadRow]:

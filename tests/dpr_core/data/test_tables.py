@@ -140,6 +140,13 @@ def test_a_quote_that_is_left_open_is_told_before_memory_is_full(tmp_path, monke
         rows_of(path)
 
 
+def test_a_csv_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 100)
+    path = csv_of(tmp_path / "rows.csv", ["1,q,r", "2,q," + "r," * 200])
+    with pytest.raises(DensePathError, match="stopped at row 2, which begins in line 3: a line of more than 100 char"):
+        rows_of(path)
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 def test_columns_of_one_name_are_refused(tmp_path, ending):
     path = tmp_path / f"rows.{ending}"
