@@ -1,6 +1,6 @@
 """Garbage collection in a home: orphaned payloads, stale work, cache and locks, removed only while nobody uses them.
 
-Never found: a finished artifact, and its ancestors.
+Never found: a finished artifact, and its ancestors; and, unless it is asked for, a whole one that the database lost.
 """
 
 import logging
@@ -42,11 +42,26 @@ class Removable:
 
 
 class GarbageCollector:
-    """Finds what can be removed now. `unfinished`: also work that `dpr resume` could go on from."""
+    """Finds what can be removed now.
 
-    def __init__(self, store: Store, *, unfinished: bool = False, older_than: timedelta = timedelta(0)) -> None:
+    `unfinished`: also work that `dpr resume` could go on from. `unregistered`: also whole artifacts, and records of
+    pipelines, that the database does not know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        unfinished: bool = False,
+        unregistered: bool = False,
+        older_than: timedelta = timedelta(0),
+    ) -> None:
         self._store = store
         self._unfinished = unfinished
+        self._also_unregistered = unregistered
+        self.unregistered = store.unregistered()
+        """Whole artifacts that stay without `unregistered`."""
+        self._whole = {lost.id for lost in self.unregistered}
         self._before = datetime.now(UTC) - older_than
         self._records = {record.id: record for record in store.records()}
         self._finished = {record.key: record for record in self._records.values() if record.finished}
@@ -85,6 +100,8 @@ class GarbageCollector:
             folder = self._runs.get(record.id)
             if record.finished or record.id in self._needed or folder is None or not self._store.is_own(record):
                 continue
+            if record.id in self._whole and not self._also_unregistered:
+                continue
             workdir = self._workdir(record.key)
             kept = workdir.stage_run() == record.id and workdir.is_resumable and not self._superseded(record)
             if is_held(self._lock(record.key)) or (kept and not self._unfinished):
@@ -120,6 +137,8 @@ class GarbageCollector:
             if run_id is not None and not self._knows_all:
                 return
             why = "it belongs to no run" if run_id is None else f"there is no run {run_id[:8]} any more"
+            if run_id is not None and workdir.is_resumable and run_id not in self._deleted and not self._unfinished:
+                return
         elif record.finished:
             why = f"{record.title} is finished"
         elif not workdir.is_resumable:
@@ -145,8 +164,14 @@ class GarbageCollector:
         if self._store.embedded:
             for folder in sorted((self._store.home / "artifacts").iterdir()):
                 known = folder.name in self._runs or folder.name in self._deleted or folder.name in self._needed
-                if ID.fullmatch(folder.name) and not known:
+                if not ID.fullmatch(folder.name) or known:
+                    continue
+                is_record = (folder / "artifacts" / "run.json").exists()
+                if folder.name not in self._whole and not is_record:
                     yield from self._piece(folder, "deleted run", "MLflow has no such run")
+                elif self._also_unregistered:
+                    what = "the record of a pipeline" if is_record else "a whole artifact"
+                    yield from self._piece(folder, "unregistered", f"{what} that the database does not know")
 
     def _locks(self) -> Iterator[Removable]:
         for path in sorted((self._store.home / "locks").iterdir()):

@@ -52,10 +52,12 @@ def sweep_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for entry in document["stages"]:
         if entry["stage"] == EXPERIMENT:
-            config = store.record(entry["id"]).config
+            artifact = store.fetch(entry["id"])
             observations = [Observation(**each) for each in document["results"][entry["name"]]["observations"]]
-            parts.append(table(exhibit_named(config["exhibit"]), observations).as_terminal(config["title"]))
-            parts.append(Text(f"Table and plots: {store.fetch(entry['id']).path}\nArtifact: {entry['id']}"))
+            parts.append(
+                table(exhibit_named(artifact.config["exhibit"]), observations).as_terminal(artifact.config["title"])
+            )
+            parts.append(Text(f"Table and plots: {artifact.path}\nArtifact: {entry['id']}"))
     if all(entry["status"] == "reused" for entry in document["stages"]):
         parts.append(Text("Nothing had changed: every stage was reused."))
     return Group(*parts)

@@ -61,30 +61,52 @@ def verify(
     everything: Annotated[
         bool, typer.Option("--all", help="Every artifact that claims to be finished, with progress on stderr.")
     ] = False,
+    register: Annotated[
+        bool,
+        typer.Option(
+            "--register", help="With --all: take whole artifacts that the database does not know back into it."
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Hash every file of an artifact again and compare. Exit status 1 if anything is wrong.
 
-    Every file and tag that is not as it was published is named. A damaged artifact is not used: the next run that
-    needs it makes it again.
+    Every file, tag and metric that is not as it was published is named. A damaged artifact is not used: the next run
+    that needs it makes it again. With --all, also artifacts that the database does not know, as after an older
+    mlflow.db was restored.
     """
     with reported(debug):
         from flows.cli import inspect_view as view
         from tasks.artifacts.store import Store
+        from tasks.artifacts.unregistered import UNKNOWN_TO_MLFLOW
         from tasks.running.progress import StageProgress
 
         if (artifact is None) == (not everything):
             raise UsageError("give one artifact ID, or --all")
+        if register and not everything:
+            raise UsageError("--register goes with --all")
         store = Store.open()
+        if register:
+            store.check_writable()
         checked = []
         with StageProgress("verify") as progress:
-            claims = store.claims(artifact)
+            lost = store.unregistered() if everything else []
+            ids = {each.id for each in lost}
+            claims = [claim for claim in store.claims(artifact) if claim[0].id not in ids]
+            total = len(claims) + len(lost)
             for number, (record, problems) in enumerate(claims, 1):
-                progress.advance(number, len(claims), record.title)
-                checked.append((record, problems()))
+                progress.advance(number, total, record.title)
+                checked.append(view.Checked(record.id, record.stage, record.name, problems()))
+            for number, each in enumerate(lost, len(claims) + 1):
+                name = each.manifest.run["name"] if each.manifest.run else each.manifest.stage
+                progress.advance(number, total, each.id[:8])
+                found = store.register(each) if register else [UNKNOWN_TO_MLFLOW, *each.problems()]
+                checked.append(
+                    view.Checked(each.id, each.manifest.stage, name, found, registered=register and not found)
+                )
         emit(view.verification_document(checked), as_json, lambda: view.verification_table(checked))
-        if any(problems for _, problems in checked):
+        if any(each.problems for each in checked):
             raise SystemExit(1)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +13,7 @@ from dpr_core.text import escape_control_lines
 from tasks.artifacts.parent_runs import ParentRun
 from tasks.artifacts.run_records import Record
 from tasks.artifacts.store import Store
+from tasks.artifacts.unregistered import UNKNOWN_TO_MLFLOW
 from tasks.stages import diagnose
 
 SHORT = 8
@@ -147,19 +148,34 @@ def pipeline_view(store: Store, pipeline: ParentRun) -> RenderableType:
     return Group(facts, request, Text("made for it"), record_table(stages), *hint)
 
 
-Checked = Sequence[tuple[Record, list[str]]]
+class Checked(NamedTuple):
+    """An artifact with what is wrong with it."""
+
+    id: str
+    stage: str
+    name: str
+    problems: list[str]
+    registered: bool = False
+    """Whether it was taken back into the database."""
 
 
-def verification_document(checked: Checked) -> list[dict[str, Any]]:
-    return [{"id": r.id, "stage": r.stage, "sound": not problems, "problems": problems} for r, problems in checked]
+def verification_document(checked: Sequence[Checked]) -> list[dict[str, Any]]:
+    return [
+        {"id": each.id, "stage": each.stage, "sound": not each.problems, "problems": each.problems}
+        | ({"registered": True} if each.registered else {})
+        for each in checked
+    ]
 
 
-def verification_table(checked: Checked) -> RenderableType:
+def verification_table(checked: Sequence[Checked]) -> RenderableType:
     table = grid("artifact", "stage", "result")
-    for record, problems in checked:
-        add_row(table, record.id, record.name, "; ".join(problems) or "sound")
-    damaged = sum(bool(problems) for _, problems in checked)
-    return Group(table, Text(f"{len(checked)} checked, {damaged} damaged."))
+    for each in checked:
+        fine = "sound, and taken back into the database" if each.registered else "sound"
+        add_row(table, each.id, each.name, "; ".join(each.problems) or fine)
+    unknown = sum(UNKNOWN_TO_MLFLOW in each.problems for each in checked)
+    damaged = sum(any(problem != UNKNOWN_TO_MLFLOW for problem in each.problems) for each in checked)
+    also = f", {unknown} not in the database" if unknown else ""
+    return Group(table, Text(f"{len(checked)} checked, {damaged} damaged{also}."))
 
 
 def grid(*columns: str) -> Table:

@@ -97,6 +97,13 @@ def gc(
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Also work that `dpr resume` could go on from.")
     ] = False,
+    unregistered: Annotated[
+        bool,
+        typer.Option(
+            "--unregistered",
+            help="Also whole artifacts that the database does not know, as after an older mlflow.db was restored.",
+        ),
+    ] = False,
     older_than: Annotated[
         str | None, typer.Option(metavar="AGE", help="Only what has not changed for so long: 12h, 7d, 2w.")
     ] = None,
@@ -106,19 +113,24 @@ def gc(
 ) -> None:
     """Remove what nobody needs: payloads of failed attempts, work left behind, stale locks, files of deleted runs.
 
-    Never removed: finished artifacts and all that they were made from, work of a process that lives, and, without
-    --unfinished, work that `dpr resume` could go on from. Start with: dpr gc --plan --older-than 7d
+    Never removed: finished artifacts and all that they were made from, work of a process that lives; without
+    --unfinished, work that `dpr resume` could go on from; without --unregistered, whole artifacts that the database
+    does not know, which `dpr verify --all --register` takes back into it. Start with: dpr gc --plan --older-than 7d
     """
     with reported(debug):
         from flows.cli import resume_view as view
         from tasks.artifacts.store import Store
+        from tasks.artifacts.unregistered import UNKNOWN_TO_MLFLOW
         from tasks.cleanup import GarbageCollector
 
         age = _age(older_than)
         store = Store.open()
         store.check_writable()
-        collector = GarbageCollector(store, unfinished=unfinished, older_than=age)
+        collector = GarbageCollector(store, unfinished=unfinished, unregistered=unregistered, older_than=age)
         found = collector.find()
+        if collector.unregistered and not unregistered:
+            told = "artifact is" if len(collector.unregistered) == 1 else "artifacts are"
+            print(f"{len(collector.unregistered)} {told} {UNKNOWN_TO_MLFLOW}", file=sys.stderr)
         if plan or not found:
             outcome = " can be removed; nothing was."
             emit(view.pieces_document(found, False), as_json, lambda: view.pieces_table(found, store.home, outcome))

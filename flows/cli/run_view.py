@@ -78,10 +78,9 @@ def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> Renderable
     dpr = _dpr()
     steps = [("look at the runs in the MLflow UI", f"{dpr} ui")]
     if "report" in ids:
-        payload = store.fetch(ids["report"]).path
-        # The copy beside the payload links to the artifacts; of a store elsewhere, only the payload is here.
-        beside = payload.parent / BESIDE / REPORT_PAGE
-        steps.append(("read the report in a browser", str(beside if beside.is_file() else payload / REPORT_PAGE)))
+        # The copy beside the payload links to the artifacts.
+        page = store.beside(ids["report"], f"{BESIDE}/{REPORT_PAGE}") or store.fetch(ids["report"]).path / REPORT_PAGE
+        steps.append(("read the report in a browser", str(page)))
     if "reward" in ids:
         page = store.fetch(ids["reward"]).path / CREDIT_PAGE
         short = ids["reward"][:SHORT]

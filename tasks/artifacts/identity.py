@@ -7,7 +7,7 @@ import platform
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypedDict
@@ -49,6 +49,24 @@ class InputEntry(TypedDict):
     digest: str
 
 
+class RunEntry(TypedDict):
+    """What MLflow showed of an artifact when it was published, and the files beside its payload."""
+
+    name: str
+    parent: str | None
+    owner: str
+    description: str
+    started: int
+    """Milliseconds since 1970."""
+    ended: int
+    config: dict[str, Any]
+    """With the settings that are no part of identity."""
+    results: dict[str, float]
+    metrics: dict[str, float]
+    last_step: int
+    files: list[FileEntry]
+
+
 class HashCache:
     """Hashes of files that have not changed since they were hashed in this process."""
 
@@ -79,6 +97,8 @@ class Manifest:
     inputs: dict[str, InputEntry]
     files: list[FileEntry]
     versions: dict[str, str]
+    run: RunEntry | None = None
+    """No part of the digest: two runs of the same work differ in it. None: an earlier version published it."""
 
     @classmethod
     def of_directory(
@@ -93,13 +113,7 @@ class Manifest:
         versions: Mapping[str, str] | None = None,
     ) -> Self:
         """Hash every file below `directory`. Anything but plain files and folders is refused."""
-        files: list[FileEntry] = []
-        for path, name in files_below(directory):
-            status = path.lstat()
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{path}: only plain files can be published")
-            files.append({"path": name, "size": status.st_size, "sha256": hashing.hash_file(path)})
-        files.sort(key=lambda entry: entry["path"])
+        files = sorted((file_entry(*each) for each in files_below(directory)), key=lambda entry: entry["path"])
         recorded = dict(library_versions() if versions is None else versions)
         return cls(stage, stage_version, dict(config), seed, dict(inputs), files, recorded)
 
@@ -109,8 +123,10 @@ class Manifest:
         return stage_key(self.stage, self.stage_version, self.config, digests)
 
     def digest(self) -> str:
-        """Hash of everything but the IDs of the inputs, so that the same work gives the same digest."""
-        return _sha256(asdict(self) | {"inputs": {role: entry["digest"] for role, entry in self.inputs.items()}})
+        """Hash of everything but the IDs of the inputs and the run, so that the same work gives the same digest."""
+        content = asdict(self) | {"inputs": {role: entry["digest"] for role, entry in self.inputs.items()}}
+        del content["run"]
+        return _sha256(content)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -119,26 +135,38 @@ class Manifest:
     def from_json(cls, text: str) -> Self:
         """Read a manifest that may have been tampered with; raises ValueError naming what is wrong."""
         try:
-            manifest = cls(**json.loads(text))
+            content = json.loads(text)
+            # What a later version adds is no part of the digest.
+            manifest = cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+            listed = [*manifest.files, *(manifest.run["files"] if manifest.run else ())]
             well_formed = (
                 isinstance(manifest.stage, str)
                 and isinstance(manifest.stage_version, int)
                 and isinstance(manifest.config, dict)
                 and isinstance(manifest.seed, int)
                 and all(isinstance(e["id"], str) and isinstance(e["digest"], str) for e in manifest.inputs.values())
-                and all(isinstance(e["size"], int) and isinstance(e["sha256"], str) for e in manifest.files)
+                and all(isinstance(e["size"], int) and isinstance(e["sha256"], str) for e in listed)
                 and isinstance(manifest.versions, dict)
+                and (manifest.run is None or _is_run_entry(manifest.run))
             )
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a manifest ({type(error).__name__}: {error})") from None
         if not well_formed:
             raise ValueError("not a manifest (a field has the wrong type)")
-        for entry in manifest.files:
+        for entry in listed:
             if not _stays_inside(entry["path"]):
                 raise ValueError(f"the file name {entry['path']!r} would leave the artifact")
         if len({entry["path"] for entry in manifest.files}) != len(manifest.files):
             raise ValueError("a file is listed twice")
         return manifest
+
+
+def file_entry(path: Path, name: str) -> FileEntry:
+    """Size and hash of a file; anything but a plain one is refused."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: only plain files can be published")
+    return {"path": name, "size": status.st_size, "sha256": hashing.hash_file(path)}
 
 
 def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = None) -> list[str]:
@@ -150,14 +178,15 @@ def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = 
         return [f"{directory.name}: cannot be read ({error.strerror})"]
     problems = [f"{name}: not in the manifest" for name in sorted(present - {e["path"] for e in manifest.files})]
     for entry in manifest.files:
-        problem = check_file(directory, entry, hashes) if entry["path"] in present else f"{entry['path']}: missing"
+        path = directory / entry["path"]
+        problem = check_file(path, entry, hashes) if entry["path"] in present else f"{entry['path']}: missing"
         problems += [problem] if problem else []
     return problems
 
 
-def check_file(directory: Path, entry: FileEntry, hashes: HashCache) -> str:
+def check_file(path: Path, entry: FileEntry, hashes: HashCache) -> str:
     """What is wrong with one file; empty if nothing is. One that cannot be read is wrong."""
-    name, path = entry["path"], directory / entry["path"]
+    name = entry["path"]
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
@@ -189,6 +218,13 @@ def _unless_gone(error: OSError) -> None:
     """A folder that cannot be read is not an empty one."""
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def _is_run_entry(run: RunEntry) -> bool:
+    texts = all(isinstance(run[name], str) for name in ("name", "owner", "description"))
+    times = all(isinstance(run[name], int) for name in ("started", "ended", "last_step"))
+    numbers = all(isinstance(value, int | float) for name in ("results", "metrics") for value in run[name].values())
+    return texts and times and numbers and isinstance(run["config"], dict) and isinstance(run["parent"], str | None)
 
 
 def _stays_inside(name: Any) -> bool:

@@ -161,12 +161,36 @@ class MlflowClient:
             values, text = config.model_dump(mode="json"), commented_yaml(config)
         else:
             values, text = dict(config), yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        self.log_params(run_id, values)
+        self.log_text(run_id, text, "config.yaml")
+
+    def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Settings as flat params."""
         from mlflow.entities import Param
 
         entries = [Param(name, value) for name, value in params(values).items()]
         for start in range(0, len(entries), 100):
             self.log_batch(run_id, params=entries[start : start + 100])
-        self.log_text(run_id, text, "config.yaml")
+
+    def insert_run(self, experiment: str, run_id: str, started: int, root: Path) -> None:
+        """A run under an ID that is given, which MLflow has no call for; in the home's own database."""
+        self.check_writable()
+        row = {
+            "run_uuid": run_id,
+            "experiment_id": int(experiment),
+            "source_type": "UNKNOWN",
+            "source_name": "",
+            "entry_point_name": "",
+            "source_version": "",
+            "user_id": "unknown",
+            "status": "RUNNING",
+            "start_time": started,
+            "lifecycle_stage": "active",
+            "artifact_uri": root.as_uri(),
+        }
+        columns, values = ", ".join(row), ", ".join("?" * len(row))
+        with closing(sqlite3.connect(self._home / "mlflow.db", timeout=PROBE_SECONDS)) as database, database:
+            database.execute(f"INSERT INTO runs ({columns}) VALUES ({values})", tuple(row.values()))
 
     def log_metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
         """Log metrics, however long it takes MLflow to answer."""

@@ -3,13 +3,15 @@
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from tasks.artifacts.identity import HashCache, Manifest, check_files
-from tasks.artifacts.run_records import MANIFEST, PAYLOAD, disagreements, record_of
+from tasks.artifacts.identity import HashCache, Manifest, check_file, check_files, files_below
+from tasks.artifacts.run_records import MANIFEST, PAYLOAD, disagreements, record_of, same_numbers
 from tasks.locks import exclusive
 
 if TYPE_CHECKING:
@@ -66,6 +68,24 @@ class Payloads:
                     self._client.download_artifacts(run.info.run_id, PAYLOAD, str(payload.parent))
             return manifest, payload, check_files(payload, manifest, hashes)
 
+    def shown(self, run: Any, manifest: Manifest) -> list[str]:
+        """What is shown beside the payload, by MLflow or as a file, and is not as it was published."""
+        if (published := manifest.run) is None:
+            return []
+        parent, metrics = record_of(run).parent, run.data.metrics
+        problems = [] if parent == published["parent"] else ["the tag mlflow.parentRunId: has changed"]
+        problems += [
+            f"the metric {name}: {metrics.get(name)}, published as {value}"
+            for name, value in published["metrics"].items()
+            if not same_numbers({"": metrics.get(name)}, {"": value})
+        ]
+        with beside_payload(self._client, run.info.run_id, self.root(run)) as files:
+            for entry in published["files"]:
+                path = files.get(entry["path"])
+                problem = f"{entry['path']}: missing" if path is None else check_file(path, entry, HashCache())
+                problems += [problem] if problem else []
+        return problems
+
     def _manifest_text(self, run: Any) -> str:
         root = self.root(run)
         if root is None:
@@ -74,13 +94,40 @@ class Payloads:
             with tempfile.TemporaryDirectory(dir=self._home / "work") as folder:
                 path = self._client.download_artifacts(run.info.run_id, MANIFEST, folder)
                 return Path(path).read_text(encoding="utf-8")
-        if not stat.S_ISREG((root / MANIFEST).lstat().st_mode):
-            raise ValueError("not a plain file")
-        return (root / MANIFEST).read_text(encoding="utf-8")
+        return manifest_text(root)
 
     def _names(self, run: Any) -> list[str]:
         """What there is of a run in a store on another machine, which tells what is missing only by an error."""
         return [entry.path for entry in self._client.list_artifacts(run.info.run_id)]
+
+
+def manifest_text(root: Path) -> str:
+    """The manifest in the folder of a run on this machine."""
+    if not stat.S_ISREG((root / MANIFEST).lstat().st_mode):
+        raise ValueError("not a plain file")
+    return (root / MANIFEST).read_text(encoding="utf-8")
+
+
+@contextmanager
+def beside_payload(client: "MlflowClient", run_id: str, root: Path | None) -> Iterator[dict[str, Path]]:
+    """The files of a run that are neither payload nor manifest, by their names; downloaded if they are not here."""
+    ours = (PAYLOAD, f"{PAYLOAD}.partial", MANIFEST)
+    if root is not None:
+        tops = sorted(top for top in root.iterdir() if top.name not in ours)
+        yield {name: path for top in tops for path, name in _named(top)}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for entry in client.list_artifacts(run_id):
+            if entry.path not in ours:
+                client.download_artifacts(run_id, entry.path, folder)
+        yield {name: path for top in sorted(Path(folder).iterdir()) for path, name in _named(top)}
+
+
+def _named(top: Path) -> Iterator[tuple[Path, str]]:
+    if top.is_symlink() or not top.is_dir():
+        yield top, top.name
+    else:
+        yield from ((path, f"{top.name}/{name}") for path, name in files_below(top))
 
 
 def local_path(uri: str) -> Path | None:

@@ -124,15 +124,29 @@ class Snapshot:
 def disagreements(record: Record, manifest: Manifest) -> list[str]:
     """The tags of a run that contradict its manifest."""
     stored = {name: record.config.get(name) for name in manifest.config}
+    run = manifest.run
     same = {
         "dpr.digest": record.digest == manifest.digest(),
         "dpr.stage": record.stage == manifest.stage,
         "dpr.version": record.version == manifest.stage_version,
         "dpr.key": record.key == manifest.key,
         "dpr.inputs": record.inputs == {role: entry["id"] for role, entry in manifest.inputs.items()},
-        "dpr.config": canonical_json(stored) == canonical_json(manifest.config),
+        "dpr.config": canonical_json(stored) == canonical_json(manifest.config)
+        and (run is None or record.config == run["config"]),
+        "dpr.name": run is None or record.name == run["name"],
+        "dpr.results": run is None or same_numbers(record.results, run["results"]),
     }
     return [f"{MANIFEST}: does not agree with the tag {tag}" for tag, agrees in same.items() if not agrees]
+
+
+def results_text(values: Mapping[str, float]) -> str:
+    """The tag of the final metrics."""
+    return json.dumps({name: float(value) for name, value in values.items()}, ensure_ascii=False)
+
+
+def same_numbers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two mappings are equal, where no number equals no number."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def wrong_stage(title: str, stage: str, accepted: tuple[str, ...]) -> str:

@@ -1,17 +1,18 @@
 """A stage's MLflow run in progress: metrics, extra files, and the atomic publish of its payload as an artifact."""
 
 import errno
-import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.redaction import redact
-from tasks.artifacts.identity import Manifest, check_files, files_below
+from tasks.artifacts.identity import Manifest, RunEntry, check_files, file_entry, files_below
 from tasks.artifacts.metric_buffer import MetricBuffer
-from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, split_tag
+from tasks.artifacts.payloads import beside_payload
+from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, record_of, results_text, split_tag
 from tasks.local_home import sync
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class StageRun:
     def results(self, values: Mapping[str, float]) -> None:
         """Log the final metrics, under the last step and as the results that a reuse shows again."""
         self.metrics(values, self.last_step)
-        text = json.dumps({name: float(value) for name, value in values.items()}, ensure_ascii=False)
-        for tag, piece in split_tag("dpr.results", text).items():
+        for tag, piece in split_tag("dpr.results", results_text(values)).items():
             self._client.set_tag(self.id, tag, piece)
 
     def text(self, path: str, content: str) -> None:
@@ -88,13 +88,32 @@ class StageRun:
         elif any(directory.iterdir()):
             shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
             _move(directory, self._root / PAYLOAD)
-        self._client.log_text(self.id, manifest.to_json(), MANIFEST)
+        self._client.log_text(self.id, replace(manifest, run=self._as_it_is()).to_json(), MANIFEST)
         if self._root is not None:
             _sync_all(self._root)
         digest = manifest.digest()
         self._client.set_tag(self.id, "dpr.digest", digest)
         self._client.set_terminated(self.id, "FINISHED")
         return digest
+
+    def _as_it_is(self) -> RunEntry:
+        """What MLflow shows of the run, read back, so that a later change of it is seen."""
+        run = self._client.get_run(self.id)
+        record = record_of(run)
+        with beside_payload(self._client, self.id, self._root) as files:
+            return {
+                "name": record.name,
+                "parent": record.parent,
+                "owner": record.owner,
+                "description": run.data.tags.get("mlflow.note.content", ""),
+                "started": run.info.start_time,
+                "ended": time.time_ns() // 1_000_000,
+                "config": record.config,
+                "results": record.results,
+                "metrics": dict(run.data.metrics),
+                "last_step": self.last_step,
+                "files": [file_entry(path, name) for name, path in files.items()],
+            }
 
     def end(self, status: str, reason: str = "") -> None:
         """End a run that made nothing, as FAILED or KILLED. What is already finished stays so."""

@@ -13,23 +13,23 @@ from typing import Any, Self
 
 from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
-from tasks.artifacts.identity import Manifest, canonical_json
+from tasks.artifacts import unregistered
+from tasks.artifacts.identity import HashCache, Manifest, check_file
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
 from tasks.artifacts.payloads import Payloads
 from tasks.artifacts.retrying import retry_seconds
 from tasks.artifacts.run_records import (
     ID,
-    NOTE_LIMIT,
     Artifact,
     Record,
     Snapshot,
     record_of,
     run_name,
-    split_tag,
     usable_as,
 )
 from tasks.artifacts.stage_run import StageRun
+from tasks.artifacts.unregistered import Unregistered, run_tags
 from tasks.local_home import UnwritableHomeError, home_folder, identity_of, open_home, unwritable
 from tasks.locks import exclusive, is_held
 
@@ -116,17 +116,17 @@ class Store:
         description: str,
     ) -> StageRun:
         """Start the MLflow run of a stage."""
-        tags = {
-            "dpr.stage": stage,
-            "dpr.name": name,
-            "dpr.version": str(version),
-            "dpr.key": key,
-            "dpr.owner": self._owner,
-            "mlflow.note.content": description[:NOTE_LIMIT],
-            **split_tag("dpr.inputs", canonical_json(dict(inputs))),
-            **split_tag("dpr.config", canonical_json(config.model_dump(mode="json"))),
-            **({"mlflow.parentRunId": parent} if parent else {}),
-        }
+        tags = run_tags(
+            stage=stage,
+            name=name,
+            version=version,
+            key=key,
+            owner=self._owner,
+            description=description,
+            inputs=inputs,
+            config=config.model_dump(mode="json"),
+            parent=parent,
+        )
         run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(stage, name))
         stage_run = StageRun(run.info.run_id, self._client, self._payloads.root(run))
         try:
@@ -192,8 +192,20 @@ class Store:
         return Snapshot(self._search(), lambda run: self._problems(run, quick=True))
 
     def metrics(self, run_id: str) -> dict[str, float]:
-        """The latest value of each metric."""
-        return dict(self._run(run_id).data.metrics)
+        """The latest value of each metric; of an artifact, as it was published."""
+        run = self._run(run_id)
+        manifest = self._payloads.manifest(run)[0] if record_of(run).finished else None
+        return dict(manifest.run["metrics"] if manifest is not None and manifest.run else run.data.metrics)
+
+    def beside(self, run_id: str, name: str) -> Path | None:
+        """A file beside the payload of an artifact, if it lies on this machine as it was published."""
+        run = self._run(run_id)
+        root, manifest = self._payloads.root(run), self._payloads.manifest(run)[0]
+        entries = manifest.run["files"] if root is not None and manifest is not None and manifest.run else []
+        for entry in entries:
+            if root is not None and entry["path"] == name and not check_file(root / name, entry, HashCache()):
+                return root / name
+        return None
 
     def users(self, run_id: str) -> list[Record]:
         """Artifacts and runs that have this one as an input, newest first."""
@@ -225,11 +237,14 @@ class Store:
 
     def _twin(self, damaged: Record) -> Artifact | None:
         """A sound artifact with the digest of a damaged one is the same to the byte, and stands in for it."""
-        for run in self._search(f"tags.`dpr.digest` = '{damaged.digest}'", "attributes.status = 'FINISHED'"):
+        for run in self._same_digest(damaged):
             artifact = self._sound(run)[0]
             if artifact is not None and (artifact.stage, artifact.digest) == (damaged.stage, damaged.digest):
                 return artifact
         return None
+
+    def _same_digest(self, record: Record) -> Iterator[Any]:
+        return self._search(f"tags.`dpr.digest` = '{record.digest}'", "attributes.status = 'FINISHED'")
 
     def verify(self, run_id: str, *, quick: bool = False) -> list[str]:
         """Every reason not to trust an artifact; empty means sound.
@@ -247,11 +262,23 @@ class Store:
         if quick and self._payloads.root(run) is None:
             return self._payloads.manifest(run)[1]
         try:
-            return self._payloads.inspect(run, cached=quick)[2]
+            manifest, _, problems = self._payloads.inspect(run, cached=quick)
+            return problems if quick or manifest is None else problems + self._payloads.shown(run, manifest)
         except DensePathError as error:
             if self._client.retry.exhausted:
                 raise
             return [f"its files cannot be had: {error}"]
+
+    def published(self, run_id: str) -> Record:
+        """The record of an artifact, once it agrees with the manifest, or that of a twin; files are not checked."""
+        run = self._run(run_id)
+        problems = self._payloads.manifest(run)[1]
+        if not problems:
+            return record_of(run)
+        for twin in self._same_digest(record_of(run)):
+            if not self._payloads.manifest(twin)[1]:
+                return record_of(twin)
+        raise DensePathError(f"artifact {record_of(run).title} has no sound manifest: {'; '.join(problems)}")
 
     def manifest(self, run_id: str) -> Manifest:
         """The manifest of a finished artifact; its files are not checked."""
@@ -296,6 +323,41 @@ class Store:
             finished = self._pages(["attributes.status = 'FINISHED'"])
             runs = [run for run in finished if {"dpr.stage", "dpr.key", "dpr.digest"} & set(run.data.tags)]
         return [(record_of(run), functools.partial(self._problems, run, False)) for run in runs]
+
+    def unregistered(self) -> list[Unregistered]:
+        """Whole artifacts in this home's own folder that the database does not know, or only as unfinished runs.
+
+        Those that a process is publishing, or can go on to publish, are none.
+        """
+        artifacts = self.home / "artifacts"
+        if not self.embedded or not artifacts.is_dir():
+            return []
+        records = {record.id: record for record in self.records()}
+        unfinished = {record.id for record in records.values() if not record.finished and not self._is_at_work(record)}
+        runs = set(self.folders()) | set(self.folders(deleted=True))
+        return [
+            lost
+            for lost in unregistered.find(artifacts, runs - unfinished, runs)
+            if not lost.in_database or records[lost.id].key == lost.manifest.key
+        ]
+
+    def _is_at_work(self, record: Record) -> bool:
+        """Whether a process works on a run, or will go on with it."""
+        if is_held(self.home / "locks" / f"{record.key}.lock"):
+            return True
+        try:
+            return (self.home / "work" / record.key / "ATTEMPT").read_text(encoding="ascii") == record.id
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def register(self, lost: Unregistered) -> list[str]:
+        """Take an artifact back into the database; returns what is wrong with it, and then it is not taken."""
+        self.check_writable()
+        with exclusive(self.home / "locks" / f"{lost.manifest.key}.lock"):
+            problems = lost.problems()
+            if not problems:
+                unregistered.register(self._client, self._experiment, self._owner, lost)
+            return problems or self.verify(lost.id)
 
     def folders(self, *, deleted: bool = False) -> dict[str, Path | None]:
         """Where the files of every run lie, or of those that were deleted in MLflow; None: not on this machine."""

@@ -120,9 +120,9 @@ class Ancestry:
                 self._diagnoses[reward.digest] = self.record(artifact.id).results
 
     def record(self, run_id: str) -> Record:
-        """The record of an artifact, cached."""
+        """The record of an artifact as it was published, cached."""
         if run_id not in self._records:
-            self._records[run_id] = self._store.record(run_id)
+            self._records[run_id] = self._store.published(run_id)
         return self._records[run_id]
 
     def policy(self, name: str, answers: str) -> Record:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.store import Artifact, Record
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, read_answers, write_rows
@@ -20,6 +22,9 @@ GAMES = "games.jsonl"
 
 JUDGE = "judge.json"
 """Who judged: the settings, and the models and versions that the replies name."""
+
+CANARIES = "canaries.json"
+"""What the canaries came to, where there were any: a report warns by it."""
 
 VERDICTS = "verdicts.sqlite"
 """The cache of all verdicts that were paid for, in `DPR_HOME`."""
@@ -44,6 +49,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance))
         for warning in canaries.warnings(canary_metrics):
             logger.warning("%s", warning)
+        write_canaries(work.output, canary_metrics)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
@@ -61,6 +67,17 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         logger.warning("%s", warning)
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
     return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics
+
+
+def write_canaries(folder: Path, measured: Mapping[str, float]) -> None:
+    (folder / CANARIES).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+
+
+def canary_metrics_of(artifact: Artifact, record: Record) -> Mapping[str, float]:
+    """What the canaries of a judge or a rater came to, and its other results; an earlier version kept both as a tag."""
+    file = artifact.path / CANARIES
+    canary_metrics: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {**record.results, **canary_metrics}
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:

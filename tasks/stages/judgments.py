@@ -8,7 +8,7 @@ from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, read_answers, statistics
-from tasks.stages.judge import GAMES, WIN_RATE
+from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
     from dpr_core.reporting.judgments import JudgedAnswers
@@ -55,7 +55,7 @@ class Judgments:
                 {"policy": candidate.inputs["policy"], "answers": candidate.id, "judgment": judgment.id},
             )
         )
-        for complaint in canaries.warnings(self._work.store.record(judgment.id).results):
+        for complaint in canaries.warnings(canary_metrics_of(judgment, self._work.store.published(judgment.id))):
             self._notes.append(f"Canaries of {role}: {complaint}")
         judged = _judged(policy, benchmark, judgment, ours, theirs)
         self.judged.append(judged)

@@ -13,7 +13,7 @@ from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, model_name, read_answers, write_rows
-from tasks.stages.judge import JUDGE, VERDICTS
+from tasks.stages.judge import JUDGE, VERDICTS, canary_metrics_of, write_canaries
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.questions import Question
@@ -42,6 +42,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     canary_metrics = {}
     if judge.costs_money(settings.by) and settings.execution.canaries:
         canary_metrics = asyncio.run(canaries.try_rater(rater, [question for question, _ in pairs], settings.execution))
+        write_canaries(work.output, canary_metrics)
     rated = asyncio.run(rate_turns(rater, turns_of(pairs, settings.judgings), settings.execution, work.advance))
     write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), judge.rater_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
@@ -97,7 +98,7 @@ def rated_in(work: Workspace) -> "list[RatedAnswers]":
             policy, _, benchmark = role.removesuffix(RATED).partition(" on ")
             ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
             judge = rater_name(RateConfig.model_validate(artifact.config))
-            complaints = canaries.warnings(work.store.record(artifact.id).results)
+            complaints = canaries.warnings(canary_metrics_of(artifact, work.store.published(artifact.id)))
             found.append(RatedAnswers(policy, benchmark, judge, ratings, tuple(complaints)))
     return found
 

@@ -19,6 +19,7 @@ from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
 from tasks.stages.answer import ANSWERS, read_answers
+from tasks.stages.judge import CANARIES
 from tasks.stages.lineage import Lineage
 
 pytestmark = pytest.mark.integration
@@ -113,6 +114,9 @@ def test_the_judge_sees_all_turns_and_the_report_says_what_the_canaries_found(
     tried = judge(store, ours, theirs, by=ScriptedJudgeConfig(rule="first"))
     assert (tried.metrics["judge/canary_self"], tried.metrics["judge/canary_constant"]) == (1.0, 0.5)
     assert tried.metrics["judge/prompts"] == 3
+    assert not (store.fetch(sound.id).path / CANARIES).exists()
+    kept = json.loads((store.fetch(tried.id).path / CANARIES).read_text())
+    assert kept == {name: value for name, value in tried.metrics.items() if "canary" in name}
     for outcome, words in ((sound, None), (tried, "favours the first place")):
         report = run_stage(stage_named("report"), ReportConfig(), {"DPR on mt_bench": outcome.id}, store=store)
         pages = [(store.fetch(report.id).path / name).read_text() for name in ("report.md", "report.html")]

@@ -25,6 +25,7 @@ from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
 from tasks.stages.answer import read_answers
+from tasks.stages.judge import CANARIES
 from tasks.stages.rate import JUDGMENTS, RATED, RATINGS
 from tests.loopback import Loopback, completion
 
@@ -136,6 +137,7 @@ def test_a_model_rates_through_the_client_and_nothing_twice(
     asked = len(loopback.requests)
     assert asked == 8  # Two questions of two turns, and the constant answer to them.
     assert (first.metrics["rate/average"], first.metrics["rate/canary_constant"]) == (7.0, 7.0)
+    assert json.loads((store.fetch(first.id).path / CANARIES).read_text()) == {"rate/canary_constant": 7.0}
     again = rate(store, answers, by=by, judgings=2)
     assert len(loopback.requests) == asked + 4
     assert again.metrics["rate/average"] == 7.0

@@ -1,7 +1,9 @@
 """What may be removed, and what never is."""
 
 import dataclasses
+import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -185,6 +187,107 @@ def test_files_of_runs_that_were_deleted_or_never_known_go(store: Store, make: M
     assert store.verify(kept.id) == []
     store._client.restore_run(needed.id)
     assert store.verify(needed.id) == []
+
+
+def restored(store: Store, copy: Path) -> Store:
+    """The store after its database was replaced by an older copy."""
+    shutil.copy(copy, store.home / "mlflow.db")
+    return Store.open()
+
+
+@pytest.fixture
+def forgotten(store: Store, make: Make, tmp_path: Path) -> tuple[Store, Outcome, list[Outcome]]:
+    """A database that knows the first of three artifacts."""
+    first = make("number", note="a\N{LATIN SMALL LETTER U WITH DIAERESIS}" + 8000 * "x")
+    shutil.copy(store.home / "mlflow.db", tmp_path / "older.db")
+    double = make("double", {"number": first.id})
+    later = [double, make("add", {"number": first.id, "double": double.id})]
+    return restored(store, tmp_path / "older.db"), first, later
+
+
+def test_whole_artifacts_that_the_database_lost_stay(forgotten: tuple[Store, Outcome, list[Outcome]]) -> None:
+    store, first, later = forgotten
+    assert [record.id for record in store.records()] == [first.id]
+    assert clear(store, unfinished=True) != []
+    ids = {outcome.id for outcome in later}
+    assert {each.id for each in store.unregistered()} == ids
+    assert found(store) == {}
+    assert set(found(store, unregistered=True)) == {f"artifacts/{run_id}" for run_id in ids}
+    clear(store, unregistered=True)
+    assert store.unregistered() == []
+
+
+def test_lost_artifacts_are_taken_back_as_they_were(
+    forgotten: tuple[Store, Outcome, list[Outcome]], make: Make
+) -> None:
+    store, first, later = forgotten
+    for lost in store.unregistered():
+        assert store.register(lost) == []
+    assert store.unregistered() == []
+    assert {record.id for record in store.records() if record.finished} == {first.id, *(each.id for each in later)}
+    for outcome in later:
+        assert store.verify(outcome.id) == []
+        assert store.metrics(outcome.id) == outcome.metrics
+        assert store._client.get_run(outcome.id).info.run_name == outcome.stage
+    again = make("double", {"number": first.id})
+    assert (again.id, again.status, again.metrics) == (later[0].id, "reused", later[0].metrics)
+
+
+def test_a_run_that_finished_after_the_copy_was_made_is_taken_back(
+    store: Store, toys: dict[str, Stage], make: Make, tmp_path: Path
+) -> None:
+    left = interrupted(store, toys["number"])
+    shutil.copy(store.home / "mlflow.db", tmp_path / "older.db")
+    assert make("number").id == left
+    store = restored(store, tmp_path / "older.db")
+    assert not store.record(left).finished
+    clear(store, unfinished=True)
+    [lost] = store.unregistered()
+    assert (lost.id, lost.in_database) == (left, True)
+    assert store.register(lost) == []
+    assert (store.record(left).finished, store.record(left).reason) == (True, "")
+
+
+def test_an_artifact_that_lost_its_digest_is_not_removed_and_gets_it_back(store: Store, make: Make) -> None:
+    number = make("number")
+    store._client.delete_tag(number.id, "dpr.digest")
+    assert found(store) == {}
+    [lost] = store.unregistered()
+    assert store.register(lost) == []
+    assert store.verify(number.id) == []
+
+
+def test_what_was_damaged_meanwhile_is_not_taken_back(forgotten: tuple[Store, Outcome, list[Outcome]]) -> None:
+    store, _, later = forgotten
+    (root(store, later[0].id) / "output" / "weights.bin").write_bytes(b"")
+    problems = {lost.id: store.register(lost) for lost in store.unregistered()}
+    assert problems == {later[0].id: ["weights.bin: 0 bytes, expected 10240"], later[1].id: []}
+    assert [lost.id for lost in store.unregistered()] == [later[0].id]
+
+
+def test_an_artifact_of_an_earlier_version_is_taken_back_by_its_stage(
+    forgotten: tuple[Store, Outcome, list[Outcome]],
+) -> None:
+    store, _, later = forgotten
+    manifest = root(store, later[0].id) / "MANIFEST.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "run"}))
+    [lost] = [each for each in store.unregistered() if each.id == later[0].id]
+    assert store.register(lost) == []
+    record = store.record(lost.id)
+    assert (record.stage, record.name, record.results, record.finished) == ("double", "double", {}, True)
+
+
+def test_work_and_pipelines_that_the_database_lost_stay(
+    store: Store, toys: dict[str, Stage], about: Asked, tmp_path: Path
+) -> None:
+    shutil.copy(store.home / "mlflow.db", tmp_path / "older.db")
+    left = interrupted(store, toys["number"])
+    key, parent = store.record(left).key, store.parent_runs.begin(about())
+    store.parent_runs.end(parent, "FINISHED", {})
+    store = restored(store, tmp_path / "older.db")
+    assert list(found(store)) == [f"artifacts/{left}"], "the run itself had published nothing"
+    assert set(found(store, unfinished=True)) == {f"artifacts/{left}", f"work/{key}"}
+    assert set(found(store, unregistered=True)) == {f"artifacts/{left}", f"artifacts/{parent}"}
 
 
 def test_a_half_upload_beside_a_finished_payload_goes(store: Store, make: Make) -> None:

@@ -165,6 +165,10 @@ def digest_taken_away(chain: Chain) -> None:
     chain.store._client.delete_tag(chain.number.id, "dpr.digest")
 
 
+def results_taken_away(chain: Chain) -> None:
+    chain.store._client.delete_tag(chain.number.id, "dpr.results")
+
+
 def stage_taken_away(chain: Chain) -> None:
     chain.store._client.delete_tag(chain.number.id, "dpr.stage")
 
@@ -204,6 +208,13 @@ MATRIX: dict[str, tuple[Damage, str]] = {
     "the tag dpr.version edited": (edit("dpr.version", "7"), "does not agree with the tag dpr.version"),
     "the tag dpr.inputs edited": (edit("dpr.inputs", '{"a": "b"}'), "does not agree with the tag dpr.inputs"),
     "the tag dpr.config edited": (edit("dpr.config", '{"value": 2}'), "does not agree with the tag dpr.config"),
+    "the tag dpr.name edited": (edit("dpr.name", "other"), "does not agree with the tag dpr.name"),
+    "the tag dpr.results edited": (edit("dpr.results", '{"value": 99.0}'), "does not agree with the tag dpr.results"),
+    "the tag dpr.results taken away": (results_taken_away, "does not agree with the tag dpr.results"),
+    "another setting of how": (
+        edit("dpr.config", '{"execution": 7, "note": "", "seed": 0, "value": 1}'),
+        "does not agree with the tag dpr.config",
+    ),
     "the tag dpr.config broken": (edit("dpr.config", "{broken"), "does not agree with the tag dpr.config"),
 }
 
@@ -234,6 +245,62 @@ def test_damage(kind: str, chain: Chain, make: Make) -> None:
     assert make("double", {"number": again.id}).id == chain.double.id
     first = str(refused.value).splitlines()[0].replace(chain.number.id, "ID").replace(chain.number.id[:8], "ID")
     print(f"\n| {kind} | {first} | {'; '.join(listed[chain.number.id])} | as a new artifact, and the chain is whole |")
+
+
+def metric_logged_again(chain: Chain) -> None:
+    chain.store._client.log_metric(chain.number.id, "value", 99.0, step=1000)
+
+
+def settings_edited(chain: Chain) -> None:
+    (chain.root / "config.yaml").write_text("value: 99\n")
+
+
+def settings_gone(chain: Chain) -> None:
+    (chain.root / "config.yaml").unlink()
+
+
+SHOWN: dict[str, tuple[Damage, str]] = {
+    "a metric": (metric_logged_again, "the metric value: 99.0, published as 1.0"),
+    "a file beside the payload": (settings_edited, "config.yaml: 10 bytes, expected"),
+    "no file beside the payload": (settings_gone, "config.yaml: missing"),
+    "the pipeline": (edit("mlflow.parentRunId", "0" * 32), "the tag mlflow.parentRunId: has changed"),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_what_is_only_shown_is_named_by_verify_and_never_read(kind: str, chain: Chain, make: Make) -> None:
+    damage, named = SHOWN[kind]
+    damage(chain)
+    [problem] = chain.store.verify(chain.number.id)
+    assert problem.startswith(named)
+    assert chain.store.beside(chain.number.id, "config.yaml") is None or "file" not in kind
+    assert chain.store.metrics(chain.number.id)["value"] == 1.0
+    again = make("number")
+    assert (again.status, again.id, again.metrics) == ("reused", chain.number.id, {"value": 1.0})
+
+
+def test_an_artifact_of_an_earlier_version_is_sound(chain: Chain, make: Make) -> None:
+    """Its manifest says nothing of its run."""
+    digest = chain.store.record(chain.number.id).digest
+    chain.rewrite(lambda document: document.pop("run"))
+    assert chain.store.manifest(chain.number.id).digest() == digest
+    assert chain.store.verify(chain.number.id) == []
+    assert chain.store.beside(chain.number.id, "config.yaml") is None
+    assert make("number").id == chain.number.id
+
+
+def test_a_manifest_of_a_later_version_is_read(chain: Chain) -> None:
+    chain.rewrite(lambda document: document.update(colour="blue"))
+    assert chain.store.verify(chain.number.id) == []
+
+
+def test_a_record_is_believed_once_it_agrees_with_its_manifest(chain: Chain, make: Make) -> None:
+    assert chain.store.published(chain.number.id).results == {"value": 1.0}
+    chain.tag("dpr.results", '{"value": 99.0}')
+    with pytest.raises(DensePathError, match="does not agree with the tag dpr.results"):
+        chain.store.published(chain.number.id)
+    again = make("number")
+    assert chain.store.published(chain.number.id).id == again.id
 
 
 UNREADABLE = ["output/weights.bin", "output/deep", "output", "MANIFEST.json"]

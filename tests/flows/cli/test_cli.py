@@ -348,6 +348,36 @@ def test_damage_is_found_told_and_never_built_on(dpr: Dpr, made: Any, open_store
     assert dpr("verify", sft, home=made.home).status == 0
 
 
+def test_an_edited_result_is_found_and_never_told(dpr: Dpr, made: Any, open_store: OpenStore) -> None:
+    report = made.id("report")
+    client = open_store(made.home)._client
+    true = client.get_run(report).data.tags["dpr.results"]
+    edited = {name: 99.0 if name.endswith("win_rate") else value for name, value in json.loads(true).items()}
+    assert edited != json.loads(true)
+    client.set_tag(report, "dpr.results", json.dumps(edited))
+    try:
+        result = dpr("verify", report, home=made.home)
+        assert (result.status, "does not agree with the tag dpr.results" in result.stdout) == (1, True)
+        dpr("show", report, home=made.home).assert_refused(1, "dpr.results")
+        planned = {s["name"]: s for s in dpr("run", TINY, "--plan", "--json", home=made.home).json["plan"]}
+        assert (planned["report"]["status"], "is damaged" in planned["report"]["why"]) == ("run", True)
+    finally:
+        client.set_tag(report, "dpr.results", true)
+    assert dpr("verify", report, home=made.home).status == 0
+
+
+def test_the_page_to_open_is_as_it_was_published(dpr: Dpr, made: Any, open_store: OpenStore) -> None:
+    payload = open_store(made.home).fetch(made.id("report")).path
+    page = payload.parent / "report" / "report.html"
+    assert str(page) in dpr("run", TINY, home=made.home).stdout
+    with flipped_byte(page):
+        result = dpr("verify", made.id("report"), home=made.home)
+        assert (result.status, "report/report.html: its content has changed" in result.stdout) == (1, True)
+        told = dpr("run", TINY, home=made.home).stdout
+        assert (str(page) in told, str(payload / "report.html") in told) == (False, True)
+    assert dpr("verify", made.id("report"), home=made.home).status == 0
+
+
 @pytest.mark.parametrize(
     ("name", "part", "checkpoint"),
     [

@@ -65,7 +65,7 @@ def test_square_brackets_in_names_are_no_markup() -> None:
     views = {
         "plan": (run_view.plan_table([Planned(ODD, "answer", "run", None, ODD)]), 2),
         "records": (inspect_view.record_table([made]), 1),
-        "checked": (inspect_view.verification_table([(made, [ODD])]), 2),
+        "checked": (inspect_view.verification_table([inspect_view.Checked(made.id, made.stage, made.name, [ODD])]), 2),
         "run": (run_view.run_summary(store, run), 2),
         "artifact": (inspect_view.artifact_view(store, made, document), 9),
     }
