@@ -1,13 +1,22 @@
 """`dpr export`: a model of the store as a plain Hugging Face checkpoint."""
 
+import fcntl
 import shutil
 import stat
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
-from dpr_core.errors import UsageError
+from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact, Store
+from tasks.locks import if_free
 from tasks.stages.lineage import TRAINED, Lineage, checkpoint
+
+UNFINISHED = ".dpr-export-"
+"""How the name of a folder begins, beside its target, that an export has not finished."""
+LOCK = "lock"
+SECONDS_WITHOUT_LOCK = 3600
 
 
 def export_checkpoint(store: Store, reference: str, folder: Path, part: str | None) -> dict[str, str]:
@@ -22,7 +31,14 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
     sources = _checkpoint_folders(lineage, artifact, part)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".dpr-export-", dir=target.parent) as beside:
+        _remove_leftovers(target.parent)
+        with (
+            tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=target.parent) as beside,
+            Path(beside, LOCK).open("a") as lock,
+        ):
+            # Where files cannot be locked, others leave this folder alone.
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
             copy = Path(beside) / "checkpoint"
             copy.mkdir(mode=0o755)
             mode = copy.stat().st_mode
@@ -36,6 +52,21 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
     name = " + ".join(source.name for source in sources)
     return {"id": artifact.id, "checkpoint": f"{artifact.stage} {name}", "folder": str(folder)}
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what exports that were killed left in a folder; whoever is at work holds the lock in its own."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        lock = leftover / LOCK
+        with suppress(OSError, DensePathError):
+            if not leftover.is_dir() or leftover.is_symlink():
+                continue
+            # The lock comes a moment after the folder.
+            if not lock.exists() and time.time() - leftover.stat().st_mtime < SECONDS_WITHOUT_LOCK:
+                continue
+            with if_free(lock) as free:
+                if free:
+                    shutil.rmtree(leftover)
 
 
 def _save_mean(folders: list[Path], target: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from flows import recipes
 from tasks.artifacts.store import Store
+from tasks.locks import exclusive
 
 pytestmark = pytest.mark.integration
 
@@ -125,6 +126,26 @@ def test_export_into_an_empty_folder(dpr: Dpr, made: Any, tmp_path: Path, monkey
     assert (empty / "model.safetensors").is_file()
     assert stat.S_IMODE(empty.stat().st_mode) == 0o750
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_what_killed_exports_left_is_removed_by_the_next_one_there(dpr: Dpr, made: Any, tmp_path: Path) -> None:
+    left, live, new, older = (tmp_path / f".dpr-export-{name}" for name in ("left", "live", "new", "older"))
+    for folder in (left, live, new, older):
+        (folder / "checkpoint").mkdir(parents=True)
+    (left / "lock").touch()
+    os.utime(older, (0, 0))
+    (tmp_path / ".dpr-export-file").write_text("mine")
+    with exclusive(live / "lock"):
+        assert dpr("export", made.id("sft"), tmp_path / "out", home=made.home).status == 0
+    assert (left.exists(), older.exists()) == (False, False)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out",
+        ".dpr-export-live",
+        ".dpr-export-new",
+        ".dpr-export-file",
+    }
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert not (tmp_path / "out" / "lock").exists()
 
 
 def test_an_export_that_fails_leaves_nothing(
