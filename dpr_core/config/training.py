@@ -46,8 +46,8 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
 
-    max_gradient_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm (OpenRLHF's default)."""
+    max_gradient_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm (OpenRLHF's default); 0 leaves them as they are."""
 
 
 class LoRAConfig(Config):

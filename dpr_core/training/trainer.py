@@ -146,8 +146,9 @@ class Trainer:
         return totals
 
     def _clip(self) -> float:
-        """Scale the gradients down to the configured norm; returns the norm that they had."""
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
+        """Scale the gradients down to the configured norm, if there is one; returns the norm that they had."""
+        bound = self.settings.max_gradient_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), bound)
         return float(unshard(norm))
 
     def _skip(

@@ -157,6 +157,17 @@ def test_the_gradient_norm_is_reported_before_clipping_and_clipping_slows_the_st
     assert not torch.allclose(*weights, atol=1e-4)
 
 
+def test_a_bound_of_0_leaves_the_gradient_as_it_is(tiny: Callable[..., Any]) -> None:
+    weights = []
+    for bound in (1e9, 0):
+        model = tiny("llama")[0]
+        trainer = _trainer(model, max_gradient_norm=bound)
+        for rows in (ROWS[:1], ROWS[1:2]):
+            assert trainer.step(rows, SupervisedFineTuning())["train/gradient_norm"] > 0
+        weights.append(_parameters(model))
+    assert all(found.equal(weights[0][name]) for name, found in weights[1].items())
+
+
 def test_gradient_checkpointing_takes_the_same_step(tiny: Callable[..., Any]) -> None:
     plain, weights = _take(tiny("llama")[0], "token", [0, 1, 2, 3], 16)
     model = tiny("llama")[0]
