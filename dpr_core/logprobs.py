@@ -5,6 +5,8 @@ For a state s with logits z = W h (+ b), all in float32 or wider:
     log pi(a | s)   = z_a - V(s)
     H(pi(. | s))    = V(s) - sum_a pi(a | s) z_a   entropy
 
+At a temperature T, z / T stands in place of z.
+
 Under autocast, where the states are rounded to bfloat16 on their way anyhow, a GPU may round what it multiplies here to
 TensorFloat-32. What it adds up, and all else, stays float32.
 """
@@ -35,6 +37,7 @@ def token_scores(
     bias: Tensor | None = None,
     *,
     entropy: bool = False,
+    temperature: float = 1.0,
     logits_per_chunk: int = 2**25,
 ) -> TokenScores:
     """hidden (N, D), head (V, D), targets (N,) -> scores (N,). Differentiable in log_probs and values.
@@ -46,6 +49,8 @@ def token_scores(
     rows = rows_of_logits(head.shape[0], logits_per_chunk, device == "cpu" and not torch.is_grad_enabled())
     rounded = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False):
+        if temperature != 1:
+            hidden, bias = _wide(hidden) / temperature, None if bias is None else _wide(bias) / temperature
         return TokenScores(*_Scores.apply(hidden, head, bias, targets, entropy, rows, rounded))  # type: ignore[no-untyped-call]
 
 

@@ -119,14 +119,14 @@ def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot, 
     known = {role: digest for role, digest in digests.items() if digest is not None}
     damage: list[str] = []
     if len(known) == len(digests):
-        key = stage_key(stage.name, stage.version, config.identity(), known)
+        key = stage_key(stage.name, stage.version_of(config), config.identity(), known)
         found, damage = reusable(recent(stored.finished(key), not_before), stored.problems)
         if found is not None:
             why = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
             return Planned(node.name, node.stage, "reuse", found.id, why, found.results)
     if not_before is not None:
         return Planned(node.name, node.stage, "run", None, "; ".join(damage) or FORCED)
-    requested = RequestedStage(node.name, stage.name, stage.version, config, known, frozenset(digests))
+    requested = RequestedStage(node.name, stage.name, stage.version_of(config), config, known, frozenset(digests))
     origin = stored.record(node.origin) if node.origin else None
     same = [*stored.named(stage.name, node.name), *([origin] if origin else [])]
     reasons = damage or differences(requested, same, stored.digests, node.origin)

@@ -85,7 +85,7 @@ def run_stage(
     started = time.monotonic()
     artifacts = _verified_inputs(stage, inputs, store)
     digests = {role: artifact.digest for role, artifact in artifacts.items()}
-    key = stage_key(stage.name, stage.version, config.identity(), digests)
+    key = stage_key(stage.name, stage.version_of(config), config.identity(), digests)
 
     def on_wait() -> None:
         logger.info("%s: another process is making this; waiting for it", name)
@@ -105,7 +105,7 @@ def run_stage(
         for stale in store.end_stale(key, but=run):
             logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
         if run is None:
-            requested = RequestedStage(name, stage.name, stage.version, config, digests, frozenset(digests))
+            requested = RequestedStage(name, stage.name, stage.version_of(config), config, digests, frozenset(digests))
             reasons = damage or ([FORCED] if not_before else _changes(requested, store))
             why = "; ".join(reasons) or UNEXPLAINED
             logger.info("%s: runs, because: %s", name, why)
@@ -113,7 +113,7 @@ def run_stage(
             run = store.begin(
                 stage=stage.name,
                 name=name,
-                version=stage.version,
+                version=stage.version_of(config),
                 key=key,
                 config=config,
                 inputs={role: artifact.id for role, artifact in artifacts.items()},
@@ -228,7 +228,7 @@ def _run_body(
     manifest = Manifest.of_directory(
         work.output,
         stage=stage.name,
-        stage_version=stage.version,
+        stage_version=stage.version_of(config),
         config=config.identity(),
         seed=config.seed,
         inputs=entries,

@@ -61,7 +61,7 @@ class CriticObjective(Objective, Protocol):
 
 
 class RolloutBatch(NamedTuple):
-    """(B, T): rewards and log-probs of a rollout batch before the update."""
+    """(B, T): rewards of a rollout batch, and log-probs before the update at the temperature that drew it."""
 
     rewards: Tensor
     log_old: Tensor

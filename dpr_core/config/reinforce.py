@@ -167,7 +167,8 @@ class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Responses drawn for each prompt."""
 
     temperature: float = Field(1.0, ge=LEAST_TEMPERATURE, le=100)
-    """Sampling temperature of the rollouts. Rewards are scored at temperature 1 whatever this is."""
+    """Sampling temperature of the rollouts. The policy that draws is the one that learns: its log-probs, their ratio,
+    the KL and the entropy are those at this temperature. Rewards are scored at 1 whatever this is."""
 
     iterations: int | None = Field(None, ge=1, le=10**7)
     """Rollout batches to learn from; none means one pass over the prompts (the paper does not say)."""

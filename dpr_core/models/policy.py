@@ -82,11 +82,18 @@ class Policy(nn.Module):
                 "lower max_prompt_tokens or max_response_tokens"
             )
 
-    def forward(self, batch: Batch, entropy: bool = False) -> TokenScores:
+    def forward(self, batch: Batch, entropy: bool = False, temperature: float = 1.0) -> TokenScores:
         hidden, head, bias = self.response_states(batch)
-        chunk = self.logits_per_chunk
         with autocast(self.activations, self.device):
-            return token_scores(hidden, head, batch.targets, bias, entropy=entropy, logits_per_chunk=chunk)
+            return token_scores(
+                hidden,
+                head,
+                batch.targets,
+                bias,
+                entropy=entropy,
+                temperature=temperature,
+                logits_per_chunk=self.logits_per_chunk,
+            )
 
     def response_states(self, batch: Batch) -> States:
         """The hidden states (N, D) in front of the batch's response tokens, with the head's weight and bias."""

@@ -21,10 +21,11 @@ def score(
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
     *,
+    temperature: float = 1.0,
     entropy: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TokenScores:
-    """(B, T) log-probs at temperature 1, soft values and entropies; 0 outside the responses. Dropout is off.
+    """(B, T) log-probs, soft values and entropies at a temperature; 0 outside the responses. Dropout is off.
 
     Micro-batches depend on lengths and budget alone, so two models score the same sequences in the same shapes,
     whatever the number of processes that share the work.
@@ -32,7 +33,7 @@ def score(
     with eval_mode(policy):
         columns = _score_tokens(
             policy,
-            lambda batch: policy(batch, entropy=entropy),
+            lambda batch: policy(batch, entropy=entropy, temperature=temperature),
             3,
             sequences,
             tokens_per_micro_batch,

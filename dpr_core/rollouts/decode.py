@@ -139,11 +139,12 @@ def group_by_age(slots: Sequence[int], size: int) -> list[int]:
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling: (B,) tokens at `temperature` (0 is greedy), and their log-probs at temperature 1."""
+    """Inverse-CDF sampling: (B,) tokens at `temperature`, and their log-probs there; 0 is greedy, with those at 1."""
     if temperature == 0:
         chosen = logits.argmax(dim=-1)
     else:
-        cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)
+        logits = logits / temperature
+        cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)
         # Scaling by the last entry keeps rounding from pointing past the vocabulary.
         points = uniforms[:, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

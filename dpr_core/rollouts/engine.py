@@ -29,7 +29,7 @@ class Completion:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     log_probs: tuple[float, ...]
-    """log pi at temperature 1 for each response token, computed by the engine, whatever temperature it sampled at."""
+    """log pi of each response token at the temperature that drew it (1 for greedy), as the engine computed it."""
 
     @property
     def length(self) -> int:

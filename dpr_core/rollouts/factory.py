@@ -35,8 +35,8 @@ def open_engine(
         yield InProcessEngine.of(policy, execution)
         return
 
-    def log_probs(sequences: Sequence[TokenSequence]) -> Tensor:
-        return score(policy, sequences, execution.tokens_per_micro_batch).log_probs
+    def log_probs(sequences: Sequence[TokenSequence], temperature: float) -> Tensor:
+        return score(policy, sequences, execution.tokens_per_micro_batch, temperature=temperature).log_probs
 
     if settings.overlap and distributed.world_size() > 1:
         raise UsageError("rollouts.overlap draws and trains at once, which several processes cannot: set one of them")
@@ -66,7 +66,8 @@ def open_server(settings: VllmExecutionConfig, dtype: torch.dtype, longest: int,
         "gpu-memory-utilization": settings.memory_share,
         # Without this, sampling defaults of a checkpoint's generation_config.json would apply.
         "generation-config": "vllm",
-        "logprobs-mode": "raw_logprobs",
+        # At the temperature that draws: what is learned from it is weighted by the policy that drew it.
+        "logprobs-mode": "processed_logprobs",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     eager = ["--enforce-eager"] if settings.eager else []

@@ -44,8 +44,8 @@ class WeightSource:
 
     save: Callable[[Path], None]
     """Write the current weights as a checkpoint."""
-    log_probs: Callable[[Sequence[TokenSequence]], Tensor]
-    """(B, T) log-probs under the current weights."""
+    log_probs: Callable[[Sequence[TokenSequence], float], Tensor]
+    """(B, T) log-probs under the current weights, at a temperature."""
     shape: dict[str, object]
     """The dimensions of the network; see `shape_of`."""
     longest: int
@@ -193,8 +193,19 @@ class VllmEngine:
         drawn: dict[int, Completion] = {}
         self._sample(prompts, sampling, seed, drawn)
         completions = [drawn[row] for row in range(len(prompts))]
-        ours = self.policy.log_probs([TokenSequence(c.prompt, c.response) for c in completions])
-        gap = float(masked_mean((ours - log_probs(completions)).abs(), response_mask([c.length for c in completions])))
+        sequences = [TokenSequence(c.prompt, c.response) for c in completions]
+        mask, theirs = response_mask([c.length for c in completions]), log_probs(completions)
+
+        def off(temperature: float) -> Tensor:
+            return self.policy.log_probs(sequences, temperature) - theirs
+
+        at_temperature = off(sampling.temperature)
+        if sampling.temperature != 1 and masked_mean(off(1.0).square() - at_temperature.square(), mask) < 0:
+            raise UsageError(
+                f"{self.server.name} gives log-probs at temperature 1 of what it draws at {sampling.temperature:g}; "
+                "start it with --logprobs-mode processed_logprobs"
+            )
+        gap = float(masked_mean(at_temperature.abs(), mask))
         if not gap <= MAX_LOG_PROB_GAP:
             raise UsageError(
                 f"{self.server.name} does not compute what this policy does: with its weights, log-probs are {gap:.3g} "

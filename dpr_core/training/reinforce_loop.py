@@ -99,13 +99,21 @@ class ReinforceLoop:
         return self.engine.generate(*request)
 
     def score(self, completions: list[Completion], critic: CriticLearner | None = None) -> Rollout:
-        """Log-probs under the actor and both frozen models, in the same shapes; rewards; the critic's values."""
+        """Log-probs under the actor and both frozen models, in the same shapes; rewards; the critic's values.
+
+        What draws is what learns: the actor and its KL to SFT are those at the rollouts' temperature, the rewards of 1.
+        """
         sequences = [TokenSequence(c.prompt, c.response) for c in completions]
-        actor = score(self.policy, sequences, self.config.execution.tokens_per_micro_batch, entropy=True)
+        budget, temperature = self.config.execution.tokens_per_micro_batch, self.config.temperature
+        actor = score(self.policy, sequences, budget, temperature=temperature, entropy=True)
         scored = self.reward(sequences)
+        tempered = None
+        if temperature != 1:
+            sft, budget = self.reward.sft, self.reward.tokens_per_micro_batch
+            tempered = score(sft, sequences, budget, temperature=temperature).log_probs
         values = critic.values(sequences) if critic else None
         version = self.engine.version
-        return Rollout(completions, sequences, scored, actor.log_probs, actor.entropies, version, values)
+        return Rollout(completions, sequences, scored, actor.log_probs, actor.entropies, version, values, tempered)
 
     def update(
         self,
@@ -115,16 +123,18 @@ class ReinforceLoop:
         critic: CriticLearner | None,
     ) -> None:
         """One pass over the rollout in mini-batches; in the critic's warm-up the policy stays as it is."""
-        learners: list[tuple[Trainer, Objective]] = [(critic.trainer, critic.objective)] if critic else []
+        learners: list[tuple[Trainer, Objective, float | None]] = []
+        if critic:
+            learners.append((critic.trainer, critic.objective, None))
         if iteration.number > critic_warmup(self.config):
-            learners.append((self.trainer, method))
+            learners.append((self.trainer, method, self.config.temperature))
         rollout = iteration.rollout
         inputs = LossInputs(rollout.old_log_probs, rollout.batch.values, *iteration.advantages)
         for step, rows in enumerate(order, start=iteration.step + 1):
             sequences = [rollout.sequences[row] for row in rows]
             mini_batch = inputs.rows(rows, max(len(s.response) for s in sequences))
-            for trainer, objective in learners:
-                self.recorder.metrics(trainer.step(sequences, objective, mini_batch), step)
+            for trainer, objective, temperature in learners:
+                self.recorder.metrics(trainer.step(sequences, objective, mini_batch, temperature), step)
 
     def _hooks(self, prompts: Prompts, critic: CriticLearner | None, kl: KLControl) -> list[Hook]:
         """What this run needs, in the order in which metrics are recorded and calls are made."""

@@ -25,23 +25,31 @@ class Rollout:
     sequences: list[TokenSequence]
     scored: ScoredTokens
     old_log_probs: Tensor
+    """The actor's at the temperature that drew the responses, as its entropies are."""
     entropies: Tensor
     version: int = 0
     """Optimizer steps behind the policy that drew the responses."""
     values: Tensor | None = None
     """The critic's, if there is one."""
+    tempered_log_sft: Tensor | None = None
+    """log pi_SFT at the temperature that drew, where that is not 1: the other end of the KL."""
+
+    @property
+    def log_sft(self) -> Tensor:
+        """log pi_SFT at the temperature that drew the responses."""
+        return self.scored.log_sft if self.tempered_log_sft is None else self.tempered_log_sft
 
     @property
     def sequence_kl(self) -> float:
         """Mean over sequences of the summed log-ratio to SFT."""
-        return float(masked_sum(self.old_log_probs - self.scored.log_sft, self.scored.mask).mean())
+        return float(masked_sum(self.old_log_probs - self.log_sft, self.scored.mask).mean())
 
     @property
     def batch(self) -> RolloutBatch:
         """What an algorithm assigns credit from."""
         rewards, mask = self.scored.rewards, self.scored.mask
         values = torch.zeros_like(rewards) if self.values is None else self.values
-        return RolloutBatch(rewards, self.old_log_probs, self.scored.log_sft, mask, values)
+        return RolloutBatch(rewards, self.old_log_probs, self.log_sft, mask, values)
 
 
 def describe(rollout: Rollout, advantages: Advantages, end_token: int) -> dict[str, float]:

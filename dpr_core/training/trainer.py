@@ -78,9 +78,13 @@ class Trainer:
         decorrelate_ranks()
 
     def step(
-        self, sequences: Sequence[TokenSequence], objective: Objective, inputs: LossInputs = NO_INPUTS
+        self,
+        sequences: Sequence[TokenSequence],
+        objective: Objective,
+        inputs: LossInputs = NO_INPUTS,
+        temperature: float | None = None,
     ) -> dict[str, float]:
-        """Minimise the objective over `sequences`; `inputs` are (B, T).
+        """Minimise the objective over `sequences`; `inputs` are (B, T), `temperature` is that of a policy's scores.
 
         The loss is the sum over the global batch over its own count, so neither micro-batches, padding nor the number
         of processes change it. Every process holds the whole batch and works on its share.
@@ -94,7 +98,7 @@ class Trainer:
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,
             self.accelerator.device,
-            lambda batches: self._backward(batches, sequences, objective, inputs, count),
+            lambda batches: self._backward(batches, sequences, objective, inputs, count, temperature),
             self.packed,
         )
         norm = self._clip()
@@ -126,18 +130,20 @@ class Trainer:
         objective: Objective,
         inputs: LossInputs,
         count: int,
+        temperature: float | None,
     ) -> dict[str, float]:
         """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         mask = response_mask([len(s.response) for s in sequences])
         parts = list(distributed.shard_work(batches))
         totals: dict[str, float] = {}
+        options = {} if temperature is None else {"temperature": temperature}
         for i, (rows, is_mine) in enumerate(parts):
             batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
             flat = _flat(inputs, mask, rows, batch.targets.device)
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                terms = objective(self.module(batch), flat)
+                terms = objective(self.module(batch, **options), flat)
                 # Processes average their gradients; the sum over processes is wanted.
                 loss = is_mine * terms["loss"].sum() / count * distributed.world_size()
                 self.accelerator.backward(loss)

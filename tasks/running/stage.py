@@ -31,6 +31,12 @@ class Stage:
     """What `pin` would have to fetch first. A plan fetches nothing; `preflight` does."""
     preflight: Callable[[Sequence[Any]], None] = lambda configs: None
     """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
+    revisions: Callable[[Any], int] = lambda config: 0
+    """How often what comes of this config has changed while others' results stayed: it has so much higher a version."""
+
+    def version_of(self, config: StageConfig) -> int:
+        """The version in the key, and in the manifest, of what comes of this config."""
+        return self.version + self.revisions(config)
 
     def launch(self, config: StageConfig) -> LaunchConfig | None:
         """The processes that are to do it together; None where this one does it alone."""

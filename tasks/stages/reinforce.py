@@ -128,4 +128,6 @@ STAGE = Stage(
     describe=describe,
     shared=True,
     preflight=preflight,
+    # The policy is scored at the temperature that draws, where it was once scored at 1.
+    revisions=lambda config: int(config.temperature != 1),
 )

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 import tasks.artifacts.stage_run
+from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.locks import exclusive
+from tasks.registry import STAGES
 from tasks.run_stage import Outcome, run_stage
 from tasks.running.shutdown import Terminated, graceful_shutdown
 from tasks.running.stage import Stage
@@ -80,6 +82,26 @@ def test_a_new_version_of_a_stage_is_other_work(store: Store, toys: dict[str, St
     first = make("number")
     newer = dataclasses.replace(toys["number"], version=2)
     assert run_stage(newer, newer.config(), {}, store=store).id != first.id
+
+
+def test_a_revision_of_some_configs_is_other_work_for_these_alone(
+    store: Store, toys: dict[str, Stage], make: Make
+) -> None:
+    one, two = make("number", value=1), make("number", value=2)
+    revised = dataclasses.replace(toys["number"], revisions=lambda config: int(config.value == 2))
+    same, other = (run_stage(revised, revised.config(value=value), {}, store=store) for value in (1, 2))
+    assert (same.id, same.status) == (one.id, "reused")
+    assert other.id != two.id
+    assert store.manifest(other.id).stage_version == store.record(other.id).version == 2
+    assert run_stage(revised, revised.config(value=2), {}, store=store).id == other.id
+    assert store.verify(other.id) == []
+
+
+def test_rollouts_at_another_temperature_than_1_are_learned_from_anew() -> None:
+    """Artifacts from before their policy was scored at the temperature that drew are not reused."""
+    reinforce = STAGES["reinforce"]
+    assert [reinforce.version_of(ReinforceConfig(temperature=t)) for t in (1.0, 0.7, 1.3)] == [1, 2, 2]
+    assert all(stage.version_of(ReinforceConfig()) == stage.version for stage in STAGES.values())
 
 
 def test_same_work_gives_the_same_digest_under_other_ids(store: Store, make: Make) -> None:

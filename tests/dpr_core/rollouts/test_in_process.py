@@ -59,14 +59,15 @@ def test_greedy_decoding_is_that_of_transformers(tiny: Callable[..., Any], famil
 
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_its_log_probs_are_those_of_scoring_at_temperature_1(
+def test_its_log_probs_are_those_of_scoring_at_its_temperature(
     tiny: Callable[..., Any], family: Family, sliding: bool
 ) -> None:
     model = _model(tiny, family, sliding)
     engine = InProcessEngine(model, rows=3)
     end = _some_token_in_the_middle(engine.generate(PROMPTS, Sampling(0.7, 12, NEVER), seed=1))
     completions = engine.generate(PROMPTS * 4, Sampling(0.7, 12, end), seed=1)
-    scores = score(Policy(model), [TokenSequence(c.prompt, c.response) for c in completions], 50)
+    sequences = [TokenSequence(c.prompt, c.response) for c in completions]
+    scores = score(Policy(model), sequences, 50, temperature=0.7)
     assert len({c.length for c in completions}) > 2
     for completion, row in zip(completions, scores.log_probs.tolist(), strict=True):
         assert list(completion.log_probs) == pytest.approx(row[: completion.length], abs=1e-5)
@@ -218,7 +219,7 @@ def test_contrastive_log_probs_are_those_of_the_combined_policy_whatever_the_bat
                 torch.log_softmax(m(torch.tensor([c.prompt + c.response])).logits[0, len(c.prompt) - 1 : -1], -1)
                 for m in (model, reference)
             )
-        combined = torch.log_softmax((1 + k) * ours - k * theirs, -1)
+        combined = torch.log_softmax(((1 + k) * ours - k * theirs) / 0.7, -1)
         expected = combined[range(c.length), list(c.response)].tolist()
         assert list(c.log_probs) == pytest.approx(expected, abs=1e-4)
     alone = InProcessEngine(model, rows=1, contrast=ContrastiveReference(reference, k)).generate(
@@ -238,12 +239,12 @@ def test_draw_by_hand() -> None:
     assert log_probs.exp().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.3, 0.4])
 
 
-def test_draw_reports_temperature_1_whatever_it_draws_at() -> None:
-    """At temperature 1/2, odds of 1:2 become 1:4."""
+def test_draw_reports_log_probs_at_the_temperature_that_it_draws_at() -> None:
+    """At temperature 1/2, odds of 1:2 become 1:4; a greedy draw reports those of temperature 1."""
     logits = torch.tensor([[1 / 3, 2 / 3]]).log().repeat(2, 1)
     chosen, log_probs = sample(logits, torch.tensor([0.19, 0.21]), 0.5)
     assert chosen.tolist() == [0, 1]
-    assert log_probs.exp().tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert log_probs.exp().tolist() == pytest.approx([1 / 5, 4 / 5])
     greedy, greedy_log_probs = sample(logits, torch.tensor([0.0, 0.0]), 0)
     assert greedy.tolist() == [1, 1]
     assert greedy_log_probs.exp().tolist() == pytest.approx([2 / 3, 2 / 3])

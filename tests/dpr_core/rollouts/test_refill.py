@@ -36,8 +36,10 @@ def naively(model: Any, end: int, temperature: float) -> list[Completion]:
         log_probs: list[float] = []
         while len(response) < LIMIT and end not in response:
             with torch.no_grad():
-                logits = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0, -1].double()
-            cumulative = torch.softmax(logits / temperature, -1).cumsum(0)
+                logits = (
+                    model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0, -1].double() / temperature
+                )
+            cumulative = torch.softmax(logits, -1).cumsum(0)
             response.append(int((cumulative <= numbers[len(response)] * cumulative[-1]).sum()))
             log_probs.append(torch.log_softmax(logits, -1)[response[-1]].item())
         found.append(Completion(prompt, tuple(response), tuple(log_probs)))

@@ -60,7 +60,8 @@ def _opened(policy: Policy, server: LoopbackVllm, folder: Path, longest: int = 8
 
 
 def _scores(policy: Policy, drawn: list[Completion]) -> list[list[float]]:
-    rows = score(policy, [TokenSequence(c.prompt, c.response) for c in drawn], None).log_probs.tolist()
+    sequences = [TokenSequence(c.prompt, c.response) for c in drawn]
+    rows = score(policy, sequences, None, temperature=SAMPLING.temperature).log_probs.tolist()
     return [row[: c.length] for row, c in zip(rows, drawn, strict=True)]
 
 
@@ -78,7 +79,9 @@ def test_responses_are_the_policys_in_the_order_of_the_prompts(
     drawn = engine.generate(PROMPTS, SAMPLING, 3, lambda *done: told.append(done))
     assert [c.prompt for c in drawn] == PROMPTS
     for completion, expected in zip(drawn, _scores(policy, drawn), strict=True):
-        assert completion.log_probs == pytest.approx(expected, abs=1e-5), "at temperature 1, under the policy's weights"
+        assert completion.log_probs == pytest.approx(expected, abs=1e-5), (
+            "at its temperature, under the policy's weights"
+        )
     assert told == [(3, 7), (6, 7), (7, 7)]
     assert len({c.response for c in drawn}) > 3
     assert drawn == engine.generate(PROMPTS, SAMPLING, 3), "this server repeats itself"
@@ -165,6 +168,22 @@ def test_a_server_of_another_architecture_keeps_its_weights(
         with pytest.raises(UsageError, match=r"serves served \(.*other\).*vocab_size, num_hidden_layers differ"):
             engine.generate(PROMPTS, SAMPLING, 3)
         assert server.asked == []
+
+
+def test_a_server_whose_log_probs_are_not_at_the_temperature_is_told_apart(
+    engine: VllmEngine, policy: Policy, server: LoopbackVllm
+) -> None:
+    """Near 1 the two are closer than rounding may be, and yet they are told apart."""
+
+    def at_temperature_1(choice: dict[str, Any]) -> None:
+        sequence = TokenSequence(tuple(choice["prompt_token_ids"]), tuple(choice["token_ids"]))
+        choice["logprobs"]["token_logprobs"] = score(policy, [sequence], None).log_probs[0].tolist()
+
+    server.change = at_temperature_1
+    for temperature in (0.5, 0.97, 1.3):
+        with pytest.raises(UsageError, match=rf"at temperature 1 of what it draws at {temperature:g}; start it with"):
+            engine.generate(PROMPTS, Sampling(temperature, 5, 0), 3)
+    engine.generate(PROMPTS, Sampling(1.0, 5, 0), 3)
 
 
 def test_a_server_that_computes_something_else_is_refused(engine: VllmEngine, server: LoopbackVllm) -> None:

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 import statistics
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpr_core.algorithms.base import LossInputs
+from dpr_core.algorithms import policy_gradient
+from dpr_core.algorithms.base import Advantages, LossInputs
 from dpr_core.config.reinforce import (
     Algorithm1Config,
     KLLinearConfig,
@@ -25,12 +27,14 @@ from dpr_core.config.reinforce import (
 from dpr_core.config.training import ExecutionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
+from dpr_core.masking import masked_sum
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
-from dpr_core.rollouts.engine import Engine, ScriptedEngine
+from dpr_core.rollouts.engine import Completion, Engine, ScriptedEngine
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.hooks import CriticLearner, Iteration
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import iterations, optimizer_steps
 from dpr_core.training.trainer import Trainer
@@ -209,7 +213,7 @@ def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
     seen: list[TokenSequence] = []
     step = method.trainer.step
 
-    def checked(rows: Sequence[TokenSequence], objective: Any, inputs: LossInputs) -> dict[str, float]:
+    def checked(rows: Sequence[TokenSequence], objective: Any, inputs: LossInputs, *more: Any) -> dict[str, float]:
         actor = score(Policy(toy(0)), rows, 1000).log_probs
         rewards = score(Policy(toy(0)), rows, 1000).log_probs - score(Policy(toy(1)), rows, 1000).log_probs
         assert inputs.advantages is not None
@@ -220,7 +224,7 @@ def test_every_row_of_a_rollout_is_learned_from_once_with_its_own_credit(
             assert inputs.advantages[i, :length].tolist() == pytest.approx(returns, abs=1e-5)
             assert inputs.old_log_probs[i, :length].tolist() == pytest.approx(actor[i, :length].tolist(), abs=1e-5)
         seen.extend(rows)
-        return step(rows, objective, inputs)
+        return step(rows, objective, inputs, *more)
 
     monkeypatch.setattr(method.trainer, "step", checked)
     method.run(PROMPTS)
@@ -280,13 +284,115 @@ def test_a_long_run_keeps_a_bounded_number_of_sample_tables(toy: Callable[..., A
     assert {"samples/iteration-0001.json", "samples/iteration-0091.json"} <= set(recorder.tables)
 
 
+def _all_responses(longest: int) -> list[tuple[int, ...]]:
+    """Every response of up to `longest` tokens."""
+    return [
+        (*body, a)
+        for n in range(longest)
+        for body in itertools.product(range(1, 5), repeat=n)
+        for a in range(5)
+        if a == EOS or n == longest - 1
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.3])
+@pytest.mark.parametrize(
+    ("algorithm", "formula"),
+    [
+        (Algorithm1Config(), "baseline_relative"),
+        (Algorithm1Config(), "with_value"),
+        (ReinforcePlusPlusConfig(whiten=False, kl_weight=0.3), "baseline_relative"),
+        (SequenceReinforceConfig(whiten=False, kl_weight=0.3), "baseline_relative"),
+        (PPOConfig(whiten=False, kl_weight=0.3), "baseline_relative"),
+    ],
+)
+def test_the_expected_update_is_the_exact_gradient_of_the_policy_that_draws(
+    toy: Callable[..., Any], algorithm: Any, formula: str, temperature: float
+) -> None:
+    """Of E[sum of r] - beta KL(pi || pi_SFT), with both policies at the temperature and r at 1: every response of two
+    tokens is a row, whose advantages are multiplied by its probability."""
+    rows = [TokenSequence(prompt, response) for prompt in PROMPTS for response in _all_responses(2)]
+    config = _config(
+        algorithm=algorithm,
+        temperature=temperature,
+        rollout_batch_size=len(rows),
+        batch_size=len(rows),
+        max_response_tokens=2,
+        max_gradient_norm=0.0,
+    )
+    loop, _ = _method(toy, config)
+    loop.reward.formula = formula
+    with torch.no_grad():
+        for weight, other in zip(loop.policy.parameters(), toy(2).parameters(), strict=True):
+            weight.lerp_(other, 0.3)
+    actor = copy.deepcopy(loop.policy.model)
+
+    method = policy_gradient(algorithm)
+    critic = CriticLearner(method.critic, loop.policy, config, 1) if method.critic else None
+    if critic:
+        torch.nn.init.normal_(critic.critic.head.weight, generator=torch.Generator().manual_seed(0))
+    rollout = loop.score([Completion(row.prompt, row.response, (0.0,) * len(row.response)) for row in rows], critic)
+    beta = getattr(algorithm, "kl_weight", 0.0)
+    returns, advantages = method.credit(rollout.batch, beta)
+    chances = masked_sum(rollout.old_log_probs, rollout.scored.mask).exp()
+    assert float(chances.sum()) == pytest.approx(len(PROMPTS), abs=1e-4), "the old policy is the one that draws"
+    found: list[Tensor] = []
+    loop.trainer.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: found.extend(p.grad.clone() for p in loop.policy.parameters())  # type: ignore[union-attr]
+    )
+    weighted = Advantages(returns, advantages * chances[:, None])
+    loop.update(Iteration(1, 1, 0, rollout, weighted), [range(len(rows))], method, None)
+    count = len(rows) if method.loss_reduction == "sequence" else int(rollout.scored.mask.sum())
+
+    def along(model: PreTrainedModel, row: TokenSequence, at: float) -> Tensor:
+        ids, part = torch.tensor([row.prompt + row.response]), slice(len(row.prompt) - 1, -1)
+        logits = model(ids).logits[0, part].double() / at
+        return torch.log_softmax(logits, -1)[range(len(row.response)), list(row.response)]
+
+    objective = torch.zeros((), dtype=torch.float64)
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            log_sft = along(toy(0), row, temperature).sum()
+        log_policy = along(actor, row, temperature).sum()
+        total = rollout.scored.rewards[i].double().sum()
+        objective = objective + log_policy.exp() * (total - beta * (log_policy - log_sft))
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(actor.parameters()))])
+    ours = -count * torch.cat([g.flatten() for g in found])
+    assert float(torch.cosine_similarity(ours, exact, 0)) == pytest.approx(1, abs=1e-5)
+    assert float(ours.norm() / exact.norm()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.3])
+def test_what_is_reported_is_of_the_policy_that_draws_and_the_reward_stays_at_temperature_1(
+    toy: Callable[..., Any], temperature: float
+) -> None:
+    """The KL at the start is 0, the engine's log-probs are the trainer's, and a scripted rollout has the rewards that
+    it has at any temperature."""
+    config = _config(algorithm=ReinforcePlusPlusConfig(), batch_size=4, temperature=temperature)
+    loop, recorder = _method(toy, config)
+    loop.run(PROMPTS)
+    first, *_, last = recorder.rollouts()
+    assert first["rollout/kl"] == pytest.approx(0, abs=1e-6)
+    assert abs(last["rollout/kl"]) > 1e-3
+    assert all(values["rollout/engine_log_prob_gap"] < 1e-5 for values in recorder.rollouts())
+    assert recorder.updates()[0]["train/clip_fraction"] == 0
+
+    script = {(1, 2): (3, 0), (3,): (1, 2, 4), (4, 4, 1): (0,), (2,): (2, 2, 2)}
+    told = []
+    for at in (1.0, temperature):
+        settings = _config(iterations=1, rollout_batch_size=4, batch_size=4, temperature=at)
+        loop, recorder = _method(toy, settings, lambda model: ScriptedEngine(script))
+        loop.run(PROMPTS)
+        told.append(recorder.rollouts()[0])
+    for name in ("reward", "return", "log_sft", "contrast"):
+        assert told[0][f"rollout/{name}"] == told[1][f"rollout/{name}"]
+    sharper = temperature < 1
+    assert (told[1]["rollout/entropy"] < told[0]["rollout/entropy"]) == sharper
+
+
 def _exact_return(policy: PreTrainedModel, sft: PreTrainedModel, ref: PreTrainedModel, longest: int) -> float:
     """Expected return over all prompts, by enumerating every response of up to `longest` tokens."""
-    responses: list[tuple[int, ...]] = []
-    for n in range(longest):
-        for body in itertools.product(range(1, 5), repeat=n):
-            responses += [(*body, a) for a in range(5) if a == EOS or n == longest - 1]
-    rows = [TokenSequence(p, r) for p in PROMPTS for r in responses]
+    rows = [TokenSequence(p, r) for p in PROMPTS for r in _all_responses(longest)]
     totals = [score(Policy(m), rows, 100_000).log_probs.double().sum(-1) for m in (policy, sft, ref)]
     probabilities = totals[0].exp()
     assert probabilities.sum().item() == pytest.approx(len(PROMPTS), abs=1e-4)
