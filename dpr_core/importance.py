@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dpr_core.logprobs import bounded
 from dpr_core.masking import masked_mean
 
 
@@ -13,10 +14,10 @@ def importance(log_wanted: Tensor, log_drawn: Tensor, mask: Tensor, per: Literal
     gaps = torch.where(mask, log_wanted - log_drawn, 0.0)
     if per == "sequence":
         gaps = torch.where(mask, gaps.sum(dim=1, keepdim=True), 0.0)
-    return gaps.exp()
+    return bounded(gaps).exp()
 
 
 def mismatch(log_wanted: Tensor, log_drawn: Tensor, mask: Tensor) -> float:
     """KL(pi_drawn || pi_wanted) a token, by the estimate r - 1 - log r, which is never negative; r = wanted / drawn."""
     gaps = (log_wanted - log_drawn).double()
-    return float(masked_mean(torch.expm1(gaps) - gaps, mask))
+    return float(masked_mean(torch.expm1(bounded(gaps)) - gaps, mask))

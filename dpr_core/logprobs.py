@@ -21,6 +21,9 @@ from torch.nn import functional
 
 from dpr_core.chunks import rows_of_logits
 
+LOG_RATIO_BOUND = 20.0
+"""Of what is exponentiated, as in OpenRLHF: beyond 88 a float32 overflows, and infinity times a slope of 0 is NaN."""
+
 
 class TokenScores(NamedTuple):
     """One number for each of N tokens; float32. Entropies carry no gradient, and are 0 where not asked for."""
@@ -147,6 +150,11 @@ def contrastive(log_sft: Tensor, log_ref: Tensor, k: float) -> Tensor:
     """Logits log pi_SFT + k (log pi_SFT - log pi_ref) over the vocabulary, from two models' logits."""
     log_sft, log_ref = torch.log_softmax(log_sft, dim=-1), torch.log_softmax(log_ref, dim=-1)
     return log_sft + k * (log_sft - log_ref)
+
+
+def bounded(log_ratios: Tensor) -> Tensor:
+    """Log-ratios whose exponentials are finite, with a gradient of 0 beyond the bound. Far below, exp is 0 as it is."""
+    return log_ratios.clamp(max=LOG_RATIO_BOUND)
 
 
 def token_kl(p: States | Contrast, q: States, *, logits_per_chunk: int = 2**25) -> Tensor:

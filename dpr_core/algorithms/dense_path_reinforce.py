@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dpr_core import losses
@@ -62,8 +61,7 @@ class ReinforcePlusPlus:
 
     def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
         old, advantages, clip = required(inputs.old_log_probs), required(inputs.advantages), self.settings.ratio_clip
-        ratio = torch.exp(scores.log_probs.detach() - old)
         return {
             "loss": losses.clipped(scores.log_probs, old, advantages, clip),
-            "clip_fraction": ((ratio - 1).abs() > clip).float(),
+            "clip_fraction": losses.clip_binds(scores.log_probs, old, advantages, clip).float(),
         }

@@ -6,13 +6,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dpr_core.config import imitation as config
+from dpr_core.logprobs import bounded
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bernoulli": lambda demonstration, generated: -logsigmoid(demonstration) - logsigmoid(-generated),
     "brier": lambda demonstration, generated: (demonstration.sigmoid() - 1) ** 2 + generated.sigmoid() ** 2,
     "hinge": lambda demonstration, generated: (1 - demonstration).clamp(min=0) + (1 + generated).clamp(min=0),
-    "kliep": lambda demonstration, generated: -demonstration + generated.exp(),
-    "lsif": lambda demonstration, generated: -demonstration.exp() + (2 * generated).exp() / 2,
+    "kliep": lambda demonstration, generated: -demonstration + bounded(generated).exp(),
+    "lsif": lambda demonstration, generated: -bounded(demonstration).exp() + (2 * bounded(generated)).exp() / 2,
 }
 """Each takes u of the demonstrations and of the generated responses, (B,) -> (B,)."""
 

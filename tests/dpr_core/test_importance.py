@@ -96,6 +96,14 @@ def test_weights_by_hand() -> None:
     torch.testing.assert_close(by_sequence, torch.tensor([[1.0, 1.0, 1.0], [3.0, 1.0, 1.0]]))
 
 
+@pytest.mark.parametrize("gap", [-500.0, 95.0, 800.0])
+@pytest.mark.parametrize("per", ["token", "sequence"])
+def test_what_two_policies_are_worlds_apart_about_has_a_finite_weight(gap: float, per: str) -> None:
+    ours, theirs, mask = torch.full((1, 2), gap), torch.zeros(1, 2), torch.ones(1, 2).bool()
+    assert importance(ours, theirs, mask, per).isfinite().all()  # type: ignore[arg-type]
+    assert math.isfinite(mismatch(ours, theirs, mask))
+
+
 def test_the_mismatch_estimates_the_kl_between_the_two() -> None:
     ours, theirs = torch.softmax(WANTED[0], -1), torch.softmax(DRAWN[0], -1)
     exact = float((theirs * (theirs / ours).log()).sum())

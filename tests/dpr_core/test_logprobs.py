@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpr_core import logprobs
-from dpr_core.logprobs import contrastive, token_kl, token_scores
+from dpr_core.logprobs import LOG_RATIO_BOUND, bounded, contrastive, token_kl, token_scores
 
 N, D, V = 7, 5, 11
 
@@ -64,6 +64,34 @@ def test_gradients_do_not_depend_on_the_chunks(logits_per_chunk: int) -> None:
     found = torch.autograd.grad((scores.log_probs * weights).sum() + (scores.values * value_weights).sum(), chunked)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("logits_per_chunk", [1, 3 * V, 2**24])
+@pytest.mark.parametrize("temperature", [0.5, 1.3])
+def test_a_temperature_divides_the_logits(with_bias: bool, logits_per_chunk: int, temperature: float) -> None:
+    """Values, and the gradients by hidden states, head and bias."""
+    given = _inputs()
+    hidden, head, bias = (each.double().requires_grad_() for each in (given[0], given[1], given[3]))
+    targets, options = given[2], {"entropy": True, "logits_per_chunk": logits_per_chunk}
+    offset = bias if with_bias else None
+    found = token_scores(hidden, head, targets, offset, temperature=temperature, **options)
+    logits = torch.nn.functional.linear(hidden, head, offset) / temperature
+    logs = torch.log_softmax(logits, -1)
+    torch.testing.assert_close(found.log_probs, logs[range(N), targets])
+    torch.testing.assert_close(found.values, logits.logsumexp(-1))
+    torch.testing.assert_close(found.entropies, -(logs.exp() * logs).sum(-1))
+    leaves = [hidden, head, *[bias] * with_bias]
+    ours = torch.autograd.grad((found.log_probs * found.values).sum(), leaves)
+    plain = torch.autograd.grad((logs[range(N), targets] * logits.logsumexp(-1)).sum(), leaves)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_log_ratios_are_bounded_from_above_and_otherwise_as_they_are() -> None:
+    found = bounded(torch.tensor([-200.0, -20.0, 0.3, 20.0, 95.0]))
+    assert found.tolist() == [-200.0, -20.0, pytest.approx(0.3), LOG_RATIO_BOUND, LOG_RATIO_BOUND]
+    assert found.exp().isfinite().all()
 
 
 @pytest.mark.parametrize("logits_per_chunk", [V, 3 * V, 2**24])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dpr_core.losses import clipped, clipped_value, k1_kl, nll, reinforce
+from dpr_core.losses import clip_binds, clipped, clipped_value, k1_kl, nll, reinforce, squared_error
 
 
 def test_nll_by_hand() -> None:
@@ -40,6 +40,30 @@ def test_the_clip_by_hand(ratio: float, advantage: float, loss: float, derivativ
     assert log_probs.grad.item() == pytest.approx(derivative, abs=1e-12)
 
 
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "derivative"), CASES)
+def test_the_clip_binds_where_it_takes_the_gradient_away(
+    ratio: float, advantage: float, loss: float, derivative: float
+) -> None:
+    """And not where a ratio is as far off on the side from which the advantage brings it back."""
+    old = torch.tensor([-1.5], dtype=torch.float64)
+    binds = clip_binds(old + math.log(ratio), old, torch.tensor([advantage], dtype=torch.float64), 0.2)
+    assert binds.tolist() == [derivative == 0 and advantage != 0]
+
+
+@pytest.mark.parametrize("gap", [-500.0, -95.0, 21.0, 95.0, 500.0])
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_a_log_ratio_far_away_has_a_finite_loss_and_gradient(gap: float, advantage: float) -> None:
+    """Unbounded, exp(95) is infinite in float32, and the gradient of what is clipped there is infinity times 0."""
+    log_probs = torch.tensor([gap - 3.0], requires_grad=True)
+    loss = clipped(log_probs, torch.tensor([-3.0]), torch.tensor([advantage]), 0.2)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [pytest.approx(0, abs=1e-30)]
+    if (gap > 0) == (advantage > 0):
+        assert loss.item() == pytest.approx(-advantage * (1.2 if gap > 0 else 0.8))
+
+
 def test_before_the_first_update_its_gradient_is_reinforces() -> None:
     generator = torch.Generator().manual_seed(0)
     log_probs, advantages = -torch.rand(20, generator=generator), torch.randn(20, generator=generator)
@@ -67,6 +91,15 @@ VALUES = [
     (5.0, 1.0, 1.5, 6.125, 3.5),  # beyond the return: brought back
     (3.0, 3.0, 3.0, 0.0, 0.0),
 ]
+
+
+def test_the_critics_error_by_hand() -> None:
+    values = torch.tensor([1.0, -40.0], requires_grad=True)
+    found = squared_error(values, torch.tensor([3.0, -60.0]))
+    assert found.tolist() == [2.0, 200.0]
+    found.sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [-2.0, 20.0]
 
 
 @pytest.mark.parametrize(("value", "old", "target", "loss", "derivative"), VALUES)

@@ -236,14 +236,15 @@ def test_the_position_baseline_moves_no_expectation() -> None:
 
 def test_reinforce_plus_plus_clips_and_counts_what_it_clips() -> None:
     method = ReinforcePlusPlus(config.ReinforcePlusPlusConfig(ratio_clip=0.2))
-    ratios = torch.tensor([1.5, 0.5, 1.1, 1.0])
+    ratios = torch.tensor([1.5, 0.5, 1.1, 1.0, 1.5, 0.5])
     log_probs = (ratios.log() - 1).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 2.0, 0.0, -1.0, 1.0])
     terms = method(
-        TokenScores(log_probs, torch.zeros(4), torch.zeros(4)),
-        LossInputs(old_log_probs=torch.full((4,), -1.0), advantages=torch.tensor([1.0, -1.0, 2.0, 0.0])),
+        TokenScores(log_probs, torch.zeros(6), torch.zeros(6)),
+        LossInputs(old_log_probs=torch.full((6,), -1.0), advantages=advantages),
     )
-    torch.testing.assert_close(terms["loss"], torch.tensor([-1.2, 0.8, -2.2, 0.0]))
-    assert terms["clip_fraction"].tolist() == [1.0, 1.0, 0.0, 0.0]
+    torch.testing.assert_close(terms["loss"], torch.tensor([-1.2, 0.8, -2.2, 0.0, 1.5, -0.5]))
+    assert terms["clip_fraction"].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0], "the last two are brought back"
     assert not terms["clip_fraction"].requires_grad
     assert method.loss_reduction == "token"
 

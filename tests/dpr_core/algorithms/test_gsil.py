@@ -6,6 +6,7 @@ import torch
 
 from dpr_core.algorithms import self_play_loss
 from dpr_core.algorithms.gsil import LOSSES
+from dpr_core.algorithms.pair_loss import losses_and_slopes
 from dpr_core.config.base import parse
 from dpr_core.config.imitation import GsilConfig, SelfPlayConfig
 from dpr_core.errors import UsageError
@@ -51,6 +52,15 @@ def test_each_loss_against_its_formula(name: str, demonstration: float, generate
 def test_literals_at_the_start_where_u_is_the_shift(name: str, expected: float) -> None:
     """u = 2: log(1 + e^-2) + log(1 + e^2); 0.119203^2 + 0.880797^2; 0 + 3; e^2 - 2; e^4 / 2 - e^2."""
     assert _loss(name, 0, 0) == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_slopes_are_finite_however_far_the_policy_is_from_its_opponent(name: str) -> None:
+    """Summed log-ratios of 10,000 nats make u 102, whose exponential no float32 holds."""
+    method = self_play_loss(GsilConfig.model_validate({"loss": name}))
+    losses, slopes = losses_and_slopes(method, torch.tensor([[1e4, -1e4], [1e4, -1e4]]))
+    assert losses.isfinite().all()
+    assert slopes.isfinite().all()
 
 
 @pytest.mark.parametrize("name", LOSSES)
