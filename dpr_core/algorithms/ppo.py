@@ -13,7 +13,7 @@ from dpr_core.returns import terminal_reward
 
 
 class ValueRegression:
-    """Regression of the value function on the returns, with new values clipped near the old ones."""
+    """Regression of the value function on the returns; where asked for, new values are clipped near the old ones."""
 
     loss_reduction: Literal["token", "sequence"] = "token"
 
@@ -23,8 +23,10 @@ class ValueRegression:
         self.clip = settings.value_clip
 
     def __call__(self, scores: Tensor, inputs: LossInputs) -> dict[str, Tensor]:
-        old_values, returns = required(inputs.old_values), required(inputs.returns)
-        return {"loss": losses.clipped_value(scores, old_values, returns, self.clip)}
+        returns = required(inputs.returns)
+        if self.clip is None:
+            return {"loss": losses.squared_error(scores, returns)}
+        return {"loss": losses.clipped_value(scores, required(inputs.old_values), returns, self.clip)}
 
 
 class PPO(ReinforcePlusPlus):

@@ -98,8 +98,9 @@ class PPOConfig(ClippedReinforceConfig):
     gae_lambda: float = Field(1.0, ge=0, le=1)
     """Lambda of generalised advantage estimation (OpenRLHF's default is 1)."""
 
-    value_clip: float = Field(0.2, gt=0)
-    """The critic's new values are held within this distance of the old ones."""
+    value_clip: float | None = Field(None, gt=0)
+    """The critic's new values are held within this distance, in units of the return, of those before the iteration's
+    update. None leaves them free: a distance far below the returns' own scale keeps the critic from learning them."""
 
     critic_learning_rate: float = Field(9e-6, gt=0)
     """Peak learning rate of the critic (OpenRLHF's default)."""

@@ -131,6 +131,15 @@ def test_both_losses_depend_neither_on_micro_batches_nor_on_order_nor_on_padding
     assert expected[0]["critic/loss"] != pytest.approx(expected[1]["critic/loss"], rel=1e-3)
 
 
+def test_old_values_hold_the_critic_only_where_a_clip_is_asked_for() -> None:
+    inputs = LossInputs(old_values=torch.tensor([1.0]), returns=torch.tensor([30.0]))
+    for clip, held in ((None, 0.0), (10.0, 0.0), (0.2, 1.0)):
+        values = torch.tensor([2.0], requires_grad=True)
+        ValueRegression(config.PPOConfig(value_clip=clip))(values, inputs)["loss"].sum().backward()
+        assert values.grad is not None
+        assert values.grad.tolist() == [-28.0 * (1 - held)]
+
+
 def test_the_critics_loss_is_the_mean_over_tokens(tiny: Callable[..., Any]) -> None:
     """Old values that are the critic's own: no clip at work, half the mean squared error."""
     critic = _critic(tiny)
