@@ -1,5 +1,6 @@
 """Hugging Face checkpoints: saving, and safe loading: safetensors only, never a pickle, never remote code."""
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,9 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -23,6 +30,14 @@ from dpr_core.hashing import hash_folder, refuse_changed
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.lora import merged_weights
 from dpr_core.models.sharding import unsharded_in_place
+from dpr_core.models.weights import (
+    check_dimensions,
+    check_finite,
+    check_layers,
+    check_names,
+    check_shapes,
+    stored_shapes,
+)
 
 # Without this, transformers may load a bot's safetensors conversion in place of the requested revision.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
@@ -48,10 +63,10 @@ def load_model(
 ) -> PreTrainedModel:
     """Load from safetensors, with every weight accounted for; no code of a checkpoint is run."""
     refuse_unsafe(str(source), revision)
+    config = fitting_config(source, revision)
     try:
         with _without_progress_bars():
-            # Loaded first, or an `_attn_implementation` in its config.json would override the setting.
-            config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+            # Given the config, or an `_attn_implementation` in its config.json would override the setting.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),
                 config=config,
@@ -62,17 +77,45 @@ def load_model(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    # What transformers raises for files that do not fit each other cannot be listed.
+    except Exception as error:
         reason = _reason(error, source, "config.json", revision)
         raise UsageError(f"no model could be loaded from {source}: {reason}") from error
     model: PreTrainedModel = loaded[0]
     report: dict[str, Iterable[object]] = loaded[1]
-    # transformers initialises missing weights at random, with a warning.
-    if gaps := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        raise DensePathError(f"{source}: weights are missing or of the wrong shape: {', '.join(gaps[:3])}")
+    # transformers initialises missing weights at random and leaves out surplus ones, with a warning.
+    check_names([*report["missing_keys"], *report["mismatched_keys"]], report["unexpected_keys"], source)
+    check_finite(model, source)
     model = text_model(model)
     model.eval()
     return model
+
+
+def fitting_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """The config of a model, held against the headers of its weights where these are on this machine: before anything
+    is built that may be as large as config.json says."""
+    check_dimensions(config_file(str(source), "config.json", revision), source)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+    except Exception as error:
+        reason = _reason(error, source, "config.json", revision)
+        # OSError: there is none, or the hub does not give it.
+        what = "no config.json could be read" if isinstance(error, OSError) else "its config.json cannot be used"
+        raise UsageError(f"{source}: {what}: {reason}") from error
+    if not (stored := stored_shapes(_weight_files(str(source), revision))):
+        return config
+    check_layers(stored, getattr(config.get_text_config(), "num_hidden_layers", None), source)
+    try:
+        with torch.device("meta"):
+            # A copy, and a kind of attention that is always there: the config's own may need a package.
+            network = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False
+            )
+    except Exception as error:
+        reason = _reason(error, source, "config.json", revision)
+        raise UsageError(f"{source}: no network can be built as its config.json says: {reason}") from error
+    check_shapes(stored, network, source)
+    return config
 
 
 def text_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -143,6 +186,8 @@ def _check_architecture(model: PreTrainedModel, name: str) -> None:
     ours = float32_logits(body(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias)
     one, other = logits[:, : len(prefix)]
     kind = model.config.model_type
+    if not logits.isfinite().all():
+        raise UsageError(f"{name}: its weights are finite, but not what it computes as its config.json says")
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
         raise UsageError(f"{name}: a {kind} model, whose tokens see those after them, is no causal language model")
     if not torch.allclose(logits, ours, rtol=1e-3, atol=1e-3):
@@ -180,7 +225,11 @@ def _without_progress_bars() -> Iterator[None]:
 def _reason(error: Exception, source: str | Path, settings: str, revision: str | None) -> str:
     if isinstance(error, ValueError) and (reason := remote_code_reason(str(source), settings, revision)):
         return reason
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[0] if len(lines) == 1 or not lines[0].endswith(":") else f"{lines[0]} {lines[1].strip()}"
+    return (
+        said if isinstance(error, (OSError, ValueError, RuntimeError)) and said else f"{type(error).__name__}: {said}"
+    )
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -211,7 +260,7 @@ def refuse_unsafe(source: str, revision: str | None) -> None:
             )
     if config_file(source, "adapter_config.json", revision):
         raise UsageError(f"{source} holds an adapter (adapter_config.json); merge it into its model and name that")
-    for name in sorted(_weight_files(config_file(source, INDEX, revision))):
+    for name in sorted(_shards(config_file(source, INDEX, revision))):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UsageError(f"{source}: {INDEX} names {name!r}, which is no safetensors file of its own")
 
@@ -227,24 +276,39 @@ def remote_code_reason(source: str, file: str, revision: str | None) -> str:
     )
 
 
-def config_file(source: str, file: str, revision: str | None) -> dict[str, Any]:
-    """The content of a config file; empty where it is missing or unreadable, which loading will report."""
+def config_file(source: str, file: str, revision: str | None, *, local: bool = False) -> dict[str, Any]:
+    """The content of a config file; empty where it is missing or unreadable, which loading will report. A `local` one
+    is not fetched."""
     try:
-        path = cached_file(
-            source,
-            file,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        path = _file(source, file, revision, local=local)
         content = json.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _weight_files(index: dict[str, Any]) -> set[str]:
+def _file(source: str, file: str, revision: str | None, *, local: bool) -> str | None:
+    path: str | None = cached_file(
+        source,
+        file,
+        revision=revision,
+        local_files_only=local,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return path
+
+
+def _weight_files(source: str, revision: str | None) -> list[Path]:
+    """The safetensors files of a checkpoint that are on this machine; none where one is missing, which loading will
+    report."""
+    index = config_file(source, INDEX, revision, local=True)
+    found = [_file(source, name, revision, local=True) for name in sorted(_shards(index)) or [WEIGHTS]]
+    return [Path(path) for path in found if path is not None] if all(found) else []
+
+
+def _shards(index: dict[str, Any]) -> set[str]:
     files = index.get("weight_map", {})
     return (
         {name if isinstance(name, str) else repr(name) for name in files.values()} if isinstance(files, dict) else set()

@@ -137,13 +137,9 @@ def backbone_architecture(backbone: Backbone) -> Architecture:
 
 def config_of(source: str | Path, revision: str | None = None) -> "PreTrainedConfig":
     """The config of a model of one of the four families; UsageError for any other."""
-    from transformers import AutoConfig
+    from dpr_core.models.checkpoints import fitting_config
 
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{source}: its config.json cannot be used: {reason}") from error
+    config = fitting_config(source, revision)
     if config.model_type not in MODEL_TYPES:
         raise UsageError(
             f"{source} is a model of type {config.model_type!r}; what the shapes of {', '.join(MODEL_TYPES)} take is "
