@@ -17,6 +17,14 @@ _KINDS = {
 }
 
 
+def expanded(name: str) -> Path:
+    """The path that a setting names, where `~` is the home folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{name}: there is no such user here; write the path without ~") from None
+
+
 def refuse_special(path: Path) -> None:
     """UsageError for what is there and is no regular file, be it to read or to write; opening it might wait for ever.
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from dpr_core.config.data import ColumnsConfig, FileSourceConfig, HubSourceConfig, LabSourceConfig, SourceConfig
 from dpr_core.data.rows import BadRow, Demonstration, InvalidRowError, RowReader
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.files import DuplicateKeyError, parse_json, refuse_special
+from dpr_core.files import DuplicateKeyError, expanded, parse_json, refuse_special
 from dpr_core.hashing import hash_file, hash_folder, open_pinned, refuse_changed
 from dpr_core.lab import programs
 
@@ -50,12 +50,12 @@ def fingerprint(config: SourceConfig) -> str | None:
     if isinstance(config, LabSourceConfig):
         return None
     if isinstance(config, FileSourceConfig):
-        path = Path(config.path).expanduser()
+        path = expanded(config.path)
         try:
             return hash_file(path)
         except OSError as error:
             raise _unreadable(path, error) from None
-    folder = Path(config.name).expanduser()
+    folder = expanded(config.name)
     return hash_folder(folder) if folder.is_dir() else None
 
 
@@ -80,7 +80,7 @@ class LocalFile:
 
     def __init__(self, config: FileSourceConfig) -> None:
         self.name = config.path
-        self._path = Path(config.path).expanduser()
+        self._path = expanded(config.path)
         self._columns = config.columns
         self._pinned = config.content
 
@@ -154,7 +154,7 @@ class HubDataset:
             yield _read_row(reader, row, f"{self.name}:{self._config.split}:{number}", number)
         if self._config.content is not None:
             # What was read of which file is not known here, so that the folder is hashed once more.
-            refuse_changed(self.name, self._config.content, hash_folder(Path(self.name).expanduser()))
+            refuse_changed(self.name, self._config.content, hash_folder(expanded(self.name)))
         reader.finish()
 
     def _raw_rows(self) -> Iterator[Any]:
@@ -174,7 +174,7 @@ class HubDataset:
     def _open(self) -> Any:
         import datasets
 
-        local = Path(self.name).expanduser()
+        local = expanded(self.name)
         if local.is_file():
             raise UsageError(
                 f"{self.name} is a file. For a JSONL, Parquet or CSV file: "
@@ -217,7 +217,7 @@ class HubDataset:
 
 def _local_file(config: FileSourceConfig) -> DemonstrationSource:
     """The format by the file's suffix; every suffix that is not listed means JSON lines."""
-    path = Path(config.path).expanduser()
+    path = expanded(config.path)
     refuse_special(path)
     try:
         path.open("rb").close()

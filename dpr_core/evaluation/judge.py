@@ -21,6 +21,7 @@ from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, Pai
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
 from dpr_core.evaluation.questions import Question, ReadResult, is_right
 from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
+from dpr_core.files import expanded
 from dpr_core.hashing import hash_file
 
 PROBE = [{"role": "user", "content": "Say yes."}]
@@ -78,7 +79,7 @@ def rating_template(config: settings.RateConfig) -> RatingTemplate:
     """This project's own instructions, or those of the file that the settings name."""
     if config.prompts is None:
         return OwnRatingTemplate()
-    return FastChatTemplate.read_from(Path(config.prompts).expanduser(), config.prompts_content)
+    return FastChatTemplate.read_from(expanded(config.prompts), config.prompts_content)
 
 
 def judge_with_content_hash(config: settings.JudgeByConfig) -> settings.JudgeByConfig:
@@ -92,7 +93,7 @@ def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
     """The settings together with the hash of the instructions that the rater is given."""
     if config.prompts is not None:
         try:
-            content = hash_file(Path(config.prompts).expanduser())
+            content = hash_file(expanded(config.prompts))
         except OSError as error:
             raise UsageError(f"rate.prompts: {config.prompts} cannot be read: {error.strerror}") from None
         return config.model_copy(update={"prompts_content": content})

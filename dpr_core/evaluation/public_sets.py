@@ -9,6 +9,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Layout, questions_of
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rows import naming, of_benchmark_file, read_rows
+from dpr_core.files import expanded
 from dpr_core.hashing import hash_file
 
 MT_BENCH_TEMPERATURES = {
@@ -36,7 +37,7 @@ def load(config: Official) -> list[Question]:
             )
         temperature(config, question)
     if isinstance(config, MTBenchConfig) and config.references is not None:
-        return _with_references(questions, Path(config.references).expanduser(), config.references_content)
+        return _with_references(questions, expanded(config.references), config.references_content)
     return questions
 
 
@@ -116,7 +117,7 @@ def _with_references(questions: list[Question], path: Path, pinned: str | None) 
 def _file(config: Official) -> Path:
     """The local file, or a copy of the hub's in the hub's own cache."""
     if config.path is not None:
-        return Path(config.path).expanduser()
+        return expanded(config.path)
     from huggingface_hub import hf_hub_download
 
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpr_core.errors import UsageError
-from dpr_core.files import DuplicateKeyError, parse_json
+from dpr_core.files import DuplicateKeyError, expanded, parse_json
 from dpr_core.hashing import read_pinned
 
 Row = dict[str, Any]
@@ -130,7 +130,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def of_benchmark_file(path: str, read: Callable[[Path], T]) -> T:
     """What `read` makes of a benchmark's file; UsageError where it is absent or cannot be read."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         refuse_large(file)
         return read(file)

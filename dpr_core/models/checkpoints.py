@@ -26,6 +26,7 @@ from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.data.encoding import end_token
 from dpr_core.distributed import is_dtensor
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.files import expanded
 from dpr_core.hashing import hash_folder, refuse_changed
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.lora import merged_weights
@@ -159,7 +160,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
 
 def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load float32 master weights: steps of 5e-7 vanish in bfloat16. The config's dtype is that of activations."""
-    local = Path(backbone.name).expanduser()
+    local = expanded(backbone.name)
     source = local if local.is_dir() else backbone.name
     refuse_unsafe(str(source), backbone.revision)
     refuse_missing_shards(local)

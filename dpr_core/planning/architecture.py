@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpr_core.config.model import Backbone, Family, PretrainedBackboneConfig
 from dpr_core.errors import UsageError
+from dpr_core.files import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -123,7 +124,7 @@ def backbone_architecture(backbone: Backbone) -> Architecture:
         return architecture_from_config(untrained(backbone)[0].config)
     from dpr_core.models.checkpoints import refuse_missing_shards
 
-    folder = Path(backbone.name).expanduser()
+    folder = expanded(backbone.name)
     if folder.is_dir():
         refuse_missing_shards(folder)
         return architecture_from_config(config_of(folder))

@@ -1,6 +1,5 @@
 """Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
 
-from pathlib import Path
 from typing import Literal, cast
 
 from dpr_core.config.base import StageConfig
@@ -53,9 +52,10 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 
 def pin(config: SFTConfig) -> SFTConfig:
     """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
+    from dpr_core.files import expanded
     from dpr_core.hashing import hash_folder
 
-    if config.backbone is None or not (folder := Path(config.backbone.name).expanduser()).is_dir():
+    if config.backbone is None or not (folder := expanded(config.backbone.name)).is_dir():
         return config
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": hash_folder(folder)})})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpr_core.errors import UsageError
-from dpr_core.files import DuplicateKeyError, check_output, parse_json, refuse_special
+from dpr_core.files import DuplicateKeyError, check_output, expanded, parse_json, refuse_special
 
 
 def test_what_is_no_regular_file_is_refused_by_what_it_is(tmp_path: Path) -> None:
@@ -47,6 +47,13 @@ def test_an_output_is_checked_before_it_is_written(tmp_path: Path) -> None:
         check_output(tmp_path / "none" / "out")
     with pytest.raises(UsageError, match="is a folder"):
         check_output(tmp_path)
+
+
+def test_a_home_folder_is_found_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert expanded("~/rows.jsonl") == Path("/somewhere/rows.jsonl")
+    with pytest.raises(UsageError, match=r"~nobody-here/rows\.jsonl: there is no such user here"):
+        expanded("~nobody-here/rows.jsonl")
 
 
 def test_json_is_read_strictly() -> None:
