@@ -55,9 +55,9 @@ class DuplicateKeyError(ValueError):
 
 
 def parse_json(text: str, constants: bool = False) -> Any:
-    """`json.loads`, but ValueError for a key that stands twice in an object, and for NaN and Infinity unless
-    `constants` lets them pass."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=None if constants else _no_constant)
+    """The value of a JSON document; ValueError also for a key that stands twice in an object, and for NaN and Infinity
+    unless `constants` lets them pass."""
+    return (_WITH_CONSTANTS if constants else _STRICT).decode(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -71,3 +71,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_WITH_CONSTANTS = json.JSONDecoder(object_pairs_hook=_once)
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
