@@ -1,6 +1,7 @@
 """The MLflow client, and the only import of MLflow: retries with back-off, its errors as ours."""
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -22,7 +23,9 @@ from tasks.artifacts.identity import files_below
 from tasks.artifacts.metric_buffer import Entry
 from tasks.artifacts.retrying import RetryPolicy
 from tasks.artifacts.run_records import params
-from tasks.local_home import UnwritableHomeError, disk_full_error, is_full
+from tasks.local_home import UnwritableHomeError, disk_full_error, is_full, sync
+
+logger = logging.getLogger("dense_path")
 
 EXPERIMENT = "dense-path"
 SETTINGS = {
@@ -91,6 +94,8 @@ class MlflowClient:
             if database is not None and not database.exists():
                 make_database(database)
             self._probe()
+            if database is not None:
+                migrate(database, read_only=self.read_only is not None)
             with _schema_lock(self.uri):
                 self._mlflow = mlflow.MlflowClient(self.uri)
 
@@ -293,6 +298,72 @@ def make_database(path: Path) -> None:
     store = SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri())  # type: ignore[no-untyped-call]
     store.engine.dispose()
     new.replace(path)
+
+
+def migrate(database: Path, *, read_only: bool = False) -> None:
+    """Bring the schema of an earlier MLflow up to date, with a copy kept beside it; refuse that of a later one."""
+    revision = _revision(database)
+    age = "current" if revision is None else _age_of_schema(revision)
+    if age == "current":
+        return
+    import mlflow
+
+    if age == "later":
+        raise UsageError(
+            f"{database} was made by a later MLflow than {mlflow.__version__}, which is installed here: "
+            "install that one, or set DPR_HOME to another folder"
+        )
+    if read_only:
+        raise UsageError(
+            f"{database} was made by an earlier MLflow than {mlflow.__version__}, and cannot be migrated where it "
+            "cannot be written: set DPR_HOME to a copy of its folder"
+        )
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine_with_retry
+
+    suffixes = itertools.chain([revision], (f"{revision}.{number}" for number in itertools.count(2)))
+    copy = next(path for suffix in suffixes if not (path := Path(f"{database}.{suffix}")).exists())
+    _copy_database(database, copy)
+    logger.warning("%s is migrated to MLflow %s; as it was, it is kept as %s", database, mlflow.__version__, copy.name)
+    engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{database}")  # type: ignore[no-untyped-call]
+    try:
+        _upgrade_db(engine)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise DensePathError(
+            f"{database} could not be migrated to MLflow {mlflow.__version__} ({' '.join(str(error).split())[:300]}); "
+            f"put {copy.name} back in its place, and use the MLflow that it was made by"
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def _revision(database: Path) -> str | None:
+    """The version of its schema; none before MLflow has made one."""
+    with closing(sqlite3.connect(database, timeout=PROBE_SECONDS)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+            return None
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        return None if row is None else str(row[0])
+
+
+@functools.cache
+def _age_of_schema(revision: str) -> Literal["earlier", "current", "later"]:
+    """How a schema compares with that of the MLflow that is installed."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    scripts = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
+    if revision in scripts.get_heads():
+        return "current"
+    return "earlier" if revision in {script.revision for script in scripts.walk_revisions()} else "later"
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    new = target.with_name(target.name + ".new")
+    new.unlink(missing_ok=True)
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(new)) as copy:
+        old.backup(copy)
+    sync(new)
+    new.rename(target)
 
 
 def probe(uri: str, seconds: float, *, writing: bool = True) -> None:

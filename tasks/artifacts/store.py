@@ -87,6 +87,8 @@ class Store:
 
         try:
             experiment = client.retry.call(connect) if retry else connect()
+        except UsageError:
+            raise
         except DensePathError as error:
             if setting:
                 hint = (

@@ -3,12 +3,14 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,80 @@ def test_a_database_that_may_not_be_written_is_read(home: Path, monkeypatch: pyt
     assert store.records() == []
     with pytest.raises(UsageError, match=r"mlflow\.db is write-protected"):
         store.check_writable()
+
+
+@pytest.fixture(scope="session")
+def earlier_database(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A database as MLflow made it one migration ago, and the version of its schema."""
+    import alembic.command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    path = tmp_path_factory.mktemp("earlier") / "mlflow.db"
+    config = utils._get_alembic_config(f"sqlite:///{path}")
+    _, before, *_ = list(ScriptDirectory.from_config(config).walk_revisions())
+    engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, before.revision)
+    engine.dispose()
+    return path, before.revision
+
+
+def schema_of(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as connection:
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+def test_a_database_of_an_earlier_mlflow_is_copied_before_it_is_migrated(
+    home: Path, earlier_database: tuple[Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, revision = earlier_database
+    current = schema_of(home / "mlflow.db")
+    for copy in (f"mlflow.db.{revision}", f"mlflow.db.{revision}.2"):
+        shutil.copy(path, home / "mlflow.db")
+        caplog.clear()
+        assert Store.open().records() == []
+        assert (schema_of(home / "mlflow.db"), schema_of(home / copy)) == (current, revision)
+        [said] = [record.getMessage() for record in caplog.records if record.name == "dense_path"]
+        assert said.endswith(f"as it was, it is kept as {copy}")
+    Store.open()
+    assert len(list(home.glob("mlflow.db*"))) == 3
+
+
+def test_a_migration_that_fails_says_where_the_copy_is(
+    home: Path, earlier_database: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.db import utils
+
+    def fails(engine: Any) -> None:
+        raise RuntimeError("no such table")
+
+    shutil.copy(earlier_database[0], home / "mlflow.db")
+    monkeypatch.setattr(utils, "_upgrade_db", fails)
+    with pytest.raises(DensePathError, match=rf"no such table\); put mlflow.db.{earlier_database[1]} back"):
+        Store.open()
+
+
+def test_a_database_of_a_later_mlflow_is_refused_and_left_alone(home: Path) -> None:
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffff00000000'")
+    before = (home / "mlflow.db").read_bytes()
+    with pytest.raises(UsageError, match=r"was made by a later MLflow than \d.*: install that one"):
+        Store.open()
+    assert (home / "mlflow.db").read_bytes() == before
+
+
+def test_an_earlier_database_that_is_read_only_is_refused(
+    home: Path, earlier_database: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(earlier_database[0], home / "mlflow.db")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("mlflow.db") and access(path, mode))
+    with pytest.raises(UsageError, match="cannot be migrated where it cannot be written: set DPR_HOME to a copy"):
+        Store.open()
 
 
 def test_a_file_that_is_no_database_is_named(home: Path) -> None:
