@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.identity import files_below
 from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.artifacts.store import Store
+from tasks.artifacts.unregistered import whole_manifest
 from tasks.locks import if_free, is_held
 from tasks.running.stage_workdir import StageWorkdir
 
@@ -168,10 +170,15 @@ class GarbageCollector:
                     continue
                 is_record = (folder / "artifacts" / "run.json").exists()
                 if folder.name not in self._whole and not is_record:
-                    yield from self._piece(folder, "deleted run", "MLflow has no such run")
+                    still = partial(self._is_still_lost, folder)
+                    yield from self._piece(folder, "deleted run", "MLflow has no such run", still_valid=still)
                 elif self._also_unregistered:
                     what = "the record of a pipeline" if is_record else "a whole artifact"
                     yield from self._piece(folder, "unregistered", f"{what} that the database does not know")
+
+    def _is_still_lost(self, folder: Path) -> bool:
+        """Whether it has not become one of a run that was begun meanwhile."""
+        return whole_manifest(folder / "artifacts") is None and not self._store.has_run(folder.name)
 
     def _locks(self) -> Iterator[Removable]:
         for path in sorted((self._store.home / "locks").iterdir()):

@@ -9,6 +9,9 @@ from pathlib import Path
 from dpr_core.errors import DensePathError, UsageError
 from tasks.locks import exclusive
 
+ATTEMPT = "ATTEMPT"
+"""The file in `work/<key>` that names the run whose work it is."""
+
 FOLDERS = ("artifacts", "cache", "locks", "work")
 
 

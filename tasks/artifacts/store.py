@@ -30,14 +30,14 @@ from tasks.artifacts.run_records import (
 )
 from tasks.artifacts.stage_run import StageRun
 from tasks.artifacts.unregistered import Unregistered, run_tags
-from tasks.local_home import UnwritableHomeError, home_folder, identity_of, open_home, unwritable
+from tasks.local_home import ATTEMPT, UnwritableHomeError, home_folder, identity_of, open_home, unwritable
 from tasks.locks import exclusive, is_held
 
 __all__ = ["Artifact", "Record", "StageRun", "Store"]
 
 UI_PORT = 5000
 PAGE = 1000
-ACTIVE, DELETED = 1, 2
+ACTIVE, DELETED, ALL = 1, 2, 3
 """MLflow's `ViewType`."""
 SHORTEST_PREFIX = 4
 
@@ -348,7 +348,7 @@ class Store:
         if is_held(self.home / "locks" / f"{record.key}.lock"):
             return True
         try:
-            return (self.home / "work" / record.key / "ATTEMPT").read_text(encoding="ascii") == record.id
+            return (self.home / "work" / record.key / ATTEMPT).read_text(encoding="ascii") == record.id
         except (OSError, UnicodeDecodeError):
             return False
 
@@ -365,6 +365,10 @@ class Store:
         """Where the files of every run lie, or of those that were deleted in MLflow; None: not on this machine."""
         found = self._pages([], view=DELETED if deleted else ACTIVE)
         return {str(run.info.run_id): self._payloads.root(run) for run in found}
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether MLflow has a run of this full ID, deleted or not."""
+        return any(self._pages([f"attributes.run_id = '{run_id}'"], view=ALL))
 
     def _search(self, *conditions: str, order: str = "DESC") -> Iterator[Any]:
         return self._pages([*conditions, "tags.`dpr.stage` LIKE '%'"], order)

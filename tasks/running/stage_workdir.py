@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dpr_core import hashing
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import HashCache, Manifest, files_below, library_versions
-from tasks.local_home import DiskFullError, is_full, sync
+from tasks.local_home import ATTEMPT, DiskFullError, is_full, sync
 
 if TYPE_CHECKING:
     from dpr_core.state import State
@@ -31,7 +31,6 @@ STATE_FORMAT = 2
 """To be raised when the states of training loops get other fields: those of another format are not loaded."""
 
 SEAL = "SEAL.json"
-RUN_ID = "ATTEMPT"
 DONE = "DONE.json"
 
 
@@ -58,7 +57,7 @@ class StageWorkdir:
     def stage_run(self) -> str | None:
         """The ID of the run whose work this is; None where there is nothing to resume."""
         try:
-            return (self.folder / RUN_ID).read_text(encoding="ascii") or None
+            return (self.folder / ATTEMPT).read_text(encoding="ascii") or None
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -72,7 +71,7 @@ class StageWorkdir:
             shutil.rmtree(leftover, ignore_errors=True)
         for folder in (self.output, self.scratch, self._states):
             folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / RUN_ID, run_id)
+        write_atomically(self.folder / ATTEMPT, run_id)
         self._last_written = time.monotonic()
 
     def clear(self) -> None:

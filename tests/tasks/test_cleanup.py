@@ -277,6 +277,20 @@ def test_an_artifact_of_an_earlier_version_is_taken_back_by_its_stage(
     assert (record.stage, record.name, record.results, record.finished) == ("double", "double", {}, True)
 
 
+def test_a_run_that_began_while_rubbish_was_looked_for_stays(store: Store, make: Make) -> None:
+    garbage = GarbageCollector(store)
+    number = make("number")
+    begun = failed(store)
+    folder = store.home / "artifacts" / begun
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (0, 0))  # as after a copy that keeps times
+    pieces = garbage.find()
+    assert {piece.path.name for piece in pieces} >= {begun}
+    garbage.remove(pieces)
+    assert store.verify(number.id) == []
+    assert (root(store, begun) / "config.yaml").is_file()
+
+
 def test_work_and_pipelines_that_the_database_lost_stay(
     store: Store, toys: dict[str, Stage], about: Asked, tmp_path: Path
 ) -> None:
