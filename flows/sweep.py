@@ -111,6 +111,6 @@ def _executor(document: dict[str, Any], total: int, jobs: int) -> Iterator[RunAl
         yield run_all
         return
     # The processes end first, so that no thread waits for one.
-    with ThreadPoolExecutor(jobs) as threads, SubprocessPool() as processes:
+    with ThreadPoolExecutor(jobs) as threads, SubprocessPool(jobs) as processes:
         executor, run_one = threads, processes.run
         yield run_all

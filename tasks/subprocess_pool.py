@@ -25,9 +25,11 @@ START = (
 
 
 class SubprocessPool:
-    """As many processes as there are jobs at once. They end with the block, or with this process."""
+    """As many processes as there are jobs at once, at most `jobs`, which share the cores. They end with the block, or
+    with this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: int = 1) -> None:
+        self._jobs = jobs
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._guard = threading.Lock()
@@ -38,7 +40,7 @@ class SubprocessPool:
         with self._guard:
             if self._closed:
                 raise DensePathError(f"{job.name}: not started, because the run is ending")
-            worker = self._idle.pop() if self._idle else _Worker()
+            worker = self._idle.pop() if self._idle else _Worker(self._jobs)
             self._busy.add(worker)
         alive = False
         try:
@@ -77,7 +79,7 @@ class _ProcessEndedError(Exception):
 class _Worker:
     """One process, and the connection to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharing: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -85,7 +87,7 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                env=environment(),
+                env=environment(sharing),
             )
         self._connection = Connection(ours.detach())
 

@@ -88,8 +88,8 @@ class ExecutionConfig(Config):
     kernels. Each is compared with what it is to repeat; where it differs, or none can be made, there are none."""
 
     threads: int | None = Field(None, ge=1, le=1024)
-    """CPU threads of this stage; none leaves torch's own choice. Of several processes each has so many, or its share of
-    the cores."""
+    """CPU threads of this stage, and of each of its processes; none takes OMP_NUM_THREADS where it is set, else the
+    cores that this process may use (affinity, a container's quota), or its share beside others of the run."""
 
     checkpoint_minutes: float | None = Field(10.0, gt=0, le=525_600)
     """A killed run goes on from a state that is at most this old; none keeps no states by the clock."""

@@ -1,21 +1,25 @@
 """Process-wide settings of torch: CPU threads, random generators, and the check for a GPU."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from dpr_core import distributed
+from dpr_core.cores import usable_cores
 from dpr_core.errors import UsageError
 from dpr_core.state import State
 
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Run a block with so many CPU threads; None leaves torch's own choice. On small models, threads that contend for
-    cores cost more than they bring."""
+    """Run a block with so many CPU threads. None takes OMP_NUM_THREADS where it is set, and else as many as this
+    process has cores: torch counts neither a container's quota nor other processes of the run, and threads that contend
+    for cores cost more than they bring."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    chosen = before if os.environ.get("OMP_NUM_THREADS") else min(before, usable_cores())
+    torch.set_num_threads(count or chosen)
     try:
         yield
     finally:

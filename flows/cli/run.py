@@ -124,8 +124,8 @@ def _show_plan(store: "Store", dispatched: "Dispatched", planned: "Sequence[Plan
 def usable_jobs(request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]") -> int:
     """How many processes share a sweep by default: one a core on the lab, whose stages have one thread each."""
     from dpr_core.config.model import LabBackboneConfig
+    from dpr_core.cores import usable_cores
     from tasks.graph import on_machines
-    from tasks.launch.child_processes import usable_cores
     from tasks.subprocess_pool import MAX_PROCESSES
 
     on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in request.studies)

@@ -1,29 +1,20 @@
-"""Child processes of this program: usable cores, environment, exit status in words."""
+"""Child processes of this program: their environment, and their exit status in words."""
 
 import os
 import signal
 from pathlib import Path
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from dpr_core.cores import SHARE, usable_cores
 
 ROOT = Path(__file__).parents[2]
 
 
-def usable_cores() -> int:
-    """How many cores this process may use: its affinity, and the quota of its container."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = map(int, QUOTA.read_text(encoding="utf-8").split())
-    except (OSError, ValueError):
-        return cores
-    return max(1, min(cores, quota // period))
-
-
-def environment() -> dict[str, str]:
-    """This one's, with our own modules to be found."""
+def environment(sharing: int = 1) -> dict[str, str]:
+    """This one's, with our own modules to be found, and an equal share of the cores for each of so many processes."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    share = {SHARE: str(max(1, usable_cores() // sharing))} if sharing > 1 else {}
     # Bars of several processes would overwrite each other; lines do not.
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TTY_COMPATIBLE": "0"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TTY_COMPATIBLE": "0"} | share
 
 
 def how_it_ended(status: int) -> str:

@@ -22,9 +22,10 @@ from typing import Any, NoReturn
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import LaunchConfig
+from dpr_core.cores import usable_cores
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import escape_control
-from tasks.launch.child_processes import environment, how_it_ended, usable_cores
+from tasks.launch.child_processes import environment, how_it_ended
 from tasks.launch.doors import Door, door_for_machines, door_of_this_machine, receive, send
 from tasks.launch.machines import Machine, free_port, joined
 from tasks.local_home import DiskFullError, disk_full_error

@@ -189,7 +189,7 @@ def test_a_wrong_request_is_told_before_anything_is_made(dpr: Dpr, arguments: li
 def test_on_the_lab_every_core_is_used_where_nothing_is_said(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, backbone: list[str], cores: int, to_run: int, expected: int
 ) -> None:
-    monkeypatch.setattr("tasks.launch.child_processes.usable_cores", lambda: cores)
+    monkeypatch.setattr("dpr_core.cores.usable_cores", lambda: cores)
     study = Study(title="t", config=tiny(*backbone), over={"seed": [1, 2]})
     request = SweepRequest(studies=[study], name="s")
     planned = [Planned(str(number), "sft", "run", None, "") for number in range(to_run)]
@@ -211,7 +211,7 @@ def test_the_number_of_processes_reaches_the_flow(
         raise DensePathError(f"{jobs} jobs")
 
     monkeypatch.setattr("flows.pipeline.sweep", flow)
-    monkeypatch.setattr("tasks.launch.child_processes.usable_cores", lambda: 3)
+    monkeypatch.setattr("dpr_core.cores.usable_cores", lambda: 3)
     dpr(*SWEEP, *given).assert_refused(1, f"error: {expected} jobs")
 
 

@@ -14,9 +14,9 @@ from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfi
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
-from tasks.launch.child_processes import usable_cores
+from tasks.launch.child_processes import environment
 from tasks.run_stage import StageJob
-from tasks.subprocess_pool import SubprocessPool
+from tasks.subprocess_pool import SubprocessPool, _Worker
 
 pytestmark = pytest.mark.integration
 
@@ -96,15 +96,14 @@ def test_a_process_that_is_killed_fails_its_stage_alone(here: Store) -> None:
     assert [record.status for record in here.records("backbone")] == ["KILLED"]
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [(None, 6), ("max 100000\n", 6), ("250000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000", 6), ("odd", 6)],
-)
-def test_cores_are_counted_within_affinity_and_quota(
-    quota: str | None, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
-    monkeypatch.setattr("tasks.launch.child_processes.QUOTA", tmp_path / "cpu.max")
-    if quota is not None:
-        (tmp_path / "cpu.max").write_text(quota)
-    assert usable_cores() == cores
+def test_processes_that_share_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DPR_CORES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
+    monkeypatch.setattr("dpr_core.cores.MEMBERSHIP", Path("nowhere"))
+    monkeypatch.setattr("dpr_core.cores.CGROUPS", Path("nowhere"))
+    assert [environment(jobs).get("DPR_CORES") for jobs in (1, 2, 3, 20)] == [None, "3", "2", "1"]
+    given: list[int] = []
+    monkeypatch.setattr("tasks.subprocess_pool.environment", lambda sharing: given.append(sharing) or dict(os.environ))
+    with SubprocessPool(2) as pool:
+        pool._idle += [_Worker(pool._jobs)]
+    assert given == [2]

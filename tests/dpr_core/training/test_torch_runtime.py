@@ -13,7 +13,13 @@ from dpr_core.config.training import ExecutionConfig, LoRAConfig
 from dpr_core.errors import UsageError
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
-from dpr_core.training.torch_runtime import decorrelate_ranks, random_state, refuse_without_gpu, set_random_state
+from dpr_core.training.torch_runtime import (
+    decorrelate_ranks,
+    random_state,
+    refuse_without_gpu,
+    set_random_state,
+    torch_threads,
+)
 from tests import ranks
 from tests.dpr_core.training.distributed import backbone, trainer_of
 
@@ -120,3 +126,25 @@ def test_a_build_for_a_gpu_that_sees_none_points_at_the_driver(
 def test_where_there_is_one_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     refuse_without_gpu()
+
+
+@pytest.mark.parametrize(
+    ("threads", "omp", "cores", "expected"),
+    [(None, None, 3, 3), (None, None, 16, 8), (None, "8", 3, 8), (5, None, 3, 5), (5, "8", 3, 5)],
+)
+def test_threads_are_those_asked_for_or_else_the_cores_that_there_are(
+    threads: int | None, omp: str | None, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond torch's own choice, here 8, there are none more."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if omp is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    monkeypatch.setattr("dpr_core.training.torch_runtime.usable_cores", lambda: cores)
+    torch.set_num_threads(8)
+    try:
+        with torch_threads(threads):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(before)
