@@ -1,8 +1,9 @@
 """The demo over several seeds, as the Markdown table in the README.
 
-    python perf/demo_seeds.py --seeds 1 2 3 4 5
+    python perf/demo_seeds.py --seeds 1 2 3 4 5 --json > docs/seeds.json
+    python perf/demo_seeds.py --of docs/seeds.json
 
-Stages that are there already (in DPR_HOME) are reused.
+The first keeps what the table is made of; stages that are there already (in DPR_HOME) are reused. The second prints it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.stats import mean_interval
+from dpr_core.stats import t_interval
 
 NOTHING = "\u2013"
 
@@ -26,12 +27,21 @@ def main() -> None:
     parser.add_argument("--recipe", default="demo", help="a recipe or a .yaml file")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as in dpr run")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
+    parser.add_argument("--of", type=Path, metavar="FILE", help="run nothing: what --json printed into this file")
     arguments = parser.parse_args()
-    runs = {seed: run(arguments.recipe, seed, arguments.set) for seed in arguments.seeds}
+    if arguments.of:
+        runs = read(arguments.of)
+    else:
+        runs = {seed: run(arguments.recipe, seed, arguments.set) for seed in arguments.seeds}
     if arguments.json:
         print(json.dumps(runs, indent=2))
     else:
         print(markdown(runs))
+
+
+def read(file: Path) -> dict[int, dict[str, Any]]:
+    """What `--json` printed."""
+    return {int(seed): run for seed, run in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def run(recipe: str, seed: int, assignments: list[str]) -> dict[str, Any]:
@@ -68,14 +78,21 @@ def markdown(runs: dict[int, dict[str, Any]]) -> str:
     lines += [f"| mean | {' | '.join(means)} |", ""]
     for key in judged:
         baseline = baselines[key[1]]
-        tokens = _mean([rows[key]["response_tokens"] for rows in table.values()], ".1f")
-        kl = _mean([rows[key]["kl_to_sft"] for rows in table.values()], ".2f")
         gain = _gain([(rows[key]["accuracy"], rows[baseline]["accuracy"]) for rows in table.values()])
-        lines.append(f"- {names[key]} against {baseline[0]}: accuracy {gain}, {tokens} tokens an answer, KL {kl} nats.")
+        told = [f"accuracy {gain}", *_beside([rows[key] for rows in table.values()])]
+        lines.append(f"- {names[key]} against {baseline[0]}: {', '.join(told)}.")
     for key in baselines.values():
-        tokens = _mean([rows[key]["response_tokens"] for rows in table.values()], ".1f")
-        lines.append(f"- {names[key]}: {tokens} tokens an answer.")
+        if told := _beside([rows[key] for rows in table.values()]):
+            lines.append(f"- {names[key]}: {', '.join(told)}.")
     return "\n".join(lines)
+
+
+def _beside(rows: list[dict[str, Any]]) -> list[str]:
+    """Length and KL, where every seed has them; a baseline has no KL to itself."""
+    tokens = _mean([row.get("response_tokens") for row in rows], ".1f")
+    kl = NOTHING if rows[0]["is_baseline"] else _mean([row.get("kl_to_sft") for row in rows], ".2f")
+    told = {f"{tokens} tokens an answer": tokens, f"KL {kl} nats": kl}
+    return [text for text, value in told.items() if value != NOTHING]
 
 
 def _accuracy(row: dict[str, Any]) -> str:
@@ -99,9 +116,9 @@ def _gain(pairs: list[tuple[float | None, float | None]]) -> str:
     gains = [100 * (mine - other) for mine, other in pairs if mine is not None and other is not None]
     if not gains or len(gains) < len(pairs):
         return NOTHING
-    interval = mean_interval(gains, samples=10_000, seed=0)
+    interval = t_interval(gains)
     spread = f" [{interval[0]:+.1f}, {interval[1]:+.1f}]" if interval else ""
-    how = " (95% bootstrap interval over seeds)" if interval else ""
+    how = " (Student's 95% interval over seeds)" if interval else ""
     seeds = f"{len(gains)} {'seed' if len(gains) == 1 else 'seeds'}"
     return f"{statistics.fmean(gains):+.1f} points{spread} over {seeds}{how}"
 

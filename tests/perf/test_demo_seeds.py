@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
 from typing import Any
 
-from perf.demo_seeds import markdown
+import pytest
+
+from perf.demo_seeds import main, markdown
 
 
 def row(policy: str, benchmark: str = "lab", **values: Any) -> dict[str, Any]:
@@ -24,28 +28,41 @@ def dpr(accuracy: float, win_rate: float, interval: tuple[float, float] | None) 
 def test_a_line_a_seed_and_the_gain_over_the_baseline() -> None:
     runs = {
         1: {"rows": [row("SFT", accuracy=0.5), dpr(0.75, 60.0, (55.0, 65.5))]},
-        2: {"rows": [row("SFT", accuracy=0.25, response_tokens=21.0), dpr(0.5, 50.0, None)]},
+        2: {"rows": [row("SFT", accuracy=0.25, response_tokens=21.0), dpr(0.52, 50.0, None)]},
     }
     assert markdown(runs).splitlines() == [
         "| seed | SFT: accuracy | DPR: accuracy | DPR: win rate against SFT |",
         "|--:|--:|--:|--:|",
         "| 1 | 50.0 | 75.0 | 60.0 [55.0, 65.5] |",
-        "| 2 | 25.0 | 50.0 | 50.0 |",
-        "| mean | 37.5 | 62.5 | 55.0 |",
+        "| 2 | 25.0 | 52.0 | 50.0 |",
+        "| mean | 37.5 | 63.5 | 55.0 |",
         "",
-        "- DPR against SFT: accuracy +25.0 points [+25.0, +25.0] over 2 seeds (95% bootstrap interval over seeds), "
+        # Gains of 25 and 27: their deviation over the root of 2 is 1, and t of 1 degree of freedom is 12.706.
+        "- DPR against SFT: accuracy +26.0 points [+13.3, +38.7] over 2 seeds (Student's 95% interval over seeds), "
         "20.0 tokens an answer, KL 0.25 nats.",
         "- SFT: 20.5 tokens an answer.",
     ]
 
 
-def test_what_was_not_measured_is_a_dash() -> None:
+def test_of_what_was_kept_it_makes_the_table_that_the_run_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {seed: {"rows": [row("SFT", accuracy=0.5), dpr(0.5 + seed / 100, 60.0, None)]} for seed in (3, 4, 10)}
+    kept = tmp_path / "seeds.json"
+    kept.write_text(json.dumps(runs))
+    monkeypatch.setattr("sys.argv", ["demo_seeds.py", "--of", str(kept)])
+    main()
+    assert capsys.readouterr().out == markdown(runs) + "\n"
+    assert "over 3 seeds" in markdown(runs)
+
+
+def test_what_was_not_measured_is_a_dash_or_left_out() -> None:
     lines = markdown({7: {"rows": [row("SFT"), row("DPR")]}}).splitlines()
     assert lines[2:] == [
         "| 7 | \u2013 | \u2013 | \u2013 |",
         "| mean | \u2013 | \u2013 | \u2013 |",
         "",
-        "- DPR against SFT: accuracy \u2013, 20.0 tokens an answer, KL \u2013 nats.",
+        "- DPR against SFT: accuracy \u2013, 20.0 tokens an answer.",
         "- SFT: 20.0 tokens an answer.",
     ]
 
