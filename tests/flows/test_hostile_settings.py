@@ -1,8 +1,10 @@
 """Settings that nobody can mean, by every way in: each is refused in a sentence, and soon."""
 
+import faulthandler
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -36,9 +38,12 @@ def in_time(seconds: int = SECONDS) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
+    # Where no Python runs, no signal is handled either: then the whole process ends.
+    faulthandler.dump_traceback_later(10 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 
