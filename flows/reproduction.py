@@ -29,7 +29,9 @@ def studies(recipe: str, assignments: Sequence[str], exhibits: Collection[str], 
     SFT keeps what any exhibit refers to, selected or not, so that one SFT run a seed serves every request.
     """
     references = [value for each in EXHIBITS.values() for value in each.over(quick).get(REFERENCE, ())]
-    base = with_references(override(recipes.values(recipe), assignments), {REFERENCE: references})
+    values = override(recipes.values(recipe), assignments)
+    parse(PipelineConfig, values, recipe)
+    base = with_references(values, {REFERENCE: references})
     return [
         Study(
             title=each.title,

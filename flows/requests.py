@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
+from dpr_core.config.base import Line
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
@@ -15,6 +16,9 @@ EXECUTION = {"jobs", "pool"}
 
 Jobs = Annotated[int, Strict(), Field(ge=1, le=64)]
 """Processes on this machine that share a sweep."""
+
+
+Studies = Annotated[list[Study], Field(min_length=1, max_length=100)]
 
 
 class _Request(BaseModel):
@@ -56,8 +60,8 @@ class SweepRequest(_Request):
     """Many pipelines as one."""
 
     flow: Literal["sweep"] = "sweep"
-    studies: list[Study]
-    name: str
+    studies: Studies
+    name: Line
     jobs: Jobs = 1
     pool: str | None = None
 

@@ -64,7 +64,7 @@ def chosen(every: Sequence[Unfinished], references: Sequence[str]) -> list[Unfin
         if len(found) != 1:
             known = ", ".join(each.run.id[:8] for each in every) or "there is nothing unfinished"
             raise UsageError(f"{reference!r} is not one unfinished run; `dpr resume --plan` lists them: {known}")
-        named += found
+        named += [each for each in found if each not in named]
     return named
 
 

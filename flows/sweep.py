@@ -7,14 +7,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from dpr_core.config.base import Line
 from dpr_core.errors import DensePathError
-from dpr_core.experiments.points import Study
 from dpr_core.redaction import redact_logs
 from flows import pool as work_pool
 from flows.dispatch import dispatch_sweep
 from flows.merging import MergedStudies
 from flows.orchestration import body, flow
-from flows.requests import Jobs, SweepRequest
+from flows.requests import Jobs, Studies, SweepRequest
 from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry, tables_of
 from tasks.artifacts.store import Store
 from tasks.graph import Node, plan, preflight
@@ -28,7 +28,7 @@ logger = logging.getLogger("dense_path")
 
 
 @flow(name="sweep", flow_run_name="{name}")
-def sweep(studies: list[Study], name: str = "sweep", jobs: Jobs = 1, pool: str | None = None) -> dict[str, Any]:
+def sweep(studies: Studies, name: Line = "sweep", jobs: Jobs = 1, pool: str | None = None) -> dict[str, Any]:
     """Run every point of the studies, here or over a pool of workers, and put their reports side by side."""
     return run_request(SweepRequest(studies=studies, name=name, jobs=jobs, pool=pool))
 

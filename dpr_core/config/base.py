@@ -25,6 +25,7 @@ from dpr_core.errors import UsageError
 from dpr_core.redaction import places_of_keys, shown_value
 
 MOST_PROBLEMS = 20
+MOST_CHANGES = 1000
 MOST_SHOWN = 100
 """Characters of a name or a value that an error quotes."""
 
@@ -247,26 +248,28 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+def override(values: Mapping[str, Any], assignments: Iterable[str], where: str = "--set") -> dict[str, Any]:
     """Apply `a.b.c=value` assignments, values read as YAML; none may undo another."""
     changes: dict[str, Any] = {}
     for assignment in assignments:
+        if len(changes) == MOST_CHANGES:
+            raise UsageError(f"{where}: {MOST_CHANGES} changes are the most; write a recipe")
         path, equals, text = assignment.partition("=")
         shown = shortened(assignment)
         if not equals or not all(path.split(".")):
-            raise UsageError(f"--set {shown}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
+            raise UsageError(f"{where} {shown}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
         try:
             value = strict_yaml.load(text)
         except yaml.YAMLError:
             value = text
         except strict_yaml.RefusedError as error:
-            raise UsageError(f"--set {shown}: {error}") from None
+            raise UsageError(f"{where} {shown}: {error}") from None
         for other in changes:
             if path == other:
-                raise UsageError(f"--set {shortened(path)} is given twice; keep one of them")
+                raise UsageError(f"{where} {shortened(path)} is given twice; keep one of them")
             if other.startswith(f"{path}.") or (path.startswith(f"{other}.") and _holds(changes[other], path, other)):
                 raise UsageError(
-                    f"--set {shortened(other)} and then --set {shortened(path)}: the second undoes the first; "
+                    f"{where} {shortened(other)} and then {where} {shortened(path)}: the second undoes the first; "
                     "keep one of them"
                 )
         changes[path] = value

@@ -205,7 +205,7 @@ class PipelineConfig(Config):
                 where = f"methods.{name}.changes"
                 if outside := [c for c in method.changes if c.partition(".")[0] not in sections]:
                     raise UsageError(f"{where}: {outside[0]}: a variant changes fields of reward and reinforce")
-                values = override(sections, method.changes)
+                values = override(sections, method.changes, where)
                 made[name] = (
                     parse(RewardConfig, values["reward"], f"{where}: reward"),
                     parse(ReinforceConfig, values["reinforce"], f"{where}: reinforce"),
@@ -267,5 +267,5 @@ class ExperimentConfig(StageConfig):
     exhibit: ExhibitName = "sweep"
     """Table or figure of the paper whose claims are judged; a sweep shows what was measured and claims nothing."""
 
-    points: dict[str, dict[str, Any]] = Field({})
+    points: dict[str, dict[str, Any]] = Field({}, max_length=10_000)
     """The pipelines by name, each with the fields that set it apart, its seed among them."""

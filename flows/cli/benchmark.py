@@ -77,6 +77,8 @@ def score(
         from dpr_core.evaluation.official import FORMATS
         from dpr_core.evaluation.rows import read_rows
 
+        if twice := [file for file in files if [other.resolve() for other in files].count(file.resolve()) > 1]:
+            raise UsageError(f"{twice[0]} is given twice, and its judgments would count twice; name it once")
         rows = [row for file in files for row in read_rows(file)]
         others = [read_rows(file) if file is not None else [] for file in (answers, questions)]
         scores = FORMATS[kind.value](rows, *others)

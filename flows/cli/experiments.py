@@ -105,8 +105,8 @@ def reproduce(
         typer.Option(metavar="FILE.md", help="Where to write the results; plots go into a folder beside it."),
     ] = None,
     plan: Plan = False,
-    instances: Annotated[int, typer.Option(min=1, help="Theory: random instances of each claim.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Theory: seed of the instances.")] = 0,
+    instances: Annotated[int, typer.Option(min=1, max=10_000, help="Theory: random instances of each claim.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Theory: seed of the instances.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

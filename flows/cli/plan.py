@@ -11,14 +11,16 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")],
     gpu: Annotated[str, typer.Option(help="h200, h100, h100-pcie, a100, a100-40, l40s, a10, l4 or 4090.")] = "h100",
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="How many of them; as many as the recipe has processes.")
+        int | None, typer.Option(min=1, max=4096, help="How many of them; as many as the recipe has processes.")
     ] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=1, help="GiB of one, where it is not the table's.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, max=10_000, help="GiB of one, where it is not the table's.")
+    ] = None,
     utilisation: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Share of the peak speed that is reached; 0.4 is assumed.")
     ] = None,
-    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean length of prompts.")] = None,
-    response_tokens: Annotated[float | None, typer.Option(min=1, help="Mean length of responses.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, max=2**20, help="Mean length of prompts.")] = None,
+    response_tokens: Annotated[float | None, typer.Option(min=1, max=2**20, help="Mean length of responses.")] = None,
     assignments: Set = [],  # noqa: B006
     as_json: Json = False,
     debug: Debug = False,

@@ -279,6 +279,9 @@ def study(over: dict[str, list[Any]]) -> Study:
     return parse(Study, {"title": "t", "config": recipes.load(str(TINY)), "over": over}, "--over")
 
 
+STUDIES = [{"title": "t", "config": plain(), "over": {}}]
+
+
 @pytest.mark.parametrize(
     ("flow", "parameters"),
     [
@@ -289,11 +292,14 @@ def study(over: dict[str, list[Any]]) -> Study:
         (stages.sft, {"data": "abcd", "config": {"batch_size": "16"}}),
         (stages.judge, {"candidate": "a", "baseline": "b", "config": {"bootstrap_samples": 10**12}}),
         (stages.reinforce, {"reward": "abcd", "force": "no"}),
-        (sweep, {"studies": [], "jobs": True}),
-        (sweep, {"studies": [], "jobs": 10**6}),
+        (sweep, {"studies": []}),
+        (sweep, {"studies": STUDIES, "jobs": True}),
+        (sweep, {"studies": STUDIES, "jobs": 10**6}),
+        (sweep, {"studies": STUDIES, "name": "a\nb"}),
     ],
 )
 def test_parameters_of_a_deployment_are_as_strict(flow: Any, parameters: dict[str, Any]) -> None:
+    sweep.validate_parameters({"studies": STUDIES, "jobs": 2})
     with in_time(), pytest.raises(ParameterTypeError):
         flow.validate_parameters(parameters)
 
@@ -333,6 +339,8 @@ def test_what_can_be_meant_is_taken(field: str, value: str, read: Any) -> None:
         (["sft.epochs=1", "sft.epochs=1"], "--set sft.epochs is given twice"),
         (["sft.epochs=1", "sft={batch_size: 4}"], "--set sft.epochs and then --set sft"),
         (["sft={epochs: 1}", "sft.epochs=2"], "--set sft and then --set sft.epochs"),
+        ([f"a{n}=1" for n in range(5000)], "1000 changes are the most"),
+        (["methods={m: {changes: [reward.seed=1, reward.seed=2]}}"], "methods.m.changes reward.seed is given twice"),
         (["sft=3", "sft.epochs=2"], "--set sft and then --set sft.epochs"),
         (["reinforce.algorithm.type=ppo", "reinforce.algorithm={gamma: 1}"], "the second undoes the first"),
         (["sft={epochs: 1, epochs: 2}"], "epochs is given twice, in line 1"),
@@ -395,6 +403,32 @@ def test_an_option_given_twice_is_refused(dpr: Callable[..., Any], arguments: li
     assert words in " ".join(result.stderr.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["plan", TINY, "--gpus", many] for many in ("0", "1000000", 30 * "9")),
+        *(["plan", TINY, "--gpu-memory", size] for size in ("nan", "inf", "1e308")),
+        *(["plan", TINY, f"--{what}-tokens", "1e308"] for what in ("prompt", "response")),
+        ["plan", TINY, "--utilisation", "nan"],
+        ["reproduce", "theory", "--instances", "1000000000000"],
+        ["reproduce", "theory", "--seed", 30 * "9"],
+        ["reproduce", "table1", "--seeds", "1000000000000"],
+    ],
+)
+def test_numbers_of_options_have_bounds(dpr: Callable[..., Any], arguments: list[Any]) -> None:
+    with in_time():
+        result = dpr(*arguments)
+    assert result.status == 2
+    assert arguments[2] in result.stderr
+
+
+def test_a_file_given_twice_is_counted_once_or_not_at_all(dpr: Callable[..., Any], tmp_path: Path) -> None:
+    judgments = tmp_path / "judgments.jsonl"
+    judgments.write_text("{}\n")
+    twice = dpr("benchmark", "score", "--format", "mt-bench", judgments, tmp_path / "." / judgments.name)
+    twice.assert_refused(2, "judgments.jsonl is given twice")
+
+
 def test_a_flag_may_be_given_twice(dpr: Callable[..., Any]) -> None:
     assert json.loads(dpr("recipes", "--json", "--json").stdout)
 
@@ -411,6 +445,8 @@ def test_a_flag_may_be_given_twice(dpr: Callable[..., Any]) -> None:
         ["plan", TINY, "--set", "judge.bootstrap_samples=1e12"],
         ["sweep", TINY, "--over", "sft.batch_size=true", "--plan"],
         ["reproduce", "table1", "--recipe", TINY, "--set", "sft.batch_size=true", "--plan"],
+        ["reproduce", "table1", "--recipe", TINY, "--set", "sft.checkpoints=[a, 1.0]", "--plan"],
+        ["reproduce", "table1", "--recipe", TINY, "--set", "sft.checkpoints=[true, 0.5]", "--plan"],
     ],
 )
 def test_commands_refuse_in_a_sentence(dpr: Callable[..., Any], arguments: list[Any]) -> None:
