@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun
@@ -13,16 +15,42 @@ from prefect.deployments.flow_runs import arun_deployment
 
 from dpr_core.errors import UsageError
 from flows.merging import MergedStudies
+from tasks.artifacts.retrying import is_transient, retry_seconds
 from tasks.graph import Planned
 
 FLOW = "dense-path"
+
+POLL_SECONDS = 5.0
 
 Submit = Callable[[UUID, str, dict[str, Any]], Awaitable[FlowRun]]
 """Starts a flow run of a deployment under a name, with parameters, and waits until it has flow_run."""
 
 
 async def submit(deployment: UUID, name: str, parameters: dict[str, Any]) -> FlowRun:
-    return await arun_deployment(deployment, flow_run_name=name, parameters=parameters, timeout=None)
+    started = await arun_deployment(deployment, flow_run_name=name, parameters=parameters, timeout=0)
+
+    async def read() -> FlowRun:
+        async with get_client() as client:
+            return await client.read_flow_run(started.id)
+
+    return await ended(read, retry_seconds())
+
+
+async def ended(read: Callable[[], Awaitable[FlowRun]], patience: float) -> FlowRun:
+    """The flow run once it has ended. A server that is away is waited for: the work goes on in the meantime."""
+    answered = time.monotonic()
+    while True:
+        try:
+            flow_run = await read()
+        except httpx.HTTPError as error:
+            away = isinstance(error, httpx.TransportError) or is_transient(error)
+            if not away or time.monotonic() - answered > patience:
+                raise
+        else:
+            answered = time.monotonic()
+            if flow_run.state is not None and flow_run.state.is_final():
+                return flow_run
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def run_points(

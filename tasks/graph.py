@@ -43,15 +43,20 @@ class Planned:
     """The final metrics of the artifact that is reused."""
 
 
-def plan(nodes: Sequence[Node], store: Store, not_before: datetime | None = None) -> list[Planned]:
-    """Say what would run and why, and what would be reused: nothing begun before `not_before`. Runs nothing."""
+def plan(
+    nodes: Sequence[Node], store: Store, not_before: datetime | None = None, pipeline: str | None = None
+) -> list[Planned]:
+    """Say what would run and why, and what would be reused: nothing begun before `not_before`. Runs nothing.
+
+    The reasons compare with what pipelines of this name have made.
+    """
     ordered = in_order(nodes)
     by_name = {node.name: node for node in ordered}
     stored = store.snapshot()
     planned: dict[str, Planned] = {}
     for node in ordered:
         digests = _input_digests(node, by_name, planned, store, stored)
-        planned[node.name] = _plan_node(node, digests, stored, not_before)
+        planned[node.name] = _plan_node(node, digests, stored, not_before, pipeline)
     return list(planned.values())
 
 
@@ -111,7 +116,13 @@ def _input_digests(
     return digests
 
 
-def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot, not_before: datetime | None) -> Planned:
+def _plan_node(
+    node: Node,
+    digests: Mapping[str, str | None],
+    stored: Snapshot,
+    not_before: datetime | None,
+    pipeline: str | None,
+) -> Planned:
     stage = stage_named(node.stage)
     if missing := stage.missing(node.config):
         return Planned(node.name, node.stage, "run", None, missing)
@@ -128,7 +139,7 @@ def _plan_node(node: Node, digests: Mapping[str, str | None], stored: Snapshot, 
         return Planned(node.name, node.stage, "run", None, "; ".join(damage) or FORCED)
     requested = RequestedStage(node.name, stage.name, stage.version_of(config), config, known, frozenset(digests))
     origin = stored.record(node.origin) if node.origin else None
-    same = [*stored.named(stage.name, node.name), *([origin] if origin else [])]
+    same = [*stored.named(stage.name, node.name, pipeline), *([origin] if origin else [])]
     reasons = damage or differences(requested, same, stored.digests, node.origin)
     if reasons != [NEVER]:
         reasons = reasons + [
@@ -145,6 +156,12 @@ def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream:
     finished = [record for record in store.records() if record.finished] if downstream else []
     again = {target.id: target} | _built_on(target, finished)
     digest_of = {record.id: record.digest for record in finished}
+    # Several machines, or --force, may have made the same: what is built on one of them is built on all.
+    twin = {record.digest: record.id for record in reversed(again.values()) if record.digest}
+
+    def made_again(source: str) -> str | None:
+        return source if source in again else twin.get(digest_of.get(source))
+
     nodes: dict[str, Node] = {}
     name_of: dict[str, str] = {}
     node_of: dict[str, str] = {}
@@ -154,12 +171,13 @@ def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream:
             raise DensePathError(f"the stored lineage of {record.title} goes in a circle")
         if record.id in name_of:
             return
-        for source in record.inputs.values():
-            if source in again:
+        for source in map(made_again, record.inputs.values()):
+            if source is not None:
                 add(again[source], (*users, record.id))
         config = _stored_config(record, overrides if record.id == target.id else ())
         inputs = {
-            role: OTHER + name_of[source] if source in again else source for role, source in record.inputs.items()
+            role: source if (other := made_again(source)) is None else OTHER + name_of[other]
+            for role, source in record.inputs.items()
         }
         same_input = {role: digest_of.get(source) or source for role, source in inputs.items()}
         signature = canonical_json([record.stage, config.identity(), same_input])
@@ -175,11 +193,12 @@ def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream:
 
 
 def _built_on(target: Record, finished: Sequence[Record]) -> dict[str, Record]:
-    """All finished artifacts that have `target` somewhere below them, newest first."""
-    reached = {target.id}
+    """All finished artifacts that have `target`, or one of the same digest, somewhere below them, newest first."""
+    reached = {target.id} | {record.id for record in finished if target.digest and record.digest == target.digest}
+    twins = frozenset(reached)
     while more := {r.id for r in finished if r.id not in reached and reached & set(r.inputs.values())}:
         reached |= more
-    return {record.id: record for record in finished if record.id in reached - {target.id}}
+    return {record.id: record for record in finished if record.id in reached - twins}
 
 
 def _stored_config(record: Record, overrides: Iterable[str]) -> StageConfig:

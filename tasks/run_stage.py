@@ -106,7 +106,7 @@ def run_stage(
             logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
         if run is None:
             requested = RequestedStage(name, stage.name, stage.version_of(config), config, digests, frozenset(digests))
-            reasons = damage or ([FORCED] if not_before else _changes(requested, store))
+            reasons = damage or ([FORCED] if not_before else _changes(requested, store, parent))
             why = "; ".join(reasons) or UNEXPLAINED
             logger.info("%s: runs, because: %s", name, why)
             workdir.clear()
@@ -172,8 +172,8 @@ def reusable(finished: Iterable[Record], problems_of: Callable[[str], list[str]]
     return None, damage
 
 
-def _changes(requested: RequestedStage, store: Store) -> list[str]:
-    same = store.records(requested.stage, requested.name)
+def _changes(requested: RequestedStage, store: Store, parent: str | None) -> list[str]:
+    same = store.made_before(requested.stage, requested.name, parent)
     sources = {source for record in same for source in record.inputs.values()}
     return differences(requested, same, store.digests(sources))
 

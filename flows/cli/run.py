@@ -87,7 +87,7 @@ def run_or_plan(
     from tasks.graph import plan
 
     nodes, info = dispatched.nodes, dispatched.info
-    planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None)
+    planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None, info.name)
     if options.plan:
         _show_plan(store, dispatched, planned, options.as_json)
         return None

@@ -92,14 +92,14 @@ def record_of(run: Any) -> Record:
 class Snapshot:
     """All records at one moment, indexed in memory for plans of a thousand stages. Files are still checked on disk."""
 
-    def __init__(self, runs: Iterable[Any], problems: Callable[[Any], list[str]]) -> None:
+    def __init__(self, runs: Iterable[Any], problems: Callable[[Any], list[str]], pipelines: Mapping[str, str]) -> None:
         self._problems = problems
         self._runs = {str(run.info.run_id): run for run in runs}
         self._records = {run_id: record_of(run) for run_id, run in self._runs.items()}
         self._finished: dict[str, list[Record]] = defaultdict(list)
-        self._named: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        self._named: dict[tuple[str, str, str | None], list[Record]] = defaultdict(list)
         for record in self._records.values():
-            self._named[record.stage, record.name].append(record)
+            self._named[record.stage, record.name, pipelines.get(record.parent or "")].append(record)
             if record.finished:
                 self._finished[record.key].insert(0, record)
         self.digests = {run_id: record.digest for run_id, record in self._records.items()}
@@ -112,9 +112,9 @@ class Snapshot:
         """The finished artifacts with this key, earliest first."""
         return self._finished.get(key, [])
 
-    def named(self, stage: str, name: str) -> list[Record]:
-        """The runs of a stage under this name, newest first."""
-        return self._named.get((stage, name), [])
+    def named(self, stage: str, name: str, pipeline: str | None) -> list[Record]:
+        """The runs of a stage under this name in pipelines of one name, newest first."""
+        return self._named.get((stage, name, pipeline), [])
 
     def problems(self, run_id: str) -> list[str]:
         """Every reason not to trust a finished artifact, by the hashes that this process has made of its files."""

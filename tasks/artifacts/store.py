@@ -191,7 +191,12 @@ class Store:
 
     def snapshot(self) -> Snapshot:
         """All artifacts and runs as they are now, for many look-ups at once."""
-        return Snapshot(self._search(), lambda run: self._problems(run, quick=True))
+        return Snapshot(self._search(), lambda run: self._problems(run, quick=True), self.parent_runs.names())
+
+    def made_before(self, stage: str, name: str, parent: str | None) -> list[Record]:
+        """The runs of a stage under this name in the pipelines that are called as the one of this parent run."""
+        pipelines, pipeline = self.parent_runs.names(), self.parent_runs.name_of(parent)
+        return [record for record in self.records(stage, name) if pipelines.get(record.parent or "") == pipeline]
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """The latest value of each metric; of an artifact, as it was published."""

@@ -41,7 +41,7 @@ def differences(
 ) -> list[str]:
     """What keeps the finished artifacts among `same` from being reused, for `origin` or else the nearest.
 
-    `same`: the runs of this name, newest first. `digests`: of the inputs of these.
+    `same`: the runs of this name in pipelines of the same name, newest first. `digests`: of the inputs of these.
     """
     finished = [record for record in same if record.finished]
     if not same:

@@ -128,7 +128,7 @@ class Ancestry:
     def policy(self, name: str, answers: str) -> Record:
         """The artifact that gave these answers."""
         source = self.record(self.record(answers).inputs["policy"])
-        self._sources.setdefault(name, {})[source.id] = source
+        self._sources.setdefault(name, {})[source.digest or source.id] = source
         return source
 
     def sft(self, source: Record) -> Record:

@@ -24,6 +24,7 @@ class Judgments:
     def __init__(self, work: Workspace) -> None:
         self._work = work
         self._baselines: dict[str, str] = {}
+        """The digest of each benchmark's: two machines may each have made the same answers."""
         self._notes: list[str] = []
         self.rows: dict[tuple[str, str], Row] = {}
         self.judged: list[JudgedAnswers] = []
@@ -42,7 +43,7 @@ class Judgments:
         sft = self._work.artifact(baseline.inputs["policy"])
         if sft.stage != "sft":
             raise UsageError(f"{role}: judged against {baseline.id[:8]}, whose answers are not those of an SFT model")
-        if self._baselines.setdefault(benchmark, baseline.id) != baseline.id:
+        if self._baselines.setdefault(benchmark, baseline.digest) != baseline.digest:
             raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
         ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
         if (BASELINE, benchmark) not in self.rows:

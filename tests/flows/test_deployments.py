@@ -178,7 +178,11 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
         assert deployment["enforce_parameter_schema"], name
         assert deployment["job_variables"] == {
             "working_dir": str(ROOT),
-            "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_LOGGING_EXTRA_LOGGERS": "dense_path"},
+            "env": {
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+                "PREFECT_CLIENT_MAX_RETRIES": "7",
+                "PREFECT_LOGGING_EXTRA_LOGGERS": "dense_path",
+            },
         }
     settings = deployed["reinforce/stage"]["parameter_openapi_schema"]
     assert settings["required"] == ["reward"]
@@ -327,6 +331,36 @@ def test_a_cancelled_stage_keeps_its_state_and_the_next_run_goes_on_from_it(
     assert steps()[: len(taught)] == taught
     assert steps() == list(range(1, len(steps()) + 1)), "no step was done twice"
     assert site.api(f"flow_runs/{first_run}")["state_type"] == "CANCELLED"
+
+
+@pytest.mark.slow
+def test_a_flow_run_is_cancelled_though_the_server_was_away_for_two_minutes(
+    site: Site, open_store: Callable[[Path], Store]
+) -> None:
+    """Its worker no longer hears of it."""
+    store = open_store(site.home)
+    config = json.dumps(ENDLESS | {"seed": 3})
+    site.done("deployment", "run", "backbone/stage", "-p", f"config={config}", "--flow-run-name", "through a restart")
+
+    def attempt() -> Record | None:
+        return next((record for record in store.records("backbone") if record.config["seed"] == 3), None)
+
+    site.wait_for(attempt)
+    for process in site.processes():
+        if "create_app" in " ".join(process.cmdline()) or "server" in process.cmdline():
+            process.kill()
+    time.sleep(120)
+    site.start("server", "start", "--host", "127.0.0.1", "--port", str(site.port))
+    site.wait_for_server()
+    [flow_run] = site.api("flow_runs/filter", flow_runs={"name": {"any_": ["through a restart"]}})
+    assert attempt().status == "RUNNING"  # type: ignore[union-attr]
+    site.done("flow-run", "cancel", flow_run["id"])
+    site.wait_for(lambda: attempt().status != "RUNNING")  # type: ignore[union-attr]
+    record = attempt()
+    assert record is not None
+    assert record.status == "KILLED"
+    assert list((store.home / "work" / record.key / "states").iterdir())
+    site.wait_for(lambda: site.api(f"flow_runs/{flow_run['id']}")["state_type"] == "CANCELLED")
 
 
 def test_no_deployment_names_a_gpu() -> None:

@@ -1,21 +1,25 @@
 """Flows whose Prefect server goes away, and flow runs that are cancelled while nobody tells their process."""
 
+import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from prefect.client.schemas.objects import StateType
+from prefect.states import Completed, Running
 
-from flows import embedded, orchestration
+from flows import embedded, orchestration, pool
 from tasks.artifacts.store import Store
 from tasks.prefect_task import Observed
 from tasks.running import shutdown
@@ -69,7 +73,6 @@ def test_a_cancelled_flow_run_ends_though_its_server_was_away_for_a_while(at_onc
         return said.pop(0) if len(said) > 1 else said[0]
 
     orchestration.end_when_cancelled(flow_run, threading.Event(), state_of)
-    time.sleep(0)
     assert at_once == [signal.SIGTERM]
     assert flow_run in orchestration._CANCELLED
 
@@ -96,6 +99,28 @@ def test_a_temporary_server_that_does_not_start_is_done_without(monkeypatch: pyt
     assert Observed.lost
 
 
+def test_a_pools_flow_run_is_waited_for_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.0)
+    refused = httpx.ConnectError("Connection refused")
+    running, completed = (SimpleNamespace(state=state()) for state in (Running, Completed))
+
+    def ended(answers: list[Any], patience: float) -> Any:
+        async def read() -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return asyncio.run(pool.ended(read, patience))
+
+    assert ended([running, refused, refused, running, refused, completed], 60) is completed
+    with pytest.raises(httpx.ConnectError):
+        ended([running, refused, refused], -1)
+    gone = httpx.HTTPStatusError("404", request=httpx.Request("GET", "http://p"), response=httpx.Response(404))
+    with pytest.raises(httpx.HTTPStatusError):
+        ended([running, gone], 60)
+
+
 def server_of(process: "subprocess.Popen[str]") -> psutil.Process | None:
     """The temporary server that a command has started."""
     for child in psutil.Process(process.pid).children():
@@ -119,7 +144,7 @@ def running(environment: dict[str, str], until: str, *arguments: object) -> "tup
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if line.startswith(until):
+        if re.match(until, line):
             return process, lines
     raise AssertionError("".join(lines))
 
@@ -145,22 +170,15 @@ def test_the_temporary_server_may_die_or_hang_at_any_moment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_keep_the_state_and_are_alike_on_run_rerun_and_resume(
-    number: signal.Signals,
-    tmp_path: Path,
-    process_environment: Callable[..., dict[str, str]],
-    open_store: Callable[[Path], Store],
+    tmp_path: Path, process_environment: Callable[..., dict[str, str]], open_store: Callable[[Path], Store]
 ) -> None:
     environment = process_environment(tmp_path / "home")
     store = open_store(tmp_path / "home")
+    kept: list[int] = []
 
-    def interrupted(*arguments: object) -> None:
-        process, _ = running(environment, "backbone: ", *arguments)
-        deadline = time.monotonic() + 60
-        while not any((store.home / "work").glob("*/ATTEMPT")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
+    def interrupted(number: signal.Signals, *arguments: object) -> None:
+        process, _ = running(environment, r"backbone: \d+ of", *arguments)
         os.kill(process.pid, number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130, said
@@ -168,9 +186,11 @@ def test_signals_keep_the_state_and_are_alike_on_run_rerun_and_resume(
         assert last == "interrupted; nothing unfinished will be taken for whole; go on with: dpr resume"
         [record] = store.records("backbone")
         assert record.status == "KILLED"
-        assert list((store.home / "work" / record.key / "states").iterdir())
+        states = (store.home / "work" / record.key / "states").iterdir()
+        kept.append(max(int(state.name) for state in states))
 
     endless = ["--set", "backbone.teach_max_steps=1000000", "--set", "backbone.probe_every=1000000"]
-    interrupted("run", TINY, *endless)
-    interrupted("resume")
-    interrupted("rerun", store.records("backbone")[0].id)
+    interrupted(signal.SIGHUP, "run", TINY, *endless)
+    interrupted(signal.SIGTERM, "resume")
+    interrupted(signal.SIGINT, "rerun", store.records("backbone")[0].id)
+    assert kept == sorted(set(kept)), "each goes on from what the one before has kept"

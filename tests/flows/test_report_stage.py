@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, ReportConfig, ScriptedJudgeConfig
+from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, ReportConfig, ScriptedJudgeConfig
+from dpr_core.errors import UsageError
 from dpr_core.stats import length_adjusted_rate, paired_test
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
@@ -99,6 +100,29 @@ def test_a_tracking_server_is_linked_to_without_its_password_and_changes_no_dige
     assert 'href="https://mlflow.example/#/experiments/' in page
     assert "me:***" not in page
     assert store.record(first.id).digest == store.record(again.id).digest
+
+
+def test_the_same_answers_are_one_baseline_whoever_made_them(store: Store, made: Any) -> None:
+    """Two machines with one MLflow server may each make what both need."""
+
+    def baseline(**changes: Any) -> str:
+        record = store.record(made.id("answer SFT on lab"))
+        config = AnswerConfig.model_validate(record.config | changes)
+        return run_stage(stage_named("answer"), config, record.inputs, store=store, not_before=datetime.now(UTC)).id
+
+    def against(policy: str, answers: str) -> str:
+        config = JudgeConfig(by=ScriptedJudgeConfig(rule="longer"), bootstrap_samples=100)
+        sides = {"candidate": made.id(f"answer {policy} on lab"), "baseline": answers}
+        return run_stage(stage_named("judge"), config, sides, store=store, not_before=datetime.now(UTC)).id
+
+    ours = judge(store, made, "DPR")
+    twin = against("extrapolated", baseline())
+    assert store.record(twin).inputs["baseline"] != store.record(ours).inputs["baseline"]
+    both = {"DPR on lab": ours, "extrapolated on lab": twin}
+    assert report(store, both, not_before=datetime.now(UTC)).status == "ran"
+    other = against("extrapolated", baseline(seed=7, temperature=2.0))
+    with pytest.raises(UsageError, match="the judgments on lab are against different SFT answers"):
+        report(store, {"DPR on lab": ours, "extrapolated on lab": other})
 
 
 def test_judgments_by_different_judges_are_not_compared(store: Store, made: Any) -> None:

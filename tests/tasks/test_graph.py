@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import UsageError
+from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, in_order, plan, rerun_nodes, resolved
 from tasks.registry import NAMES, STAGES, stage_named
@@ -121,6 +123,37 @@ def test_the_nearest_artifact_is_the_one_compared_with(store: Store, make: Make,
     make("number", value=1, note="near")
     make("number", value=9, note="far", seed=4)
     assert lines(plan([node("number", value=2, note="near")], store)) == {"number": ("run", "value: 1 -> 2")}
+
+
+def test_the_reasons_are_those_of_pipelines_of_the_same_name(
+    store: Store, node: Callable[..., Node], toys: dict[str, Stage], about: Callable[..., PipelineInfo]
+) -> None:
+    def make(pipeline: str, value: int, fails: bool = False) -> Outcome:
+        def body(config: Any, work: Any) -> dict[str, float]:
+            if fails:
+                raise KeyboardInterrupt
+            return toys["number"].body(config, work)
+
+        stage = dataclasses.replace(toys["number"], body=body)
+        with store.parent_runs.running(about(pipeline)) as parent:
+            return run_stage(stage, stage.config(value=value), {}, store=store, parent=parent)
+
+    def why(pipeline: str, value: int) -> str:
+        return lines(plan([node("number", value=value)], store, pipeline=pipeline))["number"][1]
+
+    made = make("mine", 1)
+    assert (why("mine", 2), why("theirs", 2)) == ("value: 1 -> 2", "never ran")
+    with pytest.raises(KeyboardInterrupt):
+        make("another", 5, fails=True)
+    assert why("another", 6).startswith("never finished: run ")
+    assert (why("mine", 5), why("theirs", 5)) == ("value: 1 -> 5", "never ran")
+    described = {record.id: store._client.get_run(record.id).data.tags for record in store.records()}
+    assert all("Ran because: never ran." in tags["mlflow.note.content"] for tags in described.values())
+    third = make("mine", 3)
+    note = store._client.get_run(third.id).data.tags["mlflow.note.content"]
+    assert "Ran because: value: 1 -> 3." in note
+    [step] = plan([node("number", value=1)], store, pipeline="theirs")
+    assert (step.status, step.id) == ("reuse", made.id), "what is reused does not depend on who made it"
 
 
 def test_another_input_is_named(store: Store, make: Make, node: Callable[..., Node]) -> None:
@@ -301,6 +334,21 @@ def test_downstream_makes_each_different_artifact_once(store: Store, make: Make)
         f"double-{thrice.id[:8]}": ({"number": "@number"}, thrice.id),
         "add": ({"number": "@number", "double": "@double"}, latest.id),
     }
+
+
+def test_downstream_is_what_was_built_on_the_same_whoever_made_it(store: Store, make: Make) -> None:
+    first = make("number")
+    double = make("double", {"number": first.id})
+    twin = make("number", force=True)
+    both = make("add", {"number": twin.id, "double": double.id})
+    assert store.record(first.id).digest == store.record(twin.id).digest
+    for target in (first, twin):
+        nodes = rerun_nodes(store, target.id, ["value=7"], downstream=True)
+        assert {n.name: (n.inputs, n.origin) for n in nodes} == {
+            "number": ({}, target.id),
+            "double": ({"number": "@number"}, double.id),
+            "add": ({"number": "@number", "double": "@double"}, both.id),
+        }
 
 
 def test_downstream_of_a_change_that_changes_nothing_is_all_reuse(

@@ -3,7 +3,7 @@
 import logging
 import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import httpx
@@ -20,14 +20,15 @@ REFUSED = httpx.ConnectError("[Errno 111] Connection refused")
 
 
 @pytest.fixture(autouse=True)
-def a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A process in its place, and one service with things to send; what was done to the process."""
     done: list[str] = []
     process = SimpleNamespace(kill=lambda: done.append("killed"))
     monkeypatch.setattr(Observed, "lost", False)
     monkeypatch.setattr(tasks.prefect_task, "SubprocessASGIServer", lambda: SimpleNamespace(server_process=process))
     monkeypatch.setattr(tasks.prefect_task, "_active_services", set())
-    return done
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield done
 
 
 def lost_after(work: Observed[str]) -> Callable[[], None]:

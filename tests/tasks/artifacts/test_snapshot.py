@@ -20,9 +20,9 @@ def test_it_answers_as_the_store_does(store: Store, make: Make) -> None:
     key = store.record(first.id).key
     assert [record.id for record in snapshot.finished(key)] == [first.id, again.id]
     assert snapshot.finished(key) == store.finished(key)
-    assert snapshot.named("number", "number") == store.records("number", "number")
-    assert [record.id for record in snapshot.named("number", "number")] == [again.id, first.id]
-    assert snapshot.named("number", "double") == store.records("number", "double") == []
+    assert snapshot.named("number", "number", None) == store.records("number", "number")
+    assert [record.id for record in snapshot.named("number", "number", None)] == [again.id, first.id]
+    assert snapshot.named("number", "double", None) == store.records("number", "double") == []
     assert snapshot.digests == store.digests([first.id, again.id, double.id])
 
 
