@@ -1,11 +1,13 @@
 """`dpr` as its users call it: what it prints, and its exit status."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -648,6 +650,32 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_closed_ends_it_though_nobody_can_be_told() -> None:
+    code = (
+        "import sys, time; from flows.cli.console import reported\n"
+        "with reported(debug=False): print('ready', file=sys.stderr, flush=True); time.sleep(60)"
+    )
+
+    def in_a_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=Path(__file__).parents[3],
+        start_new_session=True,
+        preexec_fn=in_a_terminal,
+    )
+    os.close(theirs)
+    assert os.read(ours, 100).startswith(b"ready")
+    os.close(ours)
+    assert process.wait(60) == 130
 
 
 @pytest.mark.slow
