@@ -1,8 +1,9 @@
 """The dependency graph of a pipeline: topological order, a plan from cached artifacts, and reruns of stored ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from dpr_core.config.base import StageConfig, override, parse
@@ -63,22 +64,44 @@ def plan(
 def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True, jobs: int = 1) -> None:
     """Raise now what would make a stage fail that is still to run, so many at once. Without `here`, other machines run
     them."""
+    for check in _checks(nodes, planned, here, jobs, planning=False):
+        check()
+
+
+def obstacles(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True, jobs: int = 1) -> list[str]:
+    """All that `preflight` would raise, as far as it can be known for nothing."""
+    found = []
+    for check in _checks(nodes, planned, here, jobs, planning=True):
+        try:
+            check()
+        except DensePathError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _checks(
+    nodes: Sequence[Node], planned: Sequence[Planned], here: bool, jobs: int, planning: bool
+) -> Iterator[Callable[[], None]]:
     configs: dict[str, list[StageConfig]] = {}
     for node in _to_run(nodes, planned):
-        check_launch(stage_named(node.stage), node.config)
+        yield partial(check_launch, stage_named(node.stage), node.config)
         configs.setdefault(node.stage, []).append(node.config)
     if jobs > 1 and (several := on_machines(nodes, planned)):
-        raise UsageError(
-            f"{several.name} is done by several machines, which meet at one port of this one, and so one such stage "
-            f"at a time: give --jobs 1 in place of {jobs}"
-        )
+        yield partial(_refuse_jobs, several, jobs)
     for stage, of_stage in configs.items():
-        stage_named(stage).preflight(of_stage)
+        yield partial(stage_named(stage).preflight, of_stage, planning)
     executions = [getattr(config, "execution", None) for of_stage in configs.values() for config in of_stage]
     if here and any(isinstance(each, ExecutionConfig) and each.device == "cuda" for each in executions):
         from dpr_core.training.torch_runtime import refuse_without_gpu
 
-        refuse_without_gpu()
+        yield refuse_without_gpu
+
+
+def _refuse_jobs(several: Node, jobs: int) -> None:
+    raise UsageError(
+        f"{several.name} is done by several machines, which meet at one port of this one, and so one such stage "
+        f"at a time: give --jobs 1 in place of {jobs}"
+    )
 
 
 def on_machines(nodes: Sequence[Node], planned: Sequence[Planned]) -> Node | None:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpr_core import hub
 from dpr_core.config.evaluation import Benchmark, FileBenchmarkConfig, LabBenchmarkConfig
-from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
+from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig, Official
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import public_sets
 from dpr_core.evaluation.questions import Question, ReadResult
@@ -44,6 +45,14 @@ def with_content_hash(config: Benchmark) -> Benchmark:
 def missing(config: Benchmark) -> str | None:
     """What has to be fetched before the questions can be read; None where they are here."""
     return KINDS[type(config)].missing(config)
+
+
+def check_source(config: Benchmark) -> None:
+    """Raise, within seconds, why what is missing cannot be fetched."""
+    if isinstance(config, Official) and missing(config) is not None:
+        hub.check(
+            "dataset", config.repository, config.revision, f"evaluation.benchmarks.{config.type}.path", config.file
+        )
 
 
 def placeholder_questions(config: Benchmark) -> list[Question]:

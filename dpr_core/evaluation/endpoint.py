@@ -124,6 +124,20 @@ class Endpoint:
         self.meter.settle(reserved, *spent)
         return self.reply(completion)
 
+    async def knock(self) -> None:
+        """Ask for the list of models, which costs nothing, and raise if nobody is there or the key is refused."""
+        failure: DensePathError | None = None
+        try:
+            await self.client.models.list()
+        except self.library.APIError as error:
+            # Not every endpoint has such a list.
+            if getattr(error, "status_code", None) in (None, 401, 403):
+                failure = self.failure(error)
+        except ValueError:
+            pass
+        if failure is not None:
+            raise failure
+
     def body(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The request as the endpoint takes it."""
         body: dict[str, Any] = {

@@ -28,6 +28,7 @@ PROBE = [{"role": "user", "content": "Say yes."}]
 PROBE_TOKENS = 16
 """Of the reply, whatever the judge may write otherwise."""
 PROBE_SECONDS = 30.0
+FREE_PROBE_SECONDS = 5.0
 
 CHARACTERS_A_POINT = 20
 
@@ -141,10 +142,11 @@ def rating_cost(
     return cost_of((tokens_in(prompt.messages(turn)) for turn in turns), config.by, config.execution)
 
 
-def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]]) -> None:
+def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]], *, for_nothing: bool = False) -> None:
     """One short request to each endpoint before any work, but for those with `check_endpoint` off.
 
     A wrong key, address or model is known then and not hours later. An endpoint that is overloaded or slow passes.
+    With `for_nothing` no completion is asked for, and only the address and the key are checked.
     """
     found = {
         (by.base_url, by.model, by.api_version, execution.api_key_variable): (by, execution)
@@ -152,16 +154,21 @@ def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]]) -
         if isinstance(by, settings.ChatCompletionsConfig) and execution.check_endpoint
     }
     for by, execution in found.values():
-        asyncio.run(_probe(by, execution))
+        asyncio.run(_probe(by, execution, for_nothing))
 
 
-async def _probe(config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig) -> None:
-    seconds = min(PROBE_SECONDS, execution.request_seconds)
+async def _probe(
+    config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig, for_nothing: bool
+) -> None:
+    seconds = min(FREE_PROBE_SECONDS if for_nothing else PROBE_SECONDS, execution.request_seconds)
     once = execution.model_copy(update={"retries": 0, "request_seconds": seconds})
     endpoint = Endpoint(config.model_copy(update={"max_tokens": PROBE_TOKENS}), once)
     demanded = isinstance(config, settings.ChatJudgeConfig) and config.verdicts == "schema"
     try:
-        await endpoint.ask(PROBE, SCHEMA if demanded else None)
+        if for_nothing:
+            await endpoint.knock()
+        else:
+            await endpoint.ask(PROBE, SCHEMA if demanded else None)
     except UnreachableError:
         raise
     except UnavailableError:

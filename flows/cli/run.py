@@ -1,9 +1,11 @@
 """Commands that make artifacts: the whole pipeline, and one stage again."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from dpr_core.text import escape_control_lines
 from flows.cli.console import RESUME, Debug, Force, Identifier, Json, Plan, Set, emit, reported
 
 if TYPE_CHECKING:
@@ -84,12 +86,14 @@ def run_or_plan(
     """The document of the run; none if it was only planned. No flow is started where there is nothing to run."""
     from flows import embedded, run_document
     from flows.requests import SweepRequest
-    from tasks.graph import plan
+    from tasks.graph import obstacles, plan
 
     nodes, info = dispatched.nodes, dispatched.info
     planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None, info.name)
     if options.plan:
-        _show_plan(store, dispatched, planned, options.as_json)
+        is_elsewhere = isinstance(request, SweepRequest) and request.pool is not None
+        found = obstacles(nodes, planned, here=not is_elsewhere)
+        _show_plan(store, dispatched, planned, found, options.as_json)
         return None
     store.check_writable()
     if all(step.status == "reuse" for step in planned):
@@ -103,8 +107,11 @@ def run_or_plan(
     return start(request)
 
 
-def _show_plan(store: "Store", dispatched: "Dispatched", planned: "Sequence[Planned]", as_json: bool) -> None:
-    """What would run; beside it the costs of judging, which people are shown where there are any."""
+def _show_plan(
+    store: "Store", dispatched: "Dispatched", planned: "Sequence[Planned]", obstacles: list[str], as_json: bool
+) -> None:
+    """What would run, and what would stop it at once; beside it the costs of judging, which people are shown where
+    there are any."""
     from rich.console import Group
 
     from flows.cli import costs_view, experiments_view, run_view
@@ -118,7 +125,9 @@ def _show_plan(store: "Store", dispatched: "Dispatched", planned: "Sequence[Plan
         return Group(table, *costs_view.views(costs))
 
     document = experiments_view.sweep_plan_document(studies, planned) if studies else run_view.plan_document(planned)
-    emit(document | {"judging": costs.as_dict()}, as_json, view)
+    emit(document | {"judging": costs.as_dict(), "obstacles": obstacles}, as_json, view)
+    for obstacle in obstacles:
+        print(f"a run would stop: {escape_control_lines(obstacle)}", file=sys.stderr)
 
 
 def usable_jobs(request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]") -> int:

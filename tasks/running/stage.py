@@ -3,13 +3,18 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.errors import UsageError
 
 ANY_ROLE = "*"
+
+
+class Preflight(Protocol):
+    def __call__(self, configs: Sequence[Any], /, planning: bool = False) -> None:
+        """For a plan it asks servers what they answer for nothing, and fetches nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Stage:
     """Whether several processes can do it together. Then its body works with what `Work` says, and no more."""
     missing: Callable[[Any], str | None] = lambda config: None
     """What `pin` would have to fetch first. A plan fetches nothing; `preflight` does."""
-    preflight: Callable[[Sequence[Any]], None] = lambda configs: None
+    preflight: Preflight = lambda configs, planning=False: None
     """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
     revisions: Callable[[Any], int] = lambda config: 0
     """How often what comes of this config has changed while others' results stayed: it has so much higher a version."""

@@ -199,12 +199,14 @@ def missing(config: AnswerConfig) -> str | None:
     return benchmarks.missing(config.benchmark)
 
 
-def preflight(configs: Sequence[AnswerConfig]) -> None:
+def preflight(configs: Sequence[AnswerConfig], planning: bool = False) -> None:
     """Questions that cannot be had are better known before the training than after."""
     from dpr_core.evaluation import benchmarks
 
     for benchmark in {config.benchmark for config in configs}:
-        benchmarks.load(benchmarks.with_content_hash(benchmark))
+        benchmarks.check_source(benchmark)
+        if not planning:
+            benchmarks.load(benchmarks.with_content_hash(benchmark))
 
 
 def describe(config: StageConfig) -> str:

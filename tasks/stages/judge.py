@@ -86,13 +86,13 @@ def pin(config: JudgeConfig) -> JudgeConfig:
     return config.model_copy(update={"by": judge_with_content_hash(config.by)})
 
 
-def preflight(configs: Sequence[JudgeConfig]) -> None:
+def preflight(configs: Sequence[JudgeConfig], planning: bool = False) -> None:
     """A judge without key, library or an endpoint that knows it is better known before the training than after."""
     from dpr_core.evaluation.judge import build_judge, probe_each
 
     for config in configs:
         build_judge(config.by, config.execution, lambda text: None)
-    probe_each((config.by, config.execution) for config in configs)
+    probe_each(((config.by, config.execution) for config in configs), for_nothing=planning)
 
 
 def describe(config: StageConfig) -> str:

@@ -109,13 +109,13 @@ def pin(config: RateConfig) -> RateConfig:
     return rater_with_content_hash(config)
 
 
-def preflight(configs: Sequence[RateConfig]) -> None:
+def preflight(configs: Sequence[RateConfig], planning: bool = False) -> None:
     """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
     from dpr_core.evaluation.judge import build_rater, probe_each, rater_with_content_hash, rating_template
 
     for config in map(rater_with_content_hash, configs):
         build_rater(config, rating_template(config))
-    probe_each((config.by, config.execution) for config in configs)
+    probe_each(((config.by, config.execution) for config in configs), for_nothing=planning)
 
 
 def describe(config: StageConfig) -> str:

@@ -110,7 +110,7 @@ def describe(config: StageConfig) -> str:
     )
 
 
-def preflight(configs: Sequence[ReinforceConfig]) -> None:
+def preflight(configs: Sequence[ReinforceConfig], planning: bool = False) -> None:
     """Look for vLLM before hours of training."""
     from dpr_core.rollouts.vllm_server import check_settings
 

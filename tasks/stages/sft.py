@@ -1,5 +1,6 @@
 """Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 from dpr_core.config.base import StageConfig
@@ -60,6 +61,17 @@ def pin(config: SFTConfig) -> SFTConfig:
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": hash_folder(folder)})})
 
 
+def preflight(configs: Sequence[SFTConfig], planning: bool = False) -> None:
+    """A backbone that cannot be had is better known before the data is read."""
+    from dpr_core import hub
+    from dpr_core.files import expanded
+
+    backbones = [config.backbone for config in configs if config.backbone is not None]
+    for name, revision in dict.fromkeys((backbone.name, backbone.revision) for backbone in backbones):
+        if not expanded(name).is_dir():
+            hub.check("model", name, revision, "backbone.name", "config.json")
+
+
 def describe(config: StageConfig) -> str:
     sft = cast(SFTConfig, config)
     kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints) + (", ema" if sft.ema_decay else "")
@@ -79,4 +91,5 @@ STAGE = Stage(
     shared=True,
     describe=describe,
     pin=pin,
+    preflight=preflight,
 )

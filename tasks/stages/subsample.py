@@ -1,11 +1,13 @@
 """Draw the demonstrations that everything else learns from, and freeze the prompt template with them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import LabSourceConfig, SubsampleConfig
+from dpr_core.config.data import HubSourceConfig, LabSourceConfig, SubsampleConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 
@@ -38,9 +40,21 @@ def pin(config: SubsampleConfig) -> SubsampleConfig:
     return config.model_copy(update={"source": source})
 
 
+def preflight(configs: Sequence[SubsampleConfig], planning: bool = False) -> None:
+    """A dataset of the hub that cannot be read is better known within seconds."""
+    from dpr_core import hub
+
+    sources = [config.source for config in configs if isinstance(config.source, HubSourceConfig)]
+    for name, revision in dict.fromkeys((source.name, source.revision) for source in sources):
+        if not Path(name).expanduser().exists():
+            hub.check("dataset", name, revision, "subsample.source.name")
+
+
 def describe(config: StageConfig) -> str:
     data = cast(SubsampleConfig, config)
     return f"Up to {data.size:,} demonstrations from {data.source.type} (seed {data.seed})."
 
 
-STAGE = Stage(name="subsample", version=1, config=SubsampleConfig, body=body, describe=describe, pin=pin)
+STAGE = Stage(
+    name="subsample", version=1, config=SubsampleConfig, body=body, describe=describe, pin=pin, preflight=preflight
+)

@@ -1,0 +1,60 @@
+"""The Hugging Face hub: whether a model or a dataset can be read from here, known within seconds."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.redaction import redact
+
+logger = logging.getLogger("dense_path")
+
+SECONDS = 4.0
+"""For an answer, which may be asked for twice."""
+
+
+def check(
+    kind: Literal["model", "dataset"], name: str, revision: str | None, setting: str, file: str | None = None
+) -> None:
+    """Raise what would keep a repository from being read hours from now: no network, no access, no such name.
+
+    `setting` names it in a recipe. `file` is needed of it; a copy of it in the hub's cache will do where the hub cannot
+    be reached.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if name.startswith(("/", ".", "~")):
+        if not Path(name).expanduser().is_dir():
+            raise UsageError(f"there is no folder {name}; name another: --set {setting}=FOLDER")
+        return
+    at = f" at revision {revision}" if revision else ""
+    try:
+        url = hf_hub_url(name, file or "README.md", revision=revision, repo_type=kind)
+        get_hf_file_metadata(url, timeout=SECONDS)
+    except errors.GatedRepoError:
+        raise UsageError(
+            f"the {kind} {name} is gated, and this account has no access: ask for it on its page, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from None
+    except errors.EntryNotFoundError:
+        # A dataset may have any files; that the hub says so shows that it can be read.
+        if file is not None:
+            raise UsageError(f"the {kind} {name} of the hub has no {file}{at}; check {setting}") from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
+        raise UsageError(
+            f"the hub has no {kind} {name}{at} that can be read from here; check {setting} and its revision, and log "
+            "in with `hf auth login` or set HF_TOKEN if it is private"
+        ) from None
+    except Exception as error:
+        reason = " ".join(redact(str(error)).split()).rstrip(".")[:200] or type(error).__name__
+        if file and isinstance(try_to_load_from_cache(name, file, revision=revision, repo_type=kind), str):
+            logger.warning(
+                "the hub cannot be reached (%s); the copy of %s on this machine is used, at once with HF_HUB_OFFLINE=1",
+                reason,
+                name,
+            )
+            return
+        raise DensePathError(
+            f"the hub cannot be reached for the {kind} {name} ({reason}); check the network, HF_ENDPOINT and "
+            f"HF_HUB_OFFLINE, or give a copy on this machine: --set {setting}=..."
+        ) from None
