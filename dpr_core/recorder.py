@@ -10,8 +10,11 @@ class Recorder(Protocol):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log the metrics of one step."""
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
-        """Report progress: `step` of `total` done."""
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
+        """Report progress: `step` of `total` done; with `at_most`, of no more than `total`."""
+
+    def part(self, what: str, done: int, total: int) -> None:
+        """Report progress inside of a step: `what` is done with `done` of `total`."""
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         """Store a table for people to read."""
@@ -36,7 +39,10 @@ class InMemoryRecorder:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.history.append((step, dict(values)))
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
+        pass
+
+    def part(self, what: str, done: int, total: int) -> None:
         pass
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:

@@ -165,7 +165,7 @@ class EarlyStopping(Hook):
             self.kept_metrics = iteration.metrics
         if self.rollback.reason is None:
             return False
-        self.recorder.advance(iteration.total, iteration.total, f"stopped: {self.rollback.reason}")
+        self.recorder.advance(iteration.number - 1, iteration.total, f"stopped: {self.rollback.reason}", at_most=True)
         return True
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -197,12 +197,16 @@ class SampleTables(Hook):
 
 @dataclass
 class ReportProgress(Hook):
+    """A rollout measures the policy as the updates before it have left it."""
+
     recorder: Recorder
+    may_stop: bool = False
 
     def before_update(self, iteration: Iteration) -> bool:
-        latest = iteration.metrics
+        number, total, latest = iteration.number, iteration.total, iteration.metrics
         note = f"return {latest['rollout/return']:.3f}, KL {latest['rollout/kl']:.3f}"
-        self.recorder.advance(min(iteration.number, iteration.total), iteration.total, note)
+        closing = "closing evaluation: " if number > total else ""
+        self.recorder.advance(number - 1, total, closing + note, self.may_stop)
         return False
 
 

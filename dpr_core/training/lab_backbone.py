@@ -81,7 +81,7 @@ def _teach(
             progress.accuracy = metrics["probe/accuracy"] = corpus.greedy_accuracy(model)
             progress.passed = progress.passed + 1 if progress.accuracy >= config.probe_accuracy else 0
         recorder.metrics(metrics, progress.steps)
-        recorder.advance(progress.steps, steps, f"teaching, accuracy {progress.accuracy:.2f}")
+        recorder.advance(progress.steps, steps, f"teaching, accuracy {progress.accuracy:.2f}", at_most=True)
         recorder.checkpoint(progress.steps, lambda: {"taught": asdict(progress), "teaching": trainer.state()})
     if progress.passed < 2:
         raise DensePathError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from dpr_core.algorithms import policy_gradient
@@ -96,7 +97,7 @@ class ReinforceLoop:
     def sample(self, request: RolloutRequest) -> list[Completion]:
         """Draw responses from the policy as it is now, or one iteration behind where rollouts overlap."""
         self.engine.update_weights(self.trainer.steps_done)
-        return self.engine.generate(*request)
+        return self.engine.generate(*request, on_progress=partial(self.recorder.part, "rollout"))
 
     def score(self, completions: list[Completion], critic: CriticLearner | None = None) -> Rollout:
         """Log-probs under the actor and both frozen models, in the same shapes; rewards; the critic's values.
@@ -105,8 +106,10 @@ class ReinforceLoop:
         """
         sequences = [TokenSequence(c.prompt, c.response) for c in completions]
         budget, temperature = self.config.execution.tokens_per_micro_batch, self.config.temperature
-        actor = score(self.policy, sequences, budget, temperature=temperature, entropy=True)
-        scored = self.reward(sequences)
+        part = self.recorder.part
+        by_policy, by_reward = partial(part, "scoring by the policy"), partial(part, "scoring by the reward")
+        actor = score(self.policy, sequences, budget, temperature=temperature, entropy=True, on_progress=by_policy)
+        scored = self.reward(sequences, by_reward)
         tempered = None
         if temperature != 1:
             sft, budget = self.reward.sft, self.reward.tokens_per_micro_batch
@@ -135,6 +138,7 @@ class ReinforceLoop:
             mini_batch = inputs.rows(rows, max(len(s.response) for s in sequences))
             for trainer, objective, temperature in learners:
                 self.recorder.metrics(trainer.step(sequences, objective, mini_batch, temperature), step)
+            self.recorder.part("update", step - iteration.step, len(order))
 
     def _hooks(self, prompts: Prompts, critic: CriticLearner | None, kl: KLControl) -> list[Hook]:
         """What this run needs, in the order in which metrics are recorded and calls are made."""
@@ -147,7 +151,7 @@ class ReinforceLoop:
         hooks.append(RewardDrift())
         if config.guard:
             hooks.append(EarlyStopping(RollBack(config.guard, self.policy), recorder))
-        hooks += [SampleTables(self.end_token, self.decode, recorder), ReportProgress(recorder)]
+        hooks += [SampleTables(self.end_token, self.decode, recorder), ReportProgress(recorder, bool(config.guard))]
         if isinstance(self.engine, OverlappedEngine):
             hooks.append(Prefetch(self.engine, rollout_requests(prompts, config, self.end_token)))
         return hooks

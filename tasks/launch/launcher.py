@@ -288,8 +288,10 @@ class _Ranks:
                 self._tell(rank, self._fetched[run_id])
             case {"ask": "metrics", "values": values, "step": step}:
                 self.work.metrics(values, step)
-            case {"ask": "advance", "step": step, "total": total, "note": note}:
-                self.work.advance(step, total, note)
+            case {"ask": "advance", "step": step, "total": total, "note": note, "at_most": at_most}:
+                self.work.advance(step, total, note, at_most)
+            case {"ask": "part", "what": what, "done": done, "total": total}:
+                self.work.part(what, done, total)
             case {"ask": "table", "path": path, "rows": rows}:
                 self.work.table(path, rows)
             case {"ask": "file", "local": local, "folder": folder}:

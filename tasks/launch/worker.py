@@ -89,9 +89,13 @@ class Shared:
         if self._first:
             self._line.ask("file", local=str(local), folder=folder)
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
         if self._first:
-            self._line.tell("advance", step=step, total=total, note=note)
+            self._line.tell("advance", step=step, total=total, note=note, at_most=at_most)
+
+    def part(self, what: str, done: int, total: int) -> None:
+        if self._first:
+            self._line.tell("part", what=what, done=done, total=total)
 
     def restore(self) -> dict[str, Any] | None:
         from dpr_core.state import read

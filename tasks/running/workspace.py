@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    def advance(self, step: int, total: int, note: str = "") -> None: ...
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None: ...
+
+    def part(self, what: str, done: int, total: int) -> None: ...
 
 
 class Artifacts(Protocol):
@@ -91,9 +93,13 @@ class Workspace:
     def file(self, local: Path, folder: str) -> None:
         self.run.file(local, folder)
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
         if self._progress is not None:
-            self._progress.advance(step, total, note)
+            self._progress.advance(step, total, note, at_most)
+
+    def part(self, what: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress.part(what, done, total)
 
     def restore(self) -> dict[str, Any] | None:
         from dpr_core.state import read

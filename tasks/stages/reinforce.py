@@ -75,6 +75,7 @@ class History:
 
     def __init__(self, work: Work) -> None:
         self.advance = work.advance
+        self.part = work.part
         self.table = work.table
         self._work = work
         self._points: list[tuple[int, dict[str, float]]] = []

@@ -140,8 +140,11 @@ def test_progress_is_passed_on(store: Store, toys: dict[str, Stage]) -> None:
     seen: list[tuple[int, int, str]] = []
 
     class Watcher:
-        def advance(self, step: int, total: int, note: str = "") -> None:
+        def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
             seen.append((step, total, note))
+
+        def part(self, what: str, done: int, total: int) -> None:
+            """Not looked at."""
 
     stage = toys["number"]
     run_stage(stage, stage.config(), {}, store=store, progress=Watcher())

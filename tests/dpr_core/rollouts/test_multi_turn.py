@@ -41,7 +41,7 @@ class Watching(InMemoryRecorder):
         super().__init__()
         self.progress: list[tuple[int, int]] = []
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
         self.progress.append((step, total))
 
 

@@ -51,6 +51,8 @@ class Watching(InMemoryRecorder):
         self.model = model
         self.weights: list[dict[str, Tensor]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.said: list[str] = []
+        """Of the progress."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         super().metrics(values, step)
@@ -59,6 +61,12 @@ class Watching(InMemoryRecorder):
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         self.tables[path] = rows
+
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
+        self.said.append(f"{step} of {'at most ' if at_most else ''}{total}: {note.partition(' ')[0]}")
+
+    def part(self, what: str, done: int, total: int) -> None:
+        self.said.append(f"{what} {done}/{total}")
 
     def rollouts(self) -> list[dict[str, float]]:
         return [values for _, values in self.history if "rollout/kl" in values]
@@ -126,6 +134,24 @@ def test_rollouts_and_updates_are_reported_under_their_names(toy: Callable[..., 
     assert sorted(recorder.tables) == [f"samples/iteration-000{i}.json" for i in (1, 2, 3, 4)]
     for row in recorder.tables["samples/iteration-0001.json"]:
         assert sorted(row) == ["ended", "policy_version", "prompt", "response", "reward", "tokens"]
+
+
+def test_progress_tells_each_count_once_and_what_goes_on_inside_an_iteration(toy: Callable[..., Any]) -> None:
+    method, recorder = _method(toy, _config(algorithm=ReinforcePlusPlusConfig(), batch_size=4, iterations=2))
+    method.run(PROMPTS)
+    rollout = ["rollout 8/8", "scoring by the policy 8/8", "scoring by the reward 8/8"]
+    updates = ["update 1/2", "update 2/2"]
+    first, second, closing = "0 of 2: return", "1 of 2: return", "2 of 2: closing"
+    assert recorder.said == [*rollout, first, *updates, *rollout, second, *updates, *rollout, closing]
+
+
+def test_of_a_run_that_a_guard_may_end_the_iterations_are_the_most_there_will_be(toy: Callable[..., Any]) -> None:
+    guard = KLStopConfig(max_sequence_kl=0.02)
+    method, recorder = _method(toy, _config(iterations=40, rollout_batch_size=32, batch_size=32, guard=guard))
+    stopped_at = method.run(PROMPTS)["guard/stopped_at_iteration"]
+    counts = [said for said in recorder.said if " of " in said]
+    assert counts[0] == "0 of at most 40: return"
+    assert counts[-1] == f"{stopped_at - 1:.0f} of at most 40: stopped:"
 
 
 def test_what_is_reported_of_a_scripted_rollout(toy: Callable[..., Any]) -> None:

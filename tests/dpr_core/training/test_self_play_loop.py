@@ -50,7 +50,7 @@ class Watching(InMemoryRecorder):
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
         self.tables[path] = rows
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
         self.progress.append((step, total, note))
 
     def updates(self) -> list[dict[str, float]]:

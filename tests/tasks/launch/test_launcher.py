@@ -114,9 +114,12 @@ class At:
     def __init__(self, step: int, do: Callable[[], None]) -> None:
         self.step, self.do = step, do
 
-    def advance(self, step: int, total: int, note: str = "") -> None:
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
         if step == self.step:
             self.do()
+
+    def part(self, what: str, done: int, total: int) -> None:
+        """Not looked at."""
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
