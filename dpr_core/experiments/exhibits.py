@@ -72,9 +72,10 @@ def is_number(value: Any) -> bool:
 
 
 DPR, SFT = select(TRAINED), select(BASELINE)
-ALONE = ("methods={}", "evaluation.controls={}")
+NO_METHODS, NO_CONTROLS, NO_DIAGNOSIS = "methods={}", "evaluation.controls={}", "diagnose=null"
+ALONE = (NO_METHODS, NO_CONTROLS)
 """No policies but DPR and SFT."""
-UNDIAGNOSED = (*ALONE, "diagnose=null")
+UNDIAGNOSED = (*ALONE, NO_DIAGNOSIS)
 
 
 def _better(name: str, other: str, says: str) -> EffectClaim:
@@ -120,7 +121,8 @@ TABLE2 = Exhibit(
     title="Table 2: the value term and the baseline",
     runs="DPR, DPR with the value term kept in the reward, and DPR on log pi_SFT alone.",
     assignments=(
-        *UNDIAGNOSED,
+        NO_CONTROLS,
+        NO_DIAGNOSIS,
         "methods={with-value: {changes: ['reward.formula=with_value']}, "
         "without-baseline: {changes: ['reward.formula=without_baseline']}}",
     ),
