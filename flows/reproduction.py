@@ -37,7 +37,7 @@ def studies(recipe: str, assignments: Sequence[str], exhibits: Collection[str], 
             title=each.title,
             exhibit=each.name,
             config=parse(PipelineConfig, override(base, each.assignments), f"{recipe}, {each.name}"),
-            over={**each.over(quick), "seed": list(range(1, seeds + 1))},
+            over={name: list(values) for name, values in {**each.over(quick), "seed": range(1, seeds + 1)}.items()},
         )
         for each in EXHIBITS.values()
         if each.name in exhibits
