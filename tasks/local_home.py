@@ -64,6 +64,10 @@ def identity_of(home: Path) -> str:
         return file.read_text(encoding="ascii")
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_IN_WORDS = (*map(os.strerror, FULL), "database or disk is full")
+
+
 class DiskFullError(OSError):
     """The disk is full, and what was to be written needs so many bytes."""
 
@@ -73,18 +77,22 @@ class DiskFullError(OSError):
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that the disk is full; C++ and Rust libraries say it in words."""
+    """Whether an error, or what caused it, says that the disk is full or that a file may not grow (`ulimit -f`); C++
+    and Rust libraries say it in words."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             return True
-        if any(words in str(error) for words in ("No space left on device", "database or disk is full")):
+        if any(words in str(error) for words in FULL_IN_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def disk_full_error(home: Path) -> DensePathError:
-    return DensePathError(f"no space left in {home}; free some, or set DPR_HOME to a folder on another disk")
+    return DensePathError(
+        f"no space left in {home}; free some, or set DPR_HOME to a folder on another disk "
+        "(`ulimit -f` must let files grow)"
+    )
 
 
 def sync(path: Path) -> None:

@@ -263,7 +263,11 @@ class RustError(Exception):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device"), RustError("I/O error: No space left on device (os error 28)")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RustError("I/O error: No space left on device (os error 28)"),
+        RustError("I/O error: File too large (os error 27)"),
+    ],
 )
 def test_a_full_disk_is_named(store: Store, toys: dict[str, Stage], error: Exception) -> None:
     with pytest.raises(DensePathError, match=f"no space left in {store.home}; free some"):
