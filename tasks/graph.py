@@ -197,6 +197,11 @@ def rerun_nodes(store: Store, run_id: str, overrides: Iterable[str], downstream:
         for source in map(made_again, record.inputs.values()):
             if source is not None:
                 add(again[source], (*users, record.id))
+        if wrong := store.contradictions(record.id):
+            raise DensePathError(
+                f"{record.title} cannot be made again as the store describes it: {'; '.join(wrong)}; "
+                "give its settings to `dpr run` instead"
+            )
         config = _stored_config(record, overrides if record.id == target.id else ())
         inputs = {
             role: source if (other := made_again(source)) is None else OTHER + name_of[other]

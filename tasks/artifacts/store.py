@@ -24,6 +24,7 @@ from tasks.artifacts.run_records import (
     Artifact,
     Record,
     Snapshot,
+    disagreements,
     record_of,
     run_name,
     usable_as,
@@ -294,6 +295,14 @@ class Store:
         if manifest is None or problems:
             raise DensePathError(f"artifact {record_of(run).title} has no sound manifest: {'; '.join(problems)}")
         return manifest
+
+    def contradictions(self, run_id: str) -> list[str]:
+        """The tags of an artifact that say another work than its manifest, where the digest vouches for that."""
+        run = self._run(run_id)
+        record, manifest = record_of(run), self._payloads.manifest(run)[0]
+        if not record.finished or manifest is None or manifest.digest() != record.digest:
+            return []
+        return disagreements(record, replace(manifest, run=None))
 
     def run_url(self, run_id: str) -> str:
         """Where a run is shown: on the MLflow server, or where `dpr ui` will show it."""

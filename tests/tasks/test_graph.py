@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.errors import UsageError
+from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, in_order, plan, rerun_nodes, resolved
@@ -360,8 +360,6 @@ def test_downstream_of_a_change_that_changes_nothing_is_all_reuse(
 
 
 def test_a_circle_in_the_stored_lineage_ends(store: Store, make: Make) -> None:
-    from dpr_core.errors import DensePathError
-
     number = make("number")
     double = make("double", {"number": number.id})
     both = make("add", {"number": number.id, "double": double.id})
@@ -380,3 +378,24 @@ def test_the_table_names_every_stage_without_importing_it() -> None:
     assert "stf" not in STAGES
     with pytest.raises(UsageError, match="there is no stage 'rienforce'; did you mean reinforce"):
         stage_named("rienforce")
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [("dpr.config", '{"value":9}'), ("dpr.inputs", "{}"), ("dpr.key", "0" * 64), ("dpr.version", "9")]
+)
+def test_what_the_store_says_wrongly_of_an_artifact_is_not_made_again(
+    store: Store, make: Make, tag: str, value: str
+) -> None:
+    number = make("number")
+    double = make("double", {"number": number.id})
+    changed = double if tag == "dpr.inputs" else number
+    rerun_nodes(store, changed.id, [], downstream=True)
+    store._client.set_tag(changed.id, tag, value)
+    with pytest.raises(DensePathError, match=f"does not agree with the tag {tag}; give its settings to `dpr run`"):
+        rerun_nodes(store, changed.id, [], downstream=True)
+
+
+def test_what_has_lost_its_manifest_can_be_made_again(store: Store, make: Make) -> None:
+    number = make("number")
+    (store.fetch(number.id).path.parent / "MANIFEST.json").unlink()
+    assert [node.stage for node in rerun_nodes(store, number.id, [], downstream=True)] == ["number"]
