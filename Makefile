@@ -52,8 +52,8 @@ test-gpu: install ## Run the tests that need a GPU
 golden: install ## Compare what dpr does with the record in GOLDEN=build/golden, or say how to make one
 	@"$(BIN)/python" tests/golden.py compare "$${GOLDEN:-build/golden}" $$SECTIONS
 
-soak: install ## Kill the pipeline 50 times, mostly while it publishes, and look for false artifacts
-	@"$(BIN)/python" tests/soak.py --kills $${KILLS:-50}
+soak: install ## Use, disturb and damage stores at random for MINUTES=60 from SEED=0, and look for what must never be
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m tests.soak --minutes $${MINUTES:-60} --seed $${SEED:-0} --report $${REPORT:-build/soak.json}
 
 bench: ## Time the program beside TRL and plain transformers, in .venv-bench, into bench.json and plots beside it; takes about an hour
 	@env -u VIRTUAL_ENV bash .ci/install-bench

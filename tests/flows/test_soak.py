@@ -1,49 +1,56 @@
-"""A handful of kills; `make soak` does many more."""
+"""A few operations of the soak test, so that it runs when it is needed, and that it can fail; `make soak` does many."""
 
+import random
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.soak import POINTS, choose, soak
+from tests.soak.__main__ import soak
+from tests.soak.operations import KINDS
+from tests.soak.world import InvariantError, World
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.mark.slow
-def test_nothing_false_is_ever_published(tmp_path: Path) -> None:
-    figures = soak(tmp_path, kills=3, seed=3)
-    assert figures.violations == []
-    assert figures.kills == sum(figures.by_point.values()) == 3
-    assert figures.taken_up >= 1
-    assert figures.lives > figures.kills
-    assert figures.stages > 0
-    assert figures.steps > 0
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-@pytest.mark.slow
-def test_a_false_artifact_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The soak itself can fail: every artifact is damaged behind its back after the first kill."""
-    import tests.soak
+@pytest.fixture
+def prefect(prefect_here: None) -> str:
+    from prefect.settings import PREFECT_API_URL
 
-    look = tests.soak.violations
-
-    def damage(home: Path) -> list[str]:
-        for weights in home.glob("artifacts/*/artifacts/output/**/*.safetensors"):
-            weights.chmod(0o600)
-            weights.write_bytes(weights.read_bytes()[:-1])
-        return look(home)
-
-    monkeypatch.setattr(tests.soak, "violations", damage)
-    monkeypatch.setattr(tests.soak, "choose", lambda rng: ("half a state", 12))
-    figures = soak(tmp_path, kills=1, seed=0)
-    assert any("bytes, expected" in line for line in figures.violations)
+    return str(PREFECT_API_URL.value())
 
 
-def test_publishing_is_where_most_lives_end() -> None:
-    import random
+def arguments(**changes: Any) -> Namespace:
+    return Namespace(**{"seed": 0, "minutes": 5.0, "first": 1, "only": None, "report": None, "keep": None, **changes})
 
-    rng = random.Random(0)
-    chosen = [choose(rng)[0] for _ in range(1000)]
-    assert set(chosen) == {*POINTS, "clock"}
-    publishing = [name for name in chosen if name != "clock" and "state" not in name]
-    assert len(publishing) > 500
+
+def test_a_few_operations(tmp_path: Path, prefect: str) -> None:
+    report = tmp_path / "report.json"
+    kinds = ["run", "death", "damage", "verify", "export", "gc"]
+    figures = soak(tmp_path, prefect, arguments(operations=6, only=kinds, report=report))
+    assert figures.failures == []
+    assert sum(figures.operations.values()) == 6
+    assert figures.artifacts_checked > 0
+    assert report.exists()
+
+
+def test_damage_that_it_does_not_know_of_is_a_failure(
+    tmp_path: Path, prefect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(world: World, rng: random.Random, calm: Any) -> str:
+        KINDS["run"][1](world, rng, calm)
+        file = next((world.homes[0] / "artifacts").rglob("output/**/*.safetensors"))
+        file.write_bytes(file.read_bytes()[:-1])
+        return ""
+
+    monkeypatch.setitem(KINDS, "look", (1, unknown))
+    figures = soak(tmp_path, prefect, arguments(operations=1, only=["look"]))
+    assert list(figures.failures_by_invariant) == ["what is finished is whole"]
+    assert figures.failures[0]["again"] == "--seed 0 --first 1 --operations 1 --only 'look'"
+
+
+def test_a_command_that_does_not_end_is_a_failure(tmp_path: Path, prefect: str) -> None:
+    world = World.make(tmp_path / "world", 1, prefect, None, {})
+    with pytest.raises(InvariantError, match="within the time limit"):
+        world.dpr("artifacts", limit=0.0)
