@@ -128,6 +128,10 @@ class Manifest:
         del content["run"]
         return _sha256(content)
 
+    def run_digest(self) -> str | None:
+        """Hash of what it says of the run."""
+        return None if self.run is None else hashlib.sha256(json.dumps(self.run, sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

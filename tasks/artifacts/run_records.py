@@ -41,6 +41,8 @@ class Record:
     version: int = 0
     results: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    run_digest: str | None = None
+    """Hash of what the manifest says of the run."""
     owner: str = ""
     """The host and the `DPR_HOME` that it was made in."""
 
@@ -85,6 +87,7 @@ def record_of(run: Any) -> Record:
         version=int(version) if version.isdecimal() else 0,
         results=mapping_in_tag("dpr.results", tags),
         reason=tags.get("dpr.reason", ""),
+        run_digest=tags.get("dpr.run"),
         owner=tags.get("dpr.owner", ""),
     )
 
@@ -133,6 +136,7 @@ def disagreements(record: Record, manifest: Manifest) -> list[str]:
         "dpr.inputs": record.inputs == {role: entry["id"] for role, entry in manifest.inputs.items()},
         "dpr.config": canonical_json(stored) == canonical_json(manifest.config)
         and (run is None or record.config == run["config"]),
+        "dpr.run": record.run_digest == manifest.run_digest(),
         "dpr.name": run is None or record.name == run["name"],
         "dpr.results": run is None or same_numbers(record.results, run["results"]),
     }

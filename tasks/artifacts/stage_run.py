@@ -88,10 +88,12 @@ class StageRun:
         elif any(directory.iterdir()):
             shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
             _move(directory, self._root / PAYLOAD)
-        self._client.log_text(self.id, replace(manifest, run=self._as_it_is()).to_json(), MANIFEST)
+        manifest = replace(manifest, run=self._as_it_is())
+        self._client.log_text(self.id, manifest.to_json(), MANIFEST)
         if self._root is not None:
             _sync_all(self._root)
         digest = manifest.digest()
+        self._client.set_tag(self.id, "dpr.run", manifest.run_digest())
         self._client.set_tag(self.id, "dpr.digest", digest)
         self._client.set_terminated(self.id, "FINISHED")
         return digest

@@ -85,6 +85,8 @@ def register(client: "MlflowClient", experiment: str, owner: str, lost: Unregist
         client.set_tag(lost.id, tag, value)
     client.log_params(lost.id, run["config"])
     client.log_metrics(lost.id, [(n, value, run["ended"], run["last_step"]) for n, value in run["metrics"].items()])
+    if digest := manifest.run_digest():
+        client.set_tag(lost.id, "dpr.run", digest)
     client.set_tag(lost.id, "dpr.digest", manifest.digest())
     client.set_terminated(lost.id, "FINISHED", run["ended"])
 

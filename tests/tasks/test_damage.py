@@ -169,6 +169,14 @@ def results_taken_away(chain: Chain) -> None:
     chain.store._client.delete_tag(chain.number.id, "dpr.results")
 
 
+def run_edited(chain: Chain) -> None:
+    chain.rewrite(lambda document: document["run"].update(description="Another."))
+
+
+def run_taken_away(chain: Chain) -> None:
+    chain.rewrite(lambda document: document.pop("run"))
+
+
 def stage_taken_away(chain: Chain) -> None:
     chain.store._client.delete_tag(chain.number.id, "dpr.stage")
 
@@ -215,6 +223,9 @@ MATRIX: dict[str, tuple[Damage, str]] = {
         edit("dpr.config", '{"execution": 7, "note": "", "seed": 0, "value": 1}'),
         "does not agree with the tag dpr.config",
     ),
+    "what the manifest says of the run edited": (run_edited, "does not agree with the tag dpr.run"),
+    "what the manifest says of the run taken away": (run_taken_away, "does not agree with the tag dpr.run"),
+    "the tag dpr.run edited": (edit("dpr.run", "0" * 64), "does not agree with the tag dpr.run"),
     "the tag dpr.config broken": (edit("dpr.config", "{broken"), "does not agree with the tag dpr.config"),
 }
 
@@ -283,6 +294,7 @@ def test_an_artifact_of_an_earlier_version_is_sound(chain: Chain, make: Make) ->
     """Its manifest says nothing of its run."""
     digest = chain.store.record(chain.number.id).digest
     chain.rewrite(lambda document: document.pop("run"))
+    chain.store._client.delete_tag(chain.number.id, "dpr.run")
     assert chain.store.manifest(chain.number.id).digest() == digest
     assert chain.store.verify(chain.number.id) == []
     assert chain.store.beside(chain.number.id, "config.yaml") is None
