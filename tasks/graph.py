@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from dpr_core.config.base import StageConfig, override, parse
 from dpr_core.config.execution import ExecutionConfig
@@ -56,8 +56,8 @@ def plan(
     stored = store.snapshot()
     planned: dict[str, Planned] = {}
     for node in ordered:
-        digests = _input_digests(node, by_name, planned, store, stored)
-        planned[node.name] = _plan_node(node, digests, stored, not_before, pipeline)
+        given = _inputs(node, by_name, planned, store, stored)
+        planned[node.name] = _plan_node(node, given, stored, not_before, pipeline)
     return list(planned.values())
 
 
@@ -118,13 +118,19 @@ def _to_run(nodes: Sequence[Node], planned: Sequence[Planned]) -> list[Node]:
     return [node for node in nodes if node.name in names]
 
 
-def _input_digests(
+class Input(NamedTuple):
+    digest: str | None
+    """None where it is yet to be made."""
+    config: Mapping[str, Any]
+
+
+def _inputs(
     node: Node, by_name: Mapping[str, Node], planned: Mapping[str, Planned], store: Store, stored: Snapshot
-) -> dict[str, str | None]:
-    """Check each input as a run would, short of re-hashing, and give its digest: none where it is yet to be made."""
+) -> dict[str, Input]:
+    """Check each input as a run would, short of re-hashing."""
     stage = stage_named(node.stage)
     stage.check_roles(node.inputs)
-    digests: dict[str, str | None] = {}
+    given: dict[str, Input] = {}
     for role, source in node.inputs.items():
         maker = by_name[source.removeprefix(OTHER)] if source.startswith(OTHER) else None
         artifact = source if maker is None else planned[maker.name].id
@@ -132,16 +138,20 @@ def _input_digests(
         if record is not None:
             problem = usable_as(record, stage.accepted(role))
         else:
-            problem = wrong_stage(source, by_name[source.removeprefix(OTHER)].stage, stage.accepted(role))
+            assert maker is not None
+            problem = wrong_stage(source, maker.stage, stage.accepted(role))
         if problem:
             raise UsageError(f"input {role} of {node.name}: {problem}")
-        digests[role] = None if record is None else record.digest
-    return digests
+        if record is not None:
+            given[role] = Input(record.digest, record.config)
+        elif maker is not None:
+            given[role] = Input(None, maker.config.model_dump(mode="json"))
+    return given
 
 
 def _plan_node(
     node: Node,
-    digests: Mapping[str, str | None],
+    given: Mapping[str, Input],
     stored: Snapshot,
     not_before: datetime | None,
     pipeline: str | None,
@@ -149,10 +159,10 @@ def _plan_node(
     stage = stage_named(node.stage)
     if missing := stage.missing(node.config):
         return Planned(node.name, node.stage, "run", None, missing)
-    config = stage.pin(node.config)
-    known = {role: digest for role, digest in digests.items() if digest is not None}
+    config = stage.settle(stage.pin(node.config), {role: each.config for role, each in given.items()})
+    known = {role: each.digest for role, each in given.items() if each.digest is not None}
     damage: list[str] = []
-    if len(known) == len(digests):
+    if len(known) == len(given):
         key = stage_key(stage.name, stage.version_of(config), config.identity(), known)
         found, damage = reusable(recent(stored.finished(key), not_before), stored.problems)
         if found is not None:
@@ -160,14 +170,14 @@ def _plan_node(
             return Planned(node.name, node.stage, "reuse", found.id, why, found.results)
     if not_before is not None:
         return Planned(node.name, node.stage, "run", None, "; ".join(damage) or FORCED)
-    requested = RequestedStage(node.name, stage.name, stage.version_of(config), config, known, frozenset(digests))
+    requested = RequestedStage(node.name, stage.name, stage.version_of(config), config, known, frozenset(given))
     origin = stored.record(node.origin) if node.origin else None
     same = [*stored.named(stage.name, node.name, pipeline), *([origin] if origin else [])]
     reasons = damage or differences(requested, same, stored.digests, node.origin)
     if reasons != [NEVER]:
         reasons = reasons + [
             f"its input {role} ({node.inputs[role].removeprefix(OTHER)}) runs again"
-            for role in digests
+            for role in given
             if role not in known
         ]
     return Planned(node.name, node.stage, "run", None, "; ".join(reasons) or UNEXPLAINED)

@@ -84,6 +84,7 @@ def run_stage(
     config = stage.pin(config)
     started = time.monotonic()
     artifacts = _verified_inputs(stage, inputs, store)
+    config = stage.settle(config, {role: artifact.config for role, artifact in artifacts.items()})
     digests = {role: artifact.digest for role, artifact in artifacts.items()}
     key = stage_key(stage.name, stage.version_of(config), config.identity(), digests)
 

@@ -1,8 +1,9 @@
 """Settings of the recovered reward (Eq. 5, its ablations, options beyond the paper) and of its diagnostics."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from dpr_core.config.base import Config, FromList, StageConfig
 from dpr_core.config.execution import ExecutionConfig
@@ -12,6 +13,14 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 Formula = Literal["baseline_relative", "with_value", "without_baseline", "random_sign"]
 """Names of functions in `dpr_core.rewards`."""
+
+
+Arithmetic = Literal["float32", "tf32", "bfloat16"]
+"""How the frozen scorers compute: in float32, in float32 with products of TensorFloat-32 on a GPU (elsewhere in
+float32), or with activations and weights rounded to bfloat16."""
+
+AS_SFT: Literal["as_sft"] = "as_sft"
+MEASURED: Literal["measured"] = "measured"
 
 
 class RewardConfig(StageConfig):
@@ -30,11 +39,32 @@ class RewardConfig(StageConfig):
     normalise: bool = False
     """Beyond the paper: divide by the deviation of the token reward on demonstrations."""
 
+    arithmetic: Literal["auto", "measured", "as_sft"] | Arithmetic = "auto"
+    """How the two frozen models compute the reward. `as_sft` as SFT did; `measured` in the fastest type whose rounding
+    is no more than a tenth of the reward's deviation on demonstrations; `auto` as SFT did where that was float32, and
+    else measured."""
+
     probe_demonstrations: int = Field(256, ge=1, le=10**6)
     """Demonstrations that the reward is measured on; those that SFT saw cut or not at all are passed over."""
 
     execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
+
+    @classmethod
+    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What SFT did needs no saying: artifacts from before there was a choice keep their keys."""
+        kept = super().identity_in(values)
+        if kept.get("arithmetic") in ("auto", AS_SFT):
+            del kept["arithmetic"]
+        return kept
+
+    def settled(self, sft: Mapping[str, Any]) -> Self:
+        """With what `auto` is after an SFT run of these settings, and what is as SFT did called that."""
+        computed = (sft.get("backbone") or {}).get("dtype", "float32")
+        chosen = self.arithmetic
+        if chosen == "auto":
+            chosen = AS_SFT if computed == "float32" else MEASURED
+        return self.model_copy(update={"arithmetic": AS_SFT if chosen == computed else chosen})
 
     @field_validator("reference")
     @classmethod
@@ -70,6 +100,18 @@ class RewardDefinitionConfig(Config):
 
     candidates: dict[str, float] = Field({})
     """Where the reference was chosen: AUROC of finding corrupted tokens, by candidate."""
+
+    arithmetic: Arithmetic | None = None
+    """How its models compute it; none as SFT did."""
+
+    rounding: dict[str, float] = Field({})
+    """Where the arithmetic was measured: rounding over the deviation of the reward, by type."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_as_sft(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that rewards computed as SFT did are the same bytes as before there was a choice."""
+        left_out = [name for name in ("arithmetic", "rounding") if not getattr(self, name)]
+        return {name: value for name, value in handler(self).items() if name not in left_out}
 
     def describe_reference(self) -> str:
         """As a reader would say it."""

@@ -12,6 +12,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics import shape
 from dpr_core.diagnostics.auroc import AurocEstimate, Correctness, correctness
 from dpr_core.diagnostics.corruption import Detection, corrupt, detection
+from dpr_core.diagnostics.rounding import rounding_share
 from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.questions import Question, ReadResult
 from dpr_core.masking import masked_sum
@@ -50,6 +51,9 @@ class Diagnosis:
     """None where the answers could not be checked."""
     by_position: shape.Points
     by_length: shape.Points
+    rounding_share: float | None = None
+    """Root mean square of what differs from the token reward in float32, over its deviation: rounding of weights and
+    activations; None where it is computed in float32, or rounding cannot be measured."""
 
     @property
     def noise_share(self) -> float | None:
@@ -65,6 +69,7 @@ class Diagnosis:
             "noise_log_sft": self.noise_log_sft,
             "noise_reward": self.noise_reward,
             "noise_share": self.noise_share,
+            "rounding_share": self.rounding_share,
             "length_correlation": self.length_correlation,
             "end_advantage": self.end_advantage,
             "top_share": self.top_share,
@@ -104,9 +109,15 @@ def training_questions(
 
 
 def measure(
-    reward: DenseReward, engine: Engine, probes: Probes, sampling: Sampling, seed: int, on_progress: OnProgress
+    reward: DenseReward,
+    engine: Engine,
+    probes: Probes,
+    sampling: Sampling,
+    seed: int,
+    on_progress: OnProgress,
+    exact: Callable[[Sequence[TokenSequence]], ScoredTokens] | None = None,
 ) -> Diagnosis:
-    """`engine` samples from pi_SFT."""
+    """`engine` samples from pi_SFT; `exact` is the reward in float32, where `reward` is not."""
 
     def noted(note: str) -> Callable[[int, int], None]:
         return lambda step, total: on_progress(step, total, note)
@@ -114,9 +125,10 @@ def measure(
     prompts = [prompt for prompt in probes.prompts for _ in range(probes.samples)]
     answers = engine.generate(prompts, sampling, seed, noted("answers of SFT"))
     sequences = [TokenSequence(answer.prompt, answer.response) for answer in answers]
+    once = sequences[:: probes.samples]
     scored = reward(sequences, noted("reward of the answers"))
     mask = scored.mask
-    noise_log_sft, noise_reward = _noise(reward, sequences[:: probes.samples], scored, probes.samples)
+    noise_log_sft, noise_reward = _noise(reward, once, scored, probes.samples)
     ended = torch.tensor([answer.ended(sampling.end_token) for answer in answers])
     corrupted = corrupt(probes.demonstrations, seed)
     credit: tuple[Detection, Detection] | None = None
@@ -139,6 +151,7 @@ def measure(
         correctness=_correctness(probes, answers, scored, seed),
         by_position=shape.by_position(scored.rewards, mask),
         by_length=shape.by_length(scored.rewards, mask),
+        rounding_share=rounding_share(reward(once), exact(once)) if exact else None,
     )
 
 

@@ -87,6 +87,10 @@ def _noise(measured: Diagnosis) -> Iterator[Reason]:
         return
     level = Level.STOP if share > NOISE_STOP else Level.CAUTION if share > NOISE_CAUTION else Level.GO
     yield Reason(level, f"Rounding noise of the token reward is {share:.2g} of its deviation.")
+    if (rounding := measured.rounding_share) is not None:
+        level = Level.STOP if rounding > NOISE_STOP else Level.CAUTION if rounding > NOISE_CAUTION else Level.GO
+        advice = "; compute it in float32 (reward.arithmetic)" if level else ""
+        yield Reason(level, f"Its rounding, that of the weights included, is {rounding:.2g} of its deviation{advice}.")
 
 
 def _correctness(measured: Diagnosis) -> Iterator[Reason]:

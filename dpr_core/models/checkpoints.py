@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,13 +33,17 @@ from dpr_core.logprobs import float32_logits
 from dpr_core.models.lora import merged_weights
 from dpr_core.models.sharding import unsharded_in_place
 from dpr_core.models.weights import (
+    MANY_TIES,
     check_dimensions,
     check_finite,
     check_layers,
     check_names,
     check_shapes,
+    share_of_ties,
     stored_shapes,
 )
+
+logger = logging.getLogger("dense_path")
 
 # Without this, transformers may load a bot's safetensors conversion in place of the requested revision.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
@@ -170,6 +175,14 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
     if rows < len(tokenizer):
         raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")
     _check_architecture(model, backbone.name)
+    if backbone.dtype == "bfloat16" and (share := share_of_ties(model)) > MANY_TIES:
+        logger.warning(
+            "%s: %.0f%% of the weights lie halfway between two bfloat16 numbers, as those of a converted GGUF or of a "
+            "float16 checkpoint do; under bfloat16 the first step of training moves them all: backbone.dtype=float32 "
+            "trains on what the weights are",
+            backbone.name,
+            100 * share,
+        )
     if backbone.content is not None:
         # Weights are mapped into memory, not read from start to end, so that the folder is hashed once more.
         refuse_changed(backbone.name, backbone.content, hash_folder(local))

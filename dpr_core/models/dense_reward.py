@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from dpr_core import rewards
+from dpr_core.config.reward import Arithmetic
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
+from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
-from dpr_core.models.policy import Policy
+from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.scoring import score
 from dpr_core.returns import reward_to_go
 
@@ -48,17 +50,32 @@ class DenseReward:
     scale: float = 1.0
     clip_above: float | None = None
     seed: int = 0
+    arithmetic: Arithmetic | None = None
+    """How both compute the reward; none as they compute all else."""
+    keep_weights: bool = False
+    """Hold the weights as they are, though this arithmetic would need them rounded alone."""
 
     def __post_init__(self) -> None:
-        self.sft.freeze()
-        self.reference.freeze()
+        rounded = not self.keep_weights and not self.differs
+        self.sft.freeze(rounded)
+        self.reference.freeze(rounded)
+
+    @property
+    def differs(self) -> bool:
+        """Whether the reward is computed in another way than pi_SFT draws and its KL is measured."""
+        return self.arithmetic is not None and self.arithmetic != name_of(self.sft.activations)
 
     def __call__(
         self, sequences: Sequence[TokenSequence], on_progress: Callable[[int, int], None] | None = None
     ) -> ScoredTokens:
+        with computing_in(self.arithmetic, self.sft, self.reference):
+            sft = score(self.sft, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
+            ref = score(self.reference, sequences, self.tokens_per_micro_batch)
+        return self.of_scores(sft, ref, sequences)
+
+    def of_scores(self, sft: TokenScores, ref: TokenScores, sequences: Sequence[TokenSequence]) -> ScoredTokens:
+        """The reward that both models' scores of these sequences make."""
         mask = response_mask([len(s.response) for s in sequences])
-        sft = score(self.sft, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
-        ref = score(self.reference, sequences, self.tokens_per_micro_batch)
         formula = getattr(rewards, self.formula)
         needed = inspect.signature(formula).parameters
         inputs = {"log_sft": sft.log_probs, "log_ref": ref.log_probs, "value_sft": sft.values, "mask": mask}
@@ -67,6 +84,10 @@ class DenseReward:
         raw = formula(**{name: inputs[name] for name in needed})
         token_rewards = torch.where(mask, rewards.scaled(raw, self.scale, self.clip_above), 0)
         return ScoredTokens(token_rewards, sft.log_probs, ref.log_probs, sft.values - ref.values, mask)
+
+
+def name_of(dtype: torch.dtype) -> Arithmetic:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def random_signs(sequences: Sequence[TokenSequence], seed: int) -> Tensor:

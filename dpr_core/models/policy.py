@@ -1,16 +1,18 @@
 """A causal language model as a policy: log-probs of response tokens, autocast, and torch.compile of its layers."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
+from dpr_core.config.reward import Arithmetic
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import States, TokenScores, token_scores
+from dpr_core.logprobs import States, TokenScores, on_tensor_cores, token_scores
 from dpr_core.models.oom import BatchLimits
 from dpr_core.models.packed_attention import enable_packing, response_hidden_states, uses_packing
 from dpr_core.models.sharding import device_of, is_sharded, networks, rounded_layers
@@ -46,10 +48,10 @@ class Policy(nn.Module):
         if softcap:
             raise UsageError("this model caps its logits, which log-probs here do not allow for; use another backbone")
 
-    def freeze(self) -> Self:
-        """Train nothing, and hold linear layers in the dtype of activations."""
+    def freeze(self, rounded: bool = True) -> Self:
+        """Train nothing, and hold linear layers in the dtype of activations unless they are needed as they are."""
         self.requires_grad_(False)
-        return self.round_frozen()
+        return self.round_frozen() if rounded else self
 
     def round_frozen(self) -> Self:
         """Store frozen linear layers in the dtype that autocast would cast them to for each use: bitwise the same
@@ -101,6 +103,23 @@ class Policy(nn.Module):
             hidden = response_hidden_states(self.model.get_decoder(), batch)
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
+
+
+@contextmanager
+def computing_in(arithmetic: Arithmetic | None, *policies: Policy) -> Iterator[None]:
+    """A context in which policies compute with activations of another type; None leaves them their own."""
+    if arithmetic is None:
+        yield
+        return
+    own = [policy.activations for policy in policies]
+    for policy in policies:
+        policy.activations = torch.bfloat16 if arithmetic == "bfloat16" else torch.float32
+    try:
+        with on_tensor_cores(arithmetic == "tf32"):
+            yield
+    finally:
+        for policy, dtype in zip(policies, own, strict=True):
+            policy.activations = dtype
 
 
 def autocast(dtype: torch.dtype, device: torch.device, keep_casts: bool = True) -> AbstractContextManager[object]:

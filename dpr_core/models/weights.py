@@ -31,6 +31,9 @@ DIMENSIONS: dict[str, int] = {
 
 MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window"}
 
+MANY_TIES = 0.01
+"""Of weights that are anything, one in 65,536 is a tie; of those that were float16, one in eight."""
+
 FEW = 3
 """Names that an error lists; the others are counted."""
 
@@ -106,6 +109,18 @@ def check_finite(network: nn.Module, source: str | Path) -> None:
     broken = [name for name, weight in network.named_parameters() if not _is_finite(weight)]
     if broken:
         raise UsageError(f"{source}: weights that are not finite (NaN or infinite): {_few(broken)}")
+
+
+@torch.no_grad()
+def share_of_ties(network: nn.Module) -> float:
+    """The part of the weights that lie exactly halfway between two neighbours in bfloat16. Any step, however small,
+    then decides which of the two a bfloat16 forward pass sees: a jump of half the distance between them."""
+    ties = weights = 0
+    for weight in network.parameters():
+        if weight.dtype == torch.float32:
+            weights += weight.numel()
+            ties += int(((weight.view(torch.int32) & 0xFFFF) == 0x8000).sum())
+    return ties / weights if weights else 0.0
 
 
 def _is_finite(weight: Tensor) -> bool:

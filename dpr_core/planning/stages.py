@@ -51,9 +51,20 @@ class PlanInputs:
     """The stage whose policy is evaluated."""
     questions: BenchmarkSize = BenchmarkSize(0)
     on_gpu: bool = True
+    exact_reward: bool = False
+    """Whether the reward may be computed more exactly than SFT was, so that its models keep whole weights."""
 
     def memory(self, execution: ExecutionConfig, prompt: int, response: int) -> NetworkMemory:
         return NetworkMemory(self.architecture, self.dtype, self.attention, execution, prompt, response, self.on_gpu)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether networks are run in bfloat16, and can be in float32."""
+        return self.dtype == "bfloat16" and self.attention != "flash_attention_2"
+
+    def scorer(self, memory: NetworkMemory) -> float:
+        """Bytes of one of the reward's two models."""
+        return memory.network if self.exact_reward else memory.frozen
 
     def sequences(self, count: float, prompt: int, response: int) -> Sequences:
         mean_prompt = self.share * prompt if self.mean_prompt is None else min(self.mean_prompt, prompt)
@@ -143,7 +154,7 @@ def sft(config: SFTConfig | ContinuedSFTConfig, inputs: PlanInputs) -> StageEsti
 def reward(config: RewardConfig, inputs: PlanInputs) -> StageEstimate:
     limits = inputs.learned.max_prompt_tokens, inputs.learned.max_response_tokens
     memory = inputs.memory(config.execution, *limits)
-    moments = {"scoring": _peak(MemoryBreakdown(scorers=2 * memory.frozen), memory.scoring())}
+    moments = {"scoring": _peak(MemoryBreakdown(scorers=2 * inputs.scorer(memory)), memory.scoring())}
     probes = inputs.sequences(min(config.probe_demonstrations, inputs.demonstrations), *limits)
     passes = 4 if config.normalise else 2
     return StageEstimate(moments, hours.forward(inputs.architecture, probes) * passes, memory.longest)
@@ -154,10 +165,12 @@ def diagnose(config: DiagnoseConfig, inputs: PlanInputs) -> StageEstimate:
     memory = inputs.memory(config.execution, *limits)
     answers = inputs.sequences(config.prompts * config.samples, *limits)
     demonstrations = inputs.sequences(min(config.demonstrations, inputs.demonstrations), *limits)
-    scorers = MemoryBreakdown(scorers=2 * memory.frozen)
+    scorers = MemoryBreakdown(scorers=2 * inputs.scorer(memory))
+    # What rounding costs is measured with one whole model at a time beside them.
+    whole = MemoryBreakdown(copies=memory.network if inputs.is_rounded else 0)
     moments = {
-        "drawing": _peak(scorers, memory.drawing(round(answers.count))),
-        "scoring": _peak(scorers, memory.scoring()),
+        "drawing": _peak(scorers, memory.drawing(round(answers.count), learned=inputs.exact_reward)),
+        "scoring": _peak(scorers + whole, memory.scoring()),
     }
     scored = hours.forward(inputs.architecture, answers) + hours.forward(inputs.architecture, demonstrations)
     return StageEstimate(moments, _decoding_work(memory, answers) + scored * 2, memory.longest, memory.frozen)
@@ -174,7 +187,7 @@ def reinforce(config: ReinforceConfig, inputs: PlanInputs) -> StageEstimate:
     lasting = MemoryBreakdown(
         weights=memory.network + critic + (trained - rounded if config.lora else 0),
         optimizer=2 * trained,
-        scorers=2 * memory.frozen,
+        scorers=2 * inputs.scorer(memory),
         copies=learned if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
@@ -222,7 +235,8 @@ def answer(config: AnswerConfig, inputs: PlanInputs) -> StageEstimate:
     own = 0 if rewarded and isinstance(policy, ContrastiveConfig | BestOfNConfig) else 1
     if rewarded and isinstance(policy, AsTrainedConfig) and inputs.source == "reward":
         own = 0
-    lasting = MemoryBreakdown(weights=own * memory.frozen, scorers=frozen * memory.frozen)
+    scorer = inputs.scorer(memory) if rewarded else memory.frozen
+    lasting = MemoryBreakdown(weights=own * memory.frozen, scorers=frozen * scorer)
     samples = policy.n if isinstance(policy, BestOfNConfig) else 1
     models = 2 if isinstance(policy, ContrastiveConfig) else 1
     count = inputs.questions.count * samples

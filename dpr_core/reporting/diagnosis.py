@@ -17,10 +17,11 @@ def as_dict(measured: Diagnosis, verdict: RewardVerdict) -> dict[str, Any]:
         name: detection and detection._asdict()
         for name, detection in (("credit", measured.credit), ("credit_log_sft", measured.credit_log_sft))
     }
+    values = asdict(measured) | credit
     return {
         "verdict": verdict.level.word,
         "reasons": [{"level": reason.level.word, "text": reason.text} for reason in verdict.reasons],
-        "measured": asdict(measured) | credit,
+        "measured": {name: value for name, value in values.items() if name != "rounding_share" or value is not None},
     }
 
 
@@ -51,10 +52,13 @@ def _rows(measured: Diagnosis) -> list[tuple[str, str]]:
     def maybe(value: float | None) -> str:
         return "not measured" if value is None else f"{value:.3g}"
 
+    share = measured.rounding_share
+    rounding = [] if share is None else [("rounding of the token reward, over its deviation", f"{share:.2g}")]
     return [
         ("deviation of the token reward", f"{measured.token_deviation:.3g}"),
         ("noise of log pi_SFT between two batch shapes", f"{measured.noise_log_sft:.2g}"),
         ("noise of the token reward", f"{measured.noise_reward:.2g}"),
+        *rounding,
         ("correlation of the return with the number of tokens", maybe(measured.length_correlation)),
         ("advantage of the end token, in deviations", maybe(measured.end_advantage)),
         ("part of the absolute reward in the top 1% of the tokens", f"{measured.top_share:.3g}"),

@@ -103,6 +103,7 @@ class ReinforceLoop:
         """Log-probs under the actor and both frozen models, in the same shapes; rewards; the critic's values.
 
         What draws is what learns: the actor and its KL to SFT are those at the rollouts' temperature, the rewards of 1.
+        Both ends of the KL compute as the actor does, whatever the reward's arithmetic, or it would not begin at 0.
         """
         sequences = [TokenSequence(c.prompt, c.response) for c in completions]
         budget, temperature = self.config.execution.tokens_per_micro_batch, self.config.temperature
@@ -111,7 +112,7 @@ class ReinforceLoop:
         actor = score(self.policy, sequences, budget, temperature=temperature, entropy=True, on_progress=by_policy)
         scored = self.reward(sequences, by_reward)
         tempered = None
-        if temperature != 1:
+        if temperature != 1 or self.reward.differs:
             sft, budget = self.reward.sft, self.reward.tokens_per_micro_batch
             tempered = score(sft, sequences, budget, temperature=temperature).log_probs
         values = critic.values(sequences) if critic else None

@@ -32,7 +32,8 @@ class Rollout:
     values: Tensor | None = None
     """The critic's, if there is one."""
     tempered_log_sft: Tensor | None = None
-    """log pi_SFT at the temperature that drew, where that is not 1: the other end of the KL."""
+    """log pi_SFT as the actor computes, at the temperature that drew: the other end of the KL, where that is another
+    than the reward's."""
 
     @property
     def log_sft(self) -> Tensor:

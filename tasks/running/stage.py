@@ -1,6 +1,6 @@
 """A stage: its body and config, the artifacts that it takes as inputs, and how torch is set up for it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +36,8 @@ class Stage:
     """What `pin` would have to fetch first. A plan fetches nothing; `preflight` does."""
     preflight: Preflight = lambda configs, planning=False: None
     """Gets all configs that are to run, before the first stage starts, and raises what is sure to make one fail."""
+    settle: Callable[[Any, Mapping[str, Mapping[str, Any]]], StageConfig] = lambda config, inputs: config
+    """Fills in what the settings of its inputs decide, by role."""
     revisions: Callable[[Any], int] = lambda config: 0
     """How often what comes of this config has changed while others' results stayed: it has so much higher a version."""
 

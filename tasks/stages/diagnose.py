@@ -2,16 +2,21 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.reward import DiagnoseConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
-from tasks.stages.lineage import Lineage
+from tasks.stages.lineage import Lineage, computes_in_float32
 from tasks.stages.reward import probes
+
+if TYPE_CHECKING:
+    from dpr_core.data.encoding import TokenSequence
+    from dpr_core.models.dense_reward import ScoredTokens
 
 logger = logging.getLogger("dense_path")
 
@@ -42,7 +47,18 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         text = decode_response(tokenizer, response)
         return None if read_result is None else is_right(questions[prompt], text, read_result)
 
-    dense_reward = lineage.dense_reward(reward, settings.execution)
+    definition, backbone = lineage.definition(reward), lineage.backbone(reward)
+    rounds = (definition.arithmetic or backbone.dtype) != "float32" and computes_in_float32(backbone)
+    dense_reward = lineage.defined_reward(reward, definition, settings.execution)
+
+    def exact(sequences: "Sequence[TokenSequence]") -> "ScoredTokens":
+        """The reward in float32, for which there is room for one model at a time beside the rounded two."""
+        sft, reference = (
+            lineage.exact_scores(part, reward, settings.execution, sequences)
+            for part in (lineage.sft_folder(reward), lineage.reference_folders(reward, definition))
+        )
+        return dense_reward.of_scores(sft, reference, sequences)
+
     policy = dense_reward.sft
     policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)
     measured = measure(
@@ -52,6 +68,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         Sampling(1.0, settings.max_response_tokens, end_token(tokenizer)),
         settings.seed,
         work.advance,
+        exact if rounds else None,
     )
     verdict = assess(measured)
     document = report.as_dict(measured, verdict)

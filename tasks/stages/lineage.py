@@ -16,8 +16,10 @@ from tasks.running.workspace import Artifacts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dpr_core.data.encoding import TokenSequence
     from dpr_core.data.rows import Demonstration
     from dpr_core.data.template import Renderer
+    from dpr_core.logprobs import TokenScores
     from dpr_core.models.dense_reward import DenseReward
     from dpr_core.models.oom import BatchLimits
     from dpr_core.models.policy import Policy
@@ -99,12 +101,24 @@ class Lineage:
         sft = self.ancestor(artifact, "sft")
         return [checkpoint(sft, part) for part in definition.reference]
 
+    def backbone(self, artifact: Artifact) -> PretrainedBackboneConfig:
+        """How the networks behind an artifact are run."""
+        backbone = self.ancestor(artifact, "sft").config["backbone"]
+        return PretrainedBackboneConfig.model_validate(backbone) if backbone else LAB
+
     def load(
-        self, folder: Path | Sequence[Path], like: Artifact, execution: ExecutionConfig, *, frozen: bool = False
+        self,
+        folder: Path | Sequence[Path],
+        like: Artifact,
+        execution: ExecutionConfig,
+        *,
+        frozen: bool = False,
+        rounded: bool = True,
     ) -> "Policy":
         """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to.
 
-        A frozen one is put where it computes; one that is trained is put there by its trainer.
+        A frozen one is put where it computes, rounded to the type of its activations or with its weights as they are;
+        one that is trained is put there by its trainer.
         """
         import torch
 
@@ -112,37 +126,70 @@ class Lineage:
         from dpr_core.models.policy import Policy, compile_layers
         from dpr_core.models.sharding import to_device_or_shard
 
-        backbone = self.ancestor(like, "sft").config["backbone"]
-        settings = PretrainedBackboneConfig.model_validate(backbone) if backbone else LAB
+        settings = self.backbone(like)
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
         activations = getattr(torch, settings.dtype)
         policy = Policy(model, execution.logits_per_chunk, activations, execution.packing, self._limits)
         if frozen:
-            to_device_or_shard(policy.freeze(), execution.launch)
+            to_device_or_shard(policy.freeze(rounded), execution.launch)
             if execution.compile:
                 compile_layers(policy)
         return policy
+
+    def exact_scores(
+        self,
+        folder: Path | Sequence[Path],
+        like: Artifact,
+        execution: ExecutionConfig,
+        sequences: "Sequence[TokenSequence]",
+    ) -> "TokenScores":
+        """Scores under a checkpoint in float32, however the backbone of `like` is run."""
+        from dpr_core.models.policy import computing_in
+        from dpr_core.models.scoring import score
+
+        policy = self.load(folder, like, execution, frozen=True, rounded=False)
+        with computing_in("float32", policy):
+            return score(policy, sequences, execution.tokens_per_micro_batch)
 
     def dense_reward(self, artifact: Artifact, execution: ExecutionConfig) -> "DenseReward":
         """The reward that an artifact is, or was made with."""
         return self.defined_reward(artifact, self.definition(artifact), execution)
 
     def defined_reward(
-        self, artifact: Artifact, definition: RewardDefinitionConfig, execution: ExecutionConfig
+        self,
+        artifact: Artifact,
+        definition: RewardDefinitionConfig,
+        execution: ExecutionConfig,
+        *,
+        keep_weights: bool = False,
     ) -> "DenseReward":
         """The reward that a definition makes of the SFT run behind an artifact."""
         from dpr_core.models.dense_reward import DenseReward
 
+        backbone = self.backbone(artifact)
+        if definition.arithmetic in ("float32", "tf32") and not computes_in_float32(backbone):
+            raise UsageError(
+                f"{backbone.attention} cannot compute a reward in {definition.arithmetic}: it takes 16-bit numbers "
+                "alone; take another backbone.attention, or --set reward.arithmetic=as_sft"
+            )
+        rounded = not keep_weights and definition.arithmetic in (None, backbone.dtype)
         return DenseReward(
-            self.load(self.sft_folder(artifact), artifact, execution, frozen=True),
-            self.load(self.reference_folders(artifact, definition), artifact, execution, frozen=True),
+            self.load(self.sft_folder(artifact), artifact, execution, frozen=True, rounded=rounded),
+            self.load(self.reference_folders(artifact, definition), artifact, execution, frozen=True, rounded=rounded),
             definition.formula,
             execution.tokens_per_micro_batch,
             definition.scale,
             definition.clip_above,
             definition.seed,
+            definition.arithmetic,
+            keep_weights,
         )
+
+
+def computes_in_float32(backbone: PretrainedBackboneConfig) -> bool:
+    """Whether the kind of attention takes numbers of 32 bits."""
+    return backbone.attention != "flash_attention_2"
 
 
 def checkpoints(sft: Artifact) -> dict[float | str, Path]:

@@ -1,6 +1,7 @@
 """Recover the dense reward of an SFT run, and measure it on demonstrations."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,17 +9,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.reward import RewardConfig, RewardDefinitionConfig
+from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.reward import AS_SFT, MEASURED, RewardConfig, RewardDefinitionConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
-from tasks.stages.lineage import REWARD, Lineage, checkpoints
+from tasks.stages.lineage import REWARD, Lineage, checkpoints, computes_in_float32
 
 if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
     from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
+
+logger = logging.getLogger("dense_path")
 
 CREDIT_PAGE = "credit.html"
 TEXTS_ON_PAGE = 12
@@ -36,6 +40,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     texts = probes(lineage, sft, settings.probe_demonstrations)
     sequences = encode_texts(tokenizer, renderer, texts)
     definition = chosen(settings, lineage, sft, sequences)
+    if settings.arithmetic == MEASURED:
+        definition = with_arithmetic(definition, lineage, sft, sequences, settings.execution)
     reward = lineage.defined_reward(sft, definition, settings.execution)
     if settings.normalise:
         definition = definition.model_copy(update={"scale": deviation(reward, sequences)})
@@ -96,8 +102,38 @@ def chosen(
         reference=reference,
         clip_above=settings.clip_above,
         seed=settings.seed,
+        arithmetic=None if settings.arithmetic in ("auto", AS_SFT, MEASURED) else settings.arithmetic,
         candidates={f"{fraction:g}": score for fraction, score in candidates.items()},
     )
+
+
+def with_arithmetic(
+    definition: RewardDefinitionConfig,
+    lineage: Lineage,
+    sft: Artifact,
+    demonstrations: "Sequence[TokenSequence]",
+    execution: ExecutionConfig,
+) -> RewardDefinitionConfig:
+    """The fastest arithmetic whose rounding, measured on demonstrations, the reward can bear."""
+    from dpr_core.diagnostics.rounding import PROBES, fastest, rounding_shares
+
+    backbone = lineage.backbone(sft)
+    if not computes_in_float32(backbone):
+        logger.warning(
+            "reward: its rounding is not measured, since %s computes nothing in float32; it is computed as SFT was",
+            backbone.attention,
+        )
+        return definition
+    reward = lineage.defined_reward(sft, definition, execution, keep_weights=True)
+    on_gpu = reward.sft.device.type == "cuda"
+    shares = rounding_shares(reward, demonstrations[:PROBES], ("bfloat16", "tf32") if on_gpu else ("bfloat16",))
+    arithmetic = fastest(shares)
+    logger.info(
+        "reward: computed in %s; rounding over its deviation: %s",
+        arithmetic,
+        ", ".join(f"{share:.2g} in {name}" for name, share in shares.items()),
+    )
+    return definition.model_copy(update={"arithmetic": arithmetic, "rounding": dict(shares)})
 
 
 def validated(
@@ -150,6 +186,7 @@ def constants(definition: RewardDefinitionConfig) -> dict[str, float]:
     found = {f"reward/detection_auroc/{name}": score for name, score in definition.candidates.items()}
     if definition.candidates:
         found["reward/chosen_reference"] = cast(float, definition.reference[0])
+    found |= {f"reward/rounding_share/{name}": share for name, share in definition.rounding.items()}
     return found | {"reward/scale": definition.scale}
 
 
@@ -165,5 +202,12 @@ def describe(config: StageConfig) -> str:
 
 
 STAGE = Stage(
-    name="reward", version=2, config=RewardConfig, inputs={"sft": ("sft",)}, body=body, describe=describe, shared=True
+    name="reward",
+    version=2,
+    config=RewardConfig,
+    inputs={"sft": ("sft",)},
+    body=body,
+    describe=describe,
+    shared=True,
+    settle=lambda config, inputs: config.settled(inputs["sft"]),
 )

@@ -29,7 +29,9 @@ def test_an_8b_model_does_not_fit_one_gpu_and_why(dpr: Dpr, tmp_path: Path) -> N
     # REINFORCE is fullest while it draws, and has no gradients then.
     for parts, gradients in ((sft["parts"], weights), (reinforce["parts"], 0)):
         assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (weights, gradients, 2 * weights)
-    assert (sft["parts"]["scorers"], reinforce["parts"]["scorers"]) == (0, 2 * (weights - 2 * linear))
+    assert (sft["parts"]["scorers"], reinforce["parts"]["scorers"]) == (0, 2 * weights)
+    rounded = dpr("plan", "llama-3.1-8b", "--set", "reward.arithmetic=as_sft", "--json").json
+    assert _stages(rounded)["reinforce"]["parts"]["scorers"] == 2 * (weights - 2 * linear)
     assert (sft["fits"], sft["nearest"]) == (False, None)
     assert 4 * weights < sft["least_bytes"] < 5 * weights
     assert _stages(document)["reward"]["fits"]
