@@ -166,8 +166,8 @@ def diagnose(config: DiagnoseConfig, inputs: PlanInputs) -> StageEstimate:
     answers = inputs.sequences(config.prompts * config.samples, *limits)
     demonstrations = inputs.sequences(min(config.demonstrations, inputs.demonstrations), *limits)
     scorers = MemoryBreakdown(scorers=2 * inputs.scorer(memory))
-    # What rounding costs is measured with one whole model at a time beside them.
-    whole = MemoryBreakdown(copies=memory.network if inputs.is_rounded else 0)
+    # What rounding costs is measured with one whole model at a time beside them, unless they are whole themselves.
+    whole = MemoryBreakdown(copies=memory.network if inputs.is_rounded and not inputs.exact_reward else 0)
     moments = {
         "drawing": _peak(scorers, memory.drawing(round(answers.count), learned=inputs.exact_reward)),
         "scoring": _peak(scorers + whole, memory.scoring()),

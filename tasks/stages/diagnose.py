@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,7 +53,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     dense_reward = lineage.defined_reward(reward, definition, settings.execution)
 
     def exact(sequences: "Sequence[TokenSequence]") -> "ScoredTokens":
-        """The reward in float32, for which there is room for one model at a time beside the rounded two."""
+        """The reward in float32, for which there is room for one whole model at a time beside two rounded ones."""
+        if dense_reward.differs:
+            return replace(dense_reward, arithmetic="float32")(sequences)
         sft, reference = (
             lineage.exact_scores(part, reward, settings.execution, sequences)
             for part in (lineage.sft_folder(reward), lineage.reference_folders(reward, definition))
