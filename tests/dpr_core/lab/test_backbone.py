@@ -76,6 +76,18 @@ def test_teaching_ends_when_two_probes_running_pass_and_blending_follows(monkeyp
     assert end_token(tokenizer) == fresh.config.eos_token_id
 
 
+def test_teaching_may_end_before_its_last_step_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Watching(InMemoryRecorder):
+        def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
+            seen.append((note.partition(",")[0], at_most))
+
+    _answers(monkeypatch, [1.0] * 3)
+    train(_small(teach_max_steps=10, probe_every=1, blend_steps=1), Watching())
+    assert seen == [("teaching", True)] * 2 + [("blending in careless answers", False)]
+
+
 def test_training_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = []
     for _ in range(2):
