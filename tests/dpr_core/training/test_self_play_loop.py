@@ -301,7 +301,7 @@ def test_self_play_moves_the_policy_towards_the_demonstrations(toy: Callable[...
 
 
 def test_a_loss_that_overflows_is_refused_and_the_step_not_applied(toy: Callable[..., Any]) -> None:
-    config = _config(method=GsilConfig(loss="lsif", shift=800), execution=ExecutionConfig(skipped_steps=0))
+    config = _config(method=GsilConfig(loss="kliep", shift=1e39), execution=ExecutionConfig(skipped_steps=0))
     loop, recorder = _loop(toy(0), config)
     with pytest.raises(DensePathError, match="the step was not applied"):
         loop.run(DEMONSTRATIONS)
