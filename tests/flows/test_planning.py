@@ -35,7 +35,7 @@ def test_an_8b_model_does_not_fit_one_gpu_and_why(dpr: Dpr, tmp_path: Path) -> N
     assert (sft["fits"], sft["nearest"]) == (False, None)
     assert 4 * weights < sft["least_bytes"] < 5 * weights
     assert _stages(document)["reward"]["fits"]
-    assert _stages(document)["diagnose"]["nearest"] == {"rollout_rows": 64}
+    assert _stages(rounded)["diagnose"]["nearest"] == {"rollout_rows": 64}
     assert not (tmp_path / "home").exists()
 
 
