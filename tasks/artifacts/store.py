@@ -302,7 +302,7 @@ class Store:
         record, manifest = record_of(run), self._payloads.manifest(run)[0]
         if not record.finished or manifest is None or manifest.digest() != record.digest:
             return []
-        return disagreements(record, replace(manifest, run=None))
+        return disagreements(replace(record, run_digest=None), replace(manifest, run=None))
 
     def run_url(self, run_id: str) -> str:
         """Where a run is shown: on the MLflow server, or where `dpr ui` will show it."""
