@@ -99,7 +99,11 @@ def load(text: str) -> Any:
     """The value of a text. Raises YAMLError where it is no YAML, and RefusedError."""
     if len(text) > MOST_CHARACTERS:
         raise RefusedError(f"longer than {MOST_CHARACTERS} characters, the most that settings may have")
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def dump(value: Any) -> str:

@@ -85,9 +85,10 @@ def test_a_second_run_reuses_everything(built: Built, run_graph: RunGraph, tiny:
 def test_a_changed_seed_of_reinforce_runs_only_what_is_built_on_it(
     built: Built, run_graph: RunGraph, tiny: Tiny
 ) -> None:
-    nodes = wiring.nodes(tiny("reinforce.seed=1"))
+    config = tiny("reinforce.seed=1")
+    nodes = wiring.nodes(config)
     anew = {"reinforce", "answer DPR on lab", "judge DPR on lab", "report"}
-    planned = {step.name: step for step in plan(nodes, built.store)}
+    planned = {step.name: step for step in plan(nodes, built.store, pipeline=config.name)}
     assert {name for name, step in planned.items() if step.status == "run"} == anew
     assert planned["reinforce"].why == "seed: 0 -> 1"
     outcomes = run_graph(built.store, nodes)

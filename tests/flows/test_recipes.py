@@ -267,7 +267,8 @@ def test_the_recipe_with_adapters_differs_from_the_papers_in_what_it_says_alone(
         same = {"lora": None, "learning_rate": plain.learning_rate, "execution": plain.execution}
         assert adapted.model_copy(update=same) == plain
     assert adapters.answer.model_copy(update={"execution": full.answer.execution}) == full.answer
-    for section in ("backbone", "subsample", "reward", "evaluation", "judge"):
+    assert adapters.reward.model_copy(update={"arithmetic": full.reward.arithmetic}) == full.reward
+    for section in ("backbone", "subsample", "evaluation", "judge"):
         assert getattr(adapters, section) == getattr(full, section)
 
 

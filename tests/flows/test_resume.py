@@ -10,6 +10,7 @@ import pytest
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
+from dpr_core.experiments.points import Study
 from flows.dispatch import dispatch
 from flows.requests import RerunRequest, RunRequest, StageRequest, SweepRequest, read_request
 from flows.resume import chosen, unfinished
@@ -111,7 +112,8 @@ def test_every_request_is_read_as_it_was_written(tiny: Callable[..., PipelineCon
 
 def test_force_is_another_request_and_the_number_of_processes_is_not(tiny: Callable[..., PipelineConfig]) -> None:
     def key(**changes: Any) -> str:
-        return SweepRequest(studies=[], name="s", **changes).stored().key
+        study = Study(title="s", config=tiny(), over={"seed": [1]})
+        return SweepRequest(studies=[study], name="s", **changes).stored().key
 
     assert key(jobs=1) == key(jobs=4) == key(pool="gpu")
     assert RunRequest(config=tiny()).stored().key != RunRequest(config=tiny(), force=True).stored().key

@@ -16,6 +16,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics.rounding import fastest, rounding_shares
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
+from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion
 from dpr_core.training.reinforce_loop import ReinforceLoop
 
@@ -90,7 +91,7 @@ def test_the_kl_begins_at_zero_whatever_the_reward_is_computed_in(
         "trainer": None,
         "end_token": 0,
         "decode": str,
-        "recorder": None,
+        "recorder": InMemoryRecorder(),
     }
     loop = ReinforceLoop(policy, reward=rewarded(torch.bfloat16, arithmetic="float32"), config=config, **parts)
     rollout = loop.score([Completion(row.prompt, row.response, (0.0,) * len(row.response)) for row in ROWS])

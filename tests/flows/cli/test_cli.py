@@ -517,12 +517,15 @@ def test_config_prints_every_setting_with_its_meaning_and_reads_it_back(dpr: Dpr
 
 
 def test_ui_serves_this_store(dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execvp", lambda program, command: started.append(command))
-    assert dpr("ui", "--port", "5055", home=made.home).status == 0
-    [command] = started
-    assert f"sqlite:///{made.home / 'mlflow.db'}" in command
-    assert command[command.index("--port") + 1] == "5055"
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execvpe", lambda program, *rest: started.append(rest))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert dpr("ui", "--port", port, home=made.home).status == 0
+    [(command, environment)] = started
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{made.home / 'mlflow.db'}"
+    assert command[command.index("--port") + 1] == str(port)
 
 
 # Embedded Prefect
