@@ -1,6 +1,7 @@
 import json
 import logging
 import pickle
+import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -66,14 +67,36 @@ def test_a_key_is_known_by_the_variable_that_it_was_read_from(monkeypatch: pytes
         ("key sk-proj-0123456789abcdefXYZ.", "key <key>"),
         ("hf_abcdefghijklmnop0123456789", "<key>"),
         ("Authorization: Bearer abcdef0123456789", "Authorization: Bearer <key>"),
-        (
-            "risk-adjusted-returns-of-2026 and sk-learn-like-names",
-            "risk-adjusted-returns-of-2026 and sk-learn-like-names",
-        ),
+        ("glpat-ab_cdefghi-jklm2nopqr", "<key>"),
     ],
 )
 def test_keys_that_begin_as_keys_do_are_in_no_error(text: str, shown: str) -> None:
     assert redact(text) == shown
+    assert list(places_of_keys({"setting": text})) == ["setting"] * ("Bearer" not in text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "risk-adjusted-returns-of-2026 and sk-learn-like-names",
+        "/data/hf_llama3_8b_instruct_sft",
+        "org/hf_qwen2.5-7b-instruct",
+        "sk-wiki-2023-instructions.jsonl",
+        "rk-2024-experiments-run",
+    ],
+)
+def test_names_that_begin_as_keys_do_are_taken_and_shown(name: str) -> None:
+    assert redact(name) == name
+    assert list(places_of_keys({"setting": name})) == []
+
+
+@pytest.mark.parametrize("part", ["a", "a.", "sk-", "sk-a", "AKIA", "Basic ", "a://"])
+def test_a_long_text_takes_no_long_time(part: str) -> None:
+    long = part * (200_000 // len(part))
+    began = time.monotonic()
+    redact(long)
+    list(places_of_keys({"setting": long}))
+    assert time.monotonic() - began < 30
 
 
 def test_short_words_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
