@@ -155,8 +155,9 @@ class Endpoint:
         """
         choice, usage = completion.choices[0], completion.usage
         refusal = getattr(choice.message, "refusal", None)
-        # A reply may end in half of an emoji, which no file takes.
-        said = (choice.message.content or refusal or "").encode("utf-8", "replace").decode()
+        # The library checks no type. A reply may end in half of an emoji, which no file takes.
+        texts = (text for text in (choice.message.content, refusal) if text and isinstance(text, str))
+        said = next(texts, "").encode("utf-8", "replace").decode()
         self._refuse_key_in(said, completion.model, completion.system_fingerprint, choice.finish_reason)
         wanted, version = self.config.system_fingerprint, completion.system_fingerprint
         if wanted is not None and version != wanted:
@@ -264,10 +265,10 @@ class Endpoint:
             )
         return key
 
-    def _refuse_key_in(self, *said: str | None) -> None:
+    def _refuse_key_in(self, *said: Any) -> None:
         """An endpoint that repeats the key would have it written down with everything that is kept."""
         key = self._key()
-        if any(holds_key(each, key) for each in said if each):
+        if any(holds_key(str(each), key) for each in said):
             raise DensePathError(
                 f"{self.url} repeats the key in {self.execution.api_key_variable} in its reply, of which nothing is "
                 "kept; ask whoever runs it why, and have the key replaced"

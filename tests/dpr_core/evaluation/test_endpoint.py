@@ -150,6 +150,16 @@ def test_a_word_in_place_of_a_key_changes_no_reply(
     assert (judgment.details["model"], judgment.details["system_fingerprint"]) == (f"{key}-judge", f"fp-{key}")
 
 
+def test_a_reply_whose_parts_are_of_other_types_is_taken_for_what_it_is(loopback: Loopback) -> None:
+    said = completion("VERDICT: A").body
+    assert isinstance(said, dict)
+    loopback.answer = lambda call: Reply({**said, "system_fingerprint": 5})
+    assert ask(build(loopback.url)).verdict is Verdict.FIRST
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "VERDICT: A"}]}
+    loopback.answer = lambda call: Reply({**said, "choices": [{**said["choices"][0], "message": parts}]})
+    assert ask(build(loopback.url)).raw == ""
+
+
 def test_what_is_said_of_an_unreadable_reply_is_without_the_key(loopback: Loopback) -> None:
     config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url)
     endpoint = Endpoint(config, settings.JudgeExecutionConfig(api_key_variable="OPENAI_API_KEY"))
