@@ -1,10 +1,10 @@
 """The Hugging Face hub: whether a model or a dataset can be read from here, known within seconds."""
 
 import logging
-from pathlib import Path
 from typing import Literal
 
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.files import expanded
 from dpr_core.redaction import redact
 
 logger = logging.getLogger("dense_path")
@@ -24,7 +24,7 @@ def check(
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     if name.startswith(("/", ".", "~")):
-        if not Path(name).expanduser().is_dir():
+        if not expanded(name).is_dir():
             raise UsageError(f"there is no folder {name}; name another: --set {setting}=FOLDER")
         return
     at = f" at revision {revision}" if revision else ""
@@ -48,11 +48,10 @@ def check(
     except Exception as error:
         reason = " ".join(redact(str(error)).split()).rstrip(".")[:200] or type(error).__name__
         if file and isinstance(try_to_load_from_cache(name, file, revision=revision, repo_type=kind), str):
-            logger.warning(
-                "the hub cannot be reached (%s); the copy of %s on this machine is used, at once with HF_HUB_OFFLINE=1",
-                reason,
-                name,
-            )
+            # Who has asked for it need not be told.
+            if not isinstance(error, errors.OfflineModeIsEnabled):
+                copy = "the copy of %s on this machine is used, at once with HF_HUB_OFFLINE=1"
+                logger.warning(f"the hub cannot be reached (%s); {copy}", reason, name)
             return
         raise DensePathError(
             f"the hub cannot be reached for the {kind} {name} ({reason}); check the network, HF_ENDPOINT and "

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import cast
 
 from dpr_core.config.base import StageConfig
@@ -43,10 +42,11 @@ def pin(config: SubsampleConfig) -> SubsampleConfig:
 def preflight(configs: Sequence[SubsampleConfig], planning: bool = False) -> None:
     """A dataset of the hub that cannot be read is better known within seconds."""
     from dpr_core import hub
+    from dpr_core.files import expanded
 
     sources = [config.source for config in configs if isinstance(config.source, HubSourceConfig)]
     for name, revision in dict.fromkeys((source.name, source.revision) for source in sources):
-        if not Path(name).expanduser().exists():
+        if not expanded(name).exists():
             hub.check("dataset", name, revision, "subsample.source.name")
 
 

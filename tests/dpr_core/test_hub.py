@@ -59,7 +59,6 @@ def test_a_refusal_says_what_to_do(answers: Any, kind: Any, status: int, words: 
     [
         httpx2.ConnectError("refused"),
         httpx2.ReadTimeout("timed out"),
-        errors.OfflineModeIsEnabled("offline mode is enabled"),
         of_hub(errors.HfHubHTTPError, 503),
     ],
 )
@@ -71,6 +70,15 @@ def test_without_the_hub_a_copy_will_do(answers: Any, error: Exception, caplog: 
     with caplog.at_level(logging.WARNING, "dense_path"):
         hub.check("model", NAME, None, FIELD, "config.json")
     assert "the copy of org/model on this machine is used" in caplog.text
+
+
+def test_a_copy_that_was_asked_for_is_taken_without_a_word(answers: Any, caplog: pytest.LogCaptureFixture) -> None:
+    answers(errors.OfflineModeIsEnabled("offline mode is enabled"), cached="/somewhere/config.json")
+    hub.check("model", NAME, None, FIELD, "config.json")
+    assert caplog.text == ""
+    answers(errors.OfflineModeIsEnabled("offline mode is enabled"))
+    with pytest.raises(DensePathError, match="offline mode is enabled"):
+        hub.check("model", NAME, None, FIELD, "config.json")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
