@@ -90,9 +90,12 @@ def run_or_plan(
 
     nodes, info = dispatched.nodes, dispatched.info
     planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None, info.name)
+    here, jobs = True, 1
+    if isinstance(request, SweepRequest):
+        here, jobs = request.pool is None, options.jobs or usable_jobs(request, nodes, planned)
+        request = request.model_copy(update={"jobs": jobs})
     if options.plan:
-        is_elsewhere = isinstance(request, SweepRequest) and request.pool is not None
-        found = obstacles(nodes, planned, here=not is_elsewhere)
+        found = obstacles(nodes, planned, here=here, jobs=jobs)
         _show_plan(store, dispatched, planned, found, options.as_json)
         return None
     store.check_writable()
@@ -102,8 +105,6 @@ def run_or_plan(
     embedded.start_server()
     from flows.pipeline import start
 
-    if isinstance(request, SweepRequest):
-        request = request.model_copy(update={"jobs": options.jobs or usable_jobs(request, nodes, planned)})
     return start(request)
 
 

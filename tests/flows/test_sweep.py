@@ -220,6 +220,8 @@ def test_stages_of_several_machines_are_not_made_side_by_side(dpr: Dpr, tmp_path
     home = tmp_path / "home"
     refused = dpr(*SWEEP, *ON_MACHINES, "--jobs", 2, home=home)
     refused.assert_refused(2, "sft is done by several machines", "give --jobs 1 in place of 2")
+    [obstacle] = dpr(*SWEEP, *ON_MACHINES, "--jobs", 2, "--plan", "--json", home=home).json["obstacles"]
+    assert "give --jobs 1 in place of 2" in obstacle
     assert open_store(home).records() == []
 
 
