@@ -54,6 +54,10 @@ class DuplicateKeyError(ValueError):
     """An object of JSON with a key that stands twice in it."""
 
 
+class ConstantError(ValueError):
+    """NaN or Infinity, which many writers take for JSON."""
+
+
 def parse_json(text: str, constants: bool = False) -> Any:
     """The value of a JSON document; ValueError also for a key that stands twice in an object, and for NaN and Infinity
     unless `constants` lets them pass."""
@@ -70,7 +74,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ConstantError(f"{name} is no number of JSON")
 
 
 _WITH_CONSTANTS = json.JSONDecoder(object_pairs_hook=_once)

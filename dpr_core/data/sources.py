@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from dpr_core.config.data import ColumnsConfig, FileSourceConfig, HubSourceConfig, LabSourceConfig, SourceConfig
 from dpr_core.data.rows import BadRow, Demonstration, InvalidRowError, RowReader
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.files import DuplicateKeyError, expanded, parse_json, refuse_special
+from dpr_core.files import ConstantError, DuplicateKeyError, expanded, parse_json, refuse_special
 from dpr_core.hashing import hash_file, hash_folder, open_pinned, refuse_changed
 from dpr_core.lab import programs
 
@@ -282,6 +282,8 @@ def _parse_line(line: bytes, complete: bool, first: bool, name: str) -> object:
         value = parse_json(text)
     except DuplicateKeyError:
         raise InvalidRowError("a key stands twice") from None
+    except ConstantError as error:
+        raise InvalidRowError(str(error)) from None
     except (ValueError, RecursionError):
         readable, value = False, None
     else:
