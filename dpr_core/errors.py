@@ -6,7 +6,7 @@ from dpr_core.redaction import redact
 class DensePathError(Exception):
     """A failure of the work itself. The command line prints the message without a traceback and exits with 1.
 
-    Whoever shows or stores the message needs not look for keys in it.
+    Whoever shows or stores the message need not look for keys in it.
     """
 
     exit_status = 1

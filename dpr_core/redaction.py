@@ -117,8 +117,8 @@ def redact_logs() -> None:
         record = make(*args, **kwargs)
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):
-            # What cannot be formatted is reported by its handler.
+        except Exception:
+            # What cannot be formatted is reported by its handler, and ends nobody's work.
             return record
         if (shown := redact(text)) != text:
             record.msg, record.args = shown, ()

@@ -130,6 +130,7 @@ def test_no_log_holds_a_key_whoever_writes_it(
         raise ValueError(SECRET)
     except ValueError:
         logging.getLogger("somebody.else").exception("sent %s to %s", SECRET, "http://me:pw@host")
+    logging.getLogger("somebody.else").makeRecord("x", logging.INFO, "file", 1, "%(name)s", ({"other": 1},), None)
     logging.getLogger("somebody.else").warning("%d%%", 5)
     assert "s3same" not in caplog.text
     assert "sent <key> to http://me:***@host" in caplog.text
