@@ -55,9 +55,9 @@ def score_texts(
     reference: str,
     texts: "list[GivenText]",
     html: Path | None,
-    as_json: Literal["one", "lines"] | None,
+    documents: Literal["one", "lines"] | None,
 ) -> None:
-    """Score and print, as JSON in one document or in a line for each; with `html`, also write the page."""
+    """Score and print: one document of JSON, a line of JSON for each, or None for people; with `html`, also a page."""
     from rich.console import Console
     from rich.text import Text
 
@@ -86,9 +86,9 @@ def score_texts(
             html.write_text(token_credit.as_html(scored, "Token credit", provenance), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {html}: {error.strerror}") from None
-    if as_json is not None:
+    if documents is not None:
         found = [token_credit.as_json(text) for text in scored]
-        for document in found if as_json == "lines" or len(found) == 1 else [found]:
+        for document in found if documents == "lines" or len(found) == 1 else [found]:
             print(json_text(document))
         return
     console = Console()

@@ -255,7 +255,8 @@ def override(values: Mapping[str, Any], assignments: Iterable[str], where: str =
         if len(changes) == MOST_CHANGES:
             raise UsageError(f"{where}: {MOST_CHANGES} changes are the most; write a recipe")
         path, equals, text = assignment.partition("=")
-        shown = shortened(assignment)
+        # The value may be a key.
+        shown = f"{shortened(path)}=..." if equals else shortened(assignment)
         if not equals or not all(path.split(".")):
             raise UsageError(f"{where} {shown}: expected field=value, such as --set reinforce.algorithm.gamma=0.95")
         try:

@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if (tag := getattr(event, "tag", None)) is not None:
-            raise RefusedError(f"line {line}: a tag ({tag.replace(CORE, '!!')}) is not taken; write a plain value")
+            raise RefusedError(f"line {line}: a tag ({tag.replace(CORE, '!!'):.100}) is not taken; write a plain value")
         is_alias = isinstance(event, yaml.AliasEvent)
         self.level += 1
         self.nodes += 1
@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
         if node is not None and not is_alias:
             self.extents[node] = self._extent(node, line)
         elif node is not None and node not in self.extents:
-            raise RefusedError(f"line {line}: the alias *{event.anchor} is part of what it stands for")
+            raise RefusedError(f"line {line}: the alias *{event.anchor:.100} is part of what it stands for")
         return node
 
     def _extent(self, node: Node, line: int) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def problem(error: yaml.YAMLError) -> str:
     """What is wrong and where, without what stands there."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
+        return f"line {mark.line + 1}, column {mark.column + 1}: {(error.problem or error.context or ''):.200}"
     if isinstance(error, yaml.reader.ReaderError):
         return f"character {error.position + 1} is U+{error.character:04X}, which YAML does not allow"
     return " ".join(str(error).split())
@@ -134,5 +134,5 @@ def _refuse_duplicates(node: MappingNode) -> None:
         if key.value in lines:
             first = lines[key.value]
             where = f"line {line}" if first == line else f"lines {first} and {line}"
-            raise RefusedError(f"{key.value} is given twice, in {where}; keep one of them")
+            raise RefusedError(f"{key.value:.100} is given twice, in {where}; keep one of them")
         lines[key.value] = line
