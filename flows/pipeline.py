@@ -16,7 +16,7 @@ from flows.sweep import run_request, sweep
 from tasks.artifacts.store import Store
 from tasks.graph import in_order, plan, preflight, resolved
 from tasks.prefect_task import link_runs, stage_task
-from tasks.run_stage import Outcome
+from tasks.run_stage import Outcome, StageJob
 
 DEMO = recipes.load("demo")
 
@@ -74,7 +74,7 @@ def run_graph(request: Request) -> dict[str, Any]:
         parent = document["run_id"]
         for node in in_order(nodes):
             inputs = resolved(node, outcomes)
-            outcome = stage_task(node.stage, node.name, node.config, inputs, parent, not_before)
+            outcome = stage_task(StageJob(node.stage, node.name, node.config, inputs, parent, not_before, node.origin))
             outcomes[node.name] = outcome
             document["stages"].append(stage_entry(outcome))
     link_runs(store, document)

@@ -96,7 +96,8 @@ def _executor(document: dict[str, Any], total: int, jobs: int) -> Iterator[RunAl
     executor: Executor = Here()
 
     def run(node: Node, inputs: dict[str, str]) -> Outcome:
-        outcome = stage_task(node.stage, node.name, node.config, inputs, document["run_id"], run=run_one)
+        job = StageJob(node.stage, node.name, node.config, inputs, document["run_id"])
+        outcome = stage_task(job, run_one)
         document["stages"].append(stage_entry(outcome))
         logger.info("stage %d of %d: %s %s in %.0f s", next(numbers), total, node.name, outcome.status, outcome.seconds)
         return outcome

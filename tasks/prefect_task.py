@@ -3,7 +3,6 @@
 import logging
 import queue
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -15,7 +14,6 @@ from prefect.exceptions import TerminationSignal
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
-from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome, StageJob, run_job
@@ -103,33 +101,14 @@ def _brief(error: Exception) -> str:
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def _stage(
-    stage: str,
-    name: str,
-    config: StageConfig,
-    inputs: Mapping[str, str],
-    parent: str | None,
-    not_before: datetime | None,
-    run: Callable[[StageJob], Outcome],
-) -> Outcome:
-    return run(StageJob(stage, name, config, inputs, parent, not_before))
+def _stage(name: str, work: Callable[[], Outcome]) -> Outcome:
+    return work()
 
 
-def stage_task(
-    stage: str,
-    name: str,
-    config: StageConfig,
-    inputs: Mapping[str, str],
-    parent: str | None,
-    not_before: datetime | None = None,
-    run: Callable[[StageJob], Outcome] = run_job,
-) -> Outcome:
+def stage_task(job: StageJob, run: Callable[[StageJob], Outcome] = run_job) -> Outcome:
     """Run a stage or reuse its artifact, here or in a process that `run` sends it to, as a Prefect task."""
-    work = Observed(run)
-    return work.within(
-        lambda: _stage(stage, name, config, inputs, parent, not_before, work),
-        lambda: run(StageJob(stage, name, config, inputs, parent, not_before)),
-    )
+    work = Observed(lambda: run(job))
+    return work.within(lambda: _stage(job.name, work), lambda: run(job))
 
 
 def link_runs(store: Store, document: Mapping[str, Any]) -> None:

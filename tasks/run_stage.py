@@ -34,6 +34,8 @@ class StageJob:
     parent: str | None
     not_before: datetime | None = None
     """What was begun before this moment is not reused."""
+    origin: str | None = None
+    """The artifact that is made again, with which the reasons compare."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def run_job(job: StageJob) -> Outcome:
             parent=job.parent,
             name=job.name,
             not_before=job.not_before,
+            origin=job.origin,
             progress=progress,
         )
 
@@ -74,6 +77,7 @@ def run_stage(
     parent: str | None = None,
     name: str | None = None,
     not_before: datetime | None = None,
+    origin: str | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key.
@@ -107,7 +111,7 @@ def run_stage(
             logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
         if run is None:
             requested = RequestedStage(name, stage.name, stage.version_of(config), config, digests, frozenset(digests))
-            reasons = damage or ([FORCED] if not_before else _changes(requested, store, parent))
+            reasons = damage or ([FORCED] if not_before else _changes(requested, store, parent, origin))
             why = "; ".join(reasons) or UNEXPLAINED
             logger.info("%s: runs, because: %s", name, why)
             workdir.clear()
@@ -173,10 +177,10 @@ def reusable(finished: Iterable[Record], problems_of: Callable[[str], list[str]]
     return None, damage
 
 
-def _changes(requested: RequestedStage, store: Store, parent: str | None) -> list[str]:
-    same = store.made_before(requested.stage, requested.name, parent)
+def _changes(requested: RequestedStage, store: Store, parent: str | None, origin: str | None) -> list[str]:
+    same = store.made_before(requested.stage, requested.name, parent) + ([store.record(origin)] if origin else [])
     sources = {source for record in same for source in record.inputs.values()}
-    return differences(requested, same, store.digests(sources))
+    return differences(requested, same, store.digests(sources), origin)
 
 
 def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> dict[str, Artifact]:

@@ -149,11 +149,6 @@ class ParentRuns:
         """The name of every pipeline, by the ID of its parent run."""
         return {run.id: run.name for run in self.all()}
 
-    def name_of(self, run_id: str | None) -> str | None:
-        """The name of a parent run's pipeline."""
-        found = None if run_id is None else self.find(run_id)
-        return None if found is None else found.name
-
     def _newest_first(self, *conditions: str, at_once: int = PAGE) -> Iterator[ParentRun]:
         token = None
         while True:

@@ -196,7 +196,8 @@ class Store:
 
     def made_before(self, stage: str, name: str, parent: str | None) -> list[Record]:
         """The runs of a stage under this name in the pipelines that are called as the one of this parent run."""
-        pipelines, pipeline = self.parent_runs.names(), self.parent_runs.name_of(parent)
+        pipelines = self.parent_runs.names()
+        pipeline = pipelines.get(parent or "")
         return [record for record in self.records(stage, name) if pipelines.get(record.parent or "") == pipeline]
 
     def metrics(self, run_id: str) -> dict[str, float]:

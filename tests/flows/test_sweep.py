@@ -20,7 +20,7 @@ from flows.requests import SweepRequest
 from flows.run_document import IncompleteError
 from tasks.artifacts.store import Store
 from tasks.graph import Planned, plan
-from tasks.run_stage import Outcome
+from tasks.run_stage import Outcome, StageJob
 
 pytestmark = pytest.mark.integration
 
@@ -146,11 +146,10 @@ def test_after_an_interrupt_it_goes_on_where_it_was(
 
     made = sweep.stage_task
 
-    def interrupted(stage: str, *arguments: Any, **named: Any) -> Outcome:
-        if stage == "judge":
+    def interrupted(job: StageJob, run: Callable[[StageJob], Outcome]) -> Outcome:
+        if job.stage == "judge":
             raise KeyboardInterrupt
-        outcome: Outcome = made(stage, *arguments, **named)
-        return outcome
+        return made(job, run)
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "stage_task", interrupted)

@@ -260,11 +260,17 @@ def test_a_rerun_alone_keeps_its_inputs(store: Store, make: Make, run: Run) -> N
     assert outcome.metrics == {"value": 20.0}
 
 
-def test_a_rerun_is_compared_with_the_artifact_it_makes_again(store: Store, make: Make) -> None:
+def test_a_rerun_is_compared_with_the_artifact_it_makes_again(
+    store: Store, make: Make, toys: dict[str, Stage], about: Callable[..., PipelineInfo]
+) -> None:
     origin = make("number", value=1, note="origin")
     make("number", value=3, note="origin")
-    nodes = rerun_nodes(store, origin.id, ["value=3", "seed=5"], downstream=False)
-    assert lines(plan(nodes, store)) == {"number": ("run", "seed: 0 -> 5; value: 1 -> 3")}
+    [node] = rerun_nodes(store, origin.id, ["value=3", "seed=5"], downstream=False)
+    assert lines(plan([node], store)) == {"number": ("run", "seed: 0 -> 5; value: 1 -> 3")}
+    with store.parent_runs.running(about("rerun number")) as parent:
+        made = run_stage(toys["number"], node.config, {}, store=store, parent=parent, origin=node.origin)
+    note = store._client.get_run(made.id).data.tags["mlflow.note.content"]
+    assert note.endswith("Ran because: seed: 0 -> 5; value: 1 -> 3.")
 
 
 def test_a_failed_attempt_can_be_rerun(store: Store, toys: dict[str, Stage], run: Run) -> None:
