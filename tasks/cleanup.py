@@ -213,7 +213,7 @@ class GarbageCollector:
             except OSError as error:
                 logger.warning("%s is left alone: it cannot be read (%s)", path, error.strerror)
                 return
-            size = sum(state.st_size for state in states[-len(files) :]) if files else 0
+            size = sum(state.st_size for state in states[1:])
             changed = datetime.fromtimestamp(max(state.st_mtime for state in states), UTC)
             yield Removable(path, kind, why, size, changed, lock, still_valid)
 

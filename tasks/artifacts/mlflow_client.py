@@ -177,8 +177,9 @@ class MlflowClient:
         for start in range(0, len(entries), 100):
             self.log_batch(run_id, params=entries[start : start + 100])
 
-    def insert_run(self, experiment: str, run_id: str, started: int, root: Path) -> None:
-        """A run under an ID that is given, which MLflow has no call for; in the home's own database."""
+    def insert_run(self, experiment: str, run_id: str, started: int, root: Path, tags: Mapping[str, str]) -> None:
+        """A run under an ID that is given, which MLflow has no call for; in the home's own database, with its tags or
+        not at all."""
         self.check_writable()
         row = {
             "run_uuid": run_id,
@@ -196,6 +197,8 @@ class MlflowClient:
         columns, values = ", ".join(row), ", ".join("?" * len(row))
         with closing(sqlite3.connect(self._home / "mlflow.db", timeout=PROBE_SECONDS)) as database, database:
             database.execute(f"INSERT INTO runs ({columns}) VALUES ({values})", tuple(row.values()))
+            each = ((run_id, name, value) for name, value in tags.items())
+            database.executemany("INSERT INTO tags (run_uuid, key, value) VALUES (?, ?, ?)", each)
 
     def log_metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
         """Log metrics, however long it takes MLflow to answer."""

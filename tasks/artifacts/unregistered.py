@@ -65,24 +65,27 @@ def register(client: "MlflowClient", experiment: str, owner: str, lost: Unregist
         "last_step": 0,
         "files": [],
     }
-    title = run_name(manifest.stage, run["name"])
-    if not lost.in_database:
-        client.insert_run(experiment, lost.id, run["started"], lost.root)
-    inputs = {role: entry["id"] for role, entry in manifest.inputs.items()}
-    tags = run_tags(
-        stage=manifest.stage,
-        name=run["name"],
-        version=manifest.stage_version,
-        key=manifest.key,
-        owner=run["owner"],
-        description=run["description"],
-        inputs=inputs,
-        config=run["config"],
-        parent=run["parent"],
-    )
-    results = split_tag("dpr.results", results_text(run["results"]))
-    for tag, value in {"mlflow.runName": title, "dpr.reason": "", **tags, **results}.items():
-        client.set_tag(lost.id, tag, value)
+    tags = {
+        "mlflow.runName": run_name(manifest.stage, run["name"]),
+        "dpr.reason": "",
+        **run_tags(
+            stage=manifest.stage,
+            name=run["name"],
+            version=manifest.stage_version,
+            key=manifest.key,
+            owner=run["owner"],
+            description=run["description"],
+            inputs={role: entry["id"] for role, entry in manifest.inputs.items()},
+            config=run["config"],
+            parent=run["parent"],
+        ),
+        **split_tag("dpr.results", results_text(run["results"])),
+    }
+    if lost.in_database:
+        for tag, value in tags.items():
+            client.set_tag(lost.id, tag, value)
+    else:
+        client.insert_run(experiment, lost.id, run["started"], lost.root, tags)
     client.log_params(lost.id, run["config"])
     client.log_metrics(lost.id, [(n, value, run["ended"], run["last_step"]) for n, value in run["metrics"].items()])
     if digest := manifest.run_digest():

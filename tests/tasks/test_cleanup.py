@@ -257,6 +257,22 @@ def test_an_artifact_that_lost_its_digest_is_not_removed_and_gets_it_back(store:
     assert store.verify(number.id) == []
 
 
+def test_taking_back_that_was_killed_can_be_done_again(
+    forgotten: tuple[Store, Outcome, list[Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    store, _, _ = forgotten
+    lost = store.unregistered()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(store._client, "set_tag", killed, raising=False)
+        with pytest.raises(Killed):
+            store.register(lost)
+    [again] = [each for each in store.unregistered() if each.id == lost.id]
+    assert store.register(again) == []
+
+
 def test_what_was_damaged_meanwhile_is_not_taken_back(forgotten: tuple[Store, Outcome, list[Outcome]]) -> None:
     store, _, later = forgotten
     (root(store, later[0].id) / "output" / "weights.bin").write_bytes(b"")
