@@ -177,8 +177,11 @@ class GarbageCollector:
                     yield from self._piece(folder, "unregistered", f"{what} that the database does not know")
 
     def _is_still_lost(self, folder: Path) -> bool:
-        """Whether it has not become one of a run that was begun meanwhile."""
-        return whole_manifest(folder / "artifacts") is None and not self._store.has_run(folder.name)
+        """Whether it is known to be no artifact, and has not become one of a run that was begun meanwhile."""
+        try:
+            return whole_manifest(folder / "artifacts") is None and not self._store.has_run(folder.name)
+        except OSError:
+            return False
 
     def _locks(self) -> Iterator[Removable]:
         for path in sorted((self._store.home / "locks").iterdir()):

@@ -1,5 +1,6 @@
 """Artifacts that the database does not know, as after an older `mlflow.db` was restored; and their re-registration."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from tasks.artifacts.run_records import ID, MANIFEST, NOTE_LIMIT, PAYLOAD, resul
 
 if TYPE_CHECKING:
     from tasks.artifacts.mlflow_client import MlflowClient
+
+logger = logging.getLogger("dense_path")
 
 UNKNOWN_TO_MLFLOW = "whole, but not in the database; dpr verify --all --register takes it back in"
 
@@ -31,7 +34,7 @@ class Unregistered:
 
 
 def whole_manifest(root: Path) -> Manifest | None:
-    """The manifest in a run's folder, if there is one that can be read as such."""
+    """The manifest in a run's folder, if there is one that is one; OSError where that cannot be known."""
     try:
         return Manifest.from_json(manifest_text(root))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -42,7 +45,11 @@ def find(artifacts: Path, finished: Collection[str], runs: Collection[str]) -> I
     """Those among the folders of a home that are not of `finished` runs; `runs` are all that MLflow has."""
     for folder in sorted(artifacts.iterdir()):
         if ID.fullmatch(folder.name) and folder.name not in finished:
-            manifest = whole_manifest(folder / "artifacts")
+            try:
+                manifest = whole_manifest(folder / "artifacts")
+            except OSError as error:
+                logger.warning("%s is left alone: it cannot be read (%s)", folder, error.strerror)
+                continue
             if manifest is not None:
                 yield Unregistered(folder.name, folder / "artifacts", manifest, folder.name in runs)
 

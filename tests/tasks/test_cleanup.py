@@ -1,7 +1,9 @@
 """What may be removed, and what never is."""
 
 import dataclasses
+import errno
 import json
+import logging
 import os
 import shutil
 import time
@@ -14,6 +16,7 @@ import pytest
 
 from dpr_core.errors import DensePathError
 from tasks.artifacts.parent_runs import PipelineInfo
+from tasks.artifacts.payloads import manifest_text
 from tasks.artifacts.store import Store
 from tasks.cleanup import GarbageCollector, Removable
 from tasks.locks import exclusive
@@ -291,6 +294,26 @@ def test_an_artifact_of_an_earlier_version_is_taken_back_by_its_stage(
     assert store.register(lost) == []
     record = store.record(lost.id)
     assert (record.stage, record.name, record.results, record.finished) == ("double", "double", {}, True)
+
+
+def test_what_cannot_be_read_is_told_of_and_stays(
+    forgotten: tuple[Store, Outcome, list[Outcome]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, _, later = forgotten
+    unreadable = root(store, later[0].id)
+
+    def text(folder: Path) -> str:
+        if folder == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return manifest_text(folder)
+
+    monkeypatch.setattr("tasks.artifacts.unregistered.manifest_text", text)
+    with caplog.at_level(logging.WARNING, "dense_path"):
+        assert [lost.id for lost in store.unregistered()] == [later[1].id]
+    assert f"{unreadable.parent} is left alone: it cannot be read (Input/output error)" in caplog.messages
+    clear(store, unfinished=True)
+    clear(store, unregistered=True)
+    assert (unreadable / "output" / "weights.bin").is_file()
 
 
 def test_a_run_that_began_while_rubbish_was_looked_for_stays(store: Store, make: Make) -> None:
