@@ -466,11 +466,16 @@ def keys_of_recipes(_: Any) -> Documents:
         stages = found[recipe] = {}
         for node in wiring.nodes(recipes.load(recipe)):
             stage = stage_named(node.stage)
+            sources = {role: stages[source.removeprefix("@")] for role, source in node.inputs.items()}
             config = node.config if stage.missing(node.config) else stage.pin(node.config)
+            version = stage.version
+            # Earlier versions had neither of these.
+            if hasattr(stage, "settle"):
+                config = stage.settle(config, {role: source["settings"] for role, source in sources.items()})
+                version = stage.version_of(config)
             settings = config.identity()
-            inputs = {role: stages[source.removeprefix("@")]["key"] for role, source in node.inputs.items()}
-            key = stage_key(stage.name, stage.version, settings, inputs)
-            stages[node.name] = {"key": key, "version": stage.version, "inputs": node.inputs, "settings": settings}
+            key = stage_key(stage.name, version, settings, {role: source["key"] for role, source in sources.items()})
+            stages[node.name] = {"key": key, "version": version, "inputs": node.inputs, "settings": settings}
     return found
 
 
