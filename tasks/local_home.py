@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.files import expanded
 from tasks.locks import exclusive
 
 ATTEMPT = "ATTEMPT"
@@ -22,7 +23,7 @@ class UnwritableHomeError(UsageError):
 def home_folder() -> Path:
     """`DPR_HOME`, or `./.dpr` if unset."""
     setting = os.environ.get("DPR_HOME") or ".dpr"
-    home = Path(os.path.abspath(Path(setting).expanduser()))
+    home = Path(os.path.abspath(expanded(setting)))
     if set("?#%") & set(str(home)):
         raise UsageError(f"DPR_HOME: {home} has a ?, # or % in its name, which MLflow cannot take; use another folder")
     return home

@@ -15,6 +15,7 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
 from dpr_core.errors import DensePathError
+from dpr_core.redaction import address
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome, StageJob, run_job
 from tasks.running.shutdown import Terminated
@@ -65,8 +66,8 @@ class Observed(Generic[T]):
                     raise
                 if url := PREFECT_API_URL.value():
                     raise DensePathError(
-                        f"PREFECT_API_URL: the Prefect server at {url} does not take the run ({_brief(error)}); "
-                        "nothing was begun. Start it, or unset PREFECT_API_URL"
+                        f"PREFECT_API_URL: the Prefect server at {address(url)} does not take the run "
+                        f"({_brief(error)}); nothing was begun. Start it, or unset PREFECT_API_URL"
                     ) from error
             lose(error)
         if isinstance(self._error, TerminationSignal):

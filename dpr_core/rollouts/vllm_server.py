@@ -17,6 +17,7 @@ import httpx
 
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.files import expanded
 from dpr_core.redaction import read_key
 from dpr_core.rollouts import vllm_supervisor
 from dpr_core.text import escape_control_lines
@@ -222,8 +223,7 @@ def python_interpreter(settings: VllmExecutionConfig) -> Path:
             f"{ENVIRONMENT_VARIABLE} to its folder (`make install-vllm` makes one for the CPU), or "
             "rollouts.execution.url to a server that runs"
         )
-    python = Path(settings.python) if settings.python else Path(str(folder)) / "bin" / "python"
-    python = python.expanduser().absolute()
+    python = expanded(settings.python or f"{folder}/bin/python").absolute()
     if not os.access(python, os.X_OK):
         where = "rollouts.execution.python" if settings.python else ENVIRONMENT_VARIABLE
         raise UsageError(f"{where}: there is no Python interpreter at {python}")

@@ -87,8 +87,8 @@ def test_where_the_temporary_server_is_lost_before_the_work_begins_it_is_done_wi
 
 def test_a_server_that_is_named_and_away_is_told_before_anything_begins() -> None:
     with (
-        temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}),
-        pytest.raises(DensePathError, match=r"PREFECT_API_URL: the Prefect server at http://prefect:4200/api does not"),
+        temporary_settings({PREFECT_API_URL: "http://me:planted-password@prefect:4200/api"}),
+        pytest.raises(DensePathError, match=r"PREFECT_API_URL: the Prefect server at http://me:\*{3}@prefect:4200/api"),
     ):
         Observed(never).within(refused, never)
     assert not Observed.lost

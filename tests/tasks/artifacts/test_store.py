@@ -103,6 +103,12 @@ def test_names_of_home_that_mlflow_cannot_take_are_refused(
         Store.open()
 
 
+def test_a_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPR_HOME", "~nobody-here/home")
+    with pytest.raises(UsageError, match="~nobody-here/home: there is no such user here"):
+        Store.open()
+
+
 def test_read_only_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPR_HOME", "/proc/dpr")
     with pytest.raises(UsageError, match="cannot write to /proc/dpr"):
