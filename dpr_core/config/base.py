@@ -185,6 +185,11 @@ EXPECTED = {
     "bool_type": "true or false is expected",
     "string_unicode": "this text is not valid Unicode",
     "string_type": "text is expected; put it in quotes",
+    "tuple_type": "a list is expected, in brackets",
+    "list_type": "a list is expected, in brackets",
+    "dict_type": "a section of settings is expected",
+    "model_type": "a section of settings is expected",
+    "model_attributes_type": "a section of settings is expected",
 }
 
 
