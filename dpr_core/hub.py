@@ -18,10 +18,10 @@ def check(
 ) -> None:
     """Raise what would keep a repository from being read hours from now: no network, no access, no such name.
 
-    `setting` names it in a recipe. `file` is needed of it; a copy of it in the hub's cache will do where the hub cannot
-    be reached.
+    `setting` names it in a recipe. `file` is needed of it; none is a dataset as `datasets` reads it. A copy in a cache
+    of this machine will do where the hub cannot be reached.
     """
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     if name.startswith(("/", ".", "~")):
         if not expanded(name).is_dir():
@@ -47,7 +47,7 @@ def check(
         ) from None
     except Exception as error:
         reason = " ".join(redact(str(error)).split()).rstrip(".")[:200] or type(error).__name__
-        if file and isinstance(try_to_load_from_cache(name, file, revision=revision, repo_type=kind), str):
+        if _has_copy(kind, name, revision, file):
             # Who has asked for it need not be told.
             if not isinstance(error, errors.OfflineModeIsEnabled):
                 copy = "the copy of %s on this machine is used, at once with HF_HUB_OFFLINE=1"
@@ -57,3 +57,20 @@ def check(
             f"the hub cannot be reached for the {kind} {name} ({reason}); check the network, HF_ENDPOINT and "
             f"HF_HUB_OFFLINE, or give a copy on this machine: --set {setting}=..."
         ) from None
+
+
+def _has_copy(kind: str, name: str, revision: str | None, file: str | None) -> bool:
+    if file is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(name, file, revision=revision, repo_type=kind), str)
+    from datasets.load import CachedDatasetModuleFactory
+
+    # That copy may be of any revision.
+    if revision is not None:
+        return False
+    try:
+        CachedDatasetModuleFactory(name).get_module()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,6 +1,8 @@
 import logging
+from pathlib import Path
 from typing import Any
 
+import datasets
 import httpx2
 import pytest
 from huggingface_hub import errors
@@ -79,6 +81,19 @@ def test_a_copy_that_was_asked_for_is_taken_without_a_word(answers: Any, caplog:
     answers(errors.OfflineModeIsEnabled("offline mode is enabled"))
     with pytest.raises(DensePathError, match="offline mode is enabled"):
         hub.check("model", NAME, None, FIELD, "config.json")
+
+
+def test_of_a_dataset_the_copy_that_was_loaded_before_will_do(
+    answers: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    answers(errors.OfflineModeIsEnabled("offline mode is enabled"))
+    with pytest.raises(DensePathError, match=r"for the dataset me/MyRows .*--set subsample\.source\.name="):
+        hub.check("dataset", "me/MyRows", None, "subsample.source.name")
+    (tmp_path / "me___my_rows" / "default" / "0.0.0" / "1a2b").mkdir(parents=True)
+    hub.check("dataset", "me/MyRows", None, "subsample.source.name")
+    with pytest.raises(DensePathError, match="cannot be reached"):
+        hub.check("dataset", "me/MyRows", "3c4d", "subsample.source.name")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
