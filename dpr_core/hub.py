@@ -18,8 +18,8 @@ def check(
 ) -> None:
     """Raise what would keep a repository from being read hours from now: no network, no access, no such name.
 
-    `setting` names it in a recipe. `file` is needed of it; none is a dataset as `datasets` reads it. A copy in a cache
-    of this machine will do where the hub cannot be reached.
+    `setting` takes a copy on this machine in its place. `file` is needed of it; none is a dataset as `datasets` reads
+    it. A copy in a cache of this machine will do where the hub cannot be reached.
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
@@ -28,22 +28,25 @@ def check(
             raise UsageError(f"there is no folder {name}; name another: --set {setting}=FOLDER")
         return
     at = f" at revision {revision}" if revision else ""
+    instead = f"or give a copy on this machine: --set {setting}=..."
     try:
         url = hf_hub_url(name, file or "README.md", revision=revision, repo_type=kind)
         get_hf_file_metadata(url, timeout=SECONDS)
     except errors.GatedRepoError:
         raise UsageError(
             f"the {kind} {name} is gated, and this account has no access: ask for it on its page, then log in with "
-            "`hf auth login` or set HF_TOKEN"
+            f"`hf auth login` or set HF_TOKEN, {instead}"
         ) from None
     except errors.EntryNotFoundError:
         # A dataset may have any files; that the hub says so shows that it can be read.
         if file is not None:
-            raise UsageError(f"the {kind} {name} of the hub has no {file}{at}; check {setting}") from None
+            raise UsageError(
+                f"the {kind} {name} of the hub has no {file}{at}; check its name and revision, {instead}"
+            ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise UsageError(
-            f"the hub has no {kind} {name}{at} that can be read from here; check {setting} and its revision, and log "
-            "in with `hf auth login` or set HF_TOKEN if it is private"
+            f"the hub has no {kind} {name}{at} that can be read from here; check its name and revision, log in with "
+            f"`hf auth login` or set HF_TOKEN if it is private, {instead}"
         ) from None
     except Exception as error:
         reason = " ".join(redact(str(error)).split()).rstrip(".")[:200] or type(error).__name__
@@ -55,7 +58,7 @@ def check(
             return
         raise DensePathError(
             f"the hub cannot be reached for the {kind} {name} ({reason}); check the network, HF_ENDPOINT and "
-            f"HF_HUB_OFFLINE, or give a copy on this machine: --set {setting}=..."
+            f"HF_HUB_OFFLINE, {instead}"
         ) from None
 
 

@@ -46,7 +46,7 @@ def test_what_can_be_read_is_passed(answers: Any) -> None:
     [
         (errors.GatedRepoError, 403, "the model org/model is gated, and this account has no access: ask for it on its"),
         (errors.RepositoryNotFoundError, 401, "the hub has no model org/model at revision 1a2b that can be read"),
-        (errors.RevisionNotFoundError, 404, "check backbone.name and its revision"),
+        (errors.RevisionNotFoundError, 404, r"check its name and revision, .*--set backbone\.name="),
         (errors.RemoteEntryNotFoundError, 404, "the model org/model of the hub has no config.json at revision 1a2b"),
     ],
 )
