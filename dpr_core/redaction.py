@@ -143,7 +143,8 @@ def _parts(uri: str) -> Iterator[str]:
         return
     user_and_password, _, place = rest.rpartition("@")
     user, colon, password = user_and_password.partition(":")
-    query = re.split(r"[&=]", place.partition("?")[2])
+    settings = (setting.partition("=") for setting in place.partition("?")[2].split("&"))
+    query = [value if equals else name for name, equals, value in settings]
     for secret in (password if colon else user, *re.split(r"[/?#@]", password if colon else user), *query):
         yield from {each for each in (secret, unquote(secret)) if len(each) >= SHORTEST_KEY}
 

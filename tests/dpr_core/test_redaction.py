@@ -54,6 +54,12 @@ def test_what_variables_hold_of_passwords_is_in_no_error(
     assert "s3same" not in redact(f"no such host: {where.format(SECRET)}")
 
 
+def test_the_names_in_a_query_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://host/db?application_name=hidden-value-1&hidden-token-2")
+    said = "application_name is not hidden-value-1 or hidden-token-2"
+    assert redact(said) == "application_name is not *** or ***"
+
+
 def test_a_key_is_known_by_the_variable_that_it_was_read_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_JUDGE", SECRET)
     assert redact(SECRET) == SECRET
