@@ -14,7 +14,7 @@ from typing import Any, Self
 from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts import unregistered
-from tasks.artifacts.identity import HashCache, Manifest, check_file
+from tasks.artifacts.identity import HashCache, Manifest, RunEntry, check_file
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
 from tasks.artifacts.payloads import Payloads
@@ -203,18 +203,23 @@ class Store:
     def metrics(self, run_id: str) -> dict[str, float]:
         """The latest value of each metric; of an artifact, as it was published."""
         run = self._run(run_id)
-        manifest = self._payloads.manifest(run)[0] if record_of(run).finished else None
-        return dict(manifest.run["metrics"] if manifest is not None and manifest.run else run.data.metrics)
+        as_published = self._as_published(run) if record_of(run).finished else None
+        return dict(as_published["metrics"] if as_published else run.data.metrics)
 
     def beside(self, run_id: str, name: str) -> Path | None:
         """A file beside the payload of an artifact, if it lies on this machine as it was published."""
         run = self._run(run_id)
-        root, manifest = self._payloads.root(run), self._payloads.manifest(run)[0]
-        entries = manifest.run["files"] if root is not None and manifest is not None and manifest.run else []
-        for entry in entries:
-            if root is not None and entry["path"] == name and not check_file(root / name, entry, HashCache()):
-                return root / name
+        root = self._payloads.root(run)
+        if root is not None and (as_published := self._as_published(run)):
+            for entry in as_published["files"]:
+                if entry["path"] == name and not check_file(root / name, entry, HashCache()):
+                    return root / name
         return None
+
+    def _as_published(self, run: Any) -> RunEntry | None:
+        """What the manifest says of a run, if it is to be believed."""
+        manifest, problems = self._payloads.manifest(run)
+        return None if manifest is None or problems else manifest.run
 
     def users(self, run_id: str) -> list[Record]:
         """Artifacts and runs that have this one as an input, newest first."""

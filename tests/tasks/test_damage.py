@@ -290,6 +290,13 @@ def test_what_is_only_shown_is_named_by_verify_and_never_read(kind: str, chain: 
     assert (again.status, again.id, again.metrics) == ("reused", chain.number.id, {"value": 1.0})
 
 
+def test_what_an_edited_manifest_says_is_not_told(chain: Chain) -> None:
+    assert chain.store.beside(chain.number.id, "config.yaml") is not None
+    chain.rewrite(lambda document: document["run"].update(metrics={"value": 99.0}))
+    assert chain.store.metrics(chain.number.id)["value"] == 1.0
+    assert chain.store.beside(chain.number.id, "config.yaml") is None
+
+
 def test_an_artifact_of_an_earlier_version_is_sound(chain: Chain, make: Make) -> None:
     """Its manifest says nothing of its run."""
     digest = chain.store.record(chain.number.id).digest
