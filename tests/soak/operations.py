@@ -234,8 +234,10 @@ def look(world: World, rng: random.Random, calm: Calm) -> str:
     seen = {each["id"] for each in listed if each["finished"]}
     if seen - world.damaged.keys() != {row.id for row in before if row.finished} - world.damaged.keys():
         raise InvariantError("the list is the database", [row.id for row in before if row.finished], listed)
-    plans = [run_words(recipe_for(world, rng), "--plan"), ["resume", "--plan"], ["gc", "--plan", "--unfinished"]]
-    for words in [["show", row.id[:16]] for row in before if row.finished][:1] + plans:
+    for row in [row for row in before if row.finished][:1]:
+        # What is edited is named, and not shown.
+        world.dpr("show", row.id[:16], home=home).expect("a view", *((0, 1) if row.id in world.damaged else (0,)))
+    for words in run_words(recipe_for(world, rng), "--plan"), ["resume", "--plan"], ["gc", "--plan", "--unfinished"]:
         world.dpr(*words, home=home).expect("a view", 0)
     if before != world.rows():
         raise InvariantError("to look changes nothing", before, world.rows())
