@@ -168,7 +168,7 @@ def _plan_inputs(config: PipelineConfig, model: Architecture, target: PlanTarget
         share=LIKELY_SHARE,
         exact_reward=pretrained
         and backbone.dtype == "bfloat16"
-        and backbone.attention != "flash_attention_2"
+        and backbone.takes_float32
         and config.reward.arithmetic not in (AS_SFT, "bfloat16"),
     )
 

@@ -32,6 +32,11 @@ class PretrainedBackboneConfig(Config):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
 
+    @property
+    def takes_float32(self) -> bool:
+        """Whether the attention computes in numbers of 32 bits too."""
+        return self.attention != "flash_attention_2"
+
 
 class LabBackboneConfig(StageConfig):
     """A tiny from-scratch network of one of the four families, taught a skill that it mostly does not show."""

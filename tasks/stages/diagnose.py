@@ -12,7 +12,7 @@ from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.reward import DiagnoseConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
-from tasks.stages.lineage import Lineage, computes_in_float32
+from tasks.stages.lineage import Lineage
 from tasks.stages.reward import probes
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         return None if read_result is None else is_right(questions[prompt], text, read_result)
 
     definition, backbone = lineage.definition(reward), lineage.backbone(reward)
-    rounds = (definition.arithmetic or backbone.dtype) != "float32" and computes_in_float32(backbone)
+    rounds = (definition.arithmetic or backbone.dtype) != "float32" and backbone.takes_float32
     dense_reward = lineage.defined_reward(reward, definition, settings.execution)
 
     def exact(sequences: "Sequence[TokenSequence]") -> "ScoredTokens":

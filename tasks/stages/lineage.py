@@ -168,7 +168,7 @@ class Lineage:
         from dpr_core.models.dense_reward import DenseReward
 
         backbone = self.backbone(artifact)
-        if definition.arithmetic in ("float32", "tf32") and not computes_in_float32(backbone):
+        if definition.arithmetic in ("float32", "tf32") and not backbone.takes_float32:
             raise UsageError(
                 f"{backbone.attention} cannot compute a reward in {definition.arithmetic}: it takes 16-bit numbers "
                 "alone; take another backbone.attention, or --set reward.arithmetic=as_sft"
@@ -185,11 +185,6 @@ class Lineage:
             definition.arithmetic,
             keep_weights,
         )
-
-
-def computes_in_float32(backbone: PretrainedBackboneConfig) -> bool:
-    """Whether the kind of attention takes numbers of 32 bits."""
-    return backbone.attention != "flash_attention_2"
 
 
 def checkpoints(sft: Artifact) -> dict[float | str, Path]:

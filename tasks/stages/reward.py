@@ -16,7 +16,7 @@ from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
-from tasks.stages.lineage import REWARD, Lineage, checkpoints, computes_in_float32
+from tasks.stages.lineage import REWARD, Lineage, checkpoints
 
 if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
@@ -118,7 +118,7 @@ def with_arithmetic(
     from dpr_core.diagnostics.rounding import PROBES, fastest, rounding_shares
 
     backbone = lineage.backbone(sft)
-    if not computes_in_float32(backbone):
+    if not backbone.takes_float32:
         logger.warning(
             "reward: its rounding is not measured, since %s computes nothing in float32; it is computed as SFT was",
             backbone.attention,
