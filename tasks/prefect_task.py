@@ -3,11 +3,11 @@
 import logging
 import queue
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import httpx
 from prefect import task
-from prefect._internal.concurrency.services import _active_services
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
@@ -88,12 +88,18 @@ def lose(error: Exception) -> None:
         )
     if PREFECT_API_URL.value() is None and (process := SubprocessASGIServer().server_process) is not None:
         process.kill()  # one that hangs would be waited for at every request
-    for service in list(_active_services):
-        while True:
-            try:
-                service._queue.get_nowait()
-            except queue.Empty:
-                break
+    _drop_unsent_events()
+
+
+def _drop_unsent_events() -> None:
+    """Prefect would try each again at its end, and has no public way to be told not to."""
+    with suppress(ImportError):
+        from prefect._internal.concurrency.services import _active_services
+
+        for service in list(_active_services):
+            with suppress(queue.Empty):
+                while True:
+                    service._queue.get_nowait()
 
 
 def _brief(error: Exception) -> str:

@@ -377,7 +377,7 @@ class Store:
         self.check_writable()
         with exclusive(self.home / "locks" / f"{lost.manifest.key}.lock"):
             problems = lost.problems()
-            if not problems:
+            if not problems and (lost.in_database or not self.has_run(lost.id)):
                 unregistered.register(self._client, self._experiment, self._owner, lost)
             return problems or self.verify(lost.id)
 

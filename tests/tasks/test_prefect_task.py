@@ -26,7 +26,7 @@ def a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     process = SimpleNamespace(kill=lambda: done.append("killed"))
     monkeypatch.setattr(Observed, "lost", False)
     monkeypatch.setattr(tasks.prefect_task, "SubprocessASGIServer", lambda: SimpleNamespace(server_process=process))
-    monkeypatch.setattr(tasks.prefect_task, "_active_services", set())
+    monkeypatch.setattr("prefect._internal.concurrency.services._active_services", set())
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         yield done
 
@@ -105,7 +105,7 @@ def test_an_error_that_is_no_loss_is_raised() -> None:
 def test_a_lost_server_is_sent_nothing_more(monkeypatch: pytest.MonkeyPatch, a_server_of_its_own: list[str]) -> None:
     events: queue.Queue[str] = queue.Queue()
     events.put("a stage has ended")
-    monkeypatch.setattr(tasks.prefect_task, "_active_services", [SimpleNamespace(_queue=events)])
+    monkeypatch.setattr("prefect._internal.concurrency.services._active_services", [SimpleNamespace(_queue=events)])
     lose(REFUSED)
     assert events.empty()
     assert a_server_of_its_own == ["killed"]
