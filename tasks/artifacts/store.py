@@ -21,6 +21,7 @@ from tasks.artifacts.payloads import Payloads
 from tasks.artifacts.retrying import retry_seconds
 from tasks.artifacts.run_records import (
     ID,
+    KEY,
     Artifact,
     Record,
     Snapshot,
@@ -56,6 +57,8 @@ class Store:
         self._payloads = Payloads(client, home, home / "artifacts" if embedded else None)
         self._owner = identity_of(home) if client.read_only is None or (home / "ID").exists() else ""
         self.parent_runs = ParentRuns(client, experiment, home, self._owner)
+        self._input_digests: dict[str, str] = {}
+        """Of the inputs of artifacts that were read: what has been lost is the same as another of its digest."""
 
     @classmethod
     def open(cls, *, retry: bool = False) -> Self:
@@ -247,18 +250,23 @@ class Store:
         manifest, payload, problems = self._payloads.inspect(run)
         if manifest is None or problems:
             return None, problems
+        self._remember_inputs(manifest)
         return Artifact(record.id, record.stage, manifest.digest(), manifest.config, record.inputs, payload), []
+
+    def _remember_inputs(self, manifest: Manifest) -> None:
+        entries = manifest.inputs.values()
+        self._input_digests |= {each["id"]: each["digest"] for each in entries if KEY.fullmatch(each["digest"])}
 
     def _twin(self, damaged: Record) -> Artifact | None:
         """A sound artifact with the digest of a damaged one is the same to the byte, and stands in for it."""
-        for run in self._same_digest(damaged):
+        for run in self._with_digest(damaged.digest):
             artifact = self._sound(run)[0]
             if artifact is not None and (artifact.stage, artifact.digest) == (damaged.stage, damaged.digest):
                 return artifact
         return None
 
-    def _same_digest(self, record: Record) -> Iterator[Any]:
-        return self._search(f"tags.`dpr.digest` = '{record.digest}'", "attributes.status = 'FINISHED'")
+    def _with_digest(self, digest: str | None) -> Iterator[Any]:
+        return self._search(f"tags.`dpr.digest` = '{digest}'", "attributes.status = 'FINISHED'")
 
     def verify(self, run_id: str, *, quick: bool = False) -> list[str]:
         """Every reason not to trust an artifact; empty means sound.
@@ -286,10 +294,11 @@ class Store:
     def published(self, run_id: str) -> Record:
         """The record of an artifact, once it agrees with the manifest, or that of a twin; files are not checked."""
         run = self._run(run_id)
-        problems = self._payloads.manifest(run)[1]
-        if not problems:
+        manifest, problems = self._payloads.manifest(run)
+        if manifest is not None and not problems:
+            self._remember_inputs(manifest)
             return record_of(run)
-        for twin in self._same_digest(record_of(run)):
+        for twin in self._with_digest(record_of(run).digest):
             if not self._payloads.manifest(twin)[1]:
                 return record_of(twin)
         raise DensePathError(f"artifact {record_of(run).title} has no sound manifest: {'; '.join(problems)}")
@@ -416,6 +425,8 @@ class Store:
         if len(prefix) < SHORTEST_PREFIX:
             raise UsageError(f"{reference!r} is too short for an ID; give at least {SHORTEST_PREFIX} characters")
         found = list(self._search(f"attributes.run_id LIKE '{prefix}%'"))
+        if not found and (digest := self._input_digests.get(reference)) is not None:
+            found = list(self._with_digest(digest))[:1]
         if not found:
             raise UsageError(f"there is no artifact {reference!r} in {self.where}; `dpr artifacts` lists what there is")
         if len(found) > 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dpr_core.errors import DensePathError
+from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.payloads import manifest_text
 from tasks.artifacts.store import Store
@@ -282,6 +282,20 @@ def test_what_was_damaged_meanwhile_is_not_taken_back(forgotten: tuple[Store, Ou
     problems = {lost.id: store.register(lost) for lost in store.unregistered()}
     assert problems == {later[0].id: ["weights.bin: 0 bytes, expected 10240"], later[1].id: []}
     assert [lost.id for lost in store.unregistered()] == [later[0].id]
+
+
+def test_what_was_made_from_a_lost_artifact_can_be_used_once_that_was_made_again(
+    forgotten: tuple[Store, Outcome, list[Outcome]], make: Make
+) -> None:
+    store, first, (double, add) = forgotten
+    (root(store, double.id) / "output" / "weights.bin").write_bytes(b"")
+    for lost in store.unregistered():
+        store.register(lost)
+    source = store.fetch(add.id).inputs["double"]
+    with pytest.raises(UsageError, match="there is no artifact"):
+        store.fetch(source)
+    again = make("double", {"number": first.id})
+    assert (source, store.fetch(source).id, store.published(source).id) == (double.id, again.id, again.id)
 
 
 def test_an_artifact_of_an_earlier_version_is_taken_back_by_its_stage(
