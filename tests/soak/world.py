@@ -162,7 +162,9 @@ class Running:
             raise InvariantError("errors are sentences", "a sentence", "the name of an exception", done.tail)
         if SECRET in done.out + done.err:
             raise InvariantError("no secret is shown", "none", "the planted key", done.tail)
-        if done.status >= 0 and (files := [str(path) for path in self.scratch.iterdir()]):
+        # Torch's cache has one name for all processes, and stays.
+        files = [str(path) for path in self.scratch.iterdir() if not path.name.startswith("torchinductor_")]
+        if done.status >= 0 and files:
             raise InvariantError("no temporary files", "none", files, done.tail)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return done
