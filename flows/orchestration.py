@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Running, State
 
 from tasks.prefect_task import Observed
 from tasks.running import shutdown
@@ -64,8 +64,12 @@ def run_flow(start: Callable[[], object], alone: Callable[[], Document]) -> Docu
 def _say_cancelled(flow: Any, flow_run: FlowRun, state: Any) -> None:
     """A process that is told to end does not know why, unless it told itself."""
     if flow_run.id in _CANCELLED:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(flow_run.id, Cancelled(message="Ended where nothing was lost."), force=True)
+        _set_state(flow_run.id, Cancelled(message="Ended where nothing was lost."))
+
+
+def _set_state(flow_run: UUID, state: State[Any]) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run, state, force=True)
 
 
 flow = functools.partial(prefect.flow, on_crashed=[_say_cancelled])
@@ -91,7 +95,11 @@ def end_when_cancelled(flow_run: UUID, done: threading.Event, state_of: Callable
     """Send this process the SIGTERM that the worker of a cancelled flow run owes it; training ends at a safe point."""
     since = None
     while not done.wait(POLL_SECONDS):
-        if state_of(flow_run) not in (StateType.CANCELLING, StateType.CANCELLED):
+        state = state_of(flow_run)
+        if state == StateType.CRASHED and not done.is_set():
+            # A server that was away heard no heartbeats, and what has crashed cannot be cancelled.
+            _say_running(flow_run)
+        if state not in (StateType.CANCELLING, StateType.CANCELLED):
             since = None
         elif since is None:
             since = time.monotonic()
@@ -100,6 +108,13 @@ def end_when_cancelled(flow_run: UUID, done: threading.Event, state_of: Callable
             _CANCELLED.add(flow_run)
             os.kill(os.getpid(), signal.SIGTERM)
             return
+
+
+def _say_running(flow_run: UUID) -> None:
+    try:
+        _set_state(flow_run, Running(message="Its process lives: the server did not hear of it for a while."))
+    except Exception as error:
+        logger.debug("Prefect was not told that %s lives: %s", flow_run, error)
 
 
 def _state_of(flow_run: UUID) -> StateType | None:

@@ -41,12 +41,12 @@ class Line:
         send(self._line, rank=rank)
         return self._answers.get()
 
-    def tell(self, what: str, **values: Any) -> None:
+    def tell(self, request: str, /, **values: Any) -> None:
         with self._sending:
-            send(self._line, ask=what, **values)
+            send(self._line, ask=request, **values)
 
-    def ask(self, what: str, **values: Any) -> Any:
-        self.tell(what, **values)
+    def ask(self, request: str, /, **values: Any) -> Any:
+        self.tell(request, **values)
         return self._answers.get()["answer"]
 
     def _listen(self) -> None:

@@ -356,7 +356,8 @@ def test_a_flow_run_is_cancelled_though_the_server_was_away_for_two_minutes(
     site.wait_for_server()
     [flow_run] = site.api("flow_runs/filter", flow_runs={"name": {"any_": ["through a restart"]}})
     assert attempt().status == "RUNNING"  # type: ignore[union-attr]
-    site.done("flow-run", "cancel", flow_run["id"])
+    # For want of heartbeats the server may take it for crashed, until its process says that it lives.
+    site.wait_for(lambda: site.prefect("flow-run", "cancel", flow_run["id"]).returncode == 0)
     site.wait_for(lambda: attempt().status != "RUNNING")  # type: ignore[union-attr]
     record = attempt()
     assert record is not None

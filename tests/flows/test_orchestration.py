@@ -77,6 +77,19 @@ def test_a_cancelled_flow_run_ends_though_its_server_was_away_for_a_while(at_onc
     assert flow_run in orchestration._CANCELLED
 
 
+def test_what_was_taken_for_crashed_while_the_server_was_away_is_running_again(
+    at_once: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [StateType.RUNNING, StateType.CRASHED, StateType.CRASHED]
+    states: list[StateType] = []
+    monkeypatch.setattr(orchestration, "_set_state", lambda flow_run, state: states.append(state.type))
+    orchestration.end_when_cancelled(
+        uuid.uuid4(), threading.Event(), lambda flow_run: said.pop(0) if said else StateType.CANCELLING
+    )
+    assert states == [StateType.RUNNING, StateType.RUNNING]
+    assert at_once == [signal.SIGTERM]
+
+
 def test_what_its_worker_ends_is_not_told_a_second_time(at_once: list[int]) -> None:
     """A second signal would not wait for the next safe point."""
     shutdown.requested.set()

@@ -181,7 +181,7 @@ run_stage(stage_named("sft"), config, {"data": sys.argv[2]}, store=Store.open())
 
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(here: Here) -> None:
-    endless = here.config(2, epochs=10**5).model_dump_json()
+    endless = here.config(2, epochs=10**4).model_dump_json()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, "-c", PARENT, endless, here.data], env=environment)
     home = here.store.home
