@@ -273,6 +273,9 @@ def damage(world: World, rng: random.Random, calm: Calm) -> str:
         *sorted(path for path in (row.folder / "output").rglob("*") if path.is_file()),
     ]
     file, how = rng.choice(files), rng.choice(("flip", "truncate", "delete", "append", "folder", "link", "add"))
+    if how == "add":
+        # What people put beside a payload is theirs.
+        file = files[-1]
     world.hurt_now(row, f"{how} of {file.relative_to(row.folder)}")
     change(file, how, rng)
     done = world.dpr("verify", row.id, home=rng.choice(world.homes)).expect(f"verify sees damage ({how})", 1)
