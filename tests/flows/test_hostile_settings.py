@@ -28,7 +28,8 @@ from tasks.artifacts.parent_runs import StoredRequest
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
 SECONDS = 5
-LONGEST = 5000
+LONGEST = 10_000
+"""Characters of an error: twenty lines, each with the path of the recipe."""
 
 
 @contextmanager

@@ -106,6 +106,8 @@ def test_a_temporary_server_that_does_not_start_is_done_without(monkeypatch: pyt
     def fails(server: SubprocessASGIServer) -> None:
         raise RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
 
+    # The one instance is the tests' own server.
+    monkeypatch.setattr(SubprocessASGIServer, "_instances", {})
     monkeypatch.setattr(SubprocessASGIServer, "start", fails)
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         embedded.start_server()
