@@ -57,6 +57,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """No waiting; the signals that have arrived."""
     monkeypatch.setattr(orchestration, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(orchestration, "GRACE_SECONDS", 0.03)
+    shutdown.requested.clear()  # by a test of signals before this one
     arrived: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
     yield arrived
