@@ -9,13 +9,13 @@ from dpr_core.redaction import redact
 
 logger = logging.getLogger("dense_path")
 
+Kind = Literal["model", "dataset"]
+
 SECONDS = 4.0
 """For an answer, which may be asked for twice."""
 
 
-def check(
-    kind: Literal["model", "dataset"], name: str, revision: str | None, setting: str, file: str | None = None
-) -> None:
+def check(kind: Kind, name: str, revision: str | None, setting: str, file: str | None = None) -> None:
     """Raise what would keep a repository from being read hours from now: no network, no access, no such name.
 
     `setting` takes a copy on this machine in its place. `file` is needed of it; none is a dataset as `datasets` reads
@@ -27,28 +27,16 @@ def check(
         if not expanded(name).is_dir():
             raise UsageError(f"there is no folder {name}; name another: --set {setting}=FOLDER")
         return
-    at = f" at revision {revision}" if revision else ""
     instead = f"or give a copy on this machine: --set {setting}=..."
     try:
         url = hf_hub_url(name, file or "README.md", revision=revision, repo_type=kind)
         get_hf_file_metadata(url, timeout=SECONDS)
-    except errors.GatedRepoError:
-        raise UsageError(
-            f"the {kind} {name} is gated, and this account has no access: ask for it on its page, then log in with "
-            f"`hf auth login` or set HF_TOKEN, {instead}"
-        ) from None
-    except errors.EntryNotFoundError:
-        # A dataset may have any files; that the hub says so shows that it can be read.
-        if file is not None:
-            raise UsageError(
-                f"the {kind} {name} of the hub has no {file}{at}; check its name and revision, {instead}"
-            ) from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
-        raise UsageError(
-            f"the hub has no {kind} {name}{at} that can be read from here; check its name and revision, log in with "
-            f"`hf auth login` or set HF_TOKEN if it is private, {instead}"
-        ) from None
     except Exception as error:
+        if file is None and isinstance(error, errors.EntryNotFoundError):
+            # A dataset may have any files; that the hub says so shows that it can be read.
+            return
+        if (refused := refusal(error, kind, name, revision, file, instead)) is not None:
+            raise refused from None
         reason = " ".join(redact(str(error)).split()).rstrip(".")[:200] or type(error).__name__
         if _has_copy(kind, name, revision, file):
             # Who has asked for it need not be told.
@@ -60,6 +48,33 @@ def check(
             f"the hub cannot be reached for the {kind} {name} ({reason}); check the network, HF_ENDPOINT and "
             f"HF_HUB_OFFLINE, {instead}"
         ) from None
+
+
+def refusal(
+    error: Exception, kind: Kind, name: str, revision: str | None, file: str | None, instead: str
+) -> UsageError | None:
+    """The sentence for an error by which the hub refuses a repository or a file of it; none for any other error.
+
+    `instead` is the other way on: "or give ...".
+    """
+    from huggingface_hub import errors
+
+    at = f" at revision {revision}" if revision else ""
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return None
+    if isinstance(error, errors.GatedRepoError):
+        return UsageError(
+            f"the {kind} {name} is gated, and this account has no access: ask for it on its page, then log in with "
+            f"`hf auth login` or set HF_TOKEN, {instead}"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return UsageError(f"the {kind} {name} of the hub has no {file}{at}; check its name and revision, {instead}")
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
+        return UsageError(
+            f"the hub has no {kind} {name}{at} that can be read from here; check its name and revision, log in with "
+            f"`hf auth login` or set HF_TOKEN if it is private, {instead}"
+        )
+    return None
 
 
 def _has_copy(kind: str, name: str, revision: str | None, file: str | None) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dpr_core import hub
 from dpr_core.config.official import ArenaHardConfig, MTBenchConfig, Official
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Layout, questions_of
@@ -134,24 +135,11 @@ def _explained(config: Official, error: Exception) -> DensePathError:
         f"or give a local file: --set evaluation.benchmarks.{config.type}.path=FILE, "
         "for `dpr benchmark judge` --questions FILE"
     )
+    if (refused := hub.refusal(error, "dataset", config.repository, config.revision, config.file, instead)) is not None:
+        return refused
     place = f"{config.file} of the dataset {config.repository}"
     if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
         return DensePathError(
             f"the hub cannot be reached for {place} ({detail}); check the network and HF_HUB_OFFLINE, {instead}"
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return UsageError(
-            f"the dataset {config.repository} is gated: ask for access on its page, then `hf auth login`, {instead}"
-        )
-    if isinstance(
-        error,
-        errors.RepositoryNotFoundError
-        | errors.RevisionNotFoundError
-        | errors.EntryNotFoundError
-        | errors.HFValidationError,
-    ):
-        return UsageError(
-            f"the hub has no {place} at revision {config.revision or 'main'} that can be read from here ({detail}); "
-            f"check repository, file and revision, {instead}"
         )
     return DensePathError(f"{place} cannot be read: {type(error).__name__}: {detail}; try again, {instead}")

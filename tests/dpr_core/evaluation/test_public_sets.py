@@ -180,8 +180,8 @@ def test_the_hub_is_asked_for_one_file_at_one_revision(monkeypatch: pytest.Monke
     [
         (errors.LocalEntryNotFoundError("no connection"), DensePathError, "the hub cannot be reached"),
         (errors.OfflineModeIsEnabled("offline"), DensePathError, "HF_HUB_OFFLINE"),
-        (errors.EntryNotFoundError("404"), UsageError, "check repository, file and revision"),
-        (errors.HFValidationError("bad name"), UsageError, "check repository, file and revision"),
+        (errors.EntryNotFoundError("404"), UsageError, "of the hub has no .*check its name and revision"),
+        (errors.HFValidationError("bad name"), UsageError, "check its name and revision"),
         (OSError("disk"), DensePathError, "cannot be read: OSError: disk"),
     ],
 )
