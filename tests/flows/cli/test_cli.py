@@ -116,6 +116,7 @@ def test_what_only_looks_or_reuses_loads_neither_torch_nor_prefect(
 # Running
 
 
+@pytest.mark.slow
 def test_a_run_in_a_process_of_its_own_has_a_server_of_its_own(made: Any) -> None:
     done = run_dpr("run", TINY, "--set", "judge.bootstrap_samples=150", "--json", home=made.home)
     assert done.status == 0, done.stderr
