@@ -10,6 +10,9 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 SHARE = "DPR_CORES"
 """The environment variable that holds the cores of one of several processes that share a machine."""
 
+MOST_PROCESSES = 64
+"""That share the stages of a run on one machine."""
+
 
 def usable_cores() -> int:
     """At least 1, and a share of a core counts as none beside whole ones."""

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, Validati
 
 from dpr_core.config.base import Line
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
 from tasks.artifacts.parent_runs import ParentRun, StoredRequest
@@ -14,7 +15,7 @@ EXECUTION = {"jobs", "pool"}
 """Fields that may differ between two requests that are the same."""
 
 
-Jobs = Annotated[int, Strict(), Field(ge=1, le=64)]
+Jobs = Annotated[int, Strict(), Field(ge=1, le=MOST_PROCESSES)]
 """Processes on this machine that share a sweep."""
 
 

@@ -12,8 +12,6 @@ from dpr_core.redaction import redact_logs
 from tasks.launch.child_processes import environment, how_it_ended
 from tasks.run_stage import Outcome, StageJob, run_job
 
-MAX_PROCESSES = 64
-
 STOP_SECONDS = 30.0
 """How long a process has to end its stage as KILLED."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.files import check_output
 from flows.cli.console import RESUME, Debug, Json, Plan, Set, emit, reported
@@ -31,7 +32,7 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=64,
+        max=MOST_PROCESSES,
         help="Processes on this machine that share the work; if left out, as many as cores can be used "
         "for recipes on the lab, and 1 for others.",
     ),

@@ -134,12 +134,11 @@ def _show_plan(
 def usable_jobs(request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]") -> int:
     """How many processes share a sweep by default: one a core on the lab, whose stages have one thread each."""
     from dpr_core.config.model import LabBackboneConfig
-    from dpr_core.cores import usable_cores
+    from dpr_core.cores import MOST_PROCESSES, usable_cores
     from tasks.graph import on_machines
-    from tasks.subprocess_pool import MAX_PROCESSES
 
     on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in request.studies)
     if request.pool or not on_lab or on_machines(nodes, planned):
         return 1
     to_run = sum(step.status == "run" for step in planned)
-    return max(1, min(usable_cores(), to_run, MAX_PROCESSES))
+    return max(1, min(usable_cores(), to_run, MOST_PROCESSES))
