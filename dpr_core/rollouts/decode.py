@@ -70,15 +70,22 @@ class DecodeLoop:
             yield from self._finished()
 
     def _prefill(self) -> None:
-        """Fill the free slots with prompts, right-padded: the causal mask hides the padding."""
+        """Fill the free slots with prompts, right-padded: the causal mask hides the padding. Of a prompt that several
+        rows share, one is read, and its keys and values are copied."""
         first = len(self.row)
         prompts = self.prompts[self.next_prompt : self.next_prompt + self.slots - first]
         rows = torch.arange(self.next_prompt, self.next_prompt + len(prompts), device=self.device)
         self.next_prompt += len(prompts)
-        longest = max(map(len, prompts))
-        ids = self._on_device([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
-        positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
-        logits = self.decoder.logits(first, ids, positions, self.lengths[rows] - 1, [(len(prompts), longest)])
+        read = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        longest = max(map(len, read))
+        ids = self._on_device([[*prompt, *[0] * (longest - len(prompt))] for prompt in read])
+        positions = torch.arange(longest, device=self.device).expand(len(read), -1)
+        last = self._on_device([len(prompt) - 1 for prompt in read])
+        logits = self.decoder.logits(first, ids, positions, last, [(len(read), longest)])
+        if len(read) < len(prompts):
+            places = self._on_device([read[prompt] for prompt in prompts])
+            self.decoder.move(first + places, first + torch.arange(len(prompts), device=self.device), longest)
+            logits = logits[places]
         self.row, self.count = torch.cat([self.row, rows]), torch.cat([self.count, torch.zeros_like(rows)])
         self.sizes += [len(prompt) + 1 for prompt in prompts]
         self._sample(first, logits)
@@ -143,7 +150,8 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     if temperature == 0:
         chosen = logits.argmax(dim=-1)
     else:
-        logits = logits / temperature
+        if temperature != 1:
+            logits = logits / temperature
         cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)
         # Scaling by the last entry keeps rounding from pointing past the vocabulary.
         points = uniforms[:, None] * cumulative[:, -1:]

@@ -12,7 +12,7 @@ from dpr_core.config.execution import ExecutionConfig
 from dpr_core.logprobs import contrastive
 from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import Policy, autocast, uncompiled
-from dpr_core.models.sharding import unsharded_copy
+from dpr_core.models.prepacked import drawing_copy
 from dpr_core.rollouts.cuda_graphs import with_cuda_graphs
 from dpr_core.rollouts.decode import DecodeLoop, DecoderProtocol
 from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
@@ -80,7 +80,7 @@ class InProcessEngine:
     ) -> list[Completion]:
         completions = {} if drawn is None else drawn
         sources = [self.model] if self.contrast is None else [self.model, self.contrast.reference]
-        models = [unsharded_copy(model, activations=self.activations).eval() for model in sources]
+        models = [drawing_copy(model, self.activations).eval() for model in sources]
         uniforms = self.uniforms(len(prompts), sampling, seed)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpr_core.logprobs import float32_logits
 from dpr_core.masking import causal_mask
+from dpr_core.models.prepacked import PrepackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,6 +97,9 @@ class Decoder:
             spans=spans,
         ).last_hidden_state
         chosen = hidden[torch.arange(len(ids), device=ids.device), last]
+        if isinstance(self.head, PrepackedLinear):
+            prepacked: Tensor = self.head(chosen)
+            return prepacked
         return float32_logits(chosen, self.head.weight, self.head.bias)
 
     def move(self, source: Tensor, target: Tensor, width: int) -> None:

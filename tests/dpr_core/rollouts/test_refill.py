@@ -1,5 +1,6 @@
 """Slots whose rows have ended are filled again, and no row can tell: each is what a loop without a cache makes it."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -23,6 +24,8 @@ SLIDING: dict[str, dict[str, Any]] = {
 LENGTHS = [3, 1, 9, 2, 14, 3, 5, 1, 1, 7, 2, 4]
 PROMPTS = [tuple(30 + (i * 7 + j * 3) % 60 for j in range(length)) for i, length in enumerate(LENGTHS)]
 """One token to fourteen: the window is shorter than most."""
+DIFFERENT = list(itertools.product(range(5), repeat=4))
+"""Prompts that share no reading."""
 LIMIT = 10
 SEED = 7
 
@@ -89,11 +92,11 @@ def test_every_row_is_what_a_loop_without_a_cache_makes_of_it(
 def test_slots_are_filled_again_while_others_go_on(toy: Callable[..., Any], calls: Callable[..., Any]) -> None:
     model = toy()
     seen = calls(model)
-    found = InProcessEngine(model, rows=8).generate([(1, 2, 3)] * 32, Sampling(1.0, 20, 0), SEED)
+    found = InProcessEngine(model, rows=8).generate(DIFFERENT[192:224], Sampling(1.0, 20, 0), SEED)
     lengths = [c.length for c in found]
     assert max(lengths) >= 10
     assert len(set(lengths)) > 5
-    reads = [rows for rows, tokens in seen if tokens == 3]
+    reads = [rows for rows, tokens in seen if tokens == 4]
     steps = [rows for rows, tokens in seen if tokens == 1]
     assert reads[0] == 8
     assert len(reads) > 3
@@ -105,11 +108,20 @@ def test_slots_are_filled_again_while_others_go_on(toy: Callable[..., Any], call
     assert max(steps) == 8
 
 
+def test_a_prompt_of_several_rows_is_read_once(tiny: Callable[..., Any], calls: Callable[..., Any]) -> None:
+    model = tiny("llama")[0]
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    alone = InProcessEngine(model, rows=1).generate(prompts, Sampling(1.0, LIMIT, 10_000), SEED + 1)
+    seen = calls(model)
+    assert_same(InProcessEngine(model).generate(prompts, Sampling(1.0, LIMIT, 10_000), SEED + 1), alone)
+    assert seen == [(len(PROMPTS), max(LENGTHS)), *[(len(prompts), 1)] * (LIMIT - 1)]
+
+
 def test_prompts_wait_until_an_eighth_of_the_slots_is_free(toy: Callable[..., Any], calls: Callable[..., Any]) -> None:
     model = toy()
     seen = calls(model)
-    InProcessEngine(model, rows=32).generate([(1, 2, 3)] * 128, Sampling(1.0, 20, 0), SEED)
-    reads = [rows for rows, tokens in seen if tokens == 3]
+    InProcessEngine(model, rows=32).generate(DIFFERENT[:128], Sampling(1.0, 20, 0), SEED)
+    reads = [rows for rows, tokens in seen if tokens == 4]
     assert reads[0] == 32
     assert min(reads[1:-1]) >= 4
     assert sum(reads) == 128
