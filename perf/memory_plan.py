@@ -128,7 +128,7 @@ class MeasuredStage:
     def rollout(self) -> PlannedCase:
         config = ReinforceConfig(**self.limits, rollout_batch_size=self.shape.rows, execution=self.execution)
         loop, trainer = self.loop(config)
-        prompts = [self.sequences[0].prompt] * self.shape.rows
+        prompts = self.prompts()
         lasting = size(loop.policy.parameters()) + moments(trainer) + size(loop.reward.sft.parameters()) * 2
         planned = self.needs(config).moments["drawing"]
         return PlannedCase(lasting, lambda: loop.engine.generate(prompts, sampling(config), 0), planned)
@@ -140,8 +140,12 @@ class MeasuredStage:
         config = ReinforceConfig(**self.limits, **sizes, execution=self.execution)
         loop, trainer = self.loop(config)
         lasting = size(loop.policy.parameters()) + moments(trainer) + size(loop.reward.sft.parameters()) * 2
-        work = lambda: loop.run([self.sequences[0].prompt] * rows)  # noqa: E731
+        work = lambda: loop.run(self.prompts())  # noqa: E731
         return PlannedCase(lasting, work, self.needs(config).peak)
+
+    def prompts(self) -> list[tuple[int, ...]]:
+        """No two are the same, or one would be read for both."""
+        return [(first, *self.sequences[0].prompt[1:]) for first in range(3, 3 + self.shape.rows)]
 
     def reward(self) -> DenseReward:
         tokens = self.execution.tokens_per_micro_batch

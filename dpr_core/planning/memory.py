@@ -170,21 +170,28 @@ class NetworkMemory:
 
     def drawing(self, total: int, models: int = 1, learned: bool = False) -> list[MemoryBreakdown]:
         """The peaks of decoding `total` rows with the longest prompts: the masked prefill of all slots, growing the
-        last layer's cache, and sampling the last token. Trained networks are sampled from in rounded copies."""
+        last layer's cache, and sampling the last token."""
         a = self.architecture
         rows = min(total, self.execution.rollout_rows)
         prompt = min(self.longest_prompt, a.positions)
         # The cache is as wide as the longest row so far, and freed slots are refilled.
         width = prompt if rows == total else self.longest
         read, full = (models * rows * 2 * self._bytes * a.cached_numbers(tokens) for tokens in (width, self.longest))
-        casts = self.casts if learned else 0
+        copies = self._drawn_with(models, learned)
         # CUDA graphs hold each model's logits, and those of the capture in their memory pool.
         chunks = max(LIVE_CHUNKS_DRAW, 2 * models) + (2 * models if self.on_gpu and self.execution.graphs else 0)
         return [
-            MemoryBreakdown(cache=read, activations=casts + rows * prompt * (self._transient + FULL * prompt)),
-            MemoryBreakdown(cache=full + full / models / a.layers, activations=casts),
-            MemoryBreakdown(cache=full, activations=casts, logits=chunks * FULL * rows * a.vocabulary),
+            MemoryBreakdown(cache=read, activations=copies + rows * prompt * (self._transient + FULL * prompt)),
+            MemoryBreakdown(cache=full + full / models / a.layers, activations=copies),
+            MemoryBreakdown(cache=full, activations=copies, logits=chunks * FULL * rows * a.vocabulary),
         ]
+
+    def _drawn_with(self, models: int, learned: bool) -> float:
+        """Copies of weights: rounded ones of a network that learns; on a CPU prepacked ones of layers and head."""
+        a = self.architecture
+        if self.on_gpu:
+            return self.casts if learned else 0
+        return models * (self._bytes * a.layers * a.layer_matrices + FULL * a.head)
 
     @property
     def _row(self) -> int:
