@@ -3,15 +3,25 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.files import refuse_special
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 BUFFER_BYTES = 2**16
+LARGE = 2**25
+"""Bytes that take longer to hash than starting threads or waiting for the clock of a file system."""
+THREADS = 8
+CLOCK_NS, COARSE_CLOCK_NS = 20_000_000, 2_000_000_000
+"""Within which a file system may stamp two changes alike; the coarse ones know whole seconds."""
 
 
 def hash_file(path: Path) -> str:
@@ -21,19 +31,57 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+class HashCache:
+    """Hashes of files that have not changed since they were hashed in this process, under whatever name."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[int, ...], str] = {}
+
+    def sha256(self, path: Path) -> str:
+        found = path.stat()
+        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if (known := self._entries.get(stamp)) is not None:
+            return known
+        # A file written a moment ago could change again without a new time stamp.
+        clock = CLOCK_NS if found.st_mtime_ns % 1_000_000_000 else COARSE_CLOCK_NS
+        young = clock - (time.time_ns() - found.st_mtime_ns)
+        if 0 < young <= CLOCK_NS and found.st_size >= LARGE:
+            time.sleep(young / 1e9)
+            return self.sha256(path)
+        digest = hash_file(path)
+        if young <= 0:
+            self._entries[stamp] = digest
+        return digest
+
+
+KNOWN = HashCache()
+"""Of this process."""
+
+
+def several_at_once(function: Callable[[T], R], items: Sequence[T], size: int) -> list[R]:
+    """`map` over files of `size` bytes altogether. Hashing and reading leave the interpreter to other threads."""
+    if len(items) < 2 or size < LARGE:
+        return list(map(function, items))
+    with ThreadPoolExecutor(min(len(items), THREADS)) as pool:
+        return list(pool.map(function, items))
+
+
 def hash_folder(folder: Path) -> str:
     """Hash of the names and contents of all files below a folder; UsageError for a link that leads out of it, and for
-    what is neither file nor folder."""
+    what is neither file nor folder. What has not changed is hashed once in a process."""
     names = []
     for path in folder.rglob("*"):
         if path.is_symlink() and not _stays_inside(path, folder):
             raise UsageError(f"{path} is a link to {path.resolve()}, out of the folder; put the file itself there")
         if path.exists() and not path.is_dir():
             names.append(path.relative_to(folder).as_posix())
+    names.sort()
     try:
-        listing = [[name, hash_file(folder / name)] for name in sorted(names)]
+        size = sum((folder / name).stat().st_size for name in names)
+        hashes = several_at_once(lambda name: KNOWN.sha256(folder / name), names, size)
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or folder}: {error.strerror}") from None
+    listing = [list(each) for each in zip(names, hashes, strict=True)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

@@ -2,8 +2,12 @@
 
 import errno
 import os
+import stat
 import tempfile
 import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpr_core.errors import DensePathError, UsageError
@@ -103,3 +107,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def syncing(paths: Iterable[Path]) -> Iterator[None]:
+    """`sync` those that are plain files while the block does something else. They are on the disk at its end."""
+
+    def each() -> None:
+        for path in paths:
+            if stat.S_ISREG(path.lstat().st_mode):
+                sync(path)
+
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(each)
+        yield
+        synced.result()

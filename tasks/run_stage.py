@@ -9,9 +9,9 @@ from typing import Literal
 
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
-from tasks.artifacts.identity import InputEntry, Manifest, stage_key
+from tasks.artifacts.identity import InputEntry, Manifest, files_below, stage_key
 from tasks.artifacts.store import Artifact, Record, StageRun, Store
-from tasks.local_home import disk_full_error, is_full
+from tasks.local_home import disk_full_error, is_full, syncing
 from tasks.locks import exclusive
 from tasks.registry import stage_named
 from tasks.running.explain_rerun import FORCED, UNEXPLAINED, RequestedStage, differences
@@ -230,14 +230,16 @@ def _run_body(
     else:
         with torch_settings(config):
             metrics = stage.body(config, work)
-    manifest = Manifest.of_directory(
-        work.output,
-        stage=stage.name,
-        stage_version=stage.version_of(config),
-        config=config.identity(),
-        seed=config.seed,
-        inputs=entries,
-    )
+    # Hashed while the disk takes them: a large checkpoint keeps both the processor and the disk busy.
+    with syncing([path for path, _ in files_below(work.output)]):
+        manifest = Manifest.of_directory(
+            work.output,
+            stage=stage.name,
+            stage_version=stage.version_of(config),
+            config=config.identity(),
+            seed=config.seed,
+            inputs=entries,
+        )
     if not manifest.files:
         raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
     work.run.flush()

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypedDict
 
 from dpr_core import __version__, hashing
+from dpr_core.hashing import HashCache
 
 RECORDED_PACKAGES = ("accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -67,25 +67,6 @@ class RunEntry(TypedDict):
     files: list[FileEntry]
 
 
-class HashCache:
-    """Hashes of files that have not changed since they were hashed in this process."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, tuple[tuple[int, ...], str]] = {}
-
-    def sha256(self, path: Path) -> str:
-        before = path.stat()
-        stamp = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-        entry = self._entries.get(str(path))
-        if entry is not None and entry[0] == stamp:
-            return entry[1]
-        digest = hashing.hash_file(path)
-        # A file written a moment ago could change again without a new time stamp.
-        if time.time_ns() - before.st_mtime_ns > 1_000_000_000:
-            self._entries[str(path)] = (stamp, digest)
-        return digest
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The files of a payload by their hashes, and its provenance."""
@@ -112,8 +93,11 @@ class Manifest:
         inputs: Mapping[str, InputEntry],
         versions: Mapping[str, str] | None = None,
     ) -> Self:
-        """Hash every file below `directory`. Anything but plain files and folders is refused."""
-        files = sorted((file_entry(*each) for each in files_below(directory)), key=lambda entry: entry["path"])
+        """Hash every file below `directory`, unless this process has since it last changed. Anything but plain files
+        and folders is refused."""
+        found = sorted(files_below(directory), key=lambda each: each[1])
+        size = sum(path.lstat().st_size for path, _ in found)
+        files = hashing.several_at_once(lambda each: file_entry(each[0], each[1], hashing.KNOWN), found, size)
         recorded = dict(library_versions() if versions is None else versions)
         return cls(stage, stage_version, dict(config), seed, dict(inputs), files, recorded)
 
@@ -165,12 +149,12 @@ class Manifest:
         return manifest
 
 
-def file_entry(path: Path, name: str) -> FileEntry:
+def file_entry(path: Path, name: str, hashes: HashCache) -> FileEntry:
     """Size and hash of a file; anything but a plain one is refused."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path}: only plain files can be published")
-    return {"path": name, "size": status.st_size, "sha256": hashing.hash_file(path)}
+    return {"path": name, "size": status.st_size, "sha256": hashes.sha256(path)}
 
 
 def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = None) -> list[str]:
@@ -181,11 +165,13 @@ def check_files(directory: Path, manifest: Manifest, hashes: HashCache | None = 
     except OSError as error:
         return [f"{directory.name}: cannot be read ({error.strerror})"]
     problems = [f"{name}: not in the manifest" for name in sorted(present - {e["path"] for e in manifest.files})]
-    for entry in manifest.files:
+
+    def check(entry: FileEntry) -> str:
         path = directory / entry["path"]
-        problem = check_file(path, entry, hashes) if entry["path"] in present else f"{entry['path']}: missing"
-        problems += [problem] if problem else []
-    return problems
+        return check_file(path, entry, hashes) if entry["path"] in present else f"{entry['path']}: missing"
+
+    size = sum(entry["size"] for entry in manifest.files)
+    return problems + [problem for problem in hashing.several_at_once(check, manifest.files, size) if problem]
 
 
 def check_file(path: Path, entry: FileEntry, hashes: HashCache) -> str:

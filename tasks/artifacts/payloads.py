@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from tasks.artifacts.identity import HashCache, Manifest, check_file, check_files, files_below
+from dpr_core import hashing
+from dpr_core.hashing import HashCache
+from tasks.artifacts.identity import Manifest, check_file, check_files, files_below
 from tasks.artifacts.run_records import MANIFEST, PAYLOAD, disagreements, record_of, same_numbers
 from tasks.locks import exclusive
 
 if TYPE_CHECKING:
     from tasks.artifacts.mlflow_client import MlflowClient
 
-_HASHES = HashCache()
-"""One for all stores of this process: a pipeline opens its store once a stage."""
+_HASHES = hashing.KNOWN
+"""One for all stores of this process: a pipeline opens its store once a stage, and reads what it has made itself."""
 
 
 class Payloads:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dpr_core.hashing import HashCache
 from dpr_core.redaction import redact
 from tasks.artifacts.identity import Manifest, RunEntry, check_files, file_entry, files_below
 from tasks.artifacts.metric_buffer import MetricBuffer
@@ -114,7 +115,7 @@ class StageRun:
                 "results": record.results,
                 "metrics": dict(run.data.metrics),
                 "last_step": self.last_step,
-                "files": [file_entry(path, name) for name, path in files.items()],
+                "files": [file_entry(path, name, HashCache()) for name, path in files.items()],
             }
 
     def end(self, status: str, reason: str = "") -> None:

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.hashing import HashCache
 from tasks.artifacts import unregistered
-from tasks.artifacts.identity import HashCache, Manifest, RunEntry, check_file
+from tasks.artifacts.identity import Manifest, RunEntry, check_file
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
 from tasks.artifacts.payloads import Payloads

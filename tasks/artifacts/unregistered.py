@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts.identity import HashCache, Manifest, RunEntry, canonical_json, check_files
+from dpr_core.hashing import HashCache
+from tasks.artifacts.identity import Manifest, RunEntry, canonical_json, check_files
 from tasks.artifacts.payloads import manifest_text
 from tasks.artifacts.run_records import ID, MANIFEST, NOTE_LIMIT, PAYLOAD, results_text, run_name, split_tag
 

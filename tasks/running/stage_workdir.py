@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dpr_core import hashing
 from dpr_core.errors import DensePathError
-from tasks.artifacts.identity import HashCache, Manifest, files_below, library_versions
-from tasks.local_home import ATTEMPT, DiskFullError, is_full, sync
+from tasks.artifacts.identity import Manifest, files_below, library_versions
+from tasks.local_home import ATTEMPT, DiskFullError, is_full, sync, syncing
 
 if TYPE_CHECKING:
     from dpr_core.state import State
@@ -51,7 +51,6 @@ class StageWorkdir:
         self.scratch = folder / "scratch"
         self.unsent = folder / "metrics.jsonl"
         self._states = folder / "states"
-        self._hashes = HashCache()
         self._last_written = time.monotonic()
 
     def stage_run(self) -> str | None:
@@ -164,12 +163,13 @@ class StageWorkdir:
         self.output.mkdir(exist_ok=True)
 
     def _hashes_of(self, folder: Path) -> dict[str, str]:
-        """Name and hash of every file, once they are sure to be on the disk."""
-        hashes = {}
-        for path, name in files_below(folder):
-            sync(path)
-            hashes[name] = self._hashes.sha256(path)
-        return hashes
+        """Name and hash of every file, once they are sure to be on the disk; hashed while the disk takes them."""
+        found = list(files_below(folder))
+        paths = [path for path, _ in found]
+        with syncing(paths):
+            size = sum(path.stat().st_size for path in paths)
+            hashes = hashing.several_at_once(hashing.KNOWN.sha256, paths, size)
+        return {name: digest for (_, name), digest in zip(found, hashes, strict=True)}
 
     def _problem(self, folder: Path) -> str:
         try:

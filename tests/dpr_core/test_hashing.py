@@ -1,11 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 
+from dpr_core import hashing
 from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.sources import fingerprint
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.hashing import hash_file, hash_folder, open_pinned, read_pinned
+from dpr_core.hashing import HashCache, hash_file, hash_folder, open_pinned, read_pinned, several_at_once
 
 
 @pytest.fixture
@@ -77,3 +79,51 @@ def test_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(folder: 
     linked = hash_folder(snapshot)
     (blobs / "1").write_text("[]\n")
     assert hash_folder(snapshot) != linked
+
+
+def test_a_file_keeps_its_hash_under_another_name_and_loses_it_with_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, moved = tmp_path / "work" / "file", tmp_path / "published" / "file"
+    file.parent.mkdir()
+    file.write_text("first")
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    hashed: list[Path] = []
+    monkeypatch.setattr(hashing, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    cache = HashCache()
+    first = cache.sha256(file)
+    file.parent.rename(moved.parent)
+    assert (cache.sha256(moved), hashed) == (first, [file])
+    moved.write_text("other")
+    os.utime(moved, (1_000_000_000, 1_000_000_000))
+    assert (cache.sha256(moved), hashed) == (hash_file(moved), [file, moved])
+
+
+@pytest.mark.parametrize(("large", "times"), [(1, 1), (1000, 2)])
+def test_a_file_of_this_moment_is_hashed_again_unless_it_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, times: int
+) -> None:
+    """A change within one tick of a file system's clock would not show; a large file is worth the wait for the next."""
+    file = tmp_path / "file"
+    file.write_text("now")
+    now = 1_700_000_000_500_000_000
+    os.utime(file, ns=(now, now))
+    waited: list[float] = []
+    hashed: list[Path] = []
+    monkeypatch.setattr(hashing, "LARGE", large)
+    monkeypatch.setattr(hashing.time, "time_ns", lambda: now + round(1e9 * sum(waited)))
+    monkeypatch.setattr(hashing.time, "sleep", waited.append)
+    monkeypatch.setattr(hashing, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    cache = HashCache()
+    assert cache.sha256(file) == cache.sha256(file) == hash_file(file)
+    assert (len(hashed), sum(waited) > 0) == (times, large == 1)
+
+
+@pytest.mark.parametrize("size", [0, 2**30])
+def test_several_files_at_once_are_told_of_in_their_order(tmp_path: Path, size: int) -> None:
+    files = [tmp_path / name for name in "cabde"]
+    for file in files:
+        file.write_text(file.name)
+    assert several_at_once(hash_file, files, size) == list(map(hash_file, files))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        several_at_once(hash_file, [*files, tmp_path / "nowhere"], size)

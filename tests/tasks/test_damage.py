@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError
-from tasks.artifacts.identity import HashCache
+from dpr_core.hashing import HashCache
 from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 import tasks.artifacts.stage_run
+from dpr_core import hashing
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.identity import files_below
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.locks import exclusive
@@ -134,6 +136,54 @@ def test_a_damaged_artifact_is_not_reused(store: Store, make: Make, caplog: pyte
     assert second.status == "ran"
     assert f"artifact {first.id[:8]} (number) is damaged (weights.bin: missing)" in caplog.text
     assert make("number").id == second.id
+
+
+def aged(body: Callable[[Any, Workspace], dict[str, float]]) -> Callable[[Any, Workspace], dict[str, float]]:
+    """A body whose files seem old at its end, as those of long work are."""
+
+    def older(config: Any, work: Workspace) -> dict[str, float]:
+        metrics = body(config, work)
+        for path, _ in files_below(work.output):
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+        return metrics
+
+    return older
+
+
+def test_a_payload_is_hashed_once_between_its_making_and_its_use(
+    store: Store, toys: dict[str, Stage], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    hash_file = hashing.hash_file
+    monkeypatch.setattr(hashing, "hash_file", lambda path: hashed.append(Path(path).name) or hash_file(path))
+    number = dataclasses.replace(toys["number"], body=aged(toys["number"].body))
+    made = run_stage(number, number.config(), {}, store=store)
+    make("double", {"number": made.id})
+    make("double", {"number": made.id}, factor=9)
+    # The payloads of the two that were built on it are their own.
+    assert [hashed.count(name) for name in ("weights.bin", "value.json")] == [1 + 2, 1 + 2]
+    assert store.verify(made.id) == []
+    assert hashed.count("weights.bin") == 2 + 2
+
+
+def test_what_changes_after_its_hash_was_noted_is_published_as_it_is(store: Store, toys: dict[str, Stage]) -> None:
+    """And what changes after that is damage."""
+
+    def body(config: Any, work: Workspace) -> dict[str, float]:
+        metrics = aged(toys["number"].body)(config, work)
+        work._workdir.save_state(1, 1, lambda folder: None)
+        aged(lambda *_: {"bytes": float((work.output / "weights.bin").write_bytes(bytes(256 * 40)))})(config, work)
+        return metrics
+
+    number = dataclasses.replace(toys["number"], body=body)
+    made = run_stage(number, number.config(), {}, store=store)
+    assert store.verify(made.id, quick=True) == store.verify(made.id) == []
+    weights = store.fetch(made.id).path / "weights.bin"
+    weights.write_bytes(bytes(range(256)) * 40)
+    os.utime(weights, (1_000_000_000, 1_000_000_000))
+    assert store.verify(made.id, quick=True) == ["weights.bin: its content has changed (sha256 differs)"]
+    with pytest.raises(DensePathError, match="is damaged"):
+        store.fetch(made.id)
 
 
 def test_progress_is_passed_on(store: Store, toys: dict[str, Stage]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts.identity import HashCache, Manifest, canonical_json, check_files, library_versions, stage_key
+from dpr_core.hashing import HashCache
+from tasks.artifacts.identity import Manifest, canonical_json, check_files, library_versions, stage_key
 
 ALPHA = "ab" * 32
 INPUTS: dict[str, Any] = {"sft": {"id": "1" * 32, "digest": ALPHA}}

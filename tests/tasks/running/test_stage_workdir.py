@@ -1,6 +1,8 @@
 import errno
 import json
 import logging
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 import dpr_core.state
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import Manifest
+from tasks.local_home import syncing
 from tasks.running.stage_workdir import STATES_KEPT, StageWorkdir, write_state
 
 
@@ -225,3 +228,17 @@ def test_what_other_versions_made_is_neither_gone_on_with_nor_thrown_away(
     found = newest(workdir)
     assert found is not None
     assert found["step"] == 1
+
+
+def test_files_reach_the_disk_while_something_else_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_text("x")
+    os.mkfifo(pipe)
+    began, synced = threading.Event(), list[Path]()
+    monkeypatch.setattr("tasks.local_home.sync", lambda path: began.wait(5) and synced.append(path))
+    with syncing([pipe, file]):
+        assert not synced
+        began.set()
+    assert synced == [file]
+    with pytest.raises(FileNotFoundError), syncing([tmp_path / "nowhere"]):
+        pass
