@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpr_core.redaction import redact
 from tasks.artifacts.identity import canonical_json
-from tasks.artifacts.run_records import NOTE_LIMIT, mapping_in_tag, mlflow_name, split_tag
+from tasks.artifacts.run_records import ID, NOTE_LIMIT, mapping_in_tag, mlflow_name, split_tag
 from tasks.locks import exclusive, is_held
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ logger = logging.getLogger("dense_path")
 PAGE = 1000
 A_FEW = 5
 """Runs that are read at once where most often the newest says it all; each comes with hundreds of settings."""
+MOST_BY_ID = 100
+"""Runs that are asked for by their IDs; with more, reading all takes no longer."""
 PROCESS_GONE = "its process ended without a word"
 
 
@@ -145,9 +147,12 @@ class ParentRuns:
         """Every parent run of which MLflow's `conditions` hold, newest first."""
         return list(self._newest_first(*conditions))
 
-    def names(self) -> dict[str, str]:
-        """The name of every pipeline, by the ID of its parent run."""
-        return {run.id: run.name for run in self.all()}
+    def names(self, among: Collection[str] | None = None) -> dict[str, str]:
+        """The name of every pipeline, or of some, by the ID of its parent run."""
+        if among is None or len(among) > MOST_BY_ID:
+            return {run.id: run.name for run in self.all()}
+        ids = ", ".join(f"'{run_id}'" for run_id in sorted(among) if ID.fullmatch(run_id))
+        return {run.id: run.name for run in self.all(f"attributes.run_id IN ({ids})")} if ids else {}
 
     def _newest_first(self, *conditions: str, at_once: int = PAGE) -> Iterator[ParentRun]:
         token = None

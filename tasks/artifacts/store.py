@@ -200,9 +200,10 @@ class Store:
 
     def made_before(self, stage: str, name: str, parent: str | None) -> list[Record]:
         """The runs of a stage under this name in the pipelines that are called as the one of this parent run."""
-        pipelines = self.parent_runs.names()
+        records = self.records(stage, name)
+        pipelines = self.parent_runs.names({run.parent or "" for run in records} | {parent or ""}) if records else {}
         pipeline = pipelines.get(parent or "")
-        return [record for record in self.records(stage, name) if pipelines.get(record.parent or "") == pipeline]
+        return [record for record in records if pipelines.get(record.parent or "") == pipeline]
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """The latest value of each metric; of an artifact, as it was published."""
