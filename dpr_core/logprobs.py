@@ -157,17 +157,25 @@ def bounded(log_ratios: Tensor) -> Tensor:
     return log_ratios.clamp(max=LOG_RATIO_BOUND)
 
 
-def token_kl(p: States | Contrast, q: States, *, logits_per_chunk: int = 2**25) -> Tensor:
-    """Exact KL(p || q) over the vocabulary in each of N states; no gradient."""
+def scores_and_kl(
+    p: States | Contrast, q: States, targets: Tensor, *, logits_per_chunk: int = 2**25
+) -> tuple[TokenScores, Tensor]:
+    """The scores (N,) of targets under q, and the exact KL(p || q) = E_p[z_p - z_q] - V_p + V_q over the vocabulary in
+    each of N states; no gradient. The logits of q serve both."""
     hidden, head, _ = q
-    rows = max(1, logits_per_chunk // head.shape[0])
-    parts = [torch.zeros(0, device=hidden.device)]
+    rows = rows_of_logits(head.shape[0], logits_per_chunk, hidden.device.type == "cpu")
+    parts = []
     with torch.no_grad():
-        for start in range(0, len(hidden), rows):
+        for start in range(0, max(1, len(hidden)), rows):
             chunk = slice(start, start + rows)
-            log_p, log_q = (torch.log_softmax(_logits(states, chunk), dim=-1) for states in (p, q))
-            parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
-    return torch.cat(parts)
+            ours, theirs = _logits(p, chunk), _logits(q, chunk)
+            gaps = ours - theirs
+            *scores, _, _ = _folded(theirs, targets[chunk], entropy=False)
+            _, values, _, totals, weights = _folded(ours, targets[chunk], entropy=False)
+            mean_gaps = torch.einsum("nv,nv->n", weights, gaps) / totals
+            parts.append((*scores, mean_gaps - values + scores[1]))
+    *columns, kl = (torch.cat(column) for column in zip(*parts, strict=True))
+    return TokenScores(*columns), kl
 
 
 def _logits(states: States | Contrast, chunk: slice) -> Tensor:

@@ -128,7 +128,9 @@ def measure(
     once = sequences[:: probes.samples]
     scored = reward(sequences, noted("reward of the answers"))
     mask = scored.mask
-    noise_log_sft, noise_reward = _noise(reward, once, scored, probes.samples)
+    width = max(len(s.response) for s in once)
+    scored_once = ScoredTokens(*(values[:: probes.samples, :width] for values in scored))
+    noise_log_sft, noise_reward = _noise(reward, once, scored_once)
     ended = torch.tensor([answer.ended(sampling.end_token) for answer in answers])
     corrupted = corrupt(probes.demonstrations, seed)
     credit: tuple[Detection, Detection] | None = None
@@ -151,19 +153,16 @@ def measure(
         correctness=_correctness(probes, answers, scored, seed),
         by_position=shape.by_position(scored.rewards, mask),
         by_length=shape.by_length(scored.rewards, mask),
-        rounding_share=rounding_share(reward(once), exact(once)) if exact else None,
+        rounding_share=rounding_share(scored_once, exact(once)) if exact else None,
     )
 
 
-def _noise(
-    reward: DenseReward, sequences: Sequence[TokenSequence], scored: ScoredTokens, every: int
-) -> tuple[float, float]:
-    """Of log pi_SFT and of the reward: `sequences`, every so many of those scored, again one at a time."""
+def _noise(reward: DenseReward, sequences: Sequence[TokenSequence], scored: ScoredTokens) -> tuple[float, float]:
+    """Of log pi_SFT and of the reward: the sequences again, one at a time."""
     alone = replace(reward, tokens_per_micro_batch=1)(sequences)
-    log_sft, rewards = (values[::every, : alone.mask.shape[1]] for values in (scored.log_sft, scored.rewards))
     return (
-        shape.root_mean_square(log_sft - alone.log_sft, alone.mask),
-        shape.root_mean_square(rewards - alone.rewards, alone.mask),
+        shape.root_mean_square(scored.log_sft - alone.log_sft, alone.mask),
+        shape.root_mean_square(scored.rewards - alone.rewards, alone.mask),
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +16,9 @@ from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
 from dpr_core.logprobs import TokenScores
 from dpr_core.masking import response_mask
+from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.scoring import score
+from dpr_core.models.scoring import OnProgress, score, score_at, score_with_kl
 from dpr_core.returns import reward_to_go
 
 if TYPE_CHECKING:
@@ -65,13 +66,45 @@ class DenseReward:
         """Whether the reward is computed in another way than pi_SFT draws and its KL is measured."""
         return self.arithmetic is not None and self.arithmetic != name_of(self.sft.activations)
 
-    def __call__(
-        self, sequences: Sequence[TokenSequence], on_progress: Callable[[int, int], None] | None = None
-    ) -> ScoredTokens:
+    def __call__(self, sequences: Sequence[TokenSequence], on_progress: OnProgress | None = None) -> ScoredTokens:
+        return self.of_scores(*self.scores(sequences, on_progress), sequences)
+
+    def scores(
+        self, sequences: Sequence[TokenSequence], on_progress: OnProgress | None = None
+    ) -> tuple[TokenScores, TokenScores]:
+        """Those of pi_SFT and of the reference that make the reward, whatever its scale."""
         with computing_in(self.arithmetic, self.sft, self.reference):
             sft = score(self.sft, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
-            ref = score(self.reference, sequences, self.tokens_per_micro_batch)
-        return self.of_scores(sft, ref, sequences)
+            return sft, score(self.reference, sequences, self.tokens_per_micro_batch)
+
+    def with_log_sft(
+        self,
+        sequences: Sequence[TokenSequence],
+        temperature: float,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[ScoredTokens, Tensor]:
+        """Also log pi_SFT at a temperature as pi_SFT itself computes, out of its pass for the reward where that is
+        computed so, too."""
+        budget = self.tokens_per_micro_batch
+        if self.differs:
+            scored = self(sequences, on_progress)
+            return scored, score(self.sft, sequences, budget, temperature=temperature).log_probs
+        if temperature == 1:
+            scored = self(sequences, on_progress)
+            return scored, scored.log_sft
+        sft, tempered = score_at(self.sft, (1.0, temperature), sequences, budget, on_progress)
+        return self.of_scores(sft, score(self.reference, sequences, budget), sequences), tempered.log_probs
+
+    def with_kl(
+        self, sequences: Sequence[TokenSequence], policy: Policy | ContrastivePolicy
+    ) -> tuple[ScoredTokens, Tensor]:
+        """Also (B, T) the exact KL(policy || pi_SFT) in the state in front of each token as pi_SFT itself computes, out
+        of its pass for the reward where that is computed so, too."""
+        budget = self.tokens_per_micro_batch
+        if self.differs:
+            return self(sequences), score_with_kl(policy, [self.sft], sequences, budget)[1]
+        (sft, ref), kl = score_with_kl(policy, [self.sft, self.reference], sequences, budget)
+        return self.of_scores(sft, ref, sequences), kl
 
     def of_scores(self, sft: TokenScores, ref: TokenScores, sequences: Sequence[TokenSequence]) -> ScoredTokens:
         """The reward that both models' scores of these sequences make."""
@@ -138,7 +171,7 @@ def assign_credit(
     tokenizer: "PreTrainedTokenizerBase",
     renderer: Renderer,
     texts: Sequence[GivenText],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[ScoredText]:
     """The token credit of each text, end token included; returns are undiscounted (the paper's Figure 1)."""
     sequences = encode_texts(tokenizer, renderer, texts)

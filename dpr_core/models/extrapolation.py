@@ -2,11 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from dpr_core.data.batching import Batch
-from dpr_core.logprobs import Contrast
-from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import Policy
 
 
@@ -20,23 +15,3 @@ class ContrastivePolicy:
     sft: Policy
     reference: Policy
     k: float
-
-    @property
-    def device(self) -> torch.device:
-        return self.sft.device
-
-    @property
-    def packed(self) -> bool:
-        return self.sft.packed
-
-    @property
-    def limits(self) -> BatchLimits:
-        return self.sft.limits
-
-    @property
-    def logits_per_chunk(self) -> int:
-        return self.sft.logits_per_chunk
-
-    def response_states(self, batch: Batch) -> Contrast:
-        """The hidden states of both models, which `token_kl` combines into one distribution."""
-        return Contrast(self.sft.response_states(batch), self.reference.response_states(batch), self.k)

@@ -76,6 +76,12 @@ class Policy(nn.Module):
         """The context length of the model."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
+    @property
+    def drops_out(self) -> bool:
+        """Whether training computes otherwise than scoring and sampling do."""
+        adapters = any(isinstance(part, nn.Dropout) and part.p > 0 for part in self.modules())
+        return adapters or getattr(self.model.config.get_text_config(), "attention_dropout", 0) > 0
+
     def check_length(self, tokens: int) -> None:
         """UsageError for sequences beyond the context length."""
         if tokens > self.positions:
@@ -85,7 +91,11 @@ class Policy(nn.Module):
             )
 
     def forward(self, batch: Batch, entropy: bool = False, temperature: float = 1.0) -> TokenScores:
-        hidden, head, bias = self.response_states(batch)
+        return self.read(self.response_states(batch), batch, entropy, temperature)
+
+    def read(self, states: States, batch: Batch, entropy: bool = False, temperature: float = 1.0) -> TokenScores:
+        """What the head makes of the states in front of the batch's response tokens."""
+        hidden, head, bias = states
         with autocast(self.activations, self.device):
             return token_scores(
                 hidden,

@@ -8,12 +8,14 @@ from torch import Tensor
 from dpr_core import distributed
 from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.logprobs import TokenScores, token_kl
+from dpr_core.logprobs import Contrast, States, TokenScores, scores_and_kl
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
 from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.policy import Policy, autocast
 from dpr_core.models.sharding import eval_mode
+
+OnProgress = Callable[[int, int], None]
 
 
 def score(
@@ -23,7 +25,7 @@ def score(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TokenScores:
     """(B, T) log-probs, soft values and entropies at a temperature; 0 outside the responses. Dropout is off.
 
@@ -42,22 +44,55 @@ def score(
     return TokenScores(*columns)
 
 
-def state_kl(
-    policy: Policy | ContrastivePolicy,
-    reference: Policy,
+def score_at(
+    policy: Policy,
+    temperatures: Sequence[float],
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
-) -> Tensor:
-    """(B, T): the exact KL(policy || reference) in the state in front of each response token; 0 outside."""
+    on_progress: OnProgress | None = None,
+) -> list[TokenScores]:
+    """As `score` at each temperature, from one pass through the network below its head."""
 
-    def kl(batch: Batch) -> tuple[Tensor]:
-        states = policy.response_states(batch), reference.response_states(batch)
-        with autocast(reference.activations, reference.device):
-            return (token_kl(*states, logits_per_chunk=policy.logits_per_chunk),)
+    def scores(batch: Batch) -> list[Tensor]:
+        states = policy.response_states(batch)
+        return [column for t in temperatures for column in policy.read(states, batch, temperature=t)]
 
-    policies = (policy.sft, policy.reference) if isinstance(policy, ContrastivePolicy) else (policy,)
-    with eval_mode(*policies, reference):
-        return _score_tokens(policy, kl, 1, sequences, tokens_per_micro_batch)[0]
+    with eval_mode(policy):
+        columns = _score_tokens(policy, scores, 3 * len(temperatures), sequences, tokens_per_micro_batch, on_progress)
+    return _grouped(columns)
+
+
+def score_with_kl(
+    policy: Policy | ContrastivePolicy,
+    frozen: Sequence[Policy],
+    sequences: Sequence[TokenSequence],
+    tokens_per_micro_batch: int | None,
+    on_progress: OnProgress | None = None,
+) -> tuple[list[TokenScores], Tensor]:
+    """As `score` under each frozen model, and (B, T) the exact KL(policy || the first of them) in the state in front of
+    each response token; 0 outside. Each network is passed through once, whatever its part in this."""
+    base, *others = frozen
+    parts = (policy.sft, policy.reference) if isinstance(policy, ContrastivePolicy) else (policy,)
+    networks = dict.fromkeys((*frozen, *parts))
+
+    def scores(batch: Batch) -> list[Tensor]:
+        states = {network: network.response_states(batch) for network in networks}
+        ours: States | Contrast = (
+            states[policy]
+            if isinstance(policy, Policy)
+            else Contrast(states[policy.sft], states[policy.reference], policy.k)
+        )
+        with autocast(base.activations, base.device):
+            of_base, kl = scores_and_kl(ours, states[base], batch.targets, logits_per_chunk=base.logits_per_chunk)
+        return [kl, *of_base, *(column for other in others for column in other.read(states[other], batch))]
+
+    with eval_mode(*networks):
+        kl, *columns = _score_tokens(base, scores, 1 + 3 * len(frozen), sequences, tokens_per_micro_batch, on_progress)
+    return _grouped(columns), kl
+
+
+def _grouped(columns: Sequence[Tensor] | Tensor) -> list[TokenScores]:
+    return [TokenScores(*columns[i : i + 3]) for i in range(0, len(columns), 3)]
 
 
 def score_values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
@@ -67,12 +102,12 @@ def score_values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_
 
 
 def _score_tokens(
-    network: Policy | ContrastivePolicy | Critic,
+    network: Policy | Critic,
     compute: Callable[[Batch], Sequence[Tensor]],
     columns: int,
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Tensor:
     """(columns, B, T): the values of `compute` for the response tokens of all sequences, in every process; each process
     computes a share of the micro-batches."""

@@ -26,8 +26,11 @@ LIVE_CHUNKS_ENTROPY = 2
 LIVE_CHUNKS_DRAW = 3
 """In sampling: logits, the cumulative sum of their softmax, and softmax or log-softmax."""
 
-LIVE_CHUNKS_KL = 5
-"""In an exact KL: logits, log-softmax and terms of two models."""
+LIVE_CHUNKS_KL = 3
+"""In an exact KL: the logits of two models and their differences."""
+
+LIVE_CHUNKS_CONTRAST = 5
+"""In that of a contrastive policy, whose logits are made of two models'."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,16 @@ class NetworkMemory:
         rows = rows_of_logits(vocabulary, self.execution.logits_per_chunk, not (learning or self.on_gpu))
         return FULL * min(rows, self.tokens) * vocabulary
 
-    def training(self, adapters: bool = False) -> list[MemoryBreakdown]:
-        """The peaks of a backward pass: in the head, in the last layer, and in a tied embedding. With adapters, neither
-        head nor embedding has a gradient, and frozen matrices are held rounded."""
+    def training(self, adapters: bool = False, entropy: bool = False) -> list[MemoryBreakdown]:
+        """The peaks of a forward and backward pass: in the head, in the last layer, and in a tied embedding. With
+        adapters, neither head nor embedding has a gradient, and frozen matrices are held rounded."""
         a, tokens = self.architecture, self.tokens
         casts = 0 if adapters else self.casts
         outside = 4 * FULL * a.width * tokens
         """The embedding's output, and the last norm's input and output, of which the response's are gathered."""
         head = 0 if adapters else FULL * a.head
-        in_head = LIVE_CHUNKS * self.chunk(learning=True) + head
+        chunk = self.chunk(learning=True)
+        in_head = max(LIVE_CHUNKS * chunk + head, LIVE_CHUNKS_ENTROPY * chunk if entropy else 0)
         # The head's gradient waits for that of the embedding.
         waiting = head if a.tied else 0
         embedding = MemoryBreakdown(logits=waiting + head)

@@ -16,6 +16,7 @@ from dpr_core.planning import hours
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.hours import Sequences, StageWork
 from dpr_core.planning.memory import (
+    LIVE_CHUNKS_CONTRAST,
     LIVE_CHUNKS_ENTROPY,
     LIVE_CHUNKS_KL,
     MemoryBreakdown,
@@ -115,12 +116,12 @@ def _trained_bytes(memory: NetworkMemory, lora: LoRAConfig | None) -> float:
 
 
 def _learning(
-    memory: NetworkMemory, lasting: MemoryBreakdown, lora: LoRAConfig | None = None
+    memory: NetworkMemory, lasting: MemoryBreakdown, lora: LoRAConfig | None = None, entropy: bool = False
 ) -> dict[str, MemoryBreakdown]:
     """The training phase: `lasting` with gradients; of policy and critic one is trained at a time."""
     weights = _trained_bytes(memory, lora)
     with_gradients = replace(lasting, gradients=weights)
-    return {"learning": _peak(with_gradients, memory.training(adapters=lora is not None))}
+    return {"learning": _peak(with_gradients, memory.training(lora is not None, entropy))}
 
 
 def _chunked(memory: NetworkMemory, sequences: Sequences) -> bool:
@@ -156,8 +157,7 @@ def reward(config: RewardConfig, inputs: PlanInputs) -> StageEstimate:
     memory = inputs.memory(config.execution, *limits)
     moments = {"scoring": _peak(MemoryBreakdown(scorers=2 * inputs.scorer(memory)), memory.scoring())}
     probes = inputs.sequences(min(config.probe_demonstrations, inputs.demonstrations), *limits)
-    passes = 4 if config.normalise else 2
-    return StageEstimate(moments, hours.forward(inputs.architecture, probes) * passes, memory.longest)
+    return StageEstimate(moments, hours.forward(inputs.architecture, probes) * 2, memory.longest)
 
 
 def diagnose(config: DiagnoseConfig, inputs: PlanInputs) -> StageEstimate:
@@ -191,18 +191,28 @@ def reinforce(config: ReinforceConfig, inputs: PlanInputs) -> StageEstimate:
         copies=learned if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
+    # As `ReinforceLoop.one_step_on_policy`.
+    on_policy = (
+        count <= config.batch_size
+        and config.rollouts.type == "in_process"
+        and memory.dtype == "float32"
+        and not (config.lora and config.lora.dropout)
+    )
     moments = {
         "drawing": _peak(lasting, memory.drawing(count, learned=config.lora is None)),
         "scoring": _peak(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
-        **_learning(memory, lasting, config.lora),
+        **_learning(memory, lasting, config.lora, entropy=on_policy),
     }
     sequences = inputs.sequences(count, *limits)
     once = hours.forward(inputs.architecture, sequences)
     update = _training_work(memory, sequences, config.lora)
     values = replace(once + update, head=0) if critic else StageWork()
     iterations = config.iterations or max(1, math.ceil(inputs.demonstrations / config.rollout_batch_size))
-    rollouts = _decoding_work(memory, sequences) + once * 3
-    work = rollouts * (iterations + 1) + (update + values) * iterations
+    # Where the reward may be computed more exactly, pi_SFT has another pass for the KL.
+    rollouts = _decoding_work(memory, sequences) + once * (2 + inputs.exact_reward)
+    warmup = config.algorithm.critic_warmup_iterations if isinstance(config.algorithm, PPOConfig) else 0
+    by_actor = once * (warmup + 1 if on_policy else iterations + 1)
+    work = rollouts * (iterations + 1) + by_actor + (update + values) * iterations
     gathered = memory.frozen if config.lora else memory.frozen - memory.casts
     return StageEstimate(moments, work, memory.longest, gathered)
 
@@ -242,9 +252,12 @@ def answer(config: AnswerConfig, inputs: PlanInputs) -> StageEstimate:
     count = inputs.questions.count * samples
     moments = {"drawing": _peak(lasting, memory.drawing(count, models))}
     if frozen:
-        moments["scoring"] = _peak(lasting, memory.scoring(LIVE_CHUNKS_KL))
+        moments["scoring"] = _peak(lasting, memory.scoring(LIVE_CHUNKS_CONTRAST if models > 1 else LIVE_CHUNKS_KL))
     sequences = inputs.sequences(count * turns, prompt, config.max_response_tokens)
-    scored = hours.forward(inputs.architecture, sequences) * (frozen + own if frozen else 0)
+    passes = frozen + own if frozen else 0
+    # The chosen ones are scored once more; for the KL, pi_SFT has another pass where the reward may be more exact.
+    passes += 2 / samples if samples > 1 else inputs.exact_reward * (rewarded and own + models > 1)
+    scored = hours.forward(inputs.architecture, sequences) * passes
     return StageEstimate(
         moments, _decoding_work(memory, sequences) * models + scored, memory.longest, models * memory.frozen
     )

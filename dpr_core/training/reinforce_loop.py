@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
+import torch
+
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.base import LossInputs, Objective, PolicyGradient
 from dpr_core.algorithms.kl_control import KLControl
@@ -15,7 +17,8 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
-from dpr_core.rollouts.engine import Completion, UpdatableEngine
+from dpr_core.rollouts.engine import Completion, UpdatableEngine, log_probs
+from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.rollouts.overlap import OverlappedEngine
 from dpr_core.training.guard import RollBack
 from dpr_core.training.hooks import (
@@ -31,7 +34,7 @@ from dpr_core.training.hooks import (
     SampleTables,
     TruncatedImportance,
 )
-from dpr_core.training.rollout import Rollout
+from dpr_core.training.rollout import OnPolicy, Rollout
 from dpr_core.training.schedule import (
     RolloutRequest,
     critic_warmup,
@@ -74,7 +77,8 @@ class ReinforceLoop:
         plan = zip(range(1, total + 2), requests, mini_batches(self.config), strict=False)
         for number, request, order in islice(plan, resume.done, None):
             completions = self.sample(request)
-            rollout = self.score(completions, critic)
+            learns = critic_warmup(self.config) < number <= total
+            rollout = self.score(completions, critic, trust_engine=learns and self.one_step_on_policy)
             advantages = method.credit(rollout.batch, kl.weight)
 
             iteration = Iteration(number, total, (number - 1) * steps, rollout, advantages)
@@ -99,8 +103,22 @@ class ReinforceLoop:
         self.engine.update_weights(self.trainer.steps_done)
         return self.engine.generate(*request, on_progress=partial(self.recorder.part, "rollout"))
 
-    def score(self, completions: list[Completion], critic: CriticLearner | None = None) -> Rollout:
-        """Log-probs under the actor and both frozen models, in the same shapes; rewards; the critic's values.
+    @property
+    def one_step_on_policy(self) -> bool:
+        """Whether an iteration needs no pass of the actor before its update, since that is one step, whose forward pass
+        is of the weights that drew, and what the engine says of them is right to float32's rounding."""
+        return (
+            steps_per_iteration(self.config) == 1
+            and isinstance(self.engine, InProcessEngine)
+            and self.policy.activations == torch.float32
+            and not self.policy.drops_out
+        )
+
+    def score(
+        self, completions: list[Completion], critic: CriticLearner | None = None, trust_engine: bool = False
+    ) -> Rollout:
+        """Log-probs under the actor, or as the engine gave them, and under both frozen models; rewards; the critic's
+        values.
 
         What draws is what learns: the actor and its KL to SFT are those at the rollouts' temperature, the rewards of 1.
         Both ends of the KL compute as the actor does, whatever the reward's arithmetic, or it would not begin at 0.
@@ -109,15 +127,14 @@ class ReinforceLoop:
         budget, temperature = self.config.execution.tokens_per_micro_batch, self.config.temperature
         part = self.recorder.part
         by_policy, by_reward = partial(part, "scoring by the policy"), partial(part, "scoring by the reward")
-        actor = score(self.policy, sequences, budget, temperature=temperature, entropy=True, on_progress=by_policy)
-        scored = self.reward(sequences, by_reward)
-        tempered = None
-        if temperature != 1 or self.reward.differs:
-            sft, budget = self.reward.sft, self.reward.tokens_per_micro_batch
-            tempered = score(sft, sequences, budget, temperature=temperature).log_probs
+        old, entropies = log_probs(completions), None
+        if not trust_engine:
+            old, _, entropies = score(
+                self.policy, sequences, budget, temperature=temperature, entropy=True, on_progress=by_policy
+            )
+        scored, log_sft = self.reward.with_log_sft(sequences, temperature, by_reward)
         values = critic.values(sequences) if critic else None
-        version = self.engine.version
-        return Rollout(completions, sequences, scored, actor.log_probs, actor.entropies, version, values, tempered)
+        return Rollout(completions, sequences, scored, log_sft, old, entropies, self.engine.version, values)
 
     def update(
         self,
@@ -127,18 +144,23 @@ class ReinforceLoop:
         critic: CriticLearner | None,
     ) -> None:
         """One pass over the rollout in mini-batches; in the critic's warm-up the policy stays as it is."""
+        rollout = iteration.rollout
+        on_policy = OnPolicy(method) if rollout.entropies is None else None
         learners: list[tuple[Trainer, Objective, float | None]] = []
         if critic:
             learners.append((critic.trainer, critic.objective, None))
         if iteration.number > critic_warmup(self.config):
-            learners.append((self.trainer, method, self.config.temperature))
-        rollout = iteration.rollout
+            learners.append((self.trainer, on_policy or method, self.config.temperature))
         inputs = LossInputs(rollout.old_log_probs, rollout.batch.values, *iteration.advantages)
         for step, rows in enumerate(order, start=iteration.step + 1):
             sequences = [rollout.sequences[row] for row in rows]
             mini_batch = inputs.rows(rows, max(len(s.response) for s in sequences))
             for trainer, objective, temperature in learners:
-                self.recorder.metrics(trainer.step(sequences, objective, mini_batch, temperature), step)
+                metrics = trainer.step(sequences, objective, mini_batch, temperature, on_policy is not None)
+                if objective is on_policy:
+                    iteration.metrics |= (late := on_policy.take(metrics))
+                    self.recorder.metrics(late, iteration.step)
+                self.recorder.metrics(metrics, step)
             self.recorder.part("update", step - iteration.step, len(order))
 
     def _hooks(self, prompts: Prompts, critic: CriticLearner | None, kl: KLControl) -> list[Hook]:

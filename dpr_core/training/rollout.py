@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpr_core.algorithms.base import Advantages, RolloutBatch
+from dpr_core import distributed
+from dpr_core.algorithms.base import Advantages, LossInputs, Objective, RolloutBatch, required
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.logprobs import TokenScores
 from dpr_core.masking import masked_mean, masked_sum
 from dpr_core.models.dense_reward import ScoredTokens
-from dpr_core.rollouts.engine import Completion
+from dpr_core.rollouts.engine import Completion, log_probs
 
 REPEATED_NGRAM = 4
 """Tokens in a row that count as a repetition when a response holds them a second time."""
@@ -19,26 +21,23 @@ REPEATED_NGRAM = 4
 
 @dataclass(frozen=True)
 class Rollout:
-    """Responses with their scores under the actor, both frozen models, and the critic; tensors are (B, T)."""
+    """Responses with their scores under the actor, both frozen models, and the critic; tensors are (B, T). Those of the
+    actor and of the KL are at the temperature that drew the responses."""
 
     completions: list[Completion]
     sequences: list[TokenSequence]
     scored: ScoredTokens
+    log_sft: Tensor
+    """log pi_SFT, the other end of the KL, computed as the actor's are: the reward's may be at another temperature, and
+    in another arithmetic."""
     old_log_probs: Tensor
-    """The actor's at the temperature that drew the responses, as its entropies are."""
-    entropies: Tensor
+    """The actor's, from a pass of its own, or from the engine that drew."""
+    entropies: Tensor | None
+    """The actor's; None without that pass, where the update measures them."""
     version: int = 0
     """Optimizer steps behind the policy that drew the responses."""
     values: Tensor | None = None
     """The critic's, if there is one."""
-    tempered_log_sft: Tensor | None = None
-    """log pi_SFT as the actor computes, at the temperature that drew: the other end of the KL, where that is another
-    than the reward's."""
-
-    @property
-    def log_sft(self) -> Tensor:
-        """log pi_SFT at the temperature that drew the responses."""
-        return self.scored.log_sft if self.tempered_log_sft is None else self.tempered_log_sft
 
     @property
     def sequence_kl(self) -> float:
@@ -53,27 +52,48 @@ class Rollout:
         return RolloutBatch(rewards, self.old_log_probs, self.log_sft, mask, values)
 
 
+class OnPolicy:
+    """The objective of a method that learns all of a rollout in one step, from the weights that drew it: pi_old's
+    log-probs are those of the step's own forward pass, so that the ratio is 1 to the bit. What a pass before the update
+    would have told of the actor is measured in passing."""
+
+    def __init__(self, method: Objective) -> None:
+        self.method = method
+        self.loss_reduction = method.loss_reduction
+        self._gaps: list[float] = []
+
+    def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:
+        own = scores.log_probs.detach()
+        self._gaps.append(float((own - required(inputs.old_log_probs)).abs().max()))
+        return {**self.method(scores, inputs._replace(old_log_probs=own)), "entropy": scores.entropies}
+
+    def take(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The actor's part of `describe`, out of the metrics of the step, from which it is removed."""
+        measured = {"rollout/engine_log_prob_gap": max(distributed.all_gather(self._gaps))}
+        # A step that was skipped has measured nothing.
+        if "train/entropy" in metrics:
+            measured["rollout/entropy"] = metrics.pop("train/entropy")
+        return measured
+
+
 def describe(rollout: Rollout, advantages: Advantages, end_token: int) -> dict[str, float]:
     """Metrics of the rollout, before its update."""
     mask, scored = rollout.scored.mask, rollout.scored
     lengths = mask.sum(dim=1)
     ended = [c.ended(end_token) for c in rollout.completions]
     last = advantages.advantages.gather(1, (lengths - 1)[:, None])[:, 0]
-    engine_gap = max(
-        abs(a - b)
-        for c, row in zip(rollout.completions, rollout.old_log_probs.tolist(), strict=True)
-        for a, b in zip(c.log_probs, row, strict=False)
-    )
     metrics = {
         "rollout/reward": float(masked_mean(scored.rewards, mask)),
         "rollout/return": float(advantages.returns[:, 0].mean()),
         "rollout/return_deviation": float(advantages.returns[:, 0].std(correction=0)),
         "rollout/kl": rollout.sequence_kl,
-        "rollout/entropy": float(masked_mean(rollout.entropies, mask)),
         "rollout/length": float(lengths.float().mean()),
         "rollout/eos_rate": sum(ended) / len(ended),
-        "rollout/engine_log_prob_gap": engine_gap,
     }
+    if rollout.entropies is not None:
+        gaps = (rollout.old_log_probs - log_probs(rollout.completions)).abs()
+        metrics["rollout/entropy"] = float(masked_mean(rollout.entropies, mask))
+        metrics["rollout/engine_log_prob_gap"] = float(gaps.max())
     label_free = signals([s.response for s in rollout.sequences], scored.log_sft, scored.log_ref, mask)
     metrics |= {f"rollout/{name}": value for name, value in label_free.items()}
     if any(ended):

@@ -83,8 +83,10 @@ class Trainer:
         objective: Objective,
         inputs: LossInputs = NO_INPUTS,
         temperature: float | None = None,
+        entropy: bool = False,
     ) -> dict[str, float]:
-        """Minimise the objective over `sequences`; `inputs` are (B, T), `temperature` is that of a policy's scores.
+        """Minimise the objective over `sequences`; `inputs` are (B, T). `temperature` is that of a policy's scores, to
+        which `entropy` belongs where the objective reads it.
 
         The loss is the sum over the global batch over its own count, so neither micro-batches, padding nor the number
         of processes change it. Every process holds the whole batch and works on its share.
@@ -92,13 +94,14 @@ class Trainer:
         started = time.perf_counter()
         self.module.train()
         lengths = [len(s.response) for s in sequences]
+        options: dict[str, Any] = {} if temperature is None else {"temperature": temperature, "entropy": entropy}
         count = sum(lengths) if objective.loss_reduction == "token" else len(sequences)
         totals = self.limits.in_micro_batches(
             "an optimizer step",
             [len(s) for s in sequences],
             self.execution.tokens_per_micro_batch,
             self.accelerator.device,
-            lambda batches: self._backward(batches, sequences, objective, inputs, count, temperature),
+            lambda batches: self._backward(batches, sequences, objective, inputs, count, options),
             self.packed,
         )
         norm = self._clip()
@@ -130,14 +133,13 @@ class Trainer:
         objective: Objective,
         inputs: LossInputs,
         count: int,
-        temperature: float | None,
+        options: dict[str, Any],
     ) -> dict[str, float]:
         """Add up the gradients of this process's micro-batches; returns the sums of the objective's terms."""
         self.optimizer.zero_grad(set_to_none=True)
         mask = response_mask([len(s.response) for s in sequences])
         parts = list(distributed.shard_work(batches))
         totals: dict[str, float] = {}
-        options = {} if temperature is None else {"temperature": temperature}
         for i, (rows, is_mine) in enumerate(parts):
             batch = collate([sequences[row] for row in rows], self.packed).to(self.accelerator.device)
             flat = _flat(inputs, mask, rows, batch.targets.device)

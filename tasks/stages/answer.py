@@ -63,13 +63,13 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
     answers = answer_questions(scripts, responder.draw, sampling, settings.seed, responder.sft.positions, work)
     sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
-    state_kl = responder.kl_to_sft(sequences)
+    scored, state_kl = responder.measure(sequences)
     rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
     write_rows(work.output / ANSWERS, rows)
     _write_official(settings, source.stage, rows, work.output)
     work.table("samples/answers.json", rows[:16])
-    if responder.reward is not None:
-        write_profile(work, profile(state_kl, responder.reward(sequences)))
+    if scored is not None:
+        write_profile(work, profile(state_kl, scored))
     return statistics(rows) | bound(settings)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dpr_core.data.encoding import TokenSequence
-    from dpr_core.models.dense_reward import DenseReward
+    from dpr_core.models.dense_reward import DenseReward, ScoredTokens
     from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.policy import Policy
     from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
@@ -74,17 +74,21 @@ class Answering:
         )
         return [completions[i] for i in best_of_each(scores, chosen.n)]
 
-    def kl_to_sft(self, sequences: "Sequence[TokenSequence]") -> "Tensor | None":
-        """(B, T): exact KL in the state in front of each token. A choice among samples is no policy that has one."""
+    def measure(self, sequences: "Sequence[TokenSequence]") -> "tuple[ScoredTokens | None, Tensor | None]":
+        """The reward, where there is one, and (B, T) the exact KL to SFT in the state in front of each token. A choice
+        among samples is no policy that has a KL."""
         import torch
 
-        from dpr_core.models.scoring import state_kl
+        from dpr_core.models.scoring import score_with_kl
 
-        if isinstance(self.settings.policy, BestOfNConfig):
-            return None
-        if self.policy is self.sft:
-            return torch.zeros(len(sequences), max(len(s.response) for s in sequences))
-        return state_kl(self.policy, self.sft, sequences, self.settings.execution.tokens_per_micro_batch)
+        if self.policy is not self.sft:
+            if self.reward is not None:
+                return self.reward.with_kl(sequences, self.policy)
+            budget = self.settings.execution.tokens_per_micro_batch
+            return None, score_with_kl(self.policy, [self.sft], sequences, budget)[1]
+        nothing = torch.zeros(len(sequences), max(len(s.response) for s in sequences))
+        has_kl = not isinstance(self.settings.policy, BestOfNConfig)
+        return self.reward(sequences) if self.reward else None, nothing if has_kl else None
 
 
 def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Answering:

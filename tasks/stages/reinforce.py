@@ -82,8 +82,8 @@ class History:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._work.metrics(values, step)
-        if self.SHOWN[0] in values:
-            self._points.append((step, {name: values[name] for name in self.SHOWN}))
+        if shown := {name: values[name] for name in self.SHOWN if name in values}:
+            self._points.append((step, shown))
 
     def restore(self) -> dict[str, Any] | None:
         left = self._work.restore()
@@ -97,7 +97,10 @@ class History:
         self._work.checkpoint(step, lambda: {"loop": state(), "points": self._points})
 
     def series(self) -> dict[str, list[tuple[float, float]]]:
-        return {name: [(float(step), values[name]) for step, values in self._points] for name in self.SHOWN}
+        return {
+            name: [(float(step), values[name]) for step, values in self._points if name in values]
+            for name in self.SHOWN
+        }
 
 
 def describe(config: StageConfig) -> str:

@@ -20,7 +20,7 @@ from tasks.stages.lineage import REWARD, Lineage, checkpoints
 
 if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
-    from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
+    from dpr_core.models.dense_reward import GivenText, ScoredTokens
 
 logger = logging.getLogger("dense_path")
 
@@ -43,11 +43,13 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     if settings.arithmetic == MEASURED:
         definition = with_arithmetic(definition, lineage, sft, sequences, settings.execution)
     reward = lineage.defined_reward(sft, definition, settings.execution)
+    scores = reward.scores(sequences, work.advance)
+    scored = reward.of_scores(*scores, sequences)
     if settings.normalise:
-        definition = definition.model_copy(update={"scale": deviation(reward, sequences)})
-        reward = replace(reward, scale=definition.scale)
+        raw = replace(reward, clip_above=None).of_scores(*scores, sequences)
+        definition = definition.model_copy(update={"scale": deviation(raw)})
+        scored = replace(reward, scale=definition.scale).of_scores(*scores, sequences)
     (work.output / REWARD).write_text(definition.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    scored = reward(sequences, work.advance)
     credited = credit_of(tokenizer, texts, sequences, scored)
     with (work.output / "demonstrations.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(token_credit.as_json(text), ensure_ascii=False) + "\n" for text in credited)
@@ -158,9 +160,8 @@ def validated(
     )
 
 
-def deviation(reward: "DenseReward", demonstrations: "Sequence[TokenSequence]") -> float:
+def deviation(raw: "ScoredTokens") -> float:
     """Of the token reward on demonstrations, before it is scaled or clipped."""
-    raw = replace(reward, scale=1.0, clip_above=None)(demonstrations)
     found = float(raw.rewards[raw.mask].std(correction=0))
     if not found > 0:
         raise UsageError("the token reward is the same everywhere on demonstrations, so normalise has nothing to do")

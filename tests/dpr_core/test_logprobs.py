@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpr_core import logprobs
-from dpr_core.logprobs import LOG_RATIO_BOUND, bounded, contrastive, token_kl, token_scores
+from dpr_core.logprobs import LOG_RATIO_BOUND, bounded, contrastive, scores_and_kl, token_scores
 
 N, D, V = 7, 5, 11
 
@@ -200,26 +200,29 @@ def test_no_tokens_give_no_scores() -> None:
     scores = token_scores(hidden, torch.ones(V, D), torch.zeros(0, dtype=torch.long), entropy=True, logits_per_chunk=1)
     assert [len(column) for column in scores] == [0, 0, 0]
     scores.log_probs.sum().backward()
-    assert token_kl((torch.zeros(0, D), torch.ones(V, D), None), (torch.zeros(0, D), torch.ones(V, D), None)).shape == (
-        0,
-    )
+    none = torch.zeros(0, D), torch.ones(V, D), None
+    scores, kl = scores_and_kl(none, none, torch.zeros(0, dtype=torch.long))
+    assert [len(column) for column in (*scores, kl)] == [0] * 4
 
 
 @pytest.mark.parametrize("logits_per_chunk", [1, 3 * V, 2**24])
 def test_kl_against_torch_distributions(logits_per_chunk: int) -> None:
     hidden_p, head_p, *_ = _inputs(0)
-    hidden_q, head_q, *_ = _inputs(1)
+    hidden_q, head_q, targets, _ = _inputs(1)
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=hidden_p.double() @ head_p.double().T),
         torch.distributions.Categorical(logits=hidden_q.double() @ head_q.double().T),
     )
-    found = token_kl((hidden_p, head_p, None), (hidden_q, head_q, None), logits_per_chunk=logits_per_chunk)
+    q = hidden_q, head_q, None
+    scores, found = scores_and_kl((hidden_p, head_p, None), q, targets, logits_per_chunk=logits_per_chunk)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    alone = token_scores(hidden_q, head_q, targets, logits_per_chunk=logits_per_chunk)
+    torch.testing.assert_close(tuple(scores), tuple(alone))
 
 
 def test_kl_of_a_model_to_itself_is_zero() -> None:
-    hidden, head, *_ = _inputs()
-    assert token_kl((hidden, head, None), (hidden.clone(), head.clone(), None)).tolist() == [0.0] * N
+    hidden, head, targets, _ = _inputs()
+    assert scores_and_kl((hidden, head, None), (hidden.clone(), head.clone(), None), targets)[1].tolist() == [0.0] * N
 
 
 def test_contrastive_logits_by_hand() -> None:

@@ -24,7 +24,7 @@ from dpr_core.models import packed_attention, policy
 from dpr_core.models.critic import Critic
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import score, score_values, state_kl
+from dpr_core.models.scoring import score, score_values, score_with_kl
 from dpr_core.training.trainer import Trainer
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -148,7 +148,7 @@ def test_scores_kl_and_values_go_through_packed_rows(model_of: Callable[..., Pre
     for budget in (1, 14, 10_000):
         for ours, theirs in zip(score(packed, ROWS, budget), score(padded, ROWS, 1), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-        kls = (state_kl(policy, reference, ROWS, budget) for policy in (packed, padded))
+        kls = (score_with_kl(policy, [reference], ROWS, budget)[1] for policy in (packed, padded))
         torch.testing.assert_close(*kls, atol=1e-5, rtol=0)
         torch.testing.assert_close(*(score_values(critic, ROWS, budget) for critic in critics), atol=1e-5, rtol=0)
 

@@ -8,7 +8,7 @@ from dpr_core.config.model import Family
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response, end_token
 from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import score, state_kl
+from dpr_core.models.scoring import score, score_with_kl
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 TEXTS = [
@@ -80,9 +80,11 @@ def _log_policies(model: Any, row: TokenSequence) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("budget", [1, 100])
-def test_state_kl_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
+def test_kl_of_states_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
     p, q = tiny("llama")[0], tiny("llama", seed=1)[0]
-    found = state_kl(Policy(p), Policy(q), KL_ROWS, budget)
+    (scores,), found = score_with_kl(Policy(p), [policy := Policy(q)], KL_ROWS, budget)
+    for ours, alone in zip(scores, score(policy, KL_ROWS, budget), strict=True):
+        torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)
     assert found.shape == (2, 3)
     assert found[1, 1:].eq(0).all()
     for i, row in enumerate(KL_ROWS):
@@ -100,7 +102,8 @@ def test_kl_of_contrastive_decoding_against_the_normalised_product(
     """pi_SFT^(1 + k) / pi_ref^k, divided by its sum over the vocabulary."""
     sft, ref = tiny("llama", deviation=0.15)[0], tiny("llama", seed=1, deviation=0.15)[0]
     together = ContrastivePolicy(Policy(sft, chunk), Policy(ref, chunk), k)
-    found = state_kl(together, together.sft, KL_ROWS, 100)
+    scores, found = score_with_kl(together, [together.sft, together.reference], KL_ROWS, 100)
+    torch.testing.assert_close(scores[1].log_probs, score(together.reference, KL_ROWS, 100).log_probs)
     for i, row in enumerate(KL_ROWS):
         log_sft, log_ref = _log_policies(sft, row), _log_policies(ref, row)
         product = torch.exp((1 + k) * log_sft - k * log_ref)
@@ -112,4 +115,5 @@ def test_kl_of_contrastive_decoding_against_the_normalised_product(
 
 def test_a_policy_has_no_kl_to_its_copy(tiny: Callable[..., Any]) -> None:
     rows = [TokenSequence((1, 30, 31), (40, 41, 42))]
-    assert state_kl(Policy(tiny("gemma3")[0]), Policy(tiny("gemma3")[0]), rows, 100).tolist() == [[0.0] * 3]
+    policy, copy = (Policy(tiny("gemma3")[0]) for _ in range(2))
+    assert score_with_kl(policy, [copy], rows, 100)[1].tolist() == [[0.0] * 3]

@@ -139,7 +139,7 @@ def test_advantages_are_weighted_by_the_truncated_ratio(toy: Callable[..., Any])
     sequences = [TokenSequence(c.prompt, c.response) for c in completions]
     scored = DenseReward(policy, Policy(toy(1)), "baseline_relative")(sequences)
     ours = score(policy, sequences, None).log_probs
-    rollout = Rollout(completions, sequences, scored, ours, ours, version=5)
+    rollout = Rollout(completions, sequences, scored, ours, ours, None, version=5)
     found, metrics = corrected(torch.full(ours.shape, 2.0), rollout, VllmConfig(importance_cap=1.1))
     weights = [
         [min(float(torch.exp(ours[i, t] + 1.3)), 1.1) for t in range(len(s.response))] for i, s in enumerate(sequences)

@@ -69,7 +69,11 @@ class Watching(InMemoryRecorder):
         self.said.append(f"{what} {done}/{total}")
 
     def rollouts(self) -> list[dict[str, float]]:
-        return [values for _, values in self.history if "rollout/kl" in values]
+        """What is told of each rollout, in part with its update."""
+        told = {step: dict(values) for step, values in self.history if "rollout/kl" in values}
+        for step, values in self.history:
+            told.get(step, {}).update({name: v for name, v in values.items() if name.startswith("rollout/")})
+        return list(told.values())
 
     def updates(self) -> list[dict[str, float]]:
         return [values for _, values in self.history if "train/loss" in values]
