@@ -3,10 +3,10 @@
     python perf/rl.py --sizes tiny small
 
 Both draw as many responses to the same prompts from the same network, which ends them at random after about 60 tokens,
-score them three times and take one optimizer step. Each turn has a seed of its own; that both drew about as many tokens
-in all turns together is checked. Optimizers are made before the time is taken. Ours scores under the policy, SFT and
-the reference. GRPO scores under SFT for its KL (beta > 0), and its reward function under SFT and the reference as a
-user would with transformers alone; the policy's own log-probs it takes out of its one update.
+score them and take one optimizer step. Each turn has a seed of its own; that both drew about as many tokens in all
+turns together is checked. Optimizers are made before the time is taken. Ours scores under SFT, whose pass serves KL and
+reward, and the reference. GRPO scores under SFT for its KL (beta > 0), and its reward function under SFT and the
+reference as a user would with transformers alone. The policy's own log-probs both take out of their one update.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.base import LossInputs
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.hooks import Iteration
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import rollout_requests
 from dpr_core.training.trainer import Trainer
@@ -76,10 +76,9 @@ def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int])
 
     def work() -> int:
         """As `ReinforceLoop.run`, without the rollout that measures the policy in the end."""
-        rollout = loop.score(loop.sample(request))
+        rollout = loop.score(loop.sample(request), trust_engine=loop.one_step_on_policy)
         credit = method.credit(rollout.batch, 0.04)
-        inputs = LossInputs(old_log_probs=rollout.old_log_probs, advantages=credit.advantages)
-        loop.trainer.step(rollout.sequences, method, inputs)
+        loop.update(Iteration(1, 1, 0, rollout, credit), [range(total)], method, None)
         lengths = [c.length for c in rollout.completions]
         drawn.extend(lengths)
         return sum(lengths)

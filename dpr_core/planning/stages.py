@@ -254,7 +254,7 @@ def answer(config: AnswerConfig, inputs: PlanInputs) -> StageEstimate:
     if frozen:
         moments["scoring"] = _peak(lasting, memory.scoring(LIVE_CHUNKS_CONTRAST if models > 1 else LIVE_CHUNKS_KL))
     sequences = inputs.sequences(count * turns, prompt, config.max_response_tokens)
-    passes = frozen + own if frozen else 0
+    passes: float = frozen + own if frozen else 0
     # The chosen ones are scored once more; for the KL, pi_SFT has another pass where the reward may be more exact.
     passes += 2 / samples if samples > 1 else inputs.exact_reward * (rewarded and own + models > 1)
     scored = hours.forward(inputs.architecture, sequences) * passes

@@ -28,12 +28,14 @@ PROMPTS = [(1, 2), (3,), (4, 4, 1), (2,)]
 
 
 class Passes(Counter[str]):
-    """Tokens through each network."""
+    """Tokens through each network, but for those that are drawn."""
+
+    drawing = False
 
     def watch(self, name: str, body: torch.nn.Module) -> None:
         def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            # Drawing has a cache of keys and values.
-            self[name] += 0 if kwargs.get("past_key_values") else kwargs["input_ids"].numel()
+            if not self.drawing:
+                self[name] += kwargs["input_ids"].numel()
 
         body.register_forward_pre_hook(count, with_kwargs=True)
 
@@ -63,9 +65,9 @@ def iteration(
 
         def generate(self, *args: Any, **kwargs: Any) -> list[Completion]:
             self.told()
-            with monkeypatch.context() as patch:
-                patch.setattr(Passes, "__setitem__", lambda *_: None)
-                drawn = super().generate(*args, **kwargs)
+            passes.drawing = True
+            drawn = super().generate(*args, **kwargs)
+            passes.drawing = False
             self.tokens = sum(len(c.prompt + c.response) for c in drawn)
             return drawn
 
@@ -77,6 +79,7 @@ def iteration(
     class WatchedCritic(Critic):
         def __init__(self, policy: Policy) -> None:
             super().__init__(policy)
+            self.model._forward_pre_hooks.clear()  # the copied policy's
             passes.watch("critic", self.model)
 
     monkeypatch.setattr(hooks, "Critic", WatchedCritic)

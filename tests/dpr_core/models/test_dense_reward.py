@@ -12,6 +12,7 @@ from dpr_core.config.reward import Formula
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward, random_signs
 from dpr_core.models.policy import Policy
+from dpr_core.models.scoring import score, score_with_kl
 
 FORMULAS = get_args(Formula)
 ROWS = [TokenSequence((1, 30, 31), (40, 41, 0)), TokenSequence((1,), (50,)), TokenSequence((1, 2), (45, 46, 47, 48))]
@@ -107,6 +108,19 @@ def test_the_gap_of_soft_values_against_plain_models(tiny: Callable[..., Any]) -
         (_, ours), (_, theirs) = _by_hand(sft, row), _by_hand(reference, row)
         expected = [a - b for a, b in zip(ours, theirs, strict=True)]
         assert scored.value_gap[i].tolist() == pytest.approx([*expected, *[0.0] * (4 - len(expected))], abs=2e-5)
+
+
+@pytest.mark.parametrize("arithmetic", [None, "bfloat16"])
+def test_what_comes_with_the_reward_is_what_passes_of_its_own_give(tiny: Callable[..., Any], arithmetic: Any) -> None:
+    """log pi_SFT at a temperature, and the exact KL of a policy, neither of them in the reward's arithmetic."""
+    policy, sft, reference = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1))
+    reward = DenseReward(sft, reference, "baseline_relative", 8, arithmetic=arithmetic)
+    tempered, kl = reward.with_log_sft(ROWS, 0.7), reward.with_kl(ROWS, policy)
+    for scored, _ in (tempered, kl, reward.with_log_sft(ROWS, 1.0)):
+        torch.testing.assert_close(tuple(scored), tuple(reward(ROWS)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tempered[1], score(sft, ROWS, 8, temperature=0.7).log_probs)
+    torch.testing.assert_close(reward.with_log_sft(ROWS, 1.0)[1], score(sft, ROWS, 8).log_probs)
+    torch.testing.assert_close(kl[1], score_with_kl(policy, [sft], ROWS, 8)[1])
 
 
 def test_two_equal_checkpoints_give_exactly_no_reward(tiny: Callable[..., Any]) -> None:

@@ -1,8 +1,10 @@
 import pytest
 
+from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import UsageError
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.hours import GPUS, Gpu, Sequences, StageWork, drawing, forward, gpu_named, training
+from dpr_core.planning.stages import PlanInputs, estimate
 
 TOY = Architecture("llama", 10, 4, 2, 2, 1, 2, 8, 64, False)
 """A layer's matrices: q 4x4, k 4x2, v 4x2, o 4x4, and three of 4x8: 144 weights."""
@@ -38,6 +40,17 @@ def test_hours_follow_from_the_peaks_and_the_share_of_them() -> None:
     assert work.hours(gpu, "bfloat16", 1.0) == pytest.approx((1800 + 180 + 900) / 3600)
     assert work.hours(gpu, "bfloat16", 0.5) == pytest.approx(2 * (1800 + 180 + 900) / 3600)
     assert work.hours(gpu, "float32", 1.0) == pytest.approx((18000 + 900 + 900) / 3600)
+
+
+def test_one_update_in_float32_saves_the_policy_a_pass_of_each_rollout_that_is_learned_from() -> None:
+    def body(dtype: str, **changes: object) -> float:
+        config = ReinforceConfig.model_validate({"rollout_batch_size": 8, "iterations": 3, **changes})
+        return estimate(config, PlanInputs(TOY, dtype, "sdpa", 8, config, 4, 2)).work.body
+
+    once = forward(TOY, Sequences(8, 4, 2)).body
+    assert body("float32", batch_size=4) - body("float32", batch_size=8) == 3 * once
+    assert body("bfloat16", batch_size=4) == body("bfloat16", batch_size=8)
+    assert body("float32", rollouts={"type": "vllm"}) == body("float32", batch_size=4)
 
 
 def test_an_unknown_gpu_is_refused_with_the_table() -> None:

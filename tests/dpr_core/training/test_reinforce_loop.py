@@ -222,6 +222,55 @@ def test_one_iteration_of_algorithm_1_is_the_step_that_plain_torch_takes(toy: Ca
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        Algorithm1Config(),
+        ReinforcePlusPlusConfig(kl_weight=0.3),
+        PPOConfig(kl_weight=0.3, critic_learning_rate=1e-2, critic_warmup_iterations=1),
+    ],
+)
+def test_one_update_is_the_same_without_a_pass_of_the_actor_before_it(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, algorithm: Any, temperature: float
+) -> None:
+    config = _config(algorithm=algorithm, temperature=temperature, learning_rate=1e-3)
+    short, told = _method(toy, config)
+    assert short.one_step_on_policy
+    short.run(PROMPTS)
+    long, expected = _method(toy, config)
+    monkeypatch.setattr(ReinforceLoop, "one_step_on_policy", False)
+    long.run(PROMPTS)
+    # Of both, each at the same step.
+    assert "scoring by the policy 8/8" in told.said
+    assert told.said.count("scoring by the policy 8/8") < expected.said.count("scoring by the policy 8/8") == 4
+    for found, plain in zip(told.rollouts(), expected.rollouts(), strict=True):
+        assert found == pytest.approx(plain, abs=1e-5)
+    speed = "train/tokens_per_second"
+    for found, plain in zip(told.updates(), expected.updates(), strict=True):
+        assert found == pytest.approx({**plain, speed: found[speed]}, abs=1e-5)
+    for ours, theirs in zip(short.policy.parameters(), long.policy.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_actor_has_a_pass_where_the_engine_may_differ_from_it_or_has_drawn_for_several_steps(
+    toy: Callable[..., Any],
+) -> None:
+    def needs_none(**changes: Any) -> bool:
+        return _method(toy, _config(algorithm=ReinforcePlusPlusConfig(), **changes))[0].one_step_on_policy
+
+    assert needs_none()
+    assert not needs_none(batch_size=4)
+    loop, _ = _method(toy, _config(), lambda _: ScriptedEngine({}))
+    assert not loop.one_step_on_policy
+    loop, _ = _method(toy, _config())
+    loop.policy.activations = torch.bfloat16
+    assert not loop.one_step_on_policy
+    loop, _ = _method(toy, _config())
+    loop.policy.model.config.attention_dropout = 0.1
+    assert not loop.one_step_on_policy
+
+
 def test_a_run_is_repeatable_and_its_seed_matters(toy: Callable[..., Any]) -> None:
     def weights(seed: int) -> list[Tensor]:
         method, _ = _method(toy, _config(seed=seed, algorithm=ReinforcePlusPlusConfig(), batch_size=2))
