@@ -161,7 +161,8 @@ def scores_and_kl(
     p: States | Contrast, q: States, targets: Tensor, *, logits_per_chunk: int = 2**25
 ) -> tuple[TokenScores, Tensor]:
     """The scores (N,) of targets under q, and the exact KL(p || q) = E_p[z_p - z_q] - V_p + V_q over the vocabulary in
-    each of N states; no gradient. The logits of q serve both."""
+    each of N states; no gradient. The logits of q serve both. With those of both models less their maximum, and terms
+    that are summed in pairs, little is lost to cancellation."""
     hidden, head, _ = q
     rows = rows_of_logits(head.shape[0], logits_per_chunk, hidden.device.type == "cpu")
     parts = []
@@ -169,11 +170,14 @@ def scores_and_kl(
         for start in range(0, max(1, len(hidden)), rows):
             chunk = slice(start, start + rows)
             ours, theirs = _logits(p, chunk), _logits(q, chunk)
-            gaps = ours - theirs
-            *scores, _, _ = _folded(theirs, targets[chunk], entropy=False)
-            _, values, _, totals, weights = _folded(ours, targets[chunk], entropy=False)
-            mean_gaps = torch.einsum("nv,nv->n", weights, gaps) / totals
-            parts.append((*scores, mean_gaps - values + scores[1]))
+            ours -= ours.amax(dim=-1, keepdim=True)
+            highest = theirs.amax(dim=-1)
+            gaps = ours - theirs.sub(highest[:, None])
+            log_probs, values, entropies, totals, _ = _folded(theirs, targets[chunk], entropy=False)
+            weights = ours.exp_()
+            ours_total = weights.sum(dim=-1)
+            mean_gap = weights.mul_(gaps).sum(dim=-1) / ours_total
+            parts.append((log_probs, values, entropies, mean_gap - ours_total.log() + totals.log()))
     *columns, kl = (torch.cat(column) for column in zip(*parts, strict=True))
     return TokenScores(*columns), kl
 

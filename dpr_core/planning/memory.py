@@ -26,8 +26,8 @@ LIVE_CHUNKS_ENTROPY = 2
 LIVE_CHUNKS_DRAW = 3
 """In sampling: logits, the cumulative sum of their softmax, and softmax or log-softmax."""
 
-LIVE_CHUNKS_KL = 3
-"""In an exact KL: the logits of two models and their differences."""
+LIVE_CHUNKS_KL = 4
+"""In an exact KL: the logits of two models, those of one less their maximum, and their differences."""
 
 LIVE_CHUNKS_CONTRAST = 5
 """In that of a contrastive policy, whose logits are made of two models'."""

@@ -255,8 +255,9 @@ def answer(config: AnswerConfig, inputs: PlanInputs) -> StageEstimate:
         moments["scoring"] = _peak(lasting, memory.scoring(LIVE_CHUNKS_CONTRAST if models > 1 else LIVE_CHUNKS_KL))
     sequences = inputs.sequences(count * turns, prompt, config.max_response_tokens)
     passes: float = frozen + own if frozen else 0
-    # The chosen ones are scored once more; for the KL, pi_SFT has another pass where the reward may be more exact.
-    passes += 2 / samples if samples > 1 else inputs.exact_reward * (rewarded and own + models > 1)
+    # The chosen ones are scored once more; for the KL, whatever is not the trained policy has another pass where the
+    # reward may be more exact.
+    passes += 2 / samples if samples > 1 else models * inputs.exact_reward * (rewarded and own + models > 1)
     scored = hours.forward(inputs.architecture, sequences) * passes
     return StageEstimate(
         moments, _decoding_work(memory, sequences) * models + scored, memory.longest, models * memory.frozen
