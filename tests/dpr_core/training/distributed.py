@@ -23,7 +23,7 @@ from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
-from dpr_core.models.scoring import score, score_with_kl
+from dpr_core.models.scoring import score, score_at, score_with_kl
 from dpr_core.models.sharding import shard_like, to_device_or_shard, unsharded_in_place
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -129,6 +129,7 @@ def scoring(launch: LaunchConfig, activations: torch.dtype) -> Found:
     scores = score(policies[0], ROWS, 16, entropy=True)._asdict()
     contrasted = ContrastivePolicy(policies[0], policies[1], 0.5)
     return scores | {
+        "tempered": score_at(policies[0], (1.0, 0.7), ROWS, 16)[1].log_probs,
         "kl": score_with_kl(policies[0], policies[1:], ROWS, 16)[1],
         "contrasted": score_with_kl(contrasted, policies, ROWS, 1)[1],
     }
