@@ -7,12 +7,13 @@ For a state s with logits z = W h (+ b), all in float32 or wider:
 
 At a temperature T, z / T stands in place of z.
 
-Under autocast, where the states are rounded to bfloat16 on their way anyhow, a GPU may round what it multiplies here to
-TensorFloat-32. What it adds up, and all else, stays float32.
+Under autocast, where the states are rounded to bfloat16 on their way anyhow, a GPU may be allowed to round what it
+multiplies here to TensorFloat-32. What it adds up, and all else, stays float32.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ from dpr_core.chunks import rows_of_logits
 
 LOG_RATIO_BOUND = 20.0
 """Of what is exponentiated, as in OpenRLHF: beyond 88 a float32 overflows, and infinity times a slope of 0 is NaN."""
+
+_TF32_HEAD = ContextVar("tf32_head", default=False)
 
 
 class TokenScores(NamedTuple):
@@ -50,7 +53,7 @@ def token_scores(
     """
     device = hidden.device.type
     rows = rows_of_logits(head.shape[0], logits_per_chunk, device == "cpu" and not torch.is_grad_enabled())
-    rounded = torch.is_autocast_enabled(device)
+    rounded = _may_round(device)
     with torch.autocast(device, enabled=False):
         if temperature != 1:
             hidden, bias = _wide(hidden) / temperature, None if bias is None else _wide(bias) / temperature
@@ -192,7 +195,7 @@ def _logits(states: States | Contrast, chunk: slice) -> Tensor:
 def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 even under autocast: bf16 logits near 16 are 0.125 apart, as far as the reward is large."""
     device = hidden.device.type
-    rounded = torch.is_autocast_enabled(device)
+    rounded = _may_round(device)
     with torch.autocast(device, enabled=False):
         return _product(hidden, _wide(head), bias, rounded)
 
@@ -200,6 +203,20 @@ def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
 def _product(hidden: Tensor, wide: Tensor, bias: Tensor | None, rounded: bool) -> Tensor:
     with on_tensor_cores(rounded):
         return functional.linear(_wide(hidden), wide, None if bias is None else _wide(bias))
+
+
+@contextmanager
+def tf32_head(allowed: bool) -> Iterator[None]:
+    """Whether what is scored meanwhile, under autocast, may be multiplied in TensorFloat-32."""
+    token = _TF32_HEAD.set(allowed)
+    try:
+        yield
+    finally:
+        _TF32_HEAD.reset(token)
+
+
+def _may_round(device: str) -> bool:
+    return _TF32_HEAD.get() and torch.is_autocast_enabled(device)
 
 
 @contextmanager

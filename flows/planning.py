@@ -233,5 +233,5 @@ def _stage(
         fits=on_each <= room and (server is None or server.fits(target.gpu.memory)),
         nearest=fit.nearest_fit(with_execution, held, first, room),
         sharded=fit.nearest_fit(with_execution, sharded, first, room),
-        hours=work.hours(target.gpu, inputs.dtype, target.utilisation) / launch.processes,
+        hours=work.hours(target.gpu, inputs.dtype, target.utilisation, first.tf32_head) / launch.processes,
     )

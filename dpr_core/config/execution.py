@@ -66,8 +66,8 @@ class ExecutionConfig(Config):
 
     packing: bool | None = None
     """Put whole sequences one behind the other into one row, with no padding, in place of a row each. None of them sees
-    another. Unset packs with flash attention, and with sdpa on a CPU, where attention goes sequence by sequence; any
-    other attention would mask all pairs of tokens in the row."""
+    another. Unset packs with sdpa on a CPU, where attention goes sequence by sequence. Flash attention packs where this
+    is true, not yet measured on a GPU; any other attention would mask all pairs of tokens in the row."""
 
     logits_per_chunk: int = Field(2**25, ge=1, le=2**34)
     """Logits (tokens x vocabulary) that exist at once. Where all of a micro-batch fit, training computes them once and
@@ -78,14 +78,23 @@ class ExecutionConfig(Config):
 
     compile: bool = False
     """Have torch.compile fuse what goes element by element in the layers that train and that score, when they first
-    run. It takes a C++ compiler, and on a GPU Triton."""
+    run. It takes a C++ compiler, and on a GPU, where it is not yet measured, Triton."""
+
+    tf32_head: bool = False
+    """On a GPU, multiply hidden states and head in TensorFloat-32 where activations are bfloat16, and so are rounded
+    more coarsely already; else in float32. Not yet measured on a GPU."""
+
+    fused_adam: bool = False
+    """On a GPU, have one kernel do AdamW's step in place of several for each weight. Not yet measured on a GPU; a CPU
+    always does."""
 
     rollout_rows: int = Field(256, ge=1, le=2**16)
     """Responses that are drawn at once; each needs room for its keys and values."""
 
-    graphs: bool = True
+    graphs: bool = False
     """On a GPU, replay the steps of a rollout as CUDA graphs: starting their kernels one by one takes longer than the
-    kernels. Each is compared with what it is to repeat; where it differs, or none can be made, there are none."""
+    kernels. Each is compared with what it is to repeat; where it differs, or none can be made, there are none. Not yet
+    measured on a GPU."""
 
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of this stage, and of each of its processes; none takes OMP_NUM_THREADS where it is set, else the

@@ -17,7 +17,7 @@ Formula = Literal["baseline_relative", "with_value", "without_baseline", "random
 
 Arithmetic = Literal["float32", "tf32", "bfloat16"]
 """How the frozen scorers compute: in float32, in float32 with products of TensorFloat-32 on a GPU (elsewhere in
-float32), or with activations and weights rounded to bfloat16."""
+float32; not yet measured on a GPU), or with activations and weights rounded to bfloat16."""
 
 AS_SFT: Literal["as_sft"] = "as_sft"
 MEASURED: Literal["measured"] = "measured"
@@ -40,9 +40,9 @@ class RewardConfig(StageConfig):
     """Beyond the paper: divide by the deviation of the token reward on demonstrations."""
 
     arithmetic: Literal["auto", "measured", "as_sft"] | Arithmetic = "auto"
-    """How the two frozen models compute the reward. `as_sft` as SFT did; `measured` in the fastest type whose rounding
-    is no more than a tenth of the reward's deviation on demonstrations; `auto` as SFT did where that was float32, and
-    else measured."""
+    """How the two frozen models compute the reward. `as_sft` as SFT did; `measured` in bfloat16 where its rounding is
+    no more than a tenth of the reward's deviation on demonstrations, else in float32; `auto` as SFT did where that was
+    float32, and else measured. `tf32` has to be asked for: it is not yet measured on a GPU."""
 
     probe_demonstrations: int = Field(256, ge=1, le=10**6)
     """Demonstrations that the reward is measured on; those that SFT saw cut or not at all are passed over."""

@@ -1,7 +1,8 @@
 """Packed attention: several sequences in one row without attending to each other, and without a mask of all pairs.
 
 On a CPU, sdpa runs on each sequence by itself, through an attention implementation registered with transformers that
-equals `sdpa` wherever no row is packed. Flash attention finds the boundaries from the position ids.
+equals `sdpa` wherever no row is packed. Flash attention, where it is asked to pack, finds the boundaries from the
+position ids.
 """
 
 from functools import partial
@@ -34,9 +35,9 @@ def enable_packing(model: "PreTrainedModel") -> None:
 
 
 def uses_packing(model: Any, device: torch.device, setting: bool | None) -> bool:
-    """The setting (`ExecutionConfig.packing`), by default True where a packed row needs no mask of all pairs."""
-    attention = model.config._attn_implementation
-    return ("flash" in attention or (attention == NAME and device.type == "cpu")) if setting is None else setting
+    """The setting (`ExecutionConfig.packing`), by default True for sdpa on a CPU, which needs no mask of all pairs."""
+    unset = device.type == "cpu" and model.config._attn_implementation == NAME
+    return unset if setting is None else setting
 
 
 def response_hidden_states(body: Any, batch: Batch) -> Tensor:

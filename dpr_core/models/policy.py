@@ -12,7 +12,7 @@ from torch import nn
 from dpr_core.config.reward import Arithmetic
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import States, TokenScores, on_tensor_cores, token_scores
+from dpr_core.logprobs import States, TokenScores, on_tensor_cores, tf32_head, token_scores
 from dpr_core.models.oom import BatchLimits
 from dpr_core.models.packed_attention import enable_packing, response_hidden_states, uses_packing
 from dpr_core.models.sharding import device_of, is_sharded, networks, rounded_layers
@@ -35,6 +35,7 @@ class Policy(nn.Module):
         activations: torch.dtype = torch.float32,
         packing: bool | None = None,
         limits: BatchLimits | None = None,
+        tf32_head: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -42,6 +43,7 @@ class Policy(nn.Module):
         self.activations = activations
         self.packing = packing
         self.limits = limits or BatchLimits()
+        self.tf32_head = tf32_head
         if packing is not False:
             enable_packing(model)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -96,7 +98,7 @@ class Policy(nn.Module):
     def read(self, states: States, batch: Batch, entropy: bool = False, temperature: float = 1.0) -> TokenScores:
         """What the head makes of the states in front of the batch's response tokens."""
         hidden, head, bias = states
-        with autocast(self.activations, self.device):
+        with autocast(self.activations, self.device), tf32_head(self.tf32_head):
             return token_scores(
                 hidden,
                 head,

@@ -8,7 +8,7 @@ from torch import Tensor
 from dpr_core import distributed
 from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.logprobs import Contrast, States, TokenScores, scores_and_kl
+from dpr_core.logprobs import Contrast, States, TokenScores, scores_and_kl, tf32_head
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
 from dpr_core.models.extrapolation import ContrastivePolicy
@@ -82,7 +82,7 @@ def score_with_kl(
             if isinstance(policy, Policy)
             else Contrast(states[policy.sft], states[policy.reference], policy.k)
         )
-        with autocast(base.activations, base.device):
+        with autocast(base.activations, base.device), tf32_head(base.tf32_head):
             of_base, kl = scores_and_kl(ours, states[base], batch.targets, logits_per_chunk=base.logits_per_chunk)
         return [kl, *of_base, *(column for other in others for column in other.read(states[other], batch))]
 

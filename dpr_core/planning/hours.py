@@ -39,9 +39,9 @@ class Gpu:
     def teraflops(self, dtype: str) -> float:
         return self.bfloat16_teraflops if dtype == "bfloat16" else self.float32_teraflops
 
-    def head_teraflops(self, dtype: str) -> float:
-        """Under bfloat16 the head's products are rounded to TensorFloat-32, at half the speed of bfloat16."""
-        return self.bfloat16_teraflops / 2 if dtype == "bfloat16" else self.float32_teraflops
+    def head_teraflops(self, dtype: str, tf32: bool = False) -> float:
+        """The head is float32, or under bfloat16 TensorFloat-32 where that is asked for, at half bfloat16's speed."""
+        return self.bfloat16_teraflops / 2 if tf32 and dtype == "bfloat16" else self.float32_teraflops
 
 
 GPUS: dict[str, Gpu] = {
@@ -79,7 +79,7 @@ class StageWork:
     body: float = 0
     """Operations below the head, in the dtype of the activations."""
     head: float = 0
-    """Operations of the head, in float32, or in TensorFloat-32 where activations are in bfloat16."""
+    """Operations of the head, in float32 or in TensorFloat-32 (`execution.tf32_head`)."""
     read: float = 0
     """Bytes of weights and of keys and values that decoding reads."""
 
@@ -93,9 +93,9 @@ class StageWork:
     def operations(self) -> float:
         return self.body + self.head
 
-    def hours(self, gpu: Gpu, dtype: str, utilisation: float) -> float:
+    def hours(self, gpu: Gpu, dtype: str, utilisation: float, tf32_head: bool = False) -> float:
         """Compute time plus memory time: decoding is bound by bandwidth, everything else by compute."""
-        computing = self.body / gpu.teraflops(dtype) + self.head / gpu.head_teraflops(dtype)
+        computing = self.body / gpu.teraflops(dtype) + self.head / gpu.head_teraflops(dtype, tf32_head)
         seconds = computing / (utilisation * 1e12) + self.read / (utilisation * gpu.gigabytes_per_second * 1e9)
         return seconds / 3600
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpr_core import distributed
 from dpr_core.config.execution import ExecutionConfig
-from dpr_core.logprobs import contrastive
+from dpr_core.logprobs import contrastive, tf32_head
 from dpr_core.models.oom import BatchLimits
 from dpr_core.models.policy import Policy, autocast, uncompiled
 from dpr_core.models.prepacked import drawing_copy
@@ -48,8 +48,9 @@ class InProcessEngine:
         rows: int = 256,
         activations: torch.dtype = torch.float32,
         contrast: ContrastiveReference | None = None,
-        graphs: bool = True,
+        graphs: bool = False,
         limits: BatchLimits | None = None,
+        tf32_head: bool = False,
     ) -> None:
         self.model = model
         self.rows = rows
@@ -57,13 +58,14 @@ class InProcessEngine:
         self.contrast = contrast
         self.graphs = graphs
         self.limits = limits or BatchLimits()
+        self.tf32_head = tf32_head
         self.version = 0
 
     @classmethod
     def of(cls, policy: Policy, execution: ExecutionConfig, contrast: ContrastiveReference | None = None) -> Self:
         """The engine of a policy under its execution settings."""
-        rows, activations = execution.rollout_rows, policy.activations
-        return cls(policy.model, rows, activations, contrast, execution.graphs, policy.limits)
+        rows, activations, graphs = execution.rollout_rows, policy.activations, execution.graphs
+        return cls(policy.model, rows, activations, contrast, graphs, policy.limits, policy.tf32_head)
 
     def update_weights(self, step: int) -> None:
         """Nothing to copy: the trained model itself is sampled from."""
@@ -95,7 +97,7 @@ class InProcessEngine:
                 mine = rows[distributed.rank() :: distributed.world_size()]
                 if mine:
                     wave = self._wave(models, [prompts[i] for i in mine], uniforms[mine], sampling, at_once)
-                    with autocast(self.activations, models[0].device):
+                    with autocast(self.activations, models[0].device), tf32_head(self.tf32_head):
                         for i, completion in wave.completions():
                             completions[mine[i]] = completion
                 completions.update(distributed.all_gather((i, completions[i]) for i in mine))

@@ -67,7 +67,8 @@ class Trainer:
             lr=settings.learning_rate,
             betas=settings.adam_betas,
             weight_decay=settings.weight_decay,
-            fused=True,
+            fused=execution.fused_adam or parameters[0].device.type == "cpu",
+            foreach=False,
         )
         self.optimizer = self.accelerator.prepare(optimizer)
         # A sharded module exchanges gradients by itself, of each micro-batch: adding them up first takes all of them.

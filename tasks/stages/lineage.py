@@ -129,8 +129,8 @@ class Lineage:
         settings = self.backbone(like)
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
-        activations = getattr(torch, settings.dtype)
-        policy = Policy(model, execution.logits_per_chunk, activations, execution.packing, self._limits)
+        activations, chunk = getattr(torch, settings.dtype), execution.logits_per_chunk
+        policy = Policy(model, chunk, activations, execution.packing, self._limits, execution.tf32_head)
         if frozen:
             to_device_or_shard(policy.freeze(rounded), execution.launch)
             if execution.compile:

@@ -116,7 +116,7 @@ def with_arithmetic(
     demonstrations: "Sequence[TokenSequence]",
     execution: ExecutionConfig,
 ) -> RewardDefinitionConfig:
-    """The fastest arithmetic whose rounding, measured on demonstrations, the reward can bear."""
+    """Bfloat16 where the reward can bear its rounding, measured on demonstrations, else float32."""
     from dpr_core.diagnostics.rounding import PROBES, fastest, rounding_shares
 
     backbone = lineage.backbone(sft)
@@ -127,8 +127,7 @@ def with_arithmetic(
         )
         return definition
     reward = lineage.defined_reward(sft, definition, execution, keep_weights=True)
-    on_gpu = reward.sft.device.type == "cuda"
-    shares = rounding_shares(reward, demonstrations[:PROBES], ("bfloat16", "tf32") if on_gpu else ("bfloat16",))
+    shares = rounding_shares(reward, demonstrations[:PROBES], ["bfloat16"])
     arithmetic = fastest(shares)
     logger.info(
         "reward: computed in %s; rounding over its deviation: %s",

@@ -41,7 +41,10 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
     encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)
     activations = getattr(torch, sft.backbone.dtype) if sft.backbone else torch.float32
-    policy = Policy(model, sft.execution.logits_per_chunk, activations, sft.execution.packing).round_frozen()
+    execution = sft.execution
+    policy = Policy(
+        model, execution.logits_per_chunk, activations, execution.packing, tf32_head=execution.tf32_head
+    ).round_frozen()
     policy.check_length(max(len(sequence) for sequence in encoded.sequences))
     trainer = Trainer(policy, sft, total_steps(len(encoded.sequences), sft), sft.execution, recorder=work)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpr_core import logprobs
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
@@ -36,10 +37,10 @@ class Products(TorchDispatchMode):
 
 
 def test_under_bfloat16_the_heads_products_alone_may_be_rounded(tiny: Callable[..., Any]) -> None:
-    policy = Policy(tiny("llama")[0], activations=torch.bfloat16)
+    policy = Policy(tiny("llama")[0], activations=torch.bfloat16, tf32_head=True)
     with Products() as products:
         policy(collate(ROWS)).log_probs.sum().backward()
-        InProcessEngine(policy.model, activations=torch.bfloat16).generate([(5, 6)], Sampling(1.0, 3, 1), seed=0)
+        InProcessEngine.of(policy, ExecutionConfig()).generate([(5, 6)], Sampling(1.0, 3, 1), seed=0)
     switches = {(dtype, switch) for _, dtype, switch in products.seen}
     assert switches == {(torch.bfloat16, "none"), (torch.float32, "tf32")}
     assert torch.backends.cuda.matmul.fp32_precision == "none"
@@ -47,9 +48,14 @@ def test_under_bfloat16_the_heads_products_alone_may_be_rounded(tiny: Callable[.
     assert sum(dtype == torch.float32 for _, dtype, _ in products.seen) == 3 + 3
 
 
-def test_in_float32_nothing_is_rounded(tiny: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("activations", "allowed"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_in_float32_and_unless_it_is_asked_for_nothing_is_rounded(
+    tiny: Callable[..., Any], activations: torch.dtype, allowed: bool
+) -> None:
+    policy = Policy(tiny("llama")[0], activations=activations, tf32_head=allowed)
     with Products() as products:
-        Policy(tiny("llama")[0])(collate(ROWS)).log_probs.sum().backward()
+        policy(collate(ROWS)).log_probs.sum().backward()
+        InProcessEngine.of(policy, ExecutionConfig()).generate([(5, 6)], Sampling(1.0, 3, 1), seed=0)
     assert products.seen
     assert all(switch == "none" for _, _, switch in products.seen)
 
@@ -79,16 +85,11 @@ def test_the_error_of_a_rounded_head_is_small_beside_that_of_rounded_layers(
 
 
 @pytest.mark.gpu
-def test_a_gpu_scores_alike_with_and_without(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_scores_alike_with_and_without(tiny: Callable[..., Any]) -> None:
     policy = Policy(tiny("llama")[0].cuda(), activations=torch.bfloat16)
-    found = score(policy, ROWS, None).log_probs
-    monkeypatch.setattr(logprobs, "on_tensor_cores", lambda _: _nothing())
-    torch.testing.assert_close(found, score(policy, ROWS, None).log_probs, atol=0.02, rtol=0)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    exact = score(policy, ROWS, None).log_probs
+    policy.tf32_head = True
+    torch.testing.assert_close(score(policy, ROWS, None).log_probs, exact, atol=0.02, rtol=0)
 
 
 @contextmanager

@@ -36,10 +36,12 @@ def test_drawing_reads_the_weights_once_for_all_rows_of_a_batch() -> None:
 def test_hours_follow_from_the_peaks_and_the_share_of_them() -> None:
     gpu = Gpu("toy", 1, bfloat16_teraflops=100, float32_teraflops=10, gigabytes_per_second=1000)
     work = StageWork(body=100e12 * 1800, head=10e12 * 900, read=1000e9 * 900)
-    # TensorFloat-32 is half as fast as bfloat16.
-    assert work.hours(gpu, "bfloat16", 1.0) == pytest.approx((1800 + 180 + 900) / 3600)
-    assert work.hours(gpu, "bfloat16", 0.5) == pytest.approx(2 * (1800 + 180 + 900) / 3600)
+    assert work.hours(gpu, "bfloat16", 1.0) == pytest.approx((1800 + 900 + 900) / 3600)
+    assert work.hours(gpu, "bfloat16", 0.5) == pytest.approx(2 * (1800 + 900 + 900) / 3600)
     assert work.hours(gpu, "float32", 1.0) == pytest.approx((18000 + 900 + 900) / 3600)
+    # TensorFloat-32 is half as fast as bfloat16.
+    assert work.hours(gpu, "bfloat16", 1.0, tf32_head=True) == pytest.approx((1800 + 180 + 900) / 3600)
+    assert work.hours(gpu, "float32", 1.0, tf32_head=True) == work.hours(gpu, "float32", 1.0)
 
 
 def test_one_update_in_float32_saves_the_policy_a_pass_of_each_rollout_that_is_learned_from() -> None:

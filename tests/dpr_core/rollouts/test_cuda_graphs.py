@@ -69,7 +69,7 @@ def test_replayed_steps_draw_what_steps_draw(
     model = tiny(family, **SLIDING.get(family, {}))[0]
     expected = InProcessEngine(model, rows, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
     assert traced.captured == 0
-    assert_same(InProcessEngine(model, rows).generate(PROMPTS, SAMPLING, seed=1), expected)
+    assert_same(InProcessEngine(model, rows, graphs=True).generate(PROMPTS, SAMPLING, seed=1), expected)
     assert traced.replayed > 5 * traced.captured > 0
 
 
@@ -78,7 +78,7 @@ def test_two_models_are_replayed_side_by_side(tiny: Callable[..., Any], traced: 
     model, reference = (tiny("llama", seed=seed)[0] for seed in (0, 3))
     contrast = ContrastiveReference(reference, 0.3)
     expected = InProcessEngine(model, 4, contrast=contrast, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
-    assert_same(InProcessEngine(model, 4, contrast=contrast).generate(PROMPTS, SAMPLING, seed=1), expected)
+    assert_same(InProcessEngine(model, 4, contrast=contrast, graphs=True).generate(PROMPTS, SAMPLING, seed=1), expected)
     assert traced.replayed > 0
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_captured_is_done_without_and_told_once(
     )
     model = tiny("llama")[0]
     expected = InProcessEngine(model, rows=2, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
-    engine = InProcessEngine(model, rows=2)
+    engine = InProcessEngine(model, rows=2, graphs=True)
     for _ in range(2):
         assert_same(engine.generate(PROMPTS, SAMPLING, seed=1), expected)
     (told,) = caplog.messages
@@ -160,7 +160,7 @@ def test_too_little_memory_for_a_graph_is_too_little_memory(
     )
     model = tiny("llama")[0]
     expected = InProcessEngine(model, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
-    assert_same(InProcessEngine(model, rows=24).generate(PROMPTS, SAMPLING, seed=1), expected)
+    assert_same(InProcessEngine(model, rows=24, graphs=True).generate(PROMPTS, SAMPLING, seed=1), expected)
     assert len(tried) > 1
 
 
@@ -234,7 +234,7 @@ def test_a_gpu_replays_when_the_slots_have_grown(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "COLUMNS", 8)
-    InProcessEngine(tiny("llama")[0].cuda(), 8).generate(PROMPTS, SAMPLING, seed=1)
+    InProcessEngine(tiny("llama")[0].cuda(), 8, graphs=True).generate(PROMPTS, SAMPLING, seed=1)
     assert not caplog.messages
 
 
@@ -245,7 +245,7 @@ def test_a_gpu_replays_what_it_computes(
 ) -> None:
     model = tiny("llama")[0].cuda()
     expected = InProcessEngine(model, 8, dtype, graphs=False).generate(PROMPTS, SAMPLING, seed=1)
-    found = InProcessEngine(model, 8, dtype).generate(PROMPTS, SAMPLING, seed=1)
+    found = InProcessEngine(model, 8, dtype, graphs=True).generate(PROMPTS, SAMPLING, seed=1)
     assert not caplog.messages
     same = sum(ours.response == theirs.response for ours, theirs in zip(found, expected, strict=True))
     assert same > 0.9 * len(PROMPTS)
