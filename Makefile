@@ -9,6 +9,8 @@ endif
 BIN := $(ENV)/bin
 
 PYTHON ?= python3
+# A bare machine with a GPU has an interpreter with torch, and no environment of this program.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 TORCH ?=
 export PYTHON TORCH
 
@@ -17,7 +19,7 @@ export PYTHON TORCH
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
 WORKERS = -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help install install-vllm demo test test-all test-services test-gpu unit golden check format clean soak bench
+.PHONY: help install install-vllm demo test test-all test-services test-gpu unit golden check format clean soak bench gpu-check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -58,6 +60,9 @@ soak: install ## Use, disturb and damage stores at random for MINUTES=60 from SE
 bench: ## Time the program beside TRL and plain transformers, in .venv-bench, into bench.json and plots beside it; takes about an hour
 	@env -u VIRTUAL_ENV bash .ci/install-bench
 	@OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --out bench.json
+
+gpu-check: ## Measure what one GPU gains, reaches and needs, in eight minutes, into OUT=gpu-check.json; without one, rehearse
+	@"$(GPU_PYTHON)" perf/gpu_check.py --out "$${OUT:-gpu-check.json}"
 
 check: install ## Check format, lint, types and layering
 	"$(BIN)/ruff" format --check

@@ -20,7 +20,7 @@ class Limits:
     operations: float
     """Of a large matrix product in the type of the activations."""
     head: float
-    """Of one as the head makes it: in float32, or in TensorFloat-32 where activations are in bfloat16."""
+    """Of one as the head makes it: in float32, or in TensorFloat-32."""
     read: float
     """Bytes, of a large tensor that is copied or summed up, whichever moves more."""
 
@@ -33,7 +33,7 @@ class Limits:
         return None if least.read else self.share(least, least.body / self.operations + least.head / self.head)
 
 
-def by_measuring(device: torch.device, dtype: torch.dtype) -> Limits:
+def by_measuring(device: torch.device, dtype: torch.dtype, tf32_head: bool = False) -> Limits:
     on_gpu = device.type == "cuda"
     n = 16384 if on_gpu else 1024
 
@@ -42,17 +42,18 @@ def by_measuring(device: torch.device, dtype: torch.dtype) -> Limits:
         return 2 * n**3 / min(seconds(lambda: torch.mm(left, right, out=out), device, 3))
 
     operations = product(dtype)
-    with on_tensor_cores(rounded := dtype == torch.bfloat16):
-        head = product(torch.float32) if rounded else operations
+    with on_tensor_cores(tf32_head):
+        head = operations if dtype == torch.float32 else product(torch.float32)
     source = torch.ones(2**30 if on_gpu else 2**26, device=device)
     copy = torch.empty_like(source)
     copied, summed = (min(seconds(run, device, 3)) for run in (lambda: copy.copy_(source), source.sum))
     return Limits(operations, head, source.nbytes * max(2 / copied, 1 / summed))
 
 
-def by_maker(gpu: Gpu, dtype: torch.dtype) -> Limits:
+def by_maker(gpu: Gpu, dtype: torch.dtype, tf32_head: bool = False) -> Limits:
     name = str(dtype).removeprefix("torch.")
-    return Limits(gpu.teraflops(name) * 1e12, gpu.head_teraflops(name) * 1e12, gpu.gigabytes_per_second * 1e9)
+    head = gpu.head_teraflops(name, tf32_head)
+    return Limits(gpu.teraflops(name) * 1e12, head * 1e12, gpu.gigabytes_per_second * 1e9)
 
 
 def known(name: str) -> Gpu | None:

@@ -35,9 +35,8 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.rollouts.engine import Sampling
-from dpr_core.rollouts.in_process import InProcessEngine
 from perf.side_by_side import machine
-from perf.sizes import PROMPTS, RESPONSES, SIZES, network, prompt_length, response_length
+from perf.sizes import PROMPTS, RESPONSES, SIZES, ScriptedLengths, network, prompt_length, response_length
 
 END = 0
 OTHERS = {"generate": "`generate`", "continuous": "continuous batching"}
@@ -70,18 +69,6 @@ def drawn_up(count: int, vocabulary: int) -> RolloutShape:
     rng = random.Random(0)
     prompts = [tuple(rng.choices(range(1, vocabulary), k=prompt_length(rng))) for _ in range(count)]
     return RolloutShape(prompts, [response_length(rng) for _ in range(count)])
-
-
-class ScriptedLengths(InProcessEngine):
-    """Ends each response where it is told to: a uniform number of 0 draws token 0, and no other number does."""
-
-    lengths: Sequence[int]
-
-    def uniforms(self, rows: int, sampling: Sampling, seed: int) -> Tensor:
-        # No policy of these networks gives a token more than a tenth of its probability.
-        table = 0.1 + 0.9 * super().uniforms(rows, sampling, seed)
-        table[range(rows), [length - 1 for length in self.lengths]] = 0
-        return table
 
 
 def by_engine(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:

@@ -8,10 +8,13 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.planning.architecture import PUBLISHED, Architecture
+from dpr_core.rollouts.engine import Sampling
+from dpr_core.rollouts.in_process import InProcessEngine
 
 SIZES = {
     "toy": {"vocab_size": 512, "hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 64},
@@ -19,7 +22,16 @@ SIZES = {
     "small": {"vocab_size": 512, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
     "v32k": {"vocab_size": 32768, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
     "v128k": {"vocab_size": 131072, "hidden_size": 384, "layers": 6, "heads": 6, "intermediate_size": 1024},
+    "smollm2": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "layers": 30,
+        "heads": 9,
+        "key_value_heads": 3,
+        "intermediate_size": 1536,
+    },
 }
+"""`smollm2` is the shape of SmolLM2-135M; the others are of no published model."""
 LARGE = {
     "1b": Architecture("llama", 128_256, 2048, 16, 32, 8, 64, 8192, 131_072, True),
     "8b": PUBLISHED["meta-llama/Llama-3.1-8B"],
@@ -42,7 +54,7 @@ def network(size: str, seed: int = 0) -> PreTrainedModel:
             intermediate_size=shape["intermediate_size"],
             num_hidden_layers=shape["layers"],
             num_attention_heads=shape["heads"],
-            num_key_value_heads=shape["heads"],
+            num_key_value_heads=shape.get("key_value_heads", shape["heads"]),
             max_position_embeddings=512,
             tie_word_embeddings=True,
             bos_token_id=1,
@@ -93,6 +105,18 @@ def word_tokenizer(size: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordLevel(words, unk_token="1"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="0", unk_token="1", eos_token=str(END))
+
+
+class ScriptedLengths(InProcessEngine):
+    """Ends each response where it is told to: a uniform number of 0 draws token 0, and no other number does."""
+
+    lengths: Sequence[int]
+
+    def uniforms(self, rows: int, sampling: Sampling, seed: int) -> Tensor:
+        # No policy of these networks gives a token more than a tenth of its probability.
+        table = 0.1 + 0.9 * super().uniforms(rows, sampling, seed)
+        table[range(rows), [length - 1 for length in self.lengths]] = 0
+        return table
 
 
 def response_tokens(sequences: Sequence[TokenSequence]) -> int:
