@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.base import LossInputs
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.batching import collate
@@ -39,6 +38,7 @@ from dpr_core.planning.hours import GPUS
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.hooks import Iteration
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import rollout_requests
 from dpr_core.training.trainer import Trainer
@@ -408,10 +408,9 @@ def our_iteration(s: Scale, prompts: Sequence[tuple[int, ...]], samples: int, le
     request = next(iter(rollout_requests(prompts, config, -1)))
 
     def work() -> None:
-        rollout = loop.score(loop.sample(request))
+        rollout = loop.score(loop.sample(request), trust_engine=loop.one_step_on_policy)
         credit = method.credit(rollout.batch, 0.04)
-        inputs = LossInputs(old_log_probs=rollout.old_log_probs, advantages=credit.advantages)
-        trainer.step(rollout.sequences, method, inputs)
+        loop.update(Iteration(1, 1, 0, rollout, credit), [range(len(rollout.sequences))], method, None)
 
     return work
 

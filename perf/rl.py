@@ -2,29 +2,45 @@
 
     python perf/rl.py --sizes tiny small
 
-Both draw as many responses to the same prompts from the same network, which ends them at random after about 60 tokens,
-score them and take one optimizer step. Each turn has a seed of its own; that both drew about as many tokens in all
-turns together is checked. Optimizers are made before the time is taken. Ours scores under SFT, whose pass serves KL and
-reward, and the reference. GRPO scores under SFT for its KL (beta > 0), and its reward function under SFT and the
-reference as a user would with transformers alone. The policy's own log-probs both take out of their one update.
+Both draw as many responses to the same prompts from the same network, of lengths from 10 to 120 tokens that are fixed
+beforehand (see rollouts.py), score them and take one optimizer step. Optimizers are made before the time is taken. Ours
+scores under SFT, whose pass serves KL and reward, and the reference, in bfloat16 under the policy too. GRPO scores
+under SFT for its KL (beta > 0), and its reward function under SFT and the reference as a user would with transformers
+alone; the policy's own log-probs it takes out of its one update, as ours does in float32. In bfloat16 ours trains
+float32 weights under autocast, as TRL does; the networks of the reward function are in bfloat16 as a whole.
 """
 
-import argparse
-import itertools
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
 from scoring import plain
-from side_by_side import OURS, check_equal_lengths, in_turn, machine, one_core, print_results
-from sizes import END, SIZES, ending, ragged, word_tokenizer
-from transformers import PrinterCallback
+from side_by_side import (
+    DTYPES,
+    OURS,
+    Program,
+    Work,
+    arguments_for,
+    beside,
+    in_turn,
+    machine,
+    named,
+    one_core,
+    print_results,
+    suffix,
+)
+from sizes import END, RESPONSES, SIZES, ScriptedLengths, network, ragged, response_length, word_tokenizer
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PrinterCallback, StoppingCriteriaList
 from trl import GRPOConfig, GRPOTrainer
 
 from dpr_core.algorithms import policy_gradient
@@ -33,26 +49,21 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
-from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.hooks import Iteration
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import rollout_requests
 from dpr_core.training.trainer import Trainer
+from perf.rollouts import END as FIRST_TOKEN
+from perf.rollouts import StopAt
 
-LIMIT, RATE = 120, 1e-6
+LIMIT, RATE = RESPONSES[1], 1e-6
 
 Prompts = Sequence[tuple[int, ...]]
 
-TOLERANCE = 0.2
-"""Of the tokens that both drew, whose number is random. Longer responses make a token cheaper where all rows go on to
-the end of the longest, so a difference may move the ratio by as much. Two sums of 64 responses, of 60 tokens
-before they are cut at 120, differ by 14% in one standard deviation; those of six turns by 6%."""
 
-
-def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int]) -> Callable[[], int]:
+def ours(prompts: Prompts, size: str, samples: int, lengths: Sequence[int], dtype: str = "float32") -> Work:
     total = len(prompts) * samples
     config = ReinforceConfig(
-        seed=seed,
         learning_rate=RATE,
         batch_size=total,
         rollout_batch_size=len(prompts),
@@ -60,36 +71,38 @@ def ours(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int])
         iterations=1,
         max_response_tokens=LIMIT,
     )
-    policy = Policy(ending(size))
+    activations = DTYPES[dtype]
+    policy = Policy(network(size), activations=activations)
+    sft, reference = (Policy(network(size, seed), activations=activations).freeze() for seed in range(2))
+    engine = ScriptedLengths(policy.model, activations=activations)
+    engine.lengths = lengths
     loop = ReinforceLoop(
         policy=policy,
-        engine=InProcessEngine(policy.model),
-        reward=DenseReward(Policy(ending(size)), Policy(ending(size)), "baseline_relative"),
+        engine=engine,
+        reward=DenseReward(sft, reference, "baseline_relative"),
         trainer=Trainer(policy, config, 1, config.execution),
         config=config,
-        end_token=END,
+        end_token=FIRST_TOKEN,
         decode=str,
         recorder=InMemoryRecorder(),
     )
     method = policy_gradient(config.algorithm)
-    request = next(rollout_requests(prompts, config, END))
+    request = next(rollout_requests(prompts, config, FIRST_TOKEN))
 
-    def work() -> int:
+    def work() -> list[int]:
         """As `ReinforceLoop.run`, without the rollout that measures the policy in the end."""
         rollout = loop.score(loop.sample(request), trust_engine=loop.one_step_on_policy)
         credit = method.credit(rollout.batch, 0.04)
         loop.update(Iteration(1, 1, 0, rollout, credit), [range(total)], method, None)
-        lengths = [c.length for c in rollout.completions]
-        drawn.extend(lengths)
-        return sum(lengths)
+        return [c.length for c in rollout.completions]
 
     return work
 
 
-def theirs(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int]) -> Callable[[], int]:
+def theirs(prompts: Prompts, size: str, samples: int, lengths: Sequence[int], dtype: str = "float32") -> Work:
     total = len(prompts) * samples
-    before = len(drawn)
-    sft, reference = (ending(size).eval() for _ in range(2))
+    drawn: list[int] = []
+    sft, reference = (network(size, seed).eval().to(DTYPES[dtype]) for seed in range(2))
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **others: object) -> list[float]:
         drawn.extend(map(len, completion_ids))
@@ -101,7 +114,7 @@ def theirs(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int
         return [float((log_sft - log_ref).sum()) for log_sft, log_ref in pairs]
 
     config = GRPOConfig(
-        seed=seed,
+        shuffle_dataset=False,
         output_dir=tempfile.gettempdir(),
         per_device_train_batch_size=total,
         num_generations=samples,
@@ -112,7 +125,7 @@ def theirs(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int
         beta=0.04,
         temperature=1.0,
         num_iterations=1,
-        bf16=False,
+        bf16=dtype == "bfloat16",
         gradient_checkpointing=False,
         use_cpu=True,
         disable_tqdm=True,
@@ -122,8 +135,9 @@ def theirs(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int
     )
     with tempfile.TemporaryDirectory() as folder:
         # The reference is read from where the trained model came from.
-        ending(size).save_pretrained(folder)
-        model = type(ending(size)).from_pretrained(folder)
+        made = network(size)
+        made.save_pretrained(folder)
+        model = end_at(type(made).from_pretrained(folder), lengths)
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,
@@ -133,45 +147,64 @@ def theirs(prompts: Prompts, size: str, samples: int, seed: int, drawn: list[int
         )
     trainer.remove_callback(PrinterCallback)
     # As ours is, outside of what is timed. The scheduler, one function of the step, train() makes anew in any case.
-    made = trainer.create_optimizer()
+    optimizer = trainer.create_optimizer()
 
-    def work() -> int:
+    def work() -> list[int]:
         trainer.train()
-        assert trainer.optimizer.optimizer is made, "TRL has made another optimizer"
-        return sum(drawn[before:])
+        assert trainer.optimizer.optimizer is optimizer, "TRL has made another optimizer"
+        return drawn
 
     return work
 
 
-def _in_turns(
-    side: Callable[..., Callable[[], int]], prompts: Prompts, size: str, samples: int, drawn: list[int]
-) -> Callable[[], Callable[[], int]]:
-    """Made ready with another seed each turn: with one alone, whoever drew longer responses would do so each time."""
-    seeds = itertools.count()
-    return lambda: side(prompts, size, samples, next(seeds), drawn)
+def end_at(model: PreTrainedModel, lengths: Sequence[int]) -> PreTrainedModel:
+    """What it draws has these lengths."""
+    generate = model.generate
+
+    def scripted(input_ids: Tensor, generation_config: GenerationConfig, **others: Any) -> Tensor:
+        width = input_ids.shape[1]
+        generation_config.eos_token_id = None
+        stop = StoppingCriteriaList([StopAt(lengths, width)])
+        output = generate(input_ids, generation_config=generation_config, stopping_criteria=stop, **others)
+        drawn = output[:, width:]
+        drawn[drawn == END] = END + 1
+        drawn[range(len(lengths)), [length - 1 for length in lengths]] = END
+        return output
+
+    model.generate = scripted
+    return model
+
+
+def one_iteration(
+    side: Callable[..., Work], prompts: Prompts, size: str, samples: int, lengths: Sequence[int], dtype: str, turn: int
+) -> Work:
+    """Warmed up with few short responses."""
+    if turn:
+        return side(prompts, size, samples, lengths, dtype)
+    return side(prompts[:2], size, samples, [8] * 2 * samples, dtype)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "small"], choices=list(SIZES))
+    parser = arguments_for(__doc__, ["tiny", "small"], list(SIZES))
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=4, help="responses to each prompt")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
     one_core()
     rows, ratios = [], {}
     for size in arguments.sizes:
         prompts = [s.prompt for s in ragged(arguments.prompts, size)]
-        lengths: dict[str, list[int]] = {OURS: [], "TRL GRPO": []}
-        programs = {
-            name: _in_turns(side, prompts, size, arguments.samples, lengths[name])
-            for name, side in zip(lengths, (ours, theirs), strict=True)
+        rng = random.Random(0)
+        lengths = [response_length(rng) for _ in range(arguments.prompts * arguments.samples)]
+        programs: dict[str, Program] = {
+            named(name, dtype): partial(one_iteration, side, prompts, size, arguments.samples, lengths, dtype)
+            for dtype in arguments.dtype
+            for name, side in ((OURS, ours), ("TRL GRPO", theirs))
         }
         timed = in_turn(programs, arguments.repeats)
-        check_equal_lengths(lengths, TOLERANCE)
         rows += timed.rows(size)
-        ratios[f"rl_vs_trl_grpo_{size}"] = timed.ratio("TRL GRPO")
+        for dtype in arguments.dtype:
+            others = beside("TRL GRPO", dtype, arguments.dtype)
+            ratios[f"rl_vs_trl_grpo_{size}{suffix(dtype)}"] = timed.ratio(*others, ours=named(OURS, dtype))
     print_results({"ratios": ratios, "machine": machine(), "rows": rows}, arguments.json)
 
 

@@ -1,26 +1,36 @@
-"""Sampling throughput of the in-process engine beside `generate` and continuous batching of transformers, as Markdown.
+"""Sampling throughput of the in-process engine beside `generate` and continuous batching of transformers and beside
+vLLM, as Markdown.
 
-    OMP_NUM_THREADS=1 python perf/rollouts.py --sizes tiny small
+    python perf/rollouts.py --sizes tiny small
+    python perf/rollouts.py --sizes smollm2 --rows 64 --prompts 128 --beside generate vllm --dtype float32 bfloat16
 
 All draw at temperature 1 from the same random network, for the same prompts of 8 to 40 tokens in the same order, with
 as many rows at once, and in turns; only tokens of responses count. How long each response is, from 10 to 120 tokens, is
 fixed beforehand and the same for all, which no network with random weights would do by itself: the end token is number
 0, and a uniform number of 0 draws it; `generate` is told by a criterion of its own, which is as cheap as the one that
-looks for an end token; continuous batching takes a limit for each prompt. Only the engine returns log-probs. A machine
-with other work to do makes seconds longer; the ratio of CPU time suffers less, and is the one among other benchmarks'.
+looks for an end token; the others take a limit for each prompt. Only the engine returns log-probs. In bfloat16 ours
+casts what a linear layer reads, and theirs is the whole model.
+
+vLLM is asked only where DENSE_PATH_VLLM names an environment that has it (.venv-vllm of `make install-vllm`, say). It
+makes random weights of its own, in a process of its own, whose start is not counted.
 """
 
-import argparse
+import atexit
 import copy
 import json
+import os
 import random
-import statistics
+import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from torch import Tensor
@@ -32,14 +42,26 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from dpr_core.rollouts.engine import Sampling
-from perf.side_by_side import machine
+from perf.side_by_side import (
+    DTYPES,
+    OURS,
+    Program,
+    Work,
+    arguments_for,
+    beside,
+    in_turn,
+    machine,
+    named,
+    one_core,
+    print_results,
+    suffix,
+)
 from perf.sizes import PROMPTS, RESPONSES, SIZES, ScriptedLengths, network, prompt_length, response_length
 
 END = 0
-OTHERS = {"generate": "`generate`", "continuous": "continuous batching"}
+ROWS = 32
+VLLM = "DENSE_PATH_VLLM"
 
 
 @dataclass(frozen=True)
@@ -50,30 +72,15 @@ class RolloutShape:
     lengths: list[int]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["tiny", "small"])
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=32, help="drawn at once, by all")
-    parser.add_argument("--repeats", type=int, default=3, help="of each side, in turns; medians are shown")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = [measured(name, arguments.prompts, arguments.rows, arguments.repeats) for name in arguments.sizes]
-    ratios = {f"rollout_vs_{other}_{row['size']}": row["cpu_ratio"][other] for row in rows for other in OTHERS}
-    results = {"ratios": ratios, "machine": machine(), "rows": rows}
-    print(json.dumps(results, indent=2) if arguments.json else markdown(rows))
-
-
 def drawn_up(count: int, vocabulary: int) -> RolloutShape:
     rng = random.Random(0)
     prompts = [tuple(rng.choices(range(1, vocabulary), k=prompt_length(rng))) for _ in range(count)]
     return RolloutShape(prompts, [response_length(rng) for _ in range(count)])
 
 
-def by_engine(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:
+def by_engine(model: PreTrainedModel, work: RolloutShape, rows: int, dtype: str) -> list[int]:
     """The lengths of the responses."""
-    engine = ScriptedLengths(model, rows)
+    engine = ScriptedLengths(model, rows, DTYPES[dtype])
     engine.lengths = work.lengths
     return [c.length for c in engine.generate(work.prompts, Sampling(1.0, RESPONSES[1], END), seed=0)]
 
@@ -89,7 +96,7 @@ class StopAt(StoppingCriteria):
         return input_ids.shape[1] >= self.widths
 
 
-def by_generate(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:
+def by_generate(model: PreTrainedModel, work: RolloutShape, rows: int, dtype: str) -> list[int]:
     found: list[int] = []
     for start in range(0, len(work.prompts), rows):
         prompts, lengths = work.prompts[start : start + rows], work.lengths[start : start + rows]
@@ -109,7 +116,7 @@ def by_generate(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[i
     return found
 
 
-def by_continuous_batching(model: PreTrainedModel, work: RolloutShape, rows: int) -> list[int]:
+def by_continuous_batching(model: PreTrainedModel, work: RolloutShape, rows: int, dtype: str) -> list[int]:
     page = 32
     settings = ContinuousBatchingConfig(
         page_size=page,
@@ -136,61 +143,90 @@ def by_continuous_batching(model: PreTrainedModel, work: RolloutShape, rows: int
     return [found[name] for name in names]
 
 
-def measured(name: str, prompts: int, rows: int, repeats: int) -> dict[str, Any]:
-    model, work = network(name).eval(), drawn_up(prompts, SIZES[name]["vocab_size"])
-    model.generation_config.eos_token_id = None
-    warm = RolloutShape(work.prompts[:rows], work.lengths[:rows])
-    sides: dict[str, Callable[[PreTrainedModel, RolloutShape, int], list[int]]] = {
-        "engine": by_engine,
-        "generate": by_generate,
-        "continuous": by_continuous_batching,
-    }
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    cpu: dict[str, list[float]] = {side: [] for side in sides}
-    for draw in sides.values():
-        draw(model, warm, rows)
-    for _ in range(repeats):
-        for side, draw in sides.items():
-            started, cpu_started = time.perf_counter(), time.process_time()
-            lengths = draw(model, work, rows)
-            seconds[side].append(time.perf_counter() - started)
-            cpu[side].append(time.process_time() - cpu_started)
-            assert lengths == work.lengths, side
-    medians = {side: statistics.median(each) for side, each in seconds.items()}
-    cpu_medians = {side: statistics.median(each) for side, each in cpu.items()}
-    tokens = sum(work.lengths)
-    return {
-        "size": name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "prompts": prompts,
-        "rows": rows,
-        "tokens": tokens,
-        "tokens_per_second": {side: tokens / each for side, each in medians.items()},
-        "ratio": {other: medians[other] / medians["engine"] for other in OTHERS},
-        "cpu_ratio": {other: cpu_medians[other] / cpu_medians["engine"] for other in OTHERS},
-        "ratios": {
-            other: [theirs / ours for ours, theirs in zip(seconds["engine"], seconds[other], strict=True)]
-            for other in OTHERS
-        },
-    }
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| network | parameters | rows | engine, tokens/s | next to | tokens/s | ratio | of single repeats "
-        "| of CPU time |",
-        "|---|--:|--:|--:|---|--:|--:|--:|--:|",
+@cache
+def vllm(size: str, rows: int, dtype: str) -> "subprocess.Popen[str]":
+    """The one that answers in this process."""
+    folder = tempfile.TemporaryDirectory()
+    network(size).config.save_pretrained(folder.name)
+    command = [
+        f"{os.environ[VLLM]}/bin/python",
+        str(Path(__file__).with_name("vllm_rollouts.py")),
+        *(folder.name, dtype, str(rows), str(PROMPTS[1] + RESPONSES[1])),
     ]
-    for row in rows:
-        speed = row["tokens_per_second"]
-        for other, name in OTHERS.items():
-            single = row["ratios"][other]
-            lines.append(
-                f"| {row['size']} | {row['parameters'] / 1e6:.1f}M | {row['rows']} | {speed['engine']:,.0f} | {name} "
-                f"| {speed[other]:,.0f} | {row['ratio'][other]:.2f} | {min(single):.2f} to {max(single):.2f} "
-                f"| {row['cpu_ratio'][other]:.2f} |"
-            )
-    return "\n".join(lines)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder.name)
+
+    def end() -> None:
+        process.communicate()
+        folder.cleanup()
+
+    atexit.register(end)
+    return process
+
+
+def by_vllm(size: str, work: RolloutShape, rows: int, dtype: str) -> list[int]:
+    process = vllm(size, rows, dtype)
+    assert process.stdin
+    assert process.stdout
+    print(json.dumps([work.prompts, work.lengths]), file=process.stdin, flush=True)
+    return json.loads(process.stdout.readline())
+
+
+SIDES: dict[str, Callable[[PreTrainedModel, RolloutShape, int, str], list[int]]] = {
+    OURS: by_engine,
+    "generate": by_generate,
+    "continuous": by_continuous_batching,
+}
+OTHERS = ["generate", "continuous", "vllm"]
+
+
+@cache
+def loaded(size: str, dtype: str) -> PreTrainedModel:
+    model = network(size).eval().to(DTYPES[dtype])
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def prepared(side: str, size: str, work: RolloutShape, rows: int, dtype: str, turn: int) -> Work:
+    """Warmed up with as many rows, but short responses."""
+    now = work if turn else RolloutShape(work.prompts[:rows], [min(length, 10) for length in work.lengths[:rows]])
+    if side == "vllm":
+        if not turn:
+            by_vllm(size, RolloutShape(now.prompts[:1], now.lengths[:1]), rows, dtype)
+        return partial(by_vllm, size, now, rows, dtype)
+    # The engine casts by itself.
+    return partial(SIDES[side], loaded(size, "float32" if side == OURS else dtype), now, rows, dtype)
+
+
+def main() -> None:
+    parser = arguments_for(__doc__, ["tiny", "small"], list(SIZES))
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=ROWS, help="drawn at once, by all")
+    parser.add_argument("--beside", nargs="+", default=["generate", "continuous"], choices=OTHERS)
+    arguments = parser.parse_args()
+    one_core()
+    if "vllm" in arguments.beside and not os.environ.get(VLLM):
+        print(f"vLLM is left out: {VLLM} names no environment that has it (make install-vllm)", file=sys.stderr)
+        arguments.beside.remove("vllm")
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    for size in arguments.sizes:
+        work = drawn_up(arguments.prompts, SIZES[size]["vocab_size"])
+        programs: dict[str, Program] = {
+            named(side, dtype): partial(prepared, side, size, work, arguments.rows, dtype)
+            for dtype in arguments.dtype
+            for side in (OURS, *arguments.beside)
+        }
+        timed = in_turn(programs, arguments.repeats)
+        at_once = "" if arguments.rows == ROWS else f"_{arguments.rows}"
+        also = {"rows": arguments.rows, "prompts": arguments.prompts, "tokens": sum(work.lengths)}
+        rows += [row | also for row in timed.rows(size + at_once)]
+        for dtype in arguments.dtype:
+            for other in arguments.beside:
+                others = beside(other, dtype, arguments.dtype)
+                ratios[f"rollout_vs_{other}_{size}{at_once}{suffix(dtype)}"] = timed.ratio(
+                    *others, ours=named(OURS, dtype)
+                )
+    print_results({"ratios": ratios, "machine": machine(), "rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

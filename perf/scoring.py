@@ -3,23 +3,36 @@ second on one core and bytes above the loaded models, as Markdown.
 
     python perf/scoring.py --sizes small v32k v128k
 
-Plain is log_softmax over the logits of every position; TRL is the fused head through which its trainers score. Both
-take the sequences as they come, padded to the longest of a batch.
+Plain is log_softmax over the logits of every position, with the attention that a trial found to be the faster; TRL is
+the fused head through which its trainers score. Both take the sequences as they come, padded to the longest of a batch.
+In bfloat16 ours casts what a linear layer reads, and theirs is the whole model.
 """
 
-import argparse
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from side_by_side import OURS, in_turn, machine, one_core, print_results
-from sizes import SIZES, network, ragged, response_tokens
+from side_by_side import (
+    DTYPES,
+    OURS,
+    Program,
+    Work,
+    arguments_for,
+    beside,
+    in_turn,
+    machine,
+    named,
+    one_core,
+    print_results,
+    suffix,
+)
+from sizes import SIZES, network, ragged, response_lengths
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
@@ -28,18 +41,21 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 
-Scorer = Callable[[PreTrainedModel, Sequence[TokenSequence]], list[Tensor]]
+Sequences = Sequence[TokenSequence]
+Scorer = Callable[[PreTrainedModel, Sequences], list[Tensor]]
 """The log-probs of each response."""
 
 BATCH = 32
+DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.2}
+"""Of log-probs, at most."""
 
 
-def ours(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[Tensor]:
-    rows = score(Policy(model), sequences, None).log_probs
+def ours(model: PreTrainedModel, sequences: Sequences, activations: torch.dtype = torch.float32) -> list[Tensor]:
+    rows = score(Policy(model, activations=activations).freeze(), sequences, None).log_probs
     return [row[: len(s.response)] for row, s in zip(rows, sequences, strict=True)]
 
 
-def padded(sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask, and labels of -100 where there is no response."""
     width = max(map(len, sequences))
     ids, mask = (
@@ -54,7 +70,7 @@ def padded(sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def plain(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+def plain(model: PreTrainedModel, sequences: Sequences) -> list[Tensor]:
     found: list[Tensor] = []
     for start in range(0, len(sequences), BATCH):
         batch = sequences[start : start + BATCH]
@@ -66,7 +82,7 @@ def plain(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[Te
 
 
 @torch.inference_mode()
-def trl(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[Tensor]:
+def trl(model: PreTrainedModel, sequences: Sequences) -> list[Tensor]:
     add_fused_lm_head(model)
     found: list[Tensor] = []
     for start in range(0, len(sequences), BATCH):
@@ -78,67 +94,81 @@ def trl(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[Tens
     return found
 
 
-PROGRAMS: dict[str, Scorer] = {OURS: ours, "plain": plain, "TRL": trl}
+OTHERS: dict[str, Scorer] = {"plain": plain, "TRL": trl}
 
 
-def status(name: str) -> int:
-    """Bytes of this process, from Linux's account of it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+def scorer(program: str, dtype: str) -> Scorer:
+    return partial(ours, activations=DTYPES[dtype]) if program == OURS else OTHERS[program]
 
 
-def peak(size: str, program: str, count: int) -> int:
-    """Bytes above the loaded models; in a process of its own."""
-    one_core()
-    models = [network(size, seed).eval() for seed in range(2)]
-    PROGRAMS[program](models[0], ragged(2, size, responses=(10, 10)))
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    for model in models:
-        PROGRAMS[program](model, ragged(count, size))
-    return status("VmHWM") - before
+def loaded(program: str, size: str, dtype: str, attention: str, seed: int = 0) -> PreTrainedModel:
+    model = network(size, seed).eval()
+    if program != OURS:
+        # Ours sets its attention itself.
+        model.to(DTYPES[dtype]).set_attn_implementation(attention)
+    return model
 
 
-def largest_difference(size: str) -> float:
-    model, sequences = network(size).eval(), ragged(8, size, seed=1)
-    expected = torch.cat(plain(model, sequences))
-    return max(float((torch.cat(PROGRAMS[name](model, sequences)) - expected).abs().max()) for name in PROGRAMS)
-
-
-def work(program: str, models: Sequence[PreTrainedModel], sequences: Sequence[TokenSequence]) -> Callable[[], int]:
-    def run() -> int:
+def prepared(program: str, size: str, dtype: str, attention: str, sequences: Sequences, turn: int) -> Work:
+    """Under two models, whose weights are there before."""
+    models = [loaded(program, size, dtype, attention, seed) for seed in range(2)]
+    score, chosen = scorer(program, dtype), sequences if turn else ragged(2, size, responses=(10, 10))
+    if turn:
+        # What a model makes when it is first used is not counted.
         for model in models:
-            PROGRAMS[program](model, sequences)
-        return response_tokens(sequences)
+            score(model, ragged(2, size, responses=(10, 10)))
 
-    return run
+    def work() -> list[int]:
+        for model in models:
+            score(model, chosen)
+        return response_lengths(chosen)
+
+    return work
+
+
+def faster_attention(size: str, dtype: str) -> str:
+    """Of plain scoring, by a short trial."""
+    sequences = ragged(8, size, seed=1)
+    trial = {each: partial(prepared, "plain", size, dtype, each, sequences) for each in ("sdpa", "eager")}
+    timed = in_turn(trial, 1)
+    return min(trial, key=lambda each: min(timed.seconds(each)))
+
+
+def largest_difference(size: str, dtype: str) -> float:
+    """From plain scoring in float32."""
+    sequences = ragged(4, size, seed=1)
+    expected = torch.cat(plain(loaded("plain", size, "float32", "sdpa"), sequences))
+    found = [scorer(name, dtype)(loaded(name, size, dtype, "sdpa"), sequences) for name in (OURS, *OTHERS)]
+    return max(float((torch.cat(each) - expected).abs().max()) for each in found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["small", "v32k", "v128k"], choices=list(SIZES))
+    parser = arguments_for(__doc__, ["small", "v32k", "v128k"], list(SIZES))
     parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     arguments = parser.parse_args()
     one_core()
-    rows, ratios, differences, memory = [], {}, {}, {}
+    rows, ratios, differences, memory, attention = [], {}, {}, {}, {}
     for size in arguments.sizes:
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            tasks = [(size, program, arguments.sequences) for program in PROGRAMS]
-            memory[size] = dict(zip(PROGRAMS, pool.starmap(peak, tasks, chunksize=1), strict=True))
-        differences[size] = largest_difference(size)
-        assert differences[size] < 1e-3, "the programs do not score alike"
+        programs: dict[str, Program] = {}
         sequences = ragged(arguments.sequences, size)
-        # Each has models of its own, since ours changes their attention.
-        made = {name: work(name, [network(size, seed).eval() for seed in range(2)], sequences) for name in PROGRAMS}
-        timed = in_turn({name: lambda run=run: run for name, run in made.items()}, arguments.repeats)
+        for dtype in arguments.dtype:
+            found = differences[size + suffix(dtype)] = largest_difference(size, dtype)
+            assert found < DIFFERENCE[dtype], f"the programs do not score alike: log-probs are {found:.2g} apart"
+            attention[size + suffix(dtype)] = best = faster_attention(size, dtype)
+            for name in (OURS, *OTHERS):
+                programs[named(name, dtype)] = partial(prepared, name, size, dtype, best, sequences)
+        timed = in_turn(programs, arguments.repeats)
         rows += timed.rows(size)
-        ratios[f"score_vs_plain_{size}"] = timed.ratio("plain")
-        ratios[f"score_vs_trl_{size}"] = timed.ratio("TRL")
-        ratios[f"score_memory_plain_over_ours_{size}"] = memory[size]["plain"] / memory[size][OURS]
-    results = {"ratios": ratios, "differences": differences, "memory": memory, "machine": machine(), "rows": rows}
-    print_results(results, arguments.json)
+        memory[size] = {name: timed.above(name) for name in programs}
+        for dtype in arguments.dtype:
+            mine = named(OURS, dtype)
+            for name in OTHERS:
+                others = beside(name, dtype, arguments.dtype)
+                ratios[f"score_vs_{name.lower()}_{size}{suffix(dtype)}"] = timed.ratio(*others, ours=mine)
+            plain_takes = memory[size][timed.fastest(*beside("plain", dtype, arguments.dtype))]
+            ratios[f"score_memory_plain_over_ours_{size}{suffix(dtype)}"] = plain_takes / memory[size][mine]
+    results = {"ratios": ratios, "differences": differences, "attention": attention, "memory": memory}
+    print_results({**results, "machine": machine(), "rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

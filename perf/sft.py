@@ -4,15 +4,16 @@
 
 TRL is tuned: float32, no gradient checkpointing, nothing logged or saved; `grouped` also puts sequences of similar
 length together, which changes what a batch is. Both sides take the same optimizer, and the losses of their first steps
-on the same batches are compared before anything is timed.
+on the same batches are compared before anything is timed. bfloat16 is that of activations: float32 weights under
+autocast, on both sides.
 """
 
-import argparse
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
-from side_by_side import OURS, Timed, in_turn, machine, one_core, print_results
-from sizes import SIZES, network, ragged, response_tokens, share_of_tokens, word_tokenizer
+from side_by_side import (
+    DTYPES,
+    OURS,
+    Program,
+    Timed,
+    Work,
+    arguments_for,
+    beside,
+    in_turn,
+    machine,
+    named,
+    one_core,
+    print_results,
+    suffix,
+)
+from sizes import SIZES, network, ragged, response_lengths, share_of_tokens, word_tokenizer
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
@@ -36,24 +51,35 @@ from dpr_core.training.sft_loop import fine_tune
 from dpr_core.training.trainer import Trainer
 
 RATE = 1e-4
+ORDERS = {"TRL tuned": "random", "TRL grouped": "group_by_length"}
+DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Of losses, at most."""
+
+Sequences = Sequence[TokenSequence]
 
 
-def ours(sequences: Sequence[TokenSequence], size: str, batch: int) -> Callable[[], int]:
+def ours(sequences: Sequences, size: str, batch: int, dtype: str = "float32") -> Work:
     config = SFTConfig(
         learning_rate=RATE, batch_size=batch, warmup_ratio=0.0, final_learning_rate_share=1.0, checkpoints=(1.0,)
     )
-    trainer = Trainer(Policy(network(size)), config, math.ceil(len(sequences) / batch), ExecutionConfig())
+    policy = Policy(network(size), activations=DTYPES[dtype])
+    trainer = Trainer(policy, config, math.ceil(len(sequences) / batch), ExecutionConfig())
 
-    def work() -> int:
+    def work() -> list[int]:
         fine_tune(trainer, sequences, config, lambda fraction: None, InMemoryRecorder())
-        return response_tokens(sequences)
+        return response_lengths(sequences)
 
     return work
 
 
 def theirs(
-    sequences: Sequence[TokenSequence], size: str, batch: int, order: str, losses: list[float] | None = None
-) -> Callable[[], int]:
+    sequences: Sequences,
+    size: str,
+    batch: int,
+    dtype: str = "float32",
+    order: str = "random",
+    losses: list[float] | None = None,
+) -> Work:
     rows = [
         {"input_ids": [*s.prompt, *s.response], "completion_mask": [0] * len(s.prompt) + [1] * len(s.response)}
         for s in sequences
@@ -70,7 +96,7 @@ def theirs(
         num_train_epochs=1,
         completion_only_loss=True,
         train_sampling_strategy=order,
-        bf16=False,
+        bf16=dtype == "bfloat16",
         gradient_checkpointing=False,
         use_cpu=True,
         disable_tqdm=True,
@@ -86,9 +112,9 @@ def theirs(
         trainer.add_callback(_Losses(losses))
     trainer.remove_callback(PrinterCallback)
 
-    def work() -> int:
+    def work() -> list[int]:
         trainer.train()
-        return response_tokens(sequences)
+        return response_lengths(sequences)
 
     return work
 
@@ -102,47 +128,49 @@ class _Losses(TrainerCallback):
             self.losses.append(float(logs["loss"]))
 
 
-def largest_difference(size: str, batch: int, steps: int = 4) -> float:
+def largest_difference(size: str, dtype: str, batch: int = 4, steps: int = 3) -> float:
     """Of the two sides' losses over the first steps on the same batches."""
     sequences = ragged(batch * steps, size, seed=1)
     config = SFTConfig(learning_rate=RATE, batch_size=batch, warmup_ratio=0.0, final_learning_rate_share=1.0)
-    trainer = Trainer(Policy(network(size)), config, steps, ExecutionConfig())
+    trainer = Trainer(Policy(network(size), activations=DTYPES[dtype]), config, steps, ExecutionConfig())
     batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
     mine = [trainer.step(each, SupervisedFineTuning())["train/loss"] for each in batches]
     other: list[float] = []
-    theirs(sequences, size, batch, "sequential", other)()
+    theirs(sequences, size, batch, dtype, "sequential", other)()
     return max(abs(a - b) for a, b in zip(mine, other, strict=True))
 
 
-def compared(size: str, batch: int, steps: int, repeats: int) -> Timed:
+def one_pass(side: Any, sequences: Sequences, size: str, batch: int, turn: int, **also: str) -> Work:
+    return side(sequences if turn else sequences[:batch], size, batch, **also)
+
+
+def compared(size: str, dtypes: Sequence[str], batch: int, steps: int, repeats: int) -> Timed:
     sequences = ragged(batch * steps, size)
-    return in_turn(
-        {
-            OURS: lambda: ours(sequences, size, batch),
-            "TRL tuned": lambda: theirs(sequences, size, batch, "random"),
-            "TRL grouped": lambda: theirs(sequences, size, batch, "group_by_length"),
-        },
-        repeats,
-    )
+    programs: dict[str, Program] = {}
+    for dtype in dtypes:
+        programs[named(OURS, dtype)] = partial(one_pass, ours, sequences, size, batch, dtype=dtype)
+        for name, order in ORDERS.items():
+            programs[named(name, dtype)] = partial(one_pass, theirs, sequences, size, batch, dtype=dtype, order=order)
+    return in_turn(programs, repeats)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "v32k"], choices=list(SIZES))
+    parser = arguments_for(__doc__, ["tiny", "small", "v32k"], list(SIZES))
     parser.add_argument("--batch", type=int, default=32, help="sequences of one optimizer step")
-    parser.add_argument("--steps", type=int, default=12, help="of one repeat; TRL groups among a quarter of them")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
+    parser.add_argument("--steps", type=int, default=12, help="of one turn; TRL groups among a quarter of them")
     arguments = parser.parse_args()
     one_core()
     rows, ratios, differences = [], {}, {}
     for size in arguments.sizes:
-        differences[size] = largest_difference(size, arguments.batch)
-        assert differences[size] < 1e-3, "the two sides do not learn alike"
-        timed = compared(size, arguments.batch, arguments.steps, arguments.repeats)
+        for dtype in arguments.dtype:
+            found = differences[size + suffix(dtype)] = largest_difference(size, dtype)
+            assert found < DIFFERENCE[dtype], f"the two sides do not learn alike: their losses are {found:.2g} apart"
+        timed = compared(size, arguments.dtype, arguments.batch, arguments.steps, arguments.repeats)
         rows += timed.rows(size)
-        ratios[f"sft_vs_trl_tuned_{size}"] = timed.ratio("TRL tuned")
-        ratios[f"sft_vs_trl_grouped_{size}"] = timed.ratio("TRL grouped")
+        for dtype in arguments.dtype:
+            for name in ORDERS:
+                ratio = f"sft_vs_{name.lower().replace(' ', '_')}_{size}{suffix(dtype)}"
+                ratios[ratio] = timed.ratio(*beside(name, dtype, arguments.dtype), ours=named(OURS, dtype))
     share = share_of_tokens(ragged(arguments.batch * arguments.steps, "tiny"), arguments.batch)
     results = {"ratios": ratios, "loss_differences": differences, "share_of_tokens_when_padded": share}
     print_results({**results, "machine": machine(), "rows": rows}, arguments.json)

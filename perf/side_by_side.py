@@ -1,74 +1,178 @@
-"""Interleaved timing: programs that do the same work take turns, so that other load on the machine hits all alike."""
+"""Interleaved timing: programs that do the same work take turns, so that other load on the machine hits all alike.
 
+Each has a process of its own (of Linux, whose accounts of processes are read), so that its peak of memory is its own.
+"""
+
+import argparse
+import ctypes
+import gc
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 OURS = "dense-path"
 OTHERS = ("transformers", "trl")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Work = Callable[[], Sequence[int]]
+"""What is measured. It says how many tokens each response had."""
+Program = Callable[[int], Work]
+"""Makes ready for a turn. Turn 0 warms up and may be smaller."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of one program took."""
+
+    seconds: float
+    """Of the processor: on one thread the wall's, less what other programs took."""
+    lengths: Sequence[int]
+    peak: int
+    """Bytes of memory at the peak."""
+    above: int
+    """The same, above what the process held when it was ready."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Processor seconds a token, of each repeat."""
+    """The counted turns of each program."""
 
-    seconds: Mapping[str, list[float]]
+    turns: Mapping[str, Sequence[Turn]]
 
-    def ratio(self, other: str) -> float:
-        """How many times as many tokens a second ours does as the other, by medians."""
-        return statistics.median(self.seconds[other]) / statistics.median(self.seconds[OURS])
+    def seconds(self, name: str) -> list[float]:
+        """A token, in each turn."""
+        return [turn.seconds / sum(turn.lengths) for turn in self.turns[name]]
+
+    def ratio(self, *others: str, ours: str = OURS) -> float:
+        """How many times as many tokens a second ours does as the fastest of the others, by medians."""
+        fastest = self.fastest(*others)
+        return statistics.median(self.seconds(fastest)) / statistics.median(self.seconds(ours))
+
+    def fastest(self, *names: str) -> str:
+        return min(names, key=lambda name: statistics.median(self.seconds(name)))
+
+    def above(self, name: str) -> int:
+        """Bytes above what was ready, at the highest peak."""
+        return max(turn.above for turn in self.turns[name])
 
     def rows(self, case: str) -> list[dict[str, Any]]:
-        """A line of a table for each program. Beside the ratio of the medians stands that of the fastest repeats, which
-        a busy machine changes least."""
-        return [
-            {
-                "case": case,
-                "program": name,
-                "tokens_per_second": 1 / statistics.median(each),
-                "ours_over_it": self.ratio(name),
-                "ours_over_it_at_best": min(each) / min(self.seconds[OURS]),
-                "seconds_per_token": each,
-            }
-            for name, each in self.seconds.items()
-        ]
+        """A line of a table for each program. Beside the ratio of the medians, to ours in the same type, stands that of
+        the fastest turns, which a busy machine changes least."""
+        rows = []
+        for name in self.turns:
+            ours, seconds = named(OURS, dtype_of(name)), self.seconds(name)
+            rows.append(
+                {
+                    "case": case,
+                    "program": name,
+                    "tokens_per_second": 1 / statistics.median(seconds),
+                    "ours_over_it": self.ratio(name, ours=ours),
+                    "ours_over_it_at_best": min(seconds) / min(self.seconds(ours)),
+                    "peak_megabytes": max(turn.peak for turn in self.turns[name]) / 1e6,
+                    "megabytes_above_ready": self.above(name) / 1e6,
+                    "seconds_per_token": seconds,
+                }
+            )
+        return rows
 
 
-def in_turn(programs: Mapping[str, Callable[[], Callable[[], int]]], repeats: int) -> Timed:
-    """Each program makes ready and gives back its work, which alone is timed and says how many tokens it did. One round
-    to warm up is not counted."""
-    # Processor time: on one thread it is the wall's, less what other programs took.
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(repeats + 1):
-        for name, make_ready in programs.items():
-            work = make_ready()
-            started = time.process_time()
-            tokens = work()
-            if turn:
-                seconds[name].append((time.process_time() - started) / tokens)
-    return Timed(seconds)
+def named(program: str, dtype: str = "float32") -> str:
+    """Of the program, in a type: float32 goes without saying."""
+    return program if dtype == "float32" else f"{program} {dtype}"
 
 
-def check_equal_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float) -> None:
-    """Fail where programs that draw at random did not draw as many responses, and about as long ones, as ours did."""
-    mine = lengths[OURS]
-    for name, theirs in lengths.items():
-        assert len(theirs) == len(mine), f"{name} drew {len(theirs)} responses, ours {len(mine)}"
-        off = abs(sum(theirs) / sum(mine) - 1)
-        assert off <= tolerance, (
-            f"{name} drew {sum(theirs)} tokens and ours {sum(mine)}, which is {off:.0%} apart and not the same work; "
-            "more --repeats bring them nearer to each other"
+def dtype_of(name: str) -> str:
+    return next((dtype for dtype in DTYPES if name == named(name.rpartition(" ")[0], dtype)), "float32")
+
+
+def suffix(dtype: str) -> str:
+    """Of the name of a ratio."""
+    return "" if dtype == "float32" else f"_{dtype}"
+
+
+def beside(other: str, dtype: str, dtypes: Sequence[str]) -> set[str]:
+    """What a ratio is to: in float32 the same of the other, beside bfloat16 whichever of its types is the faster."""
+    return {named(other, each) for each in ([dtype] if dtype == "float32" else dtypes)}
+
+
+def in_turn(programs: Mapping[str, Program], repeats: int) -> Timed:
+    """Each program makes ready and gives back its work, which alone is measured. The first turn is not counted."""
+    # A process starts from the imports of the script, and from nothing that the script has done.
+    context = multiprocessing.get_context("forkserver")
+    turns: dict[str, list[Turn]] = {name: [] for name in programs}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in programs}
+        for turn in range(repeats + 1):
+            for name, program in programs.items():
+                print(f"  turn {turn} of {repeats}: {name} ...", end=" ", file=sys.stderr, flush=True)
+                found = processes[name].submit(taken, program, turn).result()
+                print(f"{sum(found.lengths) / found.seconds:.0f} tokens a second", file=sys.stderr)
+                if turn:
+                    turns[name].append(found)
+            check_equal_lengths({name: each[-1].lengths for name, each in turns.items() if each})
+    return Timed(turns)
+
+
+def taken(program: Program, turn: int) -> Turn:
+    """What a turn takes of this process and of those that it has started."""
+    one_core()
+    work = program(turn)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    for process in family():
+        (process / "clear_refs").write_text("5")  # forgets the peak so far
+    before, started = memory("VmRSS"), processor_seconds()
+    lengths = work()
+    seconds, peak = processor_seconds() - started, memory("VmHWM")
+    return Turn(seconds, lengths, peak, peak - before)
+
+
+def family() -> Iterator[Path]:
+    """This process and those that it has started, in Linux's account."""
+    found = [Path("/proc/self")]
+    for process in found:
+        yield process
+        for thread in (process / "task").iterdir():
+            found += [Path("/proc") / child for child in (thread / "children").read_text().split()]
+
+
+def processor_seconds() -> float:
+    ticks = sum(sum(map(int, (each / "stat").read_text().rpartition(")")[2].split()[11:13])) for each in family())
+    own = sum(map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return time.process_time() + (ticks - own) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(what: str) -> int:
+    """Bytes: VmRSS is what there is now, VmHWM the most there has been."""
+    lines = [line for process in family() for line in (process / "status").read_text().splitlines()]
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def check_equal_lengths(lengths: Mapping[str, Sequence[int]]) -> None:
+    """Fail where programs did not do the same work."""
+    (first, expected), *others = lengths.items() if lengths else [("", ())]
+    for name, theirs in others:
+        assert sorted(theirs) == sorted(expected), (
+            f"{name} did {len(theirs)} responses of {sum(theirs)} tokens and {first} {len(expected)} of "
+            f"{sum(expected)}, or of other lengths, which is not the same work"
         )
 
 
@@ -88,10 +192,10 @@ def machine() -> dict[str, Any]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table that people read."""
-    lines = ["| case | program | tokens/s | ours over it | at best |", "|---|---|--:|--:|--:|"]
+    lines = ["| case | program | tokens/s | ours over it | at best | peak, MB |", "|---|---|--:|--:|--:|--:|"]
     lines += [
         f"| {row['case']} | {row['program']} | {row['tokens_per_second']:,.0f} "
-        f"| {row['ours_over_it']:.2f} | {row['ours_over_it_at_best']:.2f} |"
+        f"| {row['ours_over_it']:.2f} | {row['ours_over_it_at_best']:.2f} | {row['peak_megabytes']:,.0f} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -101,8 +205,27 @@ def one_core() -> None:
     """One thread, and no other program's log between the figures."""
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    warnings.simplefilter("ignore", FutureWarning)
     for name in ("trl", "accelerate", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def arguments_for(description: str | None, sizes: Sequence[str], known: Sequence[str]) -> argparse.ArgumentParser:
+    """What all benchmarks beside others are asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=sizes, choices=known)
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["float32"],
+        choices=list(DTYPES),
+        help="of activations; beside bfloat16 stands the faster of the other's types that are asked for",
+    )
+    parser.add_argument("--repeats", type=int, default=2, help="turns of each program; medians are shown")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
+    return parser
 
 
 def print_results(results: dict[str, Any], as_json: bool) -> None:

@@ -83,22 +83,6 @@ def large_network(size: str, device: torch.device) -> PreTrainedModel:
         return LlamaForCausalLM(config)
 
 
-def ending(size: str, mean_length: float = 60.0) -> PreTrainedModel:
-    """A network that ends its responses at random, after about so many tokens: all its states share a direction, which
-    the head reads as the end token."""
-    model = network(size)
-    config = model.config
-    model.set_output_embeddings(torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False))
-    config.tie_word_embeddings = False
-    shared = torch.randn(config.hidden_size)
-    with torch.no_grad():
-        torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.02)
-        model.get_input_embeddings().weight += 0.2 * shared
-        along = model.get_decoder()(torch.randint(config.vocab_size, (8, 100))).last_hidden_state @ shared
-        model.get_output_embeddings().weight[END] = shared * math.log(config.vocab_size / mean_length) / along.mean()
-    return model
-
-
 def word_tokenizer(size: str) -> PreTrainedTokenizerFast:
     """A token's text is its number."""
     words = {str(token): token for token in range(SIZES[size]["vocab_size"])}
@@ -119,8 +103,8 @@ class ScriptedLengths(InProcessEngine):
         return table
 
 
-def response_tokens(sequences: Sequence[TokenSequence]) -> int:
-    return sum(len(s.response) for s in sequences)
+def response_lengths(sequences: Sequence[TokenSequence]) -> list[int]:
+    return [len(s.response) for s in sequences]
 
 
 def prompt_length(rng: random.Random, between: tuple[int, int] = PROMPTS) -> int:

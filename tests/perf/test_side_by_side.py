@@ -1,20 +1,63 @@
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
 import pytest
 
-from perf.side_by_side import OURS, check_equal_lengths
+from perf.side_by_side import OURS, Timed, Turn, Work, beside, check_equal_lengths, dtype_of, in_turn, named
+
+MEGABYTE = 10**6
 
 
-def test_random_lengths_may_differ_by_the_tolerance() -> None:
-    check_equal_lengths({OURS: [40, 60], "other": [100, 20]}, tolerance=0.2)
+def test_programs_that_do_other_work_are_not_compared() -> None:
+    check_equal_lengths({})
+    check_equal_lengths({OURS: [40, 60], "other": [60, 40]})
+    with pytest.raises(AssertionError, match="other did 2 responses of 101 tokens and dense-path 2 of 100"):
+        check_equal_lengths({OURS: [40, 60], "other": [41, 60]})
+    with pytest.raises(AssertionError, match="or of other lengths"):
+        check_equal_lengths({OURS: [40, 60], "other": [50, 50]})
 
 
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        ([50, 71], "121 tokens and ours 100, which is 21% apart"),
-        ([70, 9], "21% apart"),
-        ([100], "drew 1 responses, ours 2"),
-    ],
-)
-def test_more_or_less_or_fewer_responses_are_not_the_same_work(other: list[int], words: str) -> None:
-    with pytest.raises(AssertionError, match=words):
-        check_equal_lengths({OURS: [40, 60], "other": other}, tolerance=0.2)
+def turns(*seconds: float, above: Sequence[int] = (0, 0)) -> list[Turn]:
+    return [Turn(each, [3, 5], 100 * MEGABYTE, over) for each, over in zip(seconds, above, strict=True)]
+
+
+def test_a_ratio_is_to_the_fastest_of_the_others_by_medians() -> None:
+    timed = Timed({OURS: turns(1, 3), "slow": turns(9, 9), "fast": turns(5, 2, above=(7, 2))})
+    assert timed.ratio("slow", "fast") == 1.75
+    assert timed.fastest("slow", "fast") == "fast"
+    assert timed.above("fast") == 7
+    row = timed.rows("toy")[2]
+    assert (row["ours_over_it"], row["ours_over_it_at_best"]) == (1.75, 2)
+    assert (row["peak_megabytes"], row["seconds_per_token"]) == (100, [0.625, 0.25])
+
+
+def test_bfloat16_is_compared_with_the_faster_type_of_the_other_and_float32_with_its_own() -> None:
+    assert [named("TRL", dtype) for dtype in ("float32", "bfloat16")] == ["TRL", "TRL bfloat16"]
+    assert [dtype_of(name) for name in ("TRL tuned", "TRL tuned bfloat16")] == ["float32", "bfloat16"]
+    both = ["float32", "bfloat16"]
+    assert beside("TRL", "float32", both) == {"TRL"}
+    assert beside("TRL", "bfloat16", both) == {"TRL", "TRL bfloat16"}
+    timed = Timed({OURS: turns(2, 2), "dense-path bfloat16": turns(1, 1), "TRL bfloat16": turns(4, 4)})
+    assert [row["ours_over_it"] for row in timed.rows("toy")] == [1, 1, 4]
+
+
+def holding(megabytes: int, log: Path, turn: int) -> Work:
+    held = bytearray(20 * MEGABYTE)
+
+    def work() -> list[int]:
+        with log.open("a") as file:
+            print(turn, megabytes, file=file)
+        return [len(held) and len(bytearray(b"x") * (megabytes * MEGABYTE)) // MEGABYTE]
+
+    return work
+
+
+@pytest.mark.slow
+def test_programs_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    timed = in_turn({OURS: partial(holding, 50, log), "other": partial(holding, 50, log)}, repeats=2)
+    assert log.read_text() == "".join(f"{turn} 50\n" for turn in (0, 0, 1, 1, 2, 2))
+    for name in (OURS, "other"):
+        assert len(timed.seconds(name)) == 2
+        assert 49 * MEGABYTE < timed.above(name) < 60 * MEGABYTE

@@ -1,12 +1,21 @@
 import pytest
-import torch
 
-from perf.sizes import END, ending, ragged
+from dpr_core.planning.architecture import architecture_from_config
+from perf.sizes import END, SIZES, network, ragged, response_lengths
 
 
-@pytest.mark.parametrize("size", ["toy", "tiny", "small"])
-def test_a_network_that_ends_after_sixty_tokens_draws_the_end_once_in_sixty(size: str) -> None:
-    ids = torch.tensor([s.prompt[:8] for s in ragged(64, size)])
-    with torch.no_grad():
-        chance = ending(size)(ids).logits.softmax(-1)[..., END].mean()
-    assert chance == pytest.approx(1 / 60, rel=0.2)
+def test_smollm2_has_the_shape_of_the_model_that_it_stands_for() -> None:
+    shape = SIZES["smollm2"] | {"layers": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "smollm2", shape)
+        found = architecture_from_config(network("smollm2").config)
+    assert (found.vocabulary, found.width, found.heads, found.key_value_heads) == (49_152, 576, 9, 3)
+    layers = 30 * found.layer_matrices
+    assert layers + found.head == pytest.approx(134.5e6, rel=1e-3), "SmolLM2-135M, but for its norms"
+    assert found.tied
+
+
+def test_only_the_last_token_ends_a_response() -> None:
+    sequences = ragged(50, "toy")
+    assert response_lengths(sequences) == [s.response.index(END) + 1 for s in sequences]
+    assert not any(END in s.prompt for s in sequences)
