@@ -19,7 +19,7 @@ export PYTHON TORCH
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
 WORKERS = -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help install install-vllm demo test test-all test-services test-gpu unit golden check format clean soak bench gpu-check
+.PHONY: help install install-vllm demo test test-all test-services test-gpu unit golden check format clean soak bench gpu-check bench-real
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,10 @@ soak: install ## Use, disturb and damage stores at random for MINUTES=60 from SE
 bench: ## Time the program beside TRL and plain transformers, in .venv-bench, into bench.json and plots beside it; takes about an hour
 	@env -u VIRTUAL_ENV bash .ci/install-bench
 	@OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --out bench.json
+
+bench-real: ## The same at the shape of SmolLM2, beside vLLM too where DENSE_PATH_VLLM or .venv-vllm has it, into bench-real.json; 25 minutes
+	@env -u VIRTUAL_ENV bash .ci/install-bench
+	@DENSE_PATH_VLLM="$${DENSE_PATH_VLLM-$(wildcard .venv-vllm)}" OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --real --out bench-real.json
 
 gpu-check: ## Measure what one GPU gains, reaches and needs, in eight minutes, into OUT=gpu-check.json; without one, rehearse
 	@"$(GPU_PYTHON)" perf/gpu_check.py --out "$${OUT:-gpu-check.json}"

@@ -1,16 +1,20 @@
 """The benchmark suite: speed ratios beside other programs, scaling and utilisation, in one JSON file with plots.
 
     python perf/all.py --out bench.json
+    python perf/all.py --real --out bench-real.json
     python perf/all.py --markdown bench.json
 
-Needs TRL: `make bench` runs it in an environment that has it. It takes about an hour
-of one core. With --markdown nothing is run: the tables of an earlier file are printed.
+Needs TRL: `make bench` and `make bench-real` run it in an environment that has it. The first takes about an hour of one
+core; the second, of the shape of SmolLM2 in float32 and, where the processor has it, bfloat16, 25 minutes. With
+--markdown nothing is run: the tables of an earlier file are printed.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,18 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).parent
-SCRIPTS = ("sft", "scoring", "rollouts", "rl", "orchestration", "growth", "utilisation")
+SCRIPTS = {name: [name] for name in ("sft", "scoring", "rollouts", "rl", "orchestration", "growth", "utilisation")}
+"""A name in the results, and the script and its options."""
+_SHAPE = ["--sizes", "smollm2", "--dtype"]
+REAL = {
+    "real_sft": ["sft", "--batch", "8", "--steps", "8", *_SHAPE],
+    "real_scoring": ["scoring", "--sequences", "32", *_SHAPE],
+    "real_rollouts_64": ["rollouts", "--rows", "64", "--prompts", "96", "--beside", "generate", "vllm", *_SHAPE],
+    "real_rollouts_8": ["rollouts", "--rows", "8", "--prompts", "16", "--beside", "generate", "vllm", *_SHAPE],
+    "real_rl": ["rl", "--prompts", "4", "--samples", "4", *_SHAPE],
+    "real_hours": ["planned"],
+    "growth": ["growth", "--repeats", "1"],
+}
 
 
 def plot(ratios: Mapping[str, float], path: Path) -> None:
@@ -72,14 +87,23 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def run(names: Sequence[str], out: Path) -> dict[str, Any]:
+def dtypes() -> list[str]:
+    """In which the processor multiplies matrices."""
+    account = Path("/proc/cpuinfo")
+    flags = account.read_text() if account.exists() else ""
+    return ["float32", *["bfloat16"] * bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))]
+
+
+def run(suite: Mapping[str, Sequence[str]], out: Path) -> dict[str, Any]:
     """One script after the other; what there is already is in the file if a later one fails."""
     results: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
-    for name in names:
+    also = {"growth": ["--plot", str(out.with_name(f"{out.stem}-growth.png"))], "planned": ["--of", str(out)]}
+    for name, (script, *options) in suite.items():
         print(f"{name} ...", file=sys.stderr)
-        also = ["--plot", str(out.with_name(f"{out.stem}-growth.png"))] if name == "growth" else []
-        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *also]
+        started = time.monotonic()
+        command = [sys.executable, str(HERE / f"{script}.py"), *options, "--json", *also.get(script, [])]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        print(f"{name} took {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
         results["ratios"] |= found.get("ratios", {})
         results["machine"] |= found.get("machine", {})
         results["benchmarks"][name] = found
@@ -92,13 +116,17 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("bench.json"), help="the plots go beside it, as .png and -growth.png"
     )
-    parser.add_argument("--only", nargs="+", default=SCRIPTS, choices=SCRIPTS)
+    parser.add_argument("--real", action="store_true", help="at the shape of a real model")
+    parser.add_argument("--only", nargs="+", choices=[*SCRIPTS, *REAL], metavar="NAME", help="some of the benchmarks")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of this file and run nothing")
     arguments = parser.parse_args()
     if arguments.markdown:
         print(markdown(json.loads(arguments.markdown.read_text())))
         return
-    results = run(arguments.only, arguments.out)
+    suite: dict[str, list[str]] = SCRIPTS
+    if arguments.real:
+        suite = {name: command + dtypes() * (command[-1] == "--dtype") for name, command in REAL.items()}
+    results = run({name: suite[name] for name in arguments.only or suite}, arguments.out)
     if shown := more_is_better(results["ratios"]):
         plot(shown, arguments.out.with_suffix(".png"))
     print(json.dumps(results["ratios"], indent=2))

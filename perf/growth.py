@@ -1,11 +1,12 @@
-"""Scaling exponents of time and peak memory with response length, batch, vocabulary and data, as a table and, with
---plot, as curves.
+"""Scaling exponents of time and peak memory with response length, batch, vocabulary, data and processes, as a table
+and, with --plot, as curves.
 
     python perf/growth.py --plot growth.png
 
-One of the four is doubled at a time, while the others stay where they are. Time is the processor's, on one thread; peak
-memory is what torch's allocator hands out beyond what lay there before (see memory_plan.py). An exponent is the slope
-between the logarithms over the last three points: 1 is linear growth, 0 is none. Micro-batches and chunks of logits are
+One of them is doubled at a time, while the others stay where they are. Each point has processes of its own, of one
+thread each: its time is the sum of what they take of the processor, whatever the cores they share, and its memory the
+highest peak of one of them, above what it held when it was ready. An exponent is the slope between the logarithms over
+the last three points: 1 is linear growth, 0 is none. Micro-batches and chunks of logits are
 of a fixed size here, so that memory is to grow with neither batch nor data. With the vocabulary it grows by what is as
 large as the embedding: its gradient, and what the optimizer computes with.
 """
@@ -13,11 +14,13 @@ large as the embedding: its gradient, and what the optimizer computes with.
 import argparse
 import json
 import math
+import multiprocessing
 import os
+import socket
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import matplotlib
 
 matplotlib.use("agg")
+import torch
 from matplotlib import pyplot
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dpr_core import distributed
 from dpr_core.algorithms.sft import SupervisedFineTuning
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import SFTConfig
@@ -42,11 +47,11 @@ from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.sft_loop import fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
-from perf.memory_plan import NEVER, measured
-from perf.side_by_side import machine, one_core
+from perf.memory_plan import NEVER
+from perf.side_by_side import Turn, machine, one_core, taken
 from perf.sizes import END
 
-Work = Callable[[], object]
+Work = Callable[[], Any]
 
 PROMPT = 32
 EXECUTION = ExecutionConfig(tokens_per_micro_batch=1024, logits_per_chunk=2**21, rollout_rows=16)
@@ -67,13 +72,19 @@ class GrowthPoint:
     data: int = 64
     """Demonstrations of a whole pass of SFT, in steps of `batch`."""
 
+    processes: int = 1
+    """That share the work."""
+
 
 AXES: dict[str, tuple[int, ...]] = {
-    "response": (32, 64, 128, 256, 512),
+    "response": (64, 256, 1024, 2048, 4096),
     "batch": (16, 32, 64, 128),
-    "vocabulary": (4096, 8192, 16384, 32768, 65536),
+    "vocabulary": (4096, 16384, 65536, 131072, 262144),
     "data": (32, 64, 128, 256),
+    "processes": (1, 2, 4),
 }
+SHARED = 64
+"""The batch that processes share."""
 
 
 def sft_step(point: GrowthPoint) -> Work:
@@ -105,10 +116,10 @@ def rollout(point: GrowthPoint) -> Work:
 
 
 WORKS: dict[str, tuple[Callable[[GrowthPoint], Work], tuple[str, ...]]] = {
-    "SFT step": (sft_step, ("response", "batch", "vocabulary")),
+    "SFT step": (sft_step, ("response", "batch", "vocabulary", "processes")),
     "SFT pass": (sft_pass, ("data",)),
-    "scoring": (scoring, ("response", "batch", "vocabulary")),
-    "rollout": (rollout, ("response", "batch", "vocabulary")),
+    "scoring": (scoring, ("response", "batch", "vocabulary", "processes")),
+    "rollout": (rollout, ("response", "batch", "vocabulary", "processes")),
 }
 """What is done, and along which axes it can grow."""
 
@@ -122,7 +133,7 @@ def _network(vocabulary: int) -> LlamaForCausalLM:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=1024,
+            max_position_embeddings=8192,
             tie_word_embeddings=True,
         )
     )
@@ -145,25 +156,43 @@ def _trainer(point: GrowthPoint, steps: int = 10) -> Trainer:
     return trainer
 
 
-def taken(work: Work, repeats: int) -> tuple[float, int]:
-    """Processor seconds, the median, and bytes at the peak. What is measured first also warms up."""
-    peak = measured(work)
-    seconds = []
-    for _ in range(repeats):
-        started = time.process_time()
-        work()
-        seconds.append(time.process_time() - started)
-    return statistics.median(seconds), peak
+def measured(name: str, point: GrowthPoint, repeats: int) -> tuple[float, int]:
+    """Processor seconds of all processes, the median, and bytes at the highest peak of one."""
+    context = multiprocessing.get_context("forkserver")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(point.processes, context) as processes:
+        ranks = [processes.submit(_rank, rank, port, name, point, repeats) for rank in range(point.processes)]
+        turns = list(zip(*(rank.result() for rank in ranks), strict=True))
+    seconds = [sum(turn.seconds for turn in each) for each in turns]
+    return statistics.median(seconds), max(turn.above for each in turns for turn in each)
+
+
+def _rank(rank: int, port: int, name: str, point: GrowthPoint, repeats: int) -> list[Turn]:
+    if point.processes > 1:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": point.processes, "LOCAL_WORLD_SIZE": point.processes}
+        around = own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {variable: str(value) for variable, value in around.items()}
+    made_ready, _ = WORKS[name]
+    # What a process does but once.
+    made_ready(replace(point, response=32, batch=32 * point.processes, data=4))()
+    work = made_ready(point)
+    turns = [taken(lambda turn: work, turn) for turn in range(repeats)]
+    if distributed.world_size() > 1:
+        torch.distributed.destroy_process_group()
+    return turns
 
 
 def grown(axes: Mapping[str, Sequence[int]], repeats: int, base: GrowthPoint = GrowthPoint()) -> list[dict[str, Any]]:
     """A row for each point of each axis."""
     rows = []
-    for name, (made_ready, along) in WORKS.items():
+    for name, (_, along) in WORKS.items():
         for axis in (axis for axis in axes if axis in along):
             for value in axes[axis]:
-                point = replace(base, **{axis: value})
-                seconds, peak = taken(made_ready(point), repeats)
+                point = replace(base, **{axis: value}, **({"batch": SHARED} if axis == "processes" else {}))
+                seconds, peak = measured(name, point, repeats)
+                print(f"  {name}, {axis} {value}: {seconds:.2f} s, {peak / 1e6:.0f} MB", file=sys.stderr)
                 rows.append({"work": name, "axis": axis, **asdict(point), "seconds": seconds, "peak_bytes": peak})
     return rows
 

@@ -32,7 +32,6 @@ from side_by_side import (
     arguments_for,
     beside,
     in_turn,
-    machine,
     named,
     one_core,
     print_results,
@@ -205,7 +204,7 @@ def main() -> None:
         for dtype in arguments.dtype:
             others = beside("TRL GRPO", dtype, arguments.dtype)
             ratios[f"rl_vs_trl_grpo_{size}{suffix(dtype)}"] = timed.ratio(*others, ours=named(OURS, dtype))
-    print_results({"ratios": ratios, "machine": machine(), "rows": rows}, arguments.json)
+    print_results({"ratios": ratios, "rows": rows}, arguments)
 
 
 if __name__ == "__main__":

@@ -51,13 +51,21 @@ from perf.side_by_side import (
     arguments_for,
     beside,
     in_turn,
-    machine,
     named,
     one_core,
     print_results,
     suffix,
 )
-from perf.sizes import PROMPTS, RESPONSES, SIZES, ScriptedLengths, network, prompt_length, response_length
+from perf.sizes import (
+    PROMPTS,
+    RESPONSES,
+    SIZES,
+    ScriptedLengths,
+    configuration,
+    network,
+    prompt_length,
+    response_length,
+)
 
 END = 0
 ROWS = 32
@@ -147,7 +155,7 @@ def by_continuous_batching(model: PreTrainedModel, work: RolloutShape, rows: int
 def vllm(size: str, rows: int, dtype: str) -> "subprocess.Popen[str]":
     """The one that answers in this process."""
     folder = tempfile.TemporaryDirectory()
-    network(size).config.save_pretrained(folder.name)
+    configuration(size).save_pretrained(folder.name)
     command = [
         f"{os.environ[VLLM]}/bin/python",
         str(Path(__file__).with_name("vllm_rollouts.py")),
@@ -226,7 +234,7 @@ def main() -> None:
                 ratios[f"rollout_vs_{other}_{size}{at_once}{suffix(dtype)}"] = timed.ratio(
                     *others, ours=named(OURS, dtype)
                 )
-    print_results({"ratios": ratios, "machine": machine(), "rows": rows}, arguments.json)
+    print_results({"ratios": ratios, "rows": rows}, arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ In bfloat16 ours casts what a linear layer reads, and theirs is the whole model.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +26,6 @@ from side_by_side import (
     arguments_for,
     beside,
     in_turn,
-    machine,
     named,
     one_core,
     print_results,
@@ -101,6 +100,7 @@ def scorer(program: str, dtype: str) -> Scorer:
     return partial(ours, activations=DTYPES[dtype]) if program == OURS else OTHERS[program]
 
 
+@cache
 def loaded(program: str, size: str, dtype: str, attention: str, seed: int = 0) -> PreTrainedModel:
     model = network(size, seed).eval()
     if program != OURS:
@@ -110,13 +110,9 @@ def loaded(program: str, size: str, dtype: str, attention: str, seed: int = 0) -
 
 
 def prepared(program: str, size: str, dtype: str, attention: str, sequences: Sequences, turn: int) -> Work:
-    """Under two models, whose weights are there before."""
+    """Under two models, which are there, and were used, before."""
     models = [loaded(program, size, dtype, attention, seed) for seed in range(2)]
     score, chosen = scorer(program, dtype), sequences if turn else ragged(2, size, responses=(10, 10))
-    if turn:
-        # What a model makes when it is first used is not counted.
-        for model in models:
-            score(model, ragged(2, size, responses=(10, 10)))
 
     def work() -> list[int]:
         for model in models:
@@ -168,7 +164,7 @@ def main() -> None:
             plain_takes = memory[size][timed.fastest(*beside("plain", dtype, arguments.dtype))]
             ratios[f"score_memory_plain_over_ours_{size}{suffix(dtype)}"] = plain_takes / memory[size][mine]
     results = {"ratios": ratios, "differences": differences, "attention": attention, "memory": memory}
-    print_results({**results, "machine": machine(), "rows": rows}, arguments.json)
+    print_results({**results, "rows": rows}, arguments)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ from side_by_side import (
     arguments_for,
     beside,
     in_turn,
-    machine,
     named,
     one_core,
     print_results,
@@ -173,7 +172,7 @@ def main() -> None:
                 ratios[ratio] = timed.ratio(*beside(name, dtype, arguments.dtype), ours=named(OURS, dtype))
     share = share_of_tokens(ragged(arguments.batch * arguments.steps, "tiny"), arguments.batch)
     results = {"ratios": ratios, "loss_differences": differences, "share_of_tokens_when_padded": share}
-    print_results({**results, "machine": machine(), "rows": rows}, arguments.json)
+    print_results({**results, "rows": rows}, arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import logging
 import multiprocessing
 import os
 import platform
+import re
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,7 +181,14 @@ def check_equal_lengths(lengths: Mapping[str, Sequence[int]]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
+    account = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", account.read_text() if account.exists() else "")
     return {
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "model": names[0].strip() if names else platform.processor(),
+        "memory_gigabytes": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -188,6 +198,13 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         **{name: version(name) for name in OTHERS if find_spec(name)},
     }
+
+
+def _commit() -> str | None:
+    """Of this checkout, with a plus where it has been changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return found.stdout.strip() or None
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -228,10 +245,10 @@ def arguments_for(description: str | None, sizes: Sequence[str], known: Sequence
     return parser
 
 
-def print_results(results: dict[str, Any], as_json: bool) -> None:
+def print_results(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     """What a benchmark prints in the end."""
-    if as_json:
-        print(json.dumps(results, indent=2))
+    if arguments.json:
+        print(json.dumps({**results, "machine": machine(), "settings": vars(arguments)}, indent=2))
         return
     print(markdown(results["rows"]))
     print("\n" + "\n".join(f"{name}: {ratio:.2f}" for name, ratio in results["ratios"].items()))

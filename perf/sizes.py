@@ -43,25 +43,27 @@ END = 2
 """The end token. Tokens 0 to 2 stand in no prompt and, the end apart, in no response."""
 
 
+def configuration(size: str) -> LlamaConfig:
+    shape = SIZES[size]
+    return LlamaConfig(
+        vocab_size=shape["vocab_size"],
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape.get("key_value_heads", shape["heads"]),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=END,
+        pad_token_id=0,
+    )
+
+
 def network(size: str, seed: int = 0) -> PreTrainedModel:
     """A Llama whose head is its embedding."""
-    shape = SIZES[size]
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape["vocab_size"],
-            hidden_size=shape["hidden_size"],
-            intermediate_size=shape["intermediate_size"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"],
-            num_key_value_heads=shape.get("key_value_heads", shape["heads"]),
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=END,
-            pad_token_id=0,
-        )
-    )
+    return LlamaForCausalLM(configuration(size))
 
 
 def large_network(size: str, device: torch.device) -> PreTrainedModel:

@@ -16,7 +16,8 @@ TOLD = {
 
 
 def test_there_is_a_script_for_every_name() -> None:
-    assert [name for name in benchmarks.SCRIPTS if not (benchmarks.HERE / f"{name}.py").is_file()] == []
+    scripts = {script for suite in (benchmarks.SCRIPTS, benchmarks.REAL) for script, *_ in suite.values()}
+    assert [script for script in scripts if not (benchmarks.HERE / f"{script}.py").is_file()] == []
 
 
 def test_the_plot_shows_what_is_better_where_it_is_more() -> None:
@@ -47,12 +48,13 @@ def test_the_tables_of_a_file(
 
 def test_each_script_is_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import json, sys; print(json.dumps({'ratios': {'%s_vs_other': 2}, 'asked': sys.argv[1:]}))"
-    for name in ("sft", "growth"):
+    for name in ("sft", "growth", "planned"):
         (tmp_path / f"{name}.py").write_text(code % name)
     monkeypatch.setattr(benchmarks, "HERE", tmp_path)
     out = tmp_path / "out.json"
-    results = benchmarks.run(["sft", "growth"], out)
-    assert results["ratios"] == {"sft_vs_other": 2, "growth_vs_other": 2}
-    assert results["benchmarks"]["sft"]["asked"] == ["--json"]
+    results = benchmarks.run({"real_sft": ["sft", "--batch", "8"], "growth": ["growth"], "hours": ["planned"]}, out)
+    assert results["ratios"] == {"sft_vs_other": 2, "growth_vs_other": 2, "planned_vs_other": 2}
+    assert results["benchmarks"]["real_sft"]["asked"] == ["--batch", "8", "--json"]
+    assert results["benchmarks"]["hours"]["asked"] == ["--json", "--of", str(out)]
     assert results["benchmarks"]["growth"]["asked"] == ["--json", "--plot", str(tmp_path / "out-growth.png")]
     assert json.loads(out.read_text()) == results

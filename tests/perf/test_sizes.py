@@ -1,16 +1,13 @@
 import pytest
 
 from dpr_core.planning.architecture import architecture_from_config
-from perf.sizes import END, SIZES, network, ragged, response_lengths
+from perf.sizes import END, configuration, ragged, response_lengths
 
 
 def test_smollm2_has_the_shape_of_the_model_that_it_stands_for() -> None:
-    shape = SIZES["smollm2"] | {"layers": 1}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "smollm2", shape)
-        found = architecture_from_config(network("smollm2").config)
+    found = architecture_from_config(configuration("smollm2"))
     assert (found.vocabulary, found.width, found.heads, found.key_value_heads) == (49_152, 576, 9, 3)
-    layers = 30 * found.layer_matrices
+    layers = found.layers * found.layer_matrices
     assert layers + found.head == pytest.approx(134.5e6, rel=1e-3), "SmolLM2-135M, but for its norms"
     assert found.tied
 
