@@ -164,8 +164,10 @@ def processor_seconds() -> float:
 
 
 def memory(what: str) -> int:
-    """Bytes: VmRSS is what there is now, VmHWM the most there has been."""
-    lines = [line for process in family() for line in (process / "status").read_text().splitlines()]
+    """Bytes: VmRSS is what there is now, VmHWM the most there has been. What has started others leaves the work to
+    them."""
+    processes = list(family())
+    lines = [line for each in processes[1:] or processes for line in (each / "status").read_text().splitlines()]
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 
