@@ -30,10 +30,22 @@ SCRIPTS = {name: [name] for name in ("sft", "scoring", "rollouts", "rl", "orches
 _SHAPE = ["--sizes", "smollm2", "--dtype"]
 REAL = {
     "real_sft": ["sft", "--batch", "8", "--steps", "8", *_SHAPE],
-    "real_scoring": ["scoring", "--sequences", "32", *_SHAPE],
-    "real_rollouts_64": ["rollouts", "--rows", "64", "--prompts", "96", "--beside", "generate", "vllm", *_SHAPE],
+    "real_scoring": ["scoring", "--sequences", "24", *_SHAPE],
+    "real_rollouts_64": [
+        "rollouts",
+        "--rows",
+        "64",
+        "--prompts",
+        "128",
+        "--repeats",
+        "1",
+        "--beside",
+        "generate",
+        "vllm",
+        *_SHAPE,
+    ],
     "real_rollouts_8": ["rollouts", "--rows", "8", "--prompts", "16", "--beside", "generate", "vllm", *_SHAPE],
-    "real_rl": ["rl", "--prompts", "4", "--samples", "4", *_SHAPE],
+    "real_rl": ["rl", "--prompts", "3", "--samples", "4", *_SHAPE],
     "real_hours": ["planned"],
     "growth": ["growth", "--repeats", "1"],
 }

@@ -12,17 +12,15 @@ looks for an end token; the others take a limit for each prompt. Only the engine
 casts what a linear layer reads, and theirs is the whole model.
 
 vLLM is asked only where DENSE_PATH_VLLM names an environment that has it (.venv-vllm of `make install-vllm`, say). It
-makes random weights of its own, in a process of its own, whose start is not counted.
+makes random weights of its own, compiles, and runs in a process of its own, whose start is not counted.
 """
 
-import atexit
 import copy
 import json
 import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -70,6 +68,8 @@ from perf.sizes import (
 END = 0
 ROWS = 32
 VLLM = "DENSE_PATH_VLLM"
+COMPILED = Path(__file__).parents[1] / "build" / "vllm"
+"""Of the networks that vLLM compiles, which takes a minute for each: what it needs not compile again."""
 
 
 @dataclass(frozen=True)
@@ -154,21 +154,12 @@ def by_continuous_batching(model: PreTrainedModel, work: RolloutShape, rows: int
 @cache
 def vllm(size: str, rows: int, dtype: str) -> "subprocess.Popen[str]":
     """The one that answers in this process."""
-    folder = tempfile.TemporaryDirectory()
-    configuration(size).save_pretrained(folder.name)
-    command = [
-        f"{os.environ[VLLM]}/bin/python",
-        str(Path(__file__).with_name("vllm_rollouts.py")),
-        *(folder.name, dtype, str(rows), str(PROMPTS[1] + RESPONSES[1])),
-    ]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder.name)
-
-    def end() -> None:
-        process.communicate()
-        folder.cleanup()
-
-    atexit.register(end)
-    return process
+    folder = COMPILED / size
+    configuration(size).save_pretrained(folder)
+    program = [f"{os.environ[VLLM]}/bin/python", str(Path(__file__).with_name("vllm_rollouts.py"))]
+    command = [*program, str(folder), dtype, str(rows), str(PROMPTS[1] + RESPONSES[1])]
+    # It ends when its input does, with this process.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def by_vllm(size: str, work: RolloutShape, rows: int, dtype: str) -> list[int]:

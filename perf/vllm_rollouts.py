@@ -32,7 +32,6 @@ def main() -> None:
         dtype=dtype,
         max_num_seqs=int(rows),
         max_model_len=int(positions),
-        enforce_eager=True,
         enable_prefix_caching=False,
     )
     for line in sys.stdin:
