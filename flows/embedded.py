@@ -4,8 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 
+from tasks.libraries import load
 from tasks.local_home import disk_full_error
 
 NEEDED_BYTES = 32 * 2**20
@@ -32,6 +37,17 @@ def prepare(home: Path, debug: bool = False) -> None:
     # One that is gone stays so, and nothing depends on what it is told.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
     os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "30")
+
+
+@contextmanager
+def starting_server() -> Iterator[None]:
+    """Start the temporary server, unless there is another, while the block does something else. It answers, or is
+    known to be lost, at the block's end."""
+    load("prefect.events.worker", "prefect.server.api.server", "flows.pipeline")
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(copy_context().run, start_server)
+        yield
+        started.result()
 
 
 def start_server() -> None:

@@ -90,8 +90,7 @@ def _checks(
         yield partial(_refuse_jobs, several, jobs)
     for stage, of_stage in configs.items():
         yield partial(stage_named(stage).preflight, of_stage, planning)
-    executions = [getattr(config, "execution", None) for of_stage in configs.values() for config in of_stage]
-    if here and any(isinstance(each, ExecutionConfig) and each.device == "cuda" for each in executions):
+    if here and any(each.device == "cuda" for each in _executions(nodes, planned)):
         from dpr_core.training.torch_runtime import refuse_without_gpu
 
         yield refuse_without_gpu
@@ -111,6 +110,16 @@ def on_machines(nodes: Sequence[Node], planned: Sequence[Planned]) -> Node | Non
         if launch is not None and launch.machines > 1:
             return node
     return None
+
+
+def computes(nodes: Sequence[Node], planned: Sequence[Planned]) -> bool:
+    """Whether what is still to run needs torch."""
+    return bool(_executions(nodes, planned))
+
+
+def _executions(nodes: Sequence[Node], planned: Sequence[Planned]) -> list[ExecutionConfig]:
+    found = (getattr(node.config, "execution", None) for node in _to_run(nodes, planned))
+    return [each for each in found if isinstance(each, ExecutionConfig)]
 
 
 def _to_run(nodes: Sequence[Node], planned: Sequence[Planned]) -> list[Node]:

@@ -54,11 +54,15 @@ def resume(
 def _resume_all(store: "Store", selected: "list[Unfinished]", as_json: bool, debug: bool) -> None:
     """One after the other; the failure of one does not stop the rest."""
     from flows import embedded
+    from flows.requests import SweepRequest
+    from tasks.libraries import load_torch
 
     embedded.prepare(store.home, debug)
-    embedded.start_server()
-    from flows.pipeline import start
+    with embedded.starting_server():
+        from flows.pipeline import start
 
+        if not all(isinstance(each.request, SweepRequest) for each in selected):
+            load_torch()
     documents: list[dict[str, Any]] = []
     failures: list[str] = []
     for each in selected:

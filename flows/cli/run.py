@@ -86,7 +86,8 @@ def run_or_plan(
     """The document of the run; none if it was only planned. No flow is started where there is nothing to run."""
     from flows import embedded, run_document
     from flows.requests import SweepRequest
-    from tasks.graph import obstacles, plan
+    from tasks.graph import computes, obstacles, plan
+    from tasks.libraries import load_torch
 
     nodes, info = dispatched.nodes, dispatched.info
     planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None, info.name)
@@ -102,9 +103,11 @@ def run_or_plan(
     if all(step.status == "reuse" for step in planned):
         return run_document.reuse_all(store, planned, info, dispatched.results_of)
     embedded.prepare(store.home, options.debug)
-    embedded.start_server()
-    from flows.pipeline import start
+    with embedded.starting_server():
+        from flows.pipeline import start
 
+        if here and jobs == 1 and computes(nodes, planned):
+            load_torch()
     return start(request)
 
 

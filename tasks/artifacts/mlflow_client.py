@@ -23,6 +23,7 @@ from tasks.artifacts.identity import files_below
 from tasks.artifacts.metric_buffer import Entry
 from tasks.artifacts.retrying import RetryPolicy
 from tasks.artifacts.run_records import params
+from tasks.libraries import load
 from tasks.local_home import UnwritableHomeError, disk_full_error, is_full, sync
 
 logger = logging.getLogger("dense_path")
@@ -37,6 +38,7 @@ SETTINGS = {
     # Whether and for how long to try again is decided here, and not inside of a request.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
+DATABASE_MODULES = ("mlflow.store.tracking.sqlalchemy_store", "alembic.script")
 READING = ("get_", "search_", "list_", "download_")
 """How the names of the methods begin that change nothing."""
 PROBE_SECONDS = 3.0
@@ -86,6 +88,7 @@ class MlflowClient:
         os.environ.update(SETTINGS)
         os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
         with self._own_errors():
+            load("mlflow", *(DATABASE_MODULES if database is not None else ()))
             import mlflow
 
             logging.getLogger("mlflow").setLevel(logging.ERROR)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.errors import UsageError
+from tasks.libraries import load_torch
 
 ANY_ROLE = "*"
 
@@ -73,6 +74,7 @@ def torch_settings(config: StageConfig) -> AbstractContextManager[None]:
     execution = getattr(config, "execution", None)
     if not isinstance(execution, ExecutionConfig):
         return nullcontext()
+    load_torch()
     import torch
 
     from dpr_core.training.torch_runtime import torch_threads

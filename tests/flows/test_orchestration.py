@@ -115,6 +115,17 @@ def test_a_temporary_server_that_does_not_start_is_done_without(monkeypatch: pyt
     assert Observed.lost
 
 
+def test_a_temporary_server_starts_while_what_the_run_needs_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported, answers = threading.Event(), threading.Event()
+    monkeypatch.setattr(embedded, "start_server", lambda: imported.wait(30) and answers.set())
+    with embedded.starting_server():
+        assert not answers.is_set()
+        imported.set()
+    assert answers.is_set()
+    with pytest.raises(KeyboardInterrupt), embedded.starting_server():
+        raise KeyboardInterrupt
+
+
 def test_a_pools_flow_run_is_waited_for_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.0)
     refused = httpx.ConnectError("Connection refused")
