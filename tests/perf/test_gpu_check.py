@@ -98,6 +98,8 @@ def test_a_setting_pays_where_it_gains_and_rounds_little(
 def test_the_figures_of_every_part_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """But of those that start programs or compile."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("perf.utilisation.RESPONSES", (4, 8))
+    monkeypatch.setattr("perf.utilisation.PROMPTS", (3, 5))
     assert gpu_parts.PARTS.keys() == LIMITS.keys()
     found: dict[str, dict[str, Any]] = {}
     for name in LIMITS.keys() - {"tests", "compile", "flash", "iteration", "utilisation-1b"}:
