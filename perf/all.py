@@ -29,8 +29,8 @@ SCRIPTS = {name: [name] for name in ("sft", "scoring", "rollouts", "rl", "orches
 """A name in the results, and the script and its options."""
 _SHAPE = ["--sizes", "smollm2", "--dtype"]
 REAL = {
-    "real_sft": ["sft", "--batch", "8", "--steps", "8", *_SHAPE],
-    "real_scoring": ["scoring", "--sequences", "24", *_SHAPE],
+    "real_sft": ["sft", "--batch", "8", "--steps", "8", "--repeats", "1", *_SHAPE],
+    "real_scoring": ["scoring", "--sequences", "32", "--repeats", "1", *_SHAPE],
     "real_rollouts_64": [
         "rollouts",
         "--rows",

@@ -54,12 +54,12 @@ def rollouts(a: Architecture, settings: Settings, size: str, dtype: torch.dtype)
 
 
 def rl(a: Architecture, settings: Settings, size: str, dtype: torch.dtype) -> tuple[StageWork, int]:
-    """Drawing, a pass each under SFT and the reference, and the update."""
+    """Drawing, a pass each under SFT and the reference, in bfloat16 one of the policy before its update, and that."""
     prompts = [s.prompt for s in ragged(settings["prompts"], size) for _ in range(settings["samples"])]
     rng = random.Random(0)
     lengths = [response_length(rng) for _ in prompts]
     sequences = _sequences(prompts, lengths)
-    passes = read_once(a, sequences) * 2 + trained(a, sequences, adapters=False)
+    passes = read_once(a, sequences) * (2 if dtype == torch.float32 else 3) + trained(a, sequences, adapters=False)
     return drawn(a, prompts, lengths, len(prompts), dtype) + passes, sum(lengths)
 
 
