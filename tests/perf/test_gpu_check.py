@@ -11,6 +11,7 @@ import torch
 
 from perf import gpu_check, gpu_parts
 from perf.gpu_check import LIMITS, check, decided
+from perf.sizes import LARGE
 
 FAKE = """
 import json, os, signal, subprocess, sys, time
@@ -98,6 +99,7 @@ def test_a_setting_pays_where_it_gains_and_rounds_little(
 def test_the_figures_of_every_part_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """But of those that start programs or compile."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(LARGE, "nano", gpu_parts.NANO)
     monkeypatch.setattr("perf.utilisation.RESPONSES", (4, 8))
     monkeypatch.setattr("perf.utilisation.PROMPTS", (3, 5))
     assert gpu_parts.PARTS.keys() == LIMITS.keys()
