@@ -107,19 +107,26 @@ def dtypes() -> list[str]:
 
 
 def run(suite: Mapping[str, Sequence[str]], out: Path) -> dict[str, Any]:
-    """One script after the other; what there is already is in the file if a later one fails."""
+    """One script after the other. One that fails leaves the others, and fails the suite in the end."""
     results: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
+    failed: list[str] = []
     also = {"growth": ["--plot", str(out.with_name(f"{out.stem}-growth.png"))], "planned": ["--of", str(out)]}
     for name, (script, *options) in suite.items():
         print(f"{name} ...", file=sys.stderr)
         started = time.monotonic()
         command = [sys.executable, str(HERE / f"{script}.py"), *options, "--json", *also.get(script, [])]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            failed.append(name)
+            continue
+        found = json.loads(done.stdout)
         print(f"{name} took {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
         results["ratios"] |= found.get("ratios", {})
         results["machine"] |= found.get("machine", {})
         results["benchmarks"][name] = found
         out.write_text(json.dumps(results, indent=2) + "\n")
+    if failed:
+        sys.exit(f"{', '.join(failed)} failed (see above); the others are in {out}")
     return results
 
 

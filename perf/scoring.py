@@ -23,6 +23,7 @@ from side_by_side import (
     OURS,
     Program,
     Work,
+    alone,
     arguments_for,
     beside,
     in_turn,
@@ -148,7 +149,7 @@ def main() -> None:
         programs: dict[str, Program] = {}
         sequences = ragged(arguments.sequences, size)
         for dtype in arguments.dtype:
-            found = differences[size + suffix(dtype)] = largest_difference(size, dtype)
+            found = differences[size + suffix(dtype)] = alone(largest_difference, size, dtype)
             assert found < DIFFERENCE[dtype], f"the programs do not score alike: log-probs are {found:.2g} apart"
             attention[size + suffix(dtype)] = best = faster_attention(size, dtype)
             for name in (OURS, *OTHERS):

@@ -27,6 +27,7 @@ from side_by_side import (
     Program,
     Timed,
     Work,
+    alone,
     arguments_for,
     beside,
     in_turn,
@@ -162,7 +163,7 @@ def main() -> None:
     rows, ratios, differences = [], {}, {}
     for size in arguments.sizes:
         for dtype in arguments.dtype:
-            found = differences[size + suffix(dtype)] = largest_difference(size, dtype)
+            found = differences[size + suffix(dtype)] = alone(largest_difference, size, dtype)
             assert found < DIFFERENCE[dtype], f"the two sides do not learn alike: their losses are {found:.2g} apart"
         timed = compared(size, arguments.dtype, arguments.batch, arguments.steps, arguments.repeats)
         rows += timed.rows(size)

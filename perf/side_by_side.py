@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,14 +26,17 @@ from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
+R = TypeVar("R")
+
 OURS = "dense-path"
 OTHERS = ("transformers", "trl")
+PR_SET_PDEATHSIG = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Work = Callable[[], Sequence[int]]
@@ -118,11 +122,9 @@ def beside(other: str, dtype: str, dtypes: Sequence[str]) -> set[str]:
 
 def in_turn(programs: Mapping[str, Program], repeats: int) -> Timed:
     """Each program makes ready and gives back its work, which alone is measured. The first turn is not counted."""
-    # A process starts from the imports of the script, and from nothing that the script has done.
-    context = multiprocessing.get_context("forkserver")
     turns: dict[str, list[Turn]] = {name: [] for name in programs}
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in programs}
+        processes = {name: stack.enter_context(_process()) for name in programs}
         for turn in range(repeats + 1):
             for name, program in programs.items():
                 print(f"  turn {turn} of {repeats}: {name} ...", end=" ", file=sys.stderr, flush=True)
@@ -134,18 +136,42 @@ def in_turn(programs: Mapping[str, Program], repeats: int) -> Timed:
     return Timed(turns)
 
 
-def taken(program: Program, turn: int) -> Turn:
-    """What a turn takes of this process and of those that it has started."""
+def alone(function: Callable[..., R], *arguments: Any) -> R:
+    """What a function returns, from a process that takes its memory along."""
+    with _process() as process:
+        return process.submit(function, *arguments).result()
+
+
+def _process() -> ProcessPoolExecutor:
+    """It starts from the imports of the script, and from nothing that the script has done."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("forkserver"), _begin)
+
+
+def _begin() -> None:
     one_core()
+    # Else it would wait for ever, and keep its memory, were the script killed: the server that it is forked from ends
+    # with the script.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def taken(program: Program, turn: int) -> Turn:
+    """What a turn takes of this process and of those that it has started. Memory is given back before and
+    after."""
     work = program(turn)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    _release()
     for process in family():
         (process / "clear_refs").write_text("5")  # forgets the peak so far
     before, started = memory("VmRSS"), processor_seconds()
     lengths = work()
     seconds, peak = processor_seconds() - started, memory("VmHWM")
+    del work
+    _release()
     return Turn(seconds, lengths, peak, peak - before)
+
+
+def _release() -> None:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def family() -> Iterator[Path]:

@@ -58,3 +58,15 @@ def test_each_script_is_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results["benchmarks"]["hours"]["asked"] == ["--json", "--of", str(out)]
     assert results["benchmarks"]["growth"]["asked"] == ["--json", "--plot", str(tmp_path / "out-growth.png")]
     assert json.loads(out.read_text()) == results
+
+
+def test_a_script_that_fails_leaves_the_others_and_fails_the_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sft.py").write_text("raise SystemExit('there is no memory left')")
+    (tmp_path / "rl.py").write_text('print(\'{"ratios": {"rl_vs_other": 2}}\')')
+    monkeypatch.setattr(benchmarks, "HERE", tmp_path)
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit, match=r"^sft failed \(see above\); the others are in"):
+        benchmarks.run({"sft": ["sft"], "rl": ["rl"]}, out)
+    assert json.loads(out.read_text())["ratios"] == {"rl_vs_other": 2}
