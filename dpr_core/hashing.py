@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ BUFFER_BYTES = 2**16
 LARGE = 2**25
 """Bytes that take longer to hash than starting threads or waiting for the clock of a file system."""
 THREADS = 8
+"""Files that are hashed at once; beyond a few a disk is the limit."""
 CLOCK_NS, COARSE_CLOCK_NS = 20_000_000, 2_000_000_000
 """Within which a file system may stamp two changes alike; the coarse ones know whole seconds."""
 
@@ -38,13 +40,17 @@ class HashCache:
         self._entries: dict[tuple[int, ...], str] = {}
 
     def sha256(self, path: Path) -> str:
-        found = path.stat()
+        refuse_special(path)
+        # Opened, so that a network file system asks its server.
+        with path.open("rb") as stream:
+            found = os.fstat(stream.fileno())
         stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if (known := self._entries.get(stamp)) is not None:
             return known
-        # A file written a moment ago could change again without a new time stamp.
-        clock = CLOCK_NS if found.st_mtime_ns % 1_000_000_000 else COARSE_CLOCK_NS
-        young = clock - (time.time_ns() - found.st_mtime_ns)
+        # A file changed a moment ago could change again without a new time stamp.
+        changed = max(found.st_mtime_ns, found.st_ctime_ns)
+        clock = CLOCK_NS if changed % 1_000_000_000 else COARSE_CLOCK_NS
+        young = clock - (time.time_ns() - changed)
         if 0 < young <= CLOCK_NS and found.st_size >= LARGE:
             time.sleep(young / 1e9)
             return self.sha256(path)

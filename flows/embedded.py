@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
+from threading import Thread
 
 from tasks.libraries import load
 from tasks.local_home import disk_full_error
@@ -42,12 +44,30 @@ def prepare(home: Path, debug: bool = False) -> None:
 @contextmanager
 def starting_server() -> Iterator[None]:
     """Start the temporary server, unless there is another, while the block does something else. It answers, or is
-    known to be lost, at the block's end."""
+    known to be lost, at the block's end; where the block fails it is given up."""
     load("prefect.events.worker", "prefect.server.api.server", "flows.pipeline")
-    with ThreadPoolExecutor(1) as pool:
-        started = pool.submit(copy_context().run, start_server)
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    before, started = server.server_process, Future[None]()
+
+    def start() -> None:
+        try:
+            started.set_result(start_server())
+        except BaseException as error:
+            started.set_exception(error)
+
+    # A daemon, since one that hangs is waited for for minutes.
+    Thread(target=copy_context().run, args=(start,), daemon=True).start()
+    try:
         yield
-        started.result()
+    except BaseException:
+        while not started.done() and server.server_process is before:
+            time.sleep(0.05)
+        if server.server_process is not None and server.server_process is not before:
+            server.server_process.kill()
+        raise
+    started.result()
 
 
 def start_server() -> None:

@@ -40,7 +40,13 @@ def drawing_copy(model: "PreTrainedModel", activations: torch.dtype) -> "PreTrai
     """The model as it draws: whole in this process, linear layers in the type of activations and the head as it is. On
     a CPU the large ones are prepacked, in a copy that shares all else; for a sharded model this is a collective."""
     whole = unsharded_copy(model, activations=activations)
-    large = [name for name, layer in whole.named_modules() if _is_worth_it(layer)]
+    head = whole.get_output_embeddings()
+    large = [
+        name
+        for name, layer in whole.named_modules()
+        # The head's logits are float32 whatever it is held in.
+        if _is_worth_it(layer) and (layer is not head or head.weight.dtype == torch.float32)
+    ]
     if large and whole is model:
         whole = copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
     for name in large:
@@ -49,11 +55,17 @@ def drawing_copy(model: "PreTrainedModel", activations: torch.dtype) -> "PreTrai
 
 
 def _is_worth_it(layer: nn.Module) -> bool:
-    if type(layer) is not nn.Linear or layer.weight.device.type != "cpu" or not _can_prepack():
+    if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
         return False
-    return layer.weight.numel() >= LEAST and layer.weight.dtype in (torch.float32, torch.bfloat16)
+    return layer.weight.numel() >= LEAST and _can_prepack(layer.weight.dtype)
 
 
-def _can_prepack() -> bool:
-    """Whether this build of torch has oneDNN's operators; their names are not part of its documented interface."""
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _can_prepack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's operators, whose names are not part of its documented interface, and the
+    processor what they need."""
+    operators = torch.ops.mkldnn
+    if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
+        return False
+    if dtype == torch.bfloat16:
+        return hasattr(operators, "_is_mkldnn_bf16_supported") and bool(operators._is_mkldnn_bf16_supported())
+    return dtype == torch.float32

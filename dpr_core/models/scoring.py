@@ -67,7 +67,6 @@ def score_with_kl(
     frozen: Sequence[Policy],
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
-    on_progress: OnProgress | None = None,
 ) -> tuple[list[TokenScores], Tensor]:
     """As `score` under each frozen model, and (B, T) the exact KL(policy || the first of them) in the state in front of
     each response token; 0 outside. Each network is passed through once, whatever its part in this."""
@@ -87,7 +86,7 @@ def score_with_kl(
         return [kl, *of_base, *(column for other in others for column in other.read(states[other], batch))]
 
     with eval_mode(*networks):
-        kl, *columns = _score_tokens(base, scores, 1 + 3 * len(frozen), sequences, tokens_per_micro_batch, on_progress)
+        kl, *columns = _score_tokens(base, scores, 1 + 3 * len(frozen), sequences, tokens_per_micro_batch)
     return _grouped(columns), kl
 
 

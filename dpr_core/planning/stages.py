@@ -191,12 +191,13 @@ def reinforce(config: ReinforceConfig, inputs: PlanInputs) -> StageEstimate:
         copies=learned if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
-    # As `ReinforceLoop.one_step_on_policy`.
+    # As `ReinforceLoop.one_step_on_policy`, but for a backbone's own dropout, which config.json seldom has.
     on_policy = (
         count <= config.batch_size
         and config.rollouts.type == "in_process"
         and memory.dtype == "float32"
         and not (config.lora and config.lora.dropout)
+        and not config.execution.graphs
     )
     moments = {
         "drawing": _peak(lasting, memory.drawing(count, learned=config.lora is None)),

@@ -110,6 +110,7 @@ class ReinforceLoop:
         return (
             steps_per_iteration(self.config) == 1
             and isinstance(self.engine, InProcessEngine)
+            and not self.engine.graphs
             and self.policy.activations == torch.float32
             and not self.policy.drops_out
         )

@@ -68,6 +68,7 @@ class Trainer:
             betas=settings.adam_betas,
             weight_decay=settings.weight_decay,
             fused=execution.fused_adam or parameters[0].device.type == "cpu",
+            # Over all weights at once it would take room for the gradients once more.
             foreach=False,
         )
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -86,8 +87,8 @@ class Trainer:
         temperature: float | None = None,
         entropy: bool = False,
     ) -> dict[str, float]:
-        """Minimise the objective over `sequences`; `inputs` are (B, T). `temperature` is that of a policy's scores, to
-        which `entropy` belongs where the objective reads it.
+        """Minimise the objective over `sequences`; `inputs` are (B, T). `temperature` is that of a policy's scores.
+        With `entropy` these hold entropies, too.
 
         The loss is the sum over the global batch over its own count, so neither micro-batches, padding nor the number
         of processes change it. Every process holds the whole batch and works on its share.

@@ -61,7 +61,7 @@ def _resume_all(store: "Store", selected: "list[Unfinished]", as_json: bool, deb
     with embedded.starting_server():
         from flows.pipeline import start
 
-        if not all(isinstance(each.request, SweepRequest) for each in selected):
+        if any(each.request and not isinstance(each.request, SweepRequest) for each in selected):
             load_torch()
     documents: list[dict[str, Any]] = []
     failures: list[str] = []

@@ -19,9 +19,6 @@ from tasks.locks import exclusive
 if TYPE_CHECKING:
     from tasks.artifacts.mlflow_client import MlflowClient
 
-_HASHES = hashing.KNOWN
-"""One for all stores of this process: a pipeline opens its store once a stage, and reads what it has made itself."""
-
 
 class Payloads:
     """The files of MLflow runs: read in place where they lie on this machine, else downloaded into `home/cache`."""
@@ -59,7 +56,7 @@ class Payloads:
         manifest, problems = self.manifest(run)
         if manifest is None or problems:
             return None, payload, problems
-        hashes = _HASHES if cached else HashCache()
+        hashes = hashing.KNOWN if cached else HashCache()
         if root is not None:
             return manifest, payload, check_files(payload, manifest, hashes)
         with exclusive(self._home / "locks" / f"{run.info.run_id}.lock"):

@@ -1,4 +1,4 @@
-import os
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,10 @@ from dpr_core import hashing
 from dpr_core.config.data import HubSourceConfig
 from dpr_core.data.sources import fingerprint
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.hashing import HashCache, hash_file, hash_folder, open_pinned, read_pinned, several_at_once
+from dpr_core.hashing import CLOCK_NS, HashCache, hash_file, hash_folder, open_pinned, read_pinned, several_at_once
+
+A_TICK = 2 * CLOCK_NS / 1e9
+"""Seconds after which a file is of an earlier moment."""
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_a_file_keeps_its_hash_under_another_name_and_loses_it_with_its_content(
     file, moved = tmp_path / "work" / "file", tmp_path / "published" / "file"
     file.parent.mkdir()
     file.write_text("first")
-    os.utime(file, (1_000_000_000, 1_000_000_000))
+    time.sleep(A_TICK)
     hashed: list[Path] = []
     monkeypatch.setattr(hashing, "hash_file", lambda path: hashed.append(path) or hash_file(path))
     cache = HashCache()
@@ -95,7 +98,7 @@ def test_a_file_keeps_its_hash_under_another_name_and_loses_it_with_its_content(
     file.parent.rename(moved.parent)
     assert (cache.sha256(moved), hashed) == (first, [file])
     moved.write_text("other")
-    os.utime(moved, (1_000_000_000, 1_000_000_000))
+    time.sleep(A_TICK)
     assert (cache.sha256(moved), hashed) == (hash_file(moved), [file, moved])
 
 
@@ -106,8 +109,7 @@ def test_a_file_of_this_moment_is_hashed_again_unless_it_is_large(
     """A change within one tick of a file system's clock would not show; a large file is worth the wait for the next."""
     file = tmp_path / "file"
     file.write_text("now")
-    now = 1_700_000_000_500_000_000
-    os.utime(file, ns=(now, now))
+    now = file.stat().st_ctime_ns
     waited: list[float] = []
     hashed: list[Path] = []
     monkeypatch.setattr(hashing, "LARGE", large)

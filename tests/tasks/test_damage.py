@@ -342,7 +342,7 @@ def test_what_cannot_be_read_is_one_damaged_artifact(
             return original(path, *rest, **options)
 
         monkeypatch.setattr(module, function, refusing)
-    monkeypatch.setattr("tasks.artifacts.payloads._HASHES", HashCache())
+    monkeypatch.setattr("dpr_core.hashing.KNOWN", HashCache())
     listed = {record.id: problems() for record, problems in chain.store.claims()}
     top = "output" if name == "output/deep" else name.removeprefix("output/")
     assert listed.pop(chain.number.id)[0] == f"{top}: cannot be read ({os.strerror(code)})"

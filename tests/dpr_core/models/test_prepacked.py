@@ -1,6 +1,10 @@
 """Prepacked weights: the same logits within rounding, from a copy that shares everything else."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -53,15 +57,39 @@ def test_the_model_stays_as_it_is_and_shares_what_is_not_prepacked(tiny: TinyMod
     assert all(weight is own[name] for name, weight in shared.items())
     assert set(own) - set(shared) == {name for name in own if "_proj" in name}
     packed = {name: layer for name, layer in twin.named_modules() if isinstance(layer, PrepackedLinear)}
-    assert {layer.weight.dtype for name, layer in packed.items() if name != "lm_head"} == {torch.bfloat16}
     assert packed["lm_head"].weight.dtype == torch.float32
+    if prepacked._can_prepack(torch.bfloat16):
+        assert {layer.weight.dtype for name, layer in packed.items() if name != "lm_head"} == {torch.bfloat16}
+
+
+def test_a_head_that_is_held_in_bfloat16_still_gives_float32(tiny: TinyModel) -> None:
+    model = tiny("llama")[0].bfloat16()
+    assert not isinstance(drawing_copy(model, torch.bfloat16).get_output_embeddings(), PrepackedLinear)
+
+
+def test_a_processor_without_bfloat16_draws(tmp_path: Path) -> None:
+    """oneDNN refuses to prepack bfloat16 there. It reads what it may use once, when it is loaded."""
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import torch\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "from dpr_core.rollouts.engine import Sampling\n"
+        "from dpr_core.rollouts.in_process import InProcessEngine\n"
+        "shape = dict(vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=1,\n"
+        "             num_attention_heads=4, num_key_value_heads=4)\n"
+        "engine = InProcessEngine(LlamaForCausalLM(LlamaConfig(**shape)), 4, torch.bfloat16)\n"
+        "print(len(engine.generate([(1, 2, 3)], Sampling(1.0, 4, -1), seed=0)[0].response))\n"
+    )
+    around = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, str(script)], env=around, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "4\n", done.stderr[-2000:]
 
 
 def test_without_onednn_the_model_itself_draws_the_same(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny("llama")
     prompts, sampling = [(5, 6), (7, 8, 9)], Sampling(1.0, 12, 1)
     drawn = InProcessEngine(model).generate(prompts, sampling, seed=0)
-    monkeypatch.setattr(prepacked, "_can_prepack", lambda: False)
+    monkeypatch.setattr(prepacked, "_can_prepack", lambda dtype: False)
     assert drawing_copy(model, torch.float32) is model
     plain = InProcessEngine(model).generate(prompts, sampling, seed=0)
     assert [c.response for c in plain] == [c.response for c in drawn]
