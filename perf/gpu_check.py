@@ -14,6 +14,8 @@ import argparse
 import contextlib
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -21,17 +23,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 HERE = Path(__file__).parent
 BUDGET = 480.0
 PROBING = 180
 """Seconds to import everything, the first time."""
 ENDING = 5.0
-"""Seconds of the budget that are left for what ends it all."""
+"""Seconds of the budget that are left for what ends it all, a process that was killed among it."""
 NEEDED = ("torch", "transformers", "accelerate", "pydantic", "tokenizers", "safetensors", "yaml")
 
 LIMITS: dict[str, float] = {
@@ -57,7 +59,7 @@ class Outcome:
 
     part: str
     state: str
-    """`done`, `failed`, `out of time`, or `left out`."""
+    """`done`, `failed`, `out of time`, `stuck` where SIGKILL has not ended it, or `left out`."""
     seconds: float = 0.0
     reason: str | None = None
 
@@ -72,7 +74,9 @@ def check(
     results = written(known, outcomes, found, out)
     for part, limit in limits.items():
         left = budget - ENDING - (time.monotonic() - started)
-        if left < min(limit, 20) / 2:
+        if stuck := next((each.part for each in outcomes if each.state == "stuck"), None):
+            outcomes.append(Outcome(part, "left out", reason=f"{stuck} could not be ended, and may hold the GPU"))
+        elif left < min(limit, 20) / 2:
             outcomes.append(Outcome(part, "left out", reason=f"{max(left, 0):.0f} s of {budget:.0f} s were left"))
         else:
             print(f"{part} ...", file=sys.stderr, flush=True)
@@ -99,19 +103,22 @@ def alone(command: Sequence[str], part: str, limit: float) -> tuple[Outcome, dic
                 state, reason = ("done", None) if code == 0 else ("failed", reason_of(code, said))
             except subprocess.TimeoutExpired:
                 state, reason = "out of time", f"not done after {limit:.0f} s"
+        if process.poll() is None:
+            state, reason = "stuck", f"{reason}, and not ended by SIGKILL {ENDING:.0f} s later"
         found = json.loads(into.read_text()) if into.exists() else {}
     return Outcome(part, state, time.monotonic() - began, found.pop("failed", None) or reason), found
 
 
 @contextlib.contextmanager
-def ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
-    """Whatever happens, neither it nor what it has started outlives this."""
+def ended(process: "subprocess.Popen[AnyStr]") -> Iterator["subprocess.Popen[AnyStr]"]:
+    """Whatever happens, neither it nor what it has started outlives this, unless the kernel does not let go of it."""
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING)
 
 
 def reason_of(code: int, said: Path) -> str:
@@ -126,10 +133,10 @@ def written(
     """All that is known so far."""
     ratios = {name: value for each in found.values() for name, value in each.get("ratios", {}).items()}
     results = {
-        "machine": found.get("machine", {}).get("machine", {}),
         **known,
+        "machine": {**known.get("machine", {}), **found.get("machine", {}).get("machine", {})},
         "ratios": ratios,
-        "settings": decided(ratios, found),
+        "settings": decided(ratios, found, bool(known.get("rehearsal"))),
         "parts": [asdict(outcome) for outcome in outcomes],
         "benchmarks": {part: {k: v for k, v in each.items() if k != "machine"} for part, each in found.items()},
     }
@@ -140,14 +147,16 @@ def written(
     return results
 
 
-def decided(ratios: Mapping[str, float], found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Whether a setting pays: what it gains, and where it rounds by how much, beside what was asked of it."""
+def decided(
+    ratios: Mapping[str, float], found: Mapping[str, Mapping[str, Any]], rehearsal: bool = False
+) -> list[dict[str, Any]]:
+    """Whether a setting pays: what it gains, and where it rounds by how much, beside what was asked of it. Nothing is
+    said of one of which a figure is missing."""
     reward, graphs = found.get("head", {}).get("reward", {}), found.get("graphs", {})
-    half = graphs.get("half_the_rows", {}).get("greatest_difference")
-    apart = next((row["greatest_difference"] for row in graphs.get("rows", []) if "greatest_difference" in row), None)
+    gaps = {row.get("setting"): row.get("log_prob_gap") for row in graphs.get("rows", [])}
     rules: list[tuple[str, str, float, float | None, float | None]] = [
-        ("execution.graphs", "graphs_rollout_", 1.1, apart, None if half is None else 2 * half),
-        ("execution.tf32_head", "tf32_head_sft_", 1.05, reward.get("head_tf32"), part(reward.get("bfloat16"), 1 / 3)),
+        ("execution.graphs", "graphs_rollout_", 1.1, gaps.get("on"), times(2, gaps.get("off"))),
+        ("execution.tf32_head", "tf32_head_sft_", 1.05, reward.get("head_tf32"), times(1 / 3, reward.get("bfloat16"))),
         ("reward.arithmetic: tf32", "tf32_reward_", 1.5, reward.get("tf32"), 0.1),
         ("execution.compile", "compile_sft_", 1.1, None, None),
         ("execution.fused_adam", "fused_adam_sft_", 1.02, None, None),
@@ -156,13 +165,16 @@ def decided(ratios: Mapping[str, float], found: Mapping[str, Mapping[str, Any]])
     rows = []
     for setting, name, least, error, bound in rules:
         gain = next((value for ratio, value in ratios.items() if ratio.startswith(name)), None)
-        given_up = setting == "execution.graphs" and bool(graphs.get("warnings"))
-        exact = error is not None and bound is not None and error <= bound if setting in ROUNDING else True
-        said = (
-            "not measured" if gain is None else "pays" if gain >= least and exact and not given_up else "does not pay"
-        )
-        row = {"setting": setting, "verdict": said, "gain": gain, "least_gain": least, "error": error, "bound": bound}
-        rows.append(row)
+        if gain is None or (setting in ROUNDING and (error is None or bound is None)):
+            verdict = "not measured"
+        elif rehearsal:
+            verdict = "rehearsed"
+        else:
+            exact = error is None or bound is None or error <= bound
+            given_up = setting == "execution.graphs" and graphs.get("warnings")
+            verdict = "pays" if gain >= least and exact and not given_up else "does not pay"
+        row = {"setting": setting, "verdict": verdict, "gain": gain, "least_gain": least, "error": error}
+        rows.append({**row, "bound": bound})
     return rows
 
 
@@ -170,8 +182,8 @@ ROUNDING = ("execution.graphs", "execution.tf32_head", "reward.arithmetic: tf32"
 """Settings whose error is held against a bound."""
 
 
-def part(of: float | None, share: float) -> float | None:
-    return None if of is None else share * of
+def times(factor: float, of: float | None) -> float | None:
+    return None if of is None else factor * of
 
 
 def measure(name: str, into: Path) -> None:
@@ -207,20 +219,42 @@ def missing() -> str | None:
     )
 
 
-def sees_gpu() -> bool:
-    """Asked in another process, since a GPU that was looked at is partly taken. What cannot be imported is told now,
-    and not by every part."""
-    asked = "import torch; from perf import gpu_parts; raise SystemExit(0 if torch.cuda.is_available() else 3)"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", asked], cwd=HERE.parent, timeout=PROBING, capture_output=True, text=True
+def gpu_seen() -> str | None:
+    """Its name. Asked in another process, since a GPU that was looked at is partly taken. What cannot be imported is
+    told now, and not by every part."""
+    asked = (
+        "import torch; from perf import gpu_parts; print(torch.cuda.is_available() and torch.cuda.get_device_name())"
+    )
+    pipe = subprocess.PIPE
+    with ended(
+        subprocess.Popen(
+            [sys.executable, "-c", asked], cwd=HERE.parent, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"error: {sys.executable} has not imported torch and this program in {PROBING} s") from None
-    if done.returncode not in (0, 3):
-        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+    ) as process:
+        try:
+            said, errors = process.communicate(timeout=PROBING)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(
+                f"error: {sys.executable} has not imported torch and this program in {PROBING} s"
+            ) from None
+    if process.returncode:
+        lines = errors.strip().splitlines() or [f"it ended with {process.returncode}"]
         raise SystemExit(f"error: nothing can be measured with {sys.executable}: {lines[-1][:500]}")
-    return done.returncode == 0
+    name = said.strip().splitlines()[-1]
+    return None if name == "False" else name
+
+
+def machine() -> dict[str, Any]:
+    """What is known of it without torch, under the names of `side_by_side.machine`, which a bare machine cannot
+    import."""
+    account = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", account.read_text() if account.exists() else "")
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    commit = ""
+    with contextlib.suppress(OSError):
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    model = names[0].strip() if names else platform.processor()
+    return {"date": date.today().isoformat(), "commit": commit or None, "model": model}
 
 
 def main() -> None:
@@ -239,15 +273,20 @@ def main() -> None:
     if said := missing():
         parser.exit(2, f"error: {said}\n")
     started = time.monotonic()
-    rehearsal = not sees_gpu() or given.rehearse
+    # An interrupt ends what is at work, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    gpu = gpu_seen()
+    rehearsal = gpu is None or given.rehearse
     if rehearsal:
         print("This is a rehearsal on the CPU at toy size; its figures mean nothing.", file=sys.stderr)
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    # An interrupt ends the part at work, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     command = [sys.executable, str(HERE / "gpu_check.py"), "--part"]
-    known = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rehearsal": rehearsal}
+    known = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rehearsal": rehearsal,
+        "machine": machine() | {"gpu": None if rehearsal else gpu},
+    }
     limits = {name: limit for name, limit in LIMITS.items() if name in given.only}
     budget = given.budget - (time.monotonic() - started)
     print(json.dumps(check(command, limits, budget, given.out, known), indent=2))

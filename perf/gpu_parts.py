@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from dpr_core.algorithms import policy_gradient
 from dpr_core.config.execution import ExecutionConfig
@@ -43,7 +44,7 @@ from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import rollout_requests
 from dpr_core.training.trainer import Trainer
 from perf.device_limits import Limits, by_maker, by_measuring, known, rows_of, seconds
-from perf.sizes import LARGE, word_tokenizer
+from perf.sizes import LARGE, network, word_tokenizer
 from perf.utilisation import RATE, TASKS, UtilisationBench, measured
 
 ROOT = Path(__file__).parents[1]
@@ -151,9 +152,14 @@ def tests(s: Scale) -> Iterator[Found]:
 
 
 def on_and_off(
-    s: Scale, name: str, off: Callable[[], UtilisationBench], on: Callable[[], UtilisationBench], works: Sequence[str]
+    s: Scale,
+    name: str,
+    off: Callable[[], UtilisationBench],
+    on: Callable[[], UtilisationBench],
+    works: Sequence[str],
+    runs: int = 1,
 ) -> Iterator[Found]:
-    """The same work with and without, in turns; what each returned the first time is compared."""
+    """The same work with and without, in turns of so many runs; what each returned the first time is compared."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     for work in works:
@@ -165,24 +171,28 @@ def on_and_off(
             first[side], returned[side] = timed(task.run, s.device)
         for _ in range(s.repeats):
             for side, task in tasks.items():
-                taken[side].append(timed(task.run, s.device)[0])
+                taken[side].append(timed(task.run, s.device, runs)[0])
         usual = {side: statistics.median(each) for side, each in taken.items()}
         for side, task in tasks.items():
             row = {"case": s.base, "work": work, "setting": side, "tokens_per_second": task.least.tokens / usual[side]}
             rows.append({**row, "seconds": taken[side], "first_seconds": first[side] - usual[side]})
+            if work == "rollout":
+                rows[-1]["log_prob_gap"] = log_prob_gap(off(), returned[side])
         rows[-1] |= difference(returned["off"], returned["on"])
         ratios[f"{name}_{work}_{s.base}"] = usual["off"] / usual["on"]
         yield {"rows": rows, "ratios": ratios}
         del tasks, returned, task
 
 
-def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    kept: list[Any] = []
+def timed(run: Callable[[], Any], device: torch.device, runs: int = 1) -> tuple[float, Any]:
+    """Seconds of a run, and what the last one returned."""
+    returned = None
     started = time.perf_counter()
-    kept.append(run())
+    for _ in range(runs):
+        returned = run()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, kept[0]
+    return (time.perf_counter() - started) / runs, returned
 
 
 def difference(off: Any, on: Any) -> dict[str, float]:
@@ -190,7 +200,8 @@ def difference(off: Any, on: Any) -> dict[str, float]:
     if isinstance(off, dict):
         return {f"{key.partition('/')[2]}_differs": abs(on[key] - off[key]) for key in off if key in LEARNED}
     if isinstance(off, list):
-        return drawn_alike(off, on)
+        alike = sum(ours.response == theirs.response for ours, theirs in zip(on, off, strict=True))
+        return {"share_drawn_alike": alike / len(off)}
     apart = (on.log_probs - off.log_probs).abs()
     return {"greatest_difference": float(apart.max()), "rms_difference": float(apart.square().mean().sqrt())}
 
@@ -198,28 +209,22 @@ def difference(off: Any, on: Any) -> dict[str, float]:
 LEARNED = ("train/loss", "train/gradient_norm")
 
 
-def drawn_alike(off: Sequence[Completion], on: Sequence[Completion]) -> dict[str, float]:
-    """Of whole responses; log-probs of the tokens before two responses part, the first other one left out."""
-    same, apart = 0, [0.0]
-    for ours, theirs in zip(on, off, strict=True):
-        same += ours.response == theirs.response
-        pairs = zip(ours.response, theirs.response, ours.log_probs, theirs.log_probs, strict=False)
-        for token, other, log_prob, expected in pairs:
-            if token != other:
-                break
-            apart.append(abs(log_prob - expected))
-    return {"share_drawn_alike": same / len(off), "greatest_difference": max(apart)}
+def log_prob_gap(bench: UtilisationBench, drawn: Sequence[Completion]) -> float:
+    """The greatest between the log-probs that an engine gave for what it drew and those that scoring gives, as in
+    `rollout/engine_log_prob_gap`."""
+    policy = bench.policy(bench.network()).freeze()
+    scored = score(policy, [TokenSequence(c.prompt, c.response) for c in drawn], None).log_probs
+    return max(
+        float((row[: c.length].cpu() - torch.tensor(c.log_probs)).abs().max())
+        for row, c in zip(scored, drawn, strict=True)
+    )
 
 
 def graphs(s: Scale) -> Iterator[Found]:
-    """Beside half as many rows at once, which changes what is drawn by rounding alone."""
+    """With as many rows as keep a GPU busy, and with few."""
+    few = replace(s, rows=max(1, s.rows // 8))
     plain, replaying = (partial(s.bench, s.base, ExecutionConfig(graphs=each)) for each in (False, True))
     yield from on_and_off(s, "graphs", plain, replaying, ["rollout"])
-    bench = plain()
-    halved = plain()
-    halved.rows //= 2
-    yield {"half_the_rows": drawn_alike(*(TASKS["rollout"](each).run() for each in (bench, halved)))}  # type: ignore[arg-type]
-    few = replace(s, rows=max(1, s.rows // 8))
     plain, replaying = (partial(few.bench, s.base, ExecutionConfig(graphs=each)) for each in (False, True))
     for found in on_and_off(few, "graphs_few_rows", plain, replaying, ["rollout"]):
         yield {"few_rows": found["rows"], "ratios": found["ratios"]}
@@ -320,10 +325,11 @@ def compiling(s: Scale) -> Iterator[Found]:
 
 
 def adam(s: Scale) -> Iterator[Found]:
-    """On a step of few sequences, where the optimizer's own part is large."""
-    few = replace(s, sequences={**s.sequences, s.base: 2})
+    """On steps of few sequences, where the optimizer's own part is large; of many, since it gains a few hundredths."""
+    steps, turns = (10, 5) if s.device.type == "cuda" else (2, 1)
+    few = replace(s, sequences={**s.sequences, s.base: 2}, repeats=turns)
     off, on = (partial(few.bench, s.base, ExecutionConfig(fused_adam=each)) for each in (False, True))
-    yield from on_and_off(few, "fused_adam", off, on, ["sft"])
+    yield from on_and_off(few, "fused_adam", off, on, ["sft"], steps)
 
 
 def flash(s: Scale) -> Iterator[Found]:
@@ -381,6 +387,12 @@ def iteration(s: Scale) -> Iterator[Found]:
     yield {"rows": rows, "ratios": {f"rl_vs_trl_grpo_{s.base}": ratio}}
 
 
+def networks(s: Scale) -> list[PreTrainedModel]:
+    """Policy, pi_SFT and pi_ref, no two alike, so that there is a reward, a KL and a gradient."""
+    with s.device:
+        return [network(s.base, seed) for seed in range(3)]
+
+
 def our_iteration(s: Scale, prompts: Sequence[tuple[int, ...]], samples: int, length: int) -> Callable[[], object]:
     total = len(prompts) * samples
     config = ReinforceConfig(
@@ -391,8 +403,8 @@ def our_iteration(s: Scale, prompts: Sequence[tuple[int, ...]], samples: int, le
         iterations=1,
         max_response_tokens=length,
     )
-    bench = s.bench(s.base, ExecutionConfig())
-    policy, sft, reference = (Policy(bench.network(), activations=s.dtype) for _ in range(3))
+    policy, *frozen = (Policy(each, activations=s.dtype) for each in networks(s))
+    sft, reference = (each.freeze() for each in frozen)
     trainer = Trainer(policy, config, 100, config.execution)
     loop = ReinforceLoop(
         policy=policy,
@@ -415,27 +427,36 @@ def our_iteration(s: Scale, prompts: Sequence[tuple[int, ...]], samples: int, le
     return work
 
 
+REWARDED = 32
+"""Sequences that TRL's reward function scores at once."""
+
+
+@torch.inference_mode()
+def plain(network: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Tensor:
+    """(B,) log-probs of whole responses, as a user finds them with transformers alone."""
+    batch = collate(sequences).to(network.device)
+    mask = torch.arange(batch.input_ids.shape[1]) < torch.tensor([[len(s)] for s in sequences])
+    inputs = {"input_ids": batch.input_ids, "attention_mask": mask.long().to(network.device)}
+    logits = network(**inputs, use_cache=False).logits[:, :-1]
+    log_probs = logits.log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+    return (log_probs.float() * batch.predicts[:, :-1]).sum(dim=1)
+
+
 def their_iteration(s: Scale, prompts: Sequence[tuple[int, ...]], samples: int, length: int) -> Callable[[], object]:
     """One step each time; trainer and optimizer are made before, as ours are."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    bench = s.bench(s.base, ExecutionConfig())
-    model, sft, reference = (bench.network().eval() for _ in range(3))
+    model, sft, reference = networks(s)
+    sft, reference = (each.eval().to(s.dtype) for each in (sft, reference))
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     size = s.base
-
-    @torch.no_grad()
-    def plain(network: Any, sequence: TokenSequence) -> Tensor:
-        ids = torch.tensor([[*sequence.prompt, *sequence.response]], device=s.device)
-        with torch.autocast(s.device.type, torch.bfloat16):
-            logits = network(input_ids=ids).logits[0, len(sequence.prompt) - 1 : -1].float()
-        return logits.log_softmax(-1).gather(-1, ids[0, len(sequence.prompt) :, None])[:, 0]
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **others: object) -> list[float]:
         pairs = zip(prompts, completion_ids, strict=True)
         sequences = [TokenSequence(tuple(map(int, prompt.split())), tuple(ids)) for prompt, ids in pairs]
-        return [float((plain(sft, each) - plain(reference, each)).sum()) for each in sequences]
+        batches = [sequences[start : start + REWARDED] for start in range(0, len(sequences), REWARDED)]
+        return torch.cat([plain(sft, batch) - plain(reference, batch) for batch in batches]).tolist()
 
     folder = tempfile.TemporaryDirectory()
     # The reference is read from where the trained model came from.
@@ -510,11 +531,15 @@ class Said(logging.Handler):
 def results(name: str) -> Iterator[dict[str, Any]]:
     """All that is known of a part so far, each time that there is more of it."""
     said = Said()
-    logging.getLogger("dense_path").addHandler(said)
+    log = logging.getLogger("dense_path")
+    log.addHandler(said)
     found: dict[str, Any] = {}
-    for more in PARTS[name](scale()):
-        ratios = found.get("ratios", {}) | dict(more.get("ratios", {}))
-        found |= {**more, "ratios": ratios, "warnings": said.lines}
-        if torch.cuda.is_available():
-            found["peak_bytes"] = torch.cuda.max_memory_allocated()
-        yield found
+    try:
+        for more in PARTS[name](scale()):
+            ratios = found.get("ratios", {}) | dict(more.get("ratios", {}))
+            found |= {**more, "ratios": ratios, "warnings": said.lines}
+            if torch.cuda.is_available():
+                found["peak_bytes"] = torch.cuda.max_memory_allocated()
+            yield found
+    finally:
+        log.removeHandler(said)
