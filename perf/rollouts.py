@@ -215,7 +215,7 @@ def main() -> None:
             for dtype in arguments.dtype
             for side in (OURS, *arguments.beside)
         }
-        timed = in_turn(programs, arguments.repeats)
+        timed = in_turn(programs, arguments.repeats, {named("vllm", dtype) for dtype in arguments.dtype})
         at_once = "" if arguments.rows == ROWS else f"_{arguments.rows}"
         also = {"rows": arguments.rows, "prompts": arguments.prompts, "tokens": sum(work.lengths)}
         rows += [row | also for row in timed.rows(size + at_once)]

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ R = TypeVar("R")
 OURS = "dense-path"
 OTHERS = ("transformers", "trl")
 PR_SET_PDEATHSIG = 1
+SELF = Path("/proc/self")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Work = Callable[[], Sequence[int]]
@@ -120,15 +121,16 @@ def beside(other: str, dtype: str, dtypes: Sequence[str]) -> set[str]:
     return {named(other, each) for each in ([dtype] if dtype == "float32" else dtypes)}
 
 
-def in_turn(programs: Mapping[str, Program], repeats: int) -> Timed:
-    """Each program makes ready and gives back its work, which alone is measured. The first turn is not counted."""
+def in_turn(programs: Mapping[str, Program], repeats: int, by_children: Collection[str] = ()) -> Timed:
+    """Each program makes ready and gives back its work, which alone is measured. The first turn is not counted. Of
+    programs whose work is done by processes that they start, the memory is that of those."""
     turns: dict[str, list[Turn]] = {name: [] for name in programs}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(_process()) for name in programs}
         for turn in range(repeats + 1):
             for name, program in programs.items():
                 print(f"  turn {turn} of {repeats}: {name} ...", end=" ", file=sys.stderr, flush=True)
-                found = processes[name].submit(taken, program, turn).result()
+                found = processes[name].submit(taken, program, turn, name in by_children).result()
                 print(f"{sum(found.lengths) / found.seconds:.0f} tokens a second", file=sys.stderr)
                 if turn:
                     turns[name].append(found)
@@ -154,16 +156,17 @@ def _begin() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def taken(program: Program, turn: int) -> Turn:
-    """What a turn takes of this process and of those that it has started. Memory is given back before and
-    after."""
+def taken(program: Program, turn: int, by_children: bool = False) -> Turn:
+    """What a turn takes: time of this process and of those that it has started, memory of whichever do the work. Memory
+    is given back before and after."""
     work = program(turn)
     _release()
-    for process in family():
+    workers = list(family())[1:] if by_children else [SELF]
+    for process in workers:
         (process / "clear_refs").write_text("5")  # forgets the peak so far
-    before, started = memory("VmRSS"), processor_seconds()
+    before, started = memory("VmRSS", workers), processor_seconds()
     lengths = work()
-    seconds, peak = processor_seconds() - started, memory("VmHWM")
+    seconds, peak = processor_seconds() - started, memory("VmHWM", workers)
     del work
     _release()
     return Turn(seconds, lengths, peak, peak - before)
@@ -176,7 +179,7 @@ def _release() -> None:
 
 def family() -> Iterator[Path]:
     """This process and those that it has started, in Linux's account."""
-    found = [Path("/proc/self")]
+    found = [SELF]
     for process in found:
         yield process
         for thread in (process / "task").iterdir():
@@ -184,16 +187,20 @@ def family() -> Iterator[Path]:
 
 
 def processor_seconds() -> float:
-    ticks = sum(sum(map(int, (each / "stat").read_text().rpartition(")")[2].split()[11:13])) for each in family())
-    own = sum(map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return time.process_time() + (ticks - own) / os.sysconf("SC_CLK_TCK")
+    """Of the family, with those that have ended."""
+    own, *_ = each = [_ticks(process) for process in family()]
+    # Linux's account is coarse; of this process itself there is a finer one.
+    return time.process_time() + (sum(map(sum, each)) - sum(own[:2])) / os.sysconf("SC_CLK_TCK")
 
 
-def memory(what: str) -> int:
-    """Bytes: VmRSS is what there is now, VmHWM the most there has been. What has started others leaves the work to
-    them."""
-    processes = list(family())
-    lines = [line for each in processes[1:] or processes for line in (each / "status").read_text().splitlines()]
+def _ticks(process: Path) -> list[int]:
+    """For its user and for the system, and both of its children that have ended."""
+    return [int(field) for field in (process / "stat").read_text().rpartition(")")[2].split()[11:15]]
+
+
+def memory(what: str, processes: Sequence[Path]) -> int:
+    """Bytes: VmRSS is what there is now, VmHWM the most there has been."""
+    lines = [line for each in processes for line in (each / "status").read_text().splitlines()]
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 

@@ -1,10 +1,10 @@
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from perf import growth
-from perf.growth import WORKS, GrowthPoint, exponent, exponents, grown, markdown, plot
+from perf.growth import WORKS, GrowthPoint, exponent, exponents, grown, markdown, measured, plot
 
 
 def row(work: str, axis: str, size: int, seconds: float, peak: float) -> dict[str, object]:
@@ -51,10 +51,27 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
 
 
 def test_all_that_can_grow_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
-    axes = {"response": (4,), "batch": (2,), "vocabulary": (64,), "data": (4,), "processes": (1,)}
+    done = []
+
+    def once(name: str, point: GrowthPoint, repeats: int) -> tuple[float, int]:
+        made_ready, _ = WORKS[name]
+        made_ready(point)()
+        done.append(point)
+        return 1.5, 7
+
+    monkeypatch.setattr(growth, "measured", once)
+    monkeypatch.setattr(growth, "SHARED", 3)
+    axes = {"response": (4,), "batch": (2,), "vocabulary": (64,), "data": (4,), "processes": (2,)}
     rows = grown(axes, 1, GrowthPoint(response=4, batch=2, vocabulary=64, data=4))
     assert [(r["work"], r["axis"]) for r in rows] == [
         (work, axis) for work, (_, along) in WORKS.items() for axis in axes if axis in along
     ]
-    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    assert rows == [
+        row(r["work"], r["axis"], r[r["axis"]], 1.5, 7) | asdict(point) for r, point in zip(rows, done, strict=True)
+    ]
+    assert {point.batch for point in done if point.processes == 2} == {3}
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_work_are_measured_together() -> None:
+    assert min(measured("scoring", GrowthPoint(response=4, batch=64, vocabulary=64, processes=2), 1)) > 0

@@ -1,12 +1,14 @@
+import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from perf.side_by_side import OURS, Timed, Turn, Work, beside, check_equal_lengths, dtype_of, in_turn, named
+from perf.side_by_side import OURS, Timed, Turn, Work, beside, check_equal_lengths, dtype_of, in_turn, named, taken
 
 MEGABYTE = 10**6
+SPIN = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
 
 
 def test_programs_that_do_other_work_are_not_compared() -> None:
@@ -51,6 +53,18 @@ def holding(megabytes: int, log: Path, turn: int) -> Work:
         return [len(held) and len(bytearray(b"x") * (megabytes * MEGABYTE)) // MEGABYTE]
 
     return work
+
+
+def spinning(by_children: bool) -> Turn:
+    """A child takes time and ends, while another idles."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE):
+        return taken(lambda turn: lambda: [subprocess.run(["sh", "-c", SPIN]).returncode], 1, by_children)
+
+
+def test_memory_is_of_whom_is_said_to_work_and_time_of_all_whether_they_live_or_not() -> None:
+    own, childs = spinning(by_children=False), spinning(by_children=True)
+    assert own.peak > 50 * MEGABYTE > childs.peak > 0
+    assert own.seconds >= 0.02
 
 
 @pytest.mark.slow
