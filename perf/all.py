@@ -12,6 +12,7 @@ core; the second, of the shape of SmolLM2 in float32 and, where the processor ha
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +146,8 @@ def main() -> None:
     suite: dict[str, list[str]] = SCRIPTS
     if arguments.real:
         suite = {name: command + dtypes() * (command[-1] == "--dtype") for name, command in REAL.items()}
+    # An exit ends the script that runs, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     results = run({name: suite[name] for name in arguments.only or suite}, arguments.out)
     if shown := more_is_better(results["ratios"]):
         plot(shown, arguments.out.with_suffix(".png"))

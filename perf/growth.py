@@ -48,7 +48,7 @@ from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.sft_loop import fine_tune, total_steps
 from dpr_core.training.trainer import Trainer
 from perf.memory_plan import NEVER
-from perf.side_by_side import Turn, machine, one_core, taken
+from perf.side_by_side import Turn, begin, machine, one_core, saying_who_ended, taken
 from perf.sizes import END
 
 Work = Callable[[], Any]
@@ -162,7 +162,7 @@ def measured(name: str, point: GrowthPoint, repeats: int) -> tuple[float, int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with ProcessPoolExecutor(point.processes, context) as processes:
+    with ProcessPoolExecutor(point.processes, context, begin) as processes, saying_who_ended(f"{name} at {point}"):
         ranks = [processes.submit(_rank, rank, port, name, point, repeats) for rank in range(point.processes)]
         turns = list(zip(*(rank.result() for rank in ranks), strict=True))
     seconds = [sum(turn.seconds for turn in each) for each in turns]

@@ -22,6 +22,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -166,8 +167,11 @@ def by_vllm(size: str, work: RolloutShape, rows: int, dtype: str) -> list[int]:
     process = vllm(size, rows, dtype)
     assert process.stdin
     assert process.stdout
-    print(json.dumps([work.prompts, work.lengths]), file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
+    with suppress(BrokenPipeError):
+        print(json.dumps([work.prompts, work.lengths]), file=process.stdin, flush=True)
+    if not (answer := process.stdout.readline()):
+        sys.exit(f"vLLM has ended, with status {process.wait()}; its own words stand above")
+    return json.loads(answer)
 
 
 SIDES: dict[str, Callable[[PreTrainedModel, RolloutShape, int, str], list[int]]] = {

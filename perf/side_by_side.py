@@ -12,15 +12,16 @@ import multiprocessing
 import os
 import platform
 import re
-import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -36,7 +37,6 @@ R = TypeVar("R")
 
 OURS = "dense-path"
 OTHERS = ("transformers", "trl")
-PR_SET_PDEATHSIG = 1
 SELF = Path("/proc/self")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -130,7 +130,8 @@ def in_turn(programs: Mapping[str, Program], repeats: int, by_children: Collecti
         for turn in range(repeats + 1):
             for name, program in programs.items():
                 print(f"  turn {turn} of {repeats}: {name} ...", end=" ", file=sys.stderr, flush=True)
-                found = processes[name].submit(taken, program, turn, name in by_children).result()
+                with saying_who_ended(name):
+                    found = processes[name].submit(taken, program, turn, name in by_children).result()
                 print(f"{sum(found.lengths) / found.seconds:.0f} tokens a second", file=sys.stderr)
                 if turn:
                     turns[name].append(found)
@@ -140,20 +141,39 @@ def in_turn(programs: Mapping[str, Program], repeats: int, by_children: Collecti
 
 def alone(function: Callable[..., R], *arguments: Any) -> R:
     """What a function returns, from a process that takes its memory along."""
-    with _process() as process:
+    with _process() as process, saying_who_ended(function.__name__):
         return process.submit(function, *arguments).result()
+
+
+@contextmanager
+def saying_who_ended(name: str) -> Iterator[None]:
+    """Where a process ends in the middle of its work, say whose it was."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        sys.exit(
+            f"the process of {name} was ended from outside ({error}). The usual reason is that memory ran out: stop "
+            "other programs, or ask for fewer sequences, fewer rows or a smaller size"
+        )
 
 
 def _process() -> ProcessPoolExecutor:
     """It starts from the imports of the script, and from nothing that the script has done."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("forkserver"), _begin)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("forkserver"), begin)
 
 
-def _begin() -> None:
+def begin() -> None:
+    """In a process of a benchmark: one thread, and an end with the script."""
     one_core()
-    # Else it would wait for ever, and keep its memory, were the script killed: the server that it is forked from ends
-    # with the script.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Else it would wait for ever, and keep its memory, were the script killed.
+    threading.Thread(target=_end_with_the_script, daemon=True).start()
+
+
+def _end_with_the_script() -> None:
+    script = multiprocessing.parent_process()
+    assert script
+    script.join()
+    os._exit(1)
 
 
 def taken(program: Program, turn: int, by_children: bool = False) -> Turn:

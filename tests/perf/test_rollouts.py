@@ -1,9 +1,11 @@
 import json
+import subprocess
 
 import pytest
 import transformers
 
 from dpr_core.data.encoding import TokenSequence
+from perf import rollouts
 from perf.rollouts import drawn_up, main
 from perf.sizes import PROMPTS, RESPONSES, ragged, share_of_tokens
 
@@ -19,6 +21,14 @@ def test_half_of_what_is_padded_is_padding() -> None:
     assert share_of_tokens([TokenSequence((3,), (4,)), TokenSequence((3, 3), (4, 4))], batch=2) == 6 / 8
     assert share_of_tokens([TokenSequence((3,), (4,)), TokenSequence((3, 3), (4, 4))], batch=1) == 1
     assert share_of_tokens(ragged(3200, "tiny"), batch=32) == pytest.approx(0.48, abs=0.02)
+
+
+def test_a_vllm_that_ends_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["sh", "-c", "read line; exit 3"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as ending:
+        monkeypatch.setattr(rollouts, "vllm", lambda *_: ending)
+        with pytest.raises(SystemExit, match=r"^vLLM has ended, with status 3"):
+            rollouts.by_vllm("toy", drawn_up(1, 512), 1, "float32")
 
 
 @pytest.mark.slow

@@ -1,13 +1,29 @@
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from perf.side_by_side import OURS, Timed, Turn, Work, beside, check_equal_lengths, dtype_of, in_turn, named, taken
+from perf.side_by_side import (
+    OURS,
+    Timed,
+    Turn,
+    Work,
+    beside,
+    check_equal_lengths,
+    dtype_of,
+    in_turn,
+    named,
+    saying_who_ended,
+    taken,
+)
 
 MEGABYTE = 10**6
+ROOT = Path(__file__).parents[2]
 SPIN = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
 
 
@@ -75,3 +91,27 @@ def test_programs_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
     for name in (OURS, "other"):
         assert len(timed.seconds(name)) == 2
         assert 49 * MEGABYTE < timed.above(name) < 60 * MEGABYTE
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_its_script_even_when_that_is_killed() -> None:
+    words = [
+        "import os, time",
+        "from perf.side_by_side import _process",
+        "print(_process().submit(os.getpid).result(), flush=True)",
+        "time.sleep(600)",
+    ]
+    with subprocess.Popen([sys.executable, "-c", "\n".join(words)], stdout=subprocess.PIPE, cwd=ROOT) as script:
+        assert script.stdout
+        process = Path("/proc") / script.stdout.readline().decode().strip()
+        assert process.is_dir()
+        script.kill()
+    deadline = time.monotonic() + 30
+    while process.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not process.is_dir()
+
+
+def test_who_ended_is_said() -> None:
+    with pytest.raises(SystemExit, match=r"^the process of TRL was ended .* memory"), saying_who_ended("TRL"):
+        raise BrokenProcessPool("abruptly")
