@@ -4,9 +4,10 @@
     python perf/all.py --real --out bench-real.json
     python perf/all.py --markdown bench.json
 
-Needs TRL: `make bench` and `make bench-real` run it in an environment that has it. The first takes about an hour of one
-core; the second, of the shape of SmolLM2 in float32 and, where the processor has it, bfloat16, 25 minutes. With
---markdown nothing is run: the tables of an earlier file are printed.
+Needs TRL: `make bench` and `make bench-real` run it in an environment that has it. The second is of the shape of
+SmolLM2, in float32 and, where the processor has it, bfloat16. Each takes some half an hour or more of one core; how
+many minutes each benchmark took is in the JSON. With --only the file keeps what it has of the others. With --markdown
+nothing is run: the tables of an earlier file are printed.
 """
 
 import argparse
@@ -107,9 +108,17 @@ def dtypes() -> list[str]:
     return ["float32", *["bfloat16"] * bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))]
 
 
-def run(suite: Mapping[str, Sequence[str]], out: Path) -> dict[str, Any]:
-    """One script after the other. One that fails leaves the others, and fails the suite in the end."""
-    results: dict[str, Any] = {"ratios": {}, "machine": {}, "benchmarks": {}}
+def chosen(real: bool, only: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """A whole suite, or some benchmarks of both."""
+    at_real_shape = {name: command + dtypes() * (command[-1] == "--dtype") for name, command in REAL.items()}
+    mine, other = (at_real_shape, SCRIPTS) if real else (SCRIPTS, at_real_shape)
+    return {name: mine.get(name) or other[name] for name in only or mine}
+
+
+def run(suite: Mapping[str, Sequence[str]], out: Path, onto: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One script after the other, onto earlier results. One that fails leaves the others, and fails the suite in the
+    end."""
+    results = {name: dict((onto or {}).get(name, {})) for name in ("ratios", "machine", "benchmarks")}
     failed: list[str] = []
     also = {"growth": ["--plot", str(out.with_name(f"{out.stem}-growth.png"))], "planned": ["--of", str(out)]}
     for name, (script, *options) in suite.items():
@@ -120,8 +129,8 @@ def run(suite: Mapping[str, Sequence[str]], out: Path) -> dict[str, Any]:
         if done.returncode:
             failed.append(name)
             continue
-        found = json.loads(done.stdout)
-        print(f"{name} took {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
+        found = {**json.loads(done.stdout), "minutes": (time.monotonic() - started) / 60}
+        print(f"{name} took {found['minutes']:.1f} minutes", file=sys.stderr)
         results["ratios"] |= found.get("ratios", {})
         results["machine"] |= found.get("machine", {})
         results["benchmarks"][name] = found
@@ -137,18 +146,16 @@ def main() -> None:
         "--out", type=Path, default=Path("bench.json"), help="the plots go beside it, as .png and -growth.png"
     )
     parser.add_argument("--real", action="store_true", help="at the shape of a real model")
-    parser.add_argument("--only", nargs="+", choices=[*SCRIPTS, *REAL], metavar="NAME", help="some of the benchmarks")
+    parser.add_argument("--only", nargs="+", choices=[*SCRIPTS, *REAL], metavar="NAME", help="some of either suite")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of this file and run nothing")
     arguments = parser.parse_args()
     if arguments.markdown:
         print(markdown(json.loads(arguments.markdown.read_text())))
         return
-    suite: dict[str, list[str]] = SCRIPTS
-    if arguments.real:
-        suite = {name: command + dtypes() * (command[-1] == "--dtype") for name, command in REAL.items()}
     # An exit ends the script that runs, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    results = run({name: suite[name] for name in arguments.only or suite}, arguments.out)
+    earlier = json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else None
+    results = run(chosen(arguments.real, arguments.only), arguments.out, earlier)
     if shown := more_is_better(results["ratios"]):
         plot(shown, arguments.out.with_suffix(".png"))
     print(json.dumps(results["ratios"], indent=2))

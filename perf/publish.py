@@ -78,6 +78,7 @@ def page(results: Results) -> str:
         "What is compared with what, and how to read it: [performance](performance.md). "
         "This page is made by `python perf/publish.py` from the newest file in `perf/results`.",
         "![How many times as good as the other](images/benchmarks.png)",
+        *_minutes(benchmarks),
         "## Beside other programs",
         "How many times as many tokens a second ours does as the other, or as much memory as ours the other takes.",
         _table(["ratio", "measured", "target", ""], _ratios(results["ratios"])),
@@ -117,6 +118,12 @@ def _words(machine: Mapping[str, Any]) -> str:
         f"{machine['model']} ({machine['cores']} cores, {machine['memory_gigabytes']:.0f} GB{gpu}) "
         f"on {machine['date']}, at commit `{machine['commit']}`, with {versions}"
     )
+
+
+def _minutes(benchmarks: Mapping[str, Results]) -> list[str]:
+    took = {name: found["minutes"] for name, found in benchmarks.items() if "minutes" in found}
+    each = ", ".join(f"`{name}` {minutes:.0f}" for name, minutes in took.items())
+    return [f"Minutes: {each}; {sum(took.values()):.0f} together."] if took else []
 
 
 def _counted(ratios: Mapping[str, float]) -> str:

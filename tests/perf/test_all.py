@@ -57,7 +57,20 @@ def test_each_script_is_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results["benchmarks"]["real_sft"]["asked"] == ["--batch", "8", "--json"]
     assert results["benchmarks"]["hours"]["asked"] == ["--json", "--of", str(out)]
     assert results["benchmarks"]["growth"]["asked"] == ["--json", "--plot", str(tmp_path / "out-growth.png")]
+    assert results["benchmarks"]["growth"]["minutes"] > 0
     assert json.loads(out.read_text()) == results
+    onto = benchmarks.run({"sft": ["sft"]}, out, results)
+    assert list(onto["benchmarks"]) == ["real_sft", "growth", "hours", "sft"]
+    assert onto["ratios"] == results["ratios"]
+
+
+def test_benchmarks_of_either_suite_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "dtypes", lambda: ["float32"])
+    assert benchmarks.chosen(real=False) == benchmarks.SCRIPTS
+    assert list(benchmarks.chosen(real=True)) == list(benchmarks.REAL)
+    assert benchmarks.chosen(real=False, only=["real_rl"])["real_rl"][-2:] == ["--dtype", "float32"]
+    both = [benchmarks.chosen(real, ["rl", "growth"]) for real in (False, True)]
+    assert both == [{"rl": ["rl"], "growth": ["growth"]}, {"rl": ["rl"], "growth": ["growth", "--repeats", "1"]}]
 
 
 def test_a_script_that_fails_leaves_the_others_and_fails_the_suite(
