@@ -4,15 +4,16 @@ newest of them.
     python perf/publish.py bench.json bench-real.json
     python perf/publish.py
 
-The first keeps what these files hold in perf/results, under the name of the machine that they were measured on, and
-makes the page; the second makes the page alone.
+The first keeps what these files hold in perf/results, under the name of the machine that they were measured on, beside
+what was measured there before, and makes the page; the second makes the page alone. A file of the GPU check is on no
+page.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot
 
-from perf.all import more_is_better
+from perf.all import REAL, SCRIPTS, more_is_better
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,7 +37,8 @@ TARGETS = {
     "rollout_vs_generate_smollm2_8": 1.1,
     "rl_vs_trl_grpo_smollm2": 1.8,
 }
-"""On one core, in float32 and in bfloat16."""
+"""On one core."""
+TARGETS |= {f"{name}_bfloat16": value for name, value in TARGETS.items()}
 
 Results = Mapping[str, Any]
 
@@ -61,20 +63,22 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def kept() -> dict[Path, dict[str, Any]]:
+    """The files of the two suites."""
+    found = {path: read(path) for path in sorted(RESULTS.glob("*.json"))}
+    return {path: each for path, each in found.items() if {*SCRIPTS, *REAL} >= each["benchmarks"].keys() > set()}
+
+
 def newest() -> dict[str, Any]:
-    found = [read(path) for path in sorted(RESULTS.glob("*.json"))]
-    return max(found, key=lambda results: results["machine"]["date"])
-
-
-def target(name: str) -> float | None:
-    return TARGETS.get(name.removesuffix("_bfloat16"))
+    return max(kept().values(), key=lambda results: results["machine"]["date"])
 
 
 def page(results: Results) -> str:
     machine, benchmarks = results["machine"], results["benchmarks"]
+    commits = dict.fromkeys(found.get("machine", machine)["commit"] for found in benchmarks.values())
     parts = [
         "# Benchmarks",
-        f"Measured on {_words(machine)}. {_counted(results['ratios'])} "
+        f"Measured on {_words(machine, commits)}. {_counted(results['ratios'])} "
         "What is compared with what, and how to read it: [performance](performance.md). "
         "This page is made by `python perf/publish.py` from the newest file in `perf/results`.",
         "![How many times as good as the other](images/benchmarks.png)",
@@ -109,14 +113,14 @@ def page(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _words(machine: Mapping[str, Any]) -> str:
+def _words(machine: Mapping[str, Any], commits: Iterable[str]) -> str:
     versions = ", ".join(
         f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "trl") if name in machine
     )
     gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
     return (
         f"{machine['model']} ({machine['cores']} cores, {machine['memory_gigabytes']:.0f} GB{gpu}) "
-        f"on {machine['date']}, at commit `{machine['commit']}`, with {versions}"
+        f"on {machine['date']}, at commit {', '.join(f'`{commit}`' for commit in commits)}, with {versions}"
     )
 
 
@@ -127,26 +131,23 @@ def _minutes(benchmarks: Mapping[str, Results]) -> list[str]:
 
 
 def _counted(ratios: Mapping[str, float]) -> str:
-    judged = [_is_met(name, value) for name, value in ratios.items() if target(name)]
-    return f"Targets met: {sum(judged)} of {len(judged)}." if judged else ""
+    measured = [_is_met(name, ratios[name]) for name in TARGETS if name in ratios]
+    return f"Targets met: {sum(measured)} of {len(TARGETS)}; not measured: {len(TARGETS) - len(measured)}."
 
 
 def _is_met(name: str, value: float) -> bool:
-    return value >= (target(name) or 0)
+    return value >= TARGETS.get(name, 0)
 
 
 def _ratios(ratios: Mapping[str, float]) -> list[list[str]]:
-    """Those with a target first."""
-    shown = more_is_better(ratios)
-    return [
-        [
-            f"`{name}`",
-            f"{shown[name]:.2f}",
-            f"{target(name):g}" if target(name) else "",
-            ("met" if _is_met(name, shown[name]) else "not met") if target(name) else "",
-        ]
-        for name in sorted(shown, key=lambda name: target(name) is None)
-    ]
+    """Those with a target first, whether they were measured or not."""
+    rows = []
+    for name, wanted in TARGETS.items():
+        value = ratios.get(name)
+        found = "not measured" if value is None else "met" if _is_met(name, value) else "not met"
+        rows.append([f"`{name}`", "" if value is None else f"{value:.2f}", f"{wanted:g}", found])
+    others = {name: value for name, value in more_is_better(ratios).items() if name not in TARGETS}
+    return rows + [[f"`{name}`", f"{value:.2f}", "", ""] for name, value in others.items()]
 
 
 def _programs(name: str, found: Results) -> list[list[str]]:
@@ -197,11 +198,11 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def draw(ratios: Mapping[str, float], path: Path) -> None:
     """Bars of what has a target, and the target as a mark; without any target, of all."""
     shown = more_is_better(ratios)
-    shown = {name: value for name, value in shown.items() if target(name)} or shown
+    shown = {name: value for name, value in shown.items() if name in TARGETS} or shown
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(shown)), layout="constrained")
     axes.barh(list(shown), list(shown.values()), color=["C0" if _is_met(name, shown[name]) else "C1" for name in shown])
     for place, name in enumerate(shown):
-        if wanted := target(name):
+        if wanted := TARGETS.get(name):
             axes.plot([wanted, wanted], [place - 0.4, place + 0.4], color="black")
     axes.invert_yaxis()
     axes.set_xlabel("times as good as the other; the mark is the target")
@@ -213,11 +214,12 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="what perf/all.py wrote")
     arguments = parser.parse_args()
     if arguments.files:
-        results = merged([read(file) for file in arguments.files])
+        parts = [read(file) for file in arguments.files]
+        into = RESULTS / file_name(parts[0]["machine"])
+        results = merged([read(file) for file in [into] if file.exists()] + parts)
         RESULTS.mkdir(exist_ok=True)
-        kept = RESULTS / file_name(results["machine"])
-        kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"kept in {kept}", file=sys.stderr)
+        into.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"kept in {into}", file=sys.stderr)
     results = newest()
     (DOCS / "benchmarks.md").write_text(page(results), encoding="utf-8")
     draw(results["ratios"], DOCS / "images" / "benchmarks.png")
