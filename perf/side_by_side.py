@@ -295,7 +295,9 @@ def arguments_for(description: str | None, sizes: Sequence[str], known: Sequence
         choices=list(DTYPES),
         help="of activations; beside bfloat16 stands the faster of the other's types that are asked for",
     )
-    parser.add_argument("--repeats", type=int, default=2, help="turns of each program; medians are shown")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="turns of each program; medians are shown, which one turn has none of"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of Markdown")
     return parser
 
