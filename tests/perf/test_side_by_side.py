@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from perf import side_by_side
 from perf.side_by_side import (
     OURS,
     Timed,
@@ -71,14 +72,18 @@ def holding(megabytes: int, log: Path, turn: int) -> Work:
     return work
 
 
-def spinning(by_children: bool) -> Turn:
-    """A child takes time and ends, while another idles."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE):
+def spinning(by_children: bool, monkeypatch: pytest.MonkeyPatch) -> Turn:
+    """A child takes time and ends, while another idles. What else was started by the tests is left aside."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as idle:
+        family = [Path("/proc/self"), Path(f"/proc/{idle.pid}")]
+        monkeypatch.setattr(side_by_side, "family", lambda: family)
         return taken(lambda turn: lambda: [subprocess.run(["sh", "-c", SPIN]).returncode], 1, by_children)
 
 
-def test_memory_is_of_whom_is_said_to_work_and_time_of_all_whether_they_live_or_not() -> None:
-    own, childs = spinning(by_children=False), spinning(by_children=True)
+def test_memory_is_of_whom_is_said_to_work_and_time_of_all_whether_they_live_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, childs = (spinning(by_children, monkeypatch) for by_children in (False, True))
     assert own.peak > 50 * MEGABYTE > childs.peak > 0
     assert own.seconds >= 0.02
 
