@@ -57,11 +57,11 @@ golden: install ## Compare what dpr does with the record in GOLDEN=build/golden,
 soak: install ## Use, disturb and damage stores at random for MINUTES=60 from SEED=0, and look for what must never be
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m tests.soak --minutes $${MINUTES:-60} --seed $${SEED:-0} --report $${REPORT:-build/soak.json}
 
-bench: ## Time the program beside TRL and plain transformers, in .venv-bench, into bench.json and plots beside it; half an hour or more
+bench: ## Time the program beside TRL and plain transformers, in .venv-bench, into bench.json and plots beside it; about an hour
 	@env -u VIRTUAL_ENV bash .ci/install-bench
 	@OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --out bench.json
 
-bench-real: ## The same at the shape of SmolLM2, beside vLLM too where DENSE_PATH_VLLM or .venv-vllm has it, into bench-real.json; half an hour or more
+bench-real: ## The same at the shape of SmolLM2, beside vLLM too where DENSE_PATH_VLLM or .venv-vllm has it, into bench-real.json; about an hour
 	@env -u VIRTUAL_ENV bash .ci/install-bench
 	@DENSE_PATH_VLLM="$${DENSE_PATH_VLLM-$(wildcard .venv-vllm)}" OMP_NUM_THREADS=1 .venv-bench/bin/python perf/all.py --real --out bench-real.json
 

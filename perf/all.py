@@ -5,7 +5,7 @@
     python perf/all.py --markdown bench.json
 
 Needs TRL: `make bench` and `make bench-real` run it in an environment that has it. The second is of the shape of
-SmolLM2, in float32 and, where the processor has it, bfloat16. Each takes some half an hour or more of one core; how
+SmolLM2, in float32 and, where the processor has it, bfloat16. Each takes about an hour of one core; how
 many minutes each benchmark took is in the JSON. With --only the file keeps what it has of the others. With --markdown
 nothing is run: the tables of an earlier file are printed.
 """
