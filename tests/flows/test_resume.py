@@ -50,6 +50,7 @@ def by_name(store: Store) -> dict[str, Any]:
     return {record.name: record for record in store.records()}
 
 
+@pytest.mark.slow
 def test_what_was_killed_goes_on_in_its_own_runs(
     cut_off: Callable[..., None],
     dpr: Dpr,

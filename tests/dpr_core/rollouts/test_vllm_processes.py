@@ -50,6 +50,7 @@ def draw(folder: Path) -> None:
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(told))
 
 
+@pytest.mark.slow
 def test_all_get_what_the_first_has_drawn(
     toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
