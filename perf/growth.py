@@ -211,7 +211,8 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (work, axis), curve in curves(rows).items():
         last = curve[-3:]
         sizes = [row[axis] for row in last]
-        slopes = {cost: exponent(sizes, [row[cost] for row in last]) for cost in ("seconds", "peak_bytes")}
+        # Work that fits into what the process holds already has no peak of its own.
+        slopes = {cost: exponent(sizes, [row[cost] or 1 for row in last]) for cost in ("seconds", "peak_bytes")}
         found.append({"work": work, "axis": axis, **slopes})
     return found
 

@@ -55,7 +55,8 @@ def merged(parts: Sequence[Results]) -> dict[str, Any]:
     for part in parts:
         for name, into in whole.items():
             into |= part[name]
-    assert len({file_name(part["machine"]) for part in parts}) == 1, "these were measured on several machines"
+    if len(names := {file_name(part["machine"]) for part in parts}) > 1:
+        raise SystemExit(f"error: these were measured on several machines: {', '.join(sorted(names))}; publish one's")
     return whole
 
 
@@ -214,7 +215,10 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="what perf/all.py wrote")
     arguments = parser.parse_args()
     if arguments.files:
-        parts = [read(file) for file in arguments.files]
+        try:
+            parts = [read(file) for file in arguments.files]
+        except (OSError, ValueError) as error:
+            parser.error(f"these are no results of perf/all.py: {error}")
         into = RESULTS / file_name(parts[0]["machine"])
         results = merged([read(file) for file in [into] if file.exists()] + parts)
         RESULTS.mkdir(exist_ok=True)

@@ -86,14 +86,13 @@ class DenseReward:
         """Also log pi_SFT at a temperature as pi_SFT itself computes, out of its pass for the reward where that is
         computed so, too."""
         budget = self.tokens_per_micro_batch
+        if temperature != 1 and not self.differs:
+            sft, tempered = score_at(self.sft, (1.0, temperature), sequences, budget, on_progress)
+            return self.of_scores(sft, score(self.reference, sequences, budget), sequences), tempered.log_probs
+        scored = self(sequences, on_progress)
         if self.differs:
-            scored = self(sequences, on_progress)
             return scored, score(self.sft, sequences, budget, temperature=temperature).log_probs
-        if temperature == 1:
-            scored = self(sequences, on_progress)
-            return scored, scored.log_sft
-        sft, tempered = score_at(self.sft, (1.0, temperature), sequences, budget, on_progress)
-        return self.of_scores(sft, score(self.reference, sequences, budget), sequences), tempered.log_probs
+        return scored, scored.log_sft
 
     def with_kl(
         self, sequences: Sequence[TokenSequence], policy: Policy | ContrastivePolicy

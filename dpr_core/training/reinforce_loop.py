@@ -157,7 +157,7 @@ class ReinforceLoop:
             sequences = [rollout.sequences[row] for row in rows]
             mini_batch = inputs.rows(rows, max(len(s.response) for s in sequences))
             for trainer, objective, temperature in learners:
-                metrics = trainer.step(sequences, objective, mini_batch, temperature, on_policy is not None)
+                metrics = trainer.step(sequences, objective, mini_batch, temperature, objective is on_policy)
                 if objective is on_policy:
                     iteration.metrics |= (late := on_policy.take(metrics))
                     self.recorder.metrics(late, iteration.step)
