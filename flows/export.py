@@ -1,6 +1,7 @@
 """`dpr export`: a model of the store as a plain Hugging Face checkpoint."""
 
 import fcntl
+import math
 import shutil
 import stat
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact, Store
 from tasks.locks import if_free
-from tasks.stages.lineage import TRAINED, Lineage, checkpoint
+from tasks.stages.lineage import TRAINED, Lineage, checkpoint, kept
 
 UNFINISHED = ".dpr-export-"
 """How the name of a folder begins, beside its target, that an export has not finished."""
@@ -86,13 +87,22 @@ def _checkpoint_folders(lineage: Lineage, artifact: Artifact, part: str | None) 
     if artifact.stage == "sft":
         if part == "ema":
             return [checkpoint(artifact, part)]
-        try:
-            fraction = float(part or 1.0)
-        except ValueError:
-            fraction = 0.0
-        if not 0 < fraction <= 1:
-            raise UsageError(f"--part {part}: a fraction of the SFT run, such as 0.50, or ema is needed")
+        needed = "a fraction of the SFT run, such as 0.50, or ema"
+        if (fraction := _number(part or "1", needed)) > 1:
+            raise UsageError(f"--part {part}: {needed} is needed")
         return [checkpoint(artifact, fraction)]
+    if artifact.stage == "reinforce" and part is not None:
+        return [kept(artifact, _number(part, "the KL to SFT at which a policy was kept, such as 0.1,"))]
     if part is not None:
         raise UsageError(f"a {artifact.stage} artifact has one model; leave --part out")
     return [artifact.path / "model" if artifact.stage == "backbone" else lineage.policy_folder(artifact)]
+
+
+def _number(part: str, needed: str) -> float:
+    try:
+        value = float(part)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UsageError(f"--part {part}: {needed} is needed")
+    return value

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from dpr_core.config.base import LEAST_TEMPERATURE, Config, StageConfig, type_if_unset
+from dpr_core.config.base import LEAST_TEMPERATURE, Config, FromList, StageConfig, type_if_unset
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.rollouts import InProcessConfig, Rollouts
 from dpr_core.config.training import LengthsConfig, LoRAConfig, OptimizerConfig
@@ -177,6 +177,9 @@ class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
     guard: Annotated[GuardConfig, Field(discriminator="type"), type_if_unset("kl_stop")] | None = None
     """Stop before over-optimisation, and go back to a policy that was still good. The paper has none."""
 
+    keep_at_kl: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], FromList] = Field((), max_length=32)
+    """The policy is kept the first time that its KL to SFT reaches each of these, so that it can be evaluated there."""
+
     lora: LoRAConfig | None = None
     """Beyond the paper: train adapters alone, which takes a higher learning rate; none trains all weights."""
 
@@ -188,10 +191,21 @@ class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
 
     @classmethod
     def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """An engine in the process leaves no trace: artifacts from before there were others keep their keys."""
+        """An engine in the process leaves no trace, nor does keeping no policies: artifacts from before there were
+        others keep their keys."""
         kept = super().identity_in(values)
+        if not kept.get("keep_at_kl"):
+            kept.pop("keep_at_kl", None)
         rollouts = {name: value for name, value in kept.pop("rollouts", {}).items() if name != "execution"}
         return kept if rollouts.get("type", "in_process") == "in_process" else {**kept, "rollouts": rollouts}
+
+    @field_validator("keep_at_kl")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        names = [f"{value:g}" for value in values]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} stands here twice, and one policy is kept at each")
+        return tuple(sorted(values))
 
     @model_validator(mode="after")
     def _one_step_per_batch(self) -> Self:

@@ -1,13 +1,18 @@
-"""Hooks of the REINFORCE loop, called between its four steps: metrics, off-policy correction, critic, guard, samples,
-progress, overlap and resume. The loop calls them in the order in which it lists them.
+"""Hooks of the REINFORCE loop, called between its four steps: metrics, off-policy correction, critic, kept policies,
+guard, samples, progress, overlap and resume. The loop calls them in the order in which it lists them, and at the end in
+the reverse.
 """
 
+import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
+from dpr_core import distributed
 from dpr_core.advantages import explained_variance
 from dpr_core.algorithms.base import Advantages, CriticObjective
 from dpr_core.algorithms.kl_control import KLControl
@@ -29,8 +34,14 @@ from dpr_core.training.rollout import Rollout, describe, samples
 from dpr_core.training.schedule import RolloutRequest
 from dpr_core.training.trainer import Trainer
 
+logger = logging.getLogger("dense_path")
+
 SAMPLE_TABLES = 20
 """About as many tables of samples are kept of a run, however long it is."""
+
+KEPT_FILE = "rollout.json"
+"""Beside the weights of a policy that was kept: what its rollout showed."""
+KEPT_METRICS = ("rollout/kl", "rollout/entropy", "rollout/return", "rollout/length")
 
 
 @dataclass
@@ -151,6 +162,51 @@ class CriticLearner(Hook):
 
     def load_state(self, state: State) -> None:
         self.trainer.load_state(state)
+
+
+@dataclass
+class KeepAtKL(Hook):
+    """Saves the policy the first time that its KL to SFT reaches each value, also where a guard stops the run there."""
+
+    values: Sequence[float]
+    save: Callable[[Path], None]
+    folder: Path
+    kept: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
+    """The iteration of each policy, and what its rollout showed; the entropy may come with the update."""
+    highest: float = -math.inf
+
+    def before_update(self, iteration: Iteration) -> bool:
+        kl = iteration.metrics["rollout/kl"]
+        self.highest = max(kl, self.highest)
+        for name in (f"{value:g}" for value in self.values if kl >= value):
+            if name not in self.kept:
+                self.save(self.folder / name)
+                self.kept[name] = iteration.number, iteration.metrics
+        return False
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Write beside each kept policy what was measured of it, and say at which values there is none."""
+        told = {f"kept/{value:g}/reached": float(f"{value:g}" in self.kept) for value in self.values}
+        for name, (number, measured) in self.kept.items():
+            told |= {f"kept/{name}/iteration": float(number), f"kept/{name}/kl": measured["rollout/kl"]}
+            shown = {each: measured[each] for each in KEPT_METRICS if each in measured}
+            if distributed.rank() == 0:
+                text = json.dumps({"iteration": number, **shown}, indent=1) + "\n"
+                (self.folder / name / KEPT_FILE).write_text(text, encoding="utf-8")
+        if missed := [f"{value:g}" for value in self.values if f"{value:g}" not in self.kept]:
+            logger.warning(
+                "keep_at_kl: no policy is kept at %s: the KL to SFT reached %.3g at most",
+                ", ".join(missed),
+                self.highest,
+            )
+        return metrics | told
+
+    def state(self) -> State:
+        return {"kept": {name: list(each) for name, each in self.kept.items()}, "highest": self.highest}
+
+    def load_state(self, state: State) -> None:
+        self.kept = {name: (number, measured) for name, (number, measured) in state["kept"].items()}
+        self.highest = state["highest"]
 
 
 class EarlyStopping(Hook):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from dpr_core.training.hooks import (
     EarlyStopping,
     Hook,
     Iteration,
+    KeepAtKL,
     Prefetch,
     ReportProgress,
     Resume,
@@ -60,6 +62,10 @@ class ReinforceLoop:
     end_token: int
     decode: Callable[[Sequence[int]], str]
     recorder: Recorder
+    keep: Callable[[Path], None] | None = None
+    """Saves the policy as it is now into a folder."""
+    kept: Path = Path("kept")
+    """Where those of `keep_at_kl` go, each into a folder of its own."""
 
     def run(self, prompts: Prompts) -> dict[str, float]:
         """Iterate until the configured end, or until a hook ends the run; returns the last metrics."""
@@ -94,7 +100,7 @@ class ReinforceLoop:
             resume.checkpoint(iteration)
 
         metrics = resume.metrics
-        for each in hooks:
+        for each in reversed(hooks):
             metrics = each.finish(metrics)
         return metrics
 
@@ -173,6 +179,8 @@ class ReinforceLoop:
         if critic:
             hooks.append(critic)
         hooks.append(RewardDrift())
+        if config.keep_at_kl and self.keep is not None:
+            hooks.append(KeepAtKL(config.keep_at_kl, self.keep, self.kept))
         if config.guard:
             hooks.append(EarlyStopping(RollBack(config.guard, self.policy), recorder))
         hooks += [SampleTables(self.end_token, self.decode, recorder), ReportProgress(recorder, bool(config.guard))]

@@ -114,7 +114,11 @@ def export(
     artifact: Identifier,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
     part: Annotated[
-        str | None, typer.Option(help="sft or ref for a reward; a kept fraction such as 0.50 for an SFT run.")
+        str | None,
+        typer.Option(
+            help="sft or ref for a reward; a kept fraction such as 0.50 for an SFT run; a KL of `keep_at_kl` for "
+            "REINFORCE."
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

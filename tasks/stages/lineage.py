@@ -29,6 +29,10 @@ REWARD = "reward.json"
 """The definition of a reward, in its artifact."""
 
 
+KEPT = "kept"
+"""The folder of the policies that a REINFORCE run kept, each in one named by its KL to SFT."""
+
+
 LAB = PretrainedBackboneConfig(name="lab", dtype="float32")
 """How the lab's own backbones are run."""
 
@@ -191,6 +195,23 @@ def checkpoints(sft: Artifact) -> dict[float | str, Path]:
     """The folders of the weights that an SFT run kept: at fractions of the run, and its moving average as `ema`."""
     folders = sorted((sft.path / "checkpoints").iterdir())
     return {folder.name if folder.name == "ema" else float(folder.name): folder for folder in folders}
+
+
+def kept(artifact: Artifact, kl: float) -> Path:
+    """The folder of the policy that a REINFORCE run kept when its KL to SFT first reached a value."""
+    if artifact.stage != "reinforce":
+        raise UsageError(f"{artifact.id[:8]} is of stage {artifact.stage}; reinforce alone keeps policies at set KLs")
+    folder = artifact.path / KEPT / f"{kl:g}"
+    if folder.is_dir():
+        return folder
+    asked: list[float] = artifact.config.get("keep_at_kl") or []
+    if kl in asked:
+        raise UsageError(f"the KL to SFT of {artifact.id[:8]} never reached {kl:g}, so that it keeps no policy there")
+    values = ", ".join(f"{value:g}" for value in sorted({kl, *asked}))
+    raise UsageError(
+        f"REINFORCE artifact {artifact.id[:8]} keeps no policy at a KL of {kl:g}; "
+        f"make one that does: dpr rerun {artifact.id[:8]} --set 'keep_at_kl=[{values}]'"
+    )
 
 
 def checkpoint(sft: Artifact, part: float | str) -> Path:

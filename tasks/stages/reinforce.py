@@ -1,6 +1,7 @@
 """Improve the SFT policy by REINFORCE against its own recovered reward."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
@@ -9,7 +10,7 @@ from dpr_core.config.rollouts import VllmConfig
 from dpr_core.errors import UsageError
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
-from tasks.stages.lineage import Lineage
+from tasks.stages.lineage import KEPT, Lineage
 
 if TYPE_CHECKING:
     from dpr_core.state import State
@@ -41,10 +42,14 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         add_adapters(policy.model, settings.lora, settings.seed)
         policy.round_frozen()
     history = History(work)
+
+    def keep(folder: Path) -> None:
+        save(policy.model, tokenizer, folder)
+
     with open_engine(
         settings.rollouts,
         policy,
-        lambda folder: save(policy.model, tokenizer, folder),
+        keep,
         longest,
         settings.execution,
         work.scratch / "rollouts",
@@ -60,9 +65,11 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
             end_token=end_token(tokenizer),
             decode=lambda ids: decode_response(tokenizer, ids),
             recorder=history,
+            keep=keep,
+            kept=work.output / KEPT,
         )
         metrics = loop.run(prompts)
-    save(policy.model, tokenizer, work.output / "policy")
+    keep(work.output / "policy")
     plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
     work.file(work.scratch / "training.png", "plots")
     return metrics | {"data/prompts_too_long": float(len(rows) - len(prompts))}
@@ -106,10 +113,11 @@ class History:
 def describe(config: StageConfig) -> str:
     settings = cast(ReinforceConfig, config)
     guard = f", guarded by {settings.guard.type}" if settings.guard else ""
+    kept = f", kept at a KL of {', '.join(f'{kl:g}' for kl in settings.keep_at_kl)}" if settings.keep_at_kl else ""
     drawn_by = " by vLLM" if isinstance(settings.rollouts, VllmConfig) else ""
     return (
         f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
-        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard} "
+        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard}{kept} "
         f"(seed {settings.seed})."
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dpr_core.config.evaluation import AnswerConfig, BestOfNConfig, ContrastiveC
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.errors import UsageError
+from flows.export import export_checkpoint
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
@@ -176,3 +178,39 @@ def test_a_reward_of_an_earlier_version_says_how_to_make_it_again(
     monkeypatch.setattr("tasks.stages.lineage.REWARD", "elsewhere.json")
     with pytest.raises(UsageError, match=f"dpr rerun {outcome.id[:8]}"):
         Lineage(store).definition(store.fetch(outcome.id))
+
+
+@pytest.fixture
+def kept(made: Any, store: Store, tiny: Tiny) -> Outcome:
+    """A REINFORCE run that keeps a policy on its way, and one at a KL that it never reaches."""
+    config = tiny("reinforce.learning_rate=1e-2", "reinforce.guard=null", "reinforce.keep_at_kl=[90, 1e-3]").reinforce
+    return run_stage(stage_named("reinforce"), config, {"reward": made.id("reward")}, store=store)
+
+
+@pytest.mark.integration
+def test_a_policy_kept_on_the_way_is_a_checkpoint_that_can_be_exported(
+    kept: Outcome, store: Store, made: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = store.fetch(kept.id).path
+    assert [path.name for path in (folder / "kept").iterdir()] == ["0.001"]
+    assert kept.metrics["kept/0.001/reached"] == 1 > kept.metrics["kept/90/reached"] == 0
+    told = json.loads((folder / "kept/0.001/rollout.json").read_text())
+    assert told["rollout/kl"] == kept.metrics["kept/0.001/kl"] >= 1e-3
+    ours, last = (load_file(folder / each / "model.safetensors") for each in ("kept/0.001", "policy"))
+    assert any(not weight.equal(last[name]) for name, weight in ours.items())
+    export_checkpoint(store, kept.id, tmp_path / "out", "0.001")
+    assert all(w.equal(ours[name]) for name, w in load_file(tmp_path / "out/model.safetensors").items())
+    for part, words in (
+        ("90", "never reached 90"),
+        ("0.5", "--set 'keep_at_kl=[0.001, 0.5, 90]'"),
+        ("early", "--part early: the KL to SFT"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            export_checkpoint(store, kept.id, tmp_path / "none", part)
+
+
+def test_keeping_no_policies_leaves_the_identity_as_it_was(tiny: Tiny) -> None:
+    assert "keep_at_kl" not in tiny().reinforce.identity()
+    assert tiny("reinforce.keep_at_kl=[0.2, 0.1]").reinforce.identity()["keep_at_kl"] == [0.1, 0.2]
+    with pytest.raises(UsageError, match="0.1 stands here twice"):
+        tiny("reinforce.keep_at_kl=[0.1, 0.1]")

@@ -1,9 +1,11 @@
 import copy
 import itertools
+import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +36,7 @@ from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion, Engine, ScriptedEngine
 from dpr_core.rollouts.in_process import InProcessEngine
-from dpr_core.training.hooks import CriticLearner, Iteration
+from dpr_core.training.hooks import KEPT_FILE, KEPT_METRICS, CriticLearner, Iteration
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import iterations, optimizer_steps
 from dpr_core.training.trainer import Trainer
@@ -353,6 +355,41 @@ def test_a_guard_that_never_acts_changes_nothing(toy: Callable[..., Any]) -> Non
     guarded, _ = _method(toy, _config(guard=KLStopConfig(max_sequence_kl=1e9)))
     assert plain.run(PROMPTS) == guarded.run(PROMPTS)
     assert all(a.equal(b) for a, b in zip(plain.policy.parameters(), guarded.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("guard", [None, KLStopConfig(max_sequence_kl=0.1)])
+def test_a_policy_is_kept_the_first_time_that_its_kl_reaches_each_value(
+    toy: Callable[..., Any], guard: KLStopConfig | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = (0.02, 0.05, 0.0501, 0.1, 50.0)
+    shots: dict[str, dict[str, Tensor]] = {}
+    # One step an iteration, whose entropy is measured with the update.
+    config = _config(iterations=12, rollout_batch_size=32, batch_size=32, keep_at_kl=values, guard=guard)
+
+    def keep(folder: Path) -> None:
+        folder.mkdir()
+        shots[folder.name] = {name: p.detach().clone() for name, p in loop.policy.model.named_parameters()}
+
+    loop, recorder = _method(toy, config)
+    loop.keep, loop.kept = keep, tmp_path
+    last = loop.run(PROMPTS)
+    plain, bare = _method(toy, config.model_copy(update={"keep_at_kl": ()}))
+    assert {name: last[name] for name in last if "kept/0" not in name and "kept/5" not in name} == plain.run(PROMPTS)
+    assert recorder.rollouts() == bare.rollouts()
+    kls = [each["rollout/kl"] for each in recorder.rollouts()]
+    assert max(kls) > 0.1
+    for value in values[:-1]:
+        first = next(i for i, kl in enumerate(kls) if kl >= value)
+        name = f"{value:g}"
+        assert all(each.equal(recorder.weights[first][part]) for part, each in shots[name].items())
+        told = json.loads((tmp_path / name / KEPT_FILE).read_text())
+        measured = recorder.rollouts()[first]
+        assert told == {"iteration": first + 1} | {each: measured[each] for each in KEPT_METRICS if each in measured}
+        assert "rollout/entropy" in told or first + 1 == len(kls), "that of a stopped run's last policy may be unknown"
+        assert (last[f"kept/{name}/reached"], last[f"kept/{name}/iteration"]) == (1, first + 1)
+    assert "50" not in shots
+    assert last["kept/50/reached"] == 0
+    assert "no policy is kept at 50: the KL to SFT reached" in caplog.text
 
 
 def test_a_long_run_keeps_a_bounded_number_of_sample_tables(toy: Callable[..., Any]) -> None:

@@ -1,5 +1,6 @@
 """REINFORCE and self-play, interrupted after any of their steps and taken up again, end with the same bits."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.in_process import InProcessEngine
+from dpr_core.training.hooks import KEPT_FILE
 from dpr_core.training.reinforce_loop import ReinforceLoop
 from dpr_core.training.schedule import optimizer_steps
 from dpr_core.training.self_play_loop import SelfPlay
@@ -69,6 +71,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "critic": {"algorithm": PPOConfig(critic_learning_rate=1e-2, critic_warmup_iterations=1, gae_lambda=0.9)},
     "stopped": {"guard": KLStopConfig(max_sequence_kl=0.35), "learning_rate": 5e-3},
     "stopped, one step each": {"guard": KLStopConfig(max_sequence_kl=0.35), "learning_rate": 2e-2, "batch_size": 8},
+    "kept at KLs": {
+        "keep_at_kl": (0.01, 0.1, 0.2, 9.0),
+        "guard": KLStopConfig(max_sequence_kl=0.35),
+        "learning_rate": 5e-3,
+    },
     "rolled back": {"guard": WitnessStopConfig(window=2), "learning_rate": 5e-2},
 }
 
@@ -84,12 +91,23 @@ def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
         policy = Policy(model)
         trainer = Trainer(policy, config, optimizer_steps(len(PROMPTS), config), ExecutionConfig(), recorder=recorder)
         reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
-        loop = ReinforceLoop(policy, InProcessEngine(model), reward, trainer, config, EOS, decode, recorder)
-        return {"measured": loop.run(PROMPTS), "weights": weights(model)}
+        shots = recorder.folder.with_name(f"{recorder.folder.name} kept")
+
+        def keep(folder: Path) -> None:
+            folder.mkdir(parents=True)
+            torch.save(weights(model), folder / "weights")
+
+        loop = ReinforceLoop(
+            policy, InProcessEngine(model), reward, trainer, config, EOS, decode, recorder, keep, shots
+        )
+        measured = loop.run(PROMPTS)
+        kept = {path.name: torch.load(path / "weights") for path in shots.glob("*")}
+        told = {path.name: json.loads((path / KEPT_FILE).read_text()) for path in shots.glob("*")}
+        return {"measured": measured, "weights": weights(model), "kept": kept, "told": told}
 
     kept = assert_the_same_however_interrupted(run, tmp_path / "runs")
     measured = run(Interruptible(tmp_path / "once more"))["measured"]
-    stopped = name.startswith("stopped")
+    stopped = name.startswith(("stopped", "kept"))
     assert ("guard/stopped_at_iteration" in measured) == stopped
     assert ("guard/kept_iteration" in measured) == (stopped or name == "rolled back")
     assert 1 < kept < 5 if stopped else kept == 5
