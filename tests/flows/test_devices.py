@@ -67,8 +67,8 @@ def test_a_device_reaches_every_stage_and_method_that_has_none_of_its_own(tmp_pa
     assert {getattr(again, stage).execution.device for stage in SHARED} == {"auto"}
 
 
-def test_the_recipes_of_real_backbones_ask_for_a_gpu_and_those_of_the_lab_do_not() -> None:
+def test_the_recipes_of_large_backbones_ask_for_a_gpu_and_those_of_small_ones_do_not() -> None:
     for name in recipes.names():
-        config = recipes.load(name)
-        wanted = "cuda" if config.backbone.type == "pretrained" else "auto"
+        small = recipes.load(name).backbone.type == "lab" or name in ("smollm2-135m", "gemma-3-270m", "demo-real")
+        config, wanted = recipes.load(name), "auto" if small else "cuda"
         assert {getattr(config, stage).execution.device for stage in SHARED} == {wanted}, name
