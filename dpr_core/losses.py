@@ -11,6 +11,12 @@ def nll(log_probs: Tensor) -> Tensor:
     return -log_probs
 
 
+def dft(log_probs: Tensor) -> Tensor:
+    """-sg(pi(a | s)) log pi(a | s): dynamic fine-tuning (2508.05629). No gradient goes through the weight, so its slope
+    is that of -pi(a | s): what the policy finds hopeless hardly counts."""
+    return log_probs.detach().exp() * nll(log_probs)
+
+
 def reinforce(log_probs: Tensor, returns: Tensor) -> Tensor:
     """-log pi(a | s) G (line 9 of Algorithm 1)."""
     return -log_probs * returns

@@ -124,6 +124,9 @@ class StageConfig(Config):
 
     not_identity: ClassVar[tuple[str, ...]] = ("execution",)
 
+    unless_changed: ClassVar[Mapping[str, Any]] = {}
+    """Fields that are no part of identity at these values, which are what there was before there was a choice."""
+
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random in this stage."""
 
@@ -134,7 +137,12 @@ class StageConfig(Config):
     @classmethod
     def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Of all settings of such a stage, as plain JSON values, those that decide the result."""
-        return {name: value for name, value in values.items() if name not in cls.not_identity}
+        unchanged = cls.unless_changed
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in cls.not_identity and not (name in unchanged and value == unchanged[name])
+        }
 
 
 def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:

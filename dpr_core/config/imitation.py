@@ -1,12 +1,13 @@
 """Settings of methods without a reward: SPIN, GSIL and continued SFT. Defaults are those of their authors' code."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dpr_core.config.base import Config, StageConfig, Temperature, type_if_unset
 from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.training import LengthsConfig, OptimizerConfig
+from dpr_core.config.training import LengthsConfig, OptimizerConfig, SFTLoss
 
 
 class SpinConfig(Config):
@@ -87,8 +88,13 @@ class SelfPlayConfig(StageConfig, OptimizerConfig, LengthsConfig):
 class ContinuedSFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """A control that the paper lacks: more supervised fine-tuning of the SFT model, on the same demonstrations."""
 
+    unless_changed: ClassVar[Mapping[str, Any]] = {"loss": "nll"}
+
     type: Literal["continued_sft"] = "continued_sft"
     """Which kind of stage this is."""
+
+    loss: SFTLoss = "nll"
+    """Of a token: its negative log-likelihood, or that times its probability (DFT)."""
 
     learning_rate: float = Field(5e-6, gt=0)
     """Peak learning rate. Tune it: the control is only fair at its best."""

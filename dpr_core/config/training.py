@@ -1,6 +1,7 @@
 """Settings of training: lengths, optimizer, LoRA and SFT. Defaults are the paper's; where it is silent, they say so."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -74,8 +75,14 @@ class LoRAConfig(Config):
     """Which linear layers have one; by default all those of the four families' blocks."""
 
 
+SFTLoss = Literal["nll", "dft"]
+"""Names of losses of demonstrations in `dpr_core.losses`."""
+
+
 class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Supervised fine-tuning on responses, end token included."""
+
+    unless_changed: ClassVar[Mapping[str, Any]] = {"loss": "nll"}
 
     backbone: PretrainedBackboneConfig | None = None
     """Filled in from the pipeline's backbone; empty where a backbone stage built it."""
@@ -88,6 +95,9 @@ class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
 
     epochs: int = Field(1, ge=1, le=10_000)
     """Passes over the demonstrations. The paper's half-way checkpoint has seen half of the samples: one pass."""
+
+    loss: SFTLoss = "nll"
+    """Of a token: its negative log-likelihood, or, beyond the paper, that times its probability (DFT)."""
 
     checkpoints: Annotated[tuple[float, ...], FromList] = Field((0.5, 1.0), max_length=1000)
     """Fractions of the run whose weights are kept. The end is always kept."""

@@ -97,7 +97,7 @@ def fine_tune(
     """
     steps = batches(len(sequences), config.batch_size, config.epochs, config.seed)
     keep_at = checkpoint_steps(len(steps), config.checkpoints)
-    objective = SupervisedFineTuning()
+    objective = SupervisedFineTuning(config.loss)
     average = MovingAverage(trainer.module.parameters(), config.ema_decay) if config.ema_decay else None
     metrics: dict[str, float] = {}
 

@@ -3,12 +3,24 @@ import math
 import pytest
 import torch
 
-from dpr_core.losses import clip_binds, clipped, clipped_value, k1_kl, nll, reinforce, squared_error
+from dpr_core.losses import clip_binds, clipped, clipped_value, dft, k1_kl, nll, reinforce, squared_error
 
 
 def test_nll_by_hand() -> None:
     log_probs = torch.tensor([0.5, 0.1]).log()
     torch.testing.assert_close(nll(log_probs), torch.tensor([math.log(2), math.log(10)]))
+
+
+def test_dft_has_the_gradient_of_the_probability_itself() -> None:
+    """And the value of a mean that nothing is learned through: the weight is a number."""
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    chosen = torch.log_softmax(logits, -1)[:, 2]
+    loss = dft(chosen)
+    for value, p in zip(loss.tolist(), torch.softmax(logits, -1)[:, 2].tolist(), strict=True):
+        assert value == pytest.approx(-p * math.log(p), abs=1e-15)
+    (ours,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+    (plain,) = torch.autograd.grad(-torch.softmax(logits, -1)[:, 2].sum(), logits)
+    torch.testing.assert_close(ours, plain, atol=1e-15, rtol=0)
 
 
 def test_reinforce_by_hand() -> None:

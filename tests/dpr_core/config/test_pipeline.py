@@ -240,6 +240,12 @@ def test_how_the_work_is_done_is_no_part_of_a_stages_identity() -> None:
     assert parse(PipelineConfig, override(LAB, ["sft.weight_decay=0.1"]), "x").sft.identity() != plain.sft.identity()
 
 
+@pytest.mark.parametrize("config", [SFTConfig, ContinuedSFTConfig])
+def test_the_loss_of_sft_is_part_of_identity_where_it_is_not_what_it_was_before_there_was_a_choice(config: Any) -> None:
+    assert "loss" not in config().identity() == config(loss="nll").identity()
+    assert config(loss="dft").identity() == {**config().identity(), "loss": "dft"}
+
+
 def _load(values: dict[str, Any], *assignments: str) -> PipelineConfig:
     return parse(PipelineConfig, override(values, assignments), "x")
 

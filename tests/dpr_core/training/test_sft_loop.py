@@ -109,6 +109,15 @@ def test_the_reference_is_a_moment_of_the_same_run(tiny: Callable[..., Any]) -> 
     assert not all(p.equal(kept[1.0][name]) for name, p in by_hand.named_parameters())
 
 
+def test_the_loss_is_the_one_that_is_asked_for(tiny: Callable[..., Any]) -> None:
+    for loss in ("nll", "dft"):
+        config = SFTConfig(learning_rate=1e-2, batch_size=6, loss=loss, checkpoints=(1.0,))
+        told = _fine_tune(tiny("llama")[0], config, lambda fraction: None, InMemoryRecorder())
+        trainer = Trainer(Policy(tiny("llama")[0]), config, 1, ExecutionConfig())
+        expected = trainer.step(ROWS, SupervisedFineTuning(loss))["train/loss"]
+        assert told["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_fine_tuning_learns_its_demonstrations_end_token_included(tiny: Callable[..., Any]) -> None:
     config = SFTConfig(learning_rate=3e-2, batch_size=6, epochs=30, checkpoints=(1.0,))
     model = tiny("llama")[0]

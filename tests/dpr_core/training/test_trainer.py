@@ -143,6 +143,22 @@ def test_supervised_fine_tuning_is_the_mean_loss_that_transformers_reports(tiny:
     )
 
 
+@pytest.mark.parametrize("budget", [1, 16, 8192])
+def test_dynamic_fine_tuning_is_plain_torchs_in_any_micro_batches(tiny: Callable[..., Any], budget: int) -> None:
+    model, plain = tiny("llama")[0], tiny("llama")[0].double()
+    told = _trainer(model, budget, max_gradient_norm=0.0).step(ROWS, SupervisedFineTuning("dft"))
+    loss = torch.zeros((), dtype=torch.float64)
+    for row in ROWS:
+        at = slice(len(row.prompt) - 1, -1)
+        policy = torch.softmax(plain(torch.tensor([row.prompt + row.response])).logits[0, at], -1)
+        chosen = policy[range(len(row.response)), list(row.response)]
+        loss = loss - (chosen.detach() * chosen.log()).sum() / sum(LENGTHS)
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in plain.parameters()]).norm()
+    assert told["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert told["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
 def test_the_gradient_norm_is_reported_before_clipping_and_clipping_slows_the_step(tiny: Callable[..., Any]) -> None:
     """Adam's second step shows it: its moments remember how large the first gradient was."""
     weights = []
