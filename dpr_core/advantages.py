@@ -1,4 +1,4 @@
-"""Advantages: whitening, position baseline, generalised advantage estimation (GAE).
+"""Advantages: whitening, centring, position baseline, generalised advantage estimation (GAE).
 
 All tensors are (B, T); what lies outside the mask is ignored and comes out as 0.
 """
@@ -14,6 +14,11 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     chosen = values[mask]
     variance = chosen.var(correction=0).clamp(min=1e-8)
     return torch.where(mask, (values - chosen.mean()) * variance.rsqrt(), 0)
+
+
+def centre(values: Tensor, mask: Tensor) -> Tensor:
+    """Less the mean over every response token of the batch, and as large as they are."""
+    return torch.where(mask, values - values[mask].mean(), 0)
 
 
 def position_baseline(returns: Tensor, mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from dpr_core import losses
-from dpr_core.advantages import position_baseline, whiten
+from dpr_core.advantages import centre, position_baseline, whiten
 from dpr_core.algorithms import kl_control
 from dpr_core.algorithms.base import Advantages, CriticObjective, LossInputs, RolloutBatch, required
 from dpr_core.config import reinforce as config
@@ -54,9 +54,11 @@ class ReinforcePlusPlus:
         return batch.rewards - kl_weight * losses.k1_kl(batch.log_old, batch.log_sft, self.settings.kl_bound)
 
     def normalised(self, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Less the baseline, then whitened, as the settings ask for."""
+        """Less the baseline, then whitened or centred, as the settings ask for."""
         if self.settings.baseline == "position":
             advantages = advantages - position_baseline(advantages, mask)
+        if self.settings.whiten == "batch_mean":
+            return centre(advantages, mask)
         return whiten(advantages, mask) if self.settings.whiten else advantages
 
     def __call__(self, scores: TokenScores, inputs: LossInputs) -> dict[str, Tensor]:

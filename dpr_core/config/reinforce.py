@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dpr_core.config.base import LEAST_TEMPERATURE, Config, FromList, StageConfig, type_if_unset
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.rollouts import InProcessConfig, Rollouts
 from dpr_core.config.training import LengthsConfig, LoRAConfig, OptimizerConfig
+from dpr_core.redaction import shown_value
 
 
 class Algorithm1Config(Config):
@@ -44,6 +45,17 @@ class KLTargetConfig(Config):
     """An iteration changes the weight by at most this share."""
 
 
+def _whitening(value: Any) -> Any:
+    # As it was before there was a third way, so that keys stay.
+    named = {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+    if not isinstance(named, bool) and named != "batch_mean":
+        raise ValueError(f"on, off or batch_mean is expected (got {shown_value(value)})")
+    return named
+
+
+Whitening = Annotated[bool | Literal["batch_mean"], BeforeValidator(_whitening)]
+
+
 class ClippedReinforceConfig(Config):
     """What the methods that run on OpenRLHF's REINFORCE++ share."""
 
@@ -62,8 +74,9 @@ class ClippedReinforceConfig(Config):
     ratio_clip: float = Field(0.2, gt=0)
     """PPO's clip of the probability ratio (the paper's "value clip": there is no critic)."""
 
-    whiten: bool = True
-    """Shift and scale the advantages by one mean and one deviation over the rollout batch."""
+    whiten: Whitening = True
+    """Shift and scale the advantages by one mean and one deviation over the rollout batch (`on` or true); not at all
+    (`off` or false); or, beyond the paper, `batch_mean`: shift them alone."""
 
     baseline: Literal["none", "position"] = "none"
     """Beyond the paper: `position` subtracts from each return the mean of the other responses' there."""

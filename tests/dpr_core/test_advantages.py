@@ -4,7 +4,7 @@ import statistics
 import pytest
 import torch
 
-from dpr_core.advantages import explained_variance, gae, position_baseline, whiten
+from dpr_core.advantages import centre, explained_variance, gae, position_baseline, whiten
 from dpr_core.masking import response_mask
 from dpr_core.returns import reward_to_go
 
@@ -30,6 +30,12 @@ def test_one_mean_and_one_deviation_for_the_whole_batch() -> None:
             assert found[i, t].item() == pytest.approx(expected, abs=1e-12)
     assert statistics.fmean(found[mask].tolist()) == pytest.approx(0, abs=1e-12)
     assert statistics.pvariance(found[mask].tolist()) == pytest.approx(1, abs=1e-12)
+
+
+def test_centring_takes_the_mean_of_all_tokens_and_scales_nothing() -> None:
+    """1, 2, 6 over three tokens: mean 3."""
+    found = centre(torch.tensor([[1.0, 2.0], [6.0, math.nan]]), response_mask([2, 1]))
+    assert found.tolist() == [[-2.0, -1.0], [3.0, 0.0]]
 
 
 @pytest.mark.parametrize("values", [[[2.0, 2.0]], [[5.0]]])

@@ -192,6 +192,14 @@ def test_reinforce_plus_plus_whitens_over_all_tokens_of_the_batch() -> None:
     torch.testing.assert_close(credit.returns, torch.tensor([[2.8, 4.0, 2.0], [3.95, 0.0, 0.0]]))
 
 
+def test_the_batch_mean_comes_off_and_scales_nothing() -> None:
+    settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten="batch_mean")
+    credit = ReinforcePlusPlus(settings).credit(BATCH, settings.kl_weight)
+    mean = statistics.fmean([2.8, 4.0, 2.0, 3.95])
+    expected = [[2.8 - mean, 4.0 - mean, 2.0 - mean], [3.95 - mean, 0.0, 0.0]]
+    torch.testing.assert_close(credit.advantages, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
 def test_the_weight_of_an_iteration_counts_and_not_the_first_one() -> None:
     """With weight 0.2 the rewards less the KL are 0.6, 4, 1 and 3.9."""
     settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)

@@ -246,6 +246,18 @@ def test_the_loss_of_sft_is_part_of_identity_where_it_is_not_what_it_was_before_
     assert config(loss="dft").identity() == {**config().identity(), "loss": "dft"}
 
 
+@pytest.mark.parametrize(("given", "kept"), [("on", True), ("off", False), ("true", True), ("batch_mean",) * 2])
+def test_whitening_is_named_or_true_or_false_with_one_identity(given: str, kept: Any) -> None:
+    config = _load(LAB, f"reinforce.algorithm.whiten={given}").reinforce
+    assert config.identity()["algorithm"]["whiten"] == kept
+    assert config.algorithm == ReinforcePlusPlusConfig(whiten=kept)
+
+
+def test_another_whitening_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"reinforce\.algorithm\.whiten: on, off or batch_mean .*'maybe'"):
+        _load(LAB, "reinforce.algorithm.whiten=maybe")
+
+
 def _load(values: dict[str, Any], *assignments: str) -> PipelineConfig:
     return parse(PipelineConfig, override(values, assignments), "x")
 
