@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.redaction import redact
@@ -138,6 +139,13 @@ class ParentRuns:
             self._client.log_metrics(run_id, values)
             self._client.set_tag(run_id, "dpr.reason", redact(reason)[:2000])
             self._client.set_terminated(run_id, status)
+
+    def document(self, run_id: str) -> dict[str, Any]:
+        """The document that a pipeline run ended with: the outcome of every stage."""
+        with TemporaryDirectory() as folder:
+            file = Path(str(self._client.download_artifacts(run_id, "run.json", folder)))
+            document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return document
 
     def keep(self, run_id: str, folder: Path, under: str) -> None:
         """Keep the files of a folder with a parent run."""

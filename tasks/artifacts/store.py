@@ -211,6 +211,15 @@ class Store:
         as_published = self._as_published(run) if record_of(run).finished else None
         return dict(as_published["metrics"] if as_published else run.data.metrics)
 
+    def history(self, run_id: str, prefix: str) -> dict[int, dict[str, float]]:
+        """What was logged over steps, of the metrics whose names begin like this: values by name, by step."""
+        run = self._run(run_id)
+        found: dict[int, dict[str, float]] = {}
+        for name in sorted(name for name in run.data.metrics if name.startswith(prefix)):
+            for entry in self._client.get_metric_history(run.info.run_id, name):
+                found.setdefault(int(entry.step), {})[name] = float(entry.value)
+        return dict(sorted(found.items()))
+
     def beside(self, run_id: str, name: str) -> Path | None:
         """A file beside the payload of an artifact, if it lies on this machine as it was published."""
         run = self._run(run_id)

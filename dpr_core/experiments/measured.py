@@ -1,0 +1,134 @@
+"""Measured arms: what one policy did on one seed, as a small JSON file that outlives the store it was measured in."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from dpr_core.config.base import Config
+from dpr_core.errors import UsageError
+
+ByPrompt = str | list[float | None]
+"""A value for each prompt, in the order of the benchmark: digits where all are 0 or 1, numbers otherwise."""
+
+
+class Answers(Config):
+    """The answers of an arm to one benchmark."""
+
+    temperature: float
+    prompts: int
+    questions: str
+    """Hash of what was asked, in order: only answers to the same questions are paired."""
+    measures: dict[str, float]
+    """Means over the prompts, as the stage stored them."""
+    by_prompt: dict[str, ByPrompt] = Field({})
+    """`right` where results can be checked, and every gold measure."""
+    seconds: float | None = None
+
+    def values(self, measure: str) -> list[float | None]:
+        """A value for each prompt; empty where this was not measured."""
+        found = self.by_prompt.get(measure, [])
+        return [float(digit) for digit in found] if isinstance(found, str) else list(found)
+
+    def mean(self, measure: str) -> float | None:
+        """Of `right`, a gold measure, or what the stage stored under `answer/` or any other name."""
+        known = [value for value in self.values(measure) if value is not None]
+        if known:
+            return sum(known) / len(known)
+        names = (measure, f"gold/{measure}", f"answer/{measure}", f"answers/{measure}")
+        return next((self.measures[name] for name in names if name in self.measures), None)
+
+
+class Arm(Config):
+    """One policy of one pipeline run."""
+
+    version: Literal[1] = 1
+    backbone: str
+    backbone_says: str = ""
+    """What exactly the weights are."""
+    task: str
+    arm: str
+    variant: str = ""
+    """How the whole run differs from the recipe, in a word."""
+    seed: int
+    recipe: str
+    changes: dict[str, Any] = Field({})
+    """Settings of the pipeline that differ from those of the recipe of its name."""
+    settings: dict[str, Any] = Field({})
+    """Of the stages behind the arm, without those at their defaults."""
+    digests: dict[str, str] = Field({})
+    data: dict[str, str] = Field({})
+    """Hashes of the contents of demonstrations and benchmarks."""
+    results: dict[str, float] = Field({})
+    """Of the stages behind the arm, and of the diagnosis of its reward."""
+    training: dict[str, dict[str, list[float | None]]] = Field({})
+    """`rollout` an iteration and `train` a step, each with its steps."""
+    seconds: dict[str, float] = Field({})
+    benchmarks: dict[str, Answers] = Field({}, min_length=1)
+    started: str = ""
+
+    @property
+    def name(self) -> str:
+        """The arm with its variant."""
+        return f"{self.arm} {self.variant}".strip()
+
+    @property
+    def file(self) -> str:
+        return file_name(self.backbone, self.task, self.name, self.seed)
+
+    def as_json(self) -> str:
+        """A line for each field, so that a change is seen where it is."""
+        values = self.model_dump(mode="json", exclude_defaults=True) | {"version": self.version}
+        lines = [
+            f"{json.dumps(key)}: {_lines(values[key])}" for key in ("version", *(k for k in values if k != "version"))
+        ]
+        return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if isinstance(value, dict) and len(text) > 120:
+        inner = (f"{json.dumps(k, ensure_ascii=False)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+        return "{\n  " + ",\n  ".join(inner) + "\n }"
+    return text
+
+
+def file_name(backbone: str, task: str, arm: str, seed: int) -> str:
+    parts = (re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in (backbone, task, arm))
+    return f"{'-'.join(parts)}-seed{seed}.json"
+
+
+def by_prompt(values: Sequence[float | bool | None]) -> ByPrompt:
+    """Values of prompts, as short as they can be written."""
+    if all(value in (0, 1) for value in values):
+        return "".join(str(int(value or 0)) for value in values)
+    return [None if value is None else rounded(float(value)) for value in values]
+
+
+def rounded(value: float) -> float:
+    """Six digits: more would be noise, and a file three times as large."""
+    return float(f"{value:.6g}")
+
+
+def read(folder: Path) -> list[Arm]:
+    """Every arm in a folder, in the order of their names; files that begin with _ hold something else."""
+    return [read_file(file) for file in sorted(folder.glob("[!_]*.json"))]
+
+
+def read_file(file: Path) -> Arm:
+    try:
+        arm = Arm.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, ValidationError) as error:
+        raise UsageError(f"{file.name} is no measured arm: {error}") from None
+    if arm.file != file.name:
+        raise UsageError(f"{file.name} holds {arm.file}: rename it, or make it again")
+    return arm
+
+
+def seeds_of(arms: Iterable[Arm], backbone: str, task: str, name: str) -> Mapping[int, Arm]:
+    """The runs of one arm by seed."""
+    same = [each for each in arms if (each.backbone, each.task, each.name) == (backbone, task, name)]
+    return {each.seed: each for each in sorted(same, key=lambda each: each.seed)}
