@@ -54,10 +54,41 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     count = len(values)
     if count < 2:
         return None
-    mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stdtrit(count - 1, (1 + level) / 2)) * deviation / math.sqrt(count)
+    mean, error = mean_and_error(values)
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * error
     return mean - half, mean + half
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of at least two independent values, and its standard error."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+def t_test(mean: float, error: float, count: int, margin: float | None = None) -> float:
+    """The p-value of Student's test that the true mean is 0, two-sided; with a margin, of two one-sided tests that it
+    is no nearer to 0 than that, so that a small one speaks for equality."""
+    from scipy.special import stdtr
+
+    if margin is not None:
+        return max(_upper_tail(margin + mean, error, count), _upper_tail(margin - mean, error, count))
+    if error == 0:
+        return float(mean == 0)
+    return 2 * float(stdtr(count - 1, -abs(mean) / error))
+
+
+def _upper_tail(distance: float, error: float, count: int) -> float:
+    from scipy.special import stdtr
+
+    return float(distance <= 0) if error == 0 else float(stdtr(count - 1, -distance / error))
+
+
+def error_behind(interval: tuple[float, float], count: int, level: float = 0.95) -> float:
+    """The standard error of the mean that Student's interval is of."""
+    from scipy.special import stdtrit
+
+    return (interval[1] - interval[0]) / 2 / float(stdtrit(count - 1, (1 + level) / 2))
 
 
 class LengthAdjustedRate(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dpr_core.config.base import override, parse
+from dpr_core.config.base import Config, override, parse
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.experiments import measured
@@ -275,7 +275,18 @@ def _settings(record: Record) -> dict[str, Any]:
         config = stage_named(record.stage).config.model_validate(record.config)
     except ValueError:
         return dict(_without_folders(record.config))
-    return dict(_without_folders(config.model_dump(mode="json", exclude_defaults=True)))
+    return dict(_without_folders(_without_defaults(config)))
+
+
+def _without_defaults(config: Config) -> dict[str, Any]:
+    """The type of a section stays: without it nobody could tell which defaults."""
+    plain = config.model_dump(mode="json")
+    kept = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name == "type" or value != field.get_default(call_default_factory=True):
+            kept[name] = _without_defaults(value) if isinstance(value, Config) else plain[name]
+    return kept
 
 
 if __name__ == "__main__":

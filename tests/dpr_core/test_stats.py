@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from dpr_core import stats
-from dpr_core.stats import bootstrap_means, holm, length_adjusted_rate, mean_interval, paired_test, t_interval
+from dpr_core.stats import (
+    bootstrap_means,
+    error_behind,
+    holm,
+    length_adjusted_rate,
+    mean_and_error,
+    mean_interval,
+    paired_test,
+    t_interval,
+    t_test,
+)
 
 VALUES = [0.0, 1.0, 0.5, 0.25, 1.0, 1.0, 0.0]
 
@@ -193,3 +203,21 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_students_tests_are_scipys() -> None:
+    from scipy import stats
+
+    values = [1.25, 2.5, 0.5, 3.0]
+    mean, error = mean_and_error(values)
+    assert t_test(mean, error, 4) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    sides = [stats.ttest_1samp(values, -4, alternative="greater"), stats.ttest_1samp(values, 4, alternative="less")]
+    assert t_test(mean, error, 4, margin=4.0) == pytest.approx(max(each.pvalue for each in sides))
+    assert (interval := t_interval(values)) is not None
+    assert error_behind(interval, 4) == pytest.approx(error)
+    assert [t_test(1.0, 0.0, 3), t_test(0.0, 0.0, 3), t_test(1.0, 0.0, 3, 2.0), t_test(3.0, 0.0, 3, 2.0)] == [
+        0,
+        1,
+        0,
+        1,
+    ]
