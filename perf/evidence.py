@@ -90,7 +90,9 @@ def run_missing(given: argparse.Namespace) -> None:
             values["methods"] = _chosen(values.get("methods", {}), given.arms)
             evaluation["controls"] = _chosen(evaluation.get("controls", {}), given.arms)
         config = parse(PipelineConfig, values, given.recipe)
-        names = [measured.file_name(given.backbone, given.task, f"{arm} {given.variant}", seed) for arm in arms(config)]
+        names = [
+            measured.file_name(given.backbone, given.task, f"{arm} {given.variant}", seed=seed) for arm in arms(config)
+        ]
         if missing := [name for name in names if not (given.out / name).is_file()]:
             print(f"seed {seed}: {', '.join(missing)}", file=sys.stderr)
             if (run := _run(values)) is None:

@@ -77,28 +77,29 @@ class Arm(Config):
 
     @property
     def file(self) -> str:
-        return file_name(self.backbone, self.task, self.name, self.seed)
+        return file_name(self.backbone, self.task, self.name, seed=self.seed)
 
     def as_json(self) -> str:
-        """A line for each field, so that a change is seen where it is."""
-        values = self.model_dump(mode="json", exclude_defaults=True) | {"version": self.version}
-        lines = [
-            f"{json.dumps(key)}: {_lines(values[key])}" for key in ("version", *(k for k in values if k != "version"))
-        ]
-        return "{\n " + ",\n ".join(lines) + "\n}\n"
+        return lines({"version": self.version} | self.model_dump(mode="json", exclude_defaults=True))
 
 
-def _lines(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if isinstance(value, dict) and len(text) > 120:
-        inner = (f"{json.dumps(k, ensure_ascii=False)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
-        return "{\n  " + ",\n  ".join(inner) + "\n }"
-    return text
+def lines(values: Mapping[str, Any]) -> str:
+    """A JSON document with a line for each field, and for each part of a large one: a change is seen where it is."""
+
+    def text(value: Any, depth: int) -> str:
+        whole = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if depth > 2 or not isinstance(value, dict) or len(whole) < 120:
+            return whole
+        parts = (f"{json.dumps(name, ensure_ascii=False)}: {text(each, depth + 1)}" for name, each in value.items())
+        return "{\n" + ",\n".join(" " * depth + part for part in parts) + "\n" + " " * (depth - 1) + "}"
+
+    return text(dict(values), 1) + "\n"
 
 
-def file_name(backbone: str, task: str, arm: str, seed: int) -> str:
-    parts = (re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in (backbone, task, arm))
-    return f"{'-'.join(parts)}-seed{seed}.json"
+def file_name(*parts: str, seed: int) -> str:
+    """Of backbone, task and arm."""
+    slugs = (re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts)
+    return f"{'-'.join(slugs)}-seed{seed}.json"
 
 
 def by_prompt(values: Sequence[float | bool | None]) -> ByPrompt:

@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import UsageError
 from dpr_core.experiments import measured
-from perf import evidence
+from dpr_core.models.dense_reward import encode_texts
+from perf import evidence, reference_correlation
 from tasks.artifacts.store import Store
+from tasks.stages.lineage import Lineage
+from tasks.stages.reward import probes
 
 LABELS = {"backbone": "lab", "backbone_says": "", "task": "tiny", "variant": ""}
 
@@ -70,3 +75,21 @@ def test_names_of_folders_stay_out() -> None:
         "k": [1],
     }
     assert json.dumps(evidence.changes({"name": "none of the recipes"})) == "{}"
+
+
+def test_rewards_of_all_references_are_correlated(made: Any, store: Store) -> None:
+    lineage = Lineage(store)
+    found = reference_correlation.measured(lineage, store.fetch(made.id("sft")), 6)
+    assert found["references"] == [0.0, 0.34, 0.5]
+    for kind in ("demonstrations", "answers"):
+        matrix = np.array(found[kind]["token_correlation"])
+        assert np.diag(matrix) == pytest.approx(1)
+        assert matrix == pytest.approx(matrix.T)
+        assert reference_correlation.lowest(found, kind) == matrix.min()
+
+    artifact = store.fetch(made.id("reward"))
+    texts = encode_texts(lineage.tokenizer(artifact), lineage.renderer(artifact), probes(lineage, artifact, 6))
+    scored = lineage.dense_reward(artifact, ExecutionConfig())(texts)
+    deviation = np.std([float(each) for each in scored.rewards[scored.mask]])
+    assert found["demonstrations"]["token_deviation"][2] == pytest.approx(deviation, rel=1e-4)
+    assert found["demonstrations"]["tokens"] == int(scored.mask.sum())
