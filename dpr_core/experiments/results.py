@@ -36,6 +36,10 @@ CAPTION = (
     "seed, both orders, ties 0.5. Stopped: seeds in which the guard ended the training."
 )
 
+DECIDED = (
+    "A verdict follows the p-value of the paired t test over seeds, adjusted by Holm for the claims of this exhibit. "
+)
+
 
 def as_markdown(
     title: str,
@@ -52,7 +56,7 @@ def as_markdown(
     if verdicts:
         parts.append(claims_table(verdicts).as_markdown())
         parts += [f"- {escaped(best)}" for best in best_values(exhibit, observations)]
-    parts += [table(exhibit, observations).as_markdown(), escaped(CAPTION)]
+    parts += [table(exhibit, observations).as_markdown(), escaped(caption(verdicts))]
     parts += [f"![{escaped(caption)}]({file})" for caption, file in plots.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -76,9 +80,14 @@ def as_html(
         claims=claims_table(verdicts) if verdicts else None,
         best=best_values(exhibit, observations),
         table=table(exhibit, observations),
-        caption=CAPTION,
+        caption=caption(verdicts),
         plots={caption: base64.b64encode(png).decode() for caption, png in plots.items()},
     )
+
+
+def caption(verdicts: Sequence[ClaimVerdict]) -> str:
+    """How the tables are to be read."""
+    return DECIDED + CAPTION if verdicts else CAPTION
 
 
 def as_terminal(title: str, verdicts: Sequence[ClaimVerdict]) -> TerminalTable:
@@ -88,13 +97,21 @@ def as_terminal(title: str, verdicts: Sequence[ClaimVerdict]) -> TerminalTable:
 
 def claims_table(verdicts: Sequence[ClaimVerdict], beside: bool = True) -> Table:
     """One row for each claim; `beside` adds who claims it and the effect in accuracy."""
-    headings = ["claim", "verdict", "effect", "95% interval", "seeds", "unit"]
+    headings = ["claim", "verdict", "effect", "95% interval", "p, Holm", "seeds", "unit"]
     rows = []
     for each in verdicts:
         digits = 1 if each.unit in (WIN_RATE.unit, TOKENS.unit) else 4
         effect = NONE if each.effect is None else f"{each.effect:+z.{digits}f}"
         unit = each.unit if each.margin is None else f"{each.unit}, within {each.margin:g}"
-        row = [each.claim, each.verdict, effect, _interval(each.interval, digits), str(each.seeds), unit]
+        row = [
+            each.claim,
+            each.verdict,
+            effect,
+            _interval(each.interval, digits),
+            p_text(each.adjusted),
+            str(each.seeds),
+            unit,
+        ]
         if beside:
             accuracy = NONE if each.accuracy_effect is None else f"{each.accuracy_effect:+z.1f}"
             if each.accuracy_interval is not None:
@@ -106,6 +123,11 @@ def claims_table(verdicts: Sequence[ClaimVerdict], beside: bool = True) -> Table
         headings[1:1] = ["claimed by"]
         headings.append("effect on accuracy")
     return Table(headings, rows, texts=3 if beside else 2)
+
+
+def p_text(value: float | None) -> str:
+    """A p-value; of a tiny one, that it is."""
+    return NONE if value is None else "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def summary(verdicts: Sequence[ClaimVerdict]) -> str:

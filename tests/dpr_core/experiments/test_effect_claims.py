@@ -3,8 +3,9 @@ import math
 from collections.abc import Callable
 
 import pytest
+from scipy import stats
 
-from dpr_core.experiments.effect_claims import ClaimVerdict, EffectClaim, outcome, verdict_on
+from dpr_core.experiments.effect_claims import ClaimVerdict, EffectClaim, corrected, outcome, verdict_on
 from dpr_core.experiments.exhibits import DPR, SFT, select
 from dpr_core.experiments.observations import TOKENS, Observation
 
@@ -15,35 +16,49 @@ SAME = EffectClaim("PPO = SR", "They are the same.", select("PPO"), select("SR")
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"),
-    [
-        ((0.1, 3.0), "reproduced"),
-        ((-3.0, -0.1), "not reproduced"),
-        ((-0.1, 3.0), "undecided"),
-        ((0.0, 3.0), "undecided"),
-        ((-3.0, 0.0), "undecided"),
-        (None, "undecided"),
-    ],
+    ("effect", "p_value", "expected"),
+    [(2.0, 0.049, "reproduced"), (-2.0, 0.049, "not reproduced"), (2.0, 0.05, "undecided"), (2.0, None, "undecided")],
 )
-def test_a_direction_is_decided_by_the_side_of_zero(interval: tuple[float, float] | None, expected: str) -> None:
-    assert outcome(interval) == expected
+def test_a_direction_is_decided_by_the_adjusted_p_value(effect: float, p_value: float | None, expected: str) -> None:
+    assert outcome(effect, (0.5, 3.5), p_value) == expected
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"),
+    ("interval", "p_value", "expected"),
     [
-        ((-1.9, 1.9), "reproduced"),
-        ((0.5, 1.5), "reproduced"),
-        ((1.0, 3.0), "undecided"),
-        ((-5.0, 5.0), "undecided"),
-        ((-2.0, 1.0), "undecided"),
-        ((2.1, 3.0), "not reproduced"),
-        ((-3.0, -2.1), "not reproduced"),
-        (None, "undecided"),
+        ((-1.9, 1.9), 0.02, "reproduced"),
+        ((1.0, 3.0), 0.5, "undecided"),
+        ((2.1, 3.0), 0.99, "not reproduced"),
+        ((-3.0, -2.1), 0.99, "not reproduced"),
+        (None, None, "undecided"),
     ],
 )
-def test_equality_is_decided_by_the_margin(interval: tuple[float, float] | None, expected: str) -> None:
-    assert outcome(interval, margin=2.0) == expected
+def test_equality_is_decided_within_its_margin(
+    interval: tuple[float, float] | None, p_value: float | None, expected: str
+) -> None:
+    assert outcome(0.0, interval, p_value, margin=2.0) == expected
+
+
+def test_p_values_are_scipys_and_more_claims_ask_for_smaller_ones(runs: Runs) -> None:
+    seen = (
+        runs("DPR", [51.0, 72.0, 93.0, 64.0])
+        + runs("SR", [50.0, 70.0, 90.0, 60.0])
+        + runs("PPO", [50.0, 71.0, 89.0, 60.0])
+    )
+    better, same = verdict_on(BETTER, seen), verdict_on(SAME, seen)
+    assert better.p_value == pytest.approx(stats.ttest_1samp([1, 2, 3, 4], 0).pvalue)
+    sides = [stats.ttest_1samp([0, 1, -1, 0], at, alternative=way) for at, way in ((-2, "greater"), (2, "less"))]
+    assert same.p_value == pytest.approx(max(each.pvalue for each in sides))
+    assert (better.verdict, better.adjusted) == ("reproduced", better.p_value)
+
+    none = ClaimVerdict("absent", "paper", "not run", None, None, 0, "points")
+    together = corrected([better, none, better, same])
+    assert better.p_value is not None
+    assert same.p_value is not None
+    assert [each.adjusted for each in together if each is not together[1]] == pytest.approx(
+        [2 * better.p_value, 2 * better.p_value, 3 * same.p_value]
+    )
+    assert [each.verdict for each in together] == ["undecided", "not run", "undecided", "reproduced"]
 
 
 def test_the_effect_is_paired_by_seed(runs: Runs) -> None:

@@ -111,23 +111,19 @@ def test_figure2(runs: Runs) -> None:
         *runs("DPR", [58.0, 60.1], {GAMMA: 0.95}),
         *runs("DPR", [61.0, 63.1], {GAMMA: 0.99}),
     ]
-    found = verdicts(EXHIBITS["figure2"], seen)
-    assert found["gamma 1 > 0.95"] == "reproduced"
-    assert found["gamma 1 > 0.99"] == "not reproduced"
-    assert found["gamma 1 > 0.93"] == "not run"
     # 60 - (58 + 61) / 2 and 62 - (60.1 + 63.1) / 2
-    assert effects(EXHIBITS["figure2"], seen)["gamma 1 > the others"] == pytest.approx((0.5 + 0.4) / 2)
+    assert effects(EXHIBITS["figure2"], seen) == {"gamma 1 > the others": pytest.approx((0.5 + 0.4) / 2)}
+    assert verdicts(EXHIBITS["figure2"], runs("DPR", [60.0], {GAMMA: 1.0})) == {"gamma 1 > the others": "not run"}
 
 
 def test_figure3(runs: Runs) -> None:
     rates = {0.1: 55.0, 0.3: 99.0, 0.4: 60.0, 0.5: 62.0, 0.6: 61.0, 0.7: 99.0, 0.8: 60.0, 0.9: 70.0}
     seen = [each for at, rate in rates.items() for each in runs("DPR", [rate, rate], {REFERENCE: at})]
     assert effects(EXHIBITS["figure3"], seen) == {
-        "reference near 0.5 > the ends": pytest.approx(61.0 - (55 + 60 + 70) / 3),
         "reference near 0.5 > early": pytest.approx(61.0 - 55),
         "reference near 0.5 > late": pytest.approx(61.0 - 65),
     }
-    assert list(verdicts(EXHIBITS["figure3"], seen).values()) == ["not reproduced", "reproduced", "not reproduced"]
+    assert list(verdicts(EXHIBITS["figure3"], seen).values()) == ["reproduced", "not reproduced"]
 
 
 def test_figure3_passes_over_references_that_are_no_places(runs: Runs) -> None:
@@ -150,7 +146,6 @@ def test_figure4a_compares_the_halves_of_what_most_answers_reach(runs: Runs) -> 
     ]
     assert effects(EXHIBITS["figure4a"], seen) == {
         "the KL falls, gamma 1": pytest.approx(0.3 - 0.05),
-        "the KL falls, gamma 0.95": pytest.approx(0.4 - 0.2),
         "the reward falls less with gamma 1": pytest.approx(0.3 - 0.1),
     }
     assert set(verdicts(EXHIBITS["figure4a"], seen).values()) == {"reproduced"}
@@ -174,9 +169,13 @@ def test_figure4b(runs: Runs, sft: Runs) -> None:
         *runs("DPR", [40.0, 40.4], {TEMPERATURE: 1.0}),
     ]
     found = verdicts(EXHIBITS["figure4b"], seen)
-    assert found["DPR > SFT at 0.3"] == found["DPR > SFT at 0.7"] == found["less at 1 than at 0.7"] == "reproduced"
-    assert found["DPR > SFT at 1"] == "not reproduced"
-    assert found["DPR > SFT at 0.5"] == "not run"
+    assert found == {"DPR > SFT at 0.3": "reproduced", "less at 1 than at 0.7": "reproduced"}
+
+
+def test_no_exhibit_asks_what_another_does() -> None:
+    """One row a hypothesis: what is the mean of others, or the same numbers again, is none."""
+    asked = [claim.name for exhibit in EXHIBITS.values() for claim in exhibit.claims]
+    assert len(asked) == len(set(asked)) == 27
 
 
 def test_a_sweep_claims_nothing(runs: Runs) -> None:

@@ -25,10 +25,10 @@ def test_the_section_has_verdicts_table_and_plots(runs: Runs, sft: Runs) -> None
     assert lines(text, "## ") == ["## Table \\<2\\>"]
     assert "2 pipelines, seeds 0, 1; asked on lab." in text
     assert lines(text, "| DPR \\> w/V") == [
-        "| DPR \\> w/V | paper | reproduced | +9.9 | \\[+8.6, +11.2\\] | 2 | points | \u2013 |"
+        "| DPR \\> w/V | paper | reproduced | +9.9 | \\[+8.6, +11.2\\] | .006 | 2 | points | \u2013 |"
     ]
     (equal,) = lines(text, "| w/V =")
-    assert equal.endswith("| project | not run | \u2013 | \u2013 | 0 | points, within 5 | \u2013 |")
+    assert equal.endswith("| project | not run | \u2013 | \u2013 | \u2013 | 0 | points, within 5 | \u2013 |")
     assert lines(text, "| policy") == [
         "| policy | win rate % | accuracy % | tokens | cut % | KL (nats) | stopped | seeds |"
     ]
