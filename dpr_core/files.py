@@ -17,12 +17,35 @@ _KINDS = {
 }
 
 
+DATA_FOLDER = "DPR_REAL_DATA"
+"""The environment variable that names a folder of data, for relative paths that are not in the current one."""
+
+
 def expanded(name: str) -> Path:
     """The path that a setting names, where `~` is the home folder."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
         raise UsageError(f"{name}: there is no such user here; write the path without ~") from None
+
+
+def data_file(name: str) -> Path:
+    """The file of data that a setting names: a relative one from the current folder, or else from `DPR_REAL_DATA`."""
+    path = expanded(name)
+    folder = os.environ.get(DATA_FOLDER)
+    if path.is_absolute() or not folder or os.path.exists(path):
+        return path
+    elsewhere = expanded(folder) / path
+    return elsewhere if os.path.exists(elsewhere) else path
+
+
+def also_sought(name: str) -> str:
+    """For the error about a file of data that is not there: where else it was looked for, or could have been."""
+    if expanded(name).is_absolute():
+        return ""
+    folder = os.environ.get(DATA_FOLDER)
+    here = f" (looked for in {Path.cwd()}"
+    return f"{here} and in {DATA_FOLDER}, {folder})" if folder else f"{here}; {DATA_FOLDER} can name another folder)"
 
 
 def refuse_special(path: Path) -> None:

@@ -47,6 +47,22 @@ def mean_interval(values: Sequence[float], samples: int, seed: int, level: float
     return float(low), float(high)
 
 
+def ratio_interval(
+    totals: Sequence[float], weights: Sequence[float], samples: int, seed: int, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of sum(totals) / sum(weights) over rows, drawn together; None below two rows.
+
+    Resamples in which all weights are 0 have no ratio, and do not count.
+    """
+    if len(weights) < 2:
+        return None
+    below = bootstrap_means(weights, samples, seed)
+    ratios = bootstrap_means(totals, samples, seed)[below > 0] / below[below > 0]
+    tail = (1 - level) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Student's interval of the mean of a few independent values, such as one a seed; None for fewer than two."""
     from scipy.special import stdtrit

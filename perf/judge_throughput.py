@@ -108,7 +108,7 @@ def ours(
     pairs: Sequence[Pair], config: settings.OpenAIJudgeConfig, execution: settings.JudgeExecutionConfig, cache: Path
 ) -> Callable[[], Awaitable[int]]:
     """As a run judges, with a cache that is empty."""
-    judge = build_judge(config, execution, lambda text: None, cache)
+    judge = build_judge(config, execution, lambda question, text: None, cache)
 
     async def work() -> int:
         games = await judge_pairs(judge, pairs, execution, lambda done, total, note: None)

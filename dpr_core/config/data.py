@@ -1,6 +1,7 @@
 """Settings of demonstrations: source, subsample and prompt template."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -89,6 +90,9 @@ class ColumnsConfig(Config):
     response: str = "response"
     """Column of the demonstrated response."""
 
+    answer: str | None = None
+    """Column of the result that a right response states, if any: the diagnosis checks answers by it."""
+
 
 class FileSourceConfig(Config):
     """A local file: Parquet or CSV where its name ends so, else one JSON object a line (JSONL)."""
@@ -97,7 +101,7 @@ class FileSourceConfig(Config):
     """Which kind of source this is."""
 
     path: Line = Field(min_length=1)
-    """The file."""
+    """The file, in the current folder or in the one that the environment variable `DPR_REAL_DATA` names."""
 
     columns: ColumnsConfig = ColumnsConfig()
     """Which column holds what."""
@@ -173,3 +177,13 @@ class SubsampleConfig(StageConfig):
 
     max_bad_share: float = Field(0.01, ge=0, le=1)
     """The stage fails where more rows than this share are bad."""
+
+    @classmethod
+    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a column of results, samples keep the keys that they had before there could be one."""
+        kept = super().identity_in(values)
+        columns = kept["source"].get("columns", {})
+        if columns.get("answer") is None:
+            without = {name: column for name, column in columns.items() if name != "answer"}
+            kept["source"] = {**kept["source"], **({"columns": without} if columns else {})}
+        return kept

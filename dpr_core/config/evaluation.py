@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from dpr_core.config.base import Address, Config, Line, Name, StageConfig, Temperature, Variable, type_if_unset
 from dpr_core.config.data import AdditionsConfig, LabTask
 from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.gold import WordProblemsConfig
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
 
 
@@ -36,18 +37,25 @@ class FileBenchmarkConfig(Config):
     """Which kind of benchmark this is."""
 
     path: Line = Field(min_length=1)
-    """One JSON object a line, with `prompt` and, if there is one, `id` and a verifiable `reference`."""
+    """One JSON object a line, with `prompt` and, if there is one, `id` and a verifiable `reference`; looked for in the
+    current folder, then in `DPR_REAL_DATA`."""
 
     content: str | None = None
     """Hash of the file, filled in when the stage starts: an edited file is another benchmark."""
 
 
 Benchmark = Annotated[
-    LabBenchmarkConfig | FileBenchmarkConfig | AlpacaEvalConfig | ArenaHardConfig | LimaConfig | MTBenchConfig,
+    LabBenchmarkConfig
+    | FileBenchmarkConfig
+    | AlpacaEvalConfig
+    | ArenaHardConfig
+    | LimaConfig
+    | MTBenchConfig
+    | WordProblemsConfig,
     Field(discriminator="type"),
 ]
 
-OFFICIAL = frozenset({"alpaca_eval", "arena_hard", "lima", "mt_bench"})
+NAMED_BY_TYPE = frozenset({"alpaca_eval", "arena_hard", "lima", "mt_bench", "word_problems"})
 """A benchmark that is called by one of these names, and says no `type`, is of that type."""
 
 
@@ -326,7 +334,7 @@ class EvaluationConfig(Config):
     """Which benchmarks are asked, and which controls stand beside the trained policy."""
 
     benchmarks: dict[Name, Benchmark] = Field({}, max_length=16)
-    """Benchmarks by name. Those called alpaca_eval, arena_hard, lima or mt_bench need no `type`."""
+    """Benchmarks by name. Those that are called by their type (alpaca_eval, word_problems) need not say it."""
 
     controls: dict[Name, Control] = Field({}, max_length=16)
     """Training-free controls by name."""
@@ -337,7 +345,7 @@ class EvaluationConfig(Config):
         if not isinstance(benchmarks, dict):
             return benchmarks
         return {
-            name: {"type": name, **values} if name in OFFICIAL and isinstance(values, dict) else values
+            name: {"type": name, **values} if name in NAMED_BY_TYPE and isinstance(values, dict) else values
             for name, values in benchmarks.items()
         }
 

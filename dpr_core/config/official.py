@@ -7,8 +7,27 @@ from pydantic import Field
 from dpr_core.config.base import Config, Line
 
 
-class OfficialBenchmarkConfig(Config):
-    """Questions in the layout of a public benchmark, from a local file or from the hub."""
+class HostedFileConfig(Config):
+    """Questions from a local file or from the hub."""
+
+    path: Line | None = Field(None, min_length=1)
+    """A local file of the questions, in the current folder or in `DPR_REAL_DATA`; none takes them from the hub."""
+
+    repository: Line | None = Field(None, min_length=1)
+    """The dataset of the Hugging Face hub that holds them."""
+
+    file: Line | None = Field(None, min_length=1)
+    """The file of that dataset."""
+
+    revision: Line | None = None
+    """Commit of the dataset; none takes what is there now."""
+
+    content: str | None = None
+    """Hash of the questions, filled in when the stage starts: an edited file is another benchmark."""
+
+
+class OfficialBenchmarkConfig(HostedFileConfig):
+    """Questions in the layout of a public benchmark."""
 
     path: Line | None = Field(None, min_length=1)
     """A local file of the questions in their official layout; none takes them from the hub."""
@@ -18,12 +37,6 @@ class OfficialBenchmarkConfig(Config):
 
     file: Line = Field(min_length=1)
     """The file of that dataset."""
-
-    revision: Line | None = None
-    """Commit of the dataset; none takes what is there now."""
-
-    content: str | None = None
-    """Hash of the questions, filled in when the stage starts: an edited file is another benchmark."""
 
 
 class AlpacaEvalConfig(OfficialBenchmarkConfig):

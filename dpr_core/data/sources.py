@@ -12,7 +12,15 @@ from typing import Any, BinaryIO, Protocol
 from dpr_core.config.data import ColumnsConfig, FileSourceConfig, HubSourceConfig, LabSourceConfig, SourceConfig
 from dpr_core.data.rows import BadRow, Demonstration, InvalidRowError, RowReader
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.files import ConstantError, DuplicateKeyError, expanded, parse_json, refuse_special
+from dpr_core.files import (
+    ConstantError,
+    DuplicateKeyError,
+    also_sought,
+    data_file,
+    expanded,
+    parse_json,
+    refuse_special,
+)
 from dpr_core.hashing import hash_file, hash_folder, open_pinned, refuse_changed
 from dpr_core.lab import programs
 
@@ -50,11 +58,10 @@ def fingerprint(config: SourceConfig) -> str | None:
     if isinstance(config, LabSourceConfig):
         return None
     if isinstance(config, FileSourceConfig):
-        path = expanded(config.path)
         try:
-            return hash_file(path)
+            return hash_file(data_file(config.path))
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable(config.path, error) from None
     folder = expanded(config.name)
     return hash_folder(folder) if folder.is_dir() else None
 
@@ -80,7 +87,7 @@ class LocalFile:
 
     def __init__(self, config: FileSourceConfig) -> None:
         self.name = config.path
-        self._path = expanded(config.path)
+        self._path = data_file(config.path)
         self._columns = config.columns
         self._pinned = config.content
 
@@ -217,12 +224,12 @@ class HubDataset:
 
 def _local_file(config: FileSourceConfig) -> DemonstrationSource:
     """The format by the file's suffix; every suffix that is not listed means JSON lines."""
-    path = expanded(config.path)
+    path = data_file(config.path)
     refuse_special(path)
     try:
         path.open("rb").close()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(config.path, error) from None
     return _BY_SUFFIX.get(path.suffix.lower(), JsonLinesFile)(config)
 
 
@@ -379,9 +386,10 @@ def _bound_memory(settings: Any) -> None:
         )
 
 
-def _unreadable(path: Path, error: OSError) -> UsageError:
+def _unreadable(name: str, error: OSError) -> UsageError:
+    sought = also_sought(name) if isinstance(error, FileNotFoundError) else ""
     return UsageError(
-        f"cannot read the demonstrations {path}: {error.strerror}. "
+        f"cannot read the demonstrations {expanded(name)}: {error.strerror}{sought}. "
         "Give a JSONL, Parquet or CSV file: --set subsample.source.path=FILE"
     )
 

@@ -14,7 +14,7 @@ from dpr_core.diagnostics.auroc import AurocEstimate, Correctness, correctness
 from dpr_core.diagnostics.corruption import Detection, corrupt, detection
 from dpr_core.diagnostics.rounding import rounding_share
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.questions import Question, ReadResult
+from dpr_core.evaluation.questions import IsRight, Question, not_checked
 from dpr_core.masking import masked_sum
 from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
 from dpr_core.rollouts.engine import Completion, Engine, Sampling
@@ -100,12 +100,12 @@ class Probes:
 
 def training_questions(
     source: SourceConfig, texts: Sequence[GivenText], count: int, seed: int
-) -> tuple[list[Question], ReadResult | None]:
+) -> tuple[list[Question], IsRight]:
     """Training prompts of the lab, whose answers can be read and checked; else the first demonstrated prompts."""
     if isinstance(source, LabSourceConfig):
         benchmark = LabBenchmarkConfig(task=source.task, split="train", prompts=count, prompt_seed=seed)
-        return benchmarks.load(benchmark), benchmarks.result_reader(benchmark)
-    return [Question(str(i), (text.prompt,), text.system) for i, text in enumerate(texts[:count], start=1)], None
+        return benchmarks.load(benchmark), benchmarks.checker(benchmark)
+    return [Question(str(i), (text.prompt,), text.system) for i, text in enumerate(texts[:count], start=1)], not_checked
 
 
 def measure(

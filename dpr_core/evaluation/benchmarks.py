@@ -7,10 +7,13 @@ from typing import Any
 
 from dpr_core import hub
 from dpr_core.config.evaluation import Benchmark, FileBenchmarkConfig, LabBenchmarkConfig
-from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig, Official
+from dpr_core.config.gold import GoldBenchmark, GoldBenchmarkConfig, WordProblemsConfig
+from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, HostedFileConfig, LimaConfig, MTBenchConfig
 from dpr_core.errors import UsageError
-from dpr_core.evaluation import public_sets
-from dpr_core.evaluation.questions import Question, ReadResult
+from dpr_core.evaluation import hosted, public_sets
+from dpr_core.evaluation.gold import word_problems
+from dpr_core.evaluation.gold.measures import Gold
+from dpr_core.evaluation.questions import IsRight, Question, exact_match, not_checked
 from dpr_core.evaluation.rows import Row, jsonl_rows, of_benchmark_file, text_field
 from dpr_core.hashing import hash_file, read_pinned
 from dpr_core.lab import programs
@@ -21,15 +24,16 @@ Answered = Sequence[tuple[Question, tuple[str, ...]]]
 
 @dataclass(frozen=True)
 class Kind:
-    """How one type of benchmark is loaded, and how a result is read from an answer to it."""
+    """How one type of benchmark is loaded, and how an answer to it is checked."""
 
     load: Callable[[Any], list[Question]]
-    read_result: ReadResult
+    is_right: IsRight
     with_content_hash: Callable[[Any], Benchmark] = lambda config: config
     missing: Callable[[Any], str | None] = lambda config: None
     placeholder_questions: Callable[[Any], list[Question]] = lambda config: []
     temperature: Callable[[Any, Question], float | None] = lambda config, question: None
     official_file: Callable[[Any, str, Answered], tuple[str, str] | None] = lambda config, model, answered: None
+    gold: Gold | None = None
 
 
 def load(config: Benchmark) -> list[Question]:
@@ -49,10 +53,9 @@ def missing(config: Benchmark) -> str | None:
 
 def check_source(config: Benchmark) -> None:
     """Raise, within seconds, why what is missing cannot be fetched."""
-    if isinstance(config, Official) and missing(config) is not None:
-        hub.check(
-            "dataset", config.repository, config.revision, f"evaluation.benchmarks.{config.type}.path", config.file
-        )
+    if isinstance(config, HostedFileConfig) and missing(config) is not None:
+        repository, file = hosted.on_hub(config)
+        hub.check("dataset", repository, config.revision, f"evaluation.benchmarks.{config.type}.path", file)
 
 
 def placeholder_questions(config: Benchmark) -> list[Question]:
@@ -60,9 +63,9 @@ def placeholder_questions(config: Benchmark) -> list[Question]:
     return KINDS[type(config)].placeholder_questions(config)
 
 
-def result_reader(config: Benchmark) -> ReadResult:
-    """How the result that an answer states is read for this benchmark."""
-    return KINDS[type(config)].read_result
+def checker(config: Benchmark) -> IsRight:
+    """Whether an answer to a question of this benchmark is right."""
+    return KINDS[type(config)].is_right
 
 
 def temperature(config: Benchmark, question: Question) -> float | None:
@@ -73,6 +76,11 @@ def temperature(config: Benchmark, question: Question) -> float | None:
 def official_file(config: Benchmark, model: str, answered: Answered) -> tuple[str, str] | None:
     """Name and text of a file of a model's answers in the benchmark's own layout, where it has one."""
     return KINDS[type(config)].official_file(config, model, answered)
+
+
+def gold(config: Benchmark) -> Gold | None:
+    """What a program measures of the answers, where it can."""
+    return KINDS[type(config)].gold
 
 
 def _lab_questions(config: LabBenchmarkConfig) -> list[Question]:
@@ -124,7 +132,7 @@ def _file_question(row: Row, number: int, where: str) -> Question:
 _STATED = re.compile(r"answer is:?[ \t]*(.*)", re.IGNORECASE)
 
 
-def _stated_result(text: str) -> str | None:
+def stated_result(text: str) -> str | None:
     """What follows the last "answer is", or else the last line that is not empty; without a final full stop."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -138,21 +146,38 @@ def _with_file_hash(config: FileBenchmarkConfig) -> FileBenchmarkConfig:
     return config.model_copy(update={"content": of_benchmark_file(config.path, hash_file)})
 
 
+def _with_hosted_hash(config: GoldBenchmark) -> GoldBenchmark:
+    return config.model_copy(update={"content": hosted.content_hash(config)})
+
+
+PROMPTS_NOT_HERE = 1000
+"""Assumed of a file of gold rows that is not on this machine yet."""
+
+
+def _gold_placeholders(config: GoldBenchmarkConfig) -> list[Question]:
+    return [Question(str(number), ("",)) for number in range(config.prompts or PROMPTS_NOT_HERE)]
+
+
+def _gold(load: Callable[[Any], list[Question]], is_right: IsRight, measured: Gold) -> Kind:
+    return Kind(load, is_right, _with_hosted_hash, hosted.missing, _gold_placeholders, gold=measured)
+
+
 _PUBLIC = Kind(
     public_sets.load,
-    public_sets.read_result,
+    not_checked,
     public_sets.with_content_hash,
-    public_sets.missing,
+    hosted.missing,
     public_sets.placeholder_questions,
     public_sets.temperature,
     public_sets.official_file,
 )
 
 KINDS: dict[type[Benchmark], Kind] = {
-    LabBenchmarkConfig: Kind(_lab_questions, programs.read_result),
-    FileBenchmarkConfig: Kind(_file_questions, _stated_result, _with_file_hash),
+    LabBenchmarkConfig: Kind(_lab_questions, exact_match(programs.read_result)),
+    FileBenchmarkConfig: Kind(_file_questions, exact_match(stated_result), _with_file_hash),
     AlpacaEvalConfig: _PUBLIC,
     ArenaHardConfig: _PUBLIC,
     LimaConfig: _PUBLIC,
     MTBenchConfig: _PUBLIC,
+    WordProblemsConfig: _gold(word_problems.load, word_problems.is_right, word_problems.GOLD),
 }

@@ -19,7 +19,7 @@ from dpr_core.evaluation.endpoint import Endpoint, UnavailableError, Unreachable
 from dpr_core.evaluation.fastchat import FastChatTemplate
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
-from dpr_core.evaluation.questions import Question, ReadResult, is_right
+from dpr_core.evaluation.questions import IsRight, Question
 from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
 from dpr_core.files import expanded
 from dpr_core.hashing import hash_file
@@ -39,7 +39,7 @@ NAMED = {"models": "model", "system_fingerprints": "system_fingerprint"}
 def build_judge(
     config: settings.JudgeByConfig,
     execution: settings.JudgeExecutionConfig,
-    read_result: ReadResult,
+    is_right: IsRight,
     cache: Path | None = None,
 ) -> PairwiseJudge:
     """The judge that the settings name; UsageError where it cannot work here (no key, no client library).
@@ -48,7 +48,7 @@ def build_judge(
     """
     match config:
         case settings.VerifiableJudgeConfig():
-            return RuleJudge(lambda comparison: _verified(comparison, read_result))
+            return RuleJudge(lambda comparison: _verified(comparison, is_right))
         case settings.ScriptedJudgeConfig(rule=rule):
             return RuleJudge(lambda comparison: Judgment(PAIRWISE_RULES[rule](comparison), f"rule: {rule}"))
     prompt = PairwisePrompt(config.max_answer_characters)
@@ -218,11 +218,9 @@ RATING_RULES: dict[str, Callable[[str], float | None]] = {
 }
 
 
-def _verified(comparison: Comparison, read_result: ReadResult) -> Judgment:
-    """The answer that states the reference result wins; a tie where both do or neither does."""
-    right = [
-        is_right(comparison.question, answer.turns[-1], read_result) for answer in (comparison.first, comparison.second)
-    ]
+def _verified(comparison: Comparison, is_right: IsRight) -> Judgment:
+    """The answer that is right wins; a tie where both are or neither is."""
+    right = [is_right(comparison.question, answer.turns[-1]) for answer in (comparison.first, comparison.second)]
     if None in right:
         raise UsageError(
             f"question {comparison.question.id} has no reference, which the verifiable judge needs; "

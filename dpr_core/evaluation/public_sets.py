@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dpr_core import hub
 from dpr_core.config.official import ArenaHardConfig, MTBenchConfig, Official
-from dpr_core.errors import DensePathError, UsageError
+from dpr_core.errors import UsageError
+from dpr_core.evaluation import hosted
 from dpr_core.evaluation.official.layouts import LAYOUTS, Layout, questions_of
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rows import naming, of_benchmark_file, read_rows
-from dpr_core.files import expanded
+from dpr_core.files import data_file
 from dpr_core.hashing import hash_file
 
 MT_BENCH_TEMPERATURES = {
@@ -27,7 +27,7 @@ MT_BENCH_TEMPERATURES = {
 
 def load(config: Official) -> list[Question]:
     """The questions, each id once and each with as many turns as the benchmark asks."""
-    layout, file = _layout(config), _file(config)
+    layout, file = _layout(config), hosted.local_file(config)
     with naming(file):
         questions = questions_of(layout, read_rows(file, config.content))
     for question in questions:
@@ -38,28 +38,16 @@ def load(config: Official) -> list[Question]:
             )
         temperature(config, question)
     if isinstance(config, MTBenchConfig) and config.references is not None:
-        return _with_references(questions, expanded(config.references), config.references_content)
+        return _with_references(questions, data_file(config.references), config.references_content)
     return questions
 
 
 def with_content_hash(config: Official) -> Official:
     """The benchmark together with the hashes of its files as they are now."""
-    update = {"content": of_benchmark_file(str(_file(config)), hash_file)}
+    update = {"content": hosted.content_hash(config)}
     if isinstance(config, MTBenchConfig) and config.references is not None:
         update["references_content"] = of_benchmark_file(config.references, hash_file)
     return config.model_copy(update=update)
-
-
-def missing(config: Official) -> str | None:
-    """What has to be fetched from the hub before the questions can be read."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if config.path is not None:
-        return None
-    here = try_to_load_from_cache(config.repository, config.file, revision=config.revision, repo_type="dataset")
-    if isinstance(here, str):
-        return None
-    return f"{config.file} of the dataset {config.repository} is not on this machine yet"
 
 
 def placeholder_questions(config: Official) -> list[Question]:
@@ -90,11 +78,6 @@ def official_file(
     return layout.file.format(model=model), layout.write(model, answered)
 
 
-def read_result(text: str) -> str | None:
-    """None: a judge decides, not a program."""
-    return None
-
-
 def _layout(config: Official) -> Layout:
     return LAYOUTS[config.type.replace("_", "-")]
 
@@ -113,33 +96,3 @@ def _with_references(questions: list[Question], path: Path, pinned: str | None) 
         if len(turns) != len(known[name].turns):
             raise UsageError(f"{path}: the reference answer to question {name} has {len(turns)} turns")
     return [replace(question, references=references.get(question.id, ())) for question in questions]
-
-
-def _file(config: Official) -> Path:
-    """The local file, or a copy of the hub's in the hub's own cache."""
-    if config.path is not None:
-        return expanded(config.path)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(config.repository, config.file, repo_type="dataset", revision=config.revision))
-    except Exception as error:
-        raise _explained(config, error) from None
-
-
-def _explained(config: Official, error: Exception) -> DensePathError:
-    from huggingface_hub import errors
-
-    detail = " ".join(str(error).split()).rstrip(".")[:300]
-    instead = (
-        f"or give a local file: --set evaluation.benchmarks.{config.type}.path=FILE, "
-        "for `dpr benchmark judge` --questions FILE"
-    )
-    if (refused := hub.refusal(error, "dataset", config.repository, config.revision, config.file, instead)) is not None:
-        return refused
-    place = f"{config.file} of the dataset {config.repository}"
-    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
-        return DensePathError(
-            f"the hub cannot be reached for {place} ({detail}); check the network and HF_HUB_OFFLINE, {instead}"
-        )
-    return DensePathError(f"{place} cannot be read: {type(error).__name__}: {detail}; try again, {instead}")

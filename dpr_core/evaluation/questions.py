@@ -1,4 +1,4 @@
-"""Benchmark questions, and the exact match of a stated result with the reference."""
+"""Benchmark questions, and whether an answer to one is right."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from typing import Any, Self
 
 ReadResult = Callable[[str], str | None]
 """Reads the result that an answer states; None where it states none."""
+
+IsRight = Callable[["Question", str], bool | None]
+"""Whether an answer to a question is right; None where no program can know."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Question:
     reference: str | None = None
     """The result that a right answer states, to be checked by a program."""
     references: tuple[str, ...] = ()
-    """A reference answer to each turn, for a judge to read."""
+    """A reference answer to each turn, for a judge to read; or all there are to the only turn."""
     category: str = ""
 
     @classmethod
@@ -35,8 +38,14 @@ class Question:
         return self.turns[0]
 
 
-def is_right(question: Question, text: str, read_result: ReadResult) -> bool | None:
-    """Whether `text` states the question's reference; None where the question has no reference."""
-    if question.reference is None:
-        return None
-    return read_result(text) == question.reference
+def exact_match(read_result: ReadResult) -> IsRight:
+    """Right is what states the question's reference; a question without one has no right answer."""
+
+    def is_right(question: Question, text: str) -> bool | None:
+        return None if question.reference is None else read_result(text) == question.reference
+
+    return is_right
+
+
+def not_checked(question: Question, text: str) -> None:
+    """A judge decides, not a program."""

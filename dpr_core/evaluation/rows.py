@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpr_core.errors import UsageError
-from dpr_core.files import DuplicateKeyError, expanded, parse_json
+from dpr_core.files import DuplicateKeyError, also_sought, data_file, parse_json
 from dpr_core.hashing import read_pinned
 
 Row = dict[str, Any]
@@ -130,11 +130,13 @@ def naming(path: Path) -> Iterator[None]:
 
 def of_benchmark_file(path: str, read: Callable[[Path], T]) -> T:
     """What `read` makes of a benchmark's file; UsageError where it is absent or cannot be read."""
-    file = expanded(path)
+    file = data_file(path)
     try:
         refuse_large(file)
         return read(file)
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such benchmark file; check the benchmark's settings") from None
+        raise UsageError(
+            f"{path}: there is no such benchmark file{also_sought(path)}; check the benchmark's settings"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path}: the benchmark file cannot be read: {error.strerror}") from None

@@ -27,6 +27,28 @@ BESIDE = (
 )
 
 
+GOLD = (
+    "What a program measures of the answers, the benchmark's primary measure first; shares are in percent, and each is "
+    "pooled over the answers that have it."
+)
+
+
+@dataclass(frozen=True)
+class GoldMeasure:
+    """A measure over all prompts of a benchmark, with its bootstrap interval over them."""
+
+    title: str
+    value: float
+    low: float | None
+    high: float | None
+    is_share: bool
+
+    def __str__(self) -> str:
+        numbers = [n for n in (self.value, self.low, self.high) if n is not None]
+        value, *interval = (f"{100 * n:.1f}" if self.is_share else f"{n:.3f}" for n in numbers)
+        return f"{value} [{', '.join(interval)}]" if interval else value
+
+
 @dataclass(frozen=True)
 class Row:
     """One policy on one benchmark. Shares and rates lie between 0 and 1, win rates and their intervals in 0-100."""
@@ -58,6 +80,8 @@ class Row:
     """Prompts with at least one readable verdict."""
     published: float | None = None
     """The paper's win rate for the same backbone, policy and benchmark."""
+    gold: Mapping[str, "GoldMeasure"] | None = None
+    """What a program measured of the answers, by name, the benchmark's primary measure first."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +120,15 @@ def as_dict(table: ReportTable) -> dict[str, Any]:
     return {
         "title": table.title,
         "estimand": table.estimand,
-        "rows": [asdict(row) for row in table.rows],
+        "rows": [_as_dict(row) for row in table.rows],
         "notes": list(table.notes),
         "provenance": dict(table.provenance),
     }
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    """Where nothing gold was measured, as before there was such a thing."""
+    return {name: value for name, value in asdict(row).items() if name != "gold" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -149,7 +178,9 @@ def as_html(table: ReportTable, sections: Sequence[Section] = ()) -> str:
 
 def _own(table: ReportTable) -> list[Section]:
     """The parts that are made of the rows alone."""
+    measured = [section("Gold measures", gold_measures(table), after=[GOLD])] if table.has("gold") else []
     return [
+        *measured,
         section("Beside the win rates", judgments(table), after=[BESIDE]),
         section("Answers", answers(table)),
     ]
@@ -217,6 +248,7 @@ class _Column:
 _POLICY = _Column("policy", lambda row: row.policy, is_text=True)
 _BENCHMARK = _Column("benchmark", lambda row: row.benchmark, is_text=True)
 _ACCURACY = _Column("accuracy %", lambda row: _percent(row.accuracy), "accuracy")
+_GOLD = _Column("gold measure", lambda row: _primary(row), "gold", is_text=True)
 _WIN_RATE = _Column("win rate %", lambda row: win_rate(row))
 _CONTRADICTIONS = _Column("contradictions %", lambda row: _percent(row.contradiction_rate), "contradiction_rate")
 _FIRST = _Column("first wins %", lambda row: _percent(row.first_position_rate), "first_position_rate")
@@ -246,6 +278,23 @@ def answers(table: ReportTable) -> Table:
     return _tabulated(table, [_ACCURACY, _TOKENS, _CUT, _KL, _PROMPTS], table.rows)
 
 
+def gold_measures(table: ReportTable) -> Table:
+    """Every measure of every policy, the baseline's too."""
+    rows = [row for row in table.rows if row.gold]
+    titles = list(dict.fromkeys(each.title for row in rows for each in (row.gold or {}).values()))
+
+    def column(title: str) -> _Column:
+        return _Column(title, lambda row: next((str(m) for m in (row.gold or {}).values() if m.title == title), NONE))
+
+    return _tabulated(table, [*map(column, titles), _PROMPTS], rows)
+
+
+def _primary(row: Row) -> str:
+    """The benchmark's primary measure, by name: benchmarks may have different ones."""
+    first = next(iter((row.gold or {}).values()), None)
+    return NONE if first is None else f"{first.title} {first}"
+
+
 def _tabulated(table: ReportTable, columns: Sequence[_Column], rows: Sequence[Row]) -> Table:
     texts = [_POLICY, *([_BENCHMARK] if len(table.benchmarks) > 1 else [])]
     shown = [*texts, *(column for column in columns if not column.needs or table.has(column.needs))]
@@ -264,7 +313,7 @@ def as_terminal(table: ReportTable) -> TerminalTable:
         pad_edge=False,
     )
     several = [_BENCHMARK] if len(table.benchmarks) > 1 else []
-    every = [_POLICY, *several, _ACCURACY, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
+    every = [_POLICY, *several, _ACCURACY, _GOLD, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
     columns = [column for column in every if not column.needs or table.has(column.needs)]
     for column in columns:
         name, _, unit = column.heading.rpartition(" ")

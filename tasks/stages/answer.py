@@ -1,6 +1,7 @@
 """One policy answers one benchmark."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from dpr_core.config.evaluation import Benchmark
+    from dpr_core.evaluation.gold.measures import Estimate
     from dpr_core.evaluation.questions import Question
     from dpr_core.models.dense_reward import ScoredTokens
     from dpr_core.rollouts.engine import Completion
+
+logger = logging.getLogger("dense_path")
 
 ANSWERS = "answers.jsonl"
 PROFILE = "profile.json"
@@ -37,6 +42,7 @@ OFFICIAL = "official"
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import TokenSequence, end_token
     from dpr_core.evaluation import benchmarks
+    from dpr_core.evaluation.gold.measures import answers_cut, cut_warning
     from dpr_core.rollouts.engine import Sampling
     from dpr_core.rollouts.multi_turn import answer_questions, tokenize_question
 
@@ -70,7 +76,10 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     work.table("samples/answers.json", rows[:16])
     if scored is not None:
         write_profile(work, profile(state_kl, scored))
-    return statistics(rows) | bound(settings)
+    measured = gold_metrics(settings, rows)
+    if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
+        logger.warning("%s: %s", settings.benchmark.type, warning)
+    return statistics(rows) | measured | bound(settings)
 
 
 def _rows(
@@ -83,10 +92,9 @@ def _rows(
     """A row for each question: what was asked, the text of every turn's answer, and sums over the turns."""
     from dpr_core.data.encoding import decode_response, end_token
     from dpr_core.evaluation import benchmarks
-    from dpr_core.evaluation.questions import is_right
 
     end = end_token(tokenizer)
-    read_result = benchmarks.result_reader(settings.benchmark)
+    is_right, gold = benchmarks.checker(settings.benchmark), benchmarks.gold(settings.benchmark)
     left = iter(kl) if kl is not None else None
     rows = []
     for question, completions in zip(questions, answers, strict=True):
@@ -95,13 +103,32 @@ def _rows(
             {
                 "question": asdict(question),
                 "turns": turns,
-                "right": is_right(question, turns[-1], read_result),
+                "right": is_right(question, turns[-1]),
                 "tokens": sum(completion.length for completion in completions),
                 "cut": any(not completion.ended(end) for completion in completions),
                 "kl_to_sft": None if left is None else sum(next(left) for _ in completions),
+                **({} if gold is None else {"gold": dict(gold.of_answer(question, turns[-1]))}),
             }
         )
     return rows
+
+
+def gold_estimates(benchmark: "Benchmark", rows: list[dict[str, Any]]) -> "dict[str, Estimate]":
+    """The gold measures of the answers to a benchmark that has some, the primary one first."""
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.evaluation.gold.measures import pooled
+
+    gold = benchmarks.gold(benchmark)
+    return {} if gold is None else pooled(gold, [row["gold"] for row in rows if row.get("gold")])
+
+
+def gold_metrics(settings: AnswerConfig, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """They as metrics, and of how many answers that were cut they were taken."""
+    from dpr_core.evaluation.gold.measures import answers_cut
+
+    found = gold_estimates(settings.benchmark, rows)
+    metrics = {f"gold/{name}": estimate.value for name, estimate in found.items()}
+    return metrics | ({"gold/cut": float(answers_cut(rows))} if found else {})
 
 
 def _write_official(settings: AnswerConfig, stage: str, rows: list[dict[str, Any]], folder: Path) -> None:

@@ -29,7 +29,6 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
     from dpr_core.diagnostics.measure import Probes, measure, training_questions
     from dpr_core.diagnostics.verdict import Level, assess
-    from dpr_core.evaluation.questions import is_right
     from dpr_core.models.dense_reward import encode_texts
     from dpr_core.reporting import diagnosis as report
     from dpr_core.rollouts.engine import Sampling
@@ -41,12 +40,11 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
     learned = probes(lineage, lineage.ancestor(reward, "sft"), max(settings.demonstrations, settings.prompts))
     source = SubsampleConfig.model_validate(lineage.ancestor(reward, "subsample").config).source
-    questions, read_result = training_questions(source, learned, settings.prompts, settings.seed)
+    questions, is_right = training_questions(source, learned, settings.prompts, settings.seed)
     prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
 
     def right(prompt: int, response: tuple[int, ...]) -> bool | None:
-        text = decode_response(tokenizer, response)
-        return None if read_result is None else is_right(questions[prompt], text, read_result)
+        return is_right(questions[prompt], decode_response(tokenizer, response))
 
     definition, backbone = lineage.definition(reward), lineage.backbone(reward)
     rounds = (definition.arithmetic or backbone.dtype) != "float32" and backbone.takes_float32

@@ -42,8 +42,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         raise UsageError(f"answers {candidate.id[:8]} and {baseline.id[:8]} are not to the same questions")
     pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
-    reader = benchmarks.result_reader(benchmark)
-    judge = build_judge(settings.by, settings.execution, reader, work.store.home / VERDICTS)
+    judge = build_judge(settings.by, settings.execution, benchmarks.checker(benchmark), work.store.home / VERDICTS)
     canary_metrics = {}
     if costs_money(settings.by) and settings.execution.canaries:
         canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance))
@@ -91,7 +90,7 @@ def preflight(configs: Sequence[JudgeConfig], planning: bool = False) -> None:
     from dpr_core.evaluation.judge import build_judge, probe_each
 
     for config in configs:
-        build_judge(config.by, config.execution, lambda text: None)
+        build_judge(config.by, config.execution, lambda question, text: None)
     probe_each(((config.by, config.execution) for config in configs), for_nothing=planning)
 
 

@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dpr_core.config.evaluation import AnswerConfig, Benchmark
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
-from tasks.stages.answer import answered, read_answers, statistics
+from tasks.stages.answer import answered, gold_estimates, read_answers, statistics
 from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ class Judgments:
         if self._baselines.setdefault(benchmark, baseline.digest) != baseline.digest:
             raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
         ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
+        asked = AnswerConfig.model_validate(candidate.config).benchmark
+        measured = [_measured(rows, asked) for rows in (ours, theirs)]
         if (BASELINE, benchmark) not in self.rows:
-            self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **_measured(theirs))
+            self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **measured[1])
+            self._note_cut(BASELINE, benchmark, theirs)
             self.linked.append(ArtifactLinks(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
         self.linked.append(
             ArtifactLinks(
@@ -60,7 +64,8 @@ class Judgments:
             self._notes.append(f"Canaries of {role}: {complaint}")
         judged = _judged(policy, benchmark, judgment, ours, theirs)
         self.judged.append(judged)
-        self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, _measured(ours), _measured(theirs))
+        self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, *measured)
+        self._note_cut(policy, benchmark, ours)
         for name, value in (
             ("Backbone", _backbone(sft)),
             (f"{benchmark} judged by", judged.judge),
@@ -68,6 +73,12 @@ class Judgments:
         ):
             if value not in self._facts.setdefault(name, []):
                 self._facts[name].append(value)
+
+    def _note_cut(self, policy: str, benchmark: str, rows: list[dict[str, Any]]) -> None:
+        from dpr_core.evaluation.gold.measures import answers_cut, cut_warning
+
+        if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
+            self._notes.append(f"{policy} on {benchmark}: {warning}.")
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -138,14 +149,23 @@ def _row(
     )
 
 
-def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    values = statistics(rows)
+def _measured(rows: list[dict[str, Any]], benchmark: Benchmark) -> dict[str, Any]:
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.reporting.report import GoldMeasure
+
+    values, estimates, gold = statistics(rows), gold_estimates(benchmark, rows), benchmarks.gold(benchmark)
+    shown = {
+        each.name: GoldMeasure(each.title, *estimates[each.name], each.is_share)
+        for each in (gold.measures if gold else ())
+        if each.name in estimates
+    }
     return {
         "prompts": int(values["answer/prompts"]),
         "response_tokens": values["answer/response_tokens"],
         "cut_share": values["answer/cut_share"],
         "accuracy": values.get("answer/accuracy"),
         "kl_to_sft": values.get("answer/kl_to_sft"),
+        "gold": shown or None,
     }
 
 

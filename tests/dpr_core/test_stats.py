@@ -13,6 +13,7 @@ from dpr_core.stats import (
     mean_and_error,
     mean_interval,
     paired_test,
+    ratio_interval,
     t_interval,
     t_test,
 )
@@ -221,3 +222,13 @@ def test_students_tests_are_scipys() -> None:
         0,
         1,
     ]
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_naive_bootstrap() -> None:
+    totals, weights = [1.0, 0.0, 4.0, 2.0], [2.0, 0.0, 4.0, 3.0]
+    generator = np.random.default_rng(3)
+    draws = generator.integers(0, 4, (500, 4))
+    below = [sum(weights[i] for i in row) for row in draws]
+    ratios = [sum(totals[i] for i in row) / w for row, w in zip(draws, below, strict=True) if w > 0]
+    assert ratio_interval(totals, weights, 500, 3) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+    assert ratio_interval([1.0], [1.0], 500, 3) is None

@@ -9,16 +9,15 @@ TEXTS = [GivenText("one?", "1", "be brief"), GivenText("two?", "2"), GivenText("
 
 
 def test_the_lab_asks_training_prompts_that_can_be_checked() -> None:
-    questions, read_result = training_questions(LabSourceConfig(task=TASK), TEXTS, 5, seed=3)
-    assert read_result is not None
+    questions, is_right = training_questions(LabSourceConfig(task=TASK), TEXTS, 5, seed=3)
     drawn = programs.draw_problems(TASK, "train", 5, 3)
     assert [(q.prompt, q.reference) for q in questions] == [(p.prompt, str(p.result)) for p in drawn]
-    assert read_result("The answer is 4.") == "4"
+    assert is_right(questions[0], f"The answer is {questions[0].reference}.") is True
     held_out = programs.draw_problems(TASK, LabBenchmarkConfig(task=TASK).split, 20, 0)
     assert {q.prompt for q in questions}.isdisjoint(p.prompt for p in held_out)
 
 
 def test_other_sources_ask_what_was_demonstrated_and_know_no_result() -> None:
-    questions, read_result = training_questions(FileSourceConfig(path="rows.jsonl"), TEXTS, 2, seed=3)
-    assert read_result is None
+    questions, is_right = training_questions(FileSourceConfig(path="rows.jsonl"), TEXTS, 2, seed=3)
+    assert is_right(questions[0], "The answer is 1.") is None
     assert [(q.prompt, q.system, q.reference) for q in questions] == [("one?", "be brief", None), ("two?", "", None)]

@@ -18,7 +18,7 @@ COMPARISON = Comparison(Question(id="q", turns=("Why?",)), Answer.of("because"),
 
 def build(url: str | None, retries: int = 0, **fields: Any) -> PairwiseJudge:
     config = settings.OpenAIJudgeConfig(model="judge", base_url=url, max_tokens=64, **{"verdicts": "text", **fields})
-    return build_judge(config, settings.JudgeExecutionConfig(retries=retries), lambda text: None)
+    return build_judge(config, settings.JudgeExecutionConfig(retries=retries), lambda question, text: None)
 
 
 def ask(judge: PairwiseJudge, comparison: Comparison = COMPARISON) -> Judgment:

@@ -10,7 +10,7 @@ from dpr_core.config.data import AdditionsConfig, ShellGameConfig
 from dpr_core.config.evaluation import FileBenchmarkConfig, LabBenchmarkConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.questions import Question, is_right
+from dpr_core.evaluation.questions import Question
 
 
 def load(path: Path) -> list[Question]:
@@ -119,16 +119,16 @@ def test_a_missing_empty_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_result_is_what_the_answer_states_last(answer: str, result: str | None) -> None:
-    assert benchmarks.result_reader(FileBenchmarkConfig(path="any"))(answer) == result
+    assert benchmarks.stated_result(answer) == result
 
 
 def test_right_wrong_and_not_verifiable() -> None:
     question = Question(id="q", turns=("2+2?",), reference="4")
-    read_result = benchmarks.result_reader(FileBenchmarkConfig(path="any"))
-    assert is_right(question, "The answer is 4.", read_result) is True
-    assert is_right(question, "The answer is 5.", read_result) is False
-    assert is_right(question, "", read_result) is False
-    assert is_right(Question(id="q", turns=("2+2?",)), "The answer is 4.", read_result) is None
+    is_right = benchmarks.checker(FileBenchmarkConfig(path="any"))
+    assert is_right(question, "The answer is 4.") is True
+    assert is_right(question, "The answer is 5.") is False
+    assert is_right(question, "") is False
+    assert is_right(Question(id="q", turns=("2+2?",)), "The answer is 4.") is None
 
 
 def test_only_a_single_turn_question_has_a_prompt() -> None:
@@ -167,10 +167,10 @@ def test_an_answer_is_right_where_it_states_the_result() -> None:
     question = benchmarks.load(LAB)[0]
     assert question.reference is not None
     wrong = (int(question.reference) + 1) % 5
-    read_result = benchmarks.result_reader(LAB)
-    assert is_right(question, f"The answer is {question.reference}.", read_result) is True
-    assert is_right(question, f"The answer is {wrong}.", read_result) is False
-    assert is_right(question, "I do not know", read_result) is False
+    is_right = benchmarks.checker(LAB)
+    assert is_right(question, f"The answer is {question.reference}.") is True
+    assert is_right(question, f"The answer is {wrong}.") is False
+    assert is_right(question, "I do not know") is False
 
 
 def test_what_is_tuned_on_training_prompts_never_sees_the_held_out_ones() -> None:

@@ -132,7 +132,7 @@ def test_a_file_of_an_earlier_version_is_still_hit(tmp_path: Path, monkeypatch: 
             values = (key, value, raw, '{"model": "m"}', "2026-11-01T00:00:00+00:00")
             rows.execute("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?)", values)
     for by in (OpenAIJudgeConfig(model="judge"), OpenAIBatchJudgeConfig(model="judge")):
-        judge = build_judge(by, JudgeExecutionConfig(), lambda text: None, path)
+        judge = build_judge(by, JudgeExecutionConfig(), lambda question, text: None, path)
         assert asyncio.run(judge.judge(COMPARISON)) == Judgment(Verdict.SECOND, "B, because.", {"model": "m"})
     settings = RateConfig(by=OpenAIRaterConfig(model="rater"))
     rater = build_rater(settings, rating_template(settings), path)

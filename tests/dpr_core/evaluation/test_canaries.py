@@ -57,7 +57,7 @@ def metrics(between_equals: float | None, constant: float | None, unreadable: fl
 
 
 def scripted(rule: Any) -> PairwiseJudge:
-    return build_judge(ScriptedJudgeConfig(rule=rule), JudgeExecutionConfig(), lambda text: None)
+    return build_judge(ScriptedJudgeConfig(rule=rule), JudgeExecutionConfig(), lambda question, text: None)
 
 
 def tried(judge: PairwiseJudge, **execution: Any) -> dict[str, float]:

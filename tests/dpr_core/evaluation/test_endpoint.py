@@ -43,7 +43,7 @@ def test_a_request_that_hangs_is_given_up(loopback: Loopback) -> None:
     config = settings.OpenAIJudgeConfig(model="judge", base_url=loopback.url, verdicts="text")
     execution = settings.JudgeExecutionConfig(retries=0, api_key_variable="OPENAI_API_KEY", request_seconds=0.2)
     with pytest.raises(UnavailableError, match="gave no answer"):
-        ask(build_judge(config, execution, lambda text: None))
+        ask(build_judge(config, execution, lambda question, text: None))
 
 
 def test_azure_is_spoken_to_in_its_own_way(loopback: Loopback) -> None:
@@ -68,7 +68,7 @@ def test_the_budget_is_never_passed_and_what_was_paid_for_is_kept(loopback: Loop
             dollars_per_million_read=1000.0,
             dollars_per_million_written=1000.0,
         )
-        judge = build_judge(config, execution, lambda text: None, tmp_path / "verdicts.sqlite")
+        judge = build_judge(config, execution, lambda question, text: None, tmp_path / "verdicts.sqlite")
         asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: notes.append(note)))
 
     notes: list[str] = []
@@ -87,7 +87,7 @@ def test_a_budget_needs_a_price(loopback: Loopback) -> None:
     config = settings.OpenAIJudgeConfig(model="unheard-of", base_url=loopback.url)
     execution = settings.JudgeExecutionConfig(api_key_variable="OPENAI_API_KEY", budget_dollars=1.0)
     with pytest.raises(UsageError, match="no price of unheard-of is known"):
-        build_judge(config, execution, lambda text: None)
+        build_judge(config, execution, lambda question, text: None)
 
 
 def test_failed_requests_are_sent_again_up_to_the_limit(loopback: Loopback) -> None:

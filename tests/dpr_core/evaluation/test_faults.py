@@ -37,7 +37,7 @@ def judged(
     execution = settings.JudgeExecutionConfig(
         retries=2, rounds=20, unreadable_retries=unreadable_retries, concurrency=64, request_seconds=1.0
     )
-    judge = build_judge(config, execution, lambda text: None, cache)
+    judge = build_judge(config, execution, lambda question, text: None, cache)
     pairs = [
         Pair(Question(id=str(i), turns=("?",)), Answer.of(f"mine {i}"), Answer.of(f"theirs {i}"))
         for i in range(prompts)

@@ -9,7 +9,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.judge import build_judge, identity, judge_with_content_hash, judged_by, judged_by_warnings
 from dpr_core.evaluation.pairwise import Answer, Comparison, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST
-from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.questions import Question, exact_match
 from tests.dpr_core.evaluation.asking import ask, build, failure
 from tests.dpr_core.evaluation.batch.batching import build as batched
 from tests.dpr_core.evaluation.batch.batching import play
@@ -38,19 +38,19 @@ def verdict(judge: PairwiseJudge, first: str, second: str, reference: str | None
     ],
 )
 def test_the_right_result_wins(first: str, second: str, expected: Verdict) -> None:
-    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
+    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, exact_match(read_result))
     assert verdict(judge, first, second) is expected
 
 
 def test_of_several_turns_the_last_is_verified() -> None:
-    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
+    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, exact_match(read_result))
     question = Question(id="q", turns=("1+1", "2+2"), reference="4")
     comparison = Comparison(question, first=Answer(("=4", "=3")), second=Answer(("=3", "=4")))
     assert asyncio.run(judge.judge(comparison)).verdict is Verdict.SECOND
 
 
 def test_a_question_without_reference_cannot_be_verified() -> None:
-    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, read_result)
+    judge = build_judge(settings.VerifiableJudgeConfig(), EXECUTION, exact_match(read_result))
     with pytest.raises(UsageError, match="question q has no reference"):
         verdict(judge, "=4", "=5", reference=None)
 
@@ -66,7 +66,9 @@ def test_a_question_without_reference_cannot_be_verified() -> None:
     ],
 )
 def test_scripted_rules(rule: str, expected: tuple[Verdict, ...]) -> None:
-    judge = build_judge(settings.ScriptedJudgeConfig.model_validate({"rule": rule}), EXECUTION, read_result)
+    judge = build_judge(
+        settings.ScriptedJudgeConfig.model_validate({"rule": rule}), EXECUTION, exact_match(read_result)
+    )
     seen = tuple(verdict(judge, first, second) for first, second in [("a", "bb"), ("aa", "b"), ("a", "b")])
     assert seen == expected
 

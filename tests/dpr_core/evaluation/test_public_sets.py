@@ -100,7 +100,7 @@ def test_temperatures_are_the_papers_or_the_benchmarks_own(mt_bench: str) -> Non
 
 
 def test_nothing_is_right_or_wrong_without_a_judge() -> None:
-    assert benchmarks.result_reader(AlpacaEvalConfig())("The answer is 4.") is None
+    assert benchmarks.checker(AlpacaEvalConfig())(Question("q", ("2+2?",), reference="4"), "The answer is 4.") is None
 
 
 @pytest.mark.parametrize("config", [AlpacaEvalConfig(), ArenaHardConfig(), LimaConfig(), MTBenchConfig()])

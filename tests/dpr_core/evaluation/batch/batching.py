@@ -18,7 +18,7 @@ def build(
     batches: Batches, cache: Path | None = None, by: dict[str, Any] | None = None, **execution: Any
 ) -> PairwiseJudge:
     config = settings.OpenAIBatchJudgeConfig(**{"model": "gpt-4o", "base_url": batches.server.url, **(by or {})})
-    return build_judge(config, settled(**execution), lambda text: None, cache)
+    return build_judge(config, settled(**execution), lambda question, text: None, cache)
 
 
 def settled(**execution: Any) -> settings.JudgeExecutionConfig:

@@ -189,7 +189,9 @@ def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: 
     execution = settled(budget_dollars=0.0055, concurrency=12)
     with pytest.raises(BudgetReachedError):
         asyncio.run(
-            judge_pairs(build_judge(single, execution, lambda text: None), PAIRS, execution, lambda *note: None)
+            judge_pairs(
+                build_judge(single, execution, lambda question, text: None), PAIRS, execution, lambda *note: None
+            )
         )
 
 
@@ -202,7 +204,7 @@ def test_more_than_a_batch_may_hold_is_split(batches: Batches) -> None:
 def test_a_verdict_is_the_same_however_it_is_delivered(batches: Batches, tmp_path: Path, first: str) -> None:
     def asked(kind: type[settings.JudgeByConfig]) -> list[Game]:
         config = kind(model="gpt-4o", base_url=batches.server.url)
-        return play(build_judge(config, settled(), lambda text: None, tmp_path / "verdicts.sqlite"))
+        return play(build_judge(config, settled(), lambda question, text: None, tmp_path / "verdicts.sqlite"))
 
     kinds: list[Any] = [settings.OpenAIJudgeConfig, settings.OpenAIBatchJudgeConfig]
     once, again = map(asked, kinds if first == "openai" else kinds[::-1])
@@ -222,7 +224,7 @@ def test_what_a_batch_brought_is_not_called_reused(batches: Batches, tmp_path: P
 def test_an_endpoint_without_batches_is_said_in_a_sentence(loopback: Loopback) -> None:
     config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=loopback.url)
     with pytest.raises(DensePathError, match=r"Invalid URL \(POST /v1/files\)"):
-        play(build_judge(config, settled(), lambda text: None))
+        play(build_judge(config, settled(), lambda question, text: None))
 
 
 def test_azure_wants_another_path_in_each_request(batches: Batches) -> None:

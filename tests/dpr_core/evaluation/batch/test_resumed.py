@@ -24,7 +24,7 @@ from tests.loopback_batches import Batches, Outcome
 
 def ask_and_wait(url: str, cache: Path) -> None:
     config = settings.OpenAIBatchJudgeConfig(model="gpt-4o", base_url=url)
-    play(build_judge(config, settled(), lambda text: None, cache))
+    play(build_judge(config, settled(), lambda question, text: None, cache))
 
 
 def test_a_run_that_is_killed_leaves_its_batch_to_the_next(batches: Batches, tmp_path: Path) -> None:
