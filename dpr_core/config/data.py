@@ -1,9 +1,8 @@
 """Settings of demonstrations: source, subsample and prompt template."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from dpr_core.config.base import Config, Line, StageConfig, type_if_unset
 
@@ -93,6 +92,11 @@ class ColumnsConfig(Config):
     answer: str | None = None
     """Column of the result that a right response states, if any: the diagnosis checks answers by it."""
 
+    @model_serializer(mode="wrap")
+    def _without_answer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that samples without a column of results keep the keys that they had before there could be one."""
+        return {name: column for name, column in handler(self).items() if name != "answer" or column is not None}
+
 
 class FileSourceConfig(Config):
     """A local file: Parquet or CSV where its name ends so, else one JSON object a line (JSONL)."""
@@ -177,13 +181,3 @@ class SubsampleConfig(StageConfig):
 
     max_bad_share: float = Field(0.01, ge=0, le=1)
     """The stage fails where more rows than this share are bad."""
-
-    @classmethod
-    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Without a column of results, samples keep the keys that they had before there could be one."""
-        kept = super().identity_in(values)
-        columns = kept["source"].get("columns", {})
-        if columns.get("answer") is None:
-            without = {name: column for name, column in columns.items() if name != "answer"}
-            kept["source"] = {**kept["source"], **({"columns": without} if columns else {})}
-        return kept

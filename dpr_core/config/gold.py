@@ -11,7 +11,7 @@ from dpr_core.config.official import HostedFileConfig
 class GoldColumnsConfig(ColumnsConfig):
     """Which column of a row holds what. `prompt` and `reference` will do for `question` and `answer`, too."""
 
-    answer: str | None = "answer"
+    answer: str = "answer"
     """Column of the result that a right answer states."""
 
     references: str = "references"
@@ -24,10 +24,10 @@ class GoldBenchmarkConfig(HostedFileConfig):
     columns: GoldColumnsConfig = GoldColumnsConfig()
     """Which column holds what."""
 
-    prompts: int | None = Field(None, ge=1)
+    prompts: int | None = Field(None, ge=1, le=1_000_000)
     """How many to ask, those with the smallest hashes of their ids; none asks all."""
 
-    skip: int = Field(0, ge=0)
+    skip: int = Field(0, ge=0, le=1_000_000)
     """Leave out so many of them first, on which something else was tuned."""
 
     @model_validator(mode="after")
