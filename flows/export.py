@@ -43,10 +43,10 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
             copy = Path(beside) / "checkpoint"
             copy.mkdir(mode=0o755)
             mode = copy.stat().st_mode
-            if len(sources) == 1:
+            if len(sources) == 1 and sources[0].is_relative_to(store.home):
                 shutil.copytree(sources[0], copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
             else:
-                _save_mean(sources, copy)
+                _save_mean(sources, lineage.sft_folder(artifact), copy)
             copy.chmod(stat.S_IMODE(mode))
             copy.rename(target)
     except OSError as error:
@@ -70,10 +70,10 @@ def _remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(leftover)
 
 
-def _save_mean(folders: list[Path], target: Path) -> None:
+def _save_mean(folders: list[Path], tokenizer: Path, target: Path) -> None:
     from dpr_core.models.checkpoints import load_mean, load_tokenizer, save
 
-    save(load_mean(folders), load_tokenizer(folders[0]), target)
+    save(load_mean(folders), load_tokenizer(tokenizer), target)
 
 
 def _checkpoint_folders(lineage: Lineage, artifact: Artifact, part: str | None) -> list[Path]:

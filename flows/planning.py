@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import LabSourceConfig
+from dpr_core.config.data import LabSourceConfig, PromptsConfig, SourceConfig
 from dpr_core.config.evaluation import AnswerConfig
 from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.config.model import PretrainedBackboneConfig
@@ -154,14 +154,13 @@ def plan(recipe: str, config: PipelineConfig, target: PlanTarget) -> RunPlan:
 
 
 def _plan_inputs(config: PipelineConfig, model: Architecture, target: PlanTarget) -> PlanInputs:
-    backbone, source = config.backbone, config.subsample.source
+    backbone = config.backbone
     pretrained = isinstance(backbone, PretrainedBackboneConfig)
-    rows = min(config.subsample.size, source.rows) if isinstance(source, LabSourceConfig) else config.subsample.size
     return PlanInputs(
         architecture=model,
         dtype=backbone.dtype if isinstance(backbone, PretrainedBackboneConfig) else "float32",
         attention=backbone.attention if pretrained else "sdpa",
-        demonstrations=rows,
+        demonstrations=_rows(config.subsample.size, config.subsample.source),
         learned=config.sft,
         mean_prompt=target.mean_prompt,
         mean_response=target.mean_response,
@@ -173,12 +172,17 @@ def _plan_inputs(config: PipelineConfig, model: Architecture, target: PlanTarget
     )
 
 
+def _rows(size: int, source: SourceConfig) -> int:
+    return min(size, source.rows) if isinstance(source, LabSourceConfig) else size
+
+
 StageInputs = tuple[StageConfig, PlanInputs]
 
 
 def _grouped(nodes: Sequence[Node], inputs: PlanInputs) -> Iterator[tuple[str, list[tuple[str, StageInputs]]]]:
     """Each stage alone, but a policy's answers to all benchmarks in one."""
     stage_of = {node.name: node.stage for node in nodes}
+    configs: dict[str, Any] = {node.name: node.config for node in nodes}
     groups: dict[str, list[tuple[str, StageInputs]]] = {}
     for node in nodes:
         if not plannable(node.config):
@@ -188,6 +192,8 @@ def _grouped(nodes: Sequence[Node], inputs: PlanInputs) -> Iterator[tuple[str, l
             name = node.name.rpartition(" on ")[0]
             source = stage_of[node.inputs["policy"].removeprefix("@")]
             own = replace(inputs, source=source, questions=_questions(node.config))
+        if isinstance(drawn := configs.get(node.inputs.get("prompts", "").removeprefix("@")), PromptsConfig):
+            own = replace(inputs, demonstrations=_rows(drawn.size, drawn.source or configs["subsample"].source))
         groups.setdefault(name, []).append((node.stage, (node.config, own)))
     yield from groups.items()
 

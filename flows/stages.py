@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import StrictBool
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import SubsampleConfig
+from dpr_core.config.data import PromptsConfig, SubsampleConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, RateConfig, ReportConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import LabBackboneConfig
@@ -31,6 +31,12 @@ def subsample(config: SubsampleConfig = SubsampleConfig(), force: StrictBool = F
 
 
 @flow()
+def prompts(data: str, config: PromptsConfig = PromptsConfig(), force: StrictBool = False) -> str:
+    """Draw prompts for REINFORCE beside a subsample artifact."""
+    return _run("prompts", config, {"data": data}, force)
+
+
+@flow()
 def sft(data: str, backbone: str | None = None, config: SFTConfig = SFTConfig(), force: StrictBool = False) -> str:
     """Fine-tune on a subsample artifact, from a backbone artifact or from `config.backbone`."""
     return _run("sft", config, {"data": data, **({"backbone": backbone} if backbone else {})}, force)
@@ -49,9 +55,14 @@ def diagnose(reward: str, config: DiagnoseConfig = DiagnoseConfig(), force: Stri
 
 
 @flow()
-def reinforce(reward: str, config: ReinforceConfig = ReinforceConfig(), force: StrictBool = False) -> str:
-    """Improve the SFT policy against a reward artifact."""
-    return _run("reinforce", config, {"reward": reward}, force)
+def reinforce(
+    reward: str,
+    prompts: str | None = None,
+    config: ReinforceConfig = ReinforceConfig(),
+    force: StrictBool = False,
+) -> str:
+    """Improve the SFT policy against a reward artifact, on prompts of their own or on those of the SFT rows."""
+    return _run("reinforce", config, {"reward": reward, **({"prompts": prompts} if prompts else {})}, force)
 
 
 @flow()

@@ -4,9 +4,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, PolicyConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.official import MTBenchConfig
-from dpr_core.config.pipeline import PipelineConfig, VariantConfig
-from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.reward import RewardConfig
+from dpr_core.config.pipeline import PipelineConfig, Variant, VariantConfig
 from tasks.graph import Node
 from tasks.stages.rate import RATED
 
@@ -30,7 +28,8 @@ def nodes(config: PipelineConfig) -> list[Node]:
     ]
     if config.diagnose is not None:
         graph.append(Node("diagnose", "diagnose", config.diagnose, {"reward": "@reward"}))
-    graph.append(Node("reinforce", "reinforce", config.reinforce, {"reward": "@reward"}))
+    trained = Variant(config.reward, config.reinforce, config.prompts)
+    graph += _reinforced(config, "reinforce", trained)
     policies: dict[str, tuple[PolicyConfig, str]] = {TRAINED: (AsTrainedConfig(), "@reinforce")}
     for name in config.methods:
         graph += _method(config, name)
@@ -45,18 +44,23 @@ def _method(config: PipelineConfig, name: str) -> list[Node]:
     if not isinstance(method, VariantConfig):
         stage: StageConfig = method
         return [Node(name, method.type, stage, {"sft": "@sft"})]
-    reward, reinforce = config.variants()[name]
-    return _variant(config, name, reward, reinforce)
+    return _reinforced(config, name, config.variants()[name])
 
 
-def _variant(config: PipelineConfig, name: str, reward: RewardConfig, reinforce: ReinforceConfig) -> list[Node]:
-    if reward == config.reward:
-        return [Node(name, "reinforce", reinforce, {"reward": "@reward"})]
-    own = f"reward of {name}"
-    return [
-        Node(own, "reward", reward, {"sft": "@sft"}),
-        Node(name, "reinforce", reinforce, {"reward": f"@{own}"}),
-    ]
+def _reinforced(config: PipelineConfig, name: str, variant: Variant) -> list[Node]:
+    """A policy trained by REINFORCE, after the reward and the prompts that are its own."""
+    graph: list[Node] = []
+    inputs = {"reward": "@reward"}
+    if variant.reward != config.reward:
+        inputs["reward"] = f"@reward of {name}"
+        graph.append(Node(f"reward of {name}", "reward", variant.reward, {"sft": "@sft"}))
+    if variant.prompts is not None:
+        own = "prompts" if name == "reinforce" else f"prompts of {name}"
+        shared = name != "reinforce" and variant.prompts == config.prompts
+        inputs["prompts"] = "@prompts" if shared else f"@{own}"
+        if not shared:
+            graph.append(Node(own, "prompts", variant.prompts, {"data": "@subsample"}))
+    return [*graph, Node(name, "reinforce", variant.reinforce, inputs)]
 
 
 def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, str]]) -> list[Node]:

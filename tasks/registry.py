@@ -11,6 +11,7 @@ from tasks.running.stage import Stage
 NAMES = (
     "backbone",
     "subsample",
+    "prompts",
     "sft",
     "reward",
     "diagnose",

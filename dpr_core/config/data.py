@@ -86,8 +86,8 @@ class ColumnsConfig(Config):
     prompt: str = "question"
     """Column of the prompt."""
 
-    response: str = "response"
-    """Column of the demonstrated response."""
+    response: str | None = "response"
+    """Column of the demonstrated response; none, for `prompts` alone, where rows have no response."""
 
     answer: str | None = None
     """Column of the result that a right response states, if any: the diagnosis checks answers by it."""
@@ -175,6 +175,32 @@ class SubsampleConfig(StageConfig):
 
     template: TemplateConfig = TemplateConfig()
     """The one prompt template of this pipeline."""
+
+    max_characters: int = Field(200_000, ge=1, le=100_000_000)
+    """A row whose prompt and response are longer together is set aside as bad."""
+
+    max_bad_share: float = Field(0.01, ge=0, le=1)
+    """The stage fails where more rows than this share are bad."""
+
+    @field_validator("source")
+    @classmethod
+    def _has_responses(cls, source: LabSourceConfig | FileSourceConfig | HubSourceConfig) -> SourceConfig:
+        if not isinstance(source, LabSourceConfig) and source.columns.response is None:
+            raise ValueError("demonstrations need columns.response; without it rows are `prompts` alone")
+        return source
+
+
+class PromptsConfig(StageConfig):
+    """Draw the prompts that REINFORCE samples for, apart from the rows that SFT learned from."""
+
+    source: SourceConfig | None = None
+    """Where rows are read from; none means where SFT's come from. Their responses are not used."""
+
+    size: int = Field(100_000, ge=1, le=100_000_000)
+    """How many rows to keep: those with the smallest hash of seed and identifier. It is another hash than SFT's."""
+
+    overlap: float | None = Field(None, ge=0, le=1)
+    """Share of them whose prompt SFT has seen: 0 takes unseen ones alone. None takes them as they come, and counts."""
 
     max_characters: int = Field(200_000, ge=1, le=100_000_000)
     """A row whose prompt and response are longer together is set aside as bad."""

@@ -1,12 +1,12 @@
 """Settings of a whole pipeline (what a recipe holds), and of an experiment over several."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from dpr_core.config.base import Config, FromList, Line, Name, StageConfig, override, parse, type_if_unset
-from dpr_core.config.data import LabSourceConfig, SubsampleConfig
+from dpr_core.config.data import LabSourceConfig, PromptsConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     RESERVED,
     AnsweringConfig,
@@ -22,13 +22,25 @@ from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import Backbone, LabBackboneConfig
 from dpr_core.config.official import OfficialBenchmarkConfig
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.reward import DiagnoseConfig, RewardConfig
+from dpr_core.config.reward import BACKBONE, DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 
-STAGES = ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "answer", "judge", "rate", "report")
+STAGES = (
+    "backbone",
+    "subsample",
+    "prompts",
+    "sft",
+    "reward",
+    "diagnose",
+    "reinforce",
+    "answer",
+    "judge",
+    "rate",
+    "report",
+)
 
-OPTIONAL = frozenset({"rate"})
+OPTIONAL = frozenset({"prompts", "rate"})
 """Stages that there are only where their section is set."""
 
 SHARED = ("sft", "reward", "diagnose", "reinforce", "answer")
@@ -36,7 +48,7 @@ SHARED = ("sft", "reward", "diagnose", "reinforce", "answer")
 
 
 class VariantConfig(Config):
-    """The trained policy again, with other settings of its reward or its REINFORCE."""
+    """The trained policy again, with other settings of its reward, its REINFORCE or its prompts."""
 
     type: Literal["variant"] = "variant"
     """Which kind of method this is."""
@@ -48,6 +60,14 @@ class VariantConfig(Config):
 Method = Annotated[
     VariantConfig | SelfPlayConfig | ContinuedSFTConfig, Field(discriminator="type"), type_if_unset("variant")
 ]
+
+
+class Variant(NamedTuple):
+    """What a policy is trained with beyond the SFT model."""
+
+    reward: RewardConfig
+    reinforce: ReinforceConfig
+    prompts: PromptsConfig | None
 
 
 class PipelineConfig(Config):
@@ -73,6 +93,9 @@ class PipelineConfig(Config):
 
     subsample: SubsampleConfig = SubsampleConfig()
     """The demonstrations."""
+
+    prompts: PromptsConfig | None = None
+    """The prompts that REINFORCE samples for; none means those of the demonstrations."""
 
     sft: SFTConfig = SFTConfig()
     """Supervised fine-tuning with its checkpoints."""
@@ -164,6 +187,9 @@ class PipelineConfig(Config):
         parts: dict[str, Config] = {"backbone": self.backbone, "subsample.source": self.subsample.source}
         parts |= {f"evaluation.benchmarks.{name}": part for name, part in self.evaluation.benchmarks.items()}
         labs = (LabBackboneConfig, LabSourceConfig, LabBenchmarkConfig)
+        for name, prompts in {"": self.prompts, **{n: v.prompts for n, v in self.variants().items()}}.items():
+            if prompts is not None and prompts.source is not None:
+                parts[f"methods.{name}.prompts.source" if name else "prompts.source"] = prompts.source
         tasks = {f"{name}.task": part.task for name, part in parts.items() if isinstance(part, labs)}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"{', '.join(tasks)} must be equal, or prompts kept for evaluation would be trained on")
@@ -192,23 +218,30 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _checkpoints_of_references(self) -> Self:
-        for reward, _ in [(self.reward, self.reinforce), *self.variants().values()]:
+        for reward in [self.reward, *(variant.reward for variant in self.variants().values())]:
             _check_reference(reward, self.sft)
         return self
 
-    def variants(self) -> dict[str, tuple[RewardConfig, ReinforceConfig]]:
-        """Reward and REINFORCE of every method that is a variant."""
-        sections = {"reward": self.reward.model_dump(mode="json"), "reinforce": self.reinforce.model_dump(mode="json")}
+    def variants(self) -> dict[str, Variant]:
+        """Reward, REINFORCE and prompts of every method that is a variant."""
+        parts = {"reward": self.reward, "reinforce": self.reinforce, "prompts": self.prompts}
+        sections = {name: None if part is None else part.model_dump(mode="json") for name, part in parts.items()}
         made = {}
         for name, method in self.methods.items():
             if isinstance(method, VariantConfig):
                 where = f"methods.{name}.changes"
                 if outside := [c for c in method.changes if c.partition(".")[0] not in sections]:
-                    raise UsageError(f"{where}: {outside[0]}: a variant changes fields of reward and reinforce")
+                    raise UsageError(
+                        f"{where}: {outside[0]}: a variant changes fields of reward, reinforce and prompts"
+                    )
                 values = override(sections, method.changes, where)
-                made[name] = (
+                prompts = values["prompts"]
+                made[name] = Variant(
                     parse(RewardConfig, values["reward"], f"{where}: reward"),
                     parse(ReinforceConfig, values["reinforce"], f"{where}: reinforce"),
+                    None
+                    if prompts is None
+                    else parse(PromptsConfig, {"seed": self.seed, **prompts}, f"{where}: prompts"),
                 )
         return made
 
@@ -244,9 +277,9 @@ def _with_launch(section: Any, launch: dict[str, Any]) -> Any:
 
 def _check_reference(reward: RewardConfig, sft: SFTConfig) -> None:
     kept = ", ".join(f"{f:g}" for f in sft.checkpoints)
-    if missing := [fraction for fraction in reward.fractions() if fraction not in sft.checkpoints]:
+    if missing := [each for each in reward.fractions() if each not in (BACKBONE, *sft.checkpoints)]:
         raise ValueError(
-            f"reward.reference is {missing[0]:g}, but sft.checkpoints keeps only {kept}; "
+            f"reward.reference is {missing[0]:g}, but sft.checkpoints keeps only {kept} (0 is the backbone); "
             f"add it there: --set 'sft.checkpoints=[{missing[0]:g}, {kept}]'"
         )
     if reward.reference == "ema" and sft.ema_decay is None:

@@ -18,8 +18,8 @@ class Algorithm1Config(Config):
     type: Literal["algorithm1"] = "algorithm1"
     """Which kind of algorithm this is."""
 
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount of the return."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount of the return; at 0 it is the token's own reward."""
 
 
 class KLLinearConfig(Config):
@@ -59,8 +59,8 @@ Whitening = Annotated[bool | Literal["batch_mean"], BeforeValidator(_whitening)]
 class ClippedReinforceConfig(Config):
     """What the methods that run on OpenRLHF's REINFORCE++ share."""
 
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount of the return."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount of the return; at 0 it is the token's own reward."""
 
     kl_weight: float = Field(1e-5, ge=0)
     """Weight of the per-token KL estimate that is subtracted from the reward."""

@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from dpr_core.config.base import Config, FromList, StageConfig
 from dpr_core.config.execution import ExecutionConfig
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-"""A place in the SFT run, before its end."""
+BACKBONE = 0.0
+"""The start of the SFT run: the pretrained backbone itself."""
+
+Fraction = Annotated[
+    float, Field(ge=0, lt=1), BeforeValidator(lambda value: BACKBONE if value == "backbone" else value)
+]
+"""A place in the SFT run, before its end. 0, or `backbone`, is the backbone that it starts from."""
 
 Formula = Literal["baseline_relative", "with_value", "without_baseline", "random_sign"]
 """Names of functions in `dpr_core.rewards`."""
@@ -30,8 +35,9 @@ class RewardConfig(StageConfig):
     """Eq. 5 of the paper, one of its two ablations, or a control: Eq. 5 with a sign drawn at random for every token."""
 
     reference: Fraction | Annotated[tuple[Fraction, ...], FromList] | Literal["ema", "validated"] = 0.5
-    """Fraction alpha of the SFT run whose checkpoint is the reference. Beyond the paper: several, whose weights
-    are averaged; `ema`, the run's moving average; `validated`, the kept checkpoint that finds corrupted tokens best."""
+    """Fraction alpha of the SFT run whose checkpoint is the reference. Beyond the paper: 0 or `backbone`, the backbone
+    itself; several, whose weights are averaged; `ema`, the run's moving average; `validated`, the kept checkpoint that
+    finds corrupted tokens best."""
 
     clip_above: float | None = Field(None, gt=0)
     """Beyond the paper: token rewards above this count as this. Losses are not clipped."""
@@ -115,9 +121,16 @@ class RewardDefinitionConfig(Config):
 
     def describe_reference(self) -> str:
         """As a reader would say it."""
-        parts = [f"{part:g}" if isinstance(part, float) else part for part in self.reference]
+        parts = [named(part) for part in self.reference]
         chosen = " (chosen by validation)" if self.candidates else ""
         return (f"mean of {', '.join(parts)}" if len(parts) > 1 else parts[0]) + chosen
+
+
+def named(part: float | str) -> str:
+    """A part of the SFT run as a reader would say it."""
+    if part == BACKBONE:
+        return "backbone"
+    return part if isinstance(part, str) else f"{part:g}"
 
 
 class DiagnoseConfig(StageConfig):

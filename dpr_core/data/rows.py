@@ -65,7 +65,7 @@ class RowReader:
             id=_identifier(row, columns.id) or GeneratedId(f"row-{number}"),
             system=_optional_text(row, columns.system),
             prompt=_text(row, columns.prompt),
-            response=_text(row, columns.response),
+            response="" if columns.response is None else _text(row, columns.response),
         )
 
     def finish(self) -> None:
@@ -85,7 +85,7 @@ class RowReader:
             return
         for field in ("prompt", "response"):
             column = getattr(self._columns, field)
-            if column not in self._found_columns:
+            if column is not None and column not in self._found_columns:
                 names = list(self._found_columns)
                 more = ", ..." if len(names) > MAX_COLUMNS_LISTED else ""
                 raise UsageError(

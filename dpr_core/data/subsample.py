@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.data import SubsampleConfig, TemplateConfig
+from dpr_core.config.data import PromptsConfig, SubsampleConfig, TemplateConfig
 from dpr_core.data.rows import BadRow, Demonstration, GeneratedId, unused_id
 from dpr_core.data.sources import open_source
 from dpr_core.data.template import Renderer
@@ -60,15 +60,35 @@ class Sample:
     content_hash: str
     """SHA-256 of the file that the demonstrations are written to."""
 
+    @property
+    def prompts(self) -> frozenset[tuple[str, str]]:
+        """Its system prompts and prompts."""
+        return frozenset(map(_prompt, self.demonstrations))
 
-def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, quarantine: Path | None = None) -> Sample:
-    """Keep the `size` rows with the smallest sha256(seed, id); of two that tie, the one whose id is its own.
+    def overlap(self, learned: "Sample") -> float:
+        """The share of its rows whose prompt is one of another sample."""
+        known = learned.prompts
+        return sum(_prompt(row) in known for row in self.demonstrations) / len(self.demonstrations)
+
+
+def subsample(
+    config: SubsampleConfig | PromptsConfig,
+    on_progress: OnProgress | None = None,
+    quarantine: Path | None = None,
+    learned: Sample | None = None,
+) -> Sample:
+    """Keep the `size` rows with the smallest sha256(seed, id); of two that tie, the one whose id is its own. Prompts
+    are drawn beside the rows that SFT `learned` from, with an overlap so many of the seen and the unseen ones.
 
     Where too many rows are bad the draw fails, and leaves them in the file `quarantine` if one is named.
     Memory holds the sample and eight bytes of hash for every row read, plus a few megabytes.
     """
+    assert config.source is not None
     source = open_source(config.source, config.seed)
-    heap: list[Ranked] = []
+    share = config.overlap if isinstance(config, PromptsConfig) else None
+    known = learned.prompts if learned and share is not None else frozenset()
+    unseen: list[Ranked] = []
+    seen: list[Ranked] = []
     hashes = _HashSet()
     bad: list[BadRow] = []
     reasons: Counter[str] = Counter()
@@ -82,7 +102,7 @@ def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, qu
             if row.characters > config.max_characters:
                 row = _quarantined(row, where, f"longer than {config.max_characters} characters")
             elif isinstance(row.id, GeneratedId) or hashes.add(rank >> 192):
-                _keep_smallest(heap, config.size, rank, row)
+                _keep_smallest(seen if _prompt(row) in known else unseen, config.size, rank, row)
             else:
                 row = _quarantined(row, where, "duplicate id")
         if isinstance(row, BadRow):
@@ -93,14 +113,21 @@ def subsample(config: SubsampleConfig, on_progress: OnProgress | None = None, qu
         raise UsageError(f"{source.name} has no rows; a source of demonstrations needs at least one")
     if on_progress is not None:
         on_progress(read, read)
-    if not heap or reasons.total() > config.max_bad_share * read:
+    heap = unseen if share is None else _mixed(unseen, seen, config.size, share)
+    if not (unseen or seen) or reasons.total() > config.max_bad_share * read:
         if quarantine is not None:
             quarantine.parent.mkdir(parents=True, exist_ok=True)
             _write_lines(quarantine, bad)
         raise DensePathError(_too_many_bad(config, source.name, read, reasons, bad, quarantine))
-    drawn = _distinct([row for *_, row in sorted(heap, key=lambda ranked: ranked[:2], reverse=True)])
+    if not heap:
+        raise UsageError(
+            f"{source.name}: {len(unseen)} rows with unseen prompts and {len(seen)} with seen ones make no sample with "
+            f"an overlap of {share:g}; ask for another, or name another source"
+        )
+    drawn = _distinct([row for *_, row in sorted(heap, key=_order, reverse=True)])
     counts = Counts(read, config.size, len(drawn), dict(sorted(reasons.items())))
-    return Sample(drawn, bad, counts, config.template, _content_hash(drawn))
+    template = config.template if isinstance(config, SubsampleConfig) else learned.template if learned else None
+    return Sample(drawn, bad, counts, template or TemplateConfig(), _content_hash(drawn))
 
 
 def write(sample: Sample, folder: Path) -> None:
@@ -127,6 +154,22 @@ def read(folder: Path) -> Sample:
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DensePathError(f"{folder} does not hold a sample of demonstrations: {error}") from error
+
+
+def _mixed(unseen: list[Ranked], seen: list[Ranked], size: int, share: float) -> list[Ranked]:
+    """As many rows as there can be with this share of seen ones, the smallest hashes of each kind."""
+    most = min(size, len(seen) / share if share else size, len(unseen) / (1 - share) if share < 1 else size)
+    of_seen = round(int(most) * share)
+    of_unseen = int(most) - of_seen
+    return heapq.nlargest(of_unseen, unseen, key=_order) + heapq.nlargest(of_seen, seen, key=_order)
+
+
+def _prompt(row: Demonstration) -> tuple[str, str]:
+    return row.system, row.prompt
+
+
+def _order(ranked: Ranked) -> tuple[int, bool]:
+    return ranked[:2]
 
 
 class _HashSet:
@@ -168,7 +211,12 @@ def _quarantined(row: Demonstration, where: str, reason: str) -> BadRow:
 
 
 def _too_many_bad(
-    config: SubsampleConfig, name: str, read: int, reasons: Counter[str], bad: list[BadRow], quarantine: Path | None
+    config: SubsampleConfig | PromptsConfig,
+    name: str,
+    read: int,
+    reasons: Counter[str],
+    bad: list[BadRow],
+    quarantine: Path | None,
 ) -> str:
     by_reason = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda r: (-r[1], r)))
     if reasons.total() == read:

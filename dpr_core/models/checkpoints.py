@@ -189,6 +189,29 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
     return model, tokenizer
 
 
+def fetched(backbone: PretrainedBackboneConfig) -> Path:
+    """The folder on this machine that holds a backbone's config and weights, fetched where they come from the hub. A
+    local one must be as it was when it was pinned."""
+    name, revision = backbone.name, backbone.revision
+    local = expanded(name)
+    if local.is_dir():
+        refuse_missing_shards(local)
+        if backbone.content is not None:
+            refuse_changed(name, backbone.content, hash_folder(local))
+        return local
+    if backbone.content is not None:
+        raise UsageError(f"{name}: there is no such folder now, and the backbone that was trained came from there")
+    refuse_unsafe(name, revision)
+    if revision is None:
+        logger.warning("%s has no pinned revision: it is taken as the hub has it now (backbone.revision)", name)
+    files = ["config.json", *(sorted(_shards(config_file(name, INDEX, revision))) or [WEIGHTS])]
+    try:
+        found = [cached_file(name, file, revision=revision) for file in files]
+    except OSError as error:
+        raise UsageError(f"{name} cannot be had from the hub: {str(error).splitlines()[0]}") from error
+    return Path(cast(str, found[0])).parent
+
+
 @torch.no_grad()
 def _check_architecture(model: PreTrainedModel, name: str) -> None:
     """UsageError for an architecture that is not causal, or that transforms its logits after the head."""

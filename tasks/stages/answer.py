@@ -79,7 +79,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     measured = gold_metrics(settings, rows)
     if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
         logger.warning("%s: %s", settings.benchmark.type, warning)
-    return statistics(rows) | measured | bound(settings)
+    overlap = trained_on(settings, questions, lineage.trained_prompts(source))
+    return statistics(rows) | measured | bound(settings) | overlap
 
 
 def _rows(
@@ -170,6 +171,20 @@ def write_profile(work: Work, positions: list[dict[str, Any]]) -> None:
     }
     plots.lines(work.scratch / "profile.png", "Along the answers", "position in the response", shown)
     work.file(work.scratch / "profile.png", "plots")
+
+
+def trained_on(settings: AnswerConfig, questions: "Sequence[Question]", prompts: frozenset[str]) -> dict[str, float]:
+    """How many questions are prompts that the policy was trained on, where there are any; a warning, unless that is
+    what was asked for."""
+    found = sum(question.turns[0].strip() in prompts for question in questions)
+    if found and getattr(settings.benchmark, "split", None) != "train":
+        logger.warning(
+            "answer: %d of the %d questions of %s are prompts that this policy was trained on",
+            found,
+            len(questions),
+            settings.benchmark.type,
+        )
+    return {"answer/trained_on": float(found)} if found else {}
 
 
 def bound(settings: AnswerConfig) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import PretrainedBackboneConfig
-from dpr_core.config.reward import RewardDefinitionConfig
+from dpr_core.config.reward import BACKBONE, RewardDefinitionConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Artifacts
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dpr_core.data.encoding import TokenSequence
     from dpr_core.data.rows import Demonstration
+    from dpr_core.data.subsample import Sample
     from dpr_core.data.template import Renderer
     from dpr_core.logprobs import TokenScores
     from dpr_core.models.dense_reward import DenseReward
@@ -64,10 +65,23 @@ class Lineage:
             queue += [self.store.fetch(run_id) for run_id in current.inputs.values()]
         raise DensePathError(f"artifact {artifact.id} ({artifact.stage}) was not built on any {stage} artifact")
 
-    def demonstrations(self, artifact: Artifact) -> "list[Demonstration]":
+    def sample(self, artifact: Artifact) -> "Sample":
+        """The rows that SFT learned from."""
         from dpr_core.data.subsample import read
 
-        return read(self.ancestor(artifact, "subsample").path).demonstrations
+        return read(self.ancestor(artifact, "subsample").path)
+
+    def demonstrations(self, artifact: Artifact) -> "list[Demonstration]":
+        return self.sample(artifact).demonstrations
+
+    def trained_prompts(self, artifact: Artifact) -> frozenset[str]:
+        """The prompts that the policy of an artifact was trained on, by SFT and by REINFORCE."""
+        from dpr_core.data.subsample import read
+
+        samples = [self.sample(artifact)]
+        if "prompts" in artifact.inputs:
+            samples.append(read(self.store.fetch(artifact.inputs["prompts"]).path))
+        return frozenset(row.prompt.strip() for sample in samples for row in sample.demonstrations)
 
     def renderer(self, artifact: Artifact) -> "Renderer":
         from dpr_core.data.template import Renderer
@@ -103,7 +117,18 @@ class Lineage:
     def reference_folders(self, artifact: Artifact, definition: RewardDefinitionConfig) -> list[Path]:
         """The checkpoints of the SFT run behind an artifact whose mean is pi_ref."""
         sft = self.ancestor(artifact, "sft")
-        return [checkpoint(sft, part) for part in definition.reference]
+        return [
+            self.backbone_folder(sft) if part == BACKBONE else checkpoint(sft, part) for part in definition.reference
+        ]
+
+    def backbone_folder(self, artifact: Artifact) -> Path:
+        """The weights that the SFT run behind an artifact started from."""
+        from dpr_core.models.checkpoints import fetched
+
+        sft = self.ancestor(artifact, "sft")
+        if not sft.config["backbone"]:
+            return self.ancestor(sft, "backbone").path / "model"
+        return fetched(PretrainedBackboneConfig.model_validate(sft.config["backbone"]))
 
     def backbone(self, artifact: Artifact) -> PretrainedBackboneConfig:
         """How the networks behind an artifact are run."""
@@ -226,6 +251,6 @@ def checkpoint(sft: Artifact, part: float | str) -> Path:
         )
     names = ", ".join(f"{f:g}" for f in kept if isinstance(f, float))
     raise UsageError(
-        f"SFT artifact {sft.id} keeps the fractions {names}, not {part:g}; "
+        f"SFT artifact {sft.id} keeps the fractions {names} (0 is its backbone), not {part:g}; "
         f"make one that does: dpr rerun {sft.id[:8]} --set 'checkpoints=[{part:g}, {names}]'"
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.data.subsample import read
     from dpr_core.models.checkpoints import save
     from dpr_core.models.lora import add_adapters
     from dpr_core.reporting import plots
@@ -30,7 +31,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     lineage = Lineage(work.store)
     reward = work.input("reward")
     tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
-    rows = lineage.demonstrations(reward)
+    learned = lineage.sample(reward)
+    drawn = read(work.input("prompts").path) if "prompts" in work.inputs else learned
+    rows = drawn.demonstrations
     encoded = (encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows)
     prompts = [prompt for prompt in encoded if len(prompt) <= settings.max_prompt_tokens]
     if not prompts:
@@ -72,7 +75,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     keep(work.output / "policy")
     plots.lines(work.scratch / "training.png", "During REINFORCE", "optimizer step", history.series())
     work.file(work.scratch / "training.png", "plots")
-    return metrics | {"data/prompts_too_long": float(len(rows) - len(prompts))}
+    overlap = {} if drawn is learned else {"data/prompt_overlap": drawn.overlap(learned)}
+    return metrics | overlap | {"data/prompts_too_long": float(len(rows) - len(prompts))}
 
 
 class History:
@@ -135,7 +139,8 @@ STAGE = Stage(
     name="reinforce",
     version=1,
     config=ReinforceConfig,
-    inputs={"reward": ("reward",)},
+    inputs={"reward": ("reward",), "prompts": ("prompts",)},
+    optional=frozenset({"prompts"}),
     body=body,
     describe=describe,
     shared=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.reward import AS_SFT, MEASURED, RewardConfig, RewardDefinitionConfig
+from dpr_core.config.reward import AS_SFT, BACKBONE, MEASURED, RewardConfig, RewardDefinitionConfig, named
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
@@ -195,7 +195,9 @@ def describe(config: StageConfig) -> str:
     if isinstance(settings.reference, str):
         against = {"ema": "the moving average", "validated": "a checkpoint, chosen by validation,"}[settings.reference]
     elif isinstance(settings.reference, tuple):
-        against = f"the mean of the checkpoints at {', '.join(f'{fraction:g}' for fraction in settings.reference)}"
+        against = f"the mean of the checkpoints at {', '.join(map(named, settings.reference))}"
+    elif settings.reference == BACKBONE:
+        against = "the backbone"
     else:
         against = f"the checkpoint at {settings.reference:g}"
     return f"Token reward, {settings.formula}, against {against} of the SFT run."

@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import cast
+from typing import TypeVar, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import HubSourceConfig, LabSourceConfig, SubsampleConfig
+from dpr_core.config.data import HubSourceConfig, LabSourceConfig, PromptsConfig, SubsampleConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 
 logger = logging.getLogger("dense_path")
+
+Draw = TypeVar("Draw", SubsampleConfig, PromptsConfig)
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
@@ -30,16 +32,16 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     }
 
 
-def pin(config: SubsampleConfig) -> SubsampleConfig:
+def pin(config: Draw) -> Draw:
     from dpr_core.data.sources import fingerprint
 
-    if isinstance(config.source, LabSourceConfig):
+    if config.source is None or isinstance(config.source, LabSourceConfig):
         return config
     source = config.source.model_copy(update={"content": fingerprint(config.source)})
     return config.model_copy(update={"source": source})
 
 
-def preflight(configs: Sequence[SubsampleConfig], planning: bool = False) -> None:
+def preflight(configs: Sequence[SubsampleConfig | PromptsConfig], planning: bool = False) -> None:
     """A dataset of the hub that cannot be read is better known within seconds."""
     from dpr_core import hub
     from dpr_core.files import expanded

@@ -24,7 +24,7 @@ def test_what_lies_outside_the_mask_counts_for_nothing_and_comes_out_as_zero(gar
     assert returns.tolist() == [[1.0, 0.0, 0.0], [1.75, 1.5, 1.0]]
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.93, 0.5])
+@pytest.mark.parametrize("gamma", [1.0, 0.93, 0.5, 0.0])
 def test_against_the_double_sum(gamma: float) -> None:
     lengths = [6, 1, 4]
     rewards = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).double()

@@ -3,17 +3,23 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from dpr_core.config.evaluation import AnswerConfig, BestOfNConfig, ContrastiveConfig
 from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.reward import RewardConfig
-from dpr_core.errors import UsageError
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import DensePathError, UsageError
+from flows import wiring
 from flows.export import export_checkpoint
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
@@ -114,6 +120,80 @@ def test_the_moving_average_as_the_reference(
         assert (tmp_path / artifact / "model.safetensors").read_bytes() == weights
     with pytest.raises(UsageError, match="keeps no moving average"):
         reward_of(store, made.id("sft"), reference="ema")
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_backbone_as_the_reference(
+    store: Store, made: Any, tiny: Tiny, dpr: Callable[..., Any], tmp_path: Path, pretrained: bool
+) -> None:
+    """The lab's, and one in a folder, which has to be as it was when SFT read it."""
+    backbone = store.fetch(made.id("backbone")).path / "model"
+    folder, sft = tmp_path / "backbone", made.id("sft")
+    if pretrained:
+        shutil.copytree(backbone, folder)
+        config = tiny().sft.model_copy(update={"backbone": PretrainedBackboneConfig(name=str(folder), dtype="float32")})
+        sft = run_stage(stage_named("sft"), config, {"data": made.id("subsample")}, store=store).id
+    outcome = reward_of(store, sft, reference=0.0)
+    assert definition(store, outcome)["reference"] == [0.0]
+    artifact = store.fetch(outcome.id)
+    reward = Lineage(store).dense_reward(artifact, ExecutionConfig())
+    sequence = TokenSequence((3, 4, 5), (6, 7, 2))
+    scored = reward([sequence])
+    logs = []
+    for source in (store.fetch(sft).path / "checkpoints" / "1.0", backbone):
+        logits = AutoModelForCausalLM.from_pretrained(source)(torch.tensor([[3, 4, 5, 6, 7, 2]])).logits.double()
+        logs.append(logits.log_softmax(-1)[0, [2, 3, 4], [6, 7, 2]])
+    assert scored.rewards[0].tolist() == pytest.approx((logs[0] - logs[1]).tolist(), abs=1e-5)
+    dpr("export", outcome.id, tmp_path / "ref", "--part", "ref", home=made.home)
+    exported = load_file(tmp_path / "ref" / "model.safetensors")
+    assert all(weight.equal(exported[name]) for name, weight in load_file(backbone / "model.safetensors").items())
+    if pretrained:
+        (folder / "notes.txt").write_text("since")
+        with pytest.raises(DensePathError, match="changed after its hash was noted"):
+            Lineage(store).dense_reward(artifact, ExecutionConfig())
+        shutil.rmtree(folder)
+        with pytest.raises(UsageError, match="there is no such folder now"):
+            Lineage(store).dense_reward(artifact, ExecutionConfig())
+
+
+def test_a_reference_that_is_no_checkpoint_of_the_run_is_refused(store: Store, made: Any) -> None:
+    with pytest.raises(UsageError, match=r"keeps the fractions 0.34, 0.5, 1 \(0 is its backbone\), not 0.7"):
+        reward_of(store, made.id("sft"), reference=(0.0, 0.7))
+
+
+def test_prompts_of_their_own_are_an_artifact_and_their_overlaps_are_counted(
+    store: Store, made: Any, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of four prompts are SFT's, and one of these and of the others is a question of the benchmark."""
+    learned = Lineage(store).demonstrations(store.fetch(made.id("sft")))
+    asked = [row["question"]["turns"][0] for row in read_answers(store.fetch(made.id("answer SFT on lab")).path)]
+    texts = [learned[0].prompt, learned[1].prompt, asked[0], "Start at 1, add 1, add 1, add 1."]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))
+    source = f"prompts.source={{type: file, path: {file}, columns: {{response: null}}}}"
+    nodes = {node.name: node for node in wiring.nodes(tiny(source))}
+    drawn = run_stage(stage_named("prompts"), nodes["prompts"].config, {"data": made.id("subsample")}, store=store)
+    assert drawn.metrics["data/prompt_overlap"] == 0.5
+    assert nodes["reinforce"].inputs == {"reward": "@reward", "prompts": "@prompts"}
+    inputs = {"reward": made.id("reward"), "prompts": drawn.id}
+    trained = run_stage(stage_named("reinforce"), nodes["reinforce"].config, inputs, store=store)
+    assert trained.metrics["data/prompt_overlap"] == 0.5
+    assert trained.id != made.id("reinforce")
+    outcome = answer(store, trained.id, tiny)
+    assert outcome.metrics["answer/trained_on"] == 1
+    assert "1 of the 12 questions of lab are prompts that this policy was trained on" in caplog.text
+    assert "answer/trained_on" not in answer(store, made.id("reinforce"), tiny).metrics
+
+
+def test_prompts_without_a_source_are_another_draw_from_that_of_the_demonstrations(
+    store: Store, made: Any, tiny: Tiny
+) -> None:
+    config = tiny("prompts.overlap=0").prompts
+    assert config is not None
+    outcome = run_stage(stage_named("prompts"), config, {"data": made.id("subsample")}, store=store)
+    assert store.fetch(outcome.id).config["source"] == store.fetch(made.id("subsample")).config["source"]
+    assert outcome.metrics["data/prompt_overlap"] == 0
+    assert outcome.metrics["data/rows_kept"] > 0
 
 
 def test_the_validated_reference_is_the_candidate_with_the_best_score(store: Store, sft: str) -> None:

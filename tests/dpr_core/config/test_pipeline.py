@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dpr_core.config.base import commented_yaml, override, parse, read_yaml
-from dpr_core.config.data import FileSourceConfig, HubSourceConfig, LabSourceConfig, SubsampleConfig
+from dpr_core.config.data import FileSourceConfig, HubSourceConfig, LabSourceConfig, PromptsConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     AnsweringConfig,
     ExtrapolatedConfig,
@@ -193,7 +193,7 @@ def test_one_launch_for_every_stage_that_can_be_shared_and_does_not_set_its_own(
     sections = (config.sft, config.diagnose, config.reinforce, config.answer, config.methods["more"])
     assert [section.execution.launch for section in sections] == [eight] * 5  # type: ignore[union-attr]
     assert config.reward.execution.launch == two
-    assert [part.execution.launch for part in config.variants()["other"]] == [two, eight]
+    assert [part.execution.launch for part in config.variants()["other"][:2]] == [two, eight]
     assert isinstance(config.backbone, LabBackboneConfig)
     assert config.backbone.execution == LabBackboneConfig().execution
 
@@ -341,12 +341,13 @@ def test_a_variant_is_the_pipelines_own_settings_changed() -> None:
         },
     }
     config = _load(values)
-    reward, reinforce = config.variants()["low"]
+    reward, reinforce, prompts = config.variants()["low"]
     assert reward == config.reward
     assert reinforce == config.reinforce.model_copy(
         update={"algorithm": ReinforcePlusPlusConfig(kl_weight=0.1, gamma=0.95)}
     )
-    reward, reinforce = config.variants()["SR"]
+    assert prompts is None
+    reward, reinforce, _ = config.variants()["SR"]
     assert reward == RewardConfig(formula="with_value", probe_demonstrations=9, seed=4)
     assert (reinforce.algorithm.type, reinforce.learning_rate, reinforce.seed) == ("sequence_reinforce", 1e-5, 4)
 
@@ -390,6 +391,36 @@ def test_a_method_that_cannot_be_is_refused(assignment: str, message: str) -> No
     values = {"backbone": {"type": "lab"}, "evaluation": {"controls": {"extra": {"k": 1}}}}
     with pytest.raises(UsageError, match=re.escape(message)):
         _load(values, assignment)
+
+
+def test_the_backbone_is_a_reference_of_two_names() -> None:
+    for written in ("0", "backbone"):
+        assert _load(LAB, f"reward.reference={written}").reward.reference == 0
+    mean = _load(LAB, "reward.reference=[0.5, backbone]").reward
+    assert mean.fractions() == (0.0, 0.5)
+    with pytest.raises(UsageError, match=re.escape("keeps only 0.5, 1 (0 is the backbone)")):
+        _load(LAB, "reward.reference=[0, 0.3]")
+
+
+def test_prompts_have_the_common_seed_and_may_be_a_variants_own() -> None:
+    own = "methods={one: {changes: [prompts.overlap=0]}, two: {changes: [reward.formula=with_value]}}"
+    config = _load(LAB, own, "seed=4")
+    assert config.prompts is None
+    assert config.variants()["one"].prompts == PromptsConfig(overlap=0, seed=4)
+    assert config.variants()["two"].prompts is None
+    common = _load(LAB, own, "seed=4", "prompts.size=7")
+    assert common.prompts == common.variants()["two"].prompts == PromptsConfig(size=7, seed=4)
+    assert common.variants()["one"].prompts == PromptsConfig(size=7, overlap=0, seed=4)
+    assert _load(common.model_dump(mode="json")) == common
+    with pytest.raises(UsageError, match="must be equal, or prompts kept for evaluation"):
+        _load(LAB, "prompts.source={type: lab, task: {operations: 3}}", "subsample.source={type: lab}")
+
+
+def test_rows_without_responses_are_no_demonstrations() -> None:
+    source = "{type: file, path: x, columns: {response: null}}"
+    assert _load(LAB, f"prompts.source={source}").prompts
+    with pytest.raises(UsageError, match="demonstrations need columns.response"):
+        _load(LAB, f"subsample.source={source}")
 
 
 def test_diagnosing_the_reward_can_be_left_out() -> None:

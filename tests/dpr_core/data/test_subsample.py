@@ -12,6 +12,7 @@ from dpr_core.config.data import (
     FileSourceConfig,
     HubSourceConfig,
     LabSourceConfig,
+    PromptsConfig,
     SubsampleConfig,
     TemplateConfig,
 )
@@ -60,6 +61,29 @@ def test_a_larger_sample_contains_the_smaller_one(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows(100))
     small, large = (subsample(config_of(path, size=size)).demonstrations for size in (10, 30))
     assert large[:10] == small
+
+
+@pytest.mark.parametrize(("share", "seen", "unseen"), [(0.0, 0, 40), (0.25, 10, 30), (0.5, 20, 20), (1.0, 20, 0)])
+def test_prompts_have_the_overlap_that_is_asked_for_and_the_smallest_hashes(tmp_path, share, seen, unseen):
+    path = write_rows(tmp_path / "rows.jsonl", rows(120))
+    learned = subsample(config_of(path, size=20, seed=1, template=TemplateConfig(text="{prompt}?")))
+    source = FileSourceConfig(path=str(path), columns=ColumnsConfig(response=None))
+    prompts = subsample(PromptsConfig(source=source, size=40, overlap=share, seed=3), learned=learned)
+    known = {row.id for row in learned.demonstrations}
+    every = sorted((f"id-{i}" for i in range(120)), key=lambda id: hashlib.sha256(f"3:{id}".encode()).hexdigest())
+    expected = set([id for id in every if id in known][:seen] + [id for id in every if id not in known][:unseen])
+    assert {row.id for row in prompts.demonstrations} == expected
+    assert prompts.overlap(learned) == share
+    assert {row.response for row in prompts.demonstrations} == {""}
+    assert prompts.template == learned.template
+    assert subsample(PromptsConfig(source=source, size=120), learned=learned).overlap(learned) == 20 / 120
+
+
+def test_prompts_of_an_overlap_that_cannot_be_are_refused(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", rows(10))
+    learned = subsample(config_of(path))
+    with pytest.raises(UsageError, match="0 rows with unseen prompts and 10 with seen ones make no sample"):
+        subsample(PromptsConfig(source=FileSourceConfig(path=str(path)), overlap=0), learned=learned)
 
 
 def test_fewer_rows_than_asked_for_are_all_kept(tmp_path):
