@@ -192,6 +192,15 @@ def _logits(states: States | Contrast, chunk: slice) -> Tensor:
     return float32_logits(hidden[chunk], head, bias)
 
 
+def log_probs_of(states: States | Contrast, targets: Tensor, *, logits_per_chunk: int = 2**25) -> Tensor:
+    """(N,): log pi(a | s) of targets under one model or the policy of two; no gradient."""
+    hidden, head, _ = states.sft if isinstance(states, Contrast) else states
+    rows = rows_of_logits(head.shape[0], logits_per_chunk, hidden.device.type == "cpu")
+    chunks = [slice(start, start + rows) for start in range(0, max(1, len(hidden)), rows)]
+    with torch.no_grad():
+        return torch.cat([_folded(_logits(states, chunk), targets[chunk], entropy=False)[0] for chunk in chunks])
+
+
 def float32_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 even under autocast: bf16 logits near 16 are 0.125 apart, as far as the reward is large."""
     device = hidden.device.type

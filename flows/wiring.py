@@ -1,7 +1,10 @@
 """The graph of a pipeline: the stages of a configuration, and the inputs of each."""
 
+from collections.abc import Iterator
+
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, PolicyConfig
+from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, BestOfNConfig, PolicyConfig
+from dpr_core.config.gold import LikelihoodConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.official import MTBenchConfig
 from dpr_core.config.pipeline import PipelineConfig, Variant, VariantConfig
@@ -67,7 +70,12 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
     """Every policy answers every benchmark and is judged against SFT; where that is asked for, it is rated too."""
     graph: list[Node] = []
     verdicts: dict[str, str] = {}
-    for benchmark in config.evaluation.benchmarks:
+    for benchmark, settings in config.evaluation.benchmarks.items():
+        if isinstance(settings, LikelihoodConfig):
+            scored = [_answers(config, benchmark, *each) for each in _with_likelihood(policies)]
+            graph += scored
+            verdicts |= {node.name.removeprefix("answer "): f"@{node.name}" for node in scored}
+            continue
         baseline = _answers(config, benchmark, "SFT", AsTrainedConfig(), "@sft")
         graph.append(baseline)
         for name, (policy, source) in policies.items():
@@ -80,7 +88,7 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
             )
             graph += [answers, verdict]
             verdicts[f"{name} on {benchmark}"] = f"@{verdict.name}"
-        if config.rate is not None and isinstance(config.evaluation.benchmarks[benchmark], MTBenchConfig):
+        if config.rate is not None and isinstance(settings, MTBenchConfig):
             for name in ("SFT", *policies):
                 on = f"{name} on {benchmark}"
                 graph.append(Node(f"rate {on}", "rate", config.rate, {"answers": f"@answer {on}"}))
@@ -88,6 +96,14 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
     if verdicts:
         graph.append(Node("report", "report", config.report, verdicts))
     return graph
+
+
+def _with_likelihood(policies: dict[str, tuple[PolicyConfig, str]]) -> Iterator[tuple[str, PolicyConfig, str]]:
+    """SFT and the policies that are distributions of their own: not a choice among samples."""
+    yield "SFT", AsTrainedConfig(), "@sft"
+    for name, (policy, source) in policies.items():
+        if not isinstance(policy, BestOfNConfig):
+            yield name, policy, source
 
 
 def _answers(config: PipelineConfig, benchmark: str, name: str, policy: PolicyConfig, source: str) -> Node:

@@ -44,4 +44,11 @@ class WordProblemsConfig(GoldBenchmarkConfig):
     """Which kind of benchmark this is."""
 
 
-GoldBenchmark = WordProblemsConfig
+class LikelihoodConfig(GoldBenchmarkConfig):
+    """Demonstrated responses that the policy scores in place of answering; nothing is drawn and nobody judges."""
+
+    type: Literal["likelihood"] = "likelihood"
+    """Which kind of benchmark this is."""
+
+
+GoldBenchmark = WordProblemsConfig | LikelihoodConfig

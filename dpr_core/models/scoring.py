@@ -8,7 +8,7 @@ from torch import Tensor
 from dpr_core import distributed
 from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.logprobs import Contrast, States, TokenScores, scores_and_kl, tf32_head
+from dpr_core.logprobs import Contrast, States, TokenScores, log_probs_of, scores_and_kl, tf32_head
 from dpr_core.masking import response_mask
 from dpr_core.models.critic import Critic
 from dpr_core.models.extrapolation import ContrastivePolicy
@@ -92,6 +92,26 @@ def score_with_kl(
 
 def _grouped(columns: Sequence[Tensor] | Tensor) -> list[TokenScores]:
     return [TokenScores(*columns[i : i + 3]) for i in range(0, len(columns), 3)]
+
+
+def log_probs(
+    policy: Policy | ContrastivePolicy,
+    sequences: Sequence[TokenSequence],
+    tokens_per_micro_batch: int | None,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
+    """(B, T) log-probs of the response tokens under a policy at temperature 1; 0 outside the responses."""
+    if isinstance(policy, Policy):
+        return score(policy, sequences, tokens_per_micro_batch, on_progress=on_progress).log_probs
+    sft, reference, k = policy.sft, policy.reference, policy.k
+
+    def scores(batch: Batch) -> list[Tensor]:
+        states = Contrast(sft.response_states(batch), reference.response_states(batch), k)
+        with autocast(sft.activations, sft.device), tf32_head(sft.tf32_head):
+            return [log_probs_of(states, batch.targets, logits_per_chunk=sft.logits_per_chunk)]
+
+    with eval_mode(sft, reference):
+        return _score_tokens(sft, scores, 1, sequences, tokens_per_micro_batch, on_progress)[0]
 
 
 def score_values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:

@@ -80,6 +80,8 @@ class Row:
     """Prompts with at least one readable verdict."""
     published: float | None = None
     """The paper's win rate for the same backbone, policy and benchmark."""
+    is_judged: bool = True
+    """Whether its answers were compared with the baseline's. Where nothing was answered, nothing was."""
     gold: Mapping[str, "GoldMeasure"] | None = None
     """What a program measured of the answers, by name, the benchmark's primary measure first."""
 
@@ -110,6 +112,11 @@ class ReportTable:
         return list(dict.fromkeys(row.benchmark for row in self.rows))
 
     @property
+    def judged(self) -> list[str]:
+        """The benchmarks whose answers were compared."""
+        return list(dict.fromkeys(row.benchmark for row in self.rows if row.is_judged))
+
+    @property
     def policies(self) -> list[str]:
         """In the order of the rows; the baseline is none of them."""
         return list(dict.fromkeys(row.policy for row in self.rows if not row.is_baseline))
@@ -128,7 +135,8 @@ def as_dict(table: ReportTable) -> dict[str, Any]:
 
 def _as_dict(row: Row) -> dict[str, Any]:
     """Where nothing gold was measured, as before there was such a thing."""
-    return {name: value for name, value in asdict(row).items() if name != "gold" or value is not None}
+    usual = {"gold": None, "is_judged": True}
+    return {name: value for name, value in asdict(row).items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,8 @@ def as_markdown(table: ReportTable, sections: Sequence[Section] = ()) -> str:
     """The report as a Markdown document."""
     parts = [f"## {escaped(table.title)}", escaped(sentence(table))]
     parts += [f"**Warning:** {escaped(note)}" for note in table.notes]
-    parts.append(overview(table).as_markdown())
+    if table.judged:
+        parts.append(overview(table).as_markdown())
     for part in (*_own(table), *sections):
         if part.markdown:
             parts += [f"### {escaped(part.title)}", part.markdown]
@@ -170,7 +179,7 @@ def as_html(table: ReportTable, sections: Sequence[Section] = ()) -> str:
         style=asset("report.css") + asset("examples.css"),
         sentence=sentence(table),
         notes=table.notes,
-        overview=overview_html(table),
+        overview=overview_html(table) if table.judged else "",
         sections=[*_own(table), *sections],
         sources=table.provenance,
     )
@@ -181,7 +190,7 @@ def _own(table: ReportTable) -> list[Section]:
     measured = [section("Gold measures", gold_measures(table), after=[GOLD])] if table.has("gold") else []
     return [
         *measured,
-        section("Beside the win rates", judgments(table), after=[BESIDE]),
+        *([section("Beside the win rates", judgments(table), after=[BESIDE])] if table.judged else []),
         section("Answers", answers(table)),
     ]
 
@@ -190,8 +199,8 @@ def overview(table: ReportTable) -> Table:
     """The paper's first table: win rates, policies by benchmarks, the paper's figure beside where there is one."""
     cells = {(row.policy, row.benchmark): _beside_the_paper(row) for row in table.rows}
     return Table(
-        ["win rate %", *table.benchmarks],
-        [[policy, *(cells.get((policy, on), NONE) for on in table.benchmarks)] for policy in _with_baseline(table)],
+        ["win rate %", *table.judged],
+        [[policy, *(cells.get((policy, on), NONE) for on in table.judged)] for policy in _with_baseline(table)],
     )
 
 
@@ -206,12 +215,12 @@ class _OverviewCell(NamedTuple):
 def overview_html(table: ReportTable) -> Markup:
     """The same with the highest win rate on each benchmark in bold and the second underlined."""
     found = {(row.policy, row.benchmark): row for row in table.rows}
-    ranks = {on: _ranked(table, on) for on in table.benchmarks}
+    ranks = {on: _ranked(table, on) for on in table.judged}
     rows = {
-        policy: [_overview_cell(found.get((policy, on)), ranks[on]) for on in table.benchmarks]
+        policy: [_overview_cell(found.get((policy, on)), ranks[on]) for on in table.judged]
         for policy in _with_baseline(table)
     }
-    return render("overview.html", benchmarks=table.benchmarks, baseline=table.baseline, rows=rows)
+    return render("overview.html", benchmarks=table.judged, baseline=table.baseline, rows=rows)
 
 
 def _with_baseline(table: ReportTable) -> list[str]:
@@ -270,7 +279,7 @@ def judgments(table: ReportTable) -> Table:
         _Column("unreadable %", lambda row: _percent(row.unreadable_rate), "unreadable_rate"),
         _Column("prompts", _scored),
     ]
-    return _tabulated(table, columns, [row for row in table.rows if not row.is_baseline])
+    return _tabulated(table, columns, [row for row in table.rows if row.is_judged and not row.is_baseline])
 
 
 def answers(table: ReportTable) -> Table:
@@ -334,6 +343,8 @@ def sentence(table: ReportTable) -> str:
 
 def win_rate(row: Row) -> str:
     """The win rate of a row with its interval, or why it has none."""
+    if not row.is_judged:
+        return NONE
     if row.is_baseline:
         return "baseline"
     if row.win_rate is None:

@@ -15,10 +15,12 @@ from dpr_core.config.evaluation import (
     ContrastiveConfig,
     ExtrapolatedConfig,
 )
+from dpr_core.config.gold import LikelihoodConfig
+from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
 from tasks.stages.lineage import TRAINED, Lineage
-from tasks.stages.policies import answering
+from tasks.stages.policies import answering, log_probs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     source = work.input("policy")
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
     questions = benchmarks.load(settings.benchmark)
+    if isinstance(settings.benchmark, LikelihoodConfig):
+        return likelihoods(settings, lineage, source, questions, work)
     own = [benchmarks.temperature(settings.benchmark, question) for question in questions]
     scripts = [
         tokenize_question(
@@ -83,6 +87,44 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     return statistics(rows) | measured | bound(settings) | overlap
 
 
+def likelihoods(
+    settings: AnswerConfig, lineage: Lineage, source: Artifact, questions: "list[Question]", work: Work
+) -> dict[str, float]:
+    """In place of answers: how likely the demonstrated responses are, encoded and cut as SFT's rows are."""
+    from dpr_core.data.encoding import encode_demonstrations, end_token
+    from dpr_core.evaluation.gold.likelihood import of_response
+
+    tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
+    texts = [(renderer.render(question.prompt, question.system), question.references[0]) for question in questions]
+    encoded = encode_demonstrations(tokenizer, texts, settings.max_prompt_tokens, settings.max_response_tokens)
+    if encoded.prompts_too_long or encoded.responses_cut:
+        logger.warning(
+            "likelihood: %d of the %d prompts are longer than answer.max_prompt_tokens=%d and left out, and %d "
+            "responses are cut at answer.max_response_tokens=%d",
+            encoded.prompts_too_long,
+            len(questions),
+            settings.max_prompt_tokens,
+            encoded.responses_cut,
+            settings.max_response_tokens,
+        )
+    scores = log_probs(settings, lineage, source, encoded.sequences, work).double().sum(dim=1).tolist()
+    end = end_token(tokenizer)
+    rows = [
+        {
+            "question": asdict(questions[i]),
+            "turns": [],
+            "right": None,
+            "tokens": len(sequence.response),
+            "cut": sequence.response[-1] != end,
+            "kl_to_sft": None,
+            "gold": of_response(score, len(sequence.response)),
+        }
+        for i, sequence, score in zip(encoded.kept, encoded.sequences, scores, strict=True)
+    ]
+    write_rows(work.output / ANSWERS, rows)
+    return gold_metrics(settings, rows) | {"gold/left_out": float(encoded.prompts_too_long)}
+
+
 def _rows(
     settings: AnswerConfig,
     questions: "list[Question]",
@@ -108,7 +150,7 @@ def _rows(
                 "tokens": sum(completion.length for completion in completions),
                 "cut": any(not completion.ended(end) for completion in completions),
                 "kl_to_sft": None if left is None else sum(next(left) for _ in completions),
-                **({} if gold is None else {"gold": dict(gold.of_answer(question, turns[-1]))}),
+                **({"gold": dict(gold.of_answer(question, turns[-1]))} if gold and gold.of_answer else {}),
             }
         )
     return rows

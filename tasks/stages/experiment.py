@@ -76,12 +76,11 @@ def observed(
     for row in json.loads((report.path / TABLE).read_text(encoding="utf-8"))["rows"]:
         policy, benchmark = row["policy"], row["benchmark"]
         is_baseline = policy == BASELINE
-        judge = next(
-            judge
-            for role, judge in report.inputs.items()
-            if role == f"{policy} on {benchmark}" or (is_baseline and role.endswith(f" on {benchmark}"))
-        )
-        answers = ancestry.record(judge).inputs["baseline" if is_baseline else "candidate"]
+        own = report.inputs.get(f"{policy} on {benchmark}")
+        # The baseline's answers are in every judgment against it.
+        judge = own or next(judge for role, judge in report.inputs.items() if role.endswith(f" on {benchmark}"))
+        is_judged = ancestry.record(judge).stage == "judge"
+        answers = ancestry.record(judge).inputs["baseline" if is_baseline else "candidate"] if is_judged else judge
         source = ancestry.policy(policy, answers)
         sft = ancestry.sft(source)
         interval = row["win_rate_interval"]
@@ -93,7 +92,7 @@ def observed(
                 sft=(sft.digest or "")[:12],
                 policy=policy,
                 benchmark=benchmark,
-                win_rate=EVEN if is_baseline else row["win_rate"],
+                win_rate=EVEN if is_baseline and is_judged else row["win_rate"],
                 win_rate_interval=None if interval is None else (interval[0], interval[1]),
                 **{field: row[field] for field in ("prompts", "response_tokens", "cut_share", "accuracy", "kl_to_sft")},
                 metrics=ancestry.metrics(source),

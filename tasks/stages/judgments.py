@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.config.evaluation import AnswerConfig, Benchmark
+from dpr_core.config.gold import LikelihoodConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
@@ -73,6 +74,22 @@ class Judgments:
         ):
             if value not in self._facts.setdefault(name, []):
                 self._facts[name].append(value)
+
+    def add_scores(self, role: str) -> None:
+        """Read the likelihoods of given responses under a policy, which nobody judges."""
+        from dpr_core.reporting.report import Row
+        from dpr_core.reporting.sections import ArtifactLinks
+
+        scored = self._work.input(role)
+        policy, _, benchmark = role.partition(" on ")
+        asked = AnswerConfig.model_validate(scored.config).benchmark
+        if not isinstance(asked, LikelihoodConfig):
+            raise UsageError(f"{role}: {scored.id[:8]} holds answers to {asked.type}; report what judged them")
+        rows = read_answers(scored.path)
+        values = _measured(rows, asked) | {"is_judged": False, "is_baseline": policy == BASELINE}
+        self.rows[policy, benchmark] = Row(policy, benchmark, **values)
+        self._note_cut(policy, benchmark, rows)
+        self.linked.append(ArtifactLinks(policy, benchmark, {"policy": scored.inputs["policy"], "answers": scored.id}))
 
     def _note_cut(self, policy: str, benchmark: str, rows: list[dict[str, Any]]) -> None:
         from dpr_core.evaluation.gold.measures import answers_cut, cut_warning

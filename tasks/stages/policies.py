@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dpr_core.models.dense_reward import DenseReward, ScoredTokens
     from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.policy import Policy
+    from dpr_core.recorder import Recorder
     from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
 
 HAVE_A_REWARD = ("reward", "reinforce")
@@ -116,3 +117,19 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     elif source.stage not in ("sft", "reward"):
         policy = load(lineage.policy_folder(source), frozen=True)
     return Answering(settings, policy, sft, reward)
+
+
+def log_probs(
+    settings: AnswerConfig,
+    lineage: Lineage,
+    source: Artifact,
+    sequences: "Sequence[TokenSequence]",
+    recorder: "Recorder",
+) -> "Tensor":
+    """(B, T) log-probs of given responses under the policy that the settings make of an artifact."""
+    from dpr_core.models import scoring
+
+    if isinstance(settings.policy, BestOfNConfig):
+        raise UsageError("the best of n answers is chosen, not drawn: no likelihood is known of it; leave it out")
+    policy = answering(settings, lineage, source).policy
+    return scoring.log_probs(policy, sequences, settings.execution.tokens_per_micro_batch, recorder.advance)

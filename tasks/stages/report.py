@@ -26,7 +26,8 @@ IDs and addresses are those of one store. The payload has none, so that the same
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    """Each input is a judge artifact, whose role, "policy on benchmark", names the row, or a rate artifact."""
+    """Each input is a judge artifact, whose role, "policy on benchmark", names the row, a rate artifact, or the
+    likelihoods that a policy gives to a benchmark."""
     from dpr_core.reporting import report, sections
     from dpr_core.reporting.examples import examples_section
 
@@ -35,6 +36,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for done, role in enumerate(judged, start=1):
         read.add(role)
         work.advance(done, len(judged), role)
+    for role in work.inputs:
+        if work.input(role).stage == "answer":
+            read.add_scores(role)
     title = cast(ReportConfig, config).title
     table = report.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
     compared, rated = sections.compare_policies(read.judged), rated_in(work)
@@ -60,11 +64,16 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for name in (PAGE, DOCUMENT):
         work.file(work.scratch / BESIDE / name, BESIDE)
     _plot(work, table)
-    return {
+    metrics = {
         f"{row.benchmark}/{row.policy}/{name}": float(value)
         for row in table.rows
         for name in ("win_rate", "length_adjusted_rate", "accuracy", "response_tokens", "kl_to_sft")
         if (value := getattr(row, name)) is not None
+    }
+    return metrics | {
+        f"{row.benchmark}/{row.policy}/gold_{name}": measure.value
+        for row in table.rows
+        for name, measure in (row.gold or {}).items()
     }
 
 
@@ -86,5 +95,10 @@ def describe(config: StageConfig) -> str:
 
 
 STAGE = Stage(
-    name="report", version=2, config=ReportConfig, inputs={"*": ("judge", "rate")}, body=body, describe=describe
+    name="report",
+    version=2,
+    config=ReportConfig,
+    inputs={"*": ("judge", "rate", "answer")},
+    body=body,
+    describe=describe,
 )

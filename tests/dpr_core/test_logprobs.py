@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from dpr_core import logprobs
-from dpr_core.logprobs import LOG_RATIO_BOUND, bounded, contrastive, scores_and_kl, token_scores
+from dpr_core.logprobs import (
+    LOG_RATIO_BOUND,
+    Contrast,
+    bounded,
+    contrastive,
+    log_probs_of,
+    scores_and_kl,
+    token_scores,
+)
 
 N, D, V = 7, 5, 11
 
@@ -244,3 +252,17 @@ def test_contrastive_decoding_trades_reward_for_kl_best_in_every_state() -> None
     assert objective(torch.log_softmax(best + noise, -1)).max() < objective(best)
     expected = torch.log((log_sft.exp() * (k * (log_sft - log_ref)).exp()).sum()) / k
     assert objective(best).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [1, 3 * V, 2**24])
+def test_log_probs_of_the_contrastive_policy_by_hand(logits_per_chunk: int) -> None:
+    (hidden, head, targets, bias), (other, *_) = _inputs(), _inputs(1)
+    states = (hidden, head, bias), (other, head, None)
+    found = log_probs_of(Contrast(*states, k=1.5), targets, logits_per_chunk=logits_per_chunk)
+    for n, target in enumerate(targets.tolist()):
+        ours, theirs = (_logits_by_loops(h, w, b)[n] for h, w, b in states)
+        norms = [math.log(sum(map(math.exp, row))) for row in (ours, theirs)]
+        mixed = [2.5 * (z - norms[0]) - 1.5 * (y - norms[1]) for z, y in zip(ours, theirs, strict=True)]
+        assert float(found[n]) == pytest.approx(mixed[target] - math.log(sum(map(math.exp, mixed))), abs=1e-4)
+    alone = log_probs_of(states[0], targets, logits_per_chunk=logits_per_chunk)
+    assert alone.tolist() == pytest.approx(token_scores(*states[0][:2], targets, bias).log_probs.tolist(), abs=1e-5)

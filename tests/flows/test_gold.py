@@ -2,19 +2,35 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from dpr_core.config.evaluation import AnswerConfig, JudgeConfig, ReportConfig, VerifiableJudgeConfig
-from dpr_core.config.gold import WordProblemsConfig
+from dpr_core.config.base import parse, read_yaml
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    BestOfNConfig,
+    ContrastiveConfig,
+    ExtrapolatedConfig,
+    JudgeConfig,
+    ReportConfig,
+    VerifiableJudgeConfig,
+)
+from dpr_core.config.gold import LikelihoodConfig, WordProblemsConfig
+from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.errors import UsageError
+from flows.wiring import nodes
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
 from tasks.stages.answer import read_answers
+from tasks.stages.lineage import Lineage
 from tasks.stages.report import DOCUMENT, TABLE
+from tests.flows.conftest import TINY
 
 pytestmark = pytest.mark.integration
 
@@ -59,3 +75,81 @@ def test_word_problems_are_measured_and_reported(
     assert "### Gold measures" in (folder / DOCUMENT).read_text()
     of_lab = json.loads((store.fetch(made.id("report")).path / TABLE).read_text())
     assert all("gold" not in row for row in of_lab["rows"])
+
+
+HELD_OUT = [
+    {"id": "a", "question": "Start at 2, add 3.", "response": "Steps: 2+3=0. The answer is 0."},
+    {"id": "b", "question": "Start at 1, add 2.", "response": "The answer is 3."},
+]
+
+
+def naive(store: Store, made: Any, policy: str, k: float | None = None) -> list[float]:
+    """Of each held-out response, -log p a token in float64, one token after the other."""
+    lineage = Lineage(store)
+    sft = store.fetch(made.id("sft"))
+    tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
+    folder = store.fetch(made.id(policy)).path / "policy" if policy == "reinforce" else lineage.sft_folder(sft)
+    model = lineage.load(folder, like=sft, execution=AnswerConfig.model_fields["execution"].default).model.double()
+    definition = lineage.definition(store.fetch(made.id("reward")))
+    reference = lineage.load(
+        lineage.reference_folders(sft, definition), like=sft, execution=AnswerConfig.model_fields["execution"].default
+    ).model.double()
+    values = []
+    for row in HELD_OUT:
+        prompt = tokenizer(renderer.render(row["question"], ""))["input_ids"]
+        response = [*tokenizer(row["response"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + response])
+        logits = [torch.log_softmax(each(ids).logits[0].detach(), dim=-1) for each in (model, reference)]
+        mixed = logits[0] if k is None else torch.log_softmax(logits[0] + k * (logits[0] - logits[1]), dim=-1)
+        scores = [float(mixed[len(prompt) + t - 1, token]) for t, token in enumerate(response)]
+        values.append(-sum(scores) / len(scores))
+    return values
+
+
+def test_held_out_responses_are_scored_by_every_policy_that_is_a_distribution(
+    store: Store, made: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "held_out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
+    settings = {"benchmark": LikelihoodConfig(path=str(path)), "max_response_tokens": 64}
+    sft, trained = (answer(store, made.id(name), **settings) for name in ("sft", "reinforce"))
+    contrast = answer(store, made.id("reward"), policy=ContrastiveConfig(k=2.0), **settings)
+    assert answer(store, made.id("reward"), policy=ExtrapolatedConfig(k=2.0), **settings).metrics["gold/perplexity"] > 1
+    for outcome, expected in (
+        (sft, naive(store, made, "sft")),
+        (trained, naive(store, made, "reinforce")),
+        (contrast, naive(store, made, "sft", k=2.0)),
+    ):
+        rows = read_answers(store.fetch(outcome.id).path)
+        assert [row["gold"]["nats_per_token"] for row in rows] == pytest.approx(expected, abs=1e-4)
+        tokens = [row["tokens"] for row in rows]
+        pooled = sum(e * n for e, n in zip(expected, tokens, strict=True)) / sum(tokens)
+        assert outcome.metrics["gold/nats_per_token"] == pytest.approx(pooled, abs=1e-4)
+        assert outcome.metrics["gold/perplexity"] == pytest.approx(math.exp(pooled), rel=1e-3)
+    inputs = {"SFT on held out": sft.id, "DPR on held out": trained.id, "DPR on lab": made.id("judge DPR on lab")}
+    reported = run_stage(stage_named("report"), ReportConfig(), inputs, store=store)
+    document = json.loads((store.fetch(reported.id).path / TABLE).read_text())
+    found = {(row["policy"], row["benchmark"]): row for row in document["rows"]}
+    assert found["DPR", "held out"]["gold"]["nats_per_token"]["value"] == trained.metrics["gold/nats_per_token"]
+    assert found["DPR", "held out"]["win_rate"] is None
+    assert found["SFT", "held out"]["is_baseline"]
+    assert "gold" not in found["DPR", "lab"]
+    assert reported.metrics["held out/DPR/gold_nats_per_token"] == trained.metrics["gold/nats_per_token"]
+    with pytest.raises(UsageError, match="no likelihood is known of it"):
+        answer(store, made.id("reward"), policy=BestOfNConfig(n=2), **settings)
+    with pytest.raises(UsageError, match="holds answers to lab; report what judged them"):
+        run_stage(stage_named("report"), ReportConfig(), {"DPR on lab": made.id("answer DPR on lab")}, store=store)
+    short = answer(store, made.id("sft"), benchmark=settings["benchmark"], max_response_tokens=4)
+    assert short.metrics["gold/cut"] == 2
+
+
+def test_a_pipeline_scores_likelihoods_without_a_judge(tmp_path: Path) -> None:
+    values = read_yaml(TINY.read_text(), "tiny.yaml")
+    values.pop("name"), values.pop("description")
+    values["evaluation"]["benchmarks"]["likelihood"] = {"path": "held_out.jsonl"}
+    values["evaluation"]["controls"]["best"] = {"type": "best_of_n", "n": 2}
+    found = {node.name: node for node in nodes(parse(PipelineConfig, values, "tiny"))}
+    assert {name for name in found if name.endswith("on likelihood")} == {
+        f"answer {policy} on likelihood" for policy in ("SFT", "DPR", "extrapolated")
+    }
+    assert found["report"].inputs["SFT on likelihood"] == "@answer SFT on likelihood"

@@ -22,6 +22,10 @@ class Measure(NamedTuple):
     weight: str | None = None
     """The value of the same answer that weighs it, such as how many equations it states; none weighs all alike."""
     is_share: bool = True
+    of: str | None = None
+    """The value that it is made of, where that is not its own."""
+    shown: Callable[[float], float] = float
+    """What is made of the pooled value: a monotone function, so that the interval goes with it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Gold:
 
     measures: tuple[Measure, ...]
     """The primary one first."""
-    of_answer: Callable[[Question, str], Values]
+    of_answer: Callable[[Question, str], Values] | None = None
+    """None where there are no answers: the policy scores what is given."""
 
 
 class Estimate(NamedTuple):
@@ -48,13 +53,15 @@ def pooled(gold: Gold, rows: Sequence[Values], seed: int = 0) -> dict[str, Estim
 
 
 def _pooled(measure: Measure, rows: Sequence[Values], seed: int) -> Estimate | None:
-    have = [row for row in rows if measure.name in row]
+    name = measure.of or measure.name
+    have = [row for row in rows if name in row]
     weights = [row[measure.weight] if measure.weight else 1.0 for row in have]
     if not sum(weights):
         return None
-    totals = [row[measure.name] * weight for row, weight in zip(have, weights, strict=True)]
-    low, high = ratio_interval(totals, weights, RESAMPLES, seed) or (None, None)
-    return Estimate(sum(totals) / sum(weights), low, high)
+    totals = [row[name] * weight for row, weight in zip(have, weights, strict=True)]
+    interval = ratio_interval(totals, weights, RESAMPLES, seed)
+    low, high = map(measure.shown, interval) if interval else (None, None)
+    return Estimate(measure.shown(sum(totals) / sum(weights)), low, high)
 
 
 def answers_cut(rows: Sequence[Mapping[str, Any]]) -> int:
