@@ -161,11 +161,17 @@ def bounded(log_ratios: Tensor) -> Tensor:
 
 
 def scores_and_kl(
-    p: States | Contrast, q: States, targets: Tensor, *, logits_per_chunk: int = 2**25
-) -> tuple[TokenScores, Tensor]:
+    p: States | Contrast,
+    q: States,
+    targets: Tensor,
+    *,
+    entropy_at: float | None = None,
+    logits_per_chunk: int = 2**25,
+) -> tuple[TokenScores, Tensor, Tensor]:
     """The scores (N,) of targets under q, and the exact KL(p || q) = E_p[z_p - z_q] - V_p + V_q over the vocabulary in
     each of N states; no gradient. The logits of q serve both. With those of both models less their maximum, and terms
-    that are summed in pairs, little is lost to cancellation."""
+    that are summed in pairs, little is lost to cancellation. Also the entropies of p at a temperature, 0 where none is
+    asked for."""
     hidden, head, _ = q
     rows = rows_of_logits(head.shape[0], logits_per_chunk, hidden.device.type == "cpu")
     parts = []
@@ -174,15 +180,18 @@ def scores_and_kl(
             chunk = slice(start, start + rows)
             ours, theirs = _logits(p, chunk), _logits(q, chunk)
             ours -= ours.amax(dim=-1, keepdim=True)
+            own = torch.zeros(len(ours), device=ours.device)
+            if entropy_at is not None:
+                own = _folded(ours / entropy_at, targets[chunk], entropy=True)[2]
             highest = theirs.amax(dim=-1)
             gaps = ours - theirs.sub(highest[:, None])
             log_probs, values, entropies, totals, _ = _folded(theirs, targets[chunk], entropy=False)
             weights = ours.exp_()
             ours_total = weights.sum(dim=-1)
             mean_gap = weights.mul_(gaps).sum(dim=-1) / ours_total
-            parts.append((log_probs, values, entropies, mean_gap - ours_total.log() + totals.log()))
-    *columns, kl = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TokenScores(*columns), kl
+            parts.append((log_probs, values, entropies, mean_gap - ours_total.log() + totals.log(), own))
+    *columns, kl, entropies_of_p = (torch.cat(column) for column in zip(*parts, strict=True))
+    return TokenScores(*columns), kl, entropies_of_p
 
 
 def _logits(states: States | Contrast, chunk: slice) -> Tensor:

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, BestOfNConfig, PolicyConfig
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    AsTrainedConfig,
+    BestOfNConfig,
+    KeptConfig,
+    PolicyConfig,
+    SFTPolicyConfig,
+)
 from dpr_core.config.gold import LikelihoodConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.official import MTBenchConfig
@@ -37,8 +44,15 @@ def nodes(config: PipelineConfig) -> list[Node]:
     for name in config.methods:
         graph += _method(config, name)
         policies[name] = AsTrainedConfig(), f"@{name}"
-    policies |= {name: (control, "@reward") for name, control in config.evaluation.controls.items()}
+    policies |= {name: (control, _source(control)) for name, control in config.evaluation.controls.items()}
     return graph + _evaluation(config, policies)
+
+
+def _source(control: PolicyConfig) -> str:
+    """The node whose artifact a control is made of."""
+    if isinstance(control, KeptConfig):
+        return "@reinforce" if control.of == TRAINED else f"@{control.of}"
+    return "@sft" if isinstance(control, SFTPolicyConfig) else "@reward"
 
 
 def _method(config: PipelineConfig, name: str) -> list[Node]:
@@ -78,7 +92,9 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
             continue
         baseline = _answers(config, benchmark, "SFT", AsTrainedConfig(), "@sft")
         graph.append(baseline)
-        for name, (policy, source) in policies.items():
+        # What is matched comes after what it is matched to.
+        for name in sorted(policies, key=lambda name: getattr(policies[name][0], "match", None) is not None):
+            policy, source = policies[name]
             answers = _answers(config, benchmark, name, policy, source)
             verdict = Node(
                 f"judge {name} on {benchmark}",
@@ -99,13 +115,16 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
 
 
 def _with_likelihood(policies: dict[str, tuple[PolicyConfig, str]]) -> Iterator[tuple[str, PolicyConfig, str]]:
-    """SFT and the policies that are distributions of their own: not a choice among samples."""
+    """SFT and the policies that are distributions of their own: no choice among samples, no other way to draw from SFT,
+    and nothing that is found by answers."""
     yield "SFT", AsTrainedConfig(), "@sft"
     for name, (policy, source) in policies.items():
-        if not isinstance(policy, BestOfNConfig):
+        if not isinstance(policy, BestOfNConfig | SFTPolicyConfig) and getattr(policy, "match", None) is None:
             yield name, policy, source
 
 
 def _answers(config: PipelineConfig, benchmark: str, name: str, policy: PolicyConfig, source: str) -> Node:
     settings = AnswerConfig(**dict(config.answer), benchmark=config.evaluation.benchmarks[benchmark], policy=policy)
-    return Node(f"answer {name} on {benchmark}", "answer", settings, {"policy": source})
+    match = getattr(policy, "match", None)
+    others = {} if match is None else {"match": f"@answer {match} on {benchmark}"}
+    return Node(f"answer {name} on {benchmark}", "answer", settings, {"policy": source, **others})

@@ -1,8 +1,9 @@
 """Settings of evaluation: benchmarks, policies without training, judges, raters and the report."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpr_core.config.base import Address, Config, Line, Name, StageConfig, Temperature, Variable, type_if_unset
 from dpr_core.config.data import AdditionsConfig, LabTask
@@ -67,14 +68,72 @@ class AsTrainedConfig(Config):
     """Which kind of policy this is."""
 
 
-class ExtrapolatedConfig(Config):
-    """No training: theta_SFT + k (theta_SFT - theta_ref), from the reward's own two models."""
+class KeptConfig(Config):
+    """The policy that a REINFORCE run kept when its KL to SFT first reached a value; the one that it ended with where
+    it never did."""
+
+    type: Literal["kept"] = "kept"
+    """Which kind of policy this is."""
+
+    of: Name = "DPR"
+    """The policy of the pipeline whose run this is."""
+
+    kl: float = Field(gt=0, le=1000)
+    """One of that run's `keep_at_kl`."""
+
+
+class MatchedConfig(Config):
+    """A policy whose strength may be found by trial: answers are drawn and measured until they are like others."""
+
+    match: Name | None = None
+    """The policy of the pipeline whose answers to the same benchmark these are to be like; none leaves the strength as
+    it is set."""
+
+    match_prompts: int = Field(64, ge=1, le=100_000)
+    """Prompts of the benchmark on which it is tried, each time with the same random numbers."""
+
+    match_trials: int = Field(8, ge=1, le=64)
+    """Most trials."""
+
+
+class SFTPolicyConfig(MatchedConfig):
+    """SFT drawn at a temperature of its own: one that is set, or the one at which its answers have the entropy of
+    another policy's."""
+
+    type: Literal["sft"] = "sft"
+    """Which kind of policy this is."""
+
+    temperature: Temperature | None = None
+    """Sampling temperature; 0 is greedy."""
+
+    match_tolerance: float = Field(0.02, gt=0, lt=1)
+    """How near the entropy has to come, as a share of the other."""
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Self:
+        if (self.temperature is None) == (self.match is None):
+            raise ValueError("SFT needs a temperature, or the name of a policy to match: one of them")
+        return self
+
+
+class ExtrapolatedConfig(MatchedConfig):
+    """No training: theta_SFT + k (theta_SFT - theta_ref), from the reward's own two models; k is set, or the one at
+    which the KL to SFT is that of another policy."""
 
     type: Literal["extrapolated"] = "extrapolated"
     """Which kind of policy this is."""
 
-    k: float = Field(gt=0, le=1000)
+    k: float | None = Field(None, gt=0, le=1000)
     """How far to go beyond SFT. Tuned on seeds and prompts of its own."""
+
+    match_tolerance: float = Field(0.05, gt=0, lt=1)
+    """How near the KL has to come, as a share of the other."""
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Self:
+        if (self.k is None) == (self.match is None):
+            raise ValueError("extrapolation needs a k, or the name of a policy to match: one of them")
+        return self
 
 
 class ContrastiveConfig(Config):
@@ -101,12 +160,14 @@ class BestOfNConfig(Config):
 
 
 Control = Annotated[
-    ExtrapolatedConfig | ContrastiveConfig | BestOfNConfig, Field(discriminator="type"), type_if_unset("extrapolated")
+    SFTPolicyConfig | KeptConfig | ExtrapolatedConfig | ContrastiveConfig | BestOfNConfig,
+    Field(discriminator="type"),
+    type_if_unset("extrapolated"),
 ]
-"""Policies made of a reward's two models, without training."""
+"""Policies that take no training beyond what is trained anyway."""
 
 PolicyConfig = Annotated[
-    AsTrainedConfig | ExtrapolatedConfig | ContrastiveConfig | BestOfNConfig,
+    AsTrainedConfig | SFTPolicyConfig | KeptConfig | ExtrapolatedConfig | ContrastiveConfig | BestOfNConfig,
     Field(discriminator="type"),
     type_if_unset("as_trained"),
 ]
@@ -136,6 +197,27 @@ class AnswerConfig(AnsweringConfig):
 
     policy: PolicyConfig = AsTrainedConfig()
     """Filled in from the pipeline's `evaluation` section."""
+
+    @property
+    def matched(self) -> bool:
+        """Whether the strength of the policy is yet to be found."""
+        return isinstance(self.policy, MatchedConfig) and self.policy.match is not None
+
+    @property
+    def drawn_at(self) -> float:
+        """The temperature of what draws, where the benchmark has none of its own."""
+        own = self.policy.temperature if isinstance(self.policy, SFTPolicyConfig) else None
+        return self.temperature if own is None else own
+
+    @classmethod
+    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What a policy is called in its pipeline does not count; whose answers are matched, an input says."""
+        kept = super().identity_in(values)
+        policy = kept.get("policy") or {}
+        unused = {"of", "match"}
+        if policy.get("match") is None:
+            unused |= {name for name in policy if name.startswith("match")}
+        return {**kept, "policy": {name: value for name, value in policy.items() if name not in unused}}
 
 
 class VerifiableJudgeConfig(Config):
@@ -338,7 +420,7 @@ class EvaluationConfig(Config):
     """Benchmarks by name. Those that are called by their type (alpaca_eval, word_problems) need not say it."""
 
     controls: dict[Name, Control] = Field({}, max_length=16)
-    """Training-free controls by name."""
+    """Training-free controls by name, and policies kept on the way."""
 
     @field_validator("benchmarks", mode="before")
     @classmethod

@@ -10,9 +10,13 @@ from dpr_core.config.data import LabSourceConfig, PromptsConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     RESERVED,
     AnsweringConfig,
+    BestOfNConfig,
+    Control,
     EvaluationConfig,
     JudgeConfig,
+    KeptConfig,
     LabBenchmarkConfig,
+    MatchedConfig,
     RateConfig,
     ReportConfig,
     VerifiableJudgeConfig,
@@ -222,6 +226,17 @@ class PipelineConfig(Config):
             _check_reference(reward, self.sft)
         return self
 
+    @model_validator(mode="after")
+    def _policies_of_controls(self) -> Self:
+        runs = {"DPR": self.reinforce, **{name: variant[1] for name, variant in self.variants().items()}}
+        for name, control in self.evaluation.controls.items():
+            where = f"evaluation.controls.{name}"
+            if isinstance(control, KeptConfig):
+                _check_kept(control, where, runs)
+            elif isinstance(control, MatchedConfig) and control.match is not None:
+                _check_match(control.match, where, [*RESERVED, *self.methods], self.evaluation.controls)
+        return self
+
     def variants(self) -> dict[str, Variant]:
         """Reward, REINFORCE and prompts of every method that is a variant."""
         parts = {"reward": self.reward, "reinforce": self.reinforce, "prompts": self.prompts}
@@ -286,6 +301,37 @@ def _check_reference(reward: RewardConfig, sft: SFTConfig) -> None:
         raise ValueError("reward.reference is ema, but sft.ema_decay is not set; set it: --set sft.ema_decay=0.98")
     if reward.reference == "validated" and len(sft.checkpoints) < 3:
         raise ValueError(f"reward.reference is validated, but sft.checkpoints keeps only {kept}: keep several")
+
+
+def _check_kept(control: KeptConfig, where: str, runs: dict[str, ReinforceConfig]) -> None:
+    if control.of not in runs:
+        raise ValueError(
+            f"{where}.of is {control.of}, which is no policy of this pipeline that REINFORCE trains; "
+            f"there is {', '.join(runs)}"
+        )
+    values = runs[control.of].keep_at_kl
+    if control.kl not in values:
+        listed = ", ".join(f"{kl:g}" for kl in sorted({control.kl, *values}))
+        own = "" if control.of in RESERVED else f" in methods.{control.of}.changes"
+        raise ValueError(
+            f"{where}.kl is {control.kl:g}, at which {control.of} keeps no policy; "
+            f"add it: reinforce.keep_at_kl=[{listed}]{own}"
+        )
+
+
+def _check_match(target: str, where: str, trained: list[str], controls: dict[str, Control]) -> None:
+    known = sorted({*trained, *controls} - {"SFT"})
+    if target not in known:
+        raise ValueError(f"{where}.match is {target}, but there is no policy of that name; there is {', '.join(known)}")
+    other = controls.get(target)
+    if isinstance(other, BestOfNConfig):
+        raise ValueError(f"{where}.match is {target}, a choice among samples, which has neither an entropy nor a KL")
+    if isinstance(other, MatchedConfig) and other.match is not None:
+        raise ValueError(
+            f"{where}.match is {target}, which is itself matched; name what that is matched to: {other.match}"
+            if where.rpartition(".")[2] != other.match
+            else f"{where}.match is {target}, whose own match is this one, so that neither could be found first"
+        )
 
 
 ExhibitName = Literal["sweep", "table1", "table2", "figure1", "figure2", "figure3", "figure4a", "figure4b"]

@@ -95,15 +95,15 @@ class DenseReward:
         return scored, scored.log_sft
 
     def with_kl(
-        self, sequences: Sequence[TokenSequence], policy: Policy | ContrastivePolicy
-    ) -> tuple[ScoredTokens, Tensor]:
+        self, sequences: Sequence[TokenSequence], policy: Policy | ContrastivePolicy, entropy_at: float | None = None
+    ) -> tuple[ScoredTokens, Tensor, Tensor]:
         """Also (B, T) the exact KL(policy || pi_SFT) in the state in front of each token as pi_SFT itself computes, out
-        of its pass for the reward where that is computed so, too."""
+        of its pass for the reward where that is computed so, too, and the policy's entropy at a temperature."""
         budget = self.tokens_per_micro_batch
         if self.differs:
-            return self(sequences), score_with_kl(policy, [self.sft], sequences, budget)[1]
-        (sft, ref), kl = score_with_kl(policy, [self.sft, self.reference], sequences, budget)
-        return self.of_scores(sft, ref, sequences), kl
+            return self(sequences), *score_with_kl(policy, [self.sft], sequences, budget, entropy_at)[1:]
+        (sft, ref), kl, entropies = score_with_kl(policy, [self.sft, self.reference], sequences, budget, entropy_at)
+        return self.of_scores(sft, ref, sequences), kl, entropies
 
     def of_scores(self, sft: TokenScores, ref: TokenScores, sequences: Sequence[TokenSequence]) -> ScoredTokens:
         """The reward that both models' scores of these sequences make."""

@@ -67,9 +67,11 @@ def score_with_kl(
     frozen: Sequence[Policy],
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
-) -> tuple[list[TokenScores], Tensor]:
+    entropy_at: float | None = None,
+) -> tuple[list[TokenScores], Tensor, Tensor]:
     """As `score` under each frozen model, and (B, T) the exact KL(policy || the first of them) in the state in front of
-    each response token; 0 outside. Each network is passed through once, whatever its part in this."""
+    each response token, with the policy's entropy there at a temperature, if one is given; 0 outside. Each network is
+    passed through once, whatever its part in this."""
     base, *others = frozen
     parts = (policy.sft, policy.reference) if isinstance(policy, ContrastivePolicy) else (policy,)
     networks = dict.fromkeys((*frozen, *parts))
@@ -82,12 +84,14 @@ def score_with_kl(
             else Contrast(states[policy.sft], states[policy.reference], policy.k)
         )
         with autocast(base.activations, base.device), tf32_head(base.tf32_head):
-            of_base, kl = scores_and_kl(ours, states[base], batch.targets, logits_per_chunk=base.logits_per_chunk)
-        return [kl, *of_base, *(column for other in others for column in other.read(states[other], batch))]
+            of_base, kl, entropies = scores_and_kl(
+                ours, states[base], batch.targets, entropy_at=entropy_at, logits_per_chunk=base.logits_per_chunk
+            )
+        return [kl, entropies, *of_base, *(column for other in others for column in other.read(states[other], batch))]
 
     with eval_mode(*networks):
-        kl, *columns = _score_tokens(base, scores, 1 + 3 * len(frozen), sequences, tokens_per_micro_batch)
-    return _grouped(columns), kl
+        kl, entropies, *columns = _score_tokens(base, scores, 2 + 3 * len(frozen), sequences, tokens_per_micro_batch)
+    return _grouped(columns), kl, entropies
 
 
 def _grouped(columns: Sequence[Tensor] | Tensor) -> list[TokenScores]:

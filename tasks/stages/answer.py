@@ -14,13 +14,17 @@ from dpr_core.config.evaluation import (
     BestOfNConfig,
     ContrastiveConfig,
     ExtrapolatedConfig,
+    KeptConfig,
+    SFTPolicyConfig,
 )
 from dpr_core.config.gold import LikelihoodConfig
+from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
 from tasks.stages.lineage import TRAINED, Lineage
-from tasks.stages.policies import answering, log_probs
+from tasks.stages.matching import Trials, with_strength
+from tasks.stages.policies import answering, conversations, log_probs, reaches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +49,6 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.data.encoding import TokenSequence, end_token
     from dpr_core.evaluation import benchmarks
     from dpr_core.evaluation.gold.measures import answers_cut, cut_warning
-    from dpr_core.rollouts.engine import Sampling
-    from dpr_core.rollouts.multi_turn import answer_questions, tokenize_question
 
     settings = cast(AnswerConfig, config)
     lineage = Lineage(work.store)
@@ -54,26 +56,24 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
     questions = benchmarks.load(settings.benchmark)
     if isinstance(settings.benchmark, LikelihoodConfig):
+        if settings.matched or isinstance(settings.policy, SFTPolicyConfig):
+            raise UsageError(
+                "a likelihood is that of a network at temperature 1, for which nothing is drawn or matched"
+            )
         return likelihoods(settings, lineage, source, questions, work)
-    own = [benchmarks.temperature(settings.benchmark, question) for question in questions]
-    scripts = [
-        tokenize_question(
-            tokenizer,
-            renderer,
-            question.id,
-            question.turns,
-            question.system,
-            settings.temperature if t is None else t,
-            settings.max_prompt_tokens,
-        )
-        for question, t in zip(questions, own, strict=True)
-    ]
+    found: dict[str, float] = {}
+    recorder: Work | Trials = work
+    if settings.matched != ("match" in work.inputs):
+        raise UsageError("`match` of a policy and the input match, the answers to be like, go together: give both")
+    if settings.matched:
+        theirs = read_answers(work.input("match").path)
+        settings, found, recorder = with_strength(settings, lineage, source, questions, theirs, work)
+    spoken = conversations(settings, tokenizer, renderer, questions)
     responder = answering(settings, lineage, source)
-    end = end_token(tokenizer)
-    sampling = Sampling(settings.temperature, settings.max_response_tokens, end)
-    answers = answer_questions(scripts, responder.draw, sampling, settings.seed, responder.sft.positions, work)
+    answers = responder.ask(spoken, end_token(tokenizer), recorder)
     sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
-    scored, state_kl = responder.measure(sequences)
+    temperatures = [each.temperature for each in spoken]
+    scored, state_kl, entropies = responder.measure(sequences, entropy_temperature(temperatures))
     rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
     write_rows(work.output / ANSWERS, rows)
     _write_official(settings, source.stage, rows, work.output)
@@ -84,6 +84,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
         logger.warning("%s: %s", settings.benchmark.type, warning)
     overlap = trained_on(settings, questions, lineage.trained_prompts(source))
+    if isinstance(settings.policy, KeptConfig):
+        found["answer/kept_reached"] = float(reaches(source, settings.policy.kl))
+    measured |= entropy(settings, answers, temperatures, entropies) | found
     return statistics(rows) | measured | bound(settings) | overlap
 
 
@@ -229,6 +232,32 @@ def trained_on(settings: AnswerConfig, questions: "Sequence[Question]", prompts:
     return {"answer/trained_on": float(found)} if found else {}
 
 
+def entropy_temperature(temperatures: Sequence[float]) -> float | None:
+    """The temperature at which one pass can measure the entropies of all answers: that which drew them, or 1 of greedy
+    ones; None where they were drawn at several."""
+    first, *others = set(temperatures)
+    return None if others else first or 1.0
+
+
+def entropy(
+    settings: AnswerConfig,
+    answers: "Sequence[Sequence[Completion]]",
+    temperatures: Sequence[float],
+    exact: "Tensor | None",
+) -> dict[str, float]:
+    """Nats a token of the distribution that drew, which is 0 for greedy answers, and there that at temperature 1; exact
+    in each state, or the mean of -log pi over the tokens. A choice among samples has none."""
+    if isinstance(settings.policy, BestOfNConfig):
+        return {}
+    pairs = [(c, t) for turns, t in zip(answers, temperatures, strict=True) for c in turns]
+    tokens = sum(completion.length for completion, _ in pairs)
+    drawn = sum(-sum(completion.log_probs) for completion, t in pairs if t > 0) / tokens
+    if exact is None or entropy_temperature(temperatures) is None:
+        return {"answers/entropy": drawn}
+    mean = float(exact.double().sum()) / tokens
+    return {"answers/entropy": mean} if temperatures[0] > 0 else {"answers/entropy": 0.0, "answers/entropy_at_1": mean}
+
+
 def bound(settings: AnswerConfig) -> dict[str, float]:
     """What is known of best-of-n's KL to SFT without measuring it."""
     from dpr_core.rollouts.best_of_n import kl_bound
@@ -298,20 +327,29 @@ def describe(config: StageConfig) -> str:
     match settings.policy:
         case AsTrainedConfig():
             control = ""
+        case KeptConfig(of=of, kl=kl):
+            control = f", {of} as it first reached a KL of {kl:g}"
+        case SFTPolicyConfig(match=str(other)):
+            control = f", SFT at the entropy of {other}"
+        case ExtrapolatedConfig(match=str(other)):
+            control = f", extrapolated to the KL of {other}"
+        case SFTPolicyConfig():
+            control = ""
         case ExtrapolatedConfig(k=k):
             control = f", extrapolated by k = {k:g}"
         case ContrastiveConfig(k=k):
             control = f", contrastive with k = {k:g}"
         case BestOfNConfig(n=n, by=by):
             control = f", best of {n} by {by}"
-    return f"Answers to {settings.benchmark.type} at temperature {settings.temperature:g}{control}."
+    return f"Answers to {settings.benchmark.type} at temperature {settings.drawn_at:g}{control}."
 
 
 STAGE = Stage(
     name="answer",
     version=3,
     config=AnswerConfig,
-    inputs={"policy": ("sft", "reward", *TRAINED)},
+    inputs={"policy": ("sft", "reward", *TRAINED), "match": ("answer",)},
+    optional=frozenset({"match"}),
     body=body,
     shared=True,
     describe=describe,

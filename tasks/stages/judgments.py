@@ -67,8 +67,14 @@ class Judgments:
         self.judged.append(judged)
         self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, *measured)
         self._note_cut(policy, benchmark, ours)
+        known = self._work.store.published(candidate.id).results
+        if known.get("answer/kept_reached") == 0:
+            self._notes.append(
+                f"{role}: its run never reached this KL to SFT, and these are of the policy it ended with"
+            )
         for name, value in (
             ("Backbone", _backbone(sft)),
+            *((f"{role}, matched", matched) for matched in [_matched(known)] if matched),
             (f"{benchmark} judged by", judged.judge),
             (f"{benchmark} answered", f"{len(ours):,} prompts, temperature {candidate.config['temperature']:g}"),
         ):
@@ -184,6 +190,17 @@ def _measured(rows: list[dict[str, Any]], benchmark: Benchmark) -> dict[str, Any
         "kl_to_sft": values.get("answer/kl_to_sft"),
         "gold": shown or None,
     }
+
+
+def _matched(results: Mapping[str, float]) -> str:
+    """What was found for a policy that is like another; empty where nothing was."""
+    if "match/target" not in results:
+        return ""
+    what, measure = ("temperature", "entropy") if "match/temperature" in results else ("k", "KL to SFT")
+    return (
+        f"{what} {results[f'match/{what}']:.4g}; {measure} {results['match/reached']:.4g} for "
+        f"{results['match/target']:.4g}, in {results['match/trials']:.0f} trials"
+    )
 
 
 def _backbone(sft: Artifact) -> str:

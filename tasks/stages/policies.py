@@ -1,9 +1,12 @@
-"""The policies that answer: one that a stage trained, or one made of a reward's two models without training."""
+"""The policies that answer: one that a stage trained or kept, SFT at another temperature, or one made of a reward's two
+models without training."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from dpr_core.config.evaluation import (
     AnswerConfig,
@@ -11,23 +14,44 @@ from dpr_core.config.evaluation import (
     BestOfNConfig,
     ContrastiveConfig,
     ExtrapolatedConfig,
+    KeptConfig,
+    SFTPolicyConfig,
 )
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
-from tasks.stages.lineage import Lineage
+from tasks.stages.lineage import KEPT, Lineage, kept
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from dpr_core.data.encoding import TokenSequence
+    from dpr_core.data.template import Renderer
+    from dpr_core.evaluation.questions import Question
     from dpr_core.models.dense_reward import DenseReward, ScoredTokens
     from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.policy import Policy
     from dpr_core.recorder import Recorder
     from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
+    from dpr_core.rollouts.multi_turn import Conversation
+
+logger = logging.getLogger("dense_path")
+
+STAGES_SAID = {"sft": "an SFT run", "reinforce": "a REINFORCE run", "reward": "a reward"}
 
 HAVE_A_REWARD = ("reward", "reinforce")
 """The stages whose policies were made with a reward."""
+
+
+class Measured(NamedTuple):
+    """What is known of answers, each (B, T) in the state in front of each token."""
+
+    scored: "ScoredTokens | None"
+    """The reward, where there is one."""
+    kl: "Tensor | None"
+    """The exact KL to SFT at temperature 1; a choice among samples is no policy that has one."""
+    entropies: "Tensor | None"
+    """The exact entropies, where a pass that is made anyway gives them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,14 @@ class Answering:
     policy: "Policy | ContrastivePolicy"
     sft: "Policy"
     reward: "DenseReward | None"
+
+    def ask(self, conversations: "Sequence[Conversation]", end: int, recorder: "Recorder") -> "list[list[Completion]]":
+        """The answers to every turn of every question."""
+        from dpr_core.rollouts.engine import Sampling
+        from dpr_core.rollouts.multi_turn import answer_questions
+
+        sampling = Sampling(self.settings.drawn_at, self.settings.max_response_tokens, end)
+        return answer_questions(conversations, self.draw, sampling, self.settings.seed, self.sft.positions, recorder)
 
     def draw(
         self,
@@ -75,21 +107,78 @@ class Answering:
         )
         return [completions[i] for i in best_of_each(scores, chosen.n)]
 
-    def measure(self, sequences: "Sequence[TokenSequence]") -> "tuple[ScoredTokens | None, Tensor | None]":
-        """The reward, where there is one, and (B, T) the exact KL to SFT in the state in front of each token. A choice
-        among samples is no policy that has a KL."""
+    def measure(self, sequences: "Sequence[TokenSequence]", entropy_at: float | None) -> Measured:
+        """What the passes for the reward and for the KL give, entropies at a temperature with them."""
         import torch
 
         from dpr_core.models.scoring import score_with_kl
 
         if self.policy is not self.sft:
             if self.reward is not None:
-                return self.reward.with_kl(sequences, self.policy)
+                return Measured(*self.reward.with_kl(sequences, self.policy, entropy_at))
             budget = self.settings.execution.tokens_per_micro_batch
-            return None, score_with_kl(self.policy, [self.sft], sequences, budget)[1]
+            return Measured(None, *score_with_kl(self.policy, [self.sft], sequences, budget, entropy_at)[1:])
         nothing = torch.zeros(len(sequences), max(len(s.response) for s in sequences))
         has_kl = not isinstance(self.settings.policy, BestOfNConfig)
-        return self.reward(sequences) if self.reward else None, nothing if has_kl else None
+        return Measured(self.reward(sequences) if self.reward else None, nothing if has_kl else None, None)
+
+    def entropies(self, sequences: "Sequence[TokenSequence]", temperature: float) -> "Tensor":
+        """(B, T) the exact entropy at a temperature in the state in front of each token, by a pass of its own."""
+        from dpr_core.models.extrapolation import ContrastivePolicy
+        from dpr_core.models.scoring import score, score_with_kl
+
+        budget = self.settings.execution.tokens_per_micro_batch
+        if isinstance(self.policy, ContrastivePolicy):
+            return score_with_kl(self.policy, [self.sft], sequences, budget, temperature)[2]
+        return score(self.policy, sequences, budget, temperature=temperature, entropy=True).entropies
+
+
+def conversations(
+    settings: AnswerConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    renderer: "Renderer",
+    questions: "Sequence[Question]",
+) -> "list[Conversation]":
+    """The questions as token ids, each with its temperature: the policy's own, the benchmark's, or the stage's."""
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.rollouts.multi_turn import tokenize_question
+
+    def temperature(question: "Question") -> float:
+        own = (
+            None
+            if isinstance(settings.policy, SFTPolicyConfig)
+            else benchmarks.temperature(settings.benchmark, question)
+        )
+        return settings.drawn_at if own is None else own
+
+    return [
+        tokenize_question(
+            tokenizer,
+            renderer,
+            question.id,
+            question.turns,
+            question.system,
+            temperature(question),
+            settings.max_prompt_tokens,
+        )
+        for question in questions
+    ]
+
+
+def kept_or_last(run: Artifact, kl: float) -> Path:
+    """The policy that a run kept at a KL, or the one that it ended with where it never came so far."""
+    if reaches(run, kl):
+        return kept(run, kl)
+    logger.warning(
+        "answer: the KL to SFT of %s never reached %g; the policy that it ended with answers", run.id[:8], kl
+    )
+    return run.path / "policy"
+
+
+def reaches(run: Artifact, kl: float) -> bool:
+    """Whether a run that was to keep a policy at a KL came so far."""
+    asked = kl in (run.config.get("keep_at_kl") or ())
+    return not asked or (run.path / KEPT / f"{kl:g}").is_dir()
 
 
 def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Answering:
@@ -99,9 +188,13 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     from dpr_core.models.sharding import to_device_or_shard
 
     control, execution = settings.policy, settings.execution
-    if not isinstance(control, AsTrainedConfig) and source.stage != "reward":
+    made_of = {AsTrainedConfig: source.stage, SFTPolicyConfig: "sft", KeptConfig: "reinforce"}.get(
+        type(control), "reward"
+    )
+    if source.stage != made_of:
         raise UsageError(
-            f"a policy of type {control.type} is made of a reward, but {source.id[:8]} is of stage {source.stage}"
+            f"a policy of type {control.type} is made of {STAGES_SAID[made_of]}, but {source.id[:8]} is of stage "
+            f"{source.stage}"
         )
     reward = lineage.dense_reward(source, execution) if source.stage in HAVE_A_REWARD else None
     load = partial(lineage.load, like=source, execution=execution)
@@ -112,10 +205,12 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
     elif reward and isinstance(control, ExtrapolatedConfig):
         policy = load(lineage.sft_folder(source))
         reference = load(lineage.reference_folders(source, lineage.definition(source)))
+        assert control.k is not None
         extrapolate(policy.model, reference.model, control.k)
         to_device_or_shard(policy.freeze(), execution.launch)
     elif source.stage not in ("sft", "reward"):
-        policy = load(lineage.policy_folder(source), frozen=True)
+        folder = kept_or_last(source, control.kl) if isinstance(control, KeptConfig) else lineage.policy_folder(source)
+        policy = load(folder, frozen=True)
     return Answering(settings, policy, sft, reward)
 
 

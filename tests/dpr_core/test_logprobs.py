@@ -209,8 +209,8 @@ def test_no_tokens_give_no_scores() -> None:
     assert [len(column) for column in scores] == [0, 0, 0]
     scores.log_probs.sum().backward()
     none = torch.zeros(0, D), torch.ones(V, D), None
-    scores, kl = scores_and_kl(none, none, torch.zeros(0, dtype=torch.long))
-    assert [len(column) for column in (*scores, kl)] == [0] * 4
+    scores, *others = scores_and_kl(none, none, torch.zeros(0, dtype=torch.long), entropy_at=0.7)
+    assert [len(column) for column in (*scores, *others)] == [0] * 5
 
 
 @pytest.mark.parametrize("logits_per_chunk", [1, 3 * V, 2**24])
@@ -222,7 +222,11 @@ def test_kl_against_torch_distributions(logits_per_chunk: int) -> None:
         torch.distributions.Categorical(logits=hidden_q.double() @ head_q.double().T),
     )
     q = hidden_q, head_q, None
-    scores, found = scores_and_kl((hidden_p, head_p, None), q, targets, logits_per_chunk=logits_per_chunk)
+    p = hidden_p, head_p, None
+    scores, found, entropies = scores_and_kl(p, q, targets, entropy_at=0.7, logits_per_chunk=logits_per_chunk)
+    tempered = torch.distributions.Categorical(logits=hidden_p.double() @ head_p.double().T / 0.7)
+    torch.testing.assert_close(entropies.double(), tempered.entropy(), atol=1e-5, rtol=1e-5)
+    assert scores_and_kl(p, q, targets)[2].eq(0).all()
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
     alone = token_scores(hidden_q, head_q, targets, logits_per_chunk=logits_per_chunk)
     torch.testing.assert_close(tuple(scores), tuple(alone))

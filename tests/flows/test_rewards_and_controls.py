@@ -13,12 +13,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from dpr_core.config.evaluation import AnswerConfig, BestOfNConfig, ContrastiveConfig
+from dpr_core.config.evaluation import (
+    AnswerConfig,
+    BestOfNConfig,
+    ContrastiveConfig,
+    ExtrapolatedConfig,
+    KeptConfig,
+    SFTPolicyConfig,
+)
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.reward import RewardConfig
-from dpr_core.data.encoding import TokenSequence
+from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.models import scoring
 from flows import wiring
 from flows.export import export_checkpoint
 from tasks.artifacts.store import Store
@@ -26,6 +34,7 @@ from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
 from tasks.stages.answer import read_answers
 from tasks.stages.lineage import Lineage
+from tests.interruption import Interruptible, Killed
 
 Tiny = Callable[..., Any]
 
@@ -294,3 +303,140 @@ def test_keeping_no_policies_leaves_the_identity_as_it_was(tiny: Tiny) -> None:
     assert tiny("reinforce.keep_at_kl=[0.2, 0.1]").reinforce.identity()["keep_at_kl"] == [0.1, 0.2]
     with pytest.raises(UsageError, match="0.1 stands here twice"):
         tiny("reinforce.keep_at_kl=[0.1, 0.1]")
+
+
+def entropies(store: Store, outcome: Outcome, tiny: Tiny, temperature: float) -> float:
+    """The mean over tokens of the exact entropies of SFT in the states of answers, tokenised again."""
+    artifact, lineage = store.fetch(outcome.id), Lineage(store)
+    sft = lineage.load(lineage.sft_folder(artifact), artifact, ExecutionConfig(), frozen=True)
+    tokenizer, renderer = lineage.tokenizer(artifact), lineage.renderer(artifact)
+    texts = [(renderer.render(row["question"]["turns"][0], ""), row["turns"][0]) for row in rows_of(store, outcome)]
+    sequences = [
+        TokenSequence(encode_prompt(tokenizer, prompt), encode_response(tokenizer, text)[: row["tokens"]])
+        for (prompt, text), row in zip(texts, rows_of(store, outcome), strict=True)
+    ]
+    scored = scoring.score(sft, sequences, None, temperature=temperature, entropy=True).entropies
+    return float(scored.double().sum()) / sum(row["tokens"] for row in rows_of(store, outcome))
+
+
+def rows_of(store: Store, outcome: Outcome) -> list[dict[str, Any]]:
+    return read_answers(store.fetch(outcome.id).path)
+
+
+@pytest.mark.integration
+def test_sft_has_its_own_temperature_and_an_entropy(store: Store, made: Any, tiny: Tiny) -> None:
+    sft = made.id("sft")
+    cooler = answer(store, sft, tiny, policy=SFTPolicyConfig(temperature=0.3))
+    plain = answer(store, sft, tiny, temperature=0.3)
+    assert rows_of(store, cooler) == rows_of(store, plain)
+    assert cooler.metrics["answer/kl_to_sft"] == 0, "it is the same network"
+    assert cooler.metrics["answers/entropy"] == pytest.approx(plain.metrics["answers/entropy"])
+    # Drawn log-probs estimate what the states have exactly.
+    assert cooler.metrics["answers/entropy"] == pytest.approx(entropies(store, cooler, tiny, 0.3), rel=0.5)
+    greedy = answer(store, sft, tiny, policy=SFTPolicyConfig(temperature=0.0))
+    assert greedy.metrics["answers/entropy"] == 0
+    assert "answers/entropy" not in answer(store, made.id("reward"), tiny, policy=BestOfNConfig(n=2)).metrics
+    far = answer(store, made.id("reward"), tiny, temperature=0.0, policy=ExtrapolatedConfig(k=2))
+    assert far.metrics["answers/entropy"] == 0 < far.metrics["answers/entropy_at_1"]
+
+
+@pytest.mark.integration
+def test_a_kept_policy_answers_and_where_there_is_none_the_last_one_does(
+    kept: Outcome, store: Store, tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    early = answer(store, kept.id, tiny, policy=KeptConfig(kl=1e-3))
+    last = answer(store, kept.id, tiny)
+    absent = answer(store, kept.id, tiny, policy=KeptConfig(kl=90))
+    assert early.metrics["answer/kept_reached"] == 1
+    assert 0 < early.metrics["answer/kl_to_sft"] != last.metrics["answer/kl_to_sft"]
+    assert absent.metrics["answer/kept_reached"] == 0
+    assert rows_of(store, absent) == rows_of(store, last)
+    assert "never reached 90; the policy that it ended with answers" in caplog.text
+    with pytest.raises(UsageError, match="keeps no policy at a KL of 0.7"):
+        answer(store, kept.id, tiny, policy=KeptConfig(kl=0.7))
+
+
+@pytest.mark.integration
+def test_sft_is_matched_by_entropy_and_extrapolation_by_kl(
+    kept: Outcome, store: Store, made: Any, tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny()
+    theirs = answer(store, kept.id, tiny)
+
+    def matched(source: str, policy: Any, other: Outcome = theirs, **settings: Any) -> Outcome:
+        config = AnswerConfig(
+            **{**dict(base.answer), "benchmark": base.evaluation.benchmarks["lab"], "policy": policy, **settings}
+        )
+        return run_stage(stage_named("answer"), config, {"policy": source, "match": other.id}, store=store)
+
+    cool = matched(made.id("sft"), SFTPolicyConfig(match="DPR"))
+    found = cool.metrics
+    assert found["match/target"] == pytest.approx(theirs.metrics["answers/entropy"], rel=1e-4), "of all the prompts"
+    assert found["match/reached"] == pytest.approx(found["match/target"], rel=0.02)
+    assert 1 <= found["match/trials"] <= 8
+    same = answer(store, made.id("sft"), tiny, policy=SFTPolicyConfig(temperature=found["match/temperature"]))
+    assert rows_of(store, same) == rows_of(store, cool), "as if it had been set"
+    assert found["match/reached"] == pytest.approx(entropies(store, cool, tiny, found["match/temperature"]), rel=0.02)
+
+    far = matched(made.id("reward"), ExtrapolatedConfig(match="DPR", match_tolerance=0.2))
+    assert far.metrics["match/target"] == pytest.approx(theirs.metrics["answer/kl_to_sft"])
+    assert far.metrics["match/reached"] == pytest.approx(far.metrics["answer/kl_to_sft"]), "all prompts are tried"
+    assert abs(far.metrics["match/reached"] / far.metrics["match/target"] - 1) <= 0.2 or "brings the KL" in caplog.text
+    same = answer(store, made.id("reward"), tiny, policy=ExtrapolatedConfig(k=far.metrics["match/k"]))
+    assert rows_of(store, same) == rows_of(store, far)
+
+    hot = answer(store, made.id("reward"), tiny, temperature=50.0, policy=ContrastiveConfig(k=1))
+    ended = matched(made.id("sft"), SFTPolicyConfig(match="DPR"), hot)
+    assert ended.metrics["match/temperature"] == 2
+    assert "brings the entropy to" in caplog.text
+    greedy = matched(made.id("sft"), SFTPolicyConfig(match="DPR"), answer(store, kept.id, tiny, temperature=0.0))
+    assert (greedy.metrics["match/temperature"], greedy.metrics["match/trials"]) == (0, 0)
+
+    for other, words in (
+        (cool, "is matched itself"),
+        (
+            answer(store, kept.id, tiny, benchmark=base.evaluation.benchmarks["lab"].model_copy(update={"prompts": 5})),
+            "another benchmark",
+        ),
+    ):
+        with pytest.raises(UsageError, match=words):
+            matched(made.id("sft"), SFTPolicyConfig(match="DPR"), other)
+    with pytest.raises(UsageError, match="go together"):
+        matched(made.id("sft"), SFTPolicyConfig(temperature=1.0))
+
+
+@pytest.mark.integration
+def test_a_match_that_is_interrupted_goes_on_with_what_was_tried(
+    kept: Outcome, store: Store, made: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    settings = AnswerConfig(
+        **{
+            **dict(tiny().answer),
+            "benchmark": tiny().evaluation.benchmarks["lab"],
+            "policy": SFTPolicyConfig(match="DPR"),
+        }
+    )
+    inputs = {"policy": made.id("sft"), "match": answer(store, kept.id, tiny).id}
+
+    class Tried(Interruptible):
+        inputs: dict[str, str]
+        output: Path
+        scratch: Path
+
+        def input(self, role: str) -> Any:
+            return store.fetch(self.inputs[role])
+
+        def file(self, *_: Any) -> None: ...
+
+    def run(recorder: Tried) -> Any:
+        recorder.inputs, recorder.store, recorder.output = inputs, store, recorder.folder.with_name("out")
+        recorder.scratch = recorder.output
+        recorder.output.mkdir(exist_ok=True)
+        return stage_named("answer").body(settings, recorder)
+
+    whole = run(Tried(tmp_path / "whole"))
+    for last in (1, 2, 3):
+        with pytest.raises(Killed):
+            run(Tried(tmp_path / str(last), last))
+        resumed = Tried(tmp_path / str(last))
+        assert run(resumed) == whole

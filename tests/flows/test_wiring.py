@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,39 @@ def test_controls_are_made_of_the_rewards_models_without_training() -> None:
         assert isinstance(answers.config, AnswerConfig)
         assert answers.config.policy == policy
         assert f"{name} on lab" in nodes["report"].inputs
+
+
+def test_controls_of_other_policies_come_after_them() -> None:
+    controls = (
+        "evaluation.controls={warm: {type: sft, match: far}, cold: {type: sft, temperature: 0}, far: {k: 2}, "
+        "near: {match: SR}, early: {type: kept, kl: 0.1}, early SR: {type: kept, of: SR, kl: 0.2}}"
+    ).replace("early SR", "early-SR")
+    nodes = graph(controls, "reinforce.keep_at_kl=[0.1]", "methods={SR: {changes: ['reinforce.keep_at_kl=[0.2]']}}")
+    names = list(nodes)
+    expected = {
+        "warm": {"policy": "@sft", "match": "@answer far on lab"},
+        "cold": {"policy": "@sft"},
+        "near": {"policy": "@reward", "match": "@answer SR on lab"},
+        "early": {"policy": "@reinforce"},
+        "early-SR": {"policy": "@SR"},
+    }
+    for name, inputs in expected.items():
+        assert nodes[f"answer {name} on lab"].inputs == inputs
+        for source in inputs.values():
+            assert names.index(source.removeprefix("@")) < names.index(f"answer {name} on lab")
+
+
+def test_what_policies_are_called_is_no_part_of_the_identity_of_their_answers() -> None:
+    def identity(control: str, *others: str) -> dict[str, Any]:
+        node = graph(f"evaluation.controls={{x: {control}, y: {{k: 3}}}}", *others)["answer x on lab"]
+        policy: dict[str, Any] = node.config.identity()["policy"]
+        return policy
+
+    assert identity("{k: 2}") == {"type": "extrapolated", "k": 2.0}, "as it was before there was anything to match"
+    matched = {"k": None, "match_prompts": 64, "match_trials": 8, "match_tolerance": 0.05, "type": "extrapolated"}
+    assert identity("{match: DPR}") == identity("{match: y}") == matched
+    kept = "reinforce.keep_at_kl=[0.1]"
+    assert identity("{type: kept, kl: 0.1}", kept) == {"type": "kept", "kl": 0.1}
 
 
 def test_no_two_nodes_have_one_name() -> None:

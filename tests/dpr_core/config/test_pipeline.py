@@ -423,6 +423,38 @@ def test_rows_without_responses_are_no_demonstrations() -> None:
         _load(LAB, f"subsample.source={source}")
 
 
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ("{type: sft}", "SFT needs a temperature, or the name of a policy to match"),
+        ("{type: sft, temperature: 1, match: DPR}", "one of them"),
+        ("{type: extrapolated}", "extrapolation needs a k, or the name of a policy to match"),
+        ("{type: sft, temperature: 0.001}", "a temperature is at least 0.01, or 0"),
+        ("{match: dpr}", "evaluation.controls.x.match is dpr, but there is no policy of that name; there is DPR, SR"),
+        ("{match: x}", "whose own match is this one"),
+        ("{match: other}", "match is other, which is itself matched; name what that is matched to: DPR"),
+        ("{match: best}", "match is best, a choice among samples"),
+        ("{type: kept, of: other, kl: 0.1}", "of is other, which is no policy of this pipeline that REINFORCE trains"),
+        ("{type: kept, kl: 0.3}", "kl is 0.3, at which DPR keeps no policy; add it: reinforce.keep_at_kl=[0.1, 0.3]"),
+        ("{type: kept, of: SR, kl: 0.1}", "add it: reinforce.keep_at_kl=[0.1, 0.2] in methods.SR.changes"),
+    ],
+)
+def test_a_policy_of_evaluation_that_cannot_be_is_refused(control: str, message: str) -> None:
+    values = {
+        "backbone": {"type": "lab"},
+        "reinforce": {"keep_at_kl": [0.1]},
+        "methods": {"SR": {"changes": ["reinforce.keep_at_kl=[0.2]"]}},
+    }
+    others = "other: {type: sft, match: DPR}, best: {type: best_of_n}"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        _load(values, f"evaluation.controls={{x: {control}, {others}}}")
+
+
+def test_two_controls_that_are_each_others_match_are_refused() -> None:
+    with pytest.raises(UsageError, match="neither could be found first"):
+        _load({"backbone": {"type": "lab"}}, "evaluation.controls={x: {match: y}, y: {type: sft, match: x}}")
+
+
 def test_diagnosing_the_reward_can_be_left_out() -> None:
     config = _load({"backbone": {"type": "lab"}, "seed": 3}, "diagnose=null")
     assert config.diagnose is None

@@ -116,7 +116,7 @@ def test_what_comes_with_the_reward_is_what_passes_of_its_own_give(tiny: Callabl
     policy, sft, reference = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1))
     reward = DenseReward(sft, reference, "baseline_relative", 8, arithmetic=arithmetic)
     tempered, kl = reward.with_log_sft(ROWS, 0.7), reward.with_kl(ROWS, policy)
-    for scored, _ in (tempered, kl, reward.with_log_sft(ROWS, 1.0)):
+    for scored, *_ in (tempered, kl, reward.with_log_sft(ROWS, 1.0)):
         torch.testing.assert_close(tuple(scored), tuple(reward(ROWS)), atol=1e-5, rtol=0)
     torch.testing.assert_close(tempered[1], score(sft, ROWS, 8, temperature=0.7).log_probs)
     torch.testing.assert_close(reward.with_log_sft(ROWS, 1.0)[1], score(sft, ROWS, 8).log_probs)

@@ -82,11 +82,12 @@ def _log_policies(model: Any, row: TokenSequence) -> torch.Tensor:
 @pytest.mark.parametrize("budget", [1, 100])
 def test_kl_of_states_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
     p, q = tiny("llama")[0], tiny("llama", seed=1)[0]
-    (scores,), found = score_with_kl(Policy(p), [policy := Policy(q)], KL_ROWS, budget)
+    (scores,), found, entropies = score_with_kl(Policy(p), [policy := Policy(q)], KL_ROWS, budget, 0.5)
     for ours, alone in zip(scores, score(policy, KL_ROWS, budget), strict=True):
         torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)
     assert found.shape == (2, 3)
     assert found[1, 1:].eq(0).all()
+    torch.testing.assert_close(entropies, score(Policy(p), KL_ROWS, 100, temperature=0.5, entropy=True).entropies)
     for i, row in enumerate(KL_ROWS):
         states = [torch.distributions.Categorical(logits=_log_policies(m, row)) for m in (p, q)]
         kl = torch.distributions.kl_divergence(*states).tolist()
@@ -102,7 +103,7 @@ def test_kl_of_contrastive_decoding_against_the_normalised_product(
     """pi_SFT^(1 + k) / pi_ref^k, divided by its sum over the vocabulary."""
     sft, ref = tiny("llama", deviation=0.15)[0], tiny("llama", seed=1, deviation=0.15)[0]
     together = ContrastivePolicy(Policy(sft, chunk), Policy(ref, chunk), k)
-    scores, found = score_with_kl(together, [together.sft, together.reference], KL_ROWS, 100)
+    scores, found, entropies = score_with_kl(together, [together.sft, together.reference], KL_ROWS, 100, 2.0)
     torch.testing.assert_close(scores[1].log_probs, score(together.reference, KL_ROWS, 100).log_probs)
     for i, row in enumerate(KL_ROWS):
         log_sft, log_ref = _log_policies(sft, row), _log_policies(ref, row)
@@ -111,6 +112,8 @@ def test_kl_of_contrastive_decoding_against_the_normalised_product(
         kl = (combined * (combined.log() - log_sft)).sum(-1).tolist()
         assert min(kl) > 1e-3
         assert found[i, : len(kl)].tolist() == pytest.approx(kl, abs=1e-4, rel=1e-4)
+        entropy = torch.distributions.Categorical(logits=combined.log() / 2).entropy().tolist()
+        assert entropies[i, : len(kl)].tolist() == pytest.approx(entropy, abs=1e-4)
 
 
 def test_a_policy_has_no_kl_to_its_copy(tiny: Callable[..., Any]) -> None:
