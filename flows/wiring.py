@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from dpr_core.config.base import StageConfig
+from dpr_core.config.data import LabSourceConfig
 from dpr_core.config.evaluation import (
     AnswerConfig,
     AsTrainedConfig,
@@ -15,6 +16,7 @@ from dpr_core.config.gold import LikelihoodConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.official import MTBenchConfig
 from dpr_core.config.pipeline import PipelineConfig, Variant, VariantConfig
+from dpr_core.config.reward import DiagnoseConfig
 from tasks.graph import Node
 from tasks.stages.rate import RATED
 
@@ -37,7 +39,7 @@ def nodes(config: PipelineConfig) -> list[Node]:
         Node("reward", "reward", config.reward, {"sft": "@sft"}),
     ]
     if config.diagnose is not None:
-        graph.append(Node("diagnose", "diagnose", config.diagnose, {"reward": "@reward"}))
+        graph.append(Node("diagnose", "diagnose", _diagnosis(config.diagnose, config), {"reward": "@reward"}))
     trained = Variant(config.reward, config.reinforce, config.prompts)
     graph += _reinforced(config, "reinforce", trained)
     policies: dict[str, tuple[PolicyConfig, str]] = {TRAINED: (AsTrainedConfig(), "@reinforce")}
@@ -46,6 +48,13 @@ def nodes(config: PipelineConfig) -> list[Node]:
         policies[name] = AsTrainedConfig(), f"@{name}"
     policies |= {name: (control, _source(control)) for name, control in config.evaluation.controls.items()}
     return graph + _evaluation(config, policies)
+
+
+def _diagnosis(diagnose: DiagnoseConfig, config: PipelineConfig) -> DiagnoseConfig:
+    """The lab's results are known; those of other demonstrations are read off them."""
+    if diagnose.stated_results is None and not isinstance(config.subsample.source, LabSourceConfig):
+        return diagnose.model_copy(update={"stated_results": True})
+    return diagnose
 
 
 def _source(control: PolicyConfig) -> str:

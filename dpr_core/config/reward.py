@@ -1,7 +1,7 @@
 """Settings of the recovered reward (Eq. 5, its ablations, options beyond the paper) and of its diagnostics."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
@@ -136,6 +136,8 @@ def named(part: float | str) -> str:
 class DiagnoseConfig(StageConfig):
     """What can be known of a reward before it is trained on."""
 
+    unless_changed: ClassVar[Mapping[str, Any]] = {"stated_results": None}
+
     prompts: int = Field(40, ge=2, le=10**6)
     """Training prompts that the SFT policy answers several times."""
 
@@ -147,6 +149,10 @@ class DiagnoseConfig(StageConfig):
 
     max_response_tokens: int = Field(1024, ge=1, le=2**20)
     """Longer answers are cut."""
+
+    stated_results: bool | None = None
+    """Whether answers are checked by the results that the demonstrations have in a column or announce ("The answer is
+    5.", "#### 5"). None: as the pipeline says, which does so where they are not the lab's."""
 
     execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""

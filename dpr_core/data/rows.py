@@ -19,6 +19,8 @@ class Demonstration:
     system: str
     prompt: str
     response: str
+    answer: str = ""
+    """The result that a right response states, where the source has a column of them."""
 
     @property
     def characters(self) -> int:
@@ -66,6 +68,7 @@ class RowReader:
             system=_optional_text(row, columns.system),
             prompt=_text(row, columns.prompt),
             response="" if columns.response is None else _text(row, columns.response),
+            answer=_answer(row, columns.answer),
         )
 
     def finish(self) -> None:
@@ -119,6 +122,13 @@ def _optional_text(row: Mapping[str, object], column: str | None) -> str:
     if not isinstance(value, str):
         raise InvalidRowError(f"{column} is not text")
     return _unicode(value, str(column))
+
+
+def _answer(row: Mapping[str, object], column: str | None) -> str:
+    value = None if column is None else row.get(column)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return _optional_text(row, column).strip()
 
 
 def _identifier(row: Mapping[str, object], column: str | None) -> str:

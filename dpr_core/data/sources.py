@@ -358,7 +358,7 @@ def _columns_to_read(present: list[str], columns: ColumnsConfig) -> list[str] | 
     """The mapped columns; None for all of them where a required one is missing, so that the error can list them."""
     if columns.prompt not in present or columns.response not in (None, *present):
         return None
-    mapped = dict.fromkeys((columns.id, columns.system, columns.prompt, columns.response))
+    mapped = dict.fromkeys((columns.id, columns.system, columns.prompt, columns.response, columns.answer))
     return [name for name in mapped if name in present]
 
 

@@ -207,7 +207,7 @@ def _distinct(rows: list[Demonstration]) -> list[Demonstration]:
 
 
 def _quarantined(row: Demonstration, where: str, reason: str) -> BadRow:
-    return BadRow.of(where, reason, json.dumps(asdict(row), ensure_ascii=False))
+    return BadRow.of(where, reason, json.dumps(_values(row), ensure_ascii=False))
 
 
 def _too_many_bad(
@@ -238,7 +238,12 @@ def _write_lines(path: Path, rows: Iterable[Demonstration | BadRow]) -> None:
 
 
 def _json_line(row: Demonstration | BadRow) -> bytes:
-    return f"{json.dumps(asdict(row), ensure_ascii=False)}\n".encode()
+    return f"{json.dumps(_values(row), ensure_ascii=False)}\n".encode()
+
+
+def _values(row: Demonstration | BadRow) -> dict[str, str]:
+    """Without a result a row is the same bytes as before there could be one."""
+    return {name: value for name, value in asdict(row).items() if name != "answer" or value}
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from dpr_core.diagnostics.auroc import AurocEstimate, Correctness, correctness
 from dpr_core.diagnostics.corruption import Detection, corrupt, detection
 from dpr_core.diagnostics.rounding import rounding_share
 from dpr_core.evaluation import benchmarks
+from dpr_core.evaluation.gold import stated
 from dpr_core.evaluation.questions import IsRight, Question, not_checked
 from dpr_core.masking import masked_sum
 from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
@@ -99,13 +100,19 @@ class Probes:
 
 
 def training_questions(
-    source: SourceConfig, texts: Sequence[GivenText], count: int, seed: int
+    source: SourceConfig, texts: Sequence[GivenText], count: int, seed: int, stated_results: bool = False
 ) -> tuple[list[Question], IsRight]:
-    """Training prompts of the lab, whose answers can be read and checked; else the first demonstrated prompts."""
+    """Training prompts of the lab, whose answers can be read and checked; else the first demonstrated prompts, and
+    where their results are wanted, those that the demonstrations have or announce."""
     if isinstance(source, LabSourceConfig):
         benchmark = LabBenchmarkConfig(task=source.task, split="train", prompts=count, prompt_seed=seed)
         return benchmarks.load(benchmark), benchmarks.checker(benchmark)
-    return [Question(str(i), (text.prompt,), text.system) for i, text in enumerate(texts[:count], start=1)], not_checked
+    asked = list(enumerate(texts[:count], start=1))
+    if not stated_results:
+        return [Question(str(i), (text.prompt,), text.system) for i, text in asked], not_checked
+    results = [stated.result(f"#### {text.answer}" if text.answer else text.response) for _, text in asked]
+    questions = [Question(str(i), (t.prompt,), t.system, r) for (i, t), r in zip(asked, results, strict=True)]
+    return questions, stated.is_right
 
 
 def measure(
@@ -167,20 +174,21 @@ def _noise(reward: DenseReward, sequences: Sequence[TokenSequence], scored: Scor
 
 
 def _correctness(probes: Probes, answers: Sequence[Completion], scored: ScoredTokens, seed: int) -> Correctness | None:
-    """None unless every answer can be checked."""
+    """Of the prompts whose answers can be checked; None where there are none."""
     right = [probes.is_right(i // probes.samples, answer.response) for i, answer in enumerate(answers)]
-    if any(verdict is None for verdict in right):
+    checked = torch.tensor([verdict is not None for verdict in right]).reshape(-1, probes.samples).all(dim=1)
+    if not checked.any():
         return None
 
     def by_prompt(values: Tensor) -> Tensor:
-        return values.reshape(-1, probes.samples)
+        return values.reshape(-1, probes.samples)[checked]
 
     lengths = scored.mask.sum(dim=1)
     return correctness(
         returns=by_prompt(masked_sum(scored.rewards, scored.mask)),
         mean_log_sft=by_prompt(masked_sum(scored.log_sft, scored.mask) / lengths),
         lengths=by_prompt(lengths),
-        right=by_prompt(torch.tensor(right, dtype=torch.bool)),
+        right=by_prompt(torch.tensor([bool(verdict) for verdict in right])),
         seed=seed,
     )
 

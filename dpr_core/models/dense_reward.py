@@ -163,6 +163,8 @@ class GivenText:
     prompt: str
     response: str
     system: str = ""
+    answer: str = ""
+    """The result that a right response states, where that is known."""
 
 
 def assign_credit(

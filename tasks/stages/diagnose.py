@@ -40,7 +40,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     tokenizer, renderer = lineage.tokenizer(reward), lineage.renderer(reward)
     learned = probes(lineage, lineage.ancestor(reward, "sft"), max(settings.demonstrations, settings.prompts))
     source = SubsampleConfig.model_validate(lineage.ancestor(reward, "subsample").config).source
-    questions, is_right = training_questions(source, learned, settings.prompts, settings.seed)
+    questions, is_right = training_questions(
+        source, learned, settings.prompts, settings.seed, settings.stated_results is True
+    )
     prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
 
     def right(prompt: int, response: tuple[int, ...]) -> bool | None:

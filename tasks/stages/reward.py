@@ -80,7 +80,7 @@ def probes(lineage: Lineage, sft: Artifact, count: int) -> "list[GivenText]":
         response = encode_response(tokenizer, text.response)
         return len(prompt) <= limits.max_prompt_tokens and len(response) <= limits.max_response_tokens
 
-    rows = (GivenText(row.prompt, row.response, row.system) for row in lineage.demonstrations(sft))
+    rows = (GivenText(row.prompt, row.response, row.system, row.answer) for row in lineage.demonstrations(sft))
     texts = list(islice(filter(learned_whole, rows), count))
     if not texts:
         raise UsageError("no demonstration is short enough for SFT's length limits, so there is nothing to score")

@@ -153,3 +153,15 @@ def test_a_pipeline_scores_likelihoods_without_a_judge(tmp_path: Path) -> None:
         f"answer {policy} on likelihood" for policy in ("SFT", "DPR", "extrapolated")
     }
     assert found["report"].inputs["SFT on likelihood"] == "@answer SFT on likelihood"
+
+
+def test_a_pipeline_checks_the_diagnosis_by_what_demonstrations_state_unless_they_are_the_labs() -> None:
+    values = read_yaml(TINY.read_text(), "tiny.yaml")
+    values.pop("name"), values.pop("description")
+
+    def diagnosed(**source: Any) -> Any:
+        config = parse(PipelineConfig, values | {"subsample": values["subsample"] | source}, "tiny")
+        return next(node.config for node in nodes(config) if node.stage == "diagnose")
+
+    assert "stated_results" not in diagnosed().identity()
+    assert diagnosed(source={"type": "file", "path": "rows.jsonl"}).identity()["stated_results"] is True

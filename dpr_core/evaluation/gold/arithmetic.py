@@ -33,23 +33,27 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 
 def read_result(text: str) -> str | None:
     """The number that an answer states: after its last `####` or "answer is", else after its last equals sign."""
-    for pattern in (_FINAL, _STATED):
-        for line in reversed(pattern.findall(text)):
-            if (found := _first_number(line)) is not None:
-                return found
-    return _first_number(text.rpartition("=")[2]) if "=" in text else None
+    found = next((number for line in announced(text) if (number := first_number(line)) is not None), None)
+    return first_number(text.rpartition("=")[2]) if found is None and "=" in text else found
 
 
-def _first_number(text: str) -> str | None:
+def announced(text: str) -> list[str]:
+    """What follows `####`, and then what follows "answer is", each time to the end of the line, the last one first."""
+    return [line for pattern in (_FINAL, _STATED) for line in reversed(pattern.findall(text))]
+
+
+def first_number(text: str) -> str | None:
     """Of an equation that stands there, its right side."""
-    before, equals, after = _first_sentence(text).rpartition("=")
+    before, equals, after = first_sentence(text).rpartition("=")
     found = NUMBER.search(after if equals else before or after)
     return found.group().strip() if found and len(found.group()) <= LONGEST else None
 
 
-def _first_sentence(text: str) -> str:
-    found = _ENDS_A_SENTENCE.search(text.lstrip(" :*"))
-    return text.lstrip(" :*")[: found.start()] if found else text
+def first_sentence(text: str) -> str:
+    """A text up to the first mark that a space follows."""
+    plain = text.lstrip(" :*")
+    found = _ENDS_A_SENTENCE.search(plain)
+    return plain[: found.start()] if found else plain
 
 
 def value(text: str) -> Fraction | None:

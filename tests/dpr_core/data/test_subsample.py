@@ -304,3 +304,20 @@ def test_a_row_of_openorca_fits_the_default_columns(tmp_path):
 def test_nested_columns_are_refused_with_the_columns_there(tmp_path):
     with pytest.raises(UsageError, match="columns there: input, "):
         subsample(config_of(REAL / "orca_dpo_pairs_validation.jsonl"))
+
+
+def test_a_row_keeps_the_result_that_its_source_has_and_says_nothing_where_there_is_none(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": "a", "question": "2+2?", "response": "4", "answer": 4},
+        {"id": "b", "question": "?", "response": "r"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ColumnsConfig(answer="answer")
+    drawn = subsample(SubsampleConfig(source=FileSourceConfig(path=str(path), columns=columns)))
+    write(drawn, tmp_path / "out")
+    assert {row.id: row.answer for row in read(tmp_path / "out").demonstrations} == {"a": "4", "b": ""}
+    kept = [json.loads(line) for line in (tmp_path / "out" / "demonstrations.jsonl").read_text().splitlines()]
+    assert {row["id"]: "answer" in row for row in kept} == {"a": True, "b": False}
+    plain = SubsampleConfig(source=FileSourceConfig(path=str(path)))
+    assert "answer" not in plain.identity()["source"]["columns"]

@@ -98,3 +98,9 @@ def test_credit_is_measured_on_slips() -> None:
     assert found.credit == (0, 0)
     assert found.credit_log_sft == (1, 1)
     assert found.metrics()["diagnose/credit_log_sft_top1"] == 1
+
+
+def test_of_some_prompts_whose_answers_can_be_checked_these_alone_count() -> None:
+    found = run(lambda prompt, response: right(prompt, response) if prompt == 1 else None).correctness
+    # Returns 9 (wrong) and 1 (right).
+    assert (found.prompts, found.of_return.value, found.accuracy) == (1, 0, 0.5)
