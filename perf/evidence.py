@@ -2,9 +2,11 @@
 
     python perf/evidence.py run smollm2-135m --backbone smollm2-135m --task word-problems --seeds 1 2 3 4 5 --home HOME
     python perf/evidence.py record RUN --backbone smollm2-135m --task word-problems --home HOME
+    python perf/evidence.py page
 
 `run` makes the pipeline of a recipe for every seed whose arms are not all there, and records it; what a store has is
-reused, what was interrupted goes on. `record` takes a pipeline run that has ended (an ID), whatever made it.
+reused, what was interrupted goes on. `record` takes a pipeline run that has ended (an ID), whatever made it. `page`
+writes docs/results.md, docs/lab-results.md, the front page's block and the figures from all files that there are.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.experiments import measured
 from dpr_core.experiments.measured import Answers, Arm, by_prompt, rounded
 from flows import recipes
+from perf import results_page
 from tasks.artifacts.identity import canonical_json
 from tasks.artifacts.run_records import Record, flatten
 from tasks.artifacts.store import Store
@@ -50,6 +53,7 @@ def main() -> None:
     run.add_argument("--arms", nargs="+", help="these methods and controls alone; SFT and DPR are always there")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as in dpr run")
     record.add_argument("run", help="the ID of a pipeline run")
+    commands.add_parser("page")
     for each in (run, record):
         each.add_argument("--backbone", required=True, help="what the files call it")
         each.add_argument("--says", default="", help="what exactly its weights are")
@@ -58,10 +62,13 @@ def main() -> None:
         each.add_argument("--home", type=Path, help="the DPR_HOME with the store; else that of the environment")
         each.add_argument("--out", type=Path, default=RESULTS, help="the folder of the files")
     given = parser.parse_args()
-    if given.home:
+    if getattr(given, "home", None):
         os.environ["DPR_HOME"] = str(given.home.absolute())
     try:
-        if given.command == "record":
+        if given.command == "page":
+            for file in results_page.write():
+                print(file)
+        elif given.command == "record":
             for file in write(record_run(Store.open(), given.run, label(given)), given.out):
                 print(file)
         else:
@@ -258,13 +265,20 @@ class Behind:
             each["right"] = [row["right"] for row in rows]
         asked = canonical_json([[row["question"]["id"], row["question"]["turns"]] for row in rows])
         return Answers(
-            temperature=float(record.config["temperature"]),
+            temperature=_temperature(record),
             prompts=len(rows),
             questions=hashlib.sha256(asked.encode()).hexdigest()[:16],
             measures={name: rounded(value) for name, value in record.results.items() if math.isfinite(value)},
             by_prompt={name: by_prompt(values) for name, values in each.items()},
             seconds=None if record.seconds is None else round(record.seconds, 1),
         )
+
+
+def _temperature(record: Record) -> float:
+    """That of the policy's own, where it has one, set or found."""
+    own = (record.config.get("policy") or {}).get("temperature")
+    own = record.results.get("answer/temperature") if own is None else own
+    return float(record.config["temperature"] if own is None else own)
 
 
 def _finite(value: float | None) -> float | None:

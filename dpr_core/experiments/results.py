@@ -96,30 +96,24 @@ def as_terminal(title: str, verdicts: Sequence[ClaimVerdict]) -> TerminalTable:
 
 
 def claims_table(verdicts: Sequence[ClaimVerdict], beside: bool = True) -> Table:
-    """One row for each claim; `beside` adds who claims it and the effect in accuracy."""
-    headings = ["claim", "verdict", "effect", "95% interval", "p, Holm", "seeds", "unit"]
+    """One row for each claim; `beside` adds who claims it, the adjusted p-value and the effect in accuracy."""
+    headings = ["claim", "verdict", "effect", "95% interval", "seeds", "unit"]
     rows = []
     for each in verdicts:
         digits = 1 if each.unit in (WIN_RATE.unit, TOKENS.unit) else 4
         effect = NONE if each.effect is None else f"{each.effect:+z.{digits}f}"
         unit = each.unit if each.margin is None else f"{each.unit}, within {each.margin:g}"
-        row = [
-            each.claim,
-            each.verdict,
-            effect,
-            _interval(each.interval, digits),
-            p_text(each.adjusted),
-            str(each.seeds),
-            unit,
-        ]
+        row = [each.claim, each.verdict, effect, _interval(each.interval, digits), str(each.seeds), unit]
         if beside:
             accuracy = NONE if each.accuracy_effect is None else f"{each.accuracy_effect:+z.1f}"
             if each.accuracy_interval is not None:
                 accuracy += f" {_interval(each.accuracy_interval, 1)}"
+            row[4:4] = [p_text(each.adjusted)]
             row[1:1] = [each.by]
             row.append(accuracy)
         rows.append(row)
     if beside:
+        headings[4:4] = ["p, Holm"]
         headings[1:1] = ["claimed by"]
         headings.append("effect on accuracy")
     return Table(headings, rows, texts=3 if beside else 2)

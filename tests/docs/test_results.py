@@ -1,29 +1,41 @@
-"""The page of results says what the code runs and claims, and what its JSON file holds."""
+"""The pages of results are what one command makes of the files that are kept, and say what the code runs and claims."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dpr_core.experiments.effect_claims import ClaimVerdict
 from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
+from dpr_core.experiments.measured import Answers, Arm
+from perf import results_page
+from perf.results_page import Evidence, Lab
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 JUDGED = json.loads((DOCS / "results.json").read_text(encoding="utf-8"))
-VERDICTS = {claim["claim"]: ClaimVerdict.of(claim) for claim in JUDGED["claims"]}
-SECTIONS = {part.partition("\n")[0]: part for part in PAGE.partition("\n## Why")[0].split("\n### ")[1:]}
+LAB = (DOCS / "lab-results.md").read_text(encoding="utf-8")
+SECTIONS = {part.partition("\n")[0]: part for part in LAB.partition("\n## Why")[0].split("\n### ")[1:]}
 
 
-def _listed(values: object) -> str:
-    return ", ".join(f"{value:g}" for value in values)  # type: ignore[attr-defined]
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    return Evidence.read()
 
 
-def _effect(verdict: ClaimVerdict) -> str:
-    assert verdict.interval is not None
-    form = "+.1f" if verdict.unit in ("points", "tokens") else "+.4f"
-    mean, low, high = (format(value, form) for value in (verdict.effect, *verdict.interval))
-    return f"{mean} [{low}, {high}] {verdict.unit}"
+@pytest.mark.parametrize("name", ["results", "lab-results"])
+def test_a_page_is_what_the_command_makes(name: str, evidence: Evidence) -> None:
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert text == evidence.page(name), "python perf/evidence.py page"
+    for image in re.findall(r"]\((images/\S+)\)", text):
+        assert (DOCS / image).is_file(), "python perf/evidence.py page"
+
+
+def test_the_front_page_and_the_labs_verdicts_are_too(evidence: Evidence) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == results_page.with_front(readme, evidence.page("front")), "python perf/evidence.py page"
+    assert evidence.lab.document == JUDGED
 
 
 def test_every_exhibit_has_its_section() -> None:
@@ -31,28 +43,16 @@ def test_every_exhibit_has_its_section() -> None:
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
-def test_what_it_runs_claims_and_found_is_told(exhibit: Exhibit) -> None:
+def test_what_it_runs_is_told(exhibit: Exhibit) -> None:
+    def listed(values: object) -> str:
+        return ", ".join(f"{value:g}" for value in values)  # type: ignore[attr-defined]
+
     section = SECTIONS[exhibit.title]
     assert exhibit.runs in section
     for name, values in exhibit.over().items():
         quick = exhibit.over(quick=True)[name]
-        shorter = f" (quick: {_listed(quick)})" if quick != values else ""
-        assert f"`{name}`: {_listed(values)}{shorter}." in section
-    table = section.partition("| claim |")[2].partition("\n\n")[0].splitlines()[2:]
-    found = [(claim, VERDICTS[claim.name]) for claim in exhibit.claims]
-    assert table == [
-        f"| {claim.name} | {claim.by} | {claim.says} | {verdict.verdict} | {_effect(verdict)} |"
-        for claim, verdict in found
-    ]
-
-
-def test_the_summary_counts_the_verdicts() -> None:
-    claims = list(VERDICTS.values())
-    for by, whose in (("paper", "the paper's"), ("project", "the project's own")):
-        told = [claim.verdict for claim in claims if claim.by == by]
-        numbers = f"{len(told)} claims {told.count('reproduced')} "
-        assert f"f {whose} {numbers}" in PAGE
-        assert f"{told.count('undecided')} are undecided" in PAGE
+        shorter = f" (quick: {listed(quick)})" if quick != values else ""
+        assert f"`{name}`: {listed(values)}{shorter}." in section
 
 
 def test_the_tables_of_policies_are_those_of_the_json_file() -> None:
@@ -71,4 +71,106 @@ def test_the_tables_of_policies_are_those_of_the_json_file() -> None:
 
 def test_the_share_of_theory_that_holds() -> None:
     holds = [identity["holds"] for identity in JUDGED["identities"]]
-    assert f"Of {len(holds)} rows {sum(holds)} hold to rounding and {len(holds) - sum(holds)} do not" in PAGE
+    assert f"Of {len(holds)} rows {sum(holds)} hold to rounding and {len(holds) - sum(holds)} do not" in LAB
+
+
+def test_withdrawn_claims_are_claims_of_the_lab(evidence: Evidence) -> None:
+    asked = {claim.name for exhibit in EXHIBITS.values() for claim in exhibit.claims}
+    assert evidence.withdrawn_claims
+    assert set(evidence.withdrawn_claims) <= asked
+    for claim in evidence.withdrawn_claims:
+        escaped = claim.replace(">", "\\>")
+        (row,) = [line for line in LAB.splitlines() if line.startswith(f"| {escaped} |")]
+        assert "| withdrawn |" in row
+
+
+def arm(name: str, seed: int, right: int, kl: float = 0.0, variant: str = "", **more: object) -> Arm:
+    answers = Answers(
+        temperature=0.7,
+        prompts=50,
+        questions="q",
+        measures={"answer/kl_to_sft": kl, "answer/response_tokens": 20.0, "answers/entropy": 0.4},
+        by_prompt={"right": "1" * right + "0" * (50 - right)},
+    )
+    return Arm(
+        backbone="smollm2-135m",
+        task="word-problems",
+        arm=name,
+        variant=variant,
+        seed=seed,
+        recipe="r",
+        seconds={"sft": 100.0, "reinforce": 50.0} if name == "DPR" else {"sft": 100.0},
+        benchmarks={"heldout": answers},
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def measured(evidence: Evidence, dpr: list[int], sft: list[int], extrapolated: list[int]) -> Evidence:
+    named = {"DPR": dpr, "SFT-same-entropy": sft, "extrapolated-same-kl": extrapolated, "SFT": sft}
+    arms = [
+        arm(name, seed, right, kl=0.0 if name.startswith("SFT") else 0.25)
+        for name, each in named.items()
+        for seed, right in enumerate(each, start=1)
+    ]
+    return replace(evidence, arms=arms, references=[])
+
+
+def test_sentences_follow_the_numbers(evidence: Evidence) -> None:
+    sft = [20, 22, 19, 21, 20]
+    ahead = measured(evidence, [24, 26, 24, 25, 25], sft, [24, 25, 25, 25, 25])
+    front, page = ahead.page("front"), ahead.page("results")
+    assert "DPR is ahead by 8.8 points. DPR gives what no temperature of SFT gives." in front
+    assert "no difference was seen; what was measured speaks against one of more than" in front
+    assert "Take extrapolation: the same two checkpoints, and no training." in front
+    assert "seconds: SFT 100, DPR 50 on top; extrapolation and another temperature none." in front
+    assert "| smollm2-135m | DPR minus SFT decoded at the temperature at which" in page
+    assert "| DPR | 49.6 \\[47.5, 51.7\\] | +8.8 \\[+7.4, +10.2\\] |" in page
+
+    behind = measured(evidence, sft, [24, 26, 24, 25, 25], sft).page("front")
+    assert "DPR is behind by 8.8 points. Lower the temperature first: it costs nothing." in behind
+
+    unfinished = measured(evidence, [24, 26], [20, 22], [24, 25]).page("front")
+    assert "no verdict before every seed is there: 2 of 5 seeds." in unfinished
+    assert "Not yet run." in replace(evidence, arms=[], references=[]).page("results")
+
+
+def test_the_iteration_at_which_each_guard_speaks(evidence: Evidence) -> None:
+    rollout = {
+        "step": [0.0, 1.0, 2.0, 3.0],
+        "kl": [0.0, 0.2, 0.6, 2.0],
+        "entropy": [1.0, 0.9, 0.8, 0.3],
+        "length": [20.0, 22.0, 24.0, 26.0],
+        "log_sft": [-0.5, -0.5, -0.9, -1.0],
+        "log_sft_error": [0.01] * 4,
+        "contrast": [0.1, 0.2, 0.3, 0.3],
+        "contrast_error": [0.01] * 4,
+    }
+    assert {rule: results_page.speaks(rule, rollout) for rule in results_page.RULES} == {
+        "KL above 0.5": 3,
+        "witness": 3,
+        "entropy halved": 4,
+        "length off by a quarter": 4,
+    }
+    wrong = arm("DPR", 1, 12, 2.0, "wrong", training={"rollout": rollout})
+    kept = [
+        arm(f"kept-{kl}", 1, right, kl, "wrong", settings={"answer": {"policy": {"type": "kept", "kl": kl}}})
+        for kl, right in ((0.1, 22), (0.5, 15))
+    ]
+    found = replace(evidence, arms=[wrong, *kept, arm("SFT", 1, 20, 0.0, "wrong")])
+    assert "| smollm2-135m | wrong | 1 | 3 | 3 | 3 | 4 | 4 |" in found.guards_table()
+
+
+def test_the_reference_is_asked_for_only_where_rewards_differ(evidence: Evidence) -> None:
+    def of(backbone: str, least: float) -> dict[str, object]:
+        matrix = [[1, 0.8, 0.7], [0.8, 1, least], [0.7, least, 1]]
+        kinds = {kind: {"token_correlation": matrix} for kind in ("demonstrations", "answers")}
+        return {"backbone": backbone, "task": "t", "seed": 0, "references": [0.0, 0.25, 0.5], **kinds}
+
+    found = replace(evidence, references=[of("one", 0.97), of("two", 0.9)])
+    assert found.asks_figure3() == ["two"]
+    assert "| one | t | 0 | 0.970 | 0.970 | 0.700 | 0.700 |" in found.correlations_table()
+
+
+def test_verdicts_are_decided_anew_from_effects_and_intervals() -> None:
+    again = Lab({**JUDGED, "claims": [{**each, "verdict": "undecided", "adjusted": None} for each in JUDGED["claims"]]})
+    assert again.document == JUDGED
