@@ -52,7 +52,24 @@ class ShellGameConfig(Config):
         return f"shell games of {self.swaps} swaps of {self.cups} cups"
 
 
-LabTask = Annotated[AdditionsConfig | ShellGameConfig, Field(discriminator="type"), type_if_unset("additions")]
+class WordProblemsConfig(Config):
+    """`Ada has 12 pears and eats 3. How many are left?`: word problems of many templates, for real backbones."""
+
+    type: Literal["word_problems"] = "word_problems"
+    """Which program writes the prompts."""
+
+    evaluation_share: float = Field(0.25, gt=0, lt=1)
+    """Templates whose hash falls below this share are kept for evaluation: no demonstration has their story."""
+
+    @property
+    def summary(self) -> str:
+        """What is to be done, in a few words."""
+        return "word problems"
+
+
+LabTask = Annotated[
+    AdditionsConfig | ShellGameConfig | WordProblemsConfig, Field(discriminator="type"), type_if_unset("additions")
+]
 
 
 class LabSourceConfig(Config):

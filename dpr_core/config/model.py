@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpr_core.config.base import Config, Line, StageConfig
-from dpr_core.config.data import AdditionsConfig, LabTask
+from dpr_core.config.data import AdditionsConfig, LabTask, WordProblemsConfig
 from dpr_core.config.execution import ExecutionConfig
 
 Family = Literal["llama", "qwen2", "mistral", "gemma3"]
@@ -97,6 +97,16 @@ class LabBackboneConfig(StageConfig):
 
     execution: ExecutionConfig = ExecutionConfig(threads=1)
     """How the work is done."""
+
+    @field_validator("task")
+    @classmethod
+    def _within_its_reach(cls, task: LabTask) -> LabTask:
+        if isinstance(task, WordProblemsConfig):
+            raise ValueError(
+                "a network as small as the lab's cannot read word problems; take a pretrained backbone, as the recipe "
+                "demo-real does"
+            )
+        return task
 
     @model_validator(mode="after")
     def _consistent_sizes(self) -> Self:

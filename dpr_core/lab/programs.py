@@ -1,4 +1,4 @@
-"""Synthetic tasks with verifiable results: chains of additions and shell games, their splits and demonstrations."""
+"""Synthetic tasks with verifiable results: chains of additions, shell games, word problems; splits, demonstrations."""
 
 import hashlib
 import random
@@ -6,18 +6,38 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from dpr_core.config.data import AdditionsConfig, LabSourceConfig, LabTask, ShellGameConfig
+from dpr_core.config.data import AdditionsConfig, LabSourceConfig, LabTask, ShellGameConfig, WordProblemsConfig
 from dpr_core.errors import UsageError
+from dpr_core.lab import Style
+from dpr_core.lab.word_problems import draw_word_problem
 
 Split = Literal["train", "evaluation"]
 
-Style = Literal["careful", "bare", "jump"]
-"""An answer with all of its steps, with none, or with the first few."""
-
 MOST_MISSES = 10_000
 """Draws in a row without a new problem after which a task counts as exhausted."""
+
+
+class Problem(Protocol):
+    """A prompt, and all that is needed to answer it."""
+
+    @property
+    def id(self) -> str:
+        """The numbers of the problem; the same numbers are the same problem."""
+
+    @property
+    def split_by(self) -> str:
+        """What belongs to one split as a whole."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def result(self) -> int: ...
+
+    def answer(self, style: Style, slip: bool, rng: random.Random) -> str:
+        """A written answer; a slip is one wrong step, carried forward to the end."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +52,17 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A prompt, and all that is needed to answer it."""
+class Chain:
+    """A value and what is done to it, one step after the other."""
 
     id: str
-    """The numbers of the problem; the same numbers are the same problem."""
-
     prompt: str
     start: int
     steps: tuple[Step, ...]
+
+    @property
+    def split_by(self) -> str:
+        return self.id
 
     @property
     def result(self) -> int:
@@ -50,7 +72,6 @@ class Problem:
         return value
 
     def answer(self, style: Style, slip: bool, rng: random.Random) -> str:
-        """A written answer; a slip is one wrong step, carried forward to the end."""
         part_way = rng.randint(1, len(self.steps) - 1) if len(self.steps) > 1 else 0
         shown = {"careful": len(self.steps), "jump": part_way, "bare": 0}[style]
         wrong = rng.randrange(max(shown, 1)) if slip else None
@@ -76,9 +97,9 @@ def read_result(text: str) -> str | None:
     return match.group(1) if match else None
 
 
-def additions(start: int, addends: Sequence[int], modulus: int) -> Problem:
+def additions(start: int, addends: Sequence[int], modulus: int) -> Chain:
     """`Start at 4, add 3, add 2.`, whose careful answer is `Steps: 4+3=2+2=4. The answer is 4.` modulo 5."""
-    return Problem(
+    return Chain(
         id="+".join(str(n) for n in (start, *addends)),
         prompt=f"Start at {start}" + "".join(f", add {n}" for n in addends) + ".",
         start=start,
@@ -86,16 +107,16 @@ def additions(start: int, addends: Sequence[int], modulus: int) -> Problem:
     )
 
 
-def draw_additions(task: AdditionsConfig, rng: random.Random) -> Problem:
+def draw_additions(task: AdditionsConfig, rng: random.Random) -> Chain:
     """A random chain of additions."""
     addends = [rng.randint(1, task.largest_addend) for _ in range(task.operations)]
     return additions(rng.randrange(task.modulus), addends, task.modulus)
 
 
-def shell_game(start: int, swaps: Sequence[tuple[int, int]], cups: int) -> Problem:
+def shell_game(start: int, swaps: Sequence[tuple[int, int]], cups: int) -> Chain:
     """`Ball at 2. Swap 1-3, swap 2-3.`, answered carefully by `Steps: 2 1-3=2 2-3=3. The answer is 3.`."""
     written = [f"{a}-{b}" for a, b in swaps]
-    return Problem(
+    return Chain(
         id=" ".join([str(start), *written]),
         prompt=f"Ball at {start}. Swap " + ", swap ".join(written) + ".",
         start=start,
@@ -106,7 +127,7 @@ def shell_game(start: int, swaps: Sequence[tuple[int, int]], cups: int) -> Probl
     )
 
 
-def draw_shell_game(task: ShellGameConfig, rng: random.Random) -> Problem:
+def draw_shell_game(task: ShellGameConfig, rng: random.Random) -> Chain:
     """A random shell game."""
     swaps = [(cups[0], cups[1]) for cups in (sorted(rng.sample(range(1, task.cups + 1), 2)) for _ in range(task.swaps))]
     return shell_game(rng.randint(1, task.cups), swaps, task.cups)
@@ -115,13 +136,14 @@ def draw_shell_game(task: ShellGameConfig, rng: random.Random) -> Problem:
 PROGRAMS: Mapping[type[LabTask], Callable[[Any, random.Random], Problem]] = {
     AdditionsConfig: draw_additions,
     ShellGameConfig: draw_shell_game,
+    WordProblemsConfig: draw_word_problem,
 }
 """What draws a random problem, by the type of the task."""
 
 
 def split_of(problem: Problem, task: LabTask) -> Split:
-    """The split of a prompt, which the hash of its numbers alone decides."""
-    digest = hashlib.sha256(problem.id.encode()).digest()
+    """The split of a prompt, which the hash of its numbers alone decides, or that of its template."""
+    digest = hashlib.sha256(problem.split_by.encode()).digest()
     return "evaluation" if int.from_bytes(digest[:8]) < task.evaluation_share * 2**64 else "train"
 
 

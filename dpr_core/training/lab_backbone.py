@@ -19,9 +19,9 @@ from dpr_core.config.training import OptimizerConfig
 from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
 from dpr_core.data.template import Renderer
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.lab import programs
+from dpr_core.lab import Style, programs
 from dpr_core.lab.backbone import untrained
-from dpr_core.lab.programs import Problem, Style, read_result
+from dpr_core.lab.programs import Problem, read_result
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Sampling
