@@ -19,7 +19,7 @@ export PYTHON TORCH
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
 WORKERS = -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help install install-vllm demo test test-all test-services test-gpu unit golden check format clean soak bench gpu-check bench-real
+.PHONY: help install install-vllm demo demo-real test test-all test-services test-gpu unit golden check format clean soak bench gpu-check bench-real
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,10 @@ install-vllm: ## Make .venv-vllm, 3.5 GB, from which make test-services serves a
 
 demo: install ## Run the whole method on the built-in demonstrations
 	@"$(BIN)/dpr" run demo
+
+demo-real: install ## The same with a real model, SmolLM2-135M-Instruct, on word problems: two cores, a quarter of an hour
+	@"$(BIN)/dpr" backbone smollm2-135m build/smollm2-135m
+	@"$(BIN)/dpr" run demo-real --set backbone.name=build/smollm2-135m
 
 test: install ## Run the quick tier: unit and integration tests, in minutes, on two cores (WORKERS=n changes that)
 	@$(PYTEST) $(WORKERS)

@@ -52,7 +52,7 @@ class ShellGameConfig(Config):
         return f"shell games of {self.swaps} swaps of {self.cups} cups"
 
 
-class WordProblemsConfig(Config):
+class LabWordProblemsConfig(Config):
     """`Ada has 12 pears and eats 3. How many are left?`: word problems of many templates, for real backbones."""
 
     type: Literal["word_problems"] = "word_problems"
@@ -68,7 +68,7 @@ class WordProblemsConfig(Config):
 
 
 LabTask = Annotated[
-    AdditionsConfig | ShellGameConfig | WordProblemsConfig, Field(discriminator="type"), type_if_unset("additions")
+    AdditionsConfig | ShellGameConfig | LabWordProblemsConfig, Field(discriminator="type"), type_if_unset("additions")
 ]
 
 

@@ -417,7 +417,8 @@ class EvaluationConfig(Config):
     """Which benchmarks are asked, and which controls stand beside the trained policy."""
 
     benchmarks: dict[Name, Benchmark] = Field({}, max_length=16)
-    """Benchmarks by name. Those that are called by their type (alpaca_eval, word_problems) need not say it."""
+    """Benchmarks by name. Those that are called by their type (alpaca_eval, word_problems) need not say it; one that is
+    set to null is left out, so that a recipe can do without one of those that it extends."""
 
     controls: dict[Name, Control] = Field({}, max_length=16)
     """Training-free controls by name, and policies kept on the way."""
@@ -430,6 +431,7 @@ class EvaluationConfig(Config):
         return {
             name: {"type": name, **values} if name in NAMED_BY_TYPE and isinstance(values, dict) else values
             for name, values in benchmarks.items()
+            if values is not None
         }
 
     @field_validator("controls")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dpr_core.config.base import Config, Line, StageConfig
-from dpr_core.config.data import AdditionsConfig, LabTask, WordProblemsConfig
+from dpr_core.config.data import AdditionsConfig, LabTask, LabWordProblemsConfig
 from dpr_core.config.execution import ExecutionConfig
 
 Family = Literal["llama", "qwen2", "mistral", "gemma3"]
@@ -101,7 +101,7 @@ class LabBackboneConfig(StageConfig):
     @field_validator("task")
     @classmethod
     def _within_its_reach(cls, task: LabTask) -> LabTask:
-        if isinstance(task, WordProblemsConfig):
+        if isinstance(task, LabWordProblemsConfig):
             raise ValueError(
                 "a network as small as the lab's cannot read word problems; take a pretrained backbone, as the recipe "
                 "demo-real does"

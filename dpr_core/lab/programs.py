@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol
 
-from dpr_core.config.data import AdditionsConfig, LabSourceConfig, LabTask, ShellGameConfig, WordProblemsConfig
+from dpr_core.config.data import AdditionsConfig, LabSourceConfig, LabTask, LabWordProblemsConfig, ShellGameConfig
 from dpr_core.errors import UsageError
 from dpr_core.lab import Style
 from dpr_core.lab.word_problems import draw_word_problem
@@ -136,7 +136,7 @@ def draw_shell_game(task: ShellGameConfig, rng: random.Random) -> Chain:
 PROGRAMS: Mapping[type[LabTask], Callable[[Any, random.Random], Problem]] = {
     AdditionsConfig: draw_additions,
     ShellGameConfig: draw_shell_game,
-    WordProblemsConfig: draw_word_problem,
+    LabWordProblemsConfig: draw_word_problem,
 }
 """What draws a random problem, by the type of the task."""
 

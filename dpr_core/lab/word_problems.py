@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dpr_core.config.data import WordProblemsConfig
+from dpr_core.config.data import LabWordProblemsConfig
 from dpr_core.lab import Style
 
 MOST_TRIES = 10_000
@@ -122,7 +122,7 @@ def _fit(equations: list[Equation]) -> bool:
     return all(equation.result > 0 for equation in equations)
 
 
-def draw_word_problem(task: WordProblemsConfig, rng: random.Random) -> WordProblem:
+def draw_word_problem(task: LabWordProblemsConfig, rng: random.Random) -> WordProblem:
     """A random problem of a random template."""
     return written(rng.choice(TEMPLATES), rng)
 

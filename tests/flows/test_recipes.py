@@ -128,6 +128,18 @@ def test_a_recipe_that_extends_another_differs_from_it_in_what_it_says_alone(tmp
     assert recipes.load(str(recipe), ["sft.epochs=1"]) == recipes.load("demo", ["name=mine"])
 
 
+def test_a_recipe_can_do_without_a_benchmark_of_the_one_it_extends(tmp_path: Path) -> None:
+    recipe = written(tmp_path, mine="extends: smollm2-135m\nname: mine\nevaluation: {benchmarks: {svamp: null}}\n")
+    assert list(recipes.load(str(recipe)).evaluation.benchmarks) == ["heldout"]
+
+
+def test_the_real_demo_is_the_real_recipe_on_the_labs_own_questions() -> None:
+    demo, real = recipes.load("demo-real"), recipes.load("smollm2-135m")
+    assert (demo.backbone, demo.subsample.template) == (real.backbone, real.subsample.template)
+    assert demo.evaluation.controls == real.evaluation.controls
+    assert list(demo.evaluation.benchmarks) == ["templates"]
+
+
 def test_files_extend_files_beside_them(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     written(tmp_path, mine="extends: demo\nseed: 3\nsft: {epochs: 2, batch_size: 8}\n")

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from dpr_core.config.base import parse
-from dpr_core.config.data import LabSourceConfig, WordProblemsConfig
+from dpr_core.config.data import LabSourceConfig, LabWordProblemsConfig
 from dpr_core.config.evaluation import LabBenchmarkConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.errors import UsageError
@@ -16,7 +16,7 @@ from dpr_core.lab import word_problems
 from dpr_core.lab.programs import demonstrations, draw_problems, read_result, split_of
 from dpr_core.lab.word_problems import NOUNS, TEMPLATES, WordProblem, written
 
-TASK = WordProblemsConfig()
+TASK = LabWordProblemsConfig()
 SAMPLE = [written(template, random.Random(seed)) for template in TEMPLATES for seed in range(40)]
 KNOWN = {2: "half|all around|two|cows and", 3: "three", 4: "cows", 7: "week", 12: "dozen", 60: "hours"}
 """Numbers that a solution may use without their standing in the text, each with the word that it comes from."""
