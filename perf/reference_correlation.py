@@ -21,16 +21,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.model import PretrainedBackboneConfig
+from dpr_core.config.reward import BACKBONE
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence, end_token
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.measured import file_name, lines, rounded
 from dpr_core.masking import response_mask
-from dpr_core.models.checkpoints import load_backbone, load_model
 from dpr_core.models.dense_reward import encode_texts
-from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.scoring import score
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.torch_runtime import torch_threads
@@ -39,8 +36,6 @@ from tasks.stages.lineage import Lineage, checkpoints
 from tasks.stages.reward import probes
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "real"
-BACKBONE = 0.0
-ONE_REWARD = 0.95
 
 
 def main() -> None:
@@ -111,17 +106,8 @@ def log_probs(
     execution: ExecutionConfig,
 ) -> dict[str, torch.Tensor]:
     """(B, T) in float32 under one checkpoint, of each kind of responses."""
-    if fraction != BACKBONE:
-        policy = lineage.load(checkpoints(sft)[fraction], sft, execution, frozen=True, rounded=False)
-    elif sft.config["backbone"]:
-        backbone = PretrainedBackboneConfig.model_validate(sft.config["backbone"])
-        policy = Policy(load_backbone(backbone)[0]).freeze(False)
-    else:
-        policy = Policy(load_model(lineage.ancestor(sft, "backbone").path / "model")).freeze(False)
-    with computing_in("float32", policy):
-        return {
-            kind: score(policy, rows, execution.tokens_per_micro_batch).log_probs for kind, rows in responses.items()
-        }
+    folder = lineage.backbone_folder(sft) if fraction == BACKBONE else checkpoints(sft)[fraction]
+    return {kind: lineage.exact_scores(folder, sft, execution, rows).log_probs for kind, rows in responses.items()}
 
 
 def correlations(rewards: Sequence[torch.Tensor], responses: Sequence[TokenSequence]) -> dict[str, Any]:

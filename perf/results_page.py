@@ -190,9 +190,9 @@ class Evidence:
         )
         return self.asked.benchmark if self.asked.benchmark in found else next(iter(found), self.asked.benchmark)
 
-    def measure(self, backbone: str, task: str) -> str:
-        """Of a task: whether a result is right, else the first gold measure."""
-        benchmark = self.benchmark(backbone, task)
+    def measure(self, backbone: str, task: str, benchmark: str = "") -> str:
+        """Of a benchmark, if not another that of the task: whether a result is right, else the first gold measure."""
+        benchmark = benchmark or self.benchmark(backbone, task)
         found = [
             name
             for a in self.arms
@@ -204,15 +204,9 @@ class Evidence:
     def arms_table(self, backbone: str, task: str, starting: Sequence[str] = ()) -> str:
         """A row an arm: means over seeds; differences from SFT are paired by seed, and exploratory."""
         main, measure = self.benchmark(backbone, task), self.measure(backbone, task)
-        others = [
-            name
-            for name in dict.fromkeys(
-                b for a in self.arms if (a.backbone, a.task) == (backbone, task) for b in a.benchmarks
-            )
-            if name != main
-        ]
-        percent = " %" if measure == "right" else ""
-        headings = ["arm", f"{main}: {measure}{percent}", "minus SFT", *(f"{name}{percent}" for name in others)]
+        of_task = [a for a in self.arms if (a.backbone, a.task) == (backbone, task)]
+        others = {b: self.measure(backbone, task, b) for a in of_task for b in a.benchmarks if b != main}
+        headings = ["arm", f"{main}: {measure}", "minus SFT", *(f"{b}: {what}" for b, what in others.items())]
         headings += ["entropy", "KL", "tokens", "cut %", "seconds", "seeds"]
         baseline = self.seeds(backbone, task, "SFT")
         rows = []
@@ -230,10 +224,8 @@ class Evidence:
             row = [name, _text([_gold(each, measure) for each in on_main.values()])]
             row.append(NONE if name == "SFT" else _text([a - b for a, b in paired], sign=True))
             row += [
-                _text(
-                    [_gold(arm.benchmarks[b], measure) for arm in arms.values() if b in arm.benchmarks], brackets=False
-                )
-                for b in others
+                _text([_gold(arm.benchmarks[b], what) for arm in arms.values() if b in arm.benchmarks], brackets=False)
+                for b, what in others.items()
             ]
             means = [("entropy", 3, 1), ("kl_to_sft", 3, 1), ("response_tokens", 1, 1), ("cut_share", 1, 100)]
             row += [

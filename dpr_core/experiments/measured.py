@@ -34,12 +34,13 @@ class Answers(Config):
         return [float(digit) for digit in found] if isinstance(found, str) else list(found)
 
     def mean(self, measure: str) -> float | None:
-        """Of `right`, a gold measure, or what the stage stored under `answer/` or any other name."""
+        """Of `right`; of a gold measure as the stage pooled it; or what the stage stored under any other name."""
         known = [value for value in self.values(measure) if value is not None]
-        if known:
+        names = (f"gold/{measure}", f"answer/{measure}", f"answers/{measure}", measure)
+        stored = next((self.measures[name] for name in names if name in self.measures), None)
+        if known and (stored is None or isinstance(self.by_prompt[measure], str)):
             return sum(known) / len(known)
-        names = (measure, f"gold/{measure}", f"answer/{measure}", f"answers/{measure}")
-        return next((self.measures[name] for name in names if name in self.measures), None)
+        return stored
 
 
 class Arm(Config):
