@@ -328,6 +328,14 @@ class Evidence:
         """Mean seconds of what an arm needs beyond SFT, or of SFT itself."""
         return mean([cost(arm) for arm in self.seeds(backbone, task, name).values()])
 
+    def hours(self) -> float:
+        """What all of this took, every artifact counted once."""
+        stages = {
+            arm.digests.get(stage, f"{arm.file} {stage}"): s for arm in self.arms for stage, s in arm.seconds.items()
+        }
+        answers = [each.seconds or 0.0 for arm in self.arms for each in arm.benchmarks.values()]
+        return (sum(stages.values()) + sum(answers)) / 3600
+
     def draw(self, folder: Path) -> None:
         """The figures, of what there is."""
         from dpr_core.reporting import plots
