@@ -11,7 +11,7 @@ from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.reward import AS_SFT
+from dpr_core.config.reward import AS_SFT, SFT
 from dpr_core.evaluation import benchmarks
 from dpr_core.planning import fit
 from dpr_core.planning.architecture import Architecture, backbone_architecture
@@ -165,6 +165,7 @@ def _plan_inputs(config: PipelineConfig, model: Architecture, target: PlanTarget
         mean_prompt=target.mean_prompt,
         mean_response=target.mean_response,
         share=LIKELY_SHARE,
+        teacher=config.reward.teacher is not None and config.reward.reference != SFT,
         exact_reward=pretrained
         and backbone.dtype == "bfloat16"
         and backbone.takes_float32

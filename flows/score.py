@@ -80,7 +80,7 @@ def score_texts(
             on_progress=progress.advance,
         )
     if html is not None:
-        definition_rows = {"Formula": definition.formula, "Reference": definition.describe_reference()}
+        definition_rows = definition.provenance()
         provenance = {"Reward": artifact.id, **definition_rows}
         try:
             html.write_text(token_credit.as_html(scored, "Token credit", provenance), encoding="utf-8")

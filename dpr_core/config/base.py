@@ -42,6 +42,10 @@ class Config(BaseModel):
         allow_inf_nan=False,
     )
 
+    def notes(self) -> dict[str, str]:
+        """What is to be said of the values that fields have, by name."""
+        return {}
+
     @field_validator("*")
     @classmethod
     def _can_be_written(cls, value: Any) -> Any:
@@ -326,12 +330,12 @@ def commented_yaml(config: Config) -> str:
 
 
 def _yaml_lines(config: Config, plain: Mapping[str, Any], depth: int) -> Iterator[str]:
-    pad = "  " * depth
+    pad, notes = "  " * depth, config.notes()
     for name, field in type(config).model_fields.items():
         if name not in plain:
             continue
         value = getattr(config, name)
-        yield from (f"{pad}# {line}" for line in _comment(field))
+        yield from (f"{pad}# {line}" for line in (*_comment(field), *notes.get(name, "").splitlines()))
         if isinstance(value, Config):
             yield f"{pad}{name}:"
             yield from _yaml_lines(value, plain[name], depth + 1)

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dpr_core.config.base import Config, FromList, Line, Name, StageConfig, override, parse, type_if_unset
 from dpr_core.config.data import LabSourceConfig, PromptsConfig, SubsampleConfig
@@ -25,6 +33,7 @@ from dpr_core.config.execution import Device, LaunchConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import Backbone, LabBackboneConfig
 from dpr_core.config.official import OfficialBenchmarkConfig
+from dpr_core.config.presets import PRESETS, PresetName, with_preset
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import BACKBONE, DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
@@ -57,8 +66,18 @@ class VariantConfig(Config):
     type: Literal["variant"] = "variant"
     """Which kind of method this is."""
 
-    changes: Annotated[tuple[str, ...], FromList] = Field(min_length=1, max_length=100)
-    """What is different, as `--set` takes it: `reward.formula=with_value`, `reinforce.algorithm.gamma=0.95`."""
+    preset: PresetName | None = None
+    """A method of the family, whose settings these are (docs/paper-index.md)."""
+
+    changes: Annotated[tuple[str, ...], FromList] = Field((), max_length=100)
+    """What is different, after the preset, as `--set` takes it: `reinforce.algorithm.gamma=0.95`."""
+
+    @field_validator("changes")
+    @classmethod
+    def _differs(cls, changes: tuple[str, ...], given: ValidationInfo) -> tuple[str, ...]:
+        if not changes and given.data.get("preset", "") is None:
+            raise ValueError("without a preset and without changes this is the pipeline's own policy again")
+        return changes
 
 
 Method = Annotated[
@@ -171,6 +190,16 @@ class PipelineConfig(Config):
             return values
         return _in_shared(values, lambda section: _with_device(section, values["device"]))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _presets_of_self_play(cls, values: Any) -> Any:
+        """A preset that is a stage of its own is written out, under what the method says itself. Defined last, this is
+        the first of the validators to run."""
+        methods = values.get("methods") if isinstance(values, dict) else None
+        if not isinstance(methods, dict):
+            return values
+        return {**values, "methods": {name: _written_out(method) for name, method in methods.items()}}
+
     @model_serializer(mode="wrap")
     def _factor_out_shared(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that changing `seed`, `device` or `launch` in what was written out changes it everywhere."""
@@ -249,7 +278,8 @@ class PipelineConfig(Config):
                     raise UsageError(
                         f"{where}: {outside[0]}: a variant changes fields of reward, reinforce and prompts"
                     )
-                values = override(sections, method.changes, where)
+                of_preset = sections if method.preset is None else with_preset(sections, method.preset)
+                values = override(of_preset, method.changes, where)
                 prompts = values["prompts"]
                 made[name] = Variant(
                     parse(RewardConfig, values["reward"], f"{where}: reward"),
@@ -259,6 +289,12 @@ class PipelineConfig(Config):
                     else parse(PromptsConfig, {"seed": self.seed, **prompts}, f"{where}: prompts"),
                 )
         return made
+
+
+def _written_out(method: Any) -> Any:
+    preset = method.get("preset") if isinstance(method, dict) else None
+    settings = PRESETS[preset].self_play if isinstance(preset, str) and preset in PRESETS else {}
+    return {**settings, **{name: value for name, value in method.items() if name != "preset"}} if settings else method
 
 
 def _is_stage(method: Any) -> bool:

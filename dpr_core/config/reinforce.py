@@ -1,7 +1,8 @@
 """Settings of REINFORCE: algorithms, guards and the loop. Defaults are the paper's (its table 4)."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -56,6 +57,12 @@ def _whitening(value: Any) -> Any:
 Whitening = Annotated[bool | Literal["batch_mean"], BeforeValidator(_whitening)]
 
 
+def extrapolation(kl_weight: float) -> float:
+    """lambda = 1 + 1 / beta: of all policies pi_ref (pi_SFT / pi_ref)^lambda has the most of a response's reward less
+    beta KL(pi || pi_SFT)."""
+    return 1 + 1 / kl_weight if kl_weight else math.inf
+
+
 class ClippedReinforceConfig(Config):
     """What the methods that run on OpenRLHF's REINFORCE++ share."""
 
@@ -63,7 +70,8 @@ class ClippedReinforceConfig(Config):
     """Discount of the return; at 0 it is the token's own reward."""
 
     kl_weight: float = Field(1e-5, ge=0)
-    """Weight of the per-token KL estimate that is subtracted from the reward."""
+    """Weight beta of the per-token KL estimate that is subtracted from the reward. With pi_SFT at a distance of 1 from
+    the reference, the best policy is at lambda = 1 + 1 / beta."""
 
     kl_schedule: Annotated[KLLinearConfig | KLTargetConfig, Field(discriminator="type")] | None = None
     """Beyond the paper: how that weight changes from iteration to iteration; none leaves it as it is."""
@@ -80,6 +88,9 @@ class ClippedReinforceConfig(Config):
 
     baseline: Literal["none", "position"] = "none"
     """Beyond the paper: `position` subtracts from each return the mean of the other responses' there."""
+
+    def notes(self) -> dict[str, str]:
+        return {"kl_weight": f"lambda is {extrapolation(self.kl_weight):g} here."}
 
     @model_validator(mode="after")
     def _target_needs_weight(self) -> Self:
@@ -164,6 +175,8 @@ GuardConfig = KLStopConfig | WitnessStopConfig
 
 class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Token-level REINFORCE against the recovered reward."""
+
+    unless_changed: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
 
     algorithm: Algorithm = ReinforcePlusPlusConfig()
     """How rewards become a loss."""

@@ -3,18 +3,29 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dpr_core.config.base import Config, FromList, StageConfig
 from dpr_core.config.execution import ExecutionConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 
 BACKBONE = 0.0
 """The start of the SFT run: the pretrained backbone itself."""
 
+SFT = 1.0
+"""Its end: pi_SFT."""
+
 Fraction = Annotated[
-    float, Field(ge=0, lt=1), BeforeValidator(lambda value: BACKBONE if value == "backbone" else value)
+    float, Field(ge=0, le=1), BeforeValidator(lambda value: BACKBONE if value == "backbone" else value)
 ]
-"""A place in the SFT run, before its end. 0, or `backbone`, is the backbone that it starts from."""
+"""A place in the SFT run. 0, or `backbone`, is the backbone that it starts from."""
 
 Formula = Literal["baseline_relative", "with_value", "without_baseline", "random_sign"]
 """Names of functions in `dpr_core.rewards`."""
@@ -31,6 +42,8 @@ MEASURED: Literal["measured"] = "measured"
 class RewardConfig(StageConfig):
     """Which two models make the token reward, and by which formula."""
 
+    unless_changed: ClassVar[Mapping[str, Any]] = {"teacher": None}
+
     formula: Formula = "baseline_relative"
     """Eq. 5 of the paper, one of its two ablations, or a control: Eq. 5 with a sign drawn at random for every token."""
 
@@ -38,6 +51,10 @@ class RewardConfig(StageConfig):
     """Fraction alpha of the SFT run whose checkpoint is the reference. Beyond the paper: 0 or `backbone`, the backbone
     itself; several, whose weights are averaged; `ema`, the run's moving average; `validated`, the kept checkpoint that
     finds corrupted tokens best."""
+
+    teacher: PretrainedBackboneConfig | None = None
+    """Beyond the paper: another model of the same tokenizer in the place of pi_SFT, which may then be the reference
+    (`reference: 1`). The KL stays that to pi_SFT."""
 
     clip_above: float | None = Field(None, gt=0)
     """Beyond the paper: token rewards above this count as this. Losses are not clipped."""
@@ -79,6 +96,16 @@ class RewardConfig(StageConfig):
             raise ValueError("a mean of checkpoints needs at least two different fractions")
         return tuple(sorted(set(reference))) if isinstance(reference, tuple) else reference
 
+    @model_validator(mode="after")
+    def _of_two_models(self) -> Self:
+        if self.reference == SFT and self.teacher is None:
+            raise ValueError(
+                "against reference 1, which is pi_SFT itself, the reward is 0 everywhere: it needs reward.teacher"
+            )
+        if self.reference == "validated" and self.teacher is not None:
+            raise ValueError("reference validated chooses for pi_SFT; with a teacher, name the reference")
+        return self
+
     def fractions(self) -> tuple[float, ...]:
         """The checkpoints that this reference names outright."""
         if isinstance(self.reference, str):
@@ -94,6 +121,9 @@ class RewardDefinitionConfig(Config):
 
     reference: Annotated[tuple[Fraction | Literal["ema"], ...], FromList] = Field(min_length=1)
     """The parts of the SFT run whose weights are averaged to the reference; one part stands for itself."""
+
+    teacher: PretrainedBackboneConfig | None = None
+    """The model in the place of pi_SFT, if there is one."""
 
     scale: float = Field(1.0, gt=0)
     """Token rewards are divided by this."""
@@ -116,8 +146,13 @@ class RewardDefinitionConfig(Config):
     @model_serializer(mode="wrap")
     def _without_what_is_as_sft(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """So that rewards computed as SFT did are the same bytes as before there was a choice."""
-        left_out = [name for name in ("arithmetic", "rounding") if not getattr(self, name)]
+        left_out = [name for name in ("arithmetic", "rounding", "teacher") if not getattr(self, name)]
         return {name: value for name, value in handler(self).items() if name not in left_out}
+
+    def provenance(self) -> dict[str, str]:
+        """What it is made of, for the head of a page."""
+        found = {"Formula": self.formula, "Reference": self.describe_reference()}
+        return found if self.teacher is None else {**found, "Teacher": self.teacher.name}
 
     def describe_reference(self) -> str:
         """As a reader would say it."""

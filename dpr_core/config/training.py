@@ -24,7 +24,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    """Adam with warm-up and decay."""
+    """An optimizer with warm-up and decay."""
+
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """AdamW, or RMSprop with torch's own constants, as SPIN's and GSIL's authors use it."""
 
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
@@ -42,13 +45,19 @@ class OptimizerConfig(Config):
     """The decay ends at this share of the peak (OpenRLHF's default)."""
 
     adam_betas: Annotated[tuple[Beta, Beta], FromList] = (0.9, 0.95)
-    """Decay rates of Adam's moments (OpenRLHF's default)."""
+    """Decay rates of Adam's moments (OpenRLHF's default); RMSprop has none."""
 
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay, of AdamW alone."""
 
     max_gradient_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm (OpenRLHF's default); 0 leaves them as they are."""
+
+    @model_validator(mode="after")
+    def _decoupled(self) -> Self:
+        if self.optimizer == "rmsprop" and self.weight_decay:
+            raise ValueError("weight_decay is decoupled, which rmsprop knows nothing of: leave it at 0, or take adamw")
+        return self
 
 
 class LoRAConfig(Config):
@@ -82,7 +91,7 @@ SFTLoss = Literal["nll", "dft"]
 class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Supervised fine-tuning on responses, end token included."""
 
-    unless_changed: ClassVar[Mapping[str, Any]] = {"loss": "nll"}
+    unless_changed: ClassVar[Mapping[str, Any]] = {"loss": "nll", "optimizer": "adamw"}
 
     backbone: PretrainedBackboneConfig | None = None
     """Filled in from the pipeline's backbone; empty where a backbone stage built it."""

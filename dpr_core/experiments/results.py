@@ -6,6 +6,7 @@ from typing import get_args
 
 from rich.table import Table as TerminalTable
 
+from dpr_core.config.reinforce import extrapolation
 from dpr_core.experiments.effect_claims import ClaimOutcome, ClaimVerdict
 from dpr_core.experiments.exhibits import TRAINED, Exhibit
 from dpr_core.experiments.observations import (
@@ -148,7 +149,7 @@ def table(exhibit: Exhibit, observations: Sequence[Observation]) -> Table:
     for cell in cells(observations):
         first = cell[0]
         measured = [_cell(cell, quantity) for quantity in shown]
-        places = [_value(first.values.get(name)) for name in fields]
+        places = [_value(name, first.values.get(name)) for name in fields]
         if first.policy == BASELINE and fields and _same_everywhere(first, observations, shown):
             if first.benchmark in baselines:
                 continue
@@ -201,7 +202,7 @@ def best_values(exhibit: Exhibit, observations: Sequence[Observation]) -> list[s
         }
         if means:
             highest = max(means.values())
-            winners = " and ".join(_value(value) for value, mean in means.items() if mean == highest)
+            winners = " and ".join(_value(name, value) for value, mean in means.items() if mean == highest)
             best.append(f"seed {unit[0]}: {winners}")
     return [f"Highest win rate at {short_names([name])[name]}, {'; '.join(best)}."] if best else []
 
@@ -249,5 +250,9 @@ def _interval(interval: tuple[float, float] | None, digits: int) -> str:
     return NONE if interval is None else "[{:+z.{d}f}, {:+z.{d}f}]".format(*interval, d=digits)
 
 
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else NONE if value is None else str(value)
+def _value(name: str, value: object) -> str:
+    """With lambda beside a KL weight."""
+    text = f"{value:g}" if isinstance(value, float) else NONE if value is None else str(value)
+    if name.endswith("kl_weight") and isinstance(value, int | float):
+        text += f" (lambda {extrapolation(value):g})"
+    return text

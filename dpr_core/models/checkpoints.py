@@ -212,6 +212,18 @@ def fetched(backbone: PretrainedBackboneConfig) -> Path:
     return Path(cast(str, found[0])).parent
 
 
+def check_same_tokens(teacher: PretrainedBackboneConfig, ours: PreTrainedTokenizerBase) -> None:
+    """UsageError where the teacher's log-probs are of other tokens than ours."""
+    local = expanded(teacher.name)
+    theirs = load_tokenizer(local if local.is_dir() else teacher.name, revision=teacher.revision)
+    if different := {token for token, _ in theirs.get_vocab().items() ^ ours.get_vocab().items()}:
+        raise UsageError(
+            f"the teacher {teacher.name} has another vocabulary than the model that learns: {len(theirs)} tokens "
+            f"against {len(ours)}, of which {len(different)} differ. Their log-probs cannot be compared; take one of "
+            "the same tokenizer"
+        )
+
+
 @torch.no_grad()
 def _check_architecture(model: PreTrainedModel, name: str) -> None:
     """UsageError for an architecture that is not causal, or that transforms its logits after the head."""

@@ -33,6 +33,7 @@ class ScoredTokens(NamedTuple):
 
     rewards: Tensor
     log_sft: Tensor
+    """log pi_SFT, or that of the teacher in its place."""
     log_ref: Tensor
     value_gap: Tensor
     """V_SFT(s) - V_ref(s) in the state in front of each token, with V = logsumexp of a model's logits."""
@@ -55,16 +56,28 @@ class DenseReward:
     """How both compute the reward; none as they compute all else."""
     keep_weights: bool = False
     """Hold the weights as they are, though this arithmetic would need them rounded alone."""
+    teacher: Policy | None = None
+    """In the reward it has the place of pi_SFT, to which the KL stays."""
 
     def __post_init__(self) -> None:
         rounded = not self.keep_weights and not self.differs
-        self.sft.freeze(rounded)
-        self.reference.freeze(rounded)
+        for model in (self.sft, self.reference, self.target):
+            model.freeze(rounded)
+
+    @property
+    def target(self) -> Policy:
+        """The model whose log-probs are rewarded."""
+        return self.sft if self.teacher is None else self.teacher
 
     @property
     def differs(self) -> bool:
         """Whether the reward is computed in another way than pi_SFT draws and its KL is measured."""
         return self.arithmetic is not None and self.arithmetic != name_of(self.sft.activations)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the passes for the reward are of no use for the KL to pi_SFT."""
+        return self.differs or self.teacher is not None
 
     def __call__(self, sequences: Sequence[TokenSequence], on_progress: OnProgress | None = None) -> ScoredTokens:
         return self.of_scores(*self.scores(sequences, on_progress), sequences)
@@ -72,9 +85,9 @@ class DenseReward:
     def scores(
         self, sequences: Sequence[TokenSequence], on_progress: OnProgress | None = None
     ) -> tuple[TokenScores, TokenScores]:
-        """Those of pi_SFT and of the reference that make the reward, whatever its scale."""
-        with computing_in(self.arithmetic, self.sft, self.reference):
-            sft = score(self.sft, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
+        """Those of pi_SFT, or the teacher, and of the reference that make the reward, whatever its scale."""
+        with computing_in(self.arithmetic, self.target, self.reference):
+            sft = score(self.target, sequences, self.tokens_per_micro_batch, on_progress=on_progress)
             return sft, score(self.reference, sequences, self.tokens_per_micro_batch)
 
     def with_log_sft(
@@ -86,11 +99,13 @@ class DenseReward:
         """Also log pi_SFT at a temperature as pi_SFT itself computes, out of its pass for the reward where that is
         computed so, too."""
         budget = self.tokens_per_micro_batch
-        if temperature != 1 and not self.differs:
+        if temperature != 1 and not self.apart:
             sft, tempered = score_at(self.sft, (1.0, temperature), sequences, budget, on_progress)
             return self.of_scores(sft, score(self.reference, sequences, budget), sequences), tempered.log_probs
         scored = self(sequences, on_progress)
-        if self.differs:
+        if temperature == 1 and not self.differs and self.reference is self.sft:
+            return scored, scored.log_ref
+        if self.apart:
             return scored, score(self.sft, sequences, budget, temperature=temperature).log_probs
         return scored, scored.log_sft
 
@@ -100,7 +115,7 @@ class DenseReward:
         """Also (B, T) the exact KL(policy || pi_SFT) in the state in front of each token as pi_SFT itself computes, out
         of its pass for the reward where that is computed so, too, and the policy's entropy at a temperature."""
         budget = self.tokens_per_micro_batch
-        if self.differs:
+        if self.apart:
             return self(sequences), *score_with_kl(policy, [self.sft], sequences, budget, entropy_at)[1:]
         (sft, ref), kl, entropies = score_with_kl(policy, [self.sft, self.reference], sequences, budget, entropy_at)
         return self.of_scores(sft, ref, sequences), kl, entropies

@@ -11,7 +11,7 @@ from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.reinforce import PPOConfig, ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
-from dpr_core.config.training import LengthsConfig, LoRAConfig, SFTConfig
+from dpr_core.config.training import LengthsConfig, LoRAConfig, OptimizerConfig, SFTConfig
 from dpr_core.planning import hours
 from dpr_core.planning.architecture import Architecture
 from dpr_core.planning.hours import Sequences, StageWork
@@ -52,6 +52,8 @@ class PlanInputs:
     """The stage whose policy is evaluated."""
     questions: BenchmarkSize = BenchmarkSize(0)
     on_gpu: bool = True
+    teacher: bool = False
+    """Whether the reward has a third model, which is taken to be as large as the others."""
     exact_reward: bool = False
     """Whether the reward may be computed more exactly than SFT was, so that its models keep whole weights."""
 
@@ -63,9 +65,9 @@ class PlanInputs:
         """Whether networks are run in bfloat16, and can be in float32."""
         return self.dtype == "bfloat16" and self.attention != "flash_attention_2"
 
-    def scorer(self, memory: NetworkMemory) -> float:
-        """Bytes of one of the reward's two models."""
-        return memory.network if self.exact_reward else memory.frozen
+    def scorers(self, memory: NetworkMemory) -> float:
+        """Bytes of the reward's models."""
+        return (2 + self.teacher) * (memory.network if self.exact_reward else memory.frozen)
 
     def sequences(self, count: float, prompt: int, response: int) -> Sequences:
         mean_prompt = self.share * prompt if self.mean_prompt is None else min(self.mean_prompt, prompt)
@@ -115,6 +117,11 @@ def _trained_bytes(memory: NetworkMemory, lora: LoRAConfig | None) -> float:
     return memory.adapters(lora) if lora else memory.network
 
 
+def _moments(settings: OptimizerConfig) -> int:
+    """Numbers that an optimizer keeps of each weight."""
+    return 2 if settings.optimizer == "adamw" else 1
+
+
 def _learning(
     memory: NetworkMemory, lasting: MemoryBreakdown, lora: LoRAConfig | None = None, entropy: bool = False
 ) -> dict[str, MemoryBreakdown]:
@@ -147,7 +154,7 @@ def sft(config: SFTConfig | ContinuedSFTConfig, inputs: PlanInputs) -> StageEsti
     lora: LoRAConfig | None = getattr(config, "lora", None)
     learned = _trained_bytes(memory, lora)
     weights = memory.frozen + learned if lora else memory.network
-    lasting = MemoryBreakdown(weights=weights, optimizer=2 * learned, copies=average)
+    lasting = MemoryBreakdown(weights=weights, optimizer=_moments(config) * learned, copies=average)
     sequences = inputs.sequences(inputs.demonstrations * config.epochs, *limits)
     return StageEstimate(_learning(memory, lasting, lora), _training_work(memory, sequences, lora), memory.longest)
 
@@ -155,7 +162,7 @@ def sft(config: SFTConfig | ContinuedSFTConfig, inputs: PlanInputs) -> StageEsti
 def reward(config: RewardConfig, inputs: PlanInputs) -> StageEstimate:
     limits = inputs.learned.max_prompt_tokens, inputs.learned.max_response_tokens
     memory = inputs.memory(config.execution, *limits)
-    moments = {"scoring": _peak(MemoryBreakdown(scorers=2 * inputs.scorer(memory)), memory.scoring())}
+    moments = {"scoring": _peak(MemoryBreakdown(scorers=inputs.scorers(memory)), memory.scoring())}
     probes = inputs.sequences(min(config.probe_demonstrations, inputs.demonstrations), *limits)
     return StageEstimate(moments, hours.forward(inputs.architecture, probes) * 2, memory.longest)
 
@@ -165,7 +172,7 @@ def diagnose(config: DiagnoseConfig, inputs: PlanInputs) -> StageEstimate:
     memory = inputs.memory(config.execution, *limits)
     answers = inputs.sequences(config.prompts * config.samples, *limits)
     demonstrations = inputs.sequences(min(config.demonstrations, inputs.demonstrations), *limits)
-    scorers = MemoryBreakdown(scorers=2 * inputs.scorer(memory))
+    scorers = MemoryBreakdown(scorers=inputs.scorers(memory))
     # What rounding costs is measured with one whole model at a time beside them, unless they are whole themselves.
     whole = MemoryBreakdown(copies=memory.network if inputs.is_rounded and not inputs.exact_reward else 0)
     moments = {
@@ -186,8 +193,8 @@ def reinforce(config: ReinforceConfig, inputs: PlanInputs) -> StageEstimate:
     rounded = memory.casts * (1 + bool(critic))
     lasting = MemoryBreakdown(
         weights=memory.network + critic + (trained - rounded if config.lora else 0),
-        optimizer=2 * trained,
-        scorers=2 * inputs.scorer(memory),
+        optimizer=_moments(config) * trained,
+        scorers=inputs.scorers(memory),
         copies=learned if config.guard else 0,
     )
     count = config.rollout_batch_size * config.samples_per_prompt
@@ -221,7 +228,7 @@ def reinforce(config: ReinforceConfig, inputs: PlanInputs) -> StageEstimate:
 def self_play(config: SelfPlayConfig, inputs: PlanInputs) -> StageEstimate:
     limits = config.max_prompt_tokens, config.max_response_tokens
     memory = inputs.memory(config.execution, *limits)
-    lasting = MemoryBreakdown(weights=memory.network, optimizer=2 * memory.network)
+    lasting = MemoryBreakdown(weights=memory.network, optimizer=_moments(config) * memory.network)
     fresh = min(config.pairs or inputs.demonstrations, inputs.demonstrations)
     pairs = fresh + (config.rounds - 1) * fresh * (1 + config.mix_previous)
     moments = {
@@ -246,8 +253,8 @@ def answer(config: AnswerConfig, inputs: PlanInputs) -> StageEstimate:
     own = 0 if rewarded and isinstance(policy, ContrastiveConfig | BestOfNConfig) else 1
     if rewarded and isinstance(policy, AsTrainedConfig) and inputs.source == "reward":
         own = 0
-    scorer = inputs.scorer(memory) if rewarded else memory.frozen
-    lasting = MemoryBreakdown(weights=own * memory.frozen, scorers=frozen * scorer)
+    scorers = inputs.scorers(memory) if rewarded else frozen * memory.frozen
+    lasting = MemoryBreakdown(weights=own * memory.frozen, scorers=scorers)
     samples = policy.n if isinstance(policy, BestOfNConfig) else 1
     models = 2 if isinstance(policy, ContrastiveConfig) else 1
     count = inputs.questions.count * samples

@@ -16,7 +16,7 @@ from dpr_core import distributed
 from dpr_core.advantages import explained_variance
 from dpr_core.algorithms.base import Advantages, CriticObjective
 from dpr_core.algorithms.kl_control import KLControl
-from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reinforce import ReinforceConfig, extrapolation
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
@@ -87,6 +87,8 @@ class RolloutMetrics(Hook):
     def after_credit(self, iteration: Iteration) -> None:
         iteration.metrics |= describe(iteration.rollout, iteration.advantages, self.end_token)
         iteration.metrics["rollout/kl_weight"] = self.kl.weight
+        if self.kl.weight:
+            iteration.metrics["rollout/lambda"] = extrapolation(self.kl.weight)
 
 
 class RewardDrift(Hook):

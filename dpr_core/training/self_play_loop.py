@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpr_core.algorithms import self_play_loss
 from dpr_core.algorithms.pair_loss import PairLossSurrogate, losses_and_slopes, surrogate_inputs
-from dpr_core.config.imitation import SelfPlayConfig
+from dpr_core.config.imitation import SelfPlayConfig, SelfPlayMethod, SpinConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
@@ -136,7 +136,7 @@ class SelfPlay:
 
     def _learn(self, current: Round, pairs: Sequence[ResponsePair], opponent: Tensor, plan: Sequence[int]) -> None:
         config, number, trainer = self.config, current.number, current.trainer
-        method = self_play_loss(config.method)
+        method = self_play_loss(method_of_round(config, number))
         steps = batches(len(pairs), config.batch_size, config.epochs, config.seed * 1_000_003 + number)
         for rows in steps[trainer.steps_done :]:
             batch = [pairs[row] for row in rows]
@@ -158,7 +158,7 @@ class SelfPlay:
 
     def _trainer(self, number: int, plan: Sequence[int]) -> Trainer:
         config = self.config
-        later = config.later_learning_rate if number > 1 else None
+        later = config.later_learning_rate if number >= config.later_from_round else None
         settings = config.model_copy(update={"learning_rate": later or config.learning_rate})
         return Trainer(self.policy, settings, plan[number - 1], config.execution, recorder=self.recorder)
 
@@ -188,6 +188,14 @@ class SelfPlay:
             }
             for pair in pairs[:count]
         ]
+
+
+def method_of_round(config: SelfPlayConfig, number: int) -> SelfPlayMethod:
+    """With the beta of the last round, where that is another."""
+    method = config.method
+    if isinstance(method, SpinConfig) and method.last_beta is not None and 1 < number == config.rounds:
+        return method.model_copy(update={"beta": method.last_beta})
+    return method
 
 
 def steps_of_rounds(demonstrations: int, config: SelfPlayConfig) -> list[int]:

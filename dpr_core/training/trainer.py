@@ -62,15 +62,7 @@ class Trainer:
         if execution.compile:
             compile_layers(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=settings.learning_rate,
-            betas=settings.adam_betas,
-            weight_decay=settings.weight_decay,
-            fused=execution.fused_adam or parameters[0].device.type == "cpu",
-            # Over all weights at once it would take room for the gradients once more.
-            foreach=False,
-        )
+        optimizer = _optimizer(parameters, settings, execution)
         self.optimizer = self.accelerator.prepare(optimizer)
         # A sharded module exchanges gradients by itself, of each micro-batch: adding them up first takes all of them.
         self.module = module if is_sharded(module) else self.accelerator.prepare(module)
@@ -220,6 +212,22 @@ class Trainer:
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         module = self.accelerator.unwrap_model(self.module)
         return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+def _optimizer(
+    parameters: list[nn.Parameter], settings: OptimizerConfig, execution: ExecutionConfig
+) -> torch.optim.Optimizer:
+    # Over all weights at once (foreach) it would take room for the gradients once more.
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=settings.learning_rate, foreach=False)
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=settings.adam_betas,
+        weight_decay=settings.weight_decay,
+        fused=execution.fused_adam or parameters[0].device.type == "cpu",
+        foreach=False,
+    )
 
 
 def learning_rate_share(step: int, total_steps: int, settings: OptimizerConfig) -> float:

@@ -30,6 +30,10 @@ Plan = Annotated[
         "--plan", "--dry-run", help="Say what would run and why, and what judging it would cost; run nothing."
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="A method of the family for the trained policy, such as srppo or exopd (docs/paper-index.md)."),
+]
 RESUME = "; go on with: dpr resume"
 """What follows an interrupt of a command that makes artifacts."""
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import Debug, Json, Set, emit, reported
+from flows.cli.console import Debug, Json, Preset, Set, emit, reported
 
 
 def plan(
@@ -22,6 +22,7 @@ def plan(
     prompt_tokens: Annotated[float | None, typer.Option(min=1, max=2**20, help="Mean length of prompts.")] = None,
     response_tokens: Annotated[float | None, typer.Option(min=1, max=2**20, help="Mean length of responses.")] = None,
     assignments: Set = [],  # noqa: B006
+    preset: Preset = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -41,7 +42,7 @@ def plan(
         card = gpu_named(gpu)
         if gpu_memory is not None:
             card = replace(card, gigabytes=gpu_memory)
-        config = recipes.load(recipe, assignments)
+        config = recipes.load(recipe, assignments, preset)
         target = planning.PlanTarget(card, gpus, utilisation or UTILISATION, prompt_tokens, response_tokens)
         plan = planning.plan(recipe, config, target)
         emit(plan.as_dict(), as_json, lambda: plan_view(plan))

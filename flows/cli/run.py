@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from dpr_core.text import escape_control_lines
-from flows.cli.console import RESUME, Debug, Force, Identifier, Json, Plan, Set, emit, reported
+from flows.cli.console import RESUME, Debug, Force, Identifier, Json, Plan, Preset, Set, emit, reported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")] = "demo",
     assignments: Set = [],  # noqa: B006
+    preset: Preset = None,
     plan: Plan = False,
     force: Force = False,
     as_json: Json = False,
@@ -34,7 +35,7 @@ def run(
         from flows.requests import RunRequest
         from tasks.artifacts.store import Store
 
-        request = RunRequest(config=recipes.load(recipe, assignments), force=force)
+        request = RunRequest(config=recipes.load(recipe, assignments, preset), force=force)
         _run_and_show(Store.open(), request, Options(plan, as_json, debug))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dpr_core.errors import UsageError
-from flows.cli.console import Debug, Json, Set, emit, reported
+from flows.cli.console import Debug, Json, Preset, Set, emit, reported
 
 
 def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
@@ -26,6 +26,7 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
 def show_config(
     recipe: Annotated[str, typer.Argument(help="A recipe or a .yaml file.")],
     assignments: Set = [],  # noqa: B006
+    preset: Preset = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -37,7 +38,7 @@ def show_config(
         from dpr_core.config.base import commented_yaml
         from flows import recipes
 
-        config = recipes.load(recipe, assignments)
+        config = recipes.load(recipe, assignments, preset)
         emit(config.model_dump(mode="json"), as_json, lambda: commented_yaml(config).rstrip("\n"))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpr_core.config.base import override, parse, read_yaml, shortened
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.presets import with_preset
 from dpr_core.config.strict_yaml import MOST_CHARACTERS
 from dpr_core.errors import UsageError
 from dpr_core.files import refuse_special
@@ -24,9 +25,10 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in FOLDER.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load(recipe: str, assignments: Sequence[str] = ()) -> PipelineConfig:
-    """A recipe by name, or a YAML file by path, with `field=value` changes applied."""
-    return parse(PipelineConfig, override(values(recipe), assignments), recipe)
+def load(recipe: str, assignments: Sequence[str] = (), preset: str | None = None) -> PipelineConfig:
+    """A recipe by name, or a YAML file by path, with a preset and then `field=value` changes applied."""
+    found = values(recipe) if preset is None else with_preset(values(recipe), preset)
+    return parse(PipelineConfig, override(found, assignments), recipe)
 
 
 def values(recipe: str) -> dict[str, Any]:

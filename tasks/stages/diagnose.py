@@ -49,6 +49,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         return is_right(questions[prompt], decode_response(tokenizer, response))
 
     definition, backbone = lineage.definition(reward), lineage.backbone(reward)
+    teacher = definition.teacher
     rounds = (definition.arithmetic or backbone.dtype) != "float32" and backbone.takes_float32
     dense_reward = lineage.defined_reward(reward, definition, settings.execution)
 
@@ -56,11 +57,11 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         """The reward in float32, for which there is room for one whole model at a time beside two rounded ones."""
         if dense_reward.differs:
             return replace(dense_reward, arithmetic="float32")(sequences)
-        sft, reference = (
-            lineage.exact_scores(part, reward, settings.execution, sequences)
-            for part in (lineage.sft_folder(reward), lineage.reference_folders(reward, definition))
-        )
-        return dense_reward.of_scores(sft, reference, sequences)
+        target = lineage.sft_folder(reward) if teacher is None else lineage.teacher_folder(reward, teacher)
+        of_target = lineage.exact_scores(target, reward, settings.execution, sequences, teacher)
+        folders = lineage.reference_folders(reward, definition)
+        of_reference = lineage.exact_scores(folders, reward, settings.execution, sequences)
+        return dense_reward.of_scores(of_target, of_reference, sequences)
 
     policy = dense_reward.sft
     policy.check_length(max(map(len, prompts)) + settings.max_response_tokens)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import PretrainedBackboneConfig
-from dpr_core.config.reward import BACKBONE, RewardDefinitionConfig
+from dpr_core.config.reward import BACKBONE, SFT, RewardDefinitionConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Artifacts
@@ -130,6 +130,13 @@ class Lineage:
             return self.ancestor(sft, "backbone").path / "model"
         return fetched(PretrainedBackboneConfig.model_validate(sft.config["backbone"]))
 
+    def teacher_folder(self, artifact: Artifact, teacher: PretrainedBackboneConfig) -> Path:
+        """The weights of a teacher, whose tokens must be those of the SFT model behind an artifact."""
+        from dpr_core.models.checkpoints import check_same_tokens, fetched
+
+        check_same_tokens(teacher, self.tokenizer(artifact))
+        return fetched(teacher)
+
     def backbone(self, artifact: Artifact) -> PretrainedBackboneConfig:
         """How the networks behind an artifact are run."""
         backbone = self.ancestor(artifact, "sft").config["backbone"]
@@ -143,8 +150,10 @@ class Lineage:
         *,
         frozen: bool = False,
         rounded: bool = True,
+        backbone: PretrainedBackboneConfig | None = None,
     ) -> "Policy":
-        """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to.
+        """A policy from a checkpoint, or the mean of several, run as the backbone of `like` was configured to, or as
+        another one is.
 
         A frozen one is put where it computes, rounded to the type of its activations or with its weights as they are;
         one that is trained is put there by its trainer.
@@ -155,7 +164,7 @@ class Lineage:
         from dpr_core.models.policy import Policy, compile_layers
         from dpr_core.models.sharding import to_device_or_shard
 
-        settings = self.backbone(like)
+        settings = backbone or self.backbone(like)
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
         activations, chunk = getattr(torch, settings.dtype), execution.logits_per_chunk
@@ -172,12 +181,13 @@ class Lineage:
         like: Artifact,
         execution: ExecutionConfig,
         sequences: "Sequence[TokenSequence]",
+        backbone: PretrainedBackboneConfig | None = None,
     ) -> "TokenScores":
-        """Scores under a checkpoint in float32, however the backbone of `like` is run."""
+        """Scores under a checkpoint in float32, however the backbone of `like`, or another one, is run."""
         from dpr_core.models.policy import computing_in
         from dpr_core.models.scoring import score
 
-        policy = self.load(folder, like, execution, frozen=True, rounded=False)
+        policy = self.load(folder, like, execution, frozen=True, rounded=False, backbone=backbone)
         with computing_in("float32", policy):
             return score(policy, sequences, execution.tokens_per_micro_batch)
 
@@ -196,16 +206,20 @@ class Lineage:
         """The reward that a definition makes of the SFT run behind an artifact."""
         from dpr_core.models.dense_reward import DenseReward
 
-        backbone = self.backbone(artifact)
-        if definition.arithmetic in ("float32", "tf32") and not backbone.takes_float32:
+        backbone, teacher = self.backbone(artifact), definition.teacher
+        sixteen = [each for each in (backbone, teacher) if each is not None and not each.takes_float32]
+        if definition.arithmetic in ("float32", "tf32") and sixteen:
             raise UsageError(
-                f"{backbone.attention} cannot compute a reward in {definition.arithmetic}: it takes 16-bit numbers "
+                f"{sixteen[0].attention} cannot compute a reward in {definition.arithmetic}: it takes 16-bit numbers "
                 "alone; take another backbone.attention, or --set reward.arithmetic=as_sft"
             )
         rounded = not keep_weights and definition.arithmetic in (None, backbone.dtype)
+        frozen = partial(self.load, like=artifact, execution=execution, frozen=True, rounded=rounded)
+        sft = frozen(self.sft_folder(artifact))
+        itself = definition.reference == (SFT,)
         return DenseReward(
-            self.load(self.sft_folder(artifact), artifact, execution, frozen=True, rounded=rounded),
-            self.load(self.reference_folders(artifact, definition), artifact, execution, frozen=True, rounded=rounded),
+            sft,
+            sft if itself else frozen(self.reference_folders(artifact, definition)),
             definition.formula,
             execution.tokens_per_micro_batch,
             definition.scale,
@@ -213,6 +227,7 @@ class Lineage:
             definition.seed,
             definition.arithmetic,
             keep_weights,
+            None if teacher is None else frozen(self.teacher_folder(artifact, teacher), backbone=teacher),
         )
 
 
@@ -251,6 +266,6 @@ def checkpoint(sft: Artifact, part: float | str) -> Path:
         )
     names = ", ".join(f"{f:g}" for f in kept if isinstance(f, float))
     raise UsageError(
-        f"SFT artifact {sft.id} keeps the fractions {names} (0 is its backbone), not {part:g}; "
+        f"SFT artifact {sft.id} keeps the fractions {names}, not {part:g} (0 is its backbone); "
         f"make one that does: dpr rerun {sft.id[:8]} --set 'checkpoints=[{part:g}, {names}]'"
     )

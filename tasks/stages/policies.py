@@ -196,6 +196,11 @@ def answering(settings: AnswerConfig, lineage: Lineage, source: Artifact) -> Ans
             f"a policy of type {control.type} is made of {STAGES_SAID[made_of]}, but {source.id[:8]} is of stage "
             f"{source.stage}"
         )
+    if isinstance(control, ExtrapolatedConfig | ContrastiveConfig) and lineage.definition(source).teacher is not None:
+        raise UsageError(
+            f"a policy of type {control.type} is made of pi_SFT and its reference, but reward {source.id[:8]} has a "
+            "teacher; make it of a reward without one"
+        )
     reward = lineage.dense_reward(source, execution) if source.stage in HAVE_A_REWARD else None
     load = partial(lineage.load, like=source, execution=execution)
     sft = reward.sft if reward else load(lineage.sft_folder(source), frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reinforce import ReinforceConfig, extrapolation
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.errors import UsageError
 from tasks.running.stage import Stage
@@ -57,10 +57,12 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         settings.execution,
         work.scratch / "rollouts",
     ) as engine:
+        dense_reward = lineage.dense_reward(reward, settings.execution)
+        dense_reward.target.check_length(longest)
         loop = ReinforceLoop(
             policy=policy,
             engine=engine,
-            reward=lineage.dense_reward(reward, settings.execution),
+            reward=dense_reward,
             trainer=Trainer(
                 policy, settings, optimizer_steps(len(prompts), settings), settings.execution, recorder=history
             ),
@@ -119,9 +121,11 @@ def describe(config: StageConfig) -> str:
     guard = f", guarded by {settings.guard.type}" if settings.guard else ""
     kept = f", kept at a KL of {', '.join(f'{kl:g}' for kl in settings.keep_at_kl)}" if settings.keep_at_kl else ""
     drawn_by = " by vLLM" if isinstance(settings.rollouts, VllmConfig) else ""
+    beta = getattr(settings.algorithm, "kl_weight", None)
+    held = "" if beta is None else f", KL weight {beta:g}, so lambda {extrapolation(beta):g}"
     return (
-        f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}) on the recovered reward: learning "
-        f"rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard}{kept} "
+        f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}{held}) on the recovered reward: "
+        f"learning rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard}{kept} "
         f"(seed {settings.seed})."
     )
 

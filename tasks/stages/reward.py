@@ -17,6 +17,7 @@ from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
 from tasks.stages.lineage import REWARD, Lineage, checkpoints
+from tasks.stages.sft import check_backbones, pinned
 
 if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
@@ -53,7 +54,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     credited = credit_of(tokenizer, texts, sequences, scored)
     with (work.output / "demonstrations.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(token_credit.as_json(text), ensure_ascii=False) + "\n" for text in credited)
-    provenance = {"Formula": definition.formula, "Reference": definition.describe_reference()}
+    provenance = definition.provenance()
     page = token_credit.as_html(credited[:TEXTS_ON_PAGE], "Token credit on demonstrations", provenance)
     (work.output / CREDIT_PAGE).write_text(page, encoding="utf-8")
     by_position = mean_by_position(scored.rewards, scored.mask)
@@ -102,6 +103,7 @@ def chosen(
     return RewardDefinitionConfig(
         formula=settings.formula,
         reference=reference,
+        teacher=settings.teacher,
         clip_above=settings.clip_above,
         seed=settings.seed,
         arithmetic=None if settings.arithmetic in ("auto", AS_SFT, MEASURED) else settings.arithmetic,
@@ -200,7 +202,17 @@ def describe(config: StageConfig) -> str:
         against = "the backbone"
     else:
         against = f"the checkpoint at {settings.reference:g}"
-    return f"Token reward, {settings.formula}, against {against} of the SFT run."
+    of = "" if settings.teacher is None else f" of the teacher {settings.teacher.name}"
+    return f"Token reward, {settings.formula}{of}, against {against} of the SFT run."
+
+
+def pin(config: RewardConfig) -> RewardConfig:
+    return config.model_copy(update={"teacher": pinned(config.teacher)})
+
+
+def preflight(configs: Sequence[RewardConfig], planning: bool = False) -> None:
+    """A teacher that cannot be had is better known before SFT."""
+    check_backbones([config.teacher for config in configs], "reward.teacher.name")
 
 
 STAGE = Stage(
@@ -211,5 +223,7 @@ STAGE = Stage(
     body=body,
     describe=describe,
     shared=True,
+    pin=pin,
+    preflight=preflight,
     settle=lambda config, inputs: config.settled(inputs["sft"]),
 )

@@ -1,9 +1,10 @@
 """Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, cast
 
 from dpr_core.config.base import StageConfig
+from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
@@ -54,25 +55,34 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     return fine_tune(trainer, encoded.sequences, sft, keep, work) | encoded.counts()
 
 
-def pin(config: SFTConfig) -> SFTConfig:
+def pinned(backbone: PretrainedBackboneConfig | None) -> PretrainedBackboneConfig | None:
     """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
     from dpr_core.files import expanded
     from dpr_core.hashing import hash_folder
 
-    if config.backbone is None or not (folder := expanded(config.backbone.name)).is_dir():
-        return config
-    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"content": hash_folder(folder)})})
+    if backbone is None or not (folder := expanded(backbone.name)).is_dir():
+        return backbone
+    return backbone.model_copy(update={"content": hash_folder(folder)})
+
+
+def pin(config: SFTConfig) -> SFTConfig:
+    return config.model_copy(update={"backbone": pinned(config.backbone)})
+
+
+def check_backbones(backbones: Iterable[PretrainedBackboneConfig | None], setting: str) -> None:
+    """Refuse what the hub would not give, of those that are no local folders."""
+    from dpr_core import hub
+    from dpr_core.files import expanded
+
+    named = ((backbone.name, backbone.revision) for backbone in backbones if backbone is not None)
+    for name, revision in dict.fromkeys(named):
+        if not expanded(name).is_dir():
+            hub.check("model", name, revision, setting, "config.json")
 
 
 def preflight(configs: Sequence[SFTConfig], planning: bool = False) -> None:
     """A backbone that cannot be had is better known before the data is read."""
-    from dpr_core import hub
-    from dpr_core.files import expanded
-
-    backbones = [config.backbone for config in configs if config.backbone is not None]
-    for name, revision in dict.fromkeys((backbone.name, backbone.revision) for backbone in backbones):
-        if not expanded(name).is_dir():
-            hub.check("model", name, revision, "backbone.name", "config.json")
+    check_backbones([config.backbone for config in configs], "backbone.name")
 
 
 def describe(config: StageConfig) -> str:

@@ -254,7 +254,8 @@ def test_settings_in_commands_parse() -> None:
         seen += 1
         if words[0] == "dpr" and words[1] in ("run", "config"):
             recipe = words[2] if words[2:3] and words[2] in recipes.names() else "demo"
-            recipes.load(recipe, assignments)
+            preset = words[words.index("--preset") + 1] if "--preset" in words else None
+            recipes.load(recipe, assignments, preset)
         elif words[0] == "dpr" and words[1] == "rerun":
             assert any(_accepts(stage.config, assignments) for stage in STAGES.values()), f"{where}: {assignments}"
         else:

@@ -95,7 +95,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("backbone: {type: lap}", "backbone.type: unknown type 'lap'; known: 'pretrained', 'lab'"),
         ("backbone: {type: lab}\nreinforcer: {}", "reinforcer: no such field; did you mean reinforce?"),
         ("backbone: {type: lab}\nsft: {epochs: many}", "sft.epochs: "),
-        ("backbone: {type: lab}\nreward: {reference: 1.0}", "reward.reference: "),
+        ("backbone: {type: lab}\nreward: {reference: 1.0}", "against reference 1, which is pi_SFT itself"),
+        ("backbone: {type: lab}\nreward: {reference: 1.1}", "reward.reference: "),
         ("backbone: {type: lab}\nreward: {reference: 0.3}", "sft.checkpoints keeps only 0.5, 1"),
     ],
 )

@@ -165,8 +165,38 @@ def test_the_backbone_as_the_reference(
             Lineage(store).dense_reward(artifact, ExecutionConfig())
 
 
+def test_a_teacher_in_the_place_of_sft(store: Store, made: Any, tiny: Tiny, tmp_path: Path) -> None:
+    """The policy that REINFORCE made teaches; its own reward is then that of its log-ratio to SFT."""
+    folder = tmp_path / "teacher"
+    export_checkpoint(store, made.id("reinforce"), folder, None)
+    teacher = PretrainedBackboneConfig(name=str(folder), dtype="float32")
+    outcome = reward_of(store, made.id("sft"), reference=1.0, teacher=teacher)
+    held = definition(store, outcome)
+    assert (held["reference"], held["teacher"]["name"]) == ([1.0], str(folder))
+    reward = Lineage(store).dense_reward(store.fetch(outcome.id), ExecutionConfig())
+    assert reward.reference is reward.sft
+    sequence = TokenSequence((3, 4, 5), (6, 7, 2))
+    logs = []
+    for source in (folder, store.fetch(made.id("sft")).path / "checkpoints" / "1.0"):
+        logits = AutoModelForCausalLM.from_pretrained(source)(torch.tensor([[3, 4, 5, 6, 7, 2]])).logits.double()
+        logs.append(logits.log_softmax(-1)[0, [2, 3, 4], [6, 7, 2]])
+    assert reward([sequence]).rewards[0].tolist() == pytest.approx((logs[0] - logs[1]).tolist(), abs=1e-5)
+    diagnosis = run_stage(stage_named("diagnose"), tiny().diagnose, {"reward": outcome.id}, store=store)
+    assert diagnosis.metrics["diagnose/answers"] == 8
+    with pytest.raises(UsageError, match="has a teacher; make it of a reward without one"):
+        answer(store, outcome.id, tiny, policy=ContrastiveConfig(k=3))
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"another vocabulary than the model that learns: .* of which 2 differ"):
+        reward_of(store, made.id("sft"), reference=1.0, teacher=teacher)
+
+
 def test_a_reference_that_is_no_checkpoint_of_the_run_is_refused(store: Store, made: Any) -> None:
-    with pytest.raises(UsageError, match=r"keeps the fractions 0.34, 0.5, 1 \(0 is its backbone\), not 0.7"):
+    with pytest.raises(UsageError, match=r"keeps the fractions 0.34, 0.5, 1, not 0.7 \(0 is its backbone\)"):
         reward_of(store, made.id("sft"), reference=(0.0, 0.7))
 
 

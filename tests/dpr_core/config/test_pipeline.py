@@ -309,7 +309,7 @@ def test_what_would_fail_or_mislead_later_is_refused_now(assignment: str, messag
         _load({"backbone": {"type": "lab"}}, assignment)
 
 
-def test_spin_and_gsil_defaults_are_their_authors() -> None:
+def test_what_of_spin_and_gsil_the_defaults_have_of_their_authors() -> None:
     spin = SelfPlayConfig()
     assert spin.method == SpinConfig(beta=0.1)
     assert (spin.learning_rate, spin.later_learning_rate, spin.decay) == (5e-7, 1e-7, "linear")

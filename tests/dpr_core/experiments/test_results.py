@@ -68,6 +68,13 @@ def test_sft_stands_once_where_the_settings_do_not_reach_it(runs: Runs, sft: Run
     ]
 
 
+def test_lambda_stands_beside_a_kl_weight(runs: Runs) -> None:
+    beta = "reinforce.algorithm.kl_weight"
+    seen = [each for weight in (0.1, 4.0) for each in runs("DPR", [60.0], {beta: weight})]
+    table = results.table(FIGURE2, seen)
+    assert [row[0] for row in table.rows] == ["0.1 (lambda 11)", "4 (lambda 1.25)"]
+
+
 def test_sft_that_stands_once_is_over_the_seeds_of_all_settings(runs: Runs, sft: Runs) -> None:
     seen = [
         *sft(1, {GAMMA: 0.95}, accuracy=0.5),

@@ -8,6 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpr_core import rewards
+from dpr_core.algorithms import policy_gradient
+from dpr_core.algorithms.base import RolloutBatch
+from dpr_core.config.base import parse
+from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reward import Formula
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward, random_signs
@@ -44,6 +48,36 @@ def test_rewards_against_plain_models(tiny: Callable[..., Any], formula: str, bu
         }[formula]
         for found, wanted in ((scored.rewards, expected), (scored.log_sft, log_sft), (scored.log_ref, log_ref)):
             assert found[i].tolist() == pytest.approx([*wanted, *[0.0] * (4 - len(wanted))], abs=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_teacher_is_rewarded_and_the_kl_stays_that_to_sft(tiny: Callable[..., Any], temperature: float) -> None:
+    sft, reference, teacher, policy = (Policy(tiny("llama", seed=seed)[0]) for seed in range(4))
+    reward = DenseReward(sft, reference, "baseline_relative", teacher=teacher)
+    scored, log_sft = reward.with_log_sft(ROWS, temperature)
+    assert log_sft.equal(score(sft, ROWS, None, temperature=temperature).log_probs)
+    assert reward.with_kl(ROWS, policy)[1].allclose(score_with_kl(policy, [sft], ROWS, None)[1], atol=1e-6)
+    for i, row in enumerate(ROWS):
+        of_teacher, of_reference = (_by_hand(model.model, row)[0] for model in (teacher, reference))
+        expected = [a - b for a, b in zip(of_teacher, of_reference, strict=True)]
+        assert scored.rewards[i, : len(expected)].tolist() == pytest.approx(expected, abs=2e-5)
+
+
+def test_distillation_on_policy_is_a_reward_against_sft_less_its_kl(tiny: Callable[..., Any]) -> None:
+    """The advantages of the preset are log pi_T - log pi_old, by the reward and the algorithm that it sets."""
+    sft, teacher, policy = (Policy(tiny("llama", seed=seed)[0]) for seed in range(3))
+    methods = {"x": {"preset": "opd", "changes": ["reward.teacher={name: x}"]}}
+    found = parse(PipelineConfig, {"backbone": {"type": "lab"}, "methods": methods}, "x").variants()["x"]
+    reward = DenseReward(sft, sft, found.reward.formula, teacher=teacher)
+    scored, log_sft = reward.with_log_sft(ROWS, 1.0)
+    old = score(policy, ROWS, None).log_probs
+    batch = RolloutBatch(scored.rewards, old, log_sft, scored.mask, torch.zeros_like(old))
+    method = policy_gradient(found.reinforce.algorithm)
+    advantages = method.credit(batch, found.reinforce.algorithm.kl_weight).advantages  # type: ignore[union-attr]
+    for i, row in enumerate(ROWS):
+        of_teacher, of_policy = (_by_hand(model.model, row)[0] for model in (teacher, policy))
+        expected = [a - b for a, b in zip(of_teacher, of_policy, strict=True)]
+        assert advantages[i, : len(expected)].tolist() == pytest.approx(expected, abs=2e-5)
 
 
 def test_the_paper_compares_three_formulas_and_a_control_is_ours() -> None:

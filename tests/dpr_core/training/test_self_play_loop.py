@@ -22,6 +22,7 @@ from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.self_play_loop import (
     ResponsePair,
     SelfPlay,
+    method_of_round,
     steps_of_rounds,
 )
 from dpr_core.training.trainer import Trainer
@@ -316,3 +317,24 @@ def test_training_and_scoring_see_the_same_log_probs(tiny: Callable[..., Any], f
     batch = collate([TokenSequence((1, 30), (40, 41, 2)), TokenSequence((1,), (50, 2))])
     with torch.no_grad():
         assert torch.equal(policy.train()(batch).log_probs, policy.eval()(batch).log_probs)
+
+
+def test_the_last_round_may_have_another_beta_and_the_rate_may_fall_later() -> None:
+    config = SelfPlayConfig(method=SpinConfig(beta=0.1, last_beta=5), rounds=4, later_from_round=3)
+    assert [method_of_round(config, number).beta for number in (1, 2, 3, 4)] == [0.1, 0.1, 0.1, 5]  # type: ignore[union-attr]
+    assert method_of_round(config.model_copy(update={"rounds": 1}), 1) == config.method
+    plain = SelfPlayConfig()
+    assert method_of_round(plain, 3) is plain.method
+    left_out = {"optimizer", "later_from_round"}
+    assert not left_out & plain.identity().keys()
+    assert plain.identity()["method"] == {"type": "spin", "beta": 0.1}
+    assert config.identity()["method"]["last_beta"] == 5
+    assert config.identity()["later_from_round"] == 3
+
+
+def test_the_rate_of_later_rounds(toy: Callable[..., Any]) -> None:
+    config = _config(rounds=3, learning_rate=1e-3, later_learning_rate=1e-4, later_from_round=3)
+    loop, recorder = _loop(toy(0), config)
+    loop.run(DEMONSTRATIONS)
+    rates = [update["train/learning_rate"] for update in recorder.updates()]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4, 1e-4])

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -328,3 +329,42 @@ def test_every_step_has_a_learning_rate_above_zero() -> None:
         for ratio in (0.0, 0.03, 1.0):
             settings = OptimizerConfig(learning_rate=1, batch_size=1, warmup_ratio=ratio)
             assert all(0 < learning_rate_share(step, total, settings) <= 1 for step in range(total))
+
+
+def test_rmsprop_against_its_equations(tiny: Callable[..., Any]) -> None:
+    """v <- 0.99 v + 0.01 g^2, theta <- theta - lr g / (sqrt(v) + 1e-8), on the gradients that were taken."""
+    model = tiny("llama")[0]
+    trainer = _trainer(model, optimizer="rmsprop", max_gradient_norm=0.0, final_learning_rate_share=1.0)
+    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    gradients: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: gradients.__setitem__(name, p.grad.detach().double())
+        )
+    for _ in range(3):
+        trainer.step(ROWS, Weighted("token"), LossInputs(advantages=_weights()))
+        for name, gradient in gradients.items():
+            squares[name] = 0.99 * squares[name] + 0.01 * gradient**2
+            weights[name] = weights[name] - 1e-2 * gradient / (squares[name].sqrt() + 1e-8)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), weights[name], atol=1e-4, rtol=0)
+
+
+def test_rmsprop_goes_on_where_its_state_was_taken(tiny: Callable[..., Any]) -> None:
+    def take(trainer: Trainer) -> None:
+        trainer.step(ROWS, Weighted("token"), LossInputs(advantages=_weights()))
+
+    whole = _trainer(tiny("llama")[0], optimizer="rmsprop")
+    take(whole)
+    other = _trainer(tiny("llama", seed=1)[0], optimizer="rmsprop")
+    other.load_state(copy.deepcopy(whole.state()))
+    for trainer in (whole, other):
+        take(trainer)
+    for ours, theirs in zip(whole.module.parameters(), other.module.parameters(), strict=True):
+        assert ours.equal(theirs)
+
+
+def test_rmsprop_has_no_decoupled_weight_decay() -> None:
+    with pytest.raises(ValueError, match="weight_decay is decoupled"):
+        OptimizerConfig(learning_rate=1, batch_size=1, optimizer="rmsprop", weight_decay=0.1)
