@@ -171,10 +171,7 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
     refuse_missing_shards(local)
     model = load_model(source, revision=backbone.revision, attention=backbone.attention)
     tokenizer = load_tokenizer(source, revision=backbone.revision)
-    rows = len(cast(Tensor, model.get_input_embeddings().weight))
-    if rows < len(tokenizer):
-        raise UsageError(f"{backbone.name}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} rows")
-    _check_architecture(model, backbone.name)
+    check_network(model, len(tokenizer), backbone.name)
     if backbone.dtype == "bfloat16" and (share := share_of_ties(model)) > MANY_TIES:
         logger.warning(
             "%s: %.0f%% of the weights lie halfway between two bfloat16 numbers, as those of a converted GGUF or of a "
@@ -225,8 +222,12 @@ def check_same_tokens(teacher: PretrainedBackboneConfig, ours: PreTrainedTokeniz
 
 
 @torch.no_grad()
-def _check_architecture(model: PreTrainedModel, name: str) -> None:
-    """UsageError for an architecture that is not causal, or that transforms its logits after the head."""
+def check_network(model: PreTrainedModel, tokens: int, name: str) -> None:
+    """UsageError for fewer embeddings than tokens, and for an architecture that is not causal, or that transforms its
+    logits after the head."""
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
+    if rows < tokens:
+        raise UsageError(f"{name}: the tokenizer has {tokens} tokens, but the model only {rows} rows")
     prefix = [1, 2, 3]
     body: Any = model.get_decoder()
     head: Any = model.get_output_embeddings()

@@ -160,13 +160,15 @@ class Lineage:
         """
         import torch
 
-        from dpr_core.models.checkpoints import load_mean
+        from dpr_core.models.checkpoints import check_network, load_mean
         from dpr_core.models.policy import Policy, compile_layers
         from dpr_core.models.sharding import to_device_or_shard
 
         settings = backbone or self.backbone(like)
         folders = [folder] if isinstance(folder, Path) else folder
         model = load_mean(folders, attention=settings.attention)
+        if backbone is not None:
+            check_network(model, len(self.tokenizer(like)), backbone.name)
         activations, chunk = getattr(torch, settings.dtype), execution.logits_per_chunk
         policy = Policy(model, chunk, activations, execution.packing, self._limits, execution.tf32_head)
         if frozen:
