@@ -56,13 +56,14 @@ class Lineage:
         return BatchLimits()
 
     def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
-        """The nearest ancestor made by `stage`, or the artifact itself."""
+        """The nearest ancestor made by `stage`, or the artifact itself. What it has its models from counts, and not the
+        rows that its prompts were drawn beside."""
         queue = [artifact]
         while queue:
             current = queue.pop(0)
             if current.stage == stage:
                 return current
-            queue += [self.store.fetch(run_id) for run_id in current.inputs.values()]
+            queue += [self.store.fetch(run_id) for role, run_id in current.inputs.items() if role != "prompts"]
         raise DensePathError(f"artifact {artifact.id} ({artifact.stage}) was not built on any {stage} artifact")
 
     def sample(self, artifact: Artifact) -> "Sample":
