@@ -1,4 +1,4 @@
-"""Escaping of untrusted text: control, zero-width and bidirectional characters become visible signs."""
+"""Escaping of untrusted text (control, zero-width and bidirectional characters become visible signs), and its words."""
 
 import json
 import unicodedata
@@ -23,6 +23,11 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """JSON that is safe to print in a terminal: invisible characters are escaped as \\u and a number."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return "".join(json.dumps(c)[1:-1] if c != "\n" and unicodedata.category(c) in _INVISIBLE else c for c in text)
+
+
+def same_words(text: str) -> str:
+    """The same for texts that differ in case, spaces and the form of their characters alone."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _sign(character: str) -> str:

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from dpr_core.config.base import Line
 from dpr_core.config.data import ColumnsConfig
 from dpr_core.config.official import HostedFileConfig
 
@@ -44,6 +45,19 @@ class WordProblemsConfig(GoldBenchmarkConfig):
     """Which kind of benchmark this is."""
 
 
+class GSM8KConfig(GoldBenchmarkConfig):
+    """GSM8K's 1,319 test problems, or other rows in its format."""
+
+    type: Literal["gsm8k"] = "gsm8k"
+    """Which kind of benchmark this is."""
+
+    repository: Line = Field("openai/gsm8k", min_length=1)
+    """The dataset of the Hugging Face hub that holds them."""
+
+    file: Line = Field("main/test-00000-of-00001.parquet", min_length=1)
+    """The file of that dataset."""
+
+
 class LikelihoodConfig(GoldBenchmarkConfig):
     """Demonstrated responses that the policy scores in place of answering; nothing is drawn and nobody judges."""
 
@@ -51,4 +65,4 @@ class LikelihoodConfig(GoldBenchmarkConfig):
     """Which kind of benchmark this is."""
 
 
-GoldBenchmark = WordProblemsConfig | LikelihoodConfig
+GoldBenchmark = WordProblemsConfig | GSM8KConfig | LikelihoodConfig

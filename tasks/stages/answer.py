@@ -15,6 +15,7 @@ from dpr_core.config.evaluation import (
     ContrastiveConfig,
     ExtrapolatedConfig,
     KeptConfig,
+    LabBenchmarkConfig,
     SFTPolicyConfig,
 )
 from dpr_core.config.gold import LikelihoodConfig
@@ -125,7 +126,8 @@ def likelihoods(
         for i, sequence, score in zip(encoded.kept, encoded.sequences, scores, strict=True)
     ]
     write_rows(work.output / ANSWERS, rows)
-    return gold_metrics(settings, rows) | {"gold/left_out": float(encoded.prompts_too_long)}
+    overlap = trained_on(settings, questions, lineage.trained_prompts(source))
+    return gold_metrics(settings, rows) | {"gold/left_out": float(encoded.prompts_too_long)} | overlap
 
 
 def _rows(
@@ -221,8 +223,10 @@ def write_profile(work: Work, positions: list[dict[str, Any]]) -> None:
 def trained_on(settings: AnswerConfig, questions: "Sequence[Question]", prompts: frozenset[str]) -> dict[str, float]:
     """How many questions are prompts that the policy was trained on, where there are any; a warning, unless that is
     what was asked for."""
-    found = sum(question.turns[0].strip() in prompts for question in questions)
-    if found and getattr(settings.benchmark, "split", None) != "train":
+    from dpr_core.text import same_words
+
+    found = sum(same_words(question.turns[0]) in prompts for question in questions)
+    if found and not asks_training_prompts(settings.benchmark):
         logger.warning(
             "answer: %d of the %d questions of %s are prompts that this policy was trained on",
             found,
@@ -230,6 +234,11 @@ def trained_on(settings: AnswerConfig, questions: "Sequence[Question]", prompts:
             settings.benchmark.type,
         )
     return {"answer/trained_on": float(found)} if found else {}
+
+
+def asks_training_prompts(benchmark: "Benchmark") -> bool:
+    """Whether that is what the benchmark is for."""
+    return isinstance(benchmark, LabBenchmarkConfig) and benchmark.split == "train"
 
 
 def entropy_temperature(temperatures: Sequence[float]) -> float | None:

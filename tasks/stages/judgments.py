@@ -9,7 +9,7 @@ from dpr_core.config.gold import LikelihoodConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
-from tasks.stages.answer import answered, gold_estimates, read_answers, statistics
+from tasks.stages.answer import answered, asks_training_prompts, gold_estimates, read_answers, statistics
 from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Judgments:
         self._baselines: dict[str, str] = {}
         """The digest of each benchmark's: two machines may each have made the same answers."""
         self._notes: list[str] = []
+        self._trained_on: dict[tuple[str, int, int], list[str]] = {}
+        """By benchmark, how many of how many prompts: the policies that were trained on them."""
         self.rows: dict[tuple[str, str], Row] = {}
         self.judged: list[JudgedAnswers] = []
         self.linked: list[ArtifactLinks] = []
@@ -52,7 +54,7 @@ class Judgments:
         measured = [_measured(rows, asked) for rows in (ours, theirs)]
         if (BASELINE, benchmark) not in self.rows:
             self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **measured[1])
-            self._note_cut(BASELINE, benchmark, theirs)
+            self._note(BASELINE, benchmark, baseline, theirs)
             self.linked.append(ArtifactLinks(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
         self.linked.append(
             ArtifactLinks(
@@ -66,7 +68,7 @@ class Judgments:
         judged = _judged(policy, benchmark, judgment, ours, theirs)
         self.judged.append(judged)
         self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, *measured)
-        self._note_cut(policy, benchmark, ours)
+        self._note(policy, benchmark, candidate, ours)
         known = self._work.store.published(candidate.id).results
         if known.get("answer/kept_reached") == 0:
             self._notes.append(
@@ -94,14 +96,18 @@ class Judgments:
         rows = read_answers(scored.path)
         values = _measured(rows, asked) | {"is_judged": False, "is_baseline": policy == BASELINE}
         self.rows[policy, benchmark] = Row(policy, benchmark, **values)
-        self._note_cut(policy, benchmark, rows)
+        self._note(policy, benchmark, scored, rows)
         self.linked.append(ArtifactLinks(policy, benchmark, {"policy": scored.inputs["policy"], "answers": scored.id}))
 
-    def _note_cut(self, policy: str, benchmark: str, rows: list[dict[str, Any]]) -> None:
+    def _note(self, policy: str, benchmark: str, answers: Artifact, rows: list[dict[str, Any]]) -> None:
+        """Answers that were cut before they were measured, and questions that the policy had learned from."""
         from dpr_core.evaluation.gold.measures import answers_cut, cut_warning
 
         if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
             self._notes.append(f"{policy} on {benchmark}: {warning}.")
+        known = int(self._work.store.published(answers.id).results.get("answer/trained_on", 0))
+        if known and not asks_training_prompts(AnswerConfig.model_validate(answers.config).benchmark):
+            self._trained_on.setdefault((benchmark, known, len(rows)), []).append(policy)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -112,7 +118,12 @@ class Judgments:
         """What is wrong with the judgments, each thing once."""
         from dpr_core.reporting.judgments import judging_warnings
 
-        return [*self._notes, *judging_warnings(self.judged)]
+        overlaps = [
+            f"{known:,} of the {asked:,} prompts of {benchmark} are among those that "
+            f"{', '.join(policies)} learned from."
+            for (benchmark, known, asked), policies in self._trained_on.items()
+        ]
+        return [*self._notes, *overlaps, *judging_warnings(self.judged)]
 
 
 def _judged(

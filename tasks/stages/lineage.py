@@ -76,13 +76,14 @@ class Lineage:
         return self.sample(artifact).demonstrations
 
     def trained_prompts(self, artifact: Artifact) -> frozenset[str]:
-        """The prompts that the policy of an artifact was trained on, by SFT and by REINFORCE."""
+        """The prompts that the policy of an artifact was trained on, by SFT and by REINFORCE, as `same_words`."""
         from dpr_core.data.subsample import read
+        from dpr_core.text import same_words
 
         samples = [self.sample(artifact)]
         if "prompts" in artifact.inputs:
             samples.append(read(self.store.fetch(artifact.inputs["prompts"]).path))
-        return frozenset(row.prompt.strip() for sample in samples for row in sample.demonstrations)
+        return frozenset(same_words(row.prompt) for sample in samples for row in sample.demonstrations)
 
     def renderer(self, artifact: Artifact) -> "Renderer":
         from dpr_core.data.template import Renderer

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dpr_core.text import escape_control, json_text
+from dpr_core.text import escape_control, json_text, same_words
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,8 @@ def test_json_says_the_same_and_hides_nothing(indent: int | None) -> None:
     assert all(line.isprintable() for line in text.split("\n"))
     assert "caf\u00e9 \u4f60 \U0001f600" in text
     assert json_text({"a": [1, 2]}, indent) == json.dumps({"a": [1, 2]}, indent=indent)
+
+
+def test_case_and_spaces_make_no_other_words() -> None:
+    assert same_words(" Start\u00a0AT 1,\nadd\t2. ") == same_words("start at 1, add 2.") == "start at 1, add 2."
+    assert same_words("start at 1") != same_words("start at 2")

@@ -51,7 +51,9 @@ def test_word_problems_are_measured_and_reported(
     store: Store, made: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    learned = Lineage(store).demonstrations(store.fetch(made.id("sft")))[0].prompt
+    problems = [*PROBLEMS[:3], {**PROBLEMS[3], "question": f" {learned.upper()}"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in problems))
     benchmark = WordProblemsConfig(path=str(path))
     with caplog.at_level(logging.WARNING, "dense_path"):
         ours, theirs = (answer(store, made.id(name), benchmark=benchmark) for name in ("reinforce", "sft"))
@@ -72,6 +74,9 @@ def test_word_problems_are_measured_and_reported(
     assert by_policy["DPR"]["right"]["value"] == metrics["gold/right"]
     assert by_policy["SFT"]["right"]["value"] == theirs.metrics["gold/right"]
     assert any("DPR on problems" in note for note in document["notes"]) == bool(cut)
+    assert ours.metrics["answer/trained_on"] == 1
+    assert "1 of the 4 questions of word_problems are prompts that this policy was trained on" in caplog.text
+    assert "1 of the 4 prompts of problems are among those that SFT, DPR learned from." in document["notes"]
     assert "### Gold measures" in (folder / DOCUMENT).read_text()
     of_lab = json.loads((store.fetch(made.id("report")).path / TABLE).read_text())
     assert all("gold" not in row for row in of_lab["rows"])
