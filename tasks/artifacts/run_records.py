@@ -124,9 +124,16 @@ class Snapshot:
         return self._problems(self._runs[run_id])
 
 
+def _named_in(held: Any, stored: Any) -> Any:
+    """Of the settings in a tag those that a manifest names, at any depth: the others are no part of identity."""
+    if not (isinstance(held, dict) and isinstance(stored, dict)):
+        return stored
+    return {name: _named_in(value, stored.get(name)) for name, value in held.items()}
+
+
 def disagreements(record: Record, manifest: Manifest) -> list[str]:
     """The tags of a run that contradict its manifest."""
-    stored = {name: record.config.get(name) for name in manifest.config}
+    stored = _named_in(manifest.config, record.config)
     run = manifest.run
     same = {
         "dpr.digest": record.digest == manifest.digest(),
