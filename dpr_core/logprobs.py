@@ -11,7 +11,7 @@ Under autocast, where the states are rounded to bfloat16 on their way anyhow, a 
 multiplies here to TensorFloat-32. What it adds up, and all else, stays float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -93,35 +93,46 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, bias, targets, values, totals = ctx.saved_tensors
         by_log_prob, by_value, _ = gradients
-        by_hidden, by_head, by_bias = ctx.needs_input_grad[:3]
-        wide = _wide(head)
-        hidden_gradient = torch.empty_like(hidden) if by_hidden else None
-        head_gradient = torch.zeros_like(wide) if by_head else None
-        bias_gradient = torch.zeros_like(_wide(bias)) if by_bias else None
-        for start in range(0, len(hidden), ctx.rows):
-            chunk = slice(start, start + ctx.rows)
+
+        def slopes_of(chunk: slice) -> Tensor:
             scale = by_value[chunk] - by_log_prob[chunk]
             if ctx.weights is None:
-                slopes = _product(hidden[chunk], wide, bias, ctx.rounded).sub_(values[chunk, None]).exp_()
+                slopes = _product(hidden[chunk], _wide(head), bias, ctx.rounded).sub_(values[chunk, None]).exp_()
             else:
                 # They are overwritten, so a second backward pass over this graph has to compute them again.
                 slopes, ctx.weights = ctx.weights, None
                 scale = scale / totals
-            slopes.mul_(scale[:, None]).scatter_add_(1, targets[chunk, None], by_log_prob[chunk, None])
-            with on_tensor_cores(ctx.rounded):
-                if hidden_gradient is not None:
-                    hidden_gradient[chunk] = slopes @ wide
-                if head_gradient is not None:
-                    head_gradient.addmm_(slopes.T, _wide(hidden[chunk]))
-            if bias_gradient is not None:
-                bias_gradient += slopes.sum(dim=0)
-            del slopes  # makes room for those of the next chunk
-        return (
-            hidden_gradient,
-            None if head_gradient is None else head_gradient.to(head.dtype),
-            None if bias_gradient is None else bias_gradient.to(bias.dtype),
-            *[None] * 4,
-        )
+            return slopes.mul_(scale[:, None]).scatter_add_(1, targets[chunk, None], by_log_prob[chunk, None])
+
+        return *_through_head(ctx, (hidden, head, bias), slopes_of), *[None] * 4
+
+
+def _through_head(
+    ctx: Any, states: "States", slopes_of: Callable[[slice], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients by hidden states, head and bias, from those by the logits (n, V), chunk by chunk."""
+    hidden, head, bias = states
+    by_hidden, by_head, by_bias = ctx.needs_input_grad[:3]
+    wide = _wide(head)
+    hidden_gradient = torch.empty_like(hidden) if by_hidden else None
+    head_gradient = torch.zeros_like(wide) if by_head else None
+    bias_gradient = torch.zeros_like(_wide(bias)) if bias is not None and by_bias else None
+    for start in range(0, len(hidden), ctx.rows):
+        chunk = slice(start, start + ctx.rows)
+        slopes = slopes_of(chunk)
+        with on_tensor_cores(ctx.rounded):
+            if hidden_gradient is not None:
+                hidden_gradient[chunk] = slopes @ wide
+            if head_gradient is not None:
+                head_gradient.addmm_(slopes.T, _wide(hidden[chunk]))
+        if bias_gradient is not None:
+            bias_gradient += slopes.sum(dim=0)
+        del slopes  # makes room for those of the next chunk
+    return (
+        hidden_gradient,
+        None if head_gradient is None else head_gradient.to(head.dtype),
+        None if bias is None or bias_gradient is None else bias_gradient.to(bias.dtype),
+    )
 
 
 def _folded(logits: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, ...]:
@@ -192,6 +203,107 @@ def scores_and_kl(
             parts.append((log_probs, values, entropies, mean_gap - ours_total.log() + totals.log(), own))
     *columns, kl, entropies_of_p = (torch.cat(column) for column in zip(*parts, strict=True))
     return TokenScores(*columns), kl, entropies_of_p
+
+
+OverVocabulary = Callable[[slice], Tensor]
+"""Numbers (n, V) of a chunk of n states for every token of the vocabulary: logits or rewards. They are fresh at each
+call, and may be overwritten."""
+
+
+def scores_and_expected_reward(
+    policy: OverVocabulary,
+    sft: OverVocabulary,
+    reference: OverVocabulary,
+    reward: Callable[[Tensor, Tensor], Tensor],
+    targets: Tensor,
+    rows: int,
+) -> tuple[list[TokenScores], Tensor]:
+    """The scores (N,) of targets under three models, from their logits, and (N,) the expected reward of a state,
+    sum_a pi(a | s) r(s, a). `reward` makes r of both frozen models' log-probs (n, V). No gradient."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, max(1, len(targets)), rows):
+            chunk = slice(start, start + rows)
+            log_sft, of_sft = _log_policy(sft(chunk), targets[chunk])
+            log_ref, of_ref = _log_policy(reference(chunk), targets[chunk])
+            rewards = reward(log_sft, log_ref)
+            *ours, totals, weights = _folded(policy(chunk), targets[chunk], entropy=True)
+            parts.append((*ours, *of_sft, *of_ref, weights.mul_(rewards).sum(dim=-1) / totals))
+    *columns, expected = (torch.cat(column) for column in zip(*parts, strict=True))
+    return [TokenScores(*columns[i : i + 3]) for i in range(0, len(columns), 3)], expected
+
+
+def _log_policy(logits: Tensor, targets: Tensor) -> tuple[Tensor, TokenScores]:
+    """Log-probs (n, V) in place of logits, and the scores of the targets."""
+    values = logits.logsumexp(dim=-1)
+    log_policy = logits.sub_(values[:, None])
+    return log_policy, TokenScores(log_policy.gather(-1, targets[:, None])[:, 0], values, torch.zeros_like(values))
+
+
+def expectation(states: States, wanted: OverVocabulary, entropy_weight: float, temperature: float, rows: int) -> Tensor:
+    """(N,): J(s) = sum_a pi(a | s) w(s, a) + beta H(pi(. | s)), differentiable in the states and their head.
+
+    With w = r + beta log pi_SFT it is the expected reward less beta KL(pi || pi_SFT). `wanted` gives w of a chunk; the
+    backward pass asks for it again, unless all fits into one chunk.
+    """
+    hidden, head, bias = states
+    device = hidden.device.type
+    rounded = _may_round(device)
+    with torch.autocast(device, enabled=False):
+        if temperature != 1:
+            hidden, bias = _wide(hidden) / temperature, None if bias is None else _wide(bias) / temperature
+        result: Tensor = _Expectation.apply(hidden, head, bias, wanted, entropy_weight, rows, rounded)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Expectation(torch.autograd.Function):
+    """With p = softmax(z):  dJ / dz_a = p_a (w_a - beta log p_a - J)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        bias: Tensor | None,
+        wanted: OverVocabulary,
+        entropy_weight: float,
+        rows: int,
+        rounded: bool,
+    ) -> Tensor:
+        ctx.rows, ctx.rounded, ctx.wanted, ctx.entropy_weight = rows, rounded, wanted, entropy_weight
+        ctx.save_for_backward(hidden, head, bias)
+        parts = []
+        for start in range(0, max(1, len(hidden)), rows):
+            slopes = None  # makes room for those of this chunk
+            value, slopes = _expected(ctx, (hidden, head, bias), slice(start, start + rows))
+            parts.append(value)
+        ctx.slopes = slopes if len(parts) == 1 and any(ctx.needs_input_grad) else None
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        states = ctx.saved_tensors
+
+        def slopes_of(chunk: slice) -> Tensor:
+            slopes, ctx.slopes = ctx.slopes, None
+            if slopes is None:
+                _, slopes = _expected(ctx, states, chunk)
+            scaled: Tensor = slopes.mul_(gradient[chunk, None])
+            return scaled
+
+        return *_through_head(ctx, states, slopes_of), *[None] * 4
+
+
+def _expected(ctx: Any, states: States, chunk: slice) -> tuple[Tensor, Tensor]:
+    """J (n,) and its gradient by the logits (n, V)."""
+    hidden, head, bias = states
+    with torch.no_grad():
+        gains = ctx.wanted(chunk)
+        log_policy = torch.log_softmax(_product(hidden[chunk], _wide(head), bias, ctx.rounded), dim=-1)
+        gains = gains.to(log_policy.dtype).sub_(log_policy, alpha=ctx.entropy_weight)
+        policy = log_policy.exp_()
+        value = torch.einsum("nv,nv->n", policy, gains)
+        return value, gains.sub_(value[:, None]).mul_(policy)
 
 
 def _logits(states: States | Contrast, chunk: slice) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from dpr_core.algorithms.base import PolicyGradient
 from dpr_core.algorithms.dense_path_reinforce import Algorithm1, ReinforcePlusPlus
+from dpr_core.algorithms.full_vocabulary import FullVocabulary
 from dpr_core.algorithms.gsil import Gsil
 from dpr_core.algorithms.pair_loss import PairLoss
 from dpr_core.algorithms.ppo import PPO
@@ -18,6 +19,7 @@ POLICY_GRADIENTS: dict[str, Callable[[Any], PolicyGradient]] = {
     "reinforce_plus_plus": ReinforcePlusPlus,
     "sequence_reinforce": SequenceReinforce,
     "ppo": PPO,
+    "full_vocabulary": FullVocabulary,
 }
 
 

@@ -69,6 +69,8 @@ class RolloutBatch(NamedTuple):
     mask: Tensor
     values: Tensor
     """The critic's; 0 without one."""
+    expected_rewards: Tensor | None = None
+    """E[r(s, a)] over the policy that drew, where a baseline needs it."""
 
 
 class Advantages(NamedTuple):

@@ -47,14 +47,17 @@ class ReinforcePlusPlus:
 
     def credit(self, batch: RolloutBatch, kl_weight: float) -> Advantages:
         returns = reward_to_go(self.penalised(batch, kl_weight), batch.mask, self.settings.gamma)
-        return Advantages(returns, self.normalised(returns, batch.mask))
+        return Advantages(returns, self.normalised(returns, batch))
 
     def penalised(self, batch: RolloutBatch, kl_weight: float) -> Tensor:
         """The rewards less the KL estimate of each token."""
         return batch.rewards - kl_weight * losses.k1_kl(batch.log_old, batch.log_sft, self.settings.kl_bound)
 
-    def normalised(self, advantages: Tensor, mask: Tensor) -> Tensor:
+    def normalised(self, advantages: Tensor, batch: RolloutBatch) -> Tensor:
         """Less the baseline, then whitened or centred, as the settings ask for."""
+        mask = batch.mask
+        if self.settings.baseline == "expected":
+            advantages = (advantages - required(batch.expected_rewards)).where(mask, 0)
         if self.settings.baseline == "position":
             advantages = advantages - position_baseline(advantages, mask)
         if self.settings.whiten == "batch_mean":

@@ -41,4 +41,4 @@ class PPO(ReinforcePlusPlus):
         terminal = batch._replace(rewards=terminal_reward(batch.rewards, batch.mask))
         rewards = self.penalised(terminal, kl_weight)
         advantages = gae(rewards, batch.values, batch.mask, self.settings.gamma, self.gae_lambda)
-        return Advantages(advantages + batch.values, self.normalised(advantages, batch.mask))
+        return Advantages(advantages + batch.values, self.normalised(advantages, batch))

@@ -35,7 +35,7 @@ from dpr_core.config.model import Backbone, LabBackboneConfig
 from dpr_core.config.official import OfficialBenchmarkConfig
 from dpr_core.config.presets import PRESETS, PresetName, with_preset
 from dpr_core.config.reinforce import ReinforceConfig
-from dpr_core.config.reward import BACKBONE, DiagnoseConfig, RewardConfig
+from dpr_core.config.reward import BACKBONE, NOT_PER_TOKEN, PER_TOKEN, DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 
@@ -264,6 +264,13 @@ class PipelineConfig(Config):
                 _check_kept(control, where, runs)
             elif isinstance(control, MatchedConfig) and control.match is not None:
                 _check_match(control.match, where, [*RESERVED, *self.methods], self.evaluation.controls)
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_over_the_vocabulary(self) -> Self:
+        for reward, reinforce, *_ in [(self.reward, self.reinforce), *self.variants().values()]:
+            if reinforce.over_vocabulary and reward.formula not in PER_TOKEN:
+                raise ValueError(NOT_PER_TOKEN.format(reward.formula))
         return self
 
     def variants(self) -> dict[str, Variant]:

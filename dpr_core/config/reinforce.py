@@ -86,17 +86,22 @@ class ClippedReinforceConfig(Config):
     """Shift and scale the advantages by one mean and one deviation over the rollout batch (`on` or true); not at all
     (`off` or false); or, beyond the paper, `batch_mean`: shift them alone."""
 
-    baseline: Literal["none", "position"] = "none"
-    """Beyond the paper: `position` subtracts from each return the mean of the other responses' there."""
+    baseline: Literal["none", "position", "expected"] = "none"
+    """Beyond the paper: `position` subtracts from each return the mean of the other responses' there, `expected` the
+    reward that the policy expects of its next token, exactly, from the logits."""
 
     def notes(self) -> dict[str, str]:
         return {"kl_weight": f"lambda is {extrapolation(self.kl_weight):g} here."}
 
     @model_validator(mode="after")
     def _target_needs_weight(self) -> Self:
-        if isinstance(self.kl_schedule, KLTargetConfig) and self.kl_weight == 0:
-            raise ValueError("a kl_schedule of type target multiplies kl_weight, which must be above 0 for that")
+        _check_target(self.kl_schedule, self.kl_weight)
         return self
+
+
+def _check_target(schedule: KLLinearConfig | KLTargetConfig | None, weight: float) -> None:
+    if isinstance(schedule, KLTargetConfig) and weight == 0:
+        raise ValueError("a kl_schedule of type target multiplies kl_weight, which must be above 0 for that")
 
 
 class ReinforcePlusPlusConfig(ClippedReinforceConfig):
@@ -133,8 +138,34 @@ class PPOConfig(ClippedReinforceConfig):
     """Iterations in which only the critic learns."""
 
 
+class FullVocabularyConfig(Config):
+    """Beyond the paper, at gamma 0: the exact gradient over the whole vocabulary in every state that was drawn."""
+
+    type: Literal["full_vocabulary"] = "full_vocabulary"
+    """The name of this algorithm."""
+
+    gamma: float = 0.0
+    """Discount of the return: 0 and nothing else, since what comes after a token that was not drawn is not known."""
+
+    kl_weight: float = Field(1e-5, ge=0)
+    """Weight of the exact KL(pi || pi_SFT) in every state."""
+
+    kl_schedule: Annotated[KLLinearConfig | KLTargetConfig, Field(discriminator="type")] | None = None
+    """How that weight changes from iteration to iteration; none leaves it as it is."""
+
+    @model_validator(mode="after")
+    def _of_the_next_token(self) -> Self:
+        if self.gamma != 0:
+            raise ValueError(
+                f"full_vocabulary is exact at gamma 0 alone (got {self.gamma:g}): the return of a token that was not "
+                "drawn is not known; leave gamma out, or choose reinforce_plus_plus with baseline=expected"
+            )
+        _check_target(self.kl_schedule, self.kl_weight)
+        return self
+
+
 Algorithm = Annotated[
-    ReinforcePlusPlusConfig | SequenceReinforceConfig | PPOConfig | Algorithm1Config,
+    ReinforcePlusPlusConfig | SequenceReinforceConfig | PPOConfig | Algorithm1Config | FullVocabularyConfig,
     Field(discriminator="type"),
     type_if_unset("reinforce_plus_plus"),
 ]
@@ -214,6 +245,16 @@ class ReinforceConfig(StageConfig, OptimizerConfig, LengthsConfig):
 
     execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
+
+    @property
+    def expected_baseline(self) -> bool:
+        """Whether every rollout needs the policy's expectation of the reward."""
+        return getattr(self.algorithm, "baseline", "none") == "expected"
+
+    @property
+    def over_vocabulary(self) -> bool:
+        """Whether the reward of every token of the vocabulary is asked for."""
+        return self.expected_baseline or isinstance(self.algorithm, FullVocabularyConfig)
 
     @classmethod
     def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:

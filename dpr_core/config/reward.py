@@ -30,6 +30,15 @@ Fraction = Annotated[
 Formula = Literal["baseline_relative", "with_value", "without_baseline", "random_sign"]
 """Names of functions in `dpr_core.rewards`."""
 
+PER_TOKEN = ("baseline_relative", "without_baseline")
+"""Formulas of a token's own log-probs alone, so that there is a reward of every token of the vocabulary at once."""
+
+NOT_PER_TOKEN = (
+    "reward.formula={} is not made of a token's own log-probs alone, so the rewards of tokens that were not drawn are "
+    "not known, and reinforce.algorithm needs them (baseline=expected, or type=full_vocabulary); choose "
+    "baseline_relative or without_baseline"
+)
+
 
 Arithmetic = Literal["float32", "tf32", "bfloat16"]
 """How the frozen scorers compute: in float32, in float32 with products of TensorFloat-32 on a GPU (elsewhere in

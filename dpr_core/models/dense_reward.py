@@ -4,21 +4,24 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dpr_core import rewards
-from dpr_core.config.reward import Arithmetic
+from dpr_core.config.reward import NOT_PER_TOKEN, PER_TOKEN, Arithmetic
+from dpr_core.data.batching import Batch
 from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.data.template import Renderer
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import TokenScores
+from dpr_core.logprobs import OverVocabulary, States, TokenScores, scores_and_expected_reward
 from dpr_core.masking import response_mask
 from dpr_core.models.extrapolation import ContrastivePolicy
-from dpr_core.models.policy import Policy, computing_in
-from dpr_core.models.scoring import OnProgress, score, score_at, score_with_kl
+from dpr_core.models.policy import Policy, Wanted, computing_in
+from dpr_core.models.scoring import OnProgress, grouped, score, score_at, score_columns, score_with_kl
+from dpr_core.models.sharding import eval_mode
 from dpr_core.returns import reward_to_go
 
 if TYPE_CHECKING:
@@ -38,6 +41,16 @@ class ScoredTokens(NamedTuple):
     value_gap: Tensor
     """V_SFT(s) - V_ref(s) in the state in front of each token, with V = logsumexp of a model's logits."""
     mask: Tensor
+
+
+class ExpectedReward(NamedTuple):
+    """What `DenseReward.with_expected` finds."""
+
+    scored: ScoredTokens
+    log_sft: Tensor
+    policy: TokenScores
+    expected: Tensor
+    """(B, T): E[r(s, a)] over what the policy may draw in the state in front of each token."""
 
 
 @dataclass
@@ -119,6 +132,80 @@ class DenseReward:
             return self(sequences), *score_with_kl(policy, [self.sft], sequences, budget, entropy_at)[1:]
         (sft, ref), kl, entropies = score_with_kl(policy, [self.sft, self.reference], sequences, budget, entropy_at)
         return self.of_scores(sft, ref, sequences), kl, entropies
+
+    def with_expected(
+        self,
+        sequences: Sequence[TokenSequence],
+        policy: Policy,
+        temperature: float,
+        on_progress: OnProgress | None = None,
+    ) -> "ExpectedReward":
+        """As `with_log_sft`, and from the same logits the policy's scores at that temperature and the reward that it
+        expects in the state in front of each token."""
+        self.check_per_token()
+
+        def compute(batch: Batch) -> list[Tensor]:
+            states = policy.response_states(batch)
+            target, reference = self._logits(batch)
+            scores, expected = scores_and_expected_reward(
+                lambda chunk: policy.logits(states, chunk, temperature),
+                target,
+                reference,
+                self.of_tokens,
+                batch.targets,
+                policy.rows_of_three(learning=False),
+            )
+            log_sft = scores[1].log_probs
+            if temperature != 1 or self.apart:
+                log_sft = self.sft(batch, temperature=temperature).log_probs
+            return [expected, log_sft, *(column for each in scores for column in each)]
+
+        with eval_mode(policy, *{self.sft, self.target, self.reference}):
+            expected, log_sft, *columns = score_columns(
+                policy, compute, 11, sequences, self.tokens_per_micro_batch, on_progress
+            )
+        ours, sft, ref = grouped(columns)
+        return ExpectedReward(self.of_scores(sft, ref, sequences), log_sft, ours, expected)
+
+    def wanted(self, batch: Batch, temperature: float, kl_weight: float) -> Wanted:
+        """w = r + beta log pi_SFT of every token in the states of a batch, and beta: whoever has the most of E[w] plus
+        beta times its entropy has the most reward less beta KL(pi || pi_SFT), both at that temperature."""
+        self.check_per_token()
+        with torch.no_grad():
+            target, reference = self._logits(batch)
+            own = self.sft.response_states(batch) if kl_weight and self.apart else None
+
+        def of_vocabulary(chunk: slice) -> Tensor:
+            log_target = torch.log_softmax(target(chunk), dim=-1)
+            rewards = self.of_tokens(log_target, torch.log_softmax(reference(chunk), dim=-1))
+            if not kl_weight:
+                return rewards
+            log_sft = log_target if own is None else self.sft.logits(own, chunk)
+            return rewards + kl_weight * torch.log_softmax(log_sft / temperature, dim=-1)
+
+        return of_vocabulary, kl_weight
+
+    def check_per_token(self) -> None:
+        """UsageError where the reward of a token is more than both models' probability of it."""
+        if self.formula not in PER_TOKEN:
+            raise UsageError(NOT_PER_TOKEN.format(self.formula))
+
+    def of_tokens(self, log_sft: Tensor, log_ref: Tensor) -> Tensor:
+        """The reward of any tokens that a formula of `PER_TOKEN` makes of their log-probs, of any shape."""
+        formula, given = getattr(rewards, self.formula), {"log_sft": log_sft, "log_ref": log_ref}
+        raw = formula(**{name: given[name] for name in inspect.signature(formula).parameters})
+        return rewards.scaled(raw, self.scale, self.clip_above)
+
+    def _logits(self, batch: Batch) -> list[OverVocabulary]:
+        """Of pi_SFT, or the teacher, and of the reference, in the reward's arithmetic."""
+
+        def logits(network: Policy, states: States, chunk: slice) -> Tensor:
+            with computing_in(self.arithmetic, network):
+                return network.logits(states, chunk)
+
+        networks = self.target, self.reference
+        with computing_in(self.arithmetic, *networks):
+            return [partial(logits, network, network.response_states(batch)) for network in networks]
 
     def of_scores(self, sft: TokenScores, ref: TokenScores, sequences: Sequence[TokenSequence]) -> ScoredTokens:
         """The reward that both models' scores of these sequences make."""

@@ -1,18 +1,28 @@
 """A causal language model as a policy: log-probs of response tokens, autocast, and torch.compile of its layers."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dpr_core.chunks import rows_of_logits
 from dpr_core.config.reward import Arithmetic
 from dpr_core.data.batching import Batch
 from dpr_core.errors import UsageError
-from dpr_core.logprobs import States, TokenScores, on_tensor_cores, tf32_head, token_scores
+from dpr_core.logprobs import (
+    OverVocabulary,
+    States,
+    TokenScores,
+    expectation,
+    float32_logits,
+    on_tensor_cores,
+    tf32_head,
+    token_scores,
+)
 from dpr_core.models.oom import BatchLimits
 from dpr_core.models.packed_attention import enable_packing, response_hidden_states, uses_packing
 from dpr_core.models.sharding import device_of, is_sharded, networks, rounded_layers
@@ -92,8 +102,21 @@ class Policy(nn.Module):
                 "lower max_prompt_tokens or max_response_tokens"
             )
 
-    def forward(self, batch: Batch, entropy: bool = False, temperature: float = 1.0) -> TokenScores:
-        return self.read(self.response_states(batch), batch, entropy, temperature)
+    def forward(
+        self,
+        batch: Batch,
+        entropy: bool = False,
+        temperature: float = 1.0,
+        wanted: "Callable[[Batch], Wanted] | None" = None,
+    ) -> TokenScores | Tensor:
+        """The scores of the batch's response tokens; or, of what is wanted in the states in front of them, (N,) the
+        expectation with the entropy's part."""
+        if wanted is None:
+            return self.read(self.response_states(batch), batch, entropy, temperature)
+        of_vocabulary, entropy_weight = wanted(batch)
+        states = self.response_states(batch)
+        with autocast(self.activations, self.device), tf32_head(self.tf32_head):
+            return expectation(states, of_vocabulary, entropy_weight, temperature, self.rows_of_three(learning=True))
 
     def read(self, states: States, batch: Batch, entropy: bool = False, temperature: float = 1.0) -> TokenScores:
         """What the head makes of the states in front of the batch's response tokens."""
@@ -109,12 +132,27 @@ class Policy(nn.Module):
                 logits_per_chunk=self.logits_per_chunk,
             )
 
+    def logits(self, states: States, chunk: slice, temperature: float = 1.0) -> Tensor:
+        """(n, V) of a chunk of states, in float32; no gradient."""
+        hidden, head, bias = states
+        with torch.no_grad(), autocast(self.activations, self.device), tf32_head(self.tf32_head):
+            return float32_logits(hidden[chunk], head, bias).div_(temperature)
+
+    def rows_of_three(self, learning: bool) -> int:
+        """States whose logits under three models exist at once."""
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        return rows_of_logits(vocabulary, self.logits_per_chunk // 3, self.device.type == "cpu" and not learning)
+
     def response_states(self, batch: Batch) -> States:
         """The hidden states (N, D) in front of the batch's response tokens, with the head's weight and bias."""
         with autocast(self.activations, self.device, keep_casts=not is_sharded(self)):
             hidden = response_hidden_states(self.model.get_decoder(), batch)
         head = self.model.get_output_embeddings()
         return hidden, head.weight, head.bias
+
+
+Wanted = tuple[OverVocabulary, float]
+"""w and beta of `expectation`, for the states of a batch."""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def score(
     whatever the number of processes that share the work.
     """
     with eval_mode(policy):
-        columns = _score_tokens(
+        columns = score_columns(
             policy,
             lambda batch: policy(batch, entropy=entropy, temperature=temperature),
             3,
@@ -58,8 +58,8 @@ def score_at(
         return [column for t in temperatures for column in policy.read(states, batch, temperature=t)]
 
     with eval_mode(policy):
-        columns = _score_tokens(policy, scores, 3 * len(temperatures), sequences, tokens_per_micro_batch, on_progress)
-    return _grouped(columns)
+        columns = score_columns(policy, scores, 3 * len(temperatures), sequences, tokens_per_micro_batch, on_progress)
+    return grouped(columns)
 
 
 def score_with_kl(
@@ -90,11 +90,11 @@ def score_with_kl(
         return [kl, entropies, *of_base, *(column for other in others for column in other.read(states[other], batch))]
 
     with eval_mode(*networks):
-        kl, entropies, *columns = _score_tokens(base, scores, 2 + 3 * len(frozen), sequences, tokens_per_micro_batch)
-    return _grouped(columns), kl, entropies
+        kl, entropies, *columns = score_columns(base, scores, 2 + 3 * len(frozen), sequences, tokens_per_micro_batch)
+    return grouped(columns), kl, entropies
 
 
-def _grouped(columns: Sequence[Tensor] | Tensor) -> list[TokenScores]:
+def grouped(columns: Sequence[Tensor] | Tensor) -> list[TokenScores]:
     return [TokenScores(*columns[i : i + 3]) for i in range(0, len(columns), 3)]
 
 
@@ -115,16 +115,16 @@ def log_probs(
             return [log_probs_of(states, batch.targets, logits_per_chunk=sft.logits_per_chunk)]
 
     with eval_mode(sft, reference):
-        return _score_tokens(sft, scores, 1, sequences, tokens_per_micro_batch, on_progress)[0]
+        return score_columns(sft, scores, 1, sequences, tokens_per_micro_batch, on_progress)[0]
 
 
 def score_values(critic: Critic, sequences: Sequence[TokenSequence], tokens_per_micro_batch: int | None) -> Tensor:
     """(B, T): the critic's value of the state in front of each response token; 0 outside the responses."""
     with eval_mode(critic):
-        return _score_tokens(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
+        return score_columns(critic, lambda batch: (critic(batch),), 1, sequences, tokens_per_micro_batch)[0]
 
 
-def _score_tokens(
+def score_columns(
     network: Policy | Critic,
     compute: Callable[[Batch], Sequence[Tensor]],
     columns: int,

@@ -9,7 +9,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, AsTrainedConfig, BestOfNConfig, ContrastiveConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
-from dpr_core.config.reinforce import PPOConfig, ReinforceConfig
+from dpr_core.config.reinforce import FullVocabularyConfig, PPOConfig, ReinforceConfig
 from dpr_core.config.reward import DiagnoseConfig, RewardConfig
 from dpr_core.config.training import LengthsConfig, LoRAConfig, OptimizerConfig, SFTConfig
 from dpr_core.planning import hours
@@ -201,19 +201,24 @@ def reinforce(config: ReinforceConfig, inputs: PlanInputs) -> StageEstimate:
     # As `ReinforceLoop.one_step_on_policy`, but for a backbone's own dropout, which config.json seldom has.
     on_policy = (
         count <= config.batch_size
+        and not config.over_vocabulary
         and config.rollouts.type == "in_process"
         and memory.dtype == "float32"
         and not (config.lora and config.lora.dropout)
         and not config.execution.graphs
     )
+    whole = isinstance(config.algorithm, FullVocabularyConfig)
+    # Chunks of three models' logits are a third as long.
     moments = {
         "drawing": _peak(lasting, memory.drawing(count, learned=config.lora is None)),
         "scoring": _peak(lasting, memory.scoring(LIVE_CHUNKS_ENTROPY)),
-        **_learning(memory, lasting, config.lora, entropy=on_policy),
+        **_learning(memory, lasting, config.lora, entropy=on_policy or whole),
     }
     sequences = inputs.sequences(count, *limits)
     once = hours.forward(inputs.architecture, sequences)
     update = _training_work(memory, sequences, config.lora)
+    if whole:
+        update = update + once * 2
     values = replace(once + update, head=0) if critic else StageWork()
     iterations = config.iterations or max(1, math.ceil(inputs.demonstrations / config.rollout_batch_size))
     # Where the reward may be computed more exactly, pi_SFT has another pass for the KL.

@@ -55,6 +55,7 @@ class Iteration:
     """Optimizer steps of the iterations before."""
     rollout: Rollout
     advantages: Advantages
+    kl_weight: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
 
 

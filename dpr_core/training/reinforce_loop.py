@@ -11,7 +11,7 @@ import torch
 from dpr_core.algorithms import policy_gradient
 from dpr_core.algorithms.base import LossInputs, Objective, PolicyGradient
 from dpr_core.algorithms.kl_control import KLControl
-from dpr_core.config.reinforce import ReinforceConfig
+from dpr_core.config.reinforce import FullVocabularyConfig, ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward
@@ -71,6 +71,8 @@ class ReinforceLoop:
         """Iterate until the configured end, or until a hook ends the run; returns the last metrics."""
         total, steps = iterations(len(prompts), self.config), steps_per_iteration(self.config)
         method = policy_gradient(self.config.algorithm)
+        if self.config.over_vocabulary:
+            self.reward.check_per_token()
         kl = method.kl_control(total)
         critic = None
         if method.critic:
@@ -87,7 +89,7 @@ class ReinforceLoop:
             rollout = self.score(completions, critic, trust_engine=learns and self.one_step_on_policy)
             advantages = method.credit(rollout.batch, kl.weight)
 
-            iteration = Iteration(number, total, (number - 1) * steps, rollout, advantages)
+            iteration = Iteration(number, total, (number - 1) * steps, rollout, advantages, kl.weight)
             for each in hooks:
                 each.after_credit(iteration)
             self.recorder.metrics(iteration.metrics, iteration.step)
@@ -115,6 +117,7 @@ class ReinforceLoop:
         is of the weights that drew, and what the engine says of them is right to float32's rounding."""
         return (
             steps_per_iteration(self.config) == 1
+            and not self.config.over_vocabulary
             and isinstance(self.engine, InProcessEngine)
             and not self.engine.graphs
             and self.policy.activations == torch.float32
@@ -133,15 +136,21 @@ class ReinforceLoop:
         sequences = [TokenSequence(c.prompt, c.response) for c in completions]
         budget, temperature = self.config.execution.tokens_per_micro_batch, self.config.temperature
         part = self.recorder.part
-        by_policy, by_reward = partial(part, "scoring by the policy"), partial(part, "scoring by the reward")
-        old, entropies = log_probs(completions), None
-        if not trust_engine:
-            old, _, entropies = score(
-                self.policy, sequences, budget, temperature=temperature, entropy=True, on_progress=by_policy
+        old, entropies, expected = log_probs(completions), None, None
+        if self.config.expected_baseline:
+            together = partial(part, "scoring by the policy and the reward")
+            scored, log_sft, (old, _, entropies), expected = self.reward.with_expected(
+                sequences, self.policy, temperature, together
             )
-        scored, log_sft = self.reward.with_log_sft(sequences, temperature, by_reward)
+        else:
+            by_policy, by_reward = partial(part, "scoring by the policy"), partial(part, "scoring by the reward")
+            if not trust_engine:
+                old, _, entropies = score(
+                    self.policy, sequences, budget, temperature=temperature, entropy=True, on_progress=by_policy
+                )
+            scored, log_sft = self.reward.with_log_sft(sequences, temperature, by_reward)
         values = critic.values(sequences) if critic else None
-        return Rollout(completions, sequences, scored, log_sft, old, entropies, self.engine.version, values)
+        return Rollout(completions, sequences, scored, log_sft, old, entropies, self.engine.version, values, expected)
 
     def update(
         self,
@@ -158,12 +167,15 @@ class ReinforceLoop:
             learners.append((critic.trainer, critic.objective, None))
         if iteration.number > critic_warmup(self.config):
             learners.append((self.trainer, on_policy or method, self.config.temperature))
+        wanted = None
+        if isinstance(self.config.algorithm, FullVocabularyConfig):
+            wanted = partial(self.reward.wanted, temperature=self.config.temperature, kl_weight=iteration.kl_weight)
         inputs = LossInputs(rollout.old_log_probs, rollout.batch.values, *iteration.advantages)
         for step, rows in enumerate(order, start=iteration.step + 1):
             sequences = [rollout.sequences[row] for row in rows]
             mini_batch = inputs.rows(rows, max(len(s.response) for s in sequences))
             for trainer, objective, temperature in learners:
-                metrics = trainer.step(sequences, objective, mini_batch, temperature, objective is on_policy)
+                metrics = trainer.step(sequences, objective, mini_batch, temperature, objective is on_policy, wanted)
                 if objective is on_policy:
                     iteration.metrics |= (late := on_policy.take(metrics))
                     self.recorder.metrics(late, iteration.step)

@@ -38,6 +38,8 @@ class Rollout:
     """Optimizer steps behind the policy that drew the responses."""
     values: Tensor | None = None
     """The critic's, if there is one."""
+    expected_rewards: Tensor | None = None
+    """What the actor expects of its next token, where a baseline needs it."""
 
     @property
     def sequence_kl(self) -> float:
@@ -49,7 +51,7 @@ class Rollout:
         """What an algorithm assigns credit from."""
         rewards, mask = self.scored.rewards, self.scored.mask
         values = torch.zeros_like(rewards) if self.values is None else self.values
-        return RolloutBatch(rewards, self.old_log_probs, self.log_sft, mask, values)
+        return RolloutBatch(rewards, self.old_log_probs, self.log_sft, mask, values, self.expected_rewards)
 
 
 class OnPolicy:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from dpr_core import distributed
 from dpr_core.algorithms.base import LossInputs, Objective
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.training import OptimizerConfig
-from dpr_core.data.batching import collate
+from dpr_core.data.batching import Batch, collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
 from dpr_core.masking import response_mask
 from dpr_core.models.oom import BatchLimits
-from dpr_core.models.policy import compile_layers
+from dpr_core.models.policy import Wanted, compile_layers
 from dpr_core.models.sharding import is_sharded, networks, shard_like, to_device_or_shard, unshard
 from dpr_core.recorder import InMemoryRecorder, Recorder
 from dpr_core.state import State
@@ -78,9 +78,10 @@ class Trainer:
         inputs: LossInputs = NO_INPUTS,
         temperature: float | None = None,
         entropy: bool = False,
+        wanted: Callable[[Batch], Wanted] | None = None,
     ) -> dict[str, float]:
         """Minimise the objective over `sequences`; `inputs` are (B, T). `temperature` is that of a policy's scores.
-        With `entropy` these hold entropies, too.
+        With `entropy` these hold entropies, too; with `wanted` they are the policy's expectations of that.
 
         The loss is the sum over the global batch over its own count, so neither micro-batches, padding nor the number
         of processes change it. Every process holds the whole batch and works on its share.
@@ -89,6 +90,8 @@ class Trainer:
         self.module.train()
         lengths = [len(s.response) for s in sequences]
         options: dict[str, Any] = {} if temperature is None else {"temperature": temperature, "entropy": entropy}
+        if wanted is not None:
+            options["wanted"] = wanted
         count = sum(lengths) if objective.loss_reduction == "token" else len(sequences)
         totals = self.limits.in_micro_batches(
             "an optimizer step",

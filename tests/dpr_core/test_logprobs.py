@@ -11,7 +11,9 @@ from dpr_core.logprobs import (
     Contrast,
     bounded,
     contrastive,
+    expectation,
     log_probs_of,
+    scores_and_expected_reward,
     scores_and_kl,
     token_scores,
 )
@@ -270,3 +272,47 @@ def test_log_probs_of_the_contrastive_policy_by_hand(logits_per_chunk: int) -> N
         assert float(found[n]) == pytest.approx(mixed[target] - math.log(sum(map(math.exp, mixed))), abs=1e-4)
     alone = log_probs_of(states[0], targets, logits_per_chunk=logits_per_chunk)
     assert alone.tolist() == pytest.approx(token_scores(*states[0][:2], targets, bias).log_probs.tolist(), abs=1e-5)
+
+
+def _two_frozen() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(7, 11, generator=generator).double(), torch.randn(7, 11, generator=generator).double()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_expected_reward_and_the_scores_are_sums_over_the_vocabulary(rows: int) -> None:
+    ours, (sft, ref) = torch.randn(7, 11, generator=torch.Generator().manual_seed(1)).double(), _two_frozen()
+    targets = torch.arange(7)
+    logits = [lambda chunk, z=z: z[chunk].clone() for z in (ours, sft, ref)]
+    scores, expected = scores_and_expected_reward(*logits, lambda a, b: (a - b).clamp(max=0.3), targets, rows)
+    for each, z in zip(scores, (ours, sft, ref), strict=True):
+        for i in range(7):
+            value = math.log(sum(math.exp(x) for x in z[i].tolist()))
+            assert each.values[i].item() == pytest.approx(value, abs=1e-12)
+            assert each.log_probs[i].item() == pytest.approx(z[i, i].item() - value, abs=1e-12)
+    for i in range(7):
+        p, a, b = (torch.softmax(z[i], -1).tolist() for z in (ours, sft, ref))
+        by_hand = sum(x * min(math.log(y / z), 0.3) for x, y, z in zip(p, a, b, strict=True))
+        assert expected[i].item() == pytest.approx(by_hand, abs=1e-12)
+        entropy = -sum(x * math.log(x) for x in p)
+        assert scores[0].entropies[i].item() == pytest.approx(entropy, abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_expectation_and_its_gradient_are_those_of_a_plain_sum(rows: int, beta: float, temperature: float) -> None:
+    """In double precision, with weights on the states, whose gradients come from chunks."""
+    generator = torch.Generator().manual_seed(2)
+    parts = [torch.randn(*shape, generator=generator).double().requires_grad_() for shape in ((7, 4), (11, 4), (11,))]
+    wanted, weights = _two_frozen()[0], torch.randn(7, generator=generator).double()
+
+    found = expectation((parts[0], parts[1], parts[2]), lambda chunk: wanted[chunk].clone(), beta, temperature, rows)
+    log_policy = torch.log_softmax((parts[0] @ parts[1].T + parts[2]) / temperature, -1)
+    plain = (log_policy.exp() * (wanted - beta * log_policy)).sum(-1)
+    torch.testing.assert_close(found, plain, atol=1e-12, rtol=0)
+    expected = torch.autograd.grad((plain * weights).sum(), parts)
+    for _ in range(2):  # a second pass computes again what the first has overwritten
+        ours = torch.autograd.grad((found * weights).sum(), parts, retain_graph=True)
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

@@ -200,6 +200,15 @@ def test_the_batch_mean_comes_off_and_scales_nothing() -> None:
     torch.testing.assert_close(credit.advantages, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_the_expected_reward_of_the_state_alone_comes_off_whatever_gamma_is(gamma: float) -> None:
+    """Not that of later states, which depend on the token that is credited."""
+    settings = config.ReinforcePlusPlusConfig(gamma=gamma, kl_weight=0.1, baseline="expected", whiten=False)
+    expected = torch.tensor([[0.5, -1.0, 2.0], [3.0, 99.0, 99.0]])
+    credit = ReinforcePlusPlus(settings).credit(BATCH._replace(expected_rewards=expected), 0.1)
+    torch.testing.assert_close(credit.advantages, (credit.returns - expected).where(BATCH.mask, torch.zeros(())))
+
+
 def test_the_weight_of_an_iteration_counts_and_not_the_first_one() -> None:
     """With weight 0.2 the rewards less the KL are 0.6, 4, 1 and 3.9."""
     settings = config.ReinforcePlusPlusConfig(gamma=0.5, kl_weight=0.1, kl_bound=10.0, whiten=False)
@@ -262,4 +271,6 @@ def test_a_configuration_finds_its_method() -> None:
     assert isinstance(policy_gradient(config.ReinforcePlusPlusConfig()), ReinforcePlusPlus)
     assert policy_gradient(config.Algorithm1Config()).kl_control(5).weight == 0
     assert policy_gradient(config.ReinforcePlusPlusConfig(kl_weight=0.3)).kl_control(5).weight == 0.3
-    assert sorted(POLICY_GRADIENTS) == ["algorithm1", "ppo", "reinforce_plus_plus", "sequence_reinforce"]
+    assert sorted(POLICY_GRADIENTS) == [
+        "algorithm1", "full_vocabulary", "ppo", "reinforce_plus_plus", "sequence_reinforce"
+    ]  # fmt: skip

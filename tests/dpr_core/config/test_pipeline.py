@@ -18,7 +18,13 @@ from dpr_core.config.execution import LaunchConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, GsilConfig, SelfPlayConfig, SpinConfig
 from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig, VariantConfig
-from dpr_core.config.reinforce import Algorithm1Config, KLStopConfig, ReinforceConfig, ReinforcePlusPlusConfig
+from dpr_core.config.reinforce import (
+    Algorithm1Config,
+    FullVocabularyConfig,
+    KLStopConfig,
+    ReinforceConfig,
+    ReinforcePlusPlusConfig,
+)
 from dpr_core.config.reward import RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
@@ -244,6 +250,31 @@ def test_how_the_work_is_done_is_no_part_of_a_stages_identity() -> None:
 def test_the_loss_of_sft_is_part_of_identity_where_it_is_not_what_it_was_before_there_was_a_choice(config: Any) -> None:
     assert "loss" not in config().identity() == config(loss="nll").identity()
     assert config(loss="dft").identity() == {**config().identity(), "loss": "dft"}
+
+
+@pytest.mark.parametrize("algorithm", ["baseline=expected", "type=full_vocabulary"])
+def test_rewards_over_the_vocabulary_are_made_of_the_tokens_log_probs(algorithm: str) -> None:
+    change = f"reinforce.algorithm.{algorithm}"
+    for formula in ("baseline_relative", "without_baseline"):
+        assert _load(LAB, change, f"reward.formula={formula}").reinforce.over_vocabulary
+    with pytest.raises(UsageError, match=r"reward\.formula=with_value .*choose baseline_relative or without_baseline"):
+        _load(LAB, change, "reward.formula=with_value")
+    variant = {"type": "variant", "changes": (change, "reward.formula=random_sign")}
+    with pytest.raises(UsageError, match=r"reward\.formula=random_sign"):
+        parse(PipelineConfig, {**LAB, "methods": {"a": variant}}, "x")
+    assert not _load(LAB).reinforce.over_vocabulary
+
+
+def test_the_full_vocabulary_is_of_gamma_0_alone() -> None:
+    full = "reinforce.algorithm.type=full_vocabulary"
+    assert _load(LAB, full).reinforce.algorithm == FullVocabularyConfig(gamma=0.0)
+    with pytest.raises(UsageError, match=r"exact at gamma 0 alone \(got 0\.9\).*baseline=expected"):
+        _load(LAB, full, "reinforce.algorithm.gamma=0.9")
+    with pytest.raises(UsageError, match="whiten: no such field"):
+        _load(LAB, full, "reinforce.algorithm.whiten=on")
+    schedule = "reinforce.algorithm.kl_schedule"
+    with pytest.raises(UsageError, match="above 0"):
+        _load(LAB, full, "reinforce.algorithm.kl_weight=0", f"{schedule}.type=target", f"{schedule}.sequence_kl=1.0")
 
 
 @pytest.mark.parametrize(("given", "kept"), [("on", True), ("off", False), ("true", True), ("batch_mean",) * 2])

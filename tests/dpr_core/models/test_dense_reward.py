@@ -177,3 +177,30 @@ def test_progress_counts_rows(tiny: Callable[..., Any]) -> None:
     policy = Policy(tiny("llama")[0])
     DenseReward(policy, policy, "without_baseline", 1)(ROWS, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("formula", ["baseline_relative", "without_baseline"])
+@pytest.mark.parametrize("arithmetic", [None, "bfloat16"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_expected_reward_comes_with_the_scores_that_passes_of_their_own_give(
+    tiny: Callable[..., Any], formula: str, arithmetic: Any, temperature: float
+) -> None:
+    policy, sft, reference = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1))
+    reward = DenseReward(sft, reference, formula, 8, 2.0, 0.4, arithmetic=arithmetic)
+    found = reward.with_expected(ROWS, policy, temperature)
+    scored, log_sft = reward.with_log_sft(ROWS, temperature)
+    actor = score(policy, ROWS, 1000, temperature=temperature, entropy=True)
+    for ours, theirs in ((found.scored, scored), (found.policy, actor), ((found.log_sft,), (log_sft,))):
+        torch.testing.assert_close(tuple(ours), tuple(theirs), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        for i, row in enumerate(ROWS):
+            ids, at = torch.tensor([row.prompt + row.response]), slice(len(row.prompt) - 1, -1)
+            logits = [policy.model(ids).logits[0, at].double()]
+            with torch.autocast("cpu", torch.bfloat16, enabled=arithmetic is not None):
+                for each in (sft, reference):
+                    hidden = each.model.get_decoder()(ids).last_hidden_state[0, at]
+                    logits.append(hidden.double() @ each.model.get_output_embeddings().weight.double().T)
+            ours, theirs, ref = (torch.log_softmax(z / t, -1) for z, t in zip(logits, (temperature, 1, 1), strict=True))
+            raw = theirs - ref if formula == "baseline_relative" else theirs
+            by_hand = (ours.exp() * (raw / 2).clamp(max=0.4)).sum(-1)
+            torch.testing.assert_close(found.expected[i, : len(row.response)].double(), by_hand, atol=2e-5, rtol=0)

@@ -13,7 +13,14 @@ from dpr_core.algorithms.base import LossInputs, required
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.config.imitation import SelfPlayConfig, SpinConfig
 from dpr_core.config.model import Family, LabBackboneConfig
-from dpr_core.config.reinforce import Algorithm1Config, KLStopConfig, PPOConfig, ReinforceConfig
+from dpr_core.config.reinforce import (
+    Algorithm1Config,
+    FullVocabularyConfig,
+    KLStopConfig,
+    PPOConfig,
+    ReinforceConfig,
+    ReinforcePlusPlusConfig,
+)
 from dpr_core.config.training import ExecutionConfig, LoRAConfig, OptimizerConfig, SFTConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.lab.backbone import untrained
@@ -251,6 +258,12 @@ def parts(launch: LaunchConfig, mine: Path) -> Mapping[str, Callable[[], Found]]
         "reinforce": lambda: reinforce(launch, torch.float64, algorithm=Algorithm1Config()),
         "guard and adapters": lambda: reinforce(
             launch, torch.float64, algorithm=Algorithm1Config(), guard=KLStopConfig(max_sequence_kl=1e-9), lora=LORA
+        ),
+        "full vocabulary": lambda: reinforce(launch, torch.float64, algorithm=FullVocabularyConfig(kl_weight=0.3)),
+        "expected baseline": lambda: reinforce(
+            launch,
+            torch.float64,
+            algorithm=ReinforcePlusPlusConfig(baseline="expected", whiten="batch_mean", gamma=0.5),
         ),
         "ppo": lambda: reinforce(launch, torch.float32, algorithm=critic),
         "self-play": lambda: self_play(launch),

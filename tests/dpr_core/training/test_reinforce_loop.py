@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpr_core.algorithms import policy_gradient
-from dpr_core.algorithms.base import Advantages, LossInputs
+from dpr_core.algorithms.base import Advantages, LossInputs, required
+from dpr_core.algorithms.full_vocabulary import FullVocabulary
 from dpr_core.config.reinforce import (
     Algorithm1Config,
+    FullVocabularyConfig,
     KLLinearConfig,
     KLStopConfig,
     KLTargetConfig,
@@ -26,11 +28,12 @@ from dpr_core.config.reinforce import (
     SequenceReinforceConfig,
     WitnessStopConfig,
 )
-from dpr_core.config.training import ExecutionConfig
+from dpr_core.config.training import ExecutionConfig, LoRAConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.masking import masked_sum
 from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
@@ -411,6 +414,13 @@ def _all_responses(longest: int) -> list[tuple[int, ...]]:
     ]
 
 
+class WeightedStates(FullVocabulary):
+    """Each state's objective counts as the advantages say."""
+
+    def __call__(self, scores: Tensor, inputs: LossInputs) -> dict[str, Tensor]:
+        return {"loss": super().__call__(scores, inputs)["loss"] * required(inputs.advantages)}
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.3])
 @pytest.mark.parametrize(
     ("algorithm", "formula"),
@@ -420,13 +430,20 @@ def _all_responses(longest: int) -> list[tuple[int, ...]]:
         (ReinforcePlusPlusConfig(whiten=False, kl_weight=0.3), "baseline_relative"),
         (SequenceReinforceConfig(whiten=False, kl_weight=0.3), "baseline_relative"),
         (PPOConfig(whiten=False, kl_weight=0.3), "baseline_relative"),
+        (ReinforcePlusPlusConfig(whiten="batch_mean", kl_weight=0.3), "baseline_relative"),
+        (ReinforcePlusPlusConfig(whiten=False, kl_weight=0.3, baseline="expected"), "baseline_relative"),
+        (ReinforcePlusPlusConfig(gamma=0, whiten="batch_mean", kl_weight=0.3), "baseline_relative"),
+        (ReinforcePlusPlusConfig(gamma=0, whiten=False, kl_weight=0.3, baseline="expected"), "without_baseline"),
+        (FullVocabularyConfig(kl_weight=0.3), "baseline_relative"),
+        (FullVocabularyConfig(kl_weight=0.3), "without_baseline"),
     ],
 )
 def test_the_expected_update_is_the_exact_gradient_of_the_policy_that_draws(
     toy: Callable[..., Any], algorithm: Any, formula: str, temperature: float
 ) -> None:
     """Of E[sum of r] - beta KL(pi || pi_SFT), with both policies at the temperature and r at 1: every response of two
-    tokens is a row, whose advantages are multiplied by its probability."""
+    tokens is a row, whose advantages are multiplied by its probability. At gamma 0 it is the sum over states of that of
+    the next token, in the states as they are drawn."""
     rows = [TokenSequence(prompt, response) for prompt in PROMPTS for response in _all_responses(2)]
     config = _config(
         algorithm=algorithm,
@@ -437,13 +454,13 @@ def test_the_expected_update_is_the_exact_gradient_of_the_policy_that_draws(
         max_gradient_norm=0.0,
     )
     loop, _ = _method(toy, config)
-    loop.reward.formula = formula
+    loop.reward.formula, loop.reward.scale, loop.reward.clip_above = formula, 0.5, 1.0
     with torch.no_grad():
         for weight, other in zip(loop.policy.parameters(), toy(2).parameters(), strict=True):
             weight.lerp_(other, 0.3)
     actor = copy.deepcopy(loop.policy.model)
 
-    method = policy_gradient(algorithm)
+    method = WeightedStates(algorithm) if algorithm.type == "full_vocabulary" else policy_gradient(algorithm)
     critic = CriticLearner(method.critic, loop.policy, config, 1) if method.critic else None
     if critic:
         torch.nn.init.normal_(critic.critic.head.weight, generator=torch.Generator().manual_seed(0))
@@ -456,22 +473,36 @@ def test_the_expected_update_is_the_exact_gradient_of_the_policy_that_draws(
     loop.trainer.optimizer.optimizer.register_step_pre_hook(
         lambda *_: found.extend(p.grad.clone() for p in loop.policy.parameters())  # type: ignore[union-attr]
     )
+    if isinstance(method, WeightedStates):
+        advantages = torch.ones_like(advantages)
     weighted = Advantages(returns, advantages * chances[:, None])
-    loop.update(Iteration(1, 1, 0, rollout, weighted), [range(len(rows))], method, None)
+    loop.update(Iteration(1, 1, 0, rollout, weighted, beta), [range(len(rows))], method, None)
     count = len(rows) if method.loss_reduction == "sequence" else int(rollout.scored.mask.sum())
 
-    def along(model: PreTrainedModel, row: TokenSequence, at: float) -> Tensor:
+    def whole(model: PreTrainedModel, row: TokenSequence, at: float) -> Tensor:
         ids, part = torch.tensor([row.prompt + row.response]), slice(len(row.prompt) - 1, -1)
-        logits = model(ids).logits[0, part].double() / at
-        return torch.log_softmax(logits, -1)[range(len(row.response)), list(row.response)]
+        return torch.log_softmax(model(ids).logits[0, part].double() / at, -1)
+
+    def along(model: PreTrainedModel, row: TokenSequence, at: float) -> Tensor:
+        return whole(model, row, at)[range(len(row.response)), list(row.response)]
 
     objective = torch.zeros((), dtype=torch.float64)
     for i, row in enumerate(rows):
         with torch.no_grad():
-            log_sft = along(toy(0), row, temperature).sum()
+            log_sft = whole(toy(0), row, temperature)
+            at_1, log_ref = whole(toy(0), row, 1.0), whole(toy(1), row, 1.0)
+        if algorithm.gamma == 0:
+            log_policy = whole(actor, row, temperature)
+            raw = at_1 - log_ref if formula == "baseline_relative" else at_1
+            gains = (raw / 0.5).clamp(max=1.0) - beta * (log_policy - log_sft)
+            objective = (
+                objective + along(actor, row, temperature).sum().exp().detach() * (log_policy.exp() * gains).sum()
+            )
+            continue
         log_policy = along(actor, row, temperature).sum()
         total = rollout.scored.rewards[i].double().sum()
-        objective = objective + log_policy.exp() * (total - beta * (log_policy - log_sft))
+        log_sft_of_row = log_sft[range(len(row.response)), list(row.response)].sum()
+        objective = objective + log_policy.exp() * (total - beta * (log_policy - log_sft_of_row))
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(actor.parameters()))])
     ours = -count * torch.cat([g.flatten() for g in found])
     assert float(torch.cosine_similarity(ours, exact, 0)) == pytest.approx(1, abs=1e-5)
@@ -522,6 +553,7 @@ def _exact_return(policy: PreTrainedModel, sft: PreTrainedModel, ref: PreTrained
         ReinforcePlusPlusConfig(),
         PPOConfig(critic_learning_rate=1e-2),
         ReinforcePlusPlusConfig(baseline="position"),
+        FullVocabularyConfig(),
     ],
 )
 def test_the_exact_expected_return_rises(toy: Callable[..., Any], algorithm: Any) -> None:
@@ -629,3 +661,46 @@ def test_the_frozen_models_stay_as_they_are(toy: Callable[..., Any]) -> None:
     method.run(PROMPTS)
     for policy, seed in ((method.reward.sft, 0), (method.reward.reference, 1)):
         assert all(a.equal(b) for a, b in zip(policy.model.parameters(), toy(seed).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("algorithm", [ReinforcePlusPlusConfig(baseline="expected", gamma=0), FullVocabularyConfig()])
+def test_what_is_learned_from_the_whole_vocabulary_depends_on_no_chunks_or_micro_batches(
+    toy: Callable[..., Any], algorithm: Any
+) -> None:
+    """Of adapters, at a temperature, with a reward in another arithmetic than the KL: two iterations of two steps."""
+    weights, told = [], []
+    for budget, logits in ((1000, 2**25), (1, 15), (7, 40)):
+        config = _config(
+            algorithm=algorithm.model_copy(update={"kl_weight": 0.3}),
+            temperature=0.7,
+            batch_size=4,
+            iterations=2,
+            lora=LoRAConfig(rank=2),
+            learning_rate=1e-3,
+            execution=ExecutionConfig(tokens_per_micro_batch=budget),
+        )
+        loop, recorder = _method(toy, config)
+        add_adapters(loop.policy.model, LoRAConfig(rank=2), 0)
+        loop.trainer = Trainer(loop.policy, config, 4, config.execution)
+        loop.reward.arithmetic, loop.reward.tokens_per_micro_batch = "bfloat16", budget
+        for policy in (loop.policy, loop.reward.sft, loop.reward.reference):
+            policy.logits_per_chunk = logits
+        loop.run(PROMPTS)
+        weights.append([p.detach() for p in loop.policy.parameters() if p.requires_grad])
+        told.append([values["train/gradient_norm"] for values in recorder.updates()])
+    assert min(told[0]) > 1e-3
+    for others, norms in zip(weights[1:], told[1:], strict=True):
+        assert norms == pytest.approx(told[0], rel=1e-3)
+        for ours, theirs in zip(weights[0], others, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("algorithm", [ReinforcePlusPlusConfig(baseline="expected"), FullVocabularyConfig()])
+def test_a_reward_of_more_than_the_token_is_refused_before_anything_is_drawn(
+    toy: Callable[..., Any], algorithm: Any
+) -> None:
+    loop, recorder = _method(toy, _config(algorithm=algorithm))
+    loop.reward.formula = "with_value"
+    with pytest.raises(UsageError, match=r"reward\.formula=with_value"):
+        loop.run(PROMPTS)
+    assert not recorder.said
