@@ -161,9 +161,11 @@ def record_run(store: Store, run: str, labels: Mapping[str, str]) -> list[Arm]:
     evaluation = asked["evaluation"]
     found = []
     for arm in (BASELINE, POLICY, *asked["methods"], *evaluation["controls"]):
-        answers = {each: stages.get(f"answer {arm} on {each}") for each in evaluation["benchmarks"]}
-        if all(answers.values()):
-            behind = Behind(store, {name: str(run_id) for name, run_id in answers.items()}, stages.get("diagnose"))
+        named = {each: f"answer {arm} on {each}" for each in evaluation["benchmarks"]}
+        answers = {each: str(stages[name]) for each, name in named.items() if name in stages}
+        # Of a run that failed, what is there may be half; else a benchmark lacks what this policy cannot do.
+        if len(answers) == len(named) or (answers and parent.status == "FINISHED"):
+            behind = Behind(store, answers, stages.get("diagnose"))
             found.append(
                 Arm(
                     **labels,
@@ -277,7 +279,7 @@ class Behind:
 def _temperature(record: Record) -> float:
     """That of the policy's own, where it has one, set or found."""
     own = (record.config.get("policy") or {}).get("temperature")
-    own = record.results.get("answer/temperature") if own is None else own
+    own = record.results.get("match/temperature") if own is None else own
     return float(record.config["temperature"] if own is None else own)
 
 

@@ -79,7 +79,8 @@ def test_names_of_folders_stay_out() -> None:
 
 def test_rewards_of_all_references_are_correlated(made: Any, store: Store) -> None:
     lineage = Lineage(store)
-    found = reference_correlation.measured(lineage, store.fetch(made.id("sft")), 6)
+    sft = store.fetch(made.id("sft"))
+    found = reference_correlation.measured(lineage, sft, 6)
     assert found["references"] == [0.0, 0.34, 0.5]
     for kind in ("demonstrations", "answers"):
         matrix = np.array(found[kind]["token_correlation"])
@@ -88,7 +89,7 @@ def test_rewards_of_all_references_are_correlated(made: Any, store: Store) -> No
         assert reference_correlation.lowest(found, kind) == matrix.min()
 
     artifact = store.fetch(made.id("reward"))
-    texts = encode_texts(lineage.tokenizer(artifact), lineage.renderer(artifact), probes(lineage, artifact, 6))
+    texts = encode_texts(lineage.tokenizer(artifact), lineage.renderer(artifact), probes(lineage, sft, 6))
     scored = lineage.dense_reward(artifact, ExecutionConfig())(texts)
     deviation = np.std([float(each) for each in scored.rewards[scored.mask]])
     assert found["demonstrations"]["token_deviation"][2] == pytest.approx(deviation, rel=1e-4)
