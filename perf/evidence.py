@@ -248,9 +248,11 @@ class Behind:
         }
 
     def training(self) -> dict[str, dict[str, list[float | None]]]:
-        """`rollout` by iteration and `train` by step, of what trained the policy."""
+        """`rollout` by iteration and `train` by step, of what trained the policy where it answers as it came out."""
         found = {}
-        for kind in ("rollout", "train") if self.policy.stage in (*TRAINED, "sft") else ():
+        answering = next(iter(self.answers.values())).config.get("policy") or {}
+        as_trained = answering.get("type", "as_trained") == "as_trained"
+        for kind in ("rollout", "train") if as_trained and self.policy.stage in (*TRAINED, "sft") else ():
             history = self.store.history(self.policy.id, f"{kind}/")
             names = sorted({name for values in history.values() for name in values})
             if history:

@@ -72,6 +72,9 @@ class Lab:
     @property
     def document(self) -> dict[str, Any]:
         claims = [each.as_dict() for exhibit in EXHIBITS.values() for each in self.verdicts(exhibit)]
+        for each in claims:
+            short = {name: measured.rounded(each[name]) for name in ("p_value", "adjusted") if each[name] is not None}
+            each.update(short, **{name: list(value) for name, value in each.items() if isinstance(value, tuple)})
         return {**self.kept, "claims": claims}
 
     def table(self, name: str, withdrawn: Sequence[str]) -> str:
