@@ -24,7 +24,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import UsageError
 from flows import recipes
 from flows.cli.__main__ import app
-from perf import demo_seeds
+from perf import demo_seeds, gradient_variance
 from tasks.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -371,6 +371,16 @@ def test_the_measured_tables_are_there() -> None:
     assert len(kept) >= 5
     assert seeds == f"\n{demo_seeds.markdown(kept)}\n", (
         "docs/lab.md: perf/demo_seeds.py --of docs/seeds.json prints this"
+    )
+
+
+def test_the_table_of_variances_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "methods" / "dense-path-reinforce.md").read_text(encoding="utf-8")
+    told = re.search(r"<!-- gradient variance:begin -->\n(.*?)\n<!-- gradient variance:end -->", text, re.DOTALL)
+    kept = json.loads((ROOT / "docs" / "gradient_variance.json").read_text(encoding="utf-8"))
+    assert told
+    assert told[1] == gradient_variance.markdown(kept["estimators"]), (
+        "perf/gradient_variance.py --of docs/gradient_variance.json prints this"
     )
 
 

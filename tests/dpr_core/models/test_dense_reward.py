@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +14,7 @@ from dpr_core.algorithms.base import RolloutBatch
 from dpr_core.config.base import parse
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reward import Formula
+from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.dense_reward import DenseReward, random_signs
 from dpr_core.models.policy import Policy
@@ -180,27 +182,37 @@ def test_progress_counts_rows(tiny: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("formula", ["baseline_relative", "without_baseline"])
-@pytest.mark.parametrize("arithmetic", [None, "bfloat16"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_expected_reward_comes_with_the_scores_that_passes_of_their_own_give(
-    tiny: Callable[..., Any], formula: str, arithmetic: Any, temperature: float
+@pytest.mark.parametrize(
+    ("arithmetic", "temperature", "taught"),
+    [(None, 1.0, False), (None, 0.7, False), ("bfloat16", 0.7, False), (None, 1.0, True), ("bfloat16", 0.7, True)],
+)
+def test_the_reward_over_the_vocabulary_is_that_of_plain_models(
+    tiny: Callable[..., Any], formula: str, arithmetic: Any, temperature: float, taught: bool
 ) -> None:
-    policy, sft, reference = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1))
-    reward = DenseReward(sft, reference, formula, 8, 2.0, 0.4, arithmetic=arithmetic)
+    """Its expectation, with the scores that passes of their own give, and what a policy is to have the most of."""
+    policy, sft, reference, teacher = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1, 3))
+    reward = DenseReward(
+        sft, reference, formula, 8, 2.0, 0.4, arithmetic=arithmetic, teacher=teacher if taught else None
+    )
     found = reward.with_expected(ROWS, policy, temperature)
     scored, log_sft = reward.with_log_sft(ROWS, temperature)
     actor = score(policy, ROWS, 1000, temperature=temperature, entropy=True)
     for ours, theirs in ((found.scored, scored), (found.policy, actor), ((found.log_sft,), (log_sft,))):
         torch.testing.assert_close(tuple(ours), tuple(theirs), atol=1e-5, rtol=0)
-    with torch.no_grad():
-        for i, row in enumerate(ROWS):
-            ids, at = torch.tensor([row.prompt + row.response]), slice(len(row.prompt) - 1, -1)
-            logits = [policy.model(ids).logits[0, at].double()]
-            with torch.autocast("cpu", torch.bfloat16, enabled=arithmetic is not None):
-                for each in (sft, reference):
-                    hidden = each.model.get_decoder()(ids).last_hidden_state[0, at]
-                    logits.append(hidden.double() @ each.model.get_output_embeddings().weight.double().T)
-            ours, theirs, ref = (torch.log_softmax(z / t, -1) for z, t in zip(logits, (temperature, 1, 1), strict=True))
-            raw = theirs - ref if formula == "baseline_relative" else theirs
-            by_hand = (ours.exp() * (raw / 2).clamp(max=0.4)).sum(-1)
-            torch.testing.assert_close(found.expected[i, : len(row.response)].double(), by_hand, atol=2e-5, rtol=0)
+
+    def over_vocabulary(model: Policy, row: TokenSequence, at: float = 1.0, rounded: bool = False) -> Tensor:
+        ids, part = torch.tensor([row.prompt + row.response]), slice(len(row.prompt) - 1, -1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            hidden = model.model.get_decoder()(ids).last_hidden_state[0, part]
+        return torch.log_softmax(hidden.double() @ model.model.get_output_embeddings().weight.double().T / at, -1)
+
+    for i, row in enumerate(ROWS):
+        target, ref = (over_vocabulary(m, row, 1.0, bool(arithmetic)) for m in (reward.target, reference))
+        rewards = ((target - ref if formula == "baseline_relative" else target) / 2).clamp(max=0.4)
+        log_policy, log_sft = (over_vocabulary(model, row, temperature) for model in (policy, sft))
+        expected = (log_policy.exp() * rewards).sum(-1)
+        torch.testing.assert_close(found.expected[i, : len(row.response)].double(), expected, atol=2e-5, rtol=0)
+        wanted = partial(reward.wanted, temperature=temperature, kl_weight=0.3)
+        objective = policy(collate([row]), temperature=temperature, wanted=wanted)
+        kl = (log_policy.exp() * (log_policy - log_sft)).sum(-1)
+        torch.testing.assert_close(objective.double(), expected - 0.3 * kl, atol=2e-5, rtol=0)
