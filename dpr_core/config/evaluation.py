@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from dpr_core.config.base import Address, Config, Line, Name, StageConfig, Temperature, Variable, type_if_unset
 from dpr_core.config.data import AdditionsConfig, LabTask
 from dpr_core.config.execution import ExecutionConfig
-from dpr_core.config.gold import GSM8KConfig, LikelihoodConfig, WordProblemsConfig
+from dpr_core.config.gold import E2EConfig, GSM8KConfig, LikelihoodConfig, WordProblemsConfig
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
 
 
@@ -54,11 +54,14 @@ Benchmark = Annotated[
     | MTBenchConfig
     | WordProblemsConfig
     | GSM8KConfig
+    | E2EConfig
     | LikelihoodConfig,
     Field(discriminator="type"),
 ]
 
-NAMED_BY_TYPE = frozenset({"alpaca_eval", "arena_hard", "lima", "mt_bench", "word_problems", "gsm8k", "likelihood"})
+NAMED_BY_TYPE = frozenset(
+    {"alpaca_eval", "arena_hard", "lima", "mt_bench", "word_problems", "gsm8k", "e2e", "likelihood"}
+)
 """A benchmark that is called by one of these names, and says no `type`, is of that type."""
 
 

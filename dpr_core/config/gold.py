@@ -58,6 +58,16 @@ class GSM8KConfig(GoldBenchmarkConfig):
     """The file of that dataset."""
 
 
+class E2EConfig(GoldBenchmarkConfig):
+    """The E2E challenge: slots such as `name[The Eagle], area[riverside]` become a sentence.
+
+    Rows of the same prompt are one question with several references.
+    """
+
+    type: Literal["e2e"] = "e2e"
+    """Which kind of benchmark this is."""
+
+
 class LikelihoodConfig(GoldBenchmarkConfig):
     """Demonstrated responses that the policy scores in place of answering; nothing is drawn and nobody judges."""
 
@@ -65,4 +75,4 @@ class LikelihoodConfig(GoldBenchmarkConfig):
     """Which kind of benchmark this is."""
 
 
-GoldBenchmark = WordProblemsConfig | GSM8KConfig | LikelihoodConfig
+GoldBenchmark = WordProblemsConfig | GSM8KConfig | E2EConfig | LikelihoodConfig

@@ -7,11 +7,18 @@ from typing import Any
 
 from dpr_core import hub
 from dpr_core.config.evaluation import Benchmark, FileBenchmarkConfig, LabBenchmarkConfig
-from dpr_core.config.gold import GoldBenchmark, GoldBenchmarkConfig, GSM8KConfig, LikelihoodConfig, WordProblemsConfig
+from dpr_core.config.gold import (
+    E2EConfig,
+    GoldBenchmark,
+    GoldBenchmarkConfig,
+    GSM8KConfig,
+    LikelihoodConfig,
+    WordProblemsConfig,
+)
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, HostedFileConfig, LimaConfig, MTBenchConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import hosted, public_sets
-from dpr_core.evaluation.gold import gsm8k, likelihood, word_problems
+from dpr_core.evaluation.gold import e2e, gsm8k, likelihood, word_problems
 from dpr_core.evaluation.gold.measures import Gold
 from dpr_core.evaluation.questions import IsRight, Question, exact_match, not_checked
 from dpr_core.evaluation.rows import Row, jsonl_rows, of_benchmark_file, text_field
@@ -181,5 +188,6 @@ KINDS: dict[type[Benchmark], Kind] = {
     MTBenchConfig: _PUBLIC,
     WordProblemsConfig: _gold(word_problems.load, word_problems.is_right, word_problems.GOLD),
     GSM8KConfig: _gold(gsm8k.load, word_problems.is_right, gsm8k.GOLD),
+    E2EConfig: _gold(e2e.load, e2e.is_right, e2e.GOLD),
     LikelihoodConfig: _gold(likelihood.load, not_checked, likelihood.GOLD),
 }

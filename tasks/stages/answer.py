@@ -164,10 +164,16 @@ def _rows(
 def gold_estimates(benchmark: "Benchmark", rows: list[dict[str, Any]]) -> "dict[str, Estimate]":
     """The gold measures of the answers to a benchmark that has some, the primary one first."""
     from dpr_core.evaluation import benchmarks
-    from dpr_core.evaluation.gold.measures import pooled
+    from dpr_core.evaluation.gold.measures import Estimate, pooled
 
-    gold = benchmarks.gold(benchmark)
-    return {} if gold is None else pooled(gold, [row["gold"] for row in rows if row.get("gold")])
+    gold, measured = benchmarks.gold(benchmark), [row for row in rows if row.get("gold")]
+    if gold is None or not measured:
+        return {}
+    found = pooled(gold, [row["gold"] for row in measured])
+    if gold.of_answers is not None:
+        texts = [(question, turns[-1]) for question, turns in answered(measured)]
+        found |= {name: Estimate(value, None, None) for name, value in gold.of_answers(texts).items()}
+    return found
 
 
 def gold_metrics(settings: AnswerConfig, rows: list[dict[str, Any]]) -> dict[str, float]:

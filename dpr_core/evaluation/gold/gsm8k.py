@@ -1,4 +1,4 @@
-"""GSM8K: the share of stated equations that hold, and the exact result, from rows as published (`<<a*b=c>>`, `#### n`)."""
+"""GSM8K: the share of stated equations that hold, and the exact result; rows as published (`<<a*b=c>>`, `#### n`)."""
 
 from dpr_core.config.gold import GSM8KConfig
 from dpr_core.evaluation.gold import arithmetic, rows, word_problems

@@ -36,6 +36,8 @@ class Gold:
     """The primary one first."""
     of_answer: Callable[[Question, str], Values] | None = None
     """None where there are no answers: the policy scores what is given."""
+    of_answers: Callable[[Sequence[tuple[Question, str]]], Values] | None = None
+    """What is no mean over answers, such as BLEU."""
 
 
 class Estimate(NamedTuple):
