@@ -5,7 +5,7 @@ The main table comes first, then what stands behind it: sections are made of the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from markupsafe import Markup
 from rich import box
@@ -84,6 +84,12 @@ class Row:
     """Whether its answers were compared with the baseline's. Where nothing was answered, nothing was."""
     gold: Mapping[str, "GoldMeasure"] | None = None
     """What a program measured of the answers, by name, the benchmark's primary measure first."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The row that a report's JSON holds."""
+        gold = {name: GoldMeasure(**each) for name, each in (values.get("gold") or {}).items()}
+        return cls(**{**values, "gold": gold or None})
 
 
 @dataclass(frozen=True)

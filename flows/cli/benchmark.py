@@ -155,6 +155,10 @@ def export(
         check_output(file)
         found = Store.open().fetch(artifact, stages=("answer",))
         rows = answered(read_answers(found.path))
+        if not all(turns for _, turns in rows):
+            raise UsageError(
+                f"{found.id[:8]} holds likelihoods of given responses, and no answers that could be written"
+            )
         try:
             file.write_text(LAYOUTS[kind.value].write(model, rows), encoding="utf-8")
         except OSError as error:

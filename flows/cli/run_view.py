@@ -61,7 +61,7 @@ def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     results = document["results"]
     if "rows" in results:
-        rows = tuple(Row(**row) for row in results["rows"])
+        rows = tuple(Row.of(row) for row in results["rows"])
         parts.append(results_table(ReportTable(results["title"], rows, notes=tuple(results["notes"]))))
     else:
         parts += [plain(f"{name}: {value:.6g}") for name, value in results.items()]

@@ -8,7 +8,17 @@ from markupsafe import Markup
 from rich.console import Console
 
 from dpr_core.reporting import tables
-from dpr_core.reporting.report import ReportTable, Row, Section, as_dict, as_html, as_markdown, as_terminal, overview
+from dpr_core.reporting.report import (
+    GoldMeasure,
+    ReportTable,
+    Row,
+    Section,
+    as_dict,
+    as_html,
+    as_markdown,
+    as_terminal,
+    overview,
+)
 
 ESTIMAND = "Win rate against SFT, both orders, ties 0.5."
 SFT = Row("SFT", "lab", prompts=600, response_tokens=42.14, cut_share=0.0, accuracy=0.64, is_baseline=True)
@@ -172,3 +182,24 @@ def test_sections_stand_below_the_main_table_in_their_order() -> None:
         page.index(text) for text in ("Warning: ", "overview", "Beside the win", "Answers", "One &lt;1&gt;", "Two")
     ]
     assert places[1:] == sorted(places[1:])
+
+
+def test_gold_measures_have_a_table_and_likelihoods_no_win_rate() -> None:
+    right = {"right": GoldMeasure("right %", 0.432, 0.4, 0.47, True)}
+    nats = {"nats_per_token": GoldMeasure("nats a token", 1.25, None, None, False)}
+    rows = (SFT, replace(DPR, gold=right), Row("DPR", "held", 9, 5.0, 0.0, is_judged=False, gold=nats))
+    table = ReportTable("Demo", rows)
+    assert table.judged == ["lab"]
+    document = as_markdown(table)
+    assert "| policy | benchmark | right % | nats a token | prompts |" in document
+    assert "| DPR | lab | 43.2 \\[40.0, 47.0\\] | \u2013 | 600 |" in document
+    assert "| DPR | held | \u2013 | 1.250 | 9 |" in document
+    assert "| win rate % | lab |" in document
+    assert "nats a token" in as_html(table)
+    kept = json.loads(json.dumps(as_dict(table)))["rows"]
+    assert ["gold" in row for row in kept] == [False, True, True]
+    again = ReportTable("Demo", tuple(Row.of(row) for row in kept))
+    assert "right % 43.2 [40.0, 47.0]" in " ".join(terminal(again).split())
+    alone = ReportTable("Demo", rows[2:])
+    assert "win rate" not in as_markdown(alone).replace("Win rate against", "")
+    assert "nats a token" in terminal(alone)
