@@ -268,7 +268,7 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _rewards_over_the_vocabulary(self) -> Self:
-        for reward, reinforce, *_ in [(self.reward, self.reinforce), *self.variants().values()]:
+        for reward, reinforce, _ in [Variant(self.reward, self.reinforce, self.prompts), *self.variants().values()]:
             if reinforce.over_vocabulary and reward.formula not in PER_TOKEN:
                 raise ValueError(NOT_PER_TOKEN.format(reward.formula))
         return self

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -189,6 +189,13 @@ class DenseReward:
         """UsageError where the reward of a token is more than both models' probability of it."""
         if self.formula not in PER_TOKEN:
             raise UsageError(NOT_PER_TOKEN.format(self.formula))
+        heads: list[Any] = [policy.model.get_output_embeddings() for policy in (self.target, self.sft)]
+        theirs, ours = (len(head.weight) for head in heads)
+        if theirs != ours:
+            raise UsageError(
+                f"the teacher's head has {theirs} rows and the policy's {ours}, so that no reward of the whole "
+                "vocabulary can be made of both; take an algorithm and a baseline of drawn tokens alone"
+            )
 
     def of_tokens(self, log_sft: Tensor, log_ref: Tensor) -> Tensor:
         """The reward of any tokens that a formula of `PER_TOKEN` makes of their log-probs, of any shape."""

@@ -16,6 +16,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reward import Formula
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
+from dpr_core.errors import UsageError
 from dpr_core.models.dense_reward import DenseReward, random_signs
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, score_with_kl
@@ -216,3 +217,13 @@ def test_the_reward_over_the_vocabulary_is_that_of_plain_models(
         objective = policy(collate([row]), temperature=temperature, wanted=wanted)
         kl = (log_policy.exp() * (log_policy - log_sft)).sum(-1)
         torch.testing.assert_close(objective.double(), expected - 0.3 * kl, atol=2e-5, rtol=0)
+
+
+def test_a_teacher_with_other_rows_has_no_reward_of_the_whole_vocabulary(tiny: Callable[..., Any]) -> None:
+    sft, teacher = (Policy(tiny("llama", seed=seed)[0]) for seed in range(2))
+    rows = len(sft.model.get_output_embeddings().weight)
+    teacher.model.resize_token_embeddings(rows + 8)
+    reward = DenseReward(sft, sft, "baseline_relative", teacher=teacher)
+    assert reward(ROWS).rewards.isfinite().all()
+    with pytest.raises(UsageError, match=f"the teacher's head has {rows + 8} rows and the policy's {rows}"):
+        reward.check_per_token()
