@@ -9,6 +9,7 @@ from dpr_core.config.evaluation import (
     AsTrainedConfig,
     BestOfNConfig,
     KeptConfig,
+    MatchedConfig,
     PolicyConfig,
     SFTPolicyConfig,
 )
@@ -18,6 +19,7 @@ from dpr_core.config.official import MTBenchConfig
 from dpr_core.config.pipeline import PipelineConfig, Variant, VariantConfig
 from dpr_core.config.reward import DiagnoseConfig
 from tasks.graph import Node
+from tasks.stages.answer import MATCH
 from tasks.stages.rate import RATED
 
 TRAINED = "DPR"
@@ -133,7 +135,12 @@ def _with_likelihood(policies: dict[str, tuple[PolicyConfig, str]]) -> Iterator[
 
 
 def _answers(config: PipelineConfig, benchmark: str, name: str, policy: PolicyConfig, source: str) -> Node:
+    inputs = {"policy": source}
+    # What policies are called in this pipeline is said by the inputs, and no part of what the answers are.
+    if isinstance(policy, KeptConfig):
+        policy = policy.model_copy(update={"of": TRAINED})
+    elif isinstance(policy, MatchedConfig) and policy.match is not None:
+        inputs[MATCH] = f"@answer {policy.match} on {benchmark}"
+        policy = policy.model_copy(update={"match": MATCH})
     settings = AnswerConfig(**dict(config.answer), benchmark=config.evaluation.benchmarks[benchmark], policy=policy)
-    match = getattr(policy, "match", None)
-    others = {} if match is None else {"match": f"@answer {match} on {benchmark}"}
-    return Node(f"answer {name} on {benchmark}", "answer", settings, {"policy": source, **others})
+    return Node(f"answer {name} on {benchmark}", "answer", settings, inputs)

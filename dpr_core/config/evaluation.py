@@ -1,9 +1,8 @@
 """Settings of evaluation: benchmarks, policies without training, judges, raters and the report."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from dpr_core.config.base import Address, Config, Line, Name, StageConfig, Temperature, Variable, type_if_unset
 from dpr_core.config.data import AdditionsConfig, LabTask
@@ -98,6 +97,11 @@ class MatchedConfig(Config):
 
     match_trials: int = Field(8, ge=1, le=64)
     """Most trials."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_there_was_a_match(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if self.match or not name.startswith("match")}
 
 
 class SFTPolicyConfig(MatchedConfig):
@@ -212,16 +216,6 @@ class AnswerConfig(AnsweringConfig):
         """The temperature of what draws, where the benchmark has none of its own."""
         own = self.policy.temperature if isinstance(self.policy, SFTPolicyConfig) else None
         return self.temperature if own is None else own
-
-    @classmethod
-    def identity_in(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What a policy is called in its pipeline does not count; whose answers are matched, an input says."""
-        kept = super().identity_in(values)
-        policy = kept.get("policy") or {}
-        unused = {"of", "match"}
-        if policy.get("match") is None:
-            unused |= {name for name in policy if name.startswith("match")}
-        return {**kept, "policy": {name: value for name, value in policy.items() if name not in unused}}
 
 
 class VerifiableJudgeConfig(Config):

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dense_path")
 
+MATCH = "match"
+"""The role of the answers that these are to be like."""
+
 ANSWERS = "answers.jsonl"
 PROFILE = "profile.json"
 
@@ -64,10 +67,10 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         return likelihoods(settings, lineage, source, questions, work)
     found: dict[str, float] = {}
     recorder: Work | Trials = work
-    if settings.matched != ("match" in work.inputs):
+    if settings.matched != (MATCH in work.inputs):
         raise UsageError("`match` of a policy and the input match, the answers to be like, go together: give both")
     if settings.matched:
-        theirs = read_answers(work.input("match").path)
+        theirs = read_answers(work.input(MATCH).path)
         settings, found, recorder = with_strength(settings, lineage, source, questions, theirs, work)
     spoken = conversations(settings, tokenizer, renderer, questions)
     responder = answering(settings, lineage, source)
@@ -342,12 +345,12 @@ def describe(config: StageConfig) -> str:
     match settings.policy:
         case AsTrainedConfig():
             control = ""
-        case KeptConfig(of=of, kl=kl):
-            control = f", {of} as it first reached a KL of {kl:g}"
-        case SFTPolicyConfig(match=str(other)):
-            control = f", SFT at the entropy of {other}"
-        case ExtrapolatedConfig(match=str(other)):
-            control = f", extrapolated to the KL of {other}"
+        case KeptConfig(kl=kl):
+            control = f", as the policy first reached a KL of {kl:g}"
+        case SFTPolicyConfig(match=str()):
+            control = ", and of SFT at the entropy of others"
+        case ExtrapolatedConfig(match=str()):
+            control = ", extrapolated to the KL of others"
         case SFTPolicyConfig():
             control = ""
         case ExtrapolatedConfig(k=k):
@@ -363,8 +366,8 @@ STAGE = Stage(
     name="answer",
     version=3,
     config=AnswerConfig,
-    inputs={"policy": ("sft", "reward", *TRAINED), "match": ("answer",)},
-    optional=frozenset({"match"}),
+    inputs={"policy": ("sft", "reward", *TRAINED), MATCH: ("answer",)},
+    optional=frozenset({MATCH}),
     body=body,
     shared=True,
     describe=describe,

@@ -163,10 +163,10 @@ def test_what_policies_are_called_is_no_part_of_the_identity_of_their_answers() 
         return policy
 
     assert identity("{k: 2}") == {"type": "extrapolated", "k": 2.0}, "as it was before there was anything to match"
-    matched = {"k": None, "match_prompts": 64, "match_trials": 8, "match_tolerance": 0.05, "type": "extrapolated"}
-    assert identity("{match: DPR}") == identity("{match: y}") == matched
-    kept = "reinforce.keep_at_kl=[0.1]"
-    assert identity("{type: kept, kl: 0.1}", kept) == {"type": "kept", "kl": 0.1}
+    assert identity("{match: DPR}") == identity("{match: y}")
+    assert identity("{match: DPR}") != identity("{match: DPR, match_trials: 3}")
+    kept = "reinforce.keep_at_kl=[0.1]", "methods={SR: {changes: [reward.seed=3]}}"
+    assert identity("{type: kept, kl: 0.1}", *kept) == identity("{type: kept, of: SR, kl: 0.1}", *kept)
 
 
 def test_no_two_nodes_have_one_name() -> None:
