@@ -11,7 +11,6 @@ from dpr_core.config.evaluation import LabBenchmarkConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.questions import is_right
 from dpr_core.lab import word_problems
 from dpr_core.lab.programs import demonstrations, draw_problems, read_result, split_of
 from dpr_core.lab.word_problems import NOUNS, TEMPLATES, WordProblem, written
@@ -143,10 +142,10 @@ def test_as_a_benchmark_its_results_can_be_checked() -> None:
     config = LabBenchmarkConfig(task=TASK, prompts=50)
     questions = benchmarks.load(config)
     assert questions == benchmarks.load(config)
-    read = benchmarks.result_reader(config)
+    is_right = benchmarks.checker(config)
     for question, problem in zip(questions, draw_problems(TASK, "evaluation", 50, 0), strict=True):
-        assert is_right(question, problem.answer("careful", False, random.Random(0)), read)
-        assert not is_right(question, problem.answer("careful", True, random.Random(0)), read)
+        assert is_right(question, problem.answer("careful", False, random.Random(0)))
+        assert not is_right(question, problem.answer("careful", True, random.Random(0)))
 
 
 def test_a_backbone_of_the_lab_is_too_small_for_it() -> None:

@@ -37,8 +37,8 @@ def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
     writer.add_tokenizer_model("gpt2")
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(vocabulary["vocab"], key=vocabulary["vocab"].get)
-    # The reader adds <unk> where there is none, and every row has a token.
-    unused = ["<unk>", *(f"[unused{i}]" for i in range(len(tokens) + 1, config.vocab_size))]
+    # The reader adds this one where it is missing, and then there would be more tokens than rows.
+    unused = ["<|endoftext|>", *(f"[unused{i}]" for i in range(len(tokens) + 1, config.vocab_size))]
     special = set(tokenizer.all_special_tokens)
     writer.add_token_list([*tokens, *unused])
     writer.add_token_types([3 if token in special else 1 for token in tokens] + [5] * len(unused))
