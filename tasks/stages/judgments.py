@@ -13,11 +13,15 @@ from tasks.stages.answer import answered, asks_training_prompts, gold_estimates,
 from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
+    from dpr_core.reporting.frontier import Reached
     from dpr_core.reporting.judgments import JudgedAnswers
-    from dpr_core.reporting.report import Row
+    from dpr_core.reporting.report import GoldMeasure, Row
     from dpr_core.reporting.sections import ArtifactLinks
 
 BASELINE = "SFT"
+
+RESAMPLES = 2000
+"""Of the prompts, for the interval of a share of right answers."""
 
 
 class Judgments:
@@ -34,6 +38,7 @@ class Judgments:
         self.judged: list[JudgedAnswers] = []
         self.linked: list[ArtifactLinks] = []
         self._facts: dict[str, list[str]] = {}
+        self._answers: dict[tuple[str, str], Artifact] = {}
 
     def add(self, role: str) -> None:
         """Read one judgment; the baseline's own row comes before the first that was judged against it."""
@@ -54,6 +59,7 @@ class Judgments:
         measured = [_measured(rows, asked) for rows in (ours, theirs)]
         if (BASELINE, benchmark) not in self.rows:
             self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **measured[1])
+            self._answers[BASELINE, benchmark] = baseline
             self._note(BASELINE, benchmark, baseline, theirs)
             self.linked.append(ArtifactLinks(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
         self.linked.append(
@@ -68,6 +74,7 @@ class Judgments:
         judged = _judged(policy, benchmark, judgment, ours, theirs)
         self.judged.append(judged)
         self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, *measured)
+        self._answers[policy, benchmark] = candidate
         self._note(policy, benchmark, candidate, ours)
         known = self._work.store.published(candidate.id).results
         if known.get("answer/kept_reached") == 0:
@@ -108,6 +115,32 @@ class Judgments:
         known = int(self._work.store.published(answers.id).results.get("answer/trained_on", 0))
         if known and not asks_training_prompts(AnswerConfig.model_validate(answers.config).benchmark):
             self._trained_on.setdefault((benchmark, known, len(rows)), []).append(policy)
+
+    def frontiers(self) -> "dict[str, list[Reached]]":
+        """What every policy that has a KL to SFT reaches on each benchmark of results, in the order of the rows."""
+        from dpr_core.evaluation.gold.likelihood import NATS
+        from dpr_core.reporting.frontier import Reached
+
+        names = {}
+        for (policy, _), answers in self._answers.items():
+            if answers.config["policy"]["type"] == "as_trained":
+                names[_origin(policy, answers)] = policy
+        likelihoods = {
+            policy: row.gold[NATS.name].value
+            for (policy, _), row in self.rows.items()
+            if not row.is_judged and row.gold and NATS.name in row.gold
+        }
+        found: dict[str, list[Reached]] = {}
+        for (policy, benchmark), answers in self._answers.items():
+            row = self.rows[policy, benchmark]
+            if row.kl_to_sft is not None and (measure := _primary(row, answers)) is not None:
+                origin = _origin(policy, answers)
+                line = names.get(origin, origin.partition(" of ")[0])
+                entropy = self._work.store.published(answers.id).results.get("answers/entropy")
+                found.setdefault(benchmark, []).append(
+                    Reached(policy, line, row.kl_to_sft, measure, entropy, row.response_tokens, likelihoods.get(policy))
+                )
+        return found
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -201,6 +234,27 @@ def _measured(rows: list[dict[str, Any]], benchmark: Benchmark) -> dict[str, Any
         "kl_to_sft": values.get("answer/kl_to_sft"),
         "gold": shown or None,
     }
+
+
+def _origin(policy: str, answers: Artifact) -> str:
+    """What is the same of policies that are one at several strengths."""
+    kind, source = answers.config["policy"]["type"], answers.inputs["policy"]
+    if kind in ("as_trained", "kept"):
+        return source
+    return f"{kind} of {source}" if kind in ("extrapolated", "contrastive") else policy
+
+
+def _primary(row: "Row", answers: Artifact) -> "GoldMeasure | None":
+    """The first gold measure of a benchmark that has some, else the share of right answers."""
+    from dpr_core.reporting.report import GoldMeasure
+    from dpr_core.stats import mean_interval
+
+    if row.gold:
+        return next(iter(row.gold.values()))
+    if row.accuracy is None:
+        return None
+    interval = mean_interval([float(each["right"]) for each in read_answers(answers.path)], RESAMPLES, 0)
+    return GoldMeasure("accuracy %", row.accuracy, *(interval or (None, None)), is_share=True)
 
 
 def _matched(results: Mapping[str, float]) -> str:

@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import ReportConfig
+from dpr_core.experiments.exhibits import TRAINED
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.judgments import BASELINE, Judgments
 from tasks.stages.rate import rated_in
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dpr_core.reporting.frontier import Reached
     from dpr_core.reporting.report import ReportTable
 
 TABLE = "table.json"
+FRONTIER = "frontier.json"
 PAGE = "report.html"
 DOCUMENT = "report.md"
 
@@ -28,7 +33,7 @@ IDs and addresses are those of one store. The payload has none, so that the same
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     """Each input is a judge artifact, whose role, "policy on benchmark", names the row, a rate artifact, or the
     likelihoods that a policy gives to a benchmark."""
-    from dpr_core.reporting import report, sections
+    from dpr_core.reporting import frontier, report, sections
     from dpr_core.reporting.examples import examples_section
 
     read = Judgments(work)
@@ -41,8 +46,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             read.add_scores(role)
     title = cast(ReportConfig, config).title
     table = report.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
+    frontiers = read.frontiers()
     compared, rated = sections.compare_policies(read.judged), rated_in(work)
     parts = [
+        frontier.frontier_section(frontiers, TRAINED),
         sections.ratings_section(rated),
         sections.paired_tests_section(compared),
         sections.lengths_section(read.judged, BASELINE),
@@ -55,6 +62,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     }
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (work.output / TABLE).write_text(text, encoding="utf-8")
+    curves = json.dumps(frontier.as_dict(frontiers), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (work.output / FRONTIER).write_text(curves, encoding="utf-8")
     address = work.store.run_url if work.store.where.startswith("http") else lambda run_id: None
     linked = [*kept, sections.links_section(read.linked, address)]
     for folder, shown in ((work.output, kept), (work.scratch / BESIDE, linked)):
@@ -64,6 +73,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for name in (PAGE, DOCUMENT):
         work.file(work.scratch / BESIDE / name, BESIDE)
     _plot(work, table)
+    _plot_frontiers(work, frontiers)
     metrics = {
         f"{row.benchmark}/{row.policy}/{name}": float(value)
         for row in table.rows
@@ -90,13 +100,35 @@ def _plot(work: Workspace, table: "ReportTable") -> None:
         work.file(work.scratch / "win_rates.png", "plots")
 
 
+def _plot_frontiers(work: Workspace, frontiers: "Mapping[str, Sequence[Reached]]") -> None:
+    """Measure, entropy and length over the KL, a picture a benchmark."""
+    from dpr_core.reporting import frontier, plots
+
+    for benchmark, points in frontiers.items():
+        every = frontier.lines(points)
+        panels: dict[str, dict[str, list[tuple[float, tuple[float, float, float]]]]] = {
+            points[0].measure.title: {
+                name: [(each.x, (each.y, each.low, each.high)) for each in curve]
+                for name, curve in frontier.curves(points).items()
+            }
+        }
+        for quantity in ("entropy", "tokens"):
+            for name, line in every.items():
+                values = [(point.kl, getattr(point, quantity)) for point in line]
+                if known := [(kl, (value, value, value)) for kl, value in values if value is not None]:
+                    panels.setdefault(quantity, {})[name] = known
+        file = work.scratch / f"frontier-{benchmark}.png"
+        plots.bands(file, f"Frontier on {benchmark}", "KL to SFT, nats an answer", panels)
+        work.file(file, "plots")
+
+
 def describe(config: StageConfig) -> str:
     return f"{cast(ReportConfig, config).title}: every policy over every benchmark."
 
 
 STAGE = Stage(
     name="report",
-    version=2,
+    version=3,
     config=ReportConfig,
     inputs={"*": ("judge", "rate", "answer")},
     body=body,
