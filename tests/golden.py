@@ -467,7 +467,7 @@ def keys_of_recipes(_: Any) -> Documents:
         for node in wiring.nodes(recipes.load(recipe)):
             stage = stage_named(node.stage)
             sources = {role: stages[source.removeprefix("@")] for role, source in node.inputs.items()}
-            config = node.config if stage.missing(node.config) else stage.pin(node.config)
+            config = pinned(stage, node.config)
             version = stage.version
             # Earlier versions had neither of these.
             if hasattr(stage, "settle"):
@@ -477,6 +477,15 @@ def keys_of_recipes(_: Any) -> Documents:
             key = stage_key(stage.name, version, settings, {role: source["key"] for role, source in sources.items()})
             stages[node.name] = {"key": key, "version": version, "inputs": node.inputs, "settings": settings}
     return found
+
+
+def pinned(stage: Any, config: Any) -> Any:
+    """The settings with the hashes of the files that they name, where these are here."""
+    errors = importlib.import_module("dpr_core.errors")
+    try:
+        return config if stage.missing(config) else stage.pin(config)
+    except errors.UsageError:
+        return config
 
 
 def function(package: str, name: str) -> Any:
