@@ -24,8 +24,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.config.base import Config, override, parse
+from dpr_core.config.evaluation import AnswerConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.evaluation import benchmarks
 from dpr_core.experiments import measured
 from dpr_core.experiments.measured import Answers, Arm, by_prompt, rounded
 from flows import recipes
@@ -235,7 +237,8 @@ class Behind:
             "data": {name: str(content) for name, content in data.items() if content},
             "results": {
                 name: rounded(value)
-                for each in self.stages.values()
+                # Of stages that measure the same, that which is nearest to the policy counts.
+                for each in reversed(self.stages.values())
                 for name, value in each.results.items()
                 if math.isfinite(value)
             },
@@ -274,8 +277,15 @@ class Behind:
             questions=hashlib.sha256(asked.encode()).hexdigest()[:16],
             measures={name: rounded(value) for name, value in record.results.items() if math.isfinite(value)},
             by_prompt={name: by_prompt(values) for name, values in each.items()},
+            primary=_primary(record, each),
             seconds=None if record.seconds is None else round(record.seconds, 1),
         )
+
+
+def _primary(record: Record, found: Mapping[str, Any]) -> str:
+    """The measure that a benchmark is about: the first gold measure, else whether results are right."""
+    gold = benchmarks.gold(AnswerConfig.model_validate(record.config).benchmark)
+    return gold.measures[0].name if gold else "right" if "right" in found else ""
 
 
 def _temperature(record: Record) -> float:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpr_core.config.base import read_yaml
 from dpr_core.config.reinforce import KLStopConfig, WitnessStopConfig
+from dpr_core.evaluation.benchmarks import KINDS
 from dpr_core.experiments import contrasts, measured
 from dpr_core.experiments.contrasts import Outcome
 from dpr_core.experiments.effect_claims import ClaimVerdict, corrected
@@ -30,6 +31,9 @@ REAL = DOCS / "results" / "real"
 MARKERS = "<!-- evidence:begin -->\n", "<!-- evidence:end -->"
 ONE_REWARD = 0.95
 """Rewards of two references that correlate above this are one reward."""
+
+SHARES = {each.name for kind in KINDS.values() if kind.gold for each in kind.gold.measures if each.is_share}
+"""Measures that are shown in percent."""
 
 SHOWN = ("return", "kl", "entropy", "length", "log_sft", "contrast")
 """Of a rollout, over iterations."""
@@ -140,10 +144,23 @@ class Evidence:
         if verdict == "unfinished" or outcome.effect is None or outcome.interval is None:
             return f"no verdict before every seed is there: {done}"
         if verdict == "no difference seen":
-            reach = max(map(abs, outcome.interval))
-            return f"no difference was seen; what was measured speaks against one of more than {reach:.1f} points"
-        other = "DPR is ahead" if verdict == "ahead" else "DPR is behind"
-        return f"{other} by {abs(outcome.effect):.1f} points"
+            low, high = outcome.interval
+            told = (
+                "no difference was seen; what was measured speaks against one of more than "
+                f"{max(-low, high):.1f} points"
+                if low <= 0 <= high
+                else f"not decided: {outcome.effect:+.1f} points are within chance once Holm counts all contrasts"
+            )
+        else:
+            told = f"{outcome.contrast.first} is {verdict} by {abs(outcome.effect):.1f} points"
+        if outcome.unequal:
+            told += f", but the arms were not made equal ({outcome.contrast.matched}: {self._match(outcome)})"
+        return told
+
+    @property
+    def any_ahead(self) -> bool:
+        """Whether DPR is ahead in any contrast whose arms were equal in what they should be."""
+        return any(each.verdict(self.asked.level) == "ahead" and not each.unequal for each in self.outcomes)
 
     def contrasts_table(self) -> str:
         rows = []
@@ -151,18 +168,15 @@ class Evidence:
             seeds = f"{len(each.differences)} of {len(self.asked.backbones[each.backbone].seeds)}"
             effect = NONE if each.effect is None else f"{each.effect:+.1f}"
             interval = NONE if each.interval is None else "{:+.1f} to {:+.1f}".format(*each.interval)
-            told = [each.backbone, each.contrast.says, self.verdict(each), effect, interval, p_text(each.adjusted)]
+            p = NONE if each.missing else p_text(each.adjusted)
+            told = [each.backbone, each.contrast.says, self.verdict(each), effect, interval, p]
             rows.append([*told, seeds, self._match(each)])
         headings = ["backbone", "contrast", "verdict", "points", "95% interval", "p, Holm", "seeds", "matched"]
         return Table(headings, rows, 3).as_markdown()
 
     def _match(self, outcome: Outcome) -> str:
         """How equal both arms were made, as means over seeds."""
-        pairs = [(a, b) for a, b in outcome.matches.values() if a is not None and b is not None]
-        if not pairs:
-            return NONE
-        means = [sum(each) / len(pairs) for each in zip(*pairs, strict=True)]
-        return "{:.3f} and {:.3f}".format(*means)
+        return NONE if outcome.matched is None else "{:.3f} and {:.3f}".format(*outcome.matched)
 
     def runs(self) -> list[tuple[str, str]]:
         """Backbones and tasks that anything was measured of."""
@@ -173,18 +187,39 @@ class Evidence:
         return known.says if known else next((a.backbone_says for a in self.arms if a.backbone == backbone), "")
 
     def names(self, backbone: str, task: str, *, starting: Sequence[str] = ()) -> list[str]:
-        """The arms of a task, SFT and DPR first; those that begin with a word, or whose run differs by one."""
+        """The arms of a task, SFT and DPR first; those of which the name or the variant begins with a word. Arms of
+        different runs that are the same answers stand once."""
         same = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
+        first: dict[tuple[int, str], str] = {}
+        for each in sorted(same, key=lambda each: (each.variant, each.arm)):
+            first.setdefault((each.seed, each.answered), each.name)
         if starting:
-            same = [each for each in same if each.name.startswith(tuple(starting)) or each.variant in starting]
+            words = tuple(starting)
+            same = [each for each in same if each.arm.startswith(words) or each.variant.startswith(words)]
         order = {"SFT": 0, "DPR": 1}
-        return sorted({each.name for each in same}, key=lambda name: (order.get(name, 2), name))
+        return sorted({each.name for each in same} & set(first.values()), key=lambda name: (order.get(name, 2), name))
 
     def seeds(self, backbone: str, task: str, name: str) -> dict[int, Arm]:
-        """The runs of an arm that count: not those that chose the setting, where there are others."""
-        every = dict(measured.seeds_of(self.arms, backbone, task, name))
+        """The runs of an arm that count: not that of the seed which chose the setting, where there are others, nor a
+        kept policy whose run never came so far."""
+        every = {
+            seed: arm for seed, arm in measured.seeds_of(self.arms, backbone, task, name).items() if arm.reached_its_kl
+        }
         chose = self.asked.setting.chosen_on.seed
         return {seed: arm for seed, arm in every.items() if seed != chose} or every
+
+    def never_reached(self) -> list[str]:
+        """Kept policies that no table counts, since their runs never came to their KL."""
+        return sorted(f"{a.name} of {a.backbone}, seed {a.seed}" for a in self.arms if not a.reached_its_kl)
+
+    def baseline(self, arm: Arm, benchmark: str) -> Arm | None:
+        """The SFT that an arm was made from, asked the same."""
+        return next((each for each in self.arms if each.arm == "SFT" and comparable(each, arm, benchmark)), None)
+
+    def run_of(self, kept: Arm) -> str:
+        """What the run ended as that kept a policy on its way."""
+        same = (a for a in self.arms if a.policy == "as_trained" and (a.backbone, a.task) == (kept.backbone, kept.task))
+        return next((a.name for a in same if kept.run and a.run == kept.run), "a run")
 
     def benchmark(self, backbone: str, task: str) -> str:
         """The one that a task is about."""
@@ -194,15 +229,14 @@ class Evidence:
         return self.asked.benchmark if self.asked.benchmark in found else next(iter(found), self.asked.benchmark)
 
     def measure(self, backbone: str, task: str, benchmark: str = "") -> str:
-        """Of a benchmark, if not another that of the task: whether a result is right, else the first gold measure."""
+        """The primary one of a benchmark, by default of that of the task."""
         benchmark = benchmark or self.benchmark(backbone, task)
         found = [
-            name
+            a.benchmarks[benchmark]
             for a in self.arms
             if (a.backbone, a.task) == (backbone, task) and benchmark in a.benchmarks
-            for name in a.benchmarks[benchmark].by_prompt
         ]
-        return self.asked.measure if self.asked.measure in found or not found else found[0]
+        return next((each.primary for each in found if each.primary), self.asked.measure)
 
     def arms_table(self, backbone: str, task: str, starting: Sequence[str] = ()) -> str:
         """A row an arm: means over seeds; differences from SFT are paired by seed, and exploratory."""
@@ -211,21 +245,15 @@ class Evidence:
         others = {b: self.measure(backbone, task, b) for a in of_task for b in a.benchmarks if b != main}
         headings = ["arm", f"{main}: {measure}", "minus SFT", *(f"{b}: {what}" for b, what in others.items())]
         headings += ["entropy", "KL", "tokens", "cut %", "seconds", "seeds"]
-        baseline = self.seeds(backbone, task, "SFT")
         rows = []
         for name in self.names(backbone, task, starting=starting):
             arms = self.seeds(backbone, task, name)
+            if not arms:
+                continue
             on_main = {seed: arm.benchmarks[main] for seed, arm in arms.items() if main in arm.benchmarks}
-            paired = [
-                (a, b)
-                for seed, each in on_main.items()
-                if seed in baseline
-                and main in baseline[seed].benchmarks
-                and (a := _gold(each, measure)) is not None
-                and (b := _gold(baseline[seed].benchmarks[main], measure)) is not None
-            ]
-            row = [name, _text([_gold(each, measure) for each in on_main.values()])]
-            row.append(NONE if name == "SFT" else _text([a - b for a, b in paired], sign=True))
+            pairs = [(arms[seed], self.baseline(arms[seed], main)) for seed in on_main]
+            differences = _differences([(a, b) for a, b in pairs if b is not None and a is not b], main, measure)
+            row = [name, _text([_gold(each, measure) for each in on_main.values()]), _text(differences, sign=True)]
             row += [
                 _text([_gold(arm.benchmarks[b], what) for arm in arms.values() if b in arm.benchmarks], brackets=False)
                 for b, what in others.items()
@@ -235,40 +263,33 @@ class Evidence:
                 _text([_times(each.mean(what), factor) for each in on_main.values()], digits, brackets=False)
                 for what, digits, factor in means
             ]
-            row += [_text([cost(arm) for arm in arms.values()], 0, brackets=False), str(len(arms))]
-            rows.append(row)
+            chose = self.asked.setting.chosen_on.seed
+            row += [_text([cost(arm) for arm in arms.values()], 0, brackets=False)]
+            rows.append([*row, f"seed {chose}" if set(arms) == {chose} else str(len(arms))])
         return Table(headings, rows).as_markdown()
 
     def compared(self, backbone: str, task: str, first: str, second: str) -> str:
         """One arm against another in words that the interval over seeds chooses; empty below two seeds."""
         benchmark, measure = self.benchmark(backbone, task), self.measure(backbone, task)
         mine, other = self.seeds(backbone, task, first), self.seeds(backbone, task, second)
-        both = [
-            (a, b)
-            for seed in mine.keys() & other.keys()
-            if (a := _gold(mine[seed].benchmarks[benchmark], measure)) is not None
-            and (b := _gold(other[seed].benchmarks[benchmark], measure)) is not None
-        ]
-        if len(both) < 2:
+        both = [(mine[seed], other[seed]) for seed in sorted(mine.keys() & other.keys())]
+        differences = _differences([pair for pair in both if comparable(*pair, benchmark)], benchmark, measure)
+        if len(differences) < 2:
             return ""
-        effect, interval, _ = estimate_of([a - b for a, b in both])
+        effect, interval, seeds = estimate_of(differences)
         assert interval is not None
-        points = "{:+.1f} points, {:+.1f} to {:+.1f}".format(effect, *interval)
+        points = "{:+.1f} points, {:+.1f} to {:+.1f}, {} seeds".format(effect, *interval, seeds)
         if interval[0] <= 0 <= interval[1]:
             return f"no difference was seen ({points})"
         return f"{first} is {'ahead' if effect > 0 else 'behind'} ({points})"
 
     def training_table(self, backbone: str, task: str) -> str:
-        """Where every trained arm ended, by its own rollouts: means over seeds."""
+        """What the rollouts of every trained policy showed, as it came out after a guard's roll-back: over seeds."""
         rows = []
         for name in self.names(backbone, task):
-            curves = [
-                arm.training["rollout"]
-                for arm in self.seeds(backbone, task, name).values()
-                if "rollout" in arm.training
-            ]
-            if curves:
-                ends = [[curve[what][-1] if what in curve else None for curve in curves] for what in SHOWN]
+            arms = [arm for arm in self.seeds(backbone, task, name).values() if "rollout" in arm.training]
+            if arms:
+                ends = [[arm.results.get(f"rollout/{what}") for arm in arms] for what in SHOWN]
                 rows.append([name, *(_text(each, 3, brackets=False) for each in ends)])
         return Table(["arm", *SHOWN], rows).as_markdown() if rows else ""
 
@@ -311,20 +332,12 @@ class Evidence:
     def fall_of(self, arm: Arm) -> int | None:
         """The iteration of the first policy kept along a run whose gold measure is below that of SFT."""
         benchmark, measure = self.benchmark(arm.backbone, arm.task), self.measure(arm.backbone, arm.task)
-        same = [
-            each
-            for each in self.arms
-            if (each.backbone, each.task, each.variant, each.seed) == (arm.backbone, arm.task, arm.variant, arm.seed)
-        ]
-        golds = {each.arm: _gold(each.benchmarks[benchmark], measure) for each in same if benchmark in each.benchmarks}
-        sft, kls = golds.get("SFT"), arm.training["rollout"]["kl"]
+        kls = arm.training["rollout"]["kl"]
         fallen = []
-        for each in same:
-            policy = each.settings.get("answer", {}).get("policy", {})
-            gold = golds.get(each.arm)
-            if policy.get("type") == "kept" and sft is not None and gold is not None and gold < sft:
-                reached = [i for i, kl in enumerate(kls, start=1) if kl is not None and kl >= policy["kl"]]
-                fallen += reached[:1]
+        for each in (a for a in self.arms if a.policy == "kept" and a.run == arm.run and a.reached_its_kl):
+            sft = self.baseline(each, benchmark)
+            if sft is not None and any(gap < 0 for gap in _differences([(each, sft)], benchmark, measure)):
+                fallen += [i for i, kl in enumerate(kls, start=1) if kl is not None and kl >= each.kept_at][:1]
         return min(fallen, default=None)
 
     def cost(self, backbone: str, task: str, name: str) -> float | None:
@@ -336,8 +349,23 @@ class Evidence:
         stages = {
             arm.digests.get(stage, f"{arm.file} {stage}"): s for arm in self.arms for stage, s in arm.seconds.items()
         }
-        answers = [each.seconds or 0.0 for arm in self.arms for each in arm.benchmarks.values()]
-        return (sum(stages.values()) + sum(answers)) / 3600
+        answers = {
+            arm.digests.get(f"answers {name}", f"{arm.file} {name}"): each.seconds or 0.0
+            for arm in self.arms
+            for name, each in arm.benchmarks.items()
+        }
+        return (sum(stages.values()) + sum(answers.values())) / 3600
+
+    def greedy(self) -> str:
+        """What SFT decoded greedily comes to on each backbone; empty where that was not measured."""
+        told = []
+        for backbone, task in self.runs():
+            arms = self.seeds(backbone, task, "SFT-greedy").values()
+            for name in dict.fromkeys(name for arm in arms for name in arm.benchmarks):
+                right = [_gold(arm.benchmarks[name], "right") for arm in arms if name in arm.benchmarks]
+                if (share := _text(right, brackets=False)) != NONE:
+                    told.append(f"{share}% of {name} ({backbone})")
+        return ", ".join(told)
 
     def draw(self, folder: Path) -> None:
         """The figures, of what there is."""
@@ -345,7 +373,11 @@ class Evidence:
 
         decided = [each for each in self.outcomes if each.effect is not None and each.interval is not None]
         if decided:
-            rows = [(f"{e.backbone}, {e.contrast.name}", e.effect, *e.interval) for e in decided if e.interval]
+            rows = [
+                (f"{e.backbone}, {e.contrast.name}, {len(e.differences)} seeds", e.effect, *e.interval)
+                for e in decided
+                if e.interval
+            ]
             plots.intervals(folder / "contrasts.png", "DPR minus the other arm, points, 95%", rows, even=0)
         for backbone, task in self.runs():
             if panels := self.frontier(backbone, task):
@@ -370,8 +402,7 @@ class Evidence:
             arms = list(self.seeds(backbone, task, name).values())
             found = [arm.benchmarks[benchmark] for arm in arms if benchmark in arm.benchmarks]
             kl = mean([each.mean("kl_to_sft") for each in found])
-            policy = arms[0].settings.get("answer", {}).get("policy", {})
-            series = f"along {policy.get('of', 'DPR')}" if policy.get("type") == "kept" else name
+            series = f"along {self.run_of(arms[0])}" if arms and arms[0].policy == "kept" else name
             for what in dict.fromkeys((measure, "entropy", "response_tokens")):
                 values = [value for each in found if (value := _gold(each, what)) is not None]
                 if kl is not None and values:
@@ -391,9 +422,24 @@ def _middle(references: Mapping[str, Any]) -> list[tuple[float, float]]:
     return list(zip(at, references["answers"]["token_correlation"][middle], strict=True))
 
 
+def comparable(first: Arm, second: Arm, benchmark: str) -> bool:
+    """Whether two arms come from one SFT run and answered the same questions."""
+    if (first.backbone, first.task, first.seed) != (second.backbone, second.task, second.seed):
+        return False
+    if first.digests.get("sft") != second.digests.get("sft"):
+        return False
+    asked = [arm.benchmarks[benchmark].questions for arm in (first, second) if benchmark in arm.benchmarks]
+    return len(asked) == 2 and asked[0] == asked[1]
+
+
+def _differences(pairs: Sequence[tuple[Arm, Arm]], benchmark: str, measure: str) -> list[float]:
+    both = [tuple(_gold(arm.benchmarks[benchmark], measure) for arm in pair) for pair in pairs]
+    return [a - b for a, b in both if a is not None and b is not None]
+
+
 def _gold(answers: Answers, measure: str) -> float | None:
-    """In percent where results are right or not."""
-    return _times(answers.mean(measure), 100 if measure == "right" else 1)
+    """Shares in percent."""
+    return _times(answers.mean(measure), 100 if measure in SHARES else 1)
 
 
 def _times(value: float | None, factor: float) -> float | None:

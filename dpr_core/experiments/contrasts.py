@@ -12,6 +12,9 @@ from dpr_core.errors import UsageError
 from dpr_core.experiments.measured import Answers, Arm, seeds_of
 from dpr_core.stats import holm, mean_and_error, t_interval, t_test
 
+UNEQUAL = 0.1
+"""A measure that two arms should have in common may differ by this share of it."""
+
 Seeds = Annotated[tuple[int, ...], FromList, Field(min_length=2)]
 
 
@@ -107,6 +110,17 @@ class Outcome:
     p_value: float | None = None
     adjusted: float | None = None
     """By Holm, once every contrast of this backbone has a p-value."""
+
+    @property
+    def matched(self) -> tuple[float, float] | None:
+        """The means of what was made equal, over the seeds."""
+        pairs = [(a, b) for a, b in self.matches.values() if a is not None and b is not None]
+        return (sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs)) if pairs else None
+
+    @property
+    def unequal(self) -> bool:
+        """Whether the arms came out so unequal in it that the contrast is not the one that was asked for."""
+        return self.matched is not None and abs(self.matched[0] - self.matched[1]) > UNEQUAL * max(self.matched)
 
     def verdict(self, level: float) -> Literal["ahead", "behind", "no difference seen", "not yet run", "unfinished"]:
         """Of the first arm, by the adjusted p-value."""

@@ -26,6 +26,8 @@ class Answers(Config):
     """Means over the prompts, as the stage stored them."""
     by_prompt: dict[str, ByPrompt] = Field({})
     """`right` where results can be checked, and every gold measure."""
+    primary: str = ""
+    """The measure that the benchmark is about."""
     seconds: float | None = None
 
     def values(self, measure: str) -> list[float | None]:
@@ -38,9 +40,7 @@ class Answers(Config):
         known = [value for value in self.values(measure) if value is not None]
         names = (f"gold/{measure}", f"answer/{measure}", f"answers/{measure}", measure)
         stored = next((self.measures[name] for name in names if name in self.measures), None)
-        if known and (stored is None or isinstance(self.by_prompt[measure], str)):
-            return sum(known) / len(known)
-        return stored
+        return sum(known) / len(known) if known and (stored is None or measure == "right") else stored
 
 
 class Arm(Config):
@@ -75,6 +75,36 @@ class Arm(Config):
     def name(self) -> str:
         """The arm with its variant."""
         return f"{self.arm} {self.variant}".strip()
+
+    @property
+    def policy(self) -> str:
+        """The type of the policy that answered."""
+        return str(self._policy.get("type", "as_trained"))
+
+    @property
+    def kept_at(self) -> float:
+        """The KL at which a policy was to be kept on its way."""
+        return float(self._policy["kl"])
+
+    @property
+    def reached_its_kl(self) -> bool:
+        """False for what stands in for a policy that was to be kept at a KL to which its run never came."""
+        return all(each.measures.get("answer/kept_reached", 1) for each in self.benchmarks.values())
+
+    @property
+    def run(self) -> str:
+        """The digest of the REINFORCE run behind it, if there is one."""
+        return self.digests.get("reinforce", "")
+
+    @property
+    def answered(self) -> str:
+        """The digests of its answers."""
+        found = [digest for name, digest in sorted(self.digests.items()) if name.startswith("answers ")]
+        return " ".join(found) or self.file
+
+    @property
+    def _policy(self) -> Mapping[str, Any]:
+        return dict(self.settings.get("answer", {}).get("policy", {}))
 
     @property
     def file(self) -> str:

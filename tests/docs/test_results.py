@@ -119,10 +119,11 @@ def test_sentences_follow_the_numbers(evidence: Evidence) -> None:
     sft = [20, 22, 19, 21, 20]
     ahead = measured(evidence, [24, 26, 24, 25, 25], sft, [24, 25, 25, 25, 25])
     front, page = ahead.page("front"), ahead.page("results")
-    assert "DPR is ahead by 8.8 points. DPR gives what no temperature of SFT gives." in front
+    assert "DPR is ahead by 8.8 points. It has learned more than to be sharper." in front
+    assert "Nothing measured so far" not in front
     assert "no difference was seen; what was measured speaks against one of more than" in front
     assert "Take extrapolation: the same two checkpoints, and no training." in front
-    assert "seconds: SFT 100, DPR 50 on top; extrapolation and another temperature none." in front
+    assert "seconds: SFT 100, DPR 50 on top; extrapolation and another temperature train nothing." in front
     assert "| smollm2-135m | DPR minus SFT decoded at the temperature at which" in page
     assert "| DPR | 49.6 \\[47.5, 51.7\\] | +8.8 \\[+7.4, +10.2\\] |" in page
 
@@ -131,7 +132,74 @@ def test_sentences_follow_the_numbers(evidence: Evidence) -> None:
 
     unfinished = measured(evidence, [24, 26], [20, 22], [24, 25]).page("front")
     assert "no verdict before every seed is there: 2 of 5 seeds." in unfinished
+    assert "Nothing measured so far says that DPR is better" in unfinished
     assert "Not yet run." in replace(evidence, arms=[], references=[]).page("results")
+
+
+def test_arms_that_were_not_made_equal_decide_nothing(evidence: Evidence) -> None:
+    found = measured(evidence, [24, 26, 24, 25, 25], [20] * 5, [20, 22, 19, 21, 20])
+    further = [replace_measure(each, "answer/kl_to_sft", 0.5) if each.arm == "DPR" else each for each in found.arms]
+    front = replace(found, arms=further).page("front")
+    assert "DPR is ahead by 8.8 points, but the arms were not made equal (kl_to_sft: 0.500 and 0.250).\n" in front
+
+
+def replace_measure(arm: Arm, name: str, value: float) -> Arm:
+    (answers,) = arm.benchmarks.values()
+    changed = answers.model_copy(update={"measures": answers.measures | {name: value}})
+    return arm.model_copy(update={"benchmarks": {"heldout": changed}})
+
+
+def test_holm_is_told_where_it_decides(evidence: Evidence) -> None:
+    found = measured(evidence, [22, 25, 21, 24, 23], [21, 23, 21, 23, 22], [23, 24, 21, 24, 24])
+    outcome = found.outcomes[0]
+    assert outcome.p_value is not None
+    assert outcome.p_value < 0.05 < 2 * outcome.p_value
+    assert found.verdict(outcome) == "not decided: +2.0 points are within chance once Holm counts all contrasts"
+
+
+def test_differences_are_from_the_sft_run_that_an_arm_was_made_from(evidence: Evidence) -> None:
+    arms = [
+        arm("SFT", 1, 20, digests={"sft": "a"}),
+        arm("SFT", 1, 30, variant="bfloat16", digests={"sft": "b"}),
+        arm("DPR", 1, 32, variant="bfloat16", digests={"sft": "b"}),
+        arm("DPR", 1, 21, variant="gamma-0", digests={"sft": "a"}),
+    ]
+    page = replace(evidence, arms=arms).page("results").partition("## Precision")[2]
+    assert "| DPR bfloat16 | 64.0 | +4.0 |" in page
+    assert "| DPR gamma-0 | 42.0 | +2.0 |" in page
+
+
+def test_the_same_answers_of_two_runs_stand_once_and_seed_0_says_that_it_is_that(evidence: Evidence) -> None:
+    both = [arm("SFT", 0, 20, variant=variant, digests={"answers heldout": "a"}) for variant in ("", "gamma-0")]
+    assert replace(evidence, arms=both).names("smollm2-135m", "word-problems") == ["SFT"]
+    assert replace(evidence, arms=both).hours() == pytest.approx(200 / 3600)
+    assert "| seed 0 |" in replace(evidence, arms=both).arms_table("smollm2-135m", "word-problems")
+
+
+def test_a_policy_that_was_never_kept_is_in_no_table(evidence: Evidence) -> None:
+    settings = {"answer": {"policy": {"type": "kept", "kl": 0.5}}}
+    run = {"sft": "s", "reinforce": "r"}
+    kept = [arm("kept", seed, 30, 0.5, settings=settings, digests=run) for seed in (1, 2)]
+    kept[1] = replace_measure(kept[1], "answer/kept_reached", 0.0)
+    results = {"rollout/kl": 0.25, "rollout/entropy": 0.5}
+    dpr = arm("DPR", 1, 25, 0.3, digests=run, results=results, training={"rollout": {"step": [0.0], "kl": [0.9]}})
+    found = replace(evidence, arms=[*kept, dpr, arm("SFT", 1, 20, digests={"sft": "s"})])
+    table = found.arms_table("smollm2-135m", "word-problems")
+    assert "| kept | 60.0 | +20.0 |" in table
+    assert "to be kept: kept of smollm2-135m, seed 2." in found.page("results")
+    assert list(found.frontier("smollm2-135m", "word-problems")["right"]) == ["SFT", "DPR", "along DPR"]
+    assert "| DPR | – | 0.250 | 0.500 |" in found.training_table("smollm2-135m", "word-problems"), "as rolled back"
+
+
+def test_a_benchmark_is_shown_by_its_own_measure(evidence: Evidence) -> None:
+    sft = arm("SFT", 1, 20)
+    answers = sft.benchmarks["heldout"].model_copy(
+        update={"primary": "equation_right", "measures": {"gold/equation_right": 0.25, "gold/right": 0.02}}
+    )
+    found = replace(evidence, arms=[sft.model_copy(update={"benchmarks": {**sft.benchmarks, "gsm8k": answers}})])
+    table = found.arms_table("smollm2-135m", "word-problems")
+    assert "gsm8k: equation\\_right" in table
+    assert "| 25.0 |" in table
 
 
 def test_the_iteration_at_which_each_guard_speaks(evidence: Evidence) -> None:
