@@ -13,7 +13,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _UNSIGNED = rf"\$?\s?(?:{_DIGITS})"
 NUMBER = re.compile(rf"(?<![\w.])-?\s?{_UNSIGNED}(?:\s?/\s?(?:{_DIGITS}))?")
 
-_STATED = re.compile(r"answer\s+is\b([^\n]*)", re.IGNORECASE)
+_STATED = re.compile(r"answer\s+is\b((?:(?!answer\s+is\b)[^\n])*)", re.IGNORECASE)
 _FINAL = re.compile(r"####([^\n]*)")
 _ANNOTATED = re.compile(r"<<([^<>\n]*)>>")
 _ENDS_A_SENTENCE = re.compile(r"[.,;:!?]\s")
@@ -38,7 +38,7 @@ def read_result(text: str) -> str | None:
 
 
 def announced(text: str) -> list[str]:
-    """What follows `####`, and then what follows "answer is", each time to the end of the line, the last one first."""
+    """What follows `####`, and then what follows "answer is", to the next one or the end of the line, the last first."""
     return [line for pattern in (_FINAL, _STATED) for line in reversed(pattern.findall(text))]
 
 
@@ -58,26 +58,28 @@ def first_sentence(text: str) -> str:
 
 def value(text: str) -> Fraction | None:
     """The number that a text is, if it is one."""
-    plain = re.sub(r"[\s$]", "", text).removesuffix("%")
+    plain = text.strip().removesuffix("%").rstrip()
     if len(plain) > LONGEST or not NUMBER.fullmatch(plain):
         return None
-    numerator, _, denominator = plain.replace(",", "").partition("/")
+    numerator, _, denominator = re.sub(r"[\s$,]", "", plain).partition("/")
     below = Fraction(denominator or 1)
     return Fraction(numerator) / below if below else None
 
 
 def same_number(stated: str, reference: str) -> bool | None:
-    """Whether a stated number is the reference, to as many decimals as that has; None where that is no number."""
+    """Whether a stated number is the reference; where that has two decimals or more, to as many: it may be rounded.
+    None where the reference is no number."""
     right, found = value(reference), value(stated)
     if right is None:
         return None
-    return found is not None and abs(found - right) <= _rounding(reference, right)
+    return found is not None and abs(found - right) <= _rounding(reference, right, least=2)
 
 
-def _rounding(text: str, number: Fraction) -> Fraction:
-    """Half a unit of the last decimal; a whole number, however it is written, is not rounded."""
+def _rounding(text: str, number: Fraction, least: int = 1) -> Fraction:
+    """Half a unit of the last decimal; a whole number, however it is written, is not rounded, nor what has fewer
+    decimals."""
     decimals = 0 if number.denominator == 1 or "/" in text else len(text.strip(" %").partition(".")[2])
-    return Fraction(1, 2 * 10**decimals) if decimals else Fraction(0)
+    return Fraction(1, 2 * 10**decimals) if decimals >= least else Fraction(0)
 
 
 def equations(text: str) -> list[bool]:
