@@ -159,8 +159,9 @@ def read(folder: Path) -> Sample:
 def _mixed(unseen: list[Ranked], seen: list[Ranked], size: int, share: float) -> list[Ranked]:
     """As many rows as there can be with this share of seen ones, the smallest hashes of each kind."""
     most = min(size, len(seen) / share if share else size, len(unseen) / (1 - share) if share < 1 else size)
-    of_seen = round(int(most) * share)
-    of_unseen = int(most) - of_seen
+    rows = int(most + 1e-6)  # 3 / (1 - 0.7) is just below 10
+    of_seen = round(rows * share)
+    of_unseen = rows - of_seen
     return heapq.nlargest(of_unseen, unseen, key=_order) + heapq.nlargest(of_seen, seen, key=_order)
 
 

@@ -1,7 +1,8 @@
 """Draw prompts for REINFORCE that are an input of their own, and count how many of them SFT has seen."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -24,11 +25,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     settings = cast(PromptsConfig, config)
     learned = read(work.input("data").path)
     draw = settings.model_copy(update={"seed": (settings.seed + ANOTHER_DRAW) % 2**31})
-    try:
+    with _named():
         sample = subsample(draw, work.advance, work.store.home / "quarantine" / f"{work.run.id}.jsonl", learned)
-    except DensePathError as error:
-        # What it advises names the section of the demonstrations.
-        raise type(error)(str(error).replace("--set subsample.", "--set prompts.")) from error
     write(sample, work.output)
     overlap = sample.overlap(learned)
     logger.info("prompts: %d rows, %.1f%% of them seen by SFT", sample.counts.kept, 100 * overlap)
@@ -39,6 +37,25 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         "data/rows_bad": float(sample.counts.bad_rows),
         "data/prompt_overlap": overlap,
     }
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """What an error advises names this section, and not that of the demonstrations."""
+    try:
+        yield
+    except DensePathError as error:
+        raise type(error)(str(error).replace("--set subsample.", "--set prompts.")) from error
+
+
+def pin(config: PromptsConfig) -> PromptsConfig:
+    with _named():
+        return demonstrations.pin(config)
+
+
+def preflight(configs: Sequence[PromptsConfig], planning: bool = False) -> None:
+    with _named():
+        demonstrations.preflight(configs, planning)
 
 
 def settle(config: PromptsConfig, inputs: Mapping[str, Mapping[str, Any]]) -> PromptsConfig:
@@ -62,7 +79,7 @@ STAGE = Stage(
     inputs={"data": ("subsample",)},
     body=body,
     describe=describe,
-    pin=demonstrations.pin,
+    pin=pin,
     settle=settle,
-    preflight=demonstrations.preflight,
+    preflight=preflight,
 )

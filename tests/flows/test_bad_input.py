@@ -36,6 +36,10 @@ OpenStore = Callable[[Path], Store]
         (["run", TINY, "--set", "reward.reference=1.5"], ["reward.reference: ", "less than or equal to 1"]),
         (["run", TINY, "--set", "reward.reference=-0.1"], ["reward.reference: ", "greater than or equal to 0"]),
         (["run", TINY, "--set", "reward.reference=0.6"], ["reward.reference is 0.6", "0.34, 0.5, 1", "--set"]),
+        (
+            ["run", TINY, "--set", "prompts.source={type: file, path: absent.jsonl}"],
+            ["absent.jsonl: No such file", "--set prompts.source.path=FILE"],
+        ),
         (["run", TINY, "--set", "backbone.type=lap"], ["unknown type 'lap'"]),
         (["config", TINY, "--set", "nme=x"], ["nme: no such field; did you mean name?"]),
         (["artifacts", "--stage", "sfd"], ["sfd", "sft"]),

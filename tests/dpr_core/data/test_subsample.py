@@ -79,6 +79,13 @@ def test_prompts_have_the_overlap_that_is_asked_for_and_the_smallest_hashes(tmp_
     assert subsample(PromptsConfig(source=source, size=120), learned=learned).overlap(learned) == 20 / 120
 
 
+def test_prompts_are_as_many_as_there_can_be_with_an_overlap(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", rows(10))
+    learned = subsample(config_of(path, size=7))
+    prompts = subsample(PromptsConfig(source=FileSourceConfig(path=str(path)), overlap=0.7), learned=learned)
+    assert (prompts.counts.kept, prompts.overlap(learned)) == (10, 0.7)
+
+
 def test_prompts_of_an_overlap_that_cannot_be_are_refused(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows(10))
     learned = subsample(config_of(path))
