@@ -1,5 +1,6 @@
 """Settings of a whole pipeline (what a recipe holds), and of an experiment over several."""
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -281,7 +282,7 @@ class PipelineConfig(Config):
         for name, method in self.methods.items():
             if isinstance(method, VariantConfig):
                 where = f"methods.{name}.changes"
-                if outside := [c for c in method.changes if c.partition(".")[0] not in sections]:
+                if outside := [c for c in method.changes if re.split(r"[.=]", c)[0] not in sections]:
                     raise UsageError(
                         f"{where}: {outside[0]}: a variant changes fields of reward, reinforce and prompts"
                     )
@@ -301,7 +302,13 @@ class PipelineConfig(Config):
 def _written_out(method: Any) -> Any:
     preset = method.get("preset") if isinstance(method, dict) else None
     settings = PRESETS[preset].self_play if isinstance(preset, str) and preset in PRESETS else {}
-    return {**settings, **{name: value for name, value in method.items() if name != "preset"}} if settings else method
+    if not settings:
+        return method
+    own = {name: value for name, value in method.items() if name != "preset"}
+    loss = own.get("method")
+    if isinstance(loss, dict) and loss.get("type", kind := settings["method"]["type"]) == kind:
+        own["method"] = {**settings["method"], **loss}
+    return {**settings, **own}
 
 
 def _is_stage(method: Any) -> bool:

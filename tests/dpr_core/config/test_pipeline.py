@@ -442,6 +442,8 @@ def test_prompts_have_the_common_seed_and_may_be_a_variants_own() -> None:
     common = _load(LAB, own, "seed=4", "prompts.size=7")
     assert common.prompts == common.variants()["two"].prompts == PromptsConfig(size=7, seed=4)
     assert common.variants()["one"].prompts == PromptsConfig(size=7, overlap=0, seed=4)
+    without = _load(LAB, "methods={sfts: {changes: [prompts=null]}}", "prompts.size=7")
+    assert without.variants()["sfts"].prompts is None
     assert _load(common.model_dump(mode="json")) == common
     with pytest.raises(UsageError, match="must be equal, or prompts kept for evaluation"):
         _load(LAB, "prompts.source={type: lab, task: {operations: 3}}", "subsample.source={type: lab}")
