@@ -57,10 +57,14 @@ def _whitening(value: Any) -> Any:
 Whitening = Annotated[bool | Literal["batch_mean"], BeforeValidator(_whitening)]
 
 
-def extrapolation(kl_weight: float) -> float:
+def extrapolation(kl_weight: float, taught: bool = False) -> float:
     """lambda = 1 + 1 / beta: of all policies pi_ref (pi_SFT / pi_ref)^lambda has the most of a response's reward less
-    beta KL(pi || pi_SFT)."""
-    return 1 + 1 / kl_weight if kl_weight else math.inf
+    beta KL(pi || pi_SFT). With a teacher that is pi_SFT (pi_T / pi_ref)^lambda, and lambda = 1 / beta."""
+    return (not taught) + 1 / kl_weight if kl_weight else math.inf
+
+
+def _lambda_note(kl_weight: float) -> dict[str, str]:
+    return {"kl_weight": f"lambda is {extrapolation(kl_weight):g} here, without a teacher and reward.normalise."}
 
 
 class ClippedReinforceConfig(Config):
@@ -91,7 +95,7 @@ class ClippedReinforceConfig(Config):
     reward that the policy expects of its next token, exactly, from the logits."""
 
     def notes(self) -> dict[str, str]:
-        return {"kl_weight": f"lambda is {extrapolation(self.kl_weight):g} here."}
+        return _lambda_note(self.kl_weight)
 
     @model_validator(mode="after")
     def _target_needs_weight(self) -> Self:
@@ -152,6 +156,9 @@ class FullVocabularyConfig(Config):
 
     kl_schedule: Annotated[KLLinearConfig | KLTargetConfig, Field(discriminator="type")] | None = None
     """How that weight changes from iteration to iteration; none leaves it as it is."""
+
+    def notes(self) -> dict[str, str]:
+        return _lambda_note(self.kl_weight)
 
     @model_validator(mode="after")
     def _of_the_next_token(self) -> Self:

@@ -23,6 +23,7 @@ from dpr_core.errors import DensePathError
 from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
 from dpr_core.models.critic import Critic
+from dpr_core.models.dense_reward import DenseReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score_values
 from dpr_core.recorder import Recorder
@@ -84,12 +85,15 @@ class Hook:
 class RolloutMetrics(Hook):
     end_token: int
     kl: KLControl
+    reward: DenseReward
 
     def after_credit(self, iteration: Iteration) -> None:
         iteration.metrics |= describe(iteration.rollout, iteration.advantages, self.end_token)
         iteration.metrics["rollout/kl_weight"] = self.kl.weight
-        if self.kl.weight:
-            iteration.metrics["rollout/lambda"] = extrapolation(self.kl.weight)
+        if self.kl.weight and self.reward.formula == "baseline_relative":
+            # What is paid is Eq. 5 over its scale; for Eq. 5 itself beta counts so much more.
+            beta, taught = self.kl.weight * self.reward.scale, self.reward.teacher is not None
+            iteration.metrics["rollout/lambda"] = extrapolation(beta, taught)
 
 
 class RewardDrift(Hook):

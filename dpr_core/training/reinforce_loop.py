@@ -185,7 +185,7 @@ class ReinforceLoop:
     def _hooks(self, prompts: Prompts, critic: CriticLearner | None, kl: KLControl) -> list[Hook]:
         """What this run needs, in the order in which metrics are recorded and calls are made."""
         config, recorder = self.config, self.recorder
-        hooks: list[Hook] = [RolloutMetrics(self.end_token, kl)]
+        hooks: list[Hook] = [RolloutMetrics(self.end_token, kl, self.reward)]
         if isinstance(config.rollouts, VllmConfig):
             hooks.append(TruncatedImportance(config.rollouts))
         if critic:

@@ -122,7 +122,7 @@ def describe(config: StageConfig) -> str:
     kept = f", kept at a KL of {', '.join(f'{kl:g}' for kl in settings.keep_at_kl)}" if settings.keep_at_kl else ""
     drawn_by = " by vLLM" if isinstance(settings.rollouts, VllmConfig) else ""
     beta = getattr(settings.algorithm, "kl_weight", None)
-    held = "" if beta is None else f", KL weight {beta:g}, so lambda {extrapolation(beta):g}"
+    held = "" if beta is None else f", KL weight {beta:g} (lambda {extrapolation(beta):g} without a teacher)"
     return (
         f"REINFORCE ({settings.algorithm.type}, gamma {settings.algorithm.gamma:g}{held}) on the recovered reward: "
         f"learning rate {settings.learning_rate:g}, rollouts of {settings.rollout_batch_size}{drawn_by}{guard}{kept} "

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from dpr_core.config.base import commented_yaml, parse
-from dpr_core.config.imitation import SelfPlayConfig, SpinConfig
+from dpr_core.config.imitation import GsilConfig, SelfPlayConfig, SpinConfig
 from dpr_core.config.pipeline import PipelineConfig, Variant
 from dpr_core.config.presets import PRESETS, PresetName, with_preset
 from dpr_core.config.reinforce import PPOConfig, ReinforcePlusPlusConfig, extrapolation
@@ -78,6 +78,10 @@ def test_self_play_is_written_out_under_what_is_said_of_it() -> None:
     assert (spin.rounds, spin.epochs, spin.optimizer, spin.later_from_round) == (4, 6, "rmsprop", 3)
     assert (spin.pairs, spin.seed, gsil.seed) == (320, 3, 5)
     assert (gsil.temperature, gsil.batch_size, gsil.optimizer) == (0, 128, "rmsprop")
+    own = {name: {"preset": name, "method": {"beta" if name == "spin" else "scale": 0.2}} for name in ("spin", "gsil")}
+    spin, gsil = parse(PipelineConfig, {"backbone": {"type": "lab"}, "methods": own}, "x").methods.values()
+    assert spin.method == SpinConfig(beta=0.2, last_beta=5)  # type: ignore[union-attr]
+    assert gsil.method == GsilConfig(loss="bernoulli", scale=0.2, shift=2.0)  # type: ignore[union-attr]
     assert parse(PipelineConfig, config.model_dump(mode="json"), "x") == config
 
 
@@ -87,7 +91,9 @@ def test_a_preset_of_the_trained_policy_goes_under_the_changes() -> None:
     algorithm = config.reinforce.algorithm
     assert (algorithm.gamma, algorithm.kl_weight) == (0, 2)  # type: ignore[union-attr]
     assert (config.sft, config.reward, config.reinforce.guard) == (plain.sft, plain.reward, plain.reinforce.guard)
-    assert "# lambda is 1.5 here.\n    kl_weight: 2.0\n" in commented_yaml(config)
+    assert "# lambda is 1.5 here, without a teacher and reward.normalise.\n    kl_weight: 2.0\n" in commented_yaml(
+        config
+    )
     with pytest.raises(UsageError, match="preset spin has no reward; it is one of `methods`"):
         recipes.load("demo", [], "spin")
     with pytest.raises(UsageError, match="there is no preset 'exod'; presets: dpr, sr,"):
@@ -110,3 +116,4 @@ def test_a_preset_that_is_none_is_refused(method: dict[str, Any], message: str) 
 
 def test_lambda_of_no_kl_is_without_bound() -> None:
     assert [extrapolation(beta) for beta in (1e-5, 0.1, 4.0, 0.0)] == pytest.approx([100_001, 11, 1.25, float("inf")])
+    assert extrapolation(0.8, taught=True) == 1.25
