@@ -38,7 +38,7 @@ def read_result(text: str) -> str | None:
 
 
 def announced(text: str) -> list[str]:
-    """What follows `####`, and then what follows "answer is", to the next one or the end of the line, the last first."""
+    """What follows `####`, then what follows "answer is", to the next one or the line's end, the last first."""
     return [line for pattern in (_FINAL, _STATED) for line in reversed(pattern.findall(text))]
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -93,7 +94,7 @@ def load(config: E2EConfig) -> list[Question]:
             "install them: pip install 'dense-path[gold]'"
         )
     found: dict[str, Question] = {}
-    for row in rows.load(config):
+    for row in rows.every(config):
         if not slots(row.prompt):
             raise UsageError(f"{row.where} (id {row.id}) names no slots such as name[The Eagle], area[riverside]")
         references = row.references or ((row.response,) if row.response.strip() else ())
@@ -102,10 +103,12 @@ def load(config: E2EConfig) -> list[Question]:
                 f"{row.where} (id {row.id}) has neither {config.columns.references!r} nor {config.columns.response!r}"
             )
         known = found.get(row.prompt)
-        found[row.prompt] = row.question(references=(*(known.references if known else ()), *references))
-        if known:
-            found[row.prompt] = Question(known.id, known.turns, known.system, None, found[row.prompt].references)
-    return list(found.values())
+        found[row.prompt] = (
+            replace(known, references=(*known.references, *references))
+            if known
+            else row.question(references=references)
+        )
+    return rows.selected(list(found.values()), config)
 
 
 def slots(prompt: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpr_core.config.gold import GoldBenchmarkConfig
 from dpr_core.errors import UsageError
@@ -38,7 +38,12 @@ class GoldRow:
 
 
 def load(config: GoldBenchmarkConfig) -> list[GoldRow]:
-    """The rows that are asked, in the order of the hashes of their ids where not all of them are."""
+    """The rows that are asked."""
+    return selected(every(config), config)
+
+
+def every(config: GoldBenchmarkConfig) -> list[GoldRow]:
+    """All rows of the file."""
     path = hosted.local_file(config)
     with naming(path):
         rows = [
@@ -48,11 +53,14 @@ def load(config: GoldBenchmarkConfig) -> list[GoldRow]:
         unique([{"id": row.id} for row in rows], lambda row: row["id"], "row")
     if not rows:
         raise UsageError(f"{path} holds no rows")
-    return selected(rows, config)
+    return rows
 
 
-def selected(rows: list[GoldRow], config: GoldBenchmarkConfig) -> list[GoldRow]:
-    """Those that `skip` and `prompts` leave."""
+Asked = TypeVar("Asked", GoldRow, Question)
+
+
+def selected(rows: list[Asked], config: GoldBenchmarkConfig) -> list[Asked]:
+    """Those that `skip` and `prompts` leave, in the order of the hashes of their ids where these leave any out."""
     if config.prompts is None and not config.skip:
         return rows
     ranked = sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())

@@ -131,6 +131,12 @@ def test_bleu_and_rouge_take_all_references(tmp_path: Path) -> None:
     config = written(tmp_path, *rows)
     questions = benchmarks.load(config)
     assert [(q.id, len(q.references)) for q in questions] == [("1", 3), ("2", 1)]
+    assert {
+        len(q.references) for n in (0, 1) for q in benchmarks.load(config.model_copy(update={"skip": n, "prompts": 1}))
+    } == {
+        3,
+        1,
+    }, "a prompt is asked with all of its references"
     gold = benchmarks.gold(config)
     assert gold is not None
     assert gold.of_answer is not None
