@@ -88,9 +88,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
         logger.warning("%s: %s", settings.benchmark.type, warning)
     overlap = trained_on(settings, questions, lineage.trained_prompts(source))
-    if isinstance(settings.policy, KeptConfig):
-        found["answer/kept_reached"] = float(reaches(source, settings.policy.kl))
-    measured |= entropy(settings, answers, temperatures, entropies) | found
+    measured |= entropy(settings, answers, temperatures, entropies) | kept_reached(settings, source) | found
     return statistics(rows) | measured | bound(settings) | overlap
 
 
@@ -104,6 +102,11 @@ def likelihoods(
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
     texts = [(renderer.render(question.prompt, question.system), question.references[0]) for question in questions]
     encoded = encode_demonstrations(tokenizer, texts, settings.max_prompt_tokens, settings.max_response_tokens)
+    if not encoded.sequences:
+        raise UsageError(
+            f"all {len(questions)} prompts of the likelihood benchmark are longer than "
+            f"answer.max_prompt_tokens={settings.max_prompt_tokens}; raise it"
+        )
     if encoded.prompts_too_long or encoded.responses_cut:
         logger.warning(
             "likelihood: %d of the %d prompts are longer than answer.max_prompt_tokens=%d and left out, and %d "
@@ -130,7 +133,8 @@ def likelihoods(
     ]
     write_rows(work.output / ANSWERS, rows)
     overlap = trained_on(settings, questions, lineage.trained_prompts(source))
-    return gold_metrics(settings, rows) | {"gold/left_out": float(encoded.prompts_too_long)} | overlap
+    left_out = {"gold/left_out": float(encoded.prompts_too_long)}
+    return gold_metrics(settings, rows) | left_out | overlap | kept_reached(settings, source)
 
 
 def _rows(
@@ -248,6 +252,12 @@ def trained_on(settings: AnswerConfig, questions: "Sequence[Question]", prompts:
 def asks_training_prompts(benchmark: "Benchmark") -> bool:
     """Whether that is what the benchmark is for."""
     return isinstance(benchmark, LabBenchmarkConfig) and benchmark.split == "train"
+
+
+def kept_reached(settings: AnswerConfig, run: Artifact) -> dict[str, float]:
+    """Of a policy that was to be kept at a KL, whether its run came so far; else it is the last one."""
+    policy = settings.policy
+    return {"answer/kept_reached": float(reaches(run, policy.kl))} if isinstance(policy, KeptConfig) else {}
 
 
 def entropy_temperature(temperatures: Sequence[float]) -> float | None:

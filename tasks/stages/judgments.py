@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dpr_core.config.evaluation import AnswerConfig, Benchmark
+from dpr_core.config.evaluation import AnswerConfig, Benchmark, MatchedConfig
 from dpr_core.config.gold import LikelihoodConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
@@ -77,10 +77,6 @@ class Judgments:
         self._answers[policy, benchmark] = candidate
         self._note(policy, benchmark, candidate, ours)
         known = self._work.store.published(candidate.id).results
-        if known.get("answer/kept_reached") == 0:
-            self._notes.append(
-                f"{role}: its run never reached this KL to SFT, and these are of the policy it ended with"
-            )
         for name, value in (
             ("Backbone", _backbone(sft)),
             *((f"{role}, matched", matched) for matched in [_matched(known)] if matched),
@@ -107,13 +103,30 @@ class Judgments:
         self.linked.append(ArtifactLinks(policy, benchmark, {"policy": scored.inputs["policy"], "answers": scored.id}))
 
     def _note(self, policy: str, benchmark: str, answers: Artifact, rows: list[dict[str, Any]]) -> None:
-        """Answers that were cut before they were measured, and questions that the policy had learned from."""
+        """What was cut or left out before it was measured, policies that are not what they should be, and questions
+        that the policy had learned from."""
         from dpr_core.evaluation.gold.measures import answers_cut, cut_warning
 
-        if (warning := cut_warning(answers_cut(rows), len(rows))) is not None:
+        settings = AnswerConfig.model_validate(answers.config)
+        results = self._work.store.published(answers.id).results
+        cut, left_out = answers_cut(rows), int(results.get("gold/left_out", 0))
+        if isinstance(settings.benchmark, LikelihoodConfig):
+            short = f"{cut:,} responses were cut at answer.max_response_tokens, and {left_out:,} prompts were too long"
+            warning = f"{short} and left out" if cut or left_out else None
+        else:
+            warning = cut_warning(cut, len(rows))
+        if results.get("answer/kept_reached") == 0:
+            self._notes.append(
+                f"{policy} on {benchmark}: its run never reached this KL to SFT; this is the policy that it ended with."
+            )
+        if isinstance(settings.policy, MatchedConfig) and (matched := _matched(results)):
+            wanted, reached = results["match/target"], results["match/reached"]
+            if abs(reached - wanted) > settings.policy.match_tolerance * wanted:
+                self._notes.append(f"{policy} on {benchmark} is not matched as closely as it should be: {matched}.")
+        if warning is not None:
             self._notes.append(f"{policy} on {benchmark}: {warning}.")
-        known = int(self._work.store.published(answers.id).results.get("answer/trained_on", 0))
-        if known and not asks_training_prompts(AnswerConfig.model_validate(answers.config).benchmark):
+        known = int(results.get("answer/trained_on", 0))
+        if known and not asks_training_prompts(settings.benchmark):
             self._trained_on.setdefault((benchmark, known, len(rows)), []).append(policy)
 
     def frontiers(self) -> "dict[str, list[Reached]]":

@@ -174,8 +174,17 @@ def _entropy(
     settings: AnswerConfig, lineage: Lineage, source: Artifact, asked: "Sequence[Question]", recorder: Drawing
 ) -> float:
     """Nats a token, of the distribution that draws, exact in every state of its answers."""
+    from dpr_core.evaluation import benchmarks
     from dpr_core.masking import masked_mean, response_mask
 
+    policy = settings.policy
+    if not isinstance(policy, SFTPolicyConfig) and any(
+        benchmarks.temperature(settings.benchmark, question) is not None for question in asked
+    ):
+        raise UsageError(
+            "input match: its questions have temperatures of the benchmark's own, where one entropy says nothing; "
+            "set temperatures: paper, or leave the match out"
+        )
     temperature = settings.drawn_at
     if temperature == 0:
         return 0.0
