@@ -58,6 +58,9 @@ class LabWordProblemsConfig(Config):
     type: Literal["word_problems"] = "word_problems"
     """Which program writes the prompts."""
 
+    grammar: Literal[1] = 1
+    """Edition of the templates: a change of what they write is a new one, and samples of two have different keys."""
+
     evaluation_share: float = Field(0.25, gt=0, lt=1)
     """Templates whose hash falls below this share are kept for evaluation: no demonstration has their story."""
 

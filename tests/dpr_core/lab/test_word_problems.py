@@ -1,3 +1,4 @@
+import hashlib
 import random
 import re
 from collections import Counter
@@ -43,6 +44,15 @@ def test_every_answer_is_worked_out_from_the_numbers_of_its_question() -> None:
             available.append(result)
         assert re.fullmatch(r"(\d+ [-+*/] \d+ = \d+\. )+The answer is \d+\.", answer)
         assert read_result(answer) == str(stated(answer)[-1][3]) == str(problem.result)
+
+
+def test_what_is_written_changes_with_the_edition_alone() -> None:
+    digest = hashlib.sha256()
+    for problem in SAMPLE:
+        answers = [problem.answer("careful", slip, random.Random(0)) for slip in (False, True)]
+        digest.update("\n".join([problem.id, problem.prompt, *answers]).encode())
+    found = (TASK.grammar, digest.hexdigest()[:16])
+    assert found == (1, "072cd8c39115b699"), "other problems are another LabWordProblemsConfig.grammar, for their keys"
 
 
 def test_a_slip_is_one_wrong_equation_carried_forward_to_a_wrong_result() -> None:
