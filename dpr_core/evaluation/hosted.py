@@ -7,14 +7,13 @@ from dpr_core import hub
 from dpr_core.config.official import HostedFileConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.rows import of_benchmark_file
-from dpr_core.files import data_file
 from dpr_core.hashing import hash_file
 
 
 def local_file(config: HostedFileConfig) -> Path:
     """The local file, or a copy of the hub's in the hub's own cache."""
     if config.path is not None:
-        return data_file(config.path)
+        return of_benchmark_file(config.path, _found)
     from huggingface_hub import hf_hub_download
 
     repository, file = on_hub(config)
@@ -22,6 +21,11 @@ def local_file(config: HostedFileConfig) -> Path:
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=config.revision))
     except Exception as error:
         raise _explained(config, error) from None
+
+
+def _found(path: Path) -> Path:
+    path.stat()
+    return path
 
 
 def content_hash(config: HostedFileConfig) -> str:

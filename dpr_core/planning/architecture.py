@@ -112,8 +112,10 @@ PUBLISHED: dict[str, Architecture] = {
     "Qwen/Qwen2.5-7B": Architecture("qwen2", 152_064, 3584, 28, 28, 4, 128, 18_944, 131_072, False),
     "mistralai/Mistral-7B-v0.1": Architecture("mistral", 32_000, 4096, 32, 32, 8, 128, 14_336, 32_768, False, 4096, 32),
     "google/gemma-3-4b-pt": Architecture("gemma3", 262_208, 2560, 34, 8, 4, 256, 10_240, 131_072, True, 1024, 29),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Architecture("llama", 49_152, 576, 30, 9, 3, 64, 1536, 8192, True),
+    "google/gemma-3-270m": Architecture("gemma3", 262_144, 640, 18, 4, 1, 256, 2048, 32_768, True, 512, 15),
 }
-"""The paper's backbones, as their config.json says, so that they can be planned for before they are downloaded."""
+"""The recipes' backbones, as their config.json says, so that they can be planned for before they are downloaded."""
 
 
 def backbone_architecture(backbone: Backbone) -> Architecture:

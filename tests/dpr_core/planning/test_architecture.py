@@ -13,6 +13,8 @@ COUNTS = {
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
     "google/gemma-3-4b-pt": 3_880_263_168,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "google/gemma-3-270m": 268_098_176,
 }
 
 
@@ -32,7 +34,7 @@ def _settings(a: Architecture) -> Any:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_papers_backbones_have_as_many_parameters_as_transformers_builds(name: str) -> None:
+def test_the_recipes_backbones_have_as_many_parameters_as_transformers_builds(name: str) -> None:
     known = PUBLISHED[name]
     settings = _settings(known)
     with torch.device("meta"):

@@ -97,7 +97,7 @@ def test_a_relative_file_is_looked_for_in_the_data_folder_too(tmp_path: Path, mo
     monkeypatch.chdir(here)
     config = WordProblemsConfig(path="problems.jsonl")
     with pytest.raises(UsageError, match=rf"there is no such benchmark file \(looked for in {here}; DPR_REAL_DATA can"):
-        benchmarks.with_content_hash(config)
+        benchmarks.load(config)
     monkeypatch.setenv("DPR_REAL_DATA", str(data))
     with pytest.raises(UsageError, match=rf"\(looked for in {here} and in DPR_REAL_DATA, {data}\)"):
         benchmarks.with_content_hash(config)
