@@ -212,12 +212,17 @@ class Store:
         return dict(as_published["metrics"] if as_published else run.data.metrics)
 
     def history(self, run_id: str, prefix: str) -> dict[int, dict[str, float]]:
-        """What was logged over steps, of the metrics whose names begin like this: values by name, by step."""
+        """What was logged over steps, of the metrics whose names begin like this: values by name, by step.
+
+        What comes out of a stage is logged at its last step once more, and may be of an earlier one: the first counts.
+        """
         run = self._run(run_id)
         found: dict[int, dict[str, float]] = {}
         for name in sorted(name for name in run.data.metrics if name.startswith(prefix)):
-            for entry in self._client.get_metric_history(run.info.run_id, name):
-                found.setdefault(int(entry.step), {})[name] = float(entry.value)
+            for entry in sorted(
+                self._client.get_metric_history(run.info.run_id, name), key=lambda each: each.timestamp
+            ):
+                found.setdefault(int(entry.step), {}).setdefault(name, float(entry.value))
         return dict(sorted(found.items()))
 
     def beside(self, run_id: str, name: str) -> Path | None:

@@ -472,6 +472,16 @@ def test_metrics_keep_their_steps_and_times(store: Store) -> None:
     assert store.record(run.id).results == {"accuracy": 0.75}
 
 
+def test_the_history_of_a_run_has_what_its_steps_logged_and_not_what_came_out(store: Store) -> None:
+    run = attempt(store)
+    for step, kl in enumerate([0.0, 0.1, 0.7]):
+        run.metrics({"rollout/kl": kl}, step)
+    run.flush()
+    run.results({"rollout/kl": 0.1})
+    run.flush()
+    assert store.history(run.id, "rollout/") == {step: {"rollout/kl": kl} for step, kl in enumerate([0.0, 0.1, 0.7])}
+
+
 def test_metrics_are_sent_in_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = attempt(store)
     sent: list[int] = []
