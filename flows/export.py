@@ -118,7 +118,8 @@ def _checkpoint_folders(lineage: Lineage, artifact: Artifact, part: str | None) 
             raise UsageError(f"--part {part}: {needed} is needed")
         return [checkpoint(artifact, fraction)]
     if artifact.stage == "reinforce" and part is not None:
-        return [kept(artifact, _number(part, "the KL to SFT at which a policy was kept, such as 0.1,"))]
+        needed = "the KL to SFT at which a policy was kept, such as 0.1 (leave --part out for the one it ended with),"
+        return [kept(artifact, _number(part, needed))]
     if part is not None:
         raise UsageError(f"a {artifact.stage} artifact has one model; leave --part out")
     return [artifact.path / "model" if artifact.stage == "backbone" else lineage.policy_folder(artifact)]

@@ -13,6 +13,10 @@ CALLS = {
 }  # fmt: skip
 
 
+READ_BY_HASH = {"dpr_core/models/packaged.py": ["zipfile"]}
+"""One member of a wheel whose SHA-256 is pinned is read as a stream; nothing is unpacked."""
+
+
 def forbidden(source: str) -> list[str]:
     """Imports, calls and arguments by which data could be run, or could write where it likes."""
     found: list[str] = []
@@ -38,7 +42,7 @@ def test_nothing_is_unpickled_unpacked_or_evaluated(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     found = {str(file.relative_to(ROOT)): names for file in files if (names := forbidden(file.read_text("utf-8")))}
-    assert found == {}
+    assert found == {file: names for file, names in READ_BY_HASH.items() if file.startswith(package)}
 
 
 @pytest.mark.parametrize(

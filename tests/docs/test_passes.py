@@ -101,7 +101,8 @@ def answers(toy: Callable[..., Any], what: str, kind: str, arithmetic: Any = Non
     answered_by: Any = {"trained": policy, "SFT": sft, "contrastive": ContrastivePolicy(sft, reference, 0.5)}[kind]
     sequences = [TokenSequence(prompt, (3, 2, 0)) for prompt in PROMPTS]
     settings = AnswerConfig(benchmark={"type": "lab"}, execution=ExecutionConfig())  # type: ignore[arg-type]
-    scored, kl = Answering(settings, answered_by, sft, None if kind == "SFT" else reward).measure(sequences)
+    responder = Answering(settings, answered_by, sft, None if kind == "SFT" else reward)
+    scored, kl, _ = responder.measure(sequences, None)
     assert kl is not None
     assert (scored is None) == (kind == "SFT")
     return passes.row(what, sum(map(len, sequences)))

@@ -147,8 +147,8 @@ def test_a_policy_whose_name_ends_like_another_is_not_taken_for_it(experiments: 
     from tasks.stages.experiment import observed
 
     records = {
-        "judge of A-DPR": SimpleNamespace(inputs={"candidate": "A-DPR", "baseline": "SFT"}),
-        "judge of DPR": SimpleNamespace(inputs={"candidate": "DPR", "baseline": "SFT"}),
+        "judge of A-DPR": SimpleNamespace(stage="judge", inputs={"candidate": "A-DPR", "baseline": "SFT"}),
+        "judge of DPR": SimpleNamespace(stage="judge", inputs={"candidate": "DPR", "baseline": "SFT"}),
     }
     report = SimpleNamespace(
         path=experiments.store.fetch(experiments.outcomes[0]["report"].id).path,

@@ -220,12 +220,12 @@ def test_a_reward_is_diagnosed_before_it_is_trained_on(built: Built) -> None:
     assert found["measured"]["correctness"]["prompts"] == 4
 
 
-def test_a_reward_of_demonstrations_from_a_file_is_diagnosed_without_correctness(
+def test_a_reward_of_demonstrations_that_announce_no_result_is_diagnosed_without_correctness(
     built: Built, tmp_path: Path, run_graph: RunGraph, tiny: Tiny
 ) -> None:
     sample = built.store.fetch(built.outcomes["subsample"].id).path / "demonstrations.jsonl"
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(sample.read_text())
+    rows.write_text(sample.read_text().replace("The answer is ", "So it is "))
     source = f"subsample.source={{type: file, path: {rows}, columns: {{prompt: prompt, system: system}}}}"
     wanted = ("backbone", "subsample", "sft", "reward", "diagnose")
     outcomes = run_graph(built.store, [node for node in wiring.nodes(tiny(source)) if node.stage in wanted])

@@ -379,7 +379,7 @@ def test_a_circle_in_the_stored_lineage_ends(store: Store, make: Make) -> None:
 
 def test_the_table_names_every_stage_without_importing_it() -> None:
     assert tuple(STAGES) == NAMES
-    assert len(STAGES) == 13
+    assert len(STAGES) == 14
     assert "sft" in STAGES
     assert "stf" not in STAGES
     with pytest.raises(UsageError, match="there is no stage 'rienforce'; did you mean reinforce"):

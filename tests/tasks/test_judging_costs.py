@@ -38,14 +38,14 @@ def test_every_method_is_judged_in_both_orders_on_every_benchmark_and_rated_on_m
     lines = {(line.stage, line.benchmark): line for line in found.lines}
     for name, prompts in PROMPTS.items():
         line = lines.pop(("judge", name))
-        # Six methods, and once two canaries of two kinds, all in both orders.
-        assert (line.judgments, line.prompts, line.cost.requests) == (6, prompts, 6 * 2 * prompts + 8)
+        # DPR, seven methods and six controls, and once two canaries of two kinds, all in both orders.
+        assert (line.judgments, line.prompts, line.cost.requests) == (14, prompts, 14 * 2 * prompts + 8)
         assert line.cost.tokens_written_at_most == 512 * line.cost.requests
     rated = lines.pop(("rate", "mt_bench"))
-    # The six methods and SFT, two turns each, and once two canaries' two turns.
-    assert (rated.judgments, rated.prompts, rated.cost.requests) == (7, 80, 7 * 160 + 4)
+    # These fourteen and SFT, two turns each, and once two canaries' two turns.
+    assert (rated.judgments, rated.prompts, rated.cost.requests) == (15, 80, 15 * 160 + 4)
     assert lines == {}
-    assert found.total.requests == 6 * 2 * 1685 + 32 + 1124
+    assert found.total.requests == 14 * 2 * 1685 + 32 + 2404
     assert found.reused == 0
 
 
@@ -58,7 +58,7 @@ def test_the_most_that_is_read_is_the_longest_question_and_two_of_the_longest_an
         for prompt, response in sizes
     ]
     alpaca = [each.lines[0].cost for each in found]
-    assert alpaca[0].requests == 6 * 2 * 805
+    assert alpaca[0].requests == 14 * 2 * 805
     for more, fewer, tokens in ((0, 1, 2 * 512), (1, 2, 512)):
         added = alpaca[more].tokens_read_at_most - alpaca[fewer].tokens_read_at_most
         assert added == pytest.approx(alpaca[0].requests * tokens, rel=0.002)
@@ -85,7 +85,7 @@ def test_a_file_that_is_here_is_counted_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "question.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     only = f"evaluation.benchmarks={{mt_bench: {{path: {file}}}}}"
-    found = costs(only, "methods={}")
+    found = costs(only, "methods={}", "evaluation.controls={}")
     assert [(line.stage, line.judgments, line.prompts, line.cost.requests) for line in found.lines] == [
         ("judge", 1, 3, 6 + 8),
         ("rate", 2, 3, 2 * 6 + 4),

@@ -102,7 +102,9 @@ def test_rollouts_at_another_temperature_than_1_are_learned_from_anew() -> None:
     """Artifacts from before their policy was scored at the temperature that drew are not reused."""
     reinforce = STAGES["reinforce"]
     assert [reinforce.version_of(ReinforceConfig(temperature=t)) for t in (1.0, 0.7, 1.3)] == [1, 2, 2]
-    assert all(stage.version_of(ReinforceConfig()) == stage.version for stage in STAGES.values())
+    assert all(
+        stage.version_of(ReinforceConfig()) == stage.version for stage in STAGES.values() if stage.name != "experiment"
+    )
 
 
 def test_same_work_gives_the_same_digest_under_other_ids(store: Store, make: Make) -> None:

@@ -83,7 +83,7 @@ def test_what_costs_time_or_memory_is_bounded(kind: type[Config]) -> None:
     def unbounded(name: str, schema: dict[str, Any]) -> bool:
         parts = [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else [])]
         counts = schema.get("type") == "integer" or name.endswith(("seconds", "minutes", "hours", "temperature"))
-        bounds = {"maximum", "exclusiveMaximum"} & schema.keys()
+        bounds = {"maximum", "exclusiveMaximum", "const"} & schema.keys()
         numeric = schema.get("type") in ("integer", "number")
         return (numeric and counts and not bounds) or any(unbounded(name, part) for part in parts)
 

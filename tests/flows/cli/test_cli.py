@@ -590,6 +590,7 @@ ARGUMENTS = {
     "show": ("abcd",),
     "verify": (),
     "export": ("abcd", "folder"),
+    "backbone": ("smollm2-135m", "folder"),
     "score": ("abcd",),
     "gc": (),
     "recipes": (),
