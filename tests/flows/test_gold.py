@@ -111,6 +111,7 @@ def naive(store: Store, made: Any, policy: str, k: float | None = None) -> list[
     return values
 
 
+@pytest.mark.slow
 def test_held_out_responses_are_scored_by_every_policy_that_is_a_distribution(
     store: Store, made: Any, tmp_path: Path
 ) -> None:

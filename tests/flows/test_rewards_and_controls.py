@@ -369,6 +369,7 @@ def test_a_kept_policy_answers_and_where_there_is_none_the_last_one_does(
         answer(store, kept.id, tiny, policy=KeptConfig(kl=0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_sft_is_matched_by_entropy_and_extrapolation_by_kl(
     kept: Outcome, store: Store, made: Any, tiny: Tiny, caplog: pytest.LogCaptureFixture
@@ -419,6 +420,7 @@ def test_sft_is_matched_by_entropy_and_extrapolation_by_kl(
         matched(made.id("sft"), SFTPolicyConfig(temperature=1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_match_that_is_interrupted_goes_on_with_what_was_tried(
     kept: Outcome, store: Store, made: Any, tiny: Tiny, tmp_path: Path
