@@ -164,7 +164,10 @@ def with_preset(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The settings of reward, REINFORCE and prompts, with those of a preset."""
     preset = preset_named(name)
     if preset.self_play:
-        raise UsageError(f"preset {name} has no reward; it is one of `methods`: {{NAME: {{preset: {name}}}}}")
+        raise UsageError(
+            f"preset {name} has no reward to train DPR on; it stands beside it: "
+            f"--set 'methods={{{name}: {{preset: {name}}}}}'"
+        )
     kept: dict[str, Any] = {}
     kind = next((change.removeprefix(TYPE) for change in preset.changes if change.startswith(TYPE)), None)
     if kind is not None:

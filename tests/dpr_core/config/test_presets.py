@@ -94,7 +94,7 @@ def test_a_preset_of_the_trained_policy_goes_under_the_changes() -> None:
     assert "# lambda is 1.5 here, without a teacher and reward.normalise.\n    kl_weight: 2.0\n" in commented_yaml(
         config
     )
-    with pytest.raises(UsageError, match="preset spin has no reward; it is one of `methods`"):
+    with pytest.raises(UsageError, match="preset spin has no reward to train DPR on; it stands beside it"):
         recipes.load("demo", [], "spin")
     with pytest.raises(UsageError, match="there is no preset 'exod'; presets: dpr, sr,"):
         with_preset({}, "exod")
