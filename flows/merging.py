@@ -124,7 +124,7 @@ class MergedStudies:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the parent run in MLflow."""
-        return {"studies": [study.model_dump(mode="json") for study in self.studies]}
+        return {"studies": [study.model_dump(mode="json", exclude={"config": {"place"}}) for study in self.studies]}
 
     def failed(self, failures: Mapping[str, Failure]) -> dict[str, str]:
         """Why a point has no report or a study no table, and what else failed: by the stage that was the cause."""

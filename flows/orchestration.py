@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import prefect
@@ -29,24 +29,25 @@ from tasks.running import shutdown
 logger = logging.getLogger("dense_path")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Document = dict[str, Any]
 
 POLL_SECONDS = 5.0
 GRACE_SECONDS = 15.0
 """How long a worker has to end a flow run that is cancelled before the process itself does."""
 
-_WORK: contextvars.ContextVar["Observed[Document] | None"] = contextvars.ContextVar("work", default=None)
+_WORK: contextvars.ContextVar["Observed[Any] | None"] = contextvars.ContextVar("work", default=None)
 _CANCELLED: set[UUID] = set()
 
 
-def body(work: Callable[P, Document]) -> Callable[P, Document]:
+def body(work: Callable[P, T]) -> Callable[P, T]:
     """The body of a flow: what is returned or raised here is what `run_flow` returns or raises."""
 
     @functools.wraps(work)
-    def of_a_flow(*arguments: P.args, **named: P.kwargs) -> Document:
+    def of_a_flow(*arguments: P.args, **named: P.kwargs) -> T:
         with _ending_when_cancelled():
             observed = _WORK.get()
-            return work(*arguments, **named) if observed is None else observed(work, *arguments, **named)
+            return work(*arguments, **named) if observed is None else cast(T, observed(work, *arguments, **named))
 
     return of_a_flow
 

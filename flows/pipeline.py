@@ -1,39 +1,82 @@
-"""The Prefect flows: a whole pipeline, a rerun of any artifact, a single stage. Stages exchange artifact IDs only."""
+"""The Prefect flows: a whole pipeline, a rerun, a sweep, a single stage. Stages exchange artifact IDs only."""
 
+import itertools
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from threading import Semaphore
 from typing import Any, assert_never
 
 from pydantic import StrictBool
 
+from dpr_core.config.base import Line
+from dpr_core.config.evaluation import ChatCompletionsConfig
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.placing import Rules
 from dpr_core.redaction import redact_logs
 from flows import recipes
-from flows.dispatch import dispatch
+from flows.dispatch import dispatch, places_of
+from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
-from flows.requests import Request, RerunRequest, RunRequest, StageRequest, SweepRequest
-from flows.run_document import pipeline_run, stage_entry
-from flows.sweep import run_request, sweep
+from flows.requests import Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
+from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry
 from tasks.artifacts.store import Store
-from tasks.graph import in_order, plan, preflight, resolved
+from tasks.graph import Node, Planned, in_order, plan, preflight
+from tasks.placement import WorkPools, own_pool
 from tasks.prefect_task import link_runs, stage_task
-from tasks.run_stage import Outcome, StageJob
+from tasks.run_stage import Outcome, StageJob, run_job
+from tasks.running.shutdown import graceful_shutdown
+from tasks.schedule import MOST_BESIDE, Done, Failure, Here, execute_all
+from tasks.subprocess_pool import SubprocessPool, gpus
+
+logger = logging.getLogger("dense_path")
+
+MOST_JUDGES = 8
+"""Judges of this machine that wait for their endpoints at once, each a process."""
 
 DEMO = recipes.load("demo")
 
 
 @flow(name="dense-path", flow_run_name="{config.name}")
-def dense_path(config: PipelineConfig = DEMO, force: StrictBool = False) -> dict[str, Any]:
+def dense_path(
+    config: PipelineConfig = DEMO,
+    force: StrictBool = False,
+    jobs: Jobs = 1,
+    place: Rules = {},  # noqa: B006
+) -> dict[str, Any]:
     """Demonstrations -> SFT with checkpoints -> dense reward -> REINFORCE -> judged answers."""
-    return run_graph(RunRequest(config=config, force=force))
+    return run_graph(RunRequest(config=config, force=force, jobs=jobs, place=place))
 
 
 @flow(name="rerun")
 def rerun(
-    artifact: str, overrides: list[str] | None = None, downstream: StrictBool = False, force: StrictBool = False
+    artifact: str,
+    overrides: list[str] | None = None,
+    downstream: StrictBool = False,
+    force: StrictBool = False,
+    jobs: Jobs = 1,
+    place: Rules = {},  # noqa: B006
 ) -> dict[str, Any]:
     """Make one artifact again from its stored inputs, with `field=value` overrides; downstream: all built on it too."""
     target = Store.open().resolve(artifact)
-    return run_graph(RerunRequest(artifact=target, overrides=overrides or [], downstream=downstream, force=force))
+    changes = overrides or []
+    return run_graph(
+        RerunRequest(artifact=target, overrides=changes, downstream=downstream, force=force, jobs=jobs, place=place)
+    )
+
+
+@flow(name="sweep", flow_run_name="{name}")
+def sweep(
+    studies: Studies,
+    name: Line = "sweep",
+    jobs: Jobs = 1,
+    place: Rules = {},  # noqa: B006
+) -> dict[str, Any]:
+    """Run every point of the studies, each stage that is the same once, and put their reports side by side."""
+    return run_graph(SweepRequest(studies=studies, name=name, jobs=jobs, place=place))
 
 
 @flow(name="stage", flow_run_name="{request.stage}", validate_parameters=False)
@@ -44,38 +87,140 @@ def single_stage(request: StageRequest) -> dict[str, Any]:
 
 def start(request: Request) -> dict[str, Any]:
     """Run a request as its Prefect flow."""
+    how: dict[str, Any] = {"jobs": request.jobs, "place": request.place}
     match request:
         case RunRequest():
-            return run_flow(lambda: dense_path(request.config, request.force), lambda: run_graph(request))
+            return run_flow(lambda: dense_path(request.config, request.force, **how), lambda: run_graph(request))
         case RerunRequest():
             arguments = request.artifact, request.overrides, request.downstream, request.force
-            return run_flow(lambda: rerun(*arguments), lambda: run_graph(request))
+            return run_flow(lambda: rerun(*arguments, **how), lambda: run_graph(request))
         case StageRequest():
             return run_flow(lambda: single_stage(request), lambda: run_graph(request))
         case SweepRequest():
-            settings = request.studies, request.name, request.jobs, request.pool
-            return run_flow(lambda: sweep(*settings), lambda: run_request(request))
+            return run_flow(lambda: sweep(request.studies, request.name, **how), lambda: run_graph(request))
     assert_never(request)
 
 
 @body
 def run_graph(request: Request) -> dict[str, Any]:
-    """Run every stage of a request under one parent run; returns the document that `dpr run --json` prints."""
+    """Run every stage of a request under one parent run; returns the document that `dpr run --json` prints. Raises
+    `IncompleteError` at the end if several stages failed, or a point of a sweep."""
     # A deployed flow shows on its page why each stage runs.
-    logging.getLogger("dense_path").setLevel(logging.INFO)
+    logger.setLevel(logging.INFO)
     redact_logs()
     store = Store.open()
     dispatched = dispatch(request, store)
-    nodes, info = dispatched.nodes, dispatched.info
+    nodes, studies, info = dispatched.nodes, dispatched.studies, dispatched.info
     not_before = store.parent_runs.since(info.request) if request.force else None
-    preflight(nodes, plan(nodes, store, not_before))
-    outcomes: dict[str, Outcome] = {}
-    with pipeline_run(store, info) as document:
-        parent = document["run_id"]
-        for node in in_order(nodes):
-            inputs = resolved(node, outcomes)
-            outcome = stage_task(StageJob(node.stage, node.name, node.config, inputs, parent, not_before, node.origin))
-            outcomes[node.name] = outcome
-            document["stages"].append(stage_entry(outcome))
+    planned = plan(nodes, store, not_before)
+    places = places_of(nodes, planned, request.places, own_pool())
+    preflight(nodes, planned, places, request.jobs)
+    pools = WorkPools(store)
+    pools.check(places.values())
+    with (
+        pipeline_run(store, info, dispatched.results_of) as document,
+        graceful_shutdown(),
+        _Runner(document, planned, not_before, request.jobs).open(pools, places) as runner,
+    ):
+        if studies is None:
+            failed = runner.pipeline(nodes)
+        else:
+            failed = runner.sweep(studies, len(nodes))
+        if failed:
+            document["failed"] = failed
     link_runs(store, document)
+    if failed:
+        raise IncompleteError(document)
     return document
+
+
+class _Runner:
+    """Runs the nodes of a graph, each where it is to be done, and adds what comes of them to the document."""
+
+    def __init__(
+        self, document: dict[str, Any], planned: Sequence[Planned], not_before: datetime | None, jobs: int
+    ) -> None:
+        self._document = document
+        self._found = reused(planned)
+        self._not_before = not_before
+        self._jobs = jobs
+        self._judging = Semaphore(MOST_JUDGES)
+        self._numbers = itertools.count(1)
+        self._total = 0
+        """Of the stages that are told of one by one."""
+
+    @contextmanager
+    def open(self, pools: WorkPools, places: Mapping[str, str]) -> Iterator["_Runner"]:
+        """Where all is done here, one after another, this process does it; else processes that divide the GPUs, and
+        this one stays light. So does it where a judge is waited for while others compute."""
+        self._pools, self._places = pools, places
+        self._split = bool(places) or self._jobs > 1
+        # Processes and flow runs end first, so that no thread waits for one.
+        with (
+            ThreadPoolExecutor(MOST_BESIDE + self._jobs) as self._threads,
+            pools,
+            SubprocessPool(self._jobs, gpus() if self._split else ()) as self._processes,
+        ):
+            yield self
+
+    def pipeline(self, nodes: Sequence[Node]) -> dict[str, str]:
+        """Why some stages failed; one error alone is raised."""
+        self._total = len(nodes) if self._split else 0
+        done = self._run(nodes, Done())
+        place = {node.name: number for number, node in enumerate(in_order(nodes))}
+        self._document["stages"].sort(key=lambda entry: place[entry["name"]])
+        causes = {failure.node: failure.error for failure in done.failures.values()}
+        if len(set(map(str, causes.values()))) == 1:
+            raise next(iter(causes.values()))
+        return {name: str(error) for name, error in causes.items()}
+
+    def sweep(self, studies: MergedStudies, total: int) -> dict[str, str]:
+        """Why some points failed."""
+        nodes, found = studies.graph.nodes, self._found
+        self._total = total - len(found)
+        logger.info("%s, %d of them there already", studies.description, len(found))
+        self._document["stages"] += map(stage_entry, found.values())
+        done = self._run(nodes, Done(dict(found)))
+        finished = [node for node in nodes if node.name in done.outcomes]
+        done = self._run([*finished, *studies.tables(done.failures)], done)
+        return studies.failed(done.failures)
+
+    def _run(self, nodes: Sequence[Node], before: Done) -> Done:
+        def on_failure(failure: Failure) -> None:
+            if len(nodes) > 1:
+                logger.warning("%s failed, and what is built on it is left out: %s", failure.node, failure.error)
+
+        executor: Executor = self._threads if self._split else Here()
+        waits, beside = self._waits, self._threads
+        return execute_all(
+            nodes, self._do, before, executor, self._jobs, waits=waits, beside=beside, on_failure=on_failure
+        )
+
+    def _waits(self, node: Node) -> bool:
+        """For a pool, or for a judge's endpoint."""
+        if node.name in self._found:
+            return False
+        return node.name in self._places or isinstance(getattr(node.config, "by", None), ChatCompletionsConfig)
+
+    def _do(self, node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
+        parent = self._document["run_id"]
+        job = StageJob(node.stage, node.name, node.config, inputs, parent, self._not_before, node.origin)
+        outcome = stage_task(job, self._how(node, aside))
+        self._document["stages"].append(stage_entry(outcome))
+        if self._total:
+            told = f"stage {next(self._numbers)} of {self._total}"
+            logger.info("%s: %s %s in %.0f s", told, node.name, outcome.status, outcome.seconds)
+        return outcome
+
+    def _how(self, node: Node, aside: bool) -> Callable[[StageJob], Outcome]:
+        if (found := self._found.get(node.name)) is not None:
+            return lambda job: found
+        if node.name in self._places:
+            return partial(self._pools.run, place=self._places[node.name])
+        if aside:
+            return self._judge_beside
+        return self._processes.run if self._split else run_job
+
+    def _judge_beside(self, job: StageJob) -> Outcome:
+        with self._judging:
+            return self._processes.run(job)

@@ -1,22 +1,20 @@
 """Requests for pipelines, as pure data: their JSON is stored with the parent run, from which they are started again."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from dpr_core.config.base import Line
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.config.placing import OTHERS, Rules
 from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
 from tasks.artifacts.parent_runs import ParentRun, StoredRequest
 
-EXECUTION = {"jobs", "pool"}
-"""Fields that may differ between two requests that are the same."""
-
-
 Jobs = Annotated[int, Strict(), Field(ge=1, le=MOST_PROCESSES)]
-"""Processes on this machine that share a sweep."""
+"""Stages that are computed at once on this machine, each by a process of its own."""
 
 
 Studies = Annotated[list[Study], Field(min_length=1, max_length=100)]
@@ -26,10 +24,23 @@ class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     force: bool = False
+    jobs: Jobs = 1
+    place: Rules = {}
+    """On top of the recipe's."""
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where stages are done: no more than `jobs` does this make another request."""
+        return self.place
+
+    def placed(self, more: Mapping[str, str]) -> Self:
+        """The same with other places, on top of those that it has."""
+        return self.model_copy(update={"place": {**self.place, **more}})
 
     def stored(self) -> StoredRequest:
-        content = self.model_dump(mode="json", exclude=EXECUTION)
-        return StoredRequest(content, self.model_dump(mode="json", include=EXECUTION))
+        of_recipes = {"config": {"place"}, "studies": {"__all__": {"config": {"place"}}}}
+        content = self.model_dump(mode="json", exclude={"jobs": True, "place": True, **of_recipes})
+        return StoredRequest(content, {"jobs": self.jobs, "place": self.places})
 
 
 class RunRequest(_Request):
@@ -37,6 +48,10 @@ class RunRequest(_Request):
 
     flow: Literal["dense-path"] = "dense-path"
     config: PipelineConfig
+
+    @property
+    def places(self) -> dict[str, str]:
+        return {**self.config.place, **self.place}
 
 
 class RerunRequest(_Request):
@@ -63,8 +78,11 @@ class SweepRequest(_Request):
     flow: Literal["sweep"] = "sweep"
     studies: Studies
     name: Line
-    jobs: Jobs = 1
-    pool: str | None = None
+
+    @property
+    def places(self) -> dict[str, str]:
+        recipes = (rule for study in self.studies for rule in study.config.place.items())
+        return {**dict(recipes), **self.place}
 
 
 Request = RunRequest | RerunRequest | StageRequest | SweepRequest
@@ -76,8 +94,11 @@ def read_request(run: ParentRun) -> Request:
     """The request that is stored with a parent run."""
     if run.request is None:
         raise DensePathError(f"pipeline {run.title} does not say what it was asked for; start it anew")
+    execution = dict(run.request.execution)
+    if pool := execution.pop("pool", None):
+        execution["place"] = {OTHERS: pool}
     try:
-        return _REQUEST.validate_python({**run.request.content, **run.request.execution})
+        return _REQUEST.validate_python({**run.request.content, **execution})
     except ValidationError as error:
         raise DensePathError(
             f"pipeline {run.title} was asked for in another version of this program, and its settings do not fit "

@@ -1,6 +1,6 @@
 """The dependency graph of a pipeline: topological order, a plan from cached artifacts, and reruns of stored ones."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -61,17 +61,21 @@ def plan(
     return list(planned.values())
 
 
-def preflight(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True, jobs: int = 1) -> None:
-    """Raise now what would make a stage fail that is still to run, so many at once. Without `here`, other machines run
-    them."""
-    for check in _checks(nodes, planned, here, jobs, planning=False):
+def preflight(
+    nodes: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str] = (), jobs: int = 1
+) -> None:
+    """Raise now what would make a stage fail that is still to run on this machine, so many at once. The nodes that are
+    done elsewhere are checked there: what they need, another machine may have."""
+    for check in _checks(nodes, planned, elsewhere, jobs, planning=False):
         check()
 
 
-def obstacles(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool = True, jobs: int = 1) -> list[str]:
+def obstacles(
+    nodes: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str] = (), jobs: int = 1
+) -> list[str]:
     """All that `preflight` would raise, as far as it can be known for nothing."""
     found = []
-    for check in _checks(nodes, planned, here, jobs, planning=True):
+    for check in _checks(nodes, planned, elsewhere, jobs, planning=True):
         try:
             check()
         except DensePathError as error:
@@ -80,8 +84,9 @@ def obstacles(nodes: Sequence[Node], planned: Sequence[Planned], *, here: bool =
 
 
 def _checks(
-    nodes: Sequence[Node], planned: Sequence[Planned], here: bool, jobs: int, planning: bool
+    every: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str], jobs: int, planning: bool
 ) -> Iterator[Callable[[], None]]:
+    nodes = [node for node in every if node.name not in elsewhere]
     configs: dict[str, list[StageConfig]] = {}
     for node in _to_run(nodes, planned):
         yield partial(check_launch, stage_named(node.stage), node.config)
@@ -90,7 +95,7 @@ def _checks(
         yield partial(_refuse_jobs, several, jobs)
     for stage, of_stage in configs.items():
         yield partial(stage_named(stage).preflight, of_stage, planning)
-    if here and any(each.device == "cuda" for each in _executions(nodes, planned)):
+    if any(each.device == "cuda" for each in _executions(nodes, planned)):
         from dpr_core.training.torch_runtime import refuse_without_gpu
 
         yield refuse_without_gpu

@@ -5,41 +5,25 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import cast
 
+from dpr_core.config.placing import STAGE_NAMES
 from dpr_core.errors import UsageError
 from tasks.running.stage import Stage
-
-NAMES = (
-    "backbone",
-    "subsample",
-    "prompts",
-    "sft",
-    "reward",
-    "diagnose",
-    "reinforce",
-    "self_play",
-    "continued_sft",
-    "answer",
-    "judge",
-    "rate",
-    "report",
-    "experiment",
-)
 
 
 class _Stages(Mapping[str, Stage]):
     def __getitem__(self, name: str) -> Stage:
-        if name not in NAMES:
+        if name not in STAGE_NAMES:
             raise KeyError(name)
         return cast(Stage, importlib.import_module(f"tasks.stages.{name}").STAGE)
 
     def __contains__(self, name: object) -> bool:
-        return name in NAMES
+        return name in STAGE_NAMES
 
     def __iter__(self) -> Iterator[str]:
-        return iter(NAMES)
+        return iter(STAGE_NAMES)
 
     def __len__(self) -> int:
-        return len(NAMES)
+        return len(STAGE_NAMES)
 
 
 STAGES: Mapping[str, Stage] = _Stages()

@@ -1,16 +1,23 @@
-"""A pool of subprocesses on this machine, each of which runs one stage at a time."""
+"""A pool of subprocesses on this machine, each of which runs one stage at a time, with GPUs of its own."""
 
 import logging
+import os
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.redaction import redact_logs
 from tasks.launch.child_processes import environment, how_it_ended
 from tasks.run_stage import Outcome, StageJob, run_job
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 STOP_SECONDS = 30.0
 """How long a process has to end its stage as KILLED."""
@@ -22,23 +29,39 @@ START = (
 )
 
 
-class SubprocessPool:
-    """As many processes as there are jobs at once, at most `jobs`, which share the cores. They end with the block, or
-    with this process."""
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    if not any(Path(file).exists() for file in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return []
+    if (named := os.environ.get(VISIBLE)) is not None:
+        return [each.strip() for each in named.split(",") if each.strip() not in ("", "-1")]
+    # Counted elsewhere: this process does not compute, and stays without torch.
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return [str(number) for number in range(int(subprocess.run(count, capture_output=True, text=True).stdout or 0))]
 
-    def __init__(self, jobs: int = 1) -> None:
+
+class SubprocessPool:
+    """As many processes as there are jobs at once, at most `jobs`, which share the cores and divide the GPUs. They end
+    with the block, or with this process."""
+
+    def __init__(self, jobs: int = 1, gpus: Sequence[str] = ()) -> None:
         self._jobs = jobs
+        self._gpus = list(gpus)
+        self._free = list(gpus)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
-        self._guard = threading.Lock()
+        self._changed = threading.Condition()
         self._closed = False
 
     def run(self, job: StageJob) -> Outcome:
-        """Run or reuse a stage in an idle process. Waits for it; safe to call from many threads."""
-        with self._guard:
+        """Run or reuse a stage in an idle process, once the GPUs that it needs are free. Waits for it; safe to call
+        from many threads."""
+        needed = min(gpus_of(job.config), len(self._gpus))
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._free) >= needed)
             if self._closed:
                 raise DensePathError(f"{job.name}: not started, because the run is ending")
-            worker = self._idle.pop() if self._idle else _Worker(self._jobs)
+            worker = self._worker(needed)
             self._busy.add(worker)
         alive = False
         try:
@@ -50,20 +73,35 @@ class SubprocessPool:
             alive = True
             raise
         finally:
-            with self._guard:
+            with self._changed:
                 self._busy.discard(worker)
+                self._free += worker.gpus
                 if alive:
                     self._idle.append(worker)
+                self._changed.notify_all()
         return outcome
+
+    def _worker(self, needed: int) -> "_Worker":
+        """An idle process with so many GPUs, or a new one; what an idle process holds of its memory is given back."""
+        fits = [each for each in self._idle if len(each.gpus) == needed and set(each.gpus) <= set(self._free)]
+        worker = fits[-1] if fits else _Worker(self._jobs, self._free[:needed] if self._gpus else None)
+        self._free = [each for each in self._free if each not in worker.gpus]
+        for other in [each for each in self._idle if each is worker or set(each.gpus) & set(worker.gpus)]:
+            self._idle.remove(other)
+            if other is not worker:
+                other.stop()
+                other.wait()
+        return worker
 
     def __enter__(self) -> "SubprocessPool":
         return self
 
     def __exit__(self, *_: object) -> None:
         """End them all; a stage at work is ended as KILLED."""
-        with self._guard:
+        with self._changed:
             self._closed = True
             workers = [*self._idle, *self._busy]
+            self._changed.notify_all()
         for worker in workers:
             worker.stop()
         for worker in workers:
@@ -77,7 +115,8 @@ class _ProcessEndedError(Exception):
 class _Worker:
     """One process, and the connection to it."""
 
-    def __init__(self, sharing: int) -> None:
+    def __init__(self, sharing: int, gpus: Sequence[str] | None = None) -> None:
+        self.gpus = list(gpus or ())
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -85,7 +124,7 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                env=environment(sharing),
+                env=environment(sharing) | ({} if gpus is None else {VISIBLE: ",".join(gpus)}),
             )
         self._connection = Connection(ours.detach())
 
@@ -110,6 +149,12 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def gpus_of(config: StageConfig) -> int:
+    """How many GPUs a stage uses where there are any: one a process."""
+    execution = getattr(config, "execution", None)
+    return execution.launch.on_each_machine if isinstance(execution, ExecutionConfig) else 0
 
 
 def serve(connection: Connection) -> None:

@@ -34,6 +34,7 @@ from dpr_core.config.execution import Device, LaunchConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import Backbone, LabBackboneConfig
 from dpr_core.config.official import OfficialBenchmarkConfig
+from dpr_core.config.placing import Rules
 from dpr_core.config.presets import PRESETS, PresetName, with_preset
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import BACKBONE, NOT_PER_TOKEN, PER_TOKEN, DiagnoseConfig, RewardConfig
@@ -111,6 +112,10 @@ class PipelineConfig(Config):
 
     launch: LaunchConfig = LaunchConfig()
     """Processes that share the work of every stage that can be shared and does not set its own."""
+
+    place: Rules = Field({})
+    """Where stages are done, by name or `*` for the others: here, or a Prefect work pool, or one of its queues as
+    pool/queue. It changes nothing about what comes out."""
 
     backbone: Backbone
     """The network to train."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError
 from dpr_core.redaction import redact, redact_logs
 from dpr_core.text import escape_control_lines, json_text
@@ -33,6 +34,24 @@ Plan = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(help="A method of the family for the trained policy, such as srppo or exopd (docs/paper-index.md)."),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST_PROCESSES,
+        help="Stages that are computed at once on this machine, each with a GPU of its own; if left out 1, and for "
+        "sweeps on the lab as many as cores can be used.",
+    ),
+]
+Place = Annotated[
+    list[str],
+    typer.Option(
+        "--place",
+        metavar="STAGE,...=POOL",
+        help="Have stages done by the workers of a Prefect work pool, or of one of its queues as POOL/QUEUE; * stands "
+        "for all that are not named. May be given several times.",
+    ),
 ]
 RESUME = "; go on with: dpr resume"
 """What follows an interrupt of a command that makes artifacts."""

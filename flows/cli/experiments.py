@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.files import check_output
-from flows.cli.console import RESUME, Debug, Json, Plan, Set, emit, reported
+from flows.cli.console import RESUME, Debug, Jobs, Json, Place, Plan, Set, emit, reported
 from flows.cli.run import Options, run_or_plan
 
 if TYPE_CHECKING:
@@ -28,16 +27,6 @@ Over = Annotated[
         help="Values of a setting, or first:last:step; given several times, all combinations.",
     ),
 ]
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=MOST_PROCESSES,
-        help="Processes on this machine that share the work; if left out, as many as cores can be used "
-        "for recipes on the lab, and 1 for others.",
-    ),
-]
-Pool = Annotated[str | None, typer.Option(metavar="NAME", help="Have the points made over a Prefect work pool.")]
 
 
 class Reproduced(StrEnum):
@@ -58,7 +47,7 @@ def sweep(
     assignments: Set = [],  # noqa: B006
     plan: Plan = False,
     jobs: Jobs = None,
-    pool: Pool = None,
+    places: Place = [],  # noqa: B006
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -84,7 +73,7 @@ def sweep(
             print(f"sft.checkpoints keeps {kept} too, so that one SFT run serves every reference", file=sys.stderr)
         title = f"{config.name}: {' x '.join(values)}"
         studies = [parse(Study, {"title": title, "config": config, "over": values}, "--over")]
-        document, failure = _run_or_plan(studies, f"sweep {config.name}", pool, Options(plan, as_json, debug, jobs))
+        document, failure = _run_or_plan(studies, f"sweep {config.name}", places, Options(plan, as_json, debug, jobs))
         if document is not None:
             emit(document, as_json, lambda: experiments_view.sweep_summary(Store.open(), document))
         if failure is not None:
@@ -100,7 +89,7 @@ def reproduce(
     recipe: Annotated[str | None, typer.Option(help="A recipe or a .yaml file; lab if left out.")] = None,
     assignments: Set = [],  # noqa: B006
     jobs: Jobs = None,
-    pool: Pool = None,
+    places: Place = [],  # noqa: B006
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE.md", help="Where to write the results; plots go into a folder beside it."),
@@ -119,7 +108,7 @@ def reproduce(
         if what is Reproduced.theory:
             from dpr_core.theory.checks import table
 
-            if recipe or assignments or jobs or pool or out or plan:
+            if recipe or assignments or jobs or places or out or plan:
                 raise UsageError("theory trains nothing: it takes --instances, --seed and --json alone")
             identities = _theory(seed, instances)
             emit({"identities": _rows(identities)}, as_json, lambda: table(identities))
@@ -131,7 +120,9 @@ def reproduce(
         names = [each.value for each in Reproduced] if what is Reproduced.all else [what.value]
         base = recipe or ("lab-quick" if quick else "lab")
         studies = reproduction.studies(base, assignments, names, seeds, quick)
-        document, failure = _run_or_plan(studies, f"reproduce {what.value}", pool, Options(plan, as_json, debug, jobs))
+        document, failure = _run_or_plan(
+            studies, f"reproduce {what.value}", places, Options(plan, as_json, debug, jobs)
+        )
         if document is not None:
             identities = _theory(seed, instances) if what is Reproduced.all else []
             _conclude(document, identities, out, as_json)
@@ -140,18 +131,17 @@ def reproduce(
 
 
 def _run_or_plan(
-    studies: "list[Study]", name: str, pool: str | None, options: Options
+    studies: "list[Study]", name: str, places: Sequence[str], options: Options
 ) -> "tuple[dict[str, Any] | None, DensePathError | None]":
     """The document of the run, none if it was only planned; and the error that names what failed, if anything did."""
+    from dpr_core.config.placing import read_rules
     from flows.dispatch import dispatch_sweep
     from flows.merging import MergedStudies
     from flows.requests import SweepRequest
     from flows.run_document import IncompleteError
     from tasks.artifacts.store import Store
 
-    if pool and options.jobs:
-        raise UsageError("--jobs is for this machine, --pool for the workers of a pool; give one of them")
-    request = SweepRequest(studies=studies, name=name, pool=pool)
+    request = SweepRequest(studies=studies, name=name, place=read_rules(places))
     dispatched = dispatch_sweep(request, MergedStudies.of(studies))
     try:
         return run_or_plan(Store.open(), request, dispatched, options), None

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from dpr_core.config.placing import HERE
 from dpr_core.experiments.effect_claims import ClaimVerdict
 from dpr_core.experiments.exhibits import exhibit_named
 from dpr_core.experiments.observations import Observation
@@ -29,7 +30,7 @@ def sweep_plan_document(studies: MergedStudies, planned: Sequence[Planned]) -> d
     return {"points": list(studies.reports), "stages": counts, **plan_document(planned)}
 
 
-def sweep_plan_table(studies: MergedStudies, planned: Sequence[Planned]) -> RenderableType:
+def sweep_plan_table(studies: MergedStudies, planned: Sequence[Planned], places: Mapping[str, str]) -> RenderableType:
     """One row for each kind of stage."""
     points = {node.name: len(users) for node, users in zip(studies.graph.nodes, studies.graph.points_of, strict=True)}
     rows: dict[str, list[int]] = {}
@@ -39,7 +40,13 @@ def sweep_plan_table(studies: MergedStudies, planned: Sequence[Planned]) -> Rend
         row[1] += 1
         row[2 if step.status == "reuse" else 3] += 1
     headings = ("stage", "if nothing were shared", "shared", "there already", "would run")
-    stages = Table(headings, [[stage, *map(str, row)] for stage, row in rows.items()])
+    where = {step.stage: places[step.name] for step in planned if step.name in places}
+    if where:
+        headings = (*headings, "where")
+    stages = Table(
+        headings,
+        [[stage, *map(str, row), *([where.get(stage, HERE)] if where else [])] for stage, row in rows.items()],
+    )
     shared, reused, to_run = (sum(row[column] for row in rows.values()) for column in (1, 2, 3))
     summary_line = (
         f"{len(studies.reports)} points: {to_run} of {shared} stages would run, {reused} are there; nothing was run."

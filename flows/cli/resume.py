@@ -9,7 +9,7 @@ import typer
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import escape_control_lines
-from flows.cli.console import RESUME, Debug, Json, Plan, emit, reported
+from flows.cli.console import RESUME, Debug, Json, Place, Plan, emit, reported
 
 if TYPE_CHECKING:
     from flows.resume import Unfinished
@@ -23,21 +23,24 @@ def resume(
         list[str] | None, typer.Argument(metavar="[ID]...", help="Only these, by the IDs that --plan lists.")
     ] = None,
     plan: Plan = False,
+    places: Place = [],  # noqa: B006
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Go on with whatever was interrupted: pipelines, sweeps and single stages, the newest first.
 
     Each goes on in its own MLflow run. Finished stages are reused, and the stage that was cut off goes on from the
-    newest state that it kept. What failed by itself is gone on with only if its ID is given. `dpr resume --plan` lists
-    everything that is unfinished and runs nothing. To give the first command again does the same for that one.
+    newest state that it kept. Stages are done where they were to be, unless --place says otherwise. What failed by
+    itself is gone on with only if its ID is given. `dpr resume --plan` lists everything that is unfinished and runs
+    nothing. To give the first command again does the same for that one.
     """
     with reported(debug, RESUME):
+        from dpr_core.config.placing import read_rules
         from flows.cli import resume_view as view
         from flows.resume import chosen, unfinished
         from tasks.artifacts.store import Store
 
-        store = Store.open()
+        place, store = read_rules(places), Store.open()
         every = unfinished(store)
         selected = chosen(every, ids or [])
         if plan:
@@ -48,28 +51,30 @@ def resume(
             emit({"resumed": []}, as_json, lambda: view.unfinished_table(every, selected) if every else view.NOTHING)
             return
         store.check_writable()
-        _resume_all(store, selected, as_json, debug)
+        _resume_all(store, selected, place, as_json, debug)
 
 
-def _resume_all(store: "Store", selected: "list[Unfinished]", as_json: bool, debug: bool) -> None:
+def _resume_all(
+    store: "Store", selected: "list[Unfinished]", place: dict[str, str], as_json: bool, debug: bool
+) -> None:
     """One after the other; the failure of one does not stop the rest."""
     from flows import embedded
-    from flows.requests import SweepRequest
     from tasks.libraries import load_torch
 
+    requests = [each.request and each.request.placed(place) for each in selected]
     embedded.prepare(store.home, debug)
     with embedded.starting_server():
         from flows.pipeline import start
 
-        if any(each.request and not isinstance(each.request, SweepRequest) for each in selected):
+        if any(request and request.jobs == 1 and not request.places for request in requests):
             load_torch()
     documents: list[dict[str, Any]] = []
     failures: list[str] = []
-    for each in selected:
+    for each, request in zip(selected, requests, strict=True):
         try:
-            if each.request is None:
+            if request is None:
                 raise DensePathError(each.note)
-            document = start(each.request)
+            document = start(request)
         except DensePathError as error:
             print(escape_control_lines(f"{each.run.title}: {error}"), file=sys.stderr)
             failures.append(each.run.title)

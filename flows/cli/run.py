@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from dpr_core.text import escape_control_lines
-from flows.cli.console import RESUME, Debug, Force, Identifier, Json, Plan, Preset, Set, emit, reported
+from flows.cli.console import RESUME, Debug, Force, Identifier, Jobs, Json, Place, Plan, Preset, Set, emit, reported
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flows.dispatch import Dispatched
     from flows.requests import Request, SweepRequest
@@ -23,6 +23,8 @@ def run(
     preset: Preset = None,
     plan: Plan = False,
     force: Force = False,
+    jobs: Jobs = None,
+    places: Place = [],  # noqa: B006
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -31,12 +33,14 @@ def run(
     Example: dpr run demo --set seed=1 --set reinforce.algorithm.gamma=0.95
     """
     with reported(debug, RESUME):
+        from dpr_core.config.placing import read_rules
         from flows import recipes
         from flows.requests import RunRequest
         from tasks.artifacts.store import Store
 
-        request = RunRequest(config=recipes.load(recipe, assignments, preset), force=force)
-        _run_and_show(Store.open(), request, Options(plan, as_json, debug))
+        config, place = recipes.load(recipe, assignments, preset), read_rules(places)
+        request = RunRequest(config=config, force=force, place=place)
+        _run_and_show(Store.open(), request, Options(plan, as_json, debug, jobs))
 
 
 def rerun(
@@ -45,6 +49,8 @@ def rerun(
     downstream: Annotated[bool, typer.Option("--downstream", help="Also make all that was built on it again.")] = False,
     plan: Plan = False,
     force: Force = False,
+    jobs: Jobs = None,
+    places: Place = [],  # noqa: B006
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -53,13 +59,14 @@ def rerun(
     Fields are those of the artifact's own stage: dpr rerun 3f2a --set learning_rate=1e-4 --downstream --plan
     """
     with reported(debug, RESUME):
+        from dpr_core.config.placing import read_rules
         from flows.requests import RerunRequest
         from tasks.artifacts.store import Store
 
-        store = Store.open()
+        place, store = read_rules(places), Store.open()
         target = store.resolve(artifact)
-        request = RerunRequest(artifact=target, overrides=assignments, downstream=downstream, force=force)
-        _run_and_show(store, request, Options(plan, as_json, debug))
+        request = RerunRequest(artifact=target, overrides=assignments, downstream=downstream, force=force, place=place)
+        _run_and_show(store, request, Options(plan, as_json, debug, jobs))
 
 
 class Options(NamedTuple):
@@ -69,7 +76,7 @@ class Options(NamedTuple):
     as_json: bool
     debug: bool
     jobs: int | None = None
-    """Of a sweep; None: as many as can be used."""
+    """None: 1; of a sweep, as many as can be used."""
 
 
 def _run_and_show(store: "Store", request: "Request", options: Options) -> None:
@@ -86,19 +93,21 @@ def run_or_plan(
 ) -> dict[str, Any] | None:
     """The document of the run; none if it was only planned. No flow is started where there is nothing to run."""
     from flows import embedded, run_document
+    from flows.dispatch import places_of
     from flows.requests import SweepRequest
     from tasks.graph import computes, obstacles, plan
     from tasks.libraries import load_torch
 
     nodes, info = dispatched.nodes, dispatched.info
     planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None, info.name)
-    here, jobs = True, 1
-    if isinstance(request, SweepRequest):
-        here, jobs = request.pool is None, options.jobs or usable_jobs(request, nodes, planned)
-        request = request.model_copy(update={"jobs": jobs})
+    places = places_of(nodes, planned, request.places)
+    usable = usable_jobs(request, nodes, planned, places) if isinstance(request, SweepRequest) else 1
+    request = request.model_copy(update={"jobs": options.jobs or usable})
+    if places:
+        embedded.prepare(store.home, options.debug)
     if options.plan:
-        found = obstacles(nodes, planned, here=here, jobs=jobs)
-        _show_plan(store, dispatched, planned, found, options.as_json)
+        found = [*obstacles(nodes, planned, places, request.jobs), *_of_pools(places)]
+        _show_plan(store, dispatched, planned, places, found, options.as_json)
         return None
     store.check_writable()
     if all(step.status == "reuse" for step in planned):
@@ -107,18 +116,33 @@ def run_or_plan(
     with embedded.starting_server():
         from flows.pipeline import start
 
-        if here and jobs == 1 and computes(nodes, planned):
+        if not places and request.jobs == 1 and computes(nodes, planned):
             load_torch()
     return start(request)
 
 
+def _of_pools(places: "Mapping[str, str]") -> list[str]:
+    """What is in the way of stages that are placed on work pools."""
+    if not places:
+        return []
+    from tasks.placement import Server, problems
+
+    return problems(Server(), places.values())
+
+
 def _show_plan(
-    store: "Store", dispatched: "Dispatched", planned: "Sequence[Planned]", obstacles: list[str], as_json: bool
+    store: "Store",
+    dispatched: "Dispatched",
+    planned: "Sequence[Planned]",
+    places: "Mapping[str, str]",
+    obstacles: list[str],
+    as_json: bool,
 ) -> None:
-    """What would run, and what would stop it at once; beside it the costs of judging, which people are shown where
-    there are any."""
+    """What would run and where, and what would stop it at once; beside it the costs of judging, which people are shown
+    where there are any."""
     from rich.console import Group
 
+    from dpr_core.config.placing import HERE
     from flows.cli import costs_view, experiments_view, run_view
     from flows.judging_costs import judging_costs
 
@@ -126,23 +150,30 @@ def _show_plan(
     studies = dispatched.studies
 
     def view() -> Group:
-        table = experiments_view.sweep_plan_table(studies, planned) if studies else run_view.plan_table(planned)
+        if studies:
+            table = experiments_view.sweep_plan_table(studies, planned, places)
+        else:
+            table = run_view.plan_table(planned, places)
         return Group(table, *costs_view.views(costs))
 
     document = experiments_view.sweep_plan_document(studies, planned) if studies else run_view.plan_document(planned)
+    if places:
+        document["plan"] = [{**step, "where": places.get(step["name"], HERE)} for step in document["plan"]]
     emit(document | {"judging": costs.as_dict(), "obstacles": obstacles}, as_json, view)
     for obstacle in obstacles:
         print(f"a run would stop: {escape_control_lines(obstacle)}", file=sys.stderr)
 
 
-def usable_jobs(request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]") -> int:
+def usable_jobs(
+    request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]", places: "Mapping[str, str]"
+) -> int:
     """How many processes share a sweep by default: one a core on the lab, whose stages have one thread each."""
     from dpr_core.config.model import LabBackboneConfig
     from dpr_core.cores import MOST_PROCESSES, usable_cores
     from tasks.graph import on_machines
 
     on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in request.studies)
-    if request.pool or not on_lab or on_machines(nodes, planned):
+    if not on_lab or on_machines(nodes, planned):
         return 1
-    to_run = sum(step.status == "run" for step in planned)
+    to_run = sum(step.status == "run" and step.name not in places for step in planned)
     return max(1, min(usable_cores(), to_run, MOST_PROCESSES))

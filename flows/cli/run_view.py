@@ -6,12 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
+from dpr_core.config.placing import HERE
 from dpr_core.reporting.report import ReportTable, Row
 from dpr_core.reporting.report import as_terminal as results_table
 from flows.cli.inspect_view import SHORT, add_row, diagnosis_tree, grid, plain
@@ -29,9 +31,10 @@ def plan_document(planned: Sequence[Planned]) -> dict[str, Any]:
     return {"plan": [{"stage": p.stage, "name": p.name, "status": p.status, "id": p.id, "why": p.why} for p in planned]}
 
 
-def plan_table(planned: Sequence[Planned]) -> RenderableType:
+def plan_table(planned: Sequence[Planned], places: Mapping[str, str] = MappingProxyType({})) -> RenderableType:
+    """With where each stage would be done, if any is placed on a work pool."""
     runs = sum(p.status == "run" for p in planned)
-    return Group(_PlanTable(planned), Text(f"{runs} of {len(planned)} stages would run; nothing was run."))
+    return Group(_PlanTable(planned, places), Text(f"{runs} of {len(planned)} stages would run; nothing was run."))
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,19 @@ class _PlanTable:
     """The plan with its reasons in the last column, or below each stage where the terminal is narrow."""
 
     planned: Sequence[Planned]
+    places: Mapping[str, str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if options.max_width < NARROW:
             for p in self.planned:
-                yield plain(f"{p.name}: {p.status} {(p.id or '')[:SHORT]}".rstrip(), overflow="fold")
+                where = f" on {self.places[p.name]}" if p.name in self.places else ""
+                yield plain(f"{p.name}: {p.status}{where} {(p.id or '')[:SHORT]}".rstrip(), overflow="fold")
                 yield Padding(plain(p.why, overflow="fold"), (0, 0, 0, 2))
             return
-        table = grid("stage", "would", "artifact", "why")
+        table = grid("stage", "would", *(["where"] if self.places else []), "artifact", "why")
         for p in self.planned:
-            add_row(table, p.name, p.status, (p.id or "")[:SHORT], p.why)
+            where = [self.places.get(p.name, HERE if p.status == "run" else "")] if self.places else []
+            add_row(table, p.name, p.status, *where, (p.id or "")[:SHORT], p.why)
         yield table
 
 

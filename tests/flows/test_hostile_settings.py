@@ -22,7 +22,6 @@ from dpr_core.errors import DensePathError, UsageError
 from dpr_core.experiments.points import Study, read_over
 from flows import pipeline, recipes, stages
 from flows.requests import RunRequest, read_request
-from flows.sweep import sweep
 from tasks.artifacts.parent_runs import StoredRequest
 
 ROOT = Path(__file__).parents[2]
@@ -304,14 +303,14 @@ STUDIES = [{"title": "t", "config": plain(), "over": {}}]
         (stages.sft, {"data": "abcd", "config": {"batch_size": "16"}}),
         (stages.judge, {"candidate": "a", "baseline": "b", "config": {"bootstrap_samples": 10**12}}),
         (stages.reinforce, {"reward": "abcd", "force": "no"}),
-        (sweep, {"studies": []}),
-        (sweep, {"studies": STUDIES, "jobs": True}),
-        (sweep, {"studies": STUDIES, "jobs": 10**6}),
-        (sweep, {"studies": STUDIES, "name": "a\nb"}),
+        (pipeline.sweep, {"studies": []}),
+        (pipeline.sweep, {"studies": STUDIES, "jobs": True}),
+        (pipeline.sweep, {"studies": STUDIES, "jobs": 10**6}),
+        (pipeline.sweep, {"studies": STUDIES, "name": "a\nb"}),
     ],
 )
 def test_parameters_of_a_deployment_are_as_strict(flow: Any, parameters: dict[str, Any]) -> None:
-    sweep.validate_parameters({"studies": STUDIES, "jobs": 2})
+    pipeline.sweep.validate_parameters({"studies": STUDIES, "jobs": 2})
     with in_time(), pytest.raises(ParameterTypeError):
         flow.validate_parameters(parameters)
 

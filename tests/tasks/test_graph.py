@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from dpr_core.config.placing import STAGE_NAMES
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, in_order, plan, rerun_nodes, resolved
-from tasks.registry import NAMES, STAGES, stage_named
+from tasks.registry import STAGES, stage_named
 from tasks.run_stage import Outcome, run_stage
 from tasks.running.explain_rerun import changed_fields
 from tasks.running.stage import Stage
@@ -378,7 +379,7 @@ def test_a_circle_in_the_stored_lineage_ends(store: Store, make: Make) -> None:
 
 
 def test_the_table_names_every_stage_without_importing_it() -> None:
-    assert tuple(STAGES) == NAMES
+    assert tuple(STAGES) == STAGE_NAMES
     assert len(STAGES) == 14
     assert "sft" in STAGES
     assert "stf" not in STAGES

@@ -1,0 +1,63 @@
+"""The Prefect flow of one stage of a pipeline whose controller runs elsewhere, and has placed it on this work pool."""
+
+import logging
+import socket
+from datetime import datetime
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+import dpr_core
+from dpr_core.config.base import parse
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.redaction import redact, redact_logs
+from flows.orchestration import body, flow
+from tasks.artifacts.store import Store
+from tasks.graph import Node, plan, preflight
+from tasks.placement import FLOW, RAN, REFUSED, REUSED
+from tasks.prefect_task import stage_task
+from tasks.registry import stage_named
+from tasks.run_stage import Outcome, StageJob
+
+logger = logging.getLogger("dense_path")
+
+
+@flow(name=FLOW, flow_run_name="{name}")
+def placed(
+    stage: str,
+    name: str,
+    config: dict[str, Any],
+    inputs: dict[str, str],
+    parent: str | None = None,
+    not_before: datetime | None = None,
+    origin: str | None = None,
+    version: str | None = None,
+) -> State[Any]:
+    """One stage, as the controller of a pipeline starts it: its artifact's ID is in the message of the last state."""
+    try:
+        node = Node(name, stage, parse(stage_named(stage).config, config, stage), inputs, origin)
+        outcome = _do(node, parent, not_before, version)
+    except UsageError as error:
+        words = f"{error} (on {socket.gethostname()}; if the machine is the reason, place {stage} on another pool)"
+        return _failed(words, REFUSED)
+    except DensePathError as error:
+        return _failed(str(error))
+    how = RAN if outcome.status == "ran" else REUSED
+    return Completed(name=how, message=f"{outcome.id} on {socket.gethostname()} in {outcome.seconds:.0f} s")
+
+
+@body
+def _do(node: Node, parent: str | None, not_before: datetime | None, version: str | None) -> Outcome:
+    logger.setLevel(logging.INFO)
+    redact_logs()
+    if version not in (None, dpr_core.__version__):
+        raise UsageError(f"this worker has dense-path {dpr_core.__version__}, and the pipeline {version}: install that")
+    store = Store.open(retry=True)
+    preflight([node], plan([node], store, not_before))
+    return stage_task(StageJob(node.stage, node.name, node.config, node.inputs, parent, not_before, node.origin))
+
+
+def _failed(words: str, name: str = "Failed") -> State[Any]:
+    logger.error(words)
+    return Failed(name=name, message=redact(words))

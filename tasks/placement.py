@@ -1,0 +1,281 @@
+"""Placement of stages on Prefect work pools: each is a flow run of `placed`, done by a worker of its pool."""
+
+import hashlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkPoolFilter, WorkPoolFilterName
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelling
+
+import dpr_core
+from dpr_core.errors import DensePathError, UsageError
+from dpr_core.redaction import address
+from tasks.artifacts.identity import canonical_json
+from tasks.artifacts.retrying import is_transient, retry_seconds
+from tasks.artifacts.store import Store
+from tasks.run_stage import Outcome, StageJob
+
+logger = logging.getLogger("dense_path")
+
+T = TypeVar("T")
+
+FLOW = "placed"
+DEPLOY = "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml"
+
+RAN, REUSED = "Ran", "Reused"
+"""Names of the states in which such a flow run ends well; the ID of the artifact is the first word of the message."""
+REFUSED = "Refused"
+"""Of the state in which it ends where the request was wrong; the message is the sentence, as in `Failed`."""
+
+POLL_SECONDS = 5.0
+MOST_STARTS = 3
+"""Of a stage whose flow run crashes, as when its worker is killed."""
+GOODBYE_SECONDS = 15.0
+"""How long it is waited for that a cancelled flow run ends."""
+
+
+class Server:
+    """What is asked of the Prefect server."""
+
+    def ask(self, question: Callable[[SyncPrefectClient], T]) -> T:
+        if not PREFECT_API_URL.value():
+            raise UsageError("work pools are a Prefect server's: set PREFECT_API_URL (docs/operations.md)")
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+            return question(client)
+
+    def check(self, place: str) -> list[str]:
+        """Refuse a place that there is not; returns what is to be warned of."""
+        pool, _, queue = place.partition("/")
+        found = self.ask(lambda client: _or_none(lambda: client.read_work_pool(pool)))
+        if found is None:
+            raise UsageError(
+                f"there is no work pool {pool!r}; make it with: prefect work-pool create {pool!r} --type process"
+            )
+        if queue and self.ask(lambda client: _or_none(lambda: client.read_work_queue_by_name(queue, pool))) is None:
+            raise UsageError(
+                f"the work pool {pool} has no queue {queue!r}; make it with: "
+                f"prefect work-queue create {queue!r} --pool {pool!r}"
+            )
+        self.deployment(pool)
+        workers = self.ask(lambda client: client.read_workers_for_work_pool(pool))
+        if found.is_paused:
+            return [f"the work pool {pool} is paused: what is placed there waits until it is resumed"]
+        if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
+            return [
+                f"the work pool {pool} has no worker: what is placed there waits for one; start it with: "
+                f"prefect worker start --pool {pool}"
+            ]
+        return []
+
+    def deployment(self, pool: str) -> UUID:
+        found = self.ask(
+            lambda client: client.read_deployments(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+                work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+                limit=1,
+            )
+        )
+        if not found:
+            raise UsageError(
+                f"the flow {FLOW} is not deployed on the work pool {pool!r}, so that no stage can be placed there; "
+                f"deploy it with: {DEPLOY}"
+            )
+        return found[0].id
+
+    def start(self, place: str, name: str, parameters: dict[str, Any], key: str) -> FlowRun:
+        """A flow run of this key: a new one, or the one that there is."""
+        pool, _, queue = place.partition("/")
+        deployment = self.deployment(pool)
+        return self.ask(
+            lambda client: client.create_flow_run_from_deployment(
+                deployment,
+                name=name,
+                parameters=parameters,
+                idempotency_key=key,
+                parent_task_run_id=_own_task_run(client),
+                work_queue_name=queue or None,
+            )
+        )
+
+    def read(self, flow_run: UUID) -> FlowRun:
+        return self.ask(lambda client: client.read_flow_run(flow_run))
+
+    def cancel(self, flow_run: UUID) -> None:
+        self.ask(lambda client: client.set_flow_run_state(flow_run, Cancelling()))
+
+
+def _or_none(read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except ObjectNotFound:
+        return None
+
+
+def _own_task_run(client: SyncPrefectClient) -> UUID | None:
+    """The Prefect task that waits, once the server knows it, so that the flow run is shown below it."""
+    context = TaskRunContext.get()
+    if context is None:
+        return None
+    for _ in range(20):
+        if _or_none(partial(client.read_task_run, context.task_run.id)) is not None:
+            return context.task_run.id
+        time.sleep(0.1)
+    return None
+
+
+def problems(server: Server, places: Iterable[str]) -> list[str]:
+    """All that is in the way of what is placed there, for a plan."""
+    found: list[str] = []
+    for place in dict.fromkeys(places):
+        try:
+            found += server.check(place)
+        except DensePathError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+class WorkPools:
+    """The stages of one run that are done by the workers of pools. Those still waited for at the end of the block are
+    cancelled."""
+
+    def __init__(self, store: Store, server: Server | None = None) -> None:
+        self._store = store
+        self._server = server or Server()
+        self._waited: set[UUID] = set()
+        self._ending = threading.Event()
+
+    def check(self, places: Iterable[str]) -> None:
+        """Refuse what can never be done there; warn of what waits for a worker."""
+        for place in dict.fromkeys(places):
+            for warning in self._server.check(place):
+                logger.warning(warning)
+
+    def run(self, job: StageJob, place: str) -> Outcome:
+        """Have a stage done on a pool, and wait for it; safe to call from many threads."""
+        began = time.monotonic()
+        flow_run = self._ended(job, place)
+        state = flow_run.state
+        assert state is not None
+        words = state.message or "its page in Prefect says more"
+        if state.type == StateType.COMPLETED and state.name in (RAN, REUSED):
+            return self._outcome(
+                job, words.split()[0], "ran" if state.name == RAN else "reused", time.monotonic() - began
+            )
+        if state.type == StateType.FAILED:
+            raise UsageError(words) if state.name == REFUSED else DensePathError(words)
+        raise DensePathError(f"flow run {flow_run.name} on the work pool {place} ended as {state.name}: {words}")
+
+    def _outcome(self, job: StageJob, artifact: str, status: Any, seconds: float) -> Outcome:
+        try:
+            record = self._store.record(artifact)
+        except UsageError:
+            raise DensePathError(
+                f"{job.name} was made as {artifact[:8]}, which is not in this store: workers need the same MLflow as "
+                "this (MLFLOW_TRACKING_URI)"
+            ) from None
+        return Outcome(job.stage, job.name, record.id, status, seconds, record.results)
+
+    def _ended(self, job: StageJob, place: str) -> FlowRun:
+        """The flow run that did it, or could not. One that is under way, as of an interrupted run, is waited for."""
+        parameters = {
+            "stage": job.stage,
+            "name": job.name,
+            "config": job.config.model_dump(mode="json"),
+            "inputs": dict(job.inputs),
+            "parent": job.parent,
+            "not_before": job.not_before.isoformat() if job.not_before else None,
+            "origin": job.origin,
+            "version": dpr_core.__version__,
+        }
+        starts = 0
+        for attempt in itertools.count(1):
+            key = _key(job, place, attempt)
+            flow_run = self._patiently(partial(self._server.start, place, job.name, parameters, key))
+            if flow_run.state is not None and flow_run.state.is_final():
+                continue  # an earlier one's
+            starts += 1
+            logger.info("%s: on the work pool %s, flow run %s", job.name, place, flow_run.id)
+            flow_run = self._waited_for(flow_run.id, job.name)
+            if flow_run.state_type != StateType.CRASHED or starts == MOST_STARTS:
+                break
+            logger.warning(
+                "%s: its flow run crashed (%s); it is started again",
+                job.name,
+                flow_run.state and flow_run.state.message,
+            )
+        return flow_run
+
+    def _waited_for(self, flow_run: UUID, name: str) -> FlowRun:
+        self._waited.add(flow_run)
+        while True:
+            found = self._patiently(partial(self._server.read, flow_run))
+            if found.state is not None and found.state.is_final():
+                self._waited.discard(flow_run)
+                return found
+            self._pause(name)
+
+    def _patiently(self, request: Callable[[], T]) -> T:
+        """A server that is away is waited for: the work goes on in the meantime."""
+        since = time.monotonic()
+        while True:
+            try:
+                return request()
+            except httpx.HTTPError as error:
+                away = isinstance(error, httpx.TransportError) or is_transient(error)
+                if not away or time.monotonic() - since > retry_seconds():
+                    where = address(PREFECT_API_URL.value() or "")
+                    raise DensePathError(f"the Prefect server at {where} does not answer: {error}") from error
+            self._pause("this run")
+
+    def _pause(self, name: str) -> None:
+        if self._ending.wait(POLL_SECONDS):
+            raise DensePathError(f"{name}: not waited for, because the run is ending")
+
+    def __enter__(self) -> "WorkPools":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        left = set(self._waited)
+        if not left:
+            return
+        logger.warning("%d stages on work pools are cancelled", len(left))
+        for flow_run in left:
+            with suppress(httpx.HTTPError, ObjectNotFound):
+                self._server.cancel(flow_run)
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        while left and time.monotonic() < deadline:
+            for flow_run in list(left):
+                with suppress(httpx.HTTPError, ObjectNotFound):
+                    state = self._server.read(flow_run).state
+                    if state is None or state.is_final():
+                        left.discard(flow_run)
+            time.sleep(0.5 if left else 0)
+
+
+def _key(job: StageJob, place: str, attempt: int) -> str:
+    """Equal for controllers that want the same, who then share one flow run."""
+    since = job.not_before.isoformat() if job.not_before else None
+    what = [place, job.stage, job.config.identity(), dict(job.inputs), since, attempt]
+    return hashlib.sha256(canonical_json(what).encode()).hexdigest()
+
+
+def own_pool() -> str | None:
+    """The work pool that has started this process's flow run, if one has."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return context.flow_run.work_pool_name if context is not None and context.flow_run is not None else None
