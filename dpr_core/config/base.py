@@ -4,7 +4,8 @@ import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -28,6 +29,8 @@ MOST_PROBLEMS = 20
 MOST_CHANGES = 1000
 MOST_SHOWN = 100
 """Characters of a name or a value that an error quotes."""
+MOST_MEANT = 3
+"""Settings elsewhere that an error offers for a name that is unknown."""
 
 
 class Config(BaseModel):
@@ -175,8 +178,10 @@ def _explain(model: type[Config], values: Mapping[str, Any], where: str, error: 
     message = str(error["msg"])
     if error["type"] == "extra_forbidden":
         names = sorted(_siblings(model, loc[:-1]))
-        near = difflib.get_close_matches(str(loc[-1])[:MOST_SHOWN], names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+        near = _elsewhere(model, plain, error["input"]) or difflib.get_close_matches(
+            str(loc[-1])[:MOST_SHOWN], names, n=1, cutoff=0.5
+        )
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
         return f"{label}: no such field; {hint}"
     if error["type"] == "missing":
         return f"{label}: this field is required"
@@ -242,6 +247,39 @@ def _siblings(model: type[Config], loc: list[Any]) -> list[str]:
             tagged = [m for m in members if part in get_args(getattr(m.model_fields.get("type"), "annotation", None))]
             members = tagged or members
     return [name for member in members for name in member.model_fields]
+
+
+def _elsewhere(model: type[Config], loc: list[Any], value: Any) -> list[str]:
+    """The settings that an unknown name may have meant, by full paths: those that end as it does, if they are few."""
+    given = [str(part) for part in loc]
+    while isinstance(value, Mapping) and len(value) == 1 and len(given) < strict_yaml.MOST_LEVELS:
+        [(name, value)] = value.items()
+        given.append(str(name))
+    paths = [path for path in _paths(model) if path != tuple(given)]
+    for start in range(len(given)):
+        tail = tuple(given[start:])
+        if found := [path for path in paths if path[-len(tail) :] == tail]:
+            section = difflib.get_close_matches(given[0], [path[0] for path in found], n=1) if start else []
+            beside = [path for path in found if path[0] in section] or found
+            return [".".join(path) for path in beside] if len(beside) <= MOST_MEANT else []
+    return []
+
+
+@cache
+def _paths(model: type[Config]) -> list[tuple[str, ...]]:
+    """Every setting of a model by its path, but for what users name themselves."""
+    found: dict[tuple[str, ...], None] = {}
+    for name, field in model.model_fields.items():
+        found[name,] = None
+        if _names_of_users(field.annotation):
+            continue
+        for section in _config_types(field.annotation):
+            found |= {(name, *path): None for path in _paths(section)}
+    return list(found)
+
+
+def _names_of_users(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(map(_names_of_users, get_args(annotation)))
 
 
 def _config_types(annotation: Any) -> list[type[Config]]:

@@ -63,7 +63,7 @@ def test_a_wrong_request_is_one_sentence(dpr: Dpr, arguments: list[Any], words: 
         (["export", "{sft}", "out", "--part", "half"], ["--part half", "0.50"]),
         (["export", "{reinforce}", "out", "--part", "sft"], ["leave --part out"]),
         (["export", "{subsample}", "out"], ["stage subsample", "backbone or sft or reward or reinforce"]),
-        (["rerun", "{reinforce}", "--set", "gamma=0.9"], ["gamma: no such field"]),
+        (["rerun", "{reinforce}", "--set", "gamma=0.9"], ["gamma: no such field; did you mean algorithm.gamma?"]),
         (["rerun", "{sft}", "--set", "batch_size=true"], ["batch_size: a whole number is expected"]),
         (["rerun", "{sft}", "--set", "epochs=2", "--set", "epochs=3"], ["--set epochs is given twice"]),
         (["rerun", "{reinforce}", "--set", "iterations=1000000000000"], ["iterations: ", "less than or equal to"]),

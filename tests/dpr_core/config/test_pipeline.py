@@ -125,6 +125,11 @@ def test_algorithm_1_takes_one_step_on_each_rollout_batch() -> None:
     [
         ({"sft": {"lerning_rate": 1}}, "sft.lerning_rate: no such field; did you mean learning_rate?"),
         ({"sfl": {}}, "sfl: no such field; did you mean sft?"),
+        ({"sfl": {"batch_size": 1}}, "sfl: no such field; did you mean sft.batch_size?"),
+        ({"gamma": 1}, "gamma: no such field; did you mean reinforce.algorithm.gamma?"),
+        ({"algorithm": {"gamma": 1}}, "algorithm: no such field; did you mean reinforce.algorithm.gamma?"),
+        ({"reinforce": {"gamma": 1}}, "reinforce.gamma: no such field; did you mean reinforce.algorithm.gamma?"),
+        ({"batch_size": 1}, "batch_size: no such field; did you mean sft.batch_size or reinforce.batch_size?"),
         ({"backbone": {"type": "lab", "widht": 3}}, "backbone.widht: no such field; did you mean width?"),
         (
             {"subsample": {"source": {"type": "lab", "task": {"modulo": 3}}}},
