@@ -1,6 +1,6 @@
 """Settings of the backbone: a pretrained model, or a tiny one that the lab builds."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,6 +40,9 @@ class PretrainedBackboneConfig(Config):
 
 class LabBackboneConfig(StageConfig):
     """A tiny from-scratch network of one of the four families, taught a skill that it mostly does not show."""
+
+    positions: ClassVar[int] = 1024
+    """Context length of every one."""
 
     type: Literal["lab"] = "lab"
     """Which kind of backbone this is."""

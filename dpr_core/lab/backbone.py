@@ -52,7 +52,7 @@ def untrained(config: LabBackboneConfig) -> tuple[PreTrainedModel, PreTrainedTok
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
-        max_position_embeddings=1024,
+        max_position_embeddings=config.positions,
         initializer_range=INITIAL_DEVIATION,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

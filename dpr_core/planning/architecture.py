@@ -1,5 +1,6 @@
 """Dimensions of a transformer decoder, from its config.json alone, and the parameter counts that follow from them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,17 @@ def backbone_architecture(backbone: Backbone) -> Architecture:
         return architecture_from_config(config_of(backbone.name, backbone.revision))
     except UsageError as error:
         raise UsageError(f"{error}; known without a look at it: {', '.join(PUBLISHED)}") from error
+
+
+def known_positions(backbone: PretrainedBackboneConfig) -> int | None:
+    """The context length of a backbone, where it is known without a look at the hub."""
+    file = expanded(backbone.name) / "config.json"
+    if not file.is_file():
+        published = PUBLISHED.get(backbone.name)
+        return published.positions if published else None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
 
 
 def config_of(source: str | Path, revision: str | None = None) -> "PreTrainedConfig":

@@ -32,7 +32,7 @@ def show_config(
 ) -> None:
     """Print every setting of a recipe with its meaning, as YAML that `dpr run` takes.
 
-    With --json: the values alone, as `prefect deployment run --params` takes them under "config".
+    With --json: the values alone, as `prefect deployment run dense-path/run` takes them for `recipe`.
     """
     with reported(debug):
         from dpr_core.config.base import commented_yaml

@@ -17,6 +17,8 @@ from dpr_core.files import refuse_special
 
 MOST_PARENTS = 16
 LONGEST_PATH = 4096
+WRITTEN = "recipe"
+"""What errors call one that is not named."""
 FOLDER = resources.files("flows.recipes")
 
 
@@ -25,15 +27,28 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in FOLDER.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load(recipe: str, assignments: Sequence[str] = (), preset: str | None = None) -> PipelineConfig:
-    """A recipe by name, or a YAML file by path, with a preset and then `field=value` changes applied."""
+Recipe = str | Mapping[str, Any]
+"""A recipe by name, a YAML file by path, or what stands in one: its text, or its settings."""
+
+
+def load(recipe: Recipe, assignments: Sequence[str] = (), preset: str | None = None) -> PipelineConfig:
+    """A recipe, with a preset and then `field=value` changes applied."""
     found = values(recipe) if preset is None else with_preset(values(recipe), preset)
-    return parse(PipelineConfig, override(found, assignments), recipe)
+    where = recipe if isinstance(recipe, str) and not _is_text(recipe) else WRITTEN
+    return parse(PipelineConfig, override(found, assignments), where)
 
 
-def values(recipe: str) -> dict[str, Any]:
+def values(recipe: Recipe) -> dict[str, Any]:
     """What a recipe sets, with the recipe that it extends under it; not yet validated."""
+    if isinstance(recipe, Mapping):
+        return _over_parent(dict(recipe), WRITTEN, Path(), ())
+    if _is_text(recipe):
+        return _over_parent(read_yaml(recipe, WRITTEN), WRITTEN, Path(), ())
     return _extended(recipe, Path(), ())
+
+
+def _is_text(recipe: str) -> bool:
+    return "\n" in recipe or ": " in recipe
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,13 +74,16 @@ def _extended(recipe: str, folder: Path, chain: tuple[str, ...]) -> dict[str, An
         raise UsageError(f"recipes extend each other in a circle: {' -> '.join((*chain, where))}")
     if len(chain) > MOST_PARENTS:
         raise UsageError(f"{chain[0]} extends a recipe that extends another, and so on more than {MOST_PARENTS} times")
-    own = read_yaml(_read(file, where), where)
+    return _over_parent(read_yaml(_read(file, where), where), where, Path(where).parent, (*chain, where))
+
+
+def _over_parent(own: dict[str, Any], where: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Any]:
     parent = own.pop("extends", None)
     if parent is None:
         return own
     if not isinstance(parent, str):
         raise UsageError(f"{where}: extends: the name of a recipe or a .yaml file is expected (got {parent!r})")
-    return merged(_extended(parent, Path(where).parent, (*chain, where)), own)
+    return merged(_extended(parent, folder, chain), own)
 
 
 def _find(recipe: str, folder: Path, chain: Sequence[str]) -> tuple[str, Traversable | Path]:

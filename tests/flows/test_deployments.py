@@ -1,6 +1,7 @@
 """deployments/ against a real Prefect server and worker, with the commands of docs/operations.md."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -21,12 +22,49 @@ from dpr_core.config.pipeline import PipelineConfig
 from flows import wiring
 from tasks.artifacts.store import Record, Store
 from tasks.registry import STAGES
+from tests.docs.test_docs import TINY, blocks
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deployments" / "prefect.yaml"
 PATIENCE = 200.0
+
+URL = "http://127.0.0.1:4200/api"
+"""Of the server in the documentation."""
+
+PAGE = ROOT / "docs" / "operations.md"
+BLOCKS = [block for block in blocks(PAGE) if "prefect " in block.text and block.is_commands]
+[SET_UP] = [block.text for block in BLOCKS if "work-pool create" in block.text]
+[WORKERS] = [block.text for block in BLOCKS if "worker start" in block.text]
+[FIRST] = [block.text for block in BLOCKS if block.text.startswith("prefect deployment run dense-path/run --watch")]
+[EXAMPLES] = [block.text for block in BLOCKS if block.text.startswith("newest()")]
+[REFUSED] = [block.text for block in BLOCKS if block.why_not_run == "needs a Prefect server, and fails"]
+
+SHIM = f"""#!{sys.executable}
+import json, sys
+TINY = {TINY.split()!r}
+words = sys.argv[1:]
+if words[:2] == ["deployment", "run"]:
+    whole = words[2] == "dense-path/run"
+    of_demo = whole and not any(word.startswith("recipe=") for word in words) or "recipe=demo" in words
+    stage = words[2].partition("/")[2]
+    tiny = TINY if whole else [each.removeprefix(stage + ".") for each in TINY if each.startswith(stage + ".")]
+    if of_demo and tiny:
+        given = [i for i, word in enumerate(words) if word.startswith("overrides=")]
+        mine = [each for i in given for each in json.loads(words[i].partition("=")[2])]
+        for i in reversed(given):
+            del words[i - 1 : i + 1]
+        words += ["-p", "overrides=" + json.dumps(tiny + mine)]
+elif words[:1] == ["config"]:
+    words += [word for setting in TINY for word in ("--set", setting)]
+"""
+"""What the two programs of the documentation do first: they make the recipe `demo` small."""
+
+PROGRAMS = {
+    "prefect": "sys.argv[1:] = words\nfrom runpy import run_module\nrun_module('prefect', run_name='__main__')\n",
+    "dpr": "sys.argv[1:] = words\nfrom flows.cli.__main__ import main\nmain()\n",
+}
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -49,13 +87,31 @@ class Site:
             DO_NOT_TRACK="true",
             COLUMNS="1000",
         )
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        for name, text in {"python3": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'} | {
+            name: SHIM + more for name, more in PROGRAMS.items()
+        }.items():
+            (self.bin / name).write_text(text)
+            (self.bin / name).chmod(0o755)
 
-    def start(self, *arguments: str) -> None:
+    def documented(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a block of the documentation, with this server in place of the one there."""
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script.replace(URL, self.environment["PREFECT_API_URL"])],
+            env={**self.environment, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=5 * PATIENCE,
+        )
+
+    def start(self, *arguments: str, **environment: str) -> None:
         """Start a long-lived `prefect ...` in a session of its own."""
-        with (self.folder / f"{arguments[0]}.log").open("wb") as log:
+        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             subprocess.Popen(
                 [sys.executable, "-m", "prefect", *arguments],
-                env=self.environment,
+                env={**self.environment, **environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -145,9 +201,11 @@ def site(
     try:
         site.start("server", "start", "--host", "127.0.0.1", "--port", str(site.port))
         site.wait_for_server()
-        site.done("work-pool", "create", "gpu", "--type", "process")
-        site.done("--no-prompt", "deploy", "--all", "--prefect-file", str(FILE.relative_to(ROOT)))
-        site.start("worker", "start", "--pool", "gpu", "--limit", "1", "--name", "only")
+        set_up = site.documented(SET_UP)
+        assert set_up.returncode == 0, set_up.stdout + set_up.stderr
+        for line in WORKERS.splitlines():
+            *variables, _ = line.partition("prefect ")[0].split(" ")
+            site.start(*line.partition("prefect ")[2].split(), **dict(each.split("=") for each in variables))
         yield site
     finally:
         site.end()
@@ -156,9 +214,10 @@ def site(
 
 @pytest.fixture(scope="module")
 def pipeline(site: Site, tiny: Tiny) -> dict[str, str]:
-    """The tiny pipeline, run by its deployment: the artifacts by the names of their stages."""
-    config = tiny().model_dump_json()
-    site.done("deployment", "run", "dense-path/demo", "-p", f"config={config}", "--watch")
+    """The tiny pipeline, run by its deployment in one process: the artifacts by the names of their stages."""
+    recipe = tiny().model_dump_json()
+    here = 'place={"*": "here"}'
+    site.done("deployment", "run", "dense-path/run", "-p", f"recipe={recipe}", "-p", here, "--watch")
     [table] = site.api("artifacts/filter", artifacts={"key": {"any_": ["mlflow-runs"]}})
     rows = json.loads(table["data"])
     return {row["stage"]: row["artifact"].partition("]")[0].removeprefix("[") for row in rows}
@@ -169,14 +228,17 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
     flows = {flow["id"]: flow["name"] for flow in site.api("flows/filter", limit=200)}
     deployed = {f"{flows[d['flow_id']]}/{d['name']}": d for d in site.api("deployments/filter", limit=200)}
     assert set(deployed) == {
-        "dense-path/demo",
+        "dense-path/run",
         "rerun/rerun",
         "sweep/sweep",
-        *(f"{stage.replace('_', '-')}/stage" for stage in STAGES),
+        *(f"placed/{pool}" for pool in ("cpu", "gpu", "gpu8")),
+        *(f"stage/{stage}" for stage in STAGES),
     }
     for name, deployment in deployed.items():
         assert deployment["pull_steps"] in (None, []), name
         assert deployment["enforce_parameter_schema"], name
+        assert deployment["description"], name
+        assert "dense-path" in deployment["tags"], name
         assert deployment["job_variables"] == {
             "working_dir": str(ROOT),
             "env": {
@@ -185,12 +247,13 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
                 "PREFECT_LOGGING_EXTRA_LOGGERS": "dense_path",
             },
         }
-    settings = deployed["reinforce/stage"]["parameter_openapi_schema"]
-    assert settings["required"] == ["reward"]
-    assert "learning_rate" in settings["definitions"]["ReinforceConfig"]["properties"]
-    settings = deployed["self-play/stage"]["parameter_openapi_schema"]
-    assert settings["required"] == ["sft"]
-    assert {"rounds", "method"} <= settings["definitions"]["SelfPlayConfig"]["properties"].keys()
+        for field in deployment["parameter_openapi_schema"]["properties"].values():
+            assert field["description"], name
+    where = {name: (each["work_pool_name"], each["work_queue_name"]) for name, each in deployed.items()}
+    assert where["stage/reinforce"] == ("gpu", "single")
+    assert where["stage/judge"] == ("cpu", "single")
+    assert where["dense-path/run"] == ("cpu", "controllers")
+    assert where["placed/gpu8"] == ("gpu8", "default")
 
 
 @pytest.mark.slow
@@ -222,35 +285,45 @@ def test_the_flow_run_shows_links_to_its_mlflow_runs_and_why_each_stage_ran(
 
 
 @pytest.mark.slow
-def test_a_stage_and_a_rerun_take_artifact_ids(
-    site: Site, pipeline: dict[str, str], open_store: Callable[[Path], Store], tiny: Tiny
-) -> None:
-    config = tiny("reinforce.seed=5").reinforce.model_dump_json()
-    prefix = f"runs:/{pipeline['reward'][:8]}"
-    site.done("deployment", "run", "reinforce/stage", "-p", f"reward={prefix}", "-p", f"config={config}", "--watch")
-    parameters = ("-p", f"artifact={pipeline['reinforce']}", "-p", 'overrides=["seed=5"]', "-p", "downstream=true")
-    site.done("deployment", "run", "rerun/rerun", *parameters, "--watch")
+def test_the_examples_of_the_documentation_run(site: Site, open_store: Callable[[Path], Store]) -> None:
+    done = site.documented(f"{FIRST}\n{EXAMPLES}")
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{site.log('worker')}"
     store = open_store(site.home)
-    [alone] = [record for record in store.records("reinforce") if record.id != pipeline["reinforce"]]
-    assert (alone.inputs, alone.config["seed"]) == ({"reward": pipeline["reward"]}, 5)
-    [answers] = [record for record in store.records("answer") if record.inputs["policy"] == alone.id]
-    [verdict] = [record for record in store.records("judge") if record.inputs["candidate"] == answers.id]
-    assert verdict.inputs["baseline"] == pipeline["answer SFT on lab"]
-    [report] = [record for record in store.records("report") if verdict.id in record.inputs.values()]
-    assert report.finished
+    again, discounted, changed, seeded, first = store.records("reinforce")[:5]
+    assert [record.config["algorithm"]["gamma"] for record in (discounted, changed)] == [0.9, 0.95]
+    assert [record.config["seed"] for record in (again, seeded, first)] == [2, 1, 0]
+    assert {record.inputs["reward"] for record in (again, discounted, changed, seeded, first)} == {
+        first.inputs["reward"]
+    }
+    [verdict] = [each for each in store.records("judge") if each.inputs["candidate"] == store.records("answer")[0].id]
+    assert store.record(verdict.inputs["candidate"]).inputs == {"policy": again.id}
+    runs = site.api("flow_runs/filter", limit=200)
+    placed = {run["name"] for run in runs if run["deployment_id"] and "placed" in run["tags"]}
+    assert {"sft", "reward", "reinforce"} <= placed
+    assert "report" not in placed
+
+
+@pytest.mark.slow
+def test_what_cannot_fit_is_refused_as_documented(site: Site, pipeline: dict[str, str]) -> None:
+    newest = EXAMPLES.splitlines()[0]
+    done = site.documented(f"{newest}\n{REFUSED}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = site.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}}, sort="END_TIME_DESC")
+    sentence = failed[0]["state"]["message"].partition("UsageError: ")[2]
+    assert f"```text\n{sentence}\n```" in PAGE.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["dense-path/run", "-p", "place=cpu"], "'cpu' is not of type 'object'"),
+        (["stage/reinforce", "-p", "reward=12345678"], "12345678 is not"),
+        (["stage/reinforce", "-p", "like=1f", "-p", 'overrides="seed=1"'], "'seed=1' is not"),
         (
-            ["dense-path/demo", "-p", 'config={"backbone": {"type": "lab"}, "reinforce": {"learning_rat": 1}}'],
-            "'config.reinforce'. Failure reason: Additional properties are not allowed ('learning_rat' was unexpected)",
+            ["stage/reinforce", "-p", "rewards=1f"],
+            "The following parameters are available on the deployment: 'reward'",
         ),
-        (["reinforce/stage", "-p", "reward=1f", "-p", 'config={"seed": "x"}'], "'x' is not of type 'integer'"),
-        (["reinforce/stage"], "'reward' is a required property"),
-        (["reinforce/stage", "-p", "rewards=1f"], "The following parameters are available on the deployment: 'reward'"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(site: Site, arguments: list[str], words: str) -> None:
@@ -260,35 +333,30 @@ def test_wrong_parameters_are_refused_before_anything_runs(site: Site, arguments
 
 
 @pytest.mark.slow
-def test_settings_that_do_not_fit_each_other_fail_the_run_at_its_start(site: Site, pipeline: dict[str, str]) -> None:
-    config = '{"backbone": {"type": "lab"}, "reward": {"reference": 0.3}}'
-    said = site.assert_refused("deployment", "run", "dense-path/demo", "-p", f"config={config}", "--watch")
+def test_settings_that_do_not_fit_each_other_fail_the_run_at_its_start(site: Site) -> None:
+    overrides = 'overrides=["reward.reference=0.33"]'
+    said = site.assert_refused("deployment", "run", "dense-path/run", "-p", overrides, "--watch")
     assert "Flow run finished in state 'Failed'" in said
-    [failed] = site.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}})
-    assert "reward.reference is 0.3, but sft.checkpoints keeps only 0.5, 1" in failed["state"]["message"]
+    failed = site.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}}, sort="END_TIME_DESC")
+    assert "reward.reference is 0.33, but sft.checkpoints keeps only" in failed[0]["state"]["message"]
 
 
 @pytest.mark.slow
 def test_the_automation_for_lost_runs_is_accepted(site: Site) -> None:
-    site.done("automation", "create", "--from-file", "deployments/zombies.yaml")
     [automation] = site.api("automations/filter", limit=200)
-    heartbeat = int(
-        yaml.safe_load(FILE.read_text())["definitions"]["gpu"]["job_variables"]["env"][
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
-        ]
-    )
+    heartbeat = int(yaml.safe_load(FILE.read_text())["definitions"]["job"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     assert automation["trigger"]["within"] >= 3 * heartbeat
 
 
-ENDLESS = {
-    "width": 32,
-    "layers": 1,
-    "heads": 2,
-    "feed_forward": 32,
-    "task": {"type": "additions", "operations": 3},
-    "teach_max_steps": 1_000_000,
-    "probe_every": 1_000_000,
-}
+ENDLESS = [
+    "width=32",
+    "layers=1",
+    "heads=2",
+    "feed_forward=32",
+    "task.operations=3",
+    "teach_max_steps=1000000",
+    "probe_every=1000000",
+]
 """A backbone that is taught until it is stopped."""
 
 
@@ -310,8 +378,8 @@ def test_a_cancelled_stage_keeps_its_state_and_the_next_run_goes_on_from_it(
     def cancelled_in_the_middle() -> tuple[str, Record]:
         """Start the stage, cancel it some steps later; the flow run and the attempt."""
         before = len(steps())
-        parameters = ("-p", f"config={json.dumps(ENDLESS)}", "--flow-run-name", f"endless from {before}")
-        site.done("deployment", "run", "backbone/stage", *parameters)
+        parameters = ("-p", f"overrides={json.dumps(ENDLESS)}", "--flow-run-name", f"endless from {before}")
+        site.done("deployment", "run", "stage/backbone", *parameters)
         site.wait_for(lambda: len(steps()) > before + 20)
         [flow_run] = site.api("flow_runs/filter", flow_runs={"name": {"any_": [f"endless from {before}"]}})
         site.done("flow-run", "cancel", flow_run["id"])
@@ -340,8 +408,9 @@ def test_a_flow_run_is_cancelled_though_the_server_was_away_for_two_minutes(
 ) -> None:
     """Its worker no longer hears of it."""
     store = open_store(site.home)
-    config = json.dumps(ENDLESS | {"seed": 3})
-    site.done("deployment", "run", "backbone/stage", "-p", f"config={config}", "--flow-run-name", "through a restart")
+    overrides = json.dumps([*ENDLESS, "seed=3"])
+    parameters = ("-p", f"overrides={overrides}", "--flow-run-name", "through a restart")
+    site.done("deployment", "run", "stage/backbone", *parameters)
 
     def attempt() -> Record | None:
         return next((record for record in store.records("backbone") if record.config["seed"] == 3), None)
