@@ -12,11 +12,12 @@ from prefect.runtime import flow_run
 from pydantic import StrictBool
 
 from dpr_core.config.base import StageConfig, override, parse
+from dpr_core.config.placing import Rules
 from dpr_core.errors import UsageError
 from flows import recipes, wiring
 from flows.orchestration import flow
 from flows.pipeline import run_graph
-from flows.requests import RunRequest, StageRequest
+from flows.requests import Jobs, RunRequest, StageRequest
 from tasks.artifacts.run_records import flatten, wrong_stage
 from tasks.artifacts.store import Store
 from tasks.lengths import Made, check_lengths, lengths_below
@@ -51,6 +52,8 @@ def run(
     recipe: Recipe = "demo",
     overrides: list[str] | None = None,
     preset: str | None = None,
+    place: Rules = {},  # noqa: B006
+    jobs: Jobs = 1,
     force: StrictBool = False,
 ) -> dict[str, Any]:
     """A whole recipe, with changes.
@@ -61,10 +64,13 @@ def run(
         overrides: Changes to the recipe, such as ["seed=1", "reinforce.algorithm.gamma=0.95"]; values as in YAML.
         preset: A method of the family whose settings these are, before the changes: dpr, srppo, exopd, opd, sr, ppo,
             with_value or without_baseline.
+        place: Where stages are done, by name or `*` for the others, such as {"reinforce": "gpu8", "*": "gpu"}: a work
+            pool, one of its queues as pool/queue, or `here`; on top of the recipe's own.
+        jobs: Stages that are computed here at once, each by a process of its own, with a GPU of its own.
         force: Make all of it again, though it may be there.
     """
     config = recipes.load(recipe, overrides or [], preset)
-    return run_graph(RunRequest(config=config, force=force))
+    return run_graph(RunRequest(config=config, place=place, jobs=jobs, force=force))
 
 
 def _name_of(recipe: Recipe) -> str:

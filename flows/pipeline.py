@@ -51,7 +51,7 @@ def dense_path(
     return run_graph(RunRequest(config=config, force=force, jobs=jobs, place=place))
 
 
-@flow(name="rerun")
+@flow(name="rerun", description="An artifact again, with changes, and what was built on it.")
 def rerun(
     artifact: str,
     overrides: list[str] | None = None,
@@ -60,7 +60,17 @@ def rerun(
     jobs: Jobs = 1,
     place: Rules = {},  # noqa: B006
 ) -> dict[str, Any]:
-    """Make one artifact again from its stored inputs, with `field=value` overrides; downstream: all built on it too."""
+    """Make one artifact again from its stored inputs.
+
+    Args:
+        artifact: Its ID, or the first characters of that, as `runs:/12345678`.
+        overrides: Changes to its settings, such as ["algorithm.gamma=0.95"]: fields of its stage, values as in YAML.
+        downstream: Make everything that was built on it again too.
+        force: Make it again, though nothing has changed.
+        jobs: Stages that are computed here at once, each by a process of its own, with a GPU of its own.
+        place: Where stages are done, by name or `*` for the others, such as {"reinforce": "gpu8", "*": "gpu"}: a work
+            pool, one of its queues as pool/queue, or `here`.
+    """
     target = Store.open().resolve(artifact)
     changes = overrides or []
     return run_graph(
@@ -68,14 +78,22 @@ def rerun(
     )
 
 
-@flow(name="sweep", flow_run_name="{name}")
+@flow(name="sweep", flow_run_name="{name}", description="Many pipelines as one, and a table of all at the end.")
 def sweep(
     studies: Studies,
     name: Line = "sweep",
     jobs: Jobs = 1,
     place: Rules = {},  # noqa: B006
 ) -> dict[str, Any]:
-    """Run every point of the studies, each stage that is the same once, and put their reports side by side."""
+    """Run every point of the studies, each stage that is the same once, and put their reports side by side.
+
+    Args:
+        studies: What is swept: recipes written out, each with a title and the values of some of its fields.
+        name: What the sweep is called in MLflow.
+        jobs: Stages that are computed here at once, each by a process of its own, with a GPU of its own.
+        place: Where stages are done, by name or `*` for the others, such as {"reinforce": "gpu8", "*": "gpu"}: a work
+            pool, one of its queues as pool/queue, or `here`; on top of the recipes' own.
+    """
     return run_graph(SweepRequest(studies=studies, name=name, jobs=jobs, place=place))
 
 

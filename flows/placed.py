@@ -23,7 +23,11 @@ from tasks.run_stage import Outcome, StageJob
 logger = logging.getLogger("dense_path")
 
 
-@flow(name=FLOW, flow_run_name="{name}")
+@flow(
+    name=FLOW,
+    flow_run_name="{name}",
+    description="A stage of a pipeline on this work pool. Its controller starts it; people start `stage/...`.",
+)
 def placed(
     stage: str,
     name: str,
@@ -34,7 +38,18 @@ def placed(
     origin: str | None = None,
     version: str | None = None,
 ) -> State[Any]:
-    """One stage, as the controller of a pipeline starts it: its artifact's ID is in the message of the last state."""
+    """One stage, as the controller of a pipeline starts it: its artifact's ID is in the message of the last state.
+
+    Args:
+        stage: The stage.
+        name: What the pipeline calls it.
+        config: All of its settings.
+        inputs: The IDs of the artifacts that it is built on, by their roles.
+        parent: The MLflow run of the pipeline.
+        not_before: What was begun earlier is not reused.
+        origin: The artifact that is made again, with which the reasons compare.
+        version: The version of dense-path that the controller has, and that this worker must have.
+    """
     try:
         node = Node(name, stage, parse(stage_named(stage).config, config, stage), inputs, origin)
         outcome = _do(node, parent, not_before, version)

@@ -12,6 +12,7 @@ from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import canonical_json, stage_key
 from tasks.artifacts.run_records import Record, Snapshot, usable_as, wrong_stage
 from tasks.artifacts.store import Store
+from tasks.lengths import Made, check_lengths
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, check_launch, recent, reusable
 from tasks.running.explain_rerun import FORCED, NEVER, UNEXPLAINED, RequestedStage, differences
@@ -86,6 +87,14 @@ def obstacles(
 def _checks(
     every: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str], jobs: int, planning: bool
 ) -> Iterator[Callable[[], None]]:
+    by_name = {OTHER + node.name: node for node in every}
+
+    def made(source: str) -> Made | None:
+        node = by_name.get(source)
+        return None if node is None else Made(node.stage, node.config.model_dump(mode="json"), node.inputs)
+
+    for node in _to_run(every, planned):
+        yield partial(check_lengths, node.stage, node.config, node.inputs, made)
     nodes = [node for node in every if node.name not in elsewhere]
     configs: dict[str, list[StageConfig]] = {}
     for node in _to_run(nodes, planned):
