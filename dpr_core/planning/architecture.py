@@ -145,8 +145,11 @@ def known_positions(backbone: PretrainedBackboneConfig) -> int | None:
     if not file.is_file():
         published = PUBLISHED.get(backbone.name)
         return published.positions if published else None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    positions = config.get("text_config", config).get("max_position_embeddings")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        positions = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):  # told when it is loaded
+        return None
     return positions if isinstance(positions, int) else None
 
 

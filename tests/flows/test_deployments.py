@@ -250,8 +250,8 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
         for field in deployment["parameter_openapi_schema"]["properties"].values():
             assert field["description"], name
     where = {name: (each["work_pool_name"], each["work_queue_name"]) for name, each in deployed.items()}
-    assert where["stage/reinforce"] == ("gpu", "single")
-    assert where["stage/judge"] == ("cpu", "single")
+    assert where["stage/reinforce"] == ("gpu", "urgent")
+    assert where["stage/judge"] == ("cpu", "urgent")
     assert where["dense-path/run"] == ("cpu", "controllers")
     assert where["placed/gpu8"] == ("gpu8", "default")
 

@@ -42,6 +42,13 @@ def test_a_plan_says_what_would_stop_the_run(dpr: Callable[..., Any], monkeypatc
     assert dpr("run", TINY, "--plan", "--json").json["obstacles"] == []
 
 
+def test_responses_that_no_context_has_room_for_are_known_first(dpr: Callable[..., Any]) -> None:
+    too_long = ("--set", "reinforce.max_response_tokens=1024", "--set", "answer.max_response_tokens=1023")
+    [obstacle] = dpr("run", TINY, *too_long, "--plan", "--json").json["obstacles"]
+    assert obstacle.startswith("reinforce: max_response_tokens is 1024, which leaves no room for a prompt: the model")
+    assert obstacle.endswith("has 1024 positions; lower it")
+
+
 def test_a_judge_that_is_away_or_has_no_list_of_models(
     dpr: Callable[..., Any], loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,13 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from dpr_core.config.model import Family
+from dpr_core.config.model import Family, PretrainedBackboneConfig
 from dpr_core.lab.backbone import CLASSES
-from dpr_core.planning.architecture import PUBLISHED, Architecture, architecture_from_config
+from dpr_core.planning.architecture import PUBLISHED, Architecture, architecture_from_config, known_positions
 
 COUNTS = {
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
@@ -57,3 +58,20 @@ def test_sliding_layers_remember_their_window_alone() -> None:
     gemma = PUBLISHED["google/gemma-3-4b-pt"]
     assert gemma.cached_numbers(100) == 34 * 4 * 256 * 100
     assert gemma.cached_numbers(3000) == 34 * 4 * 256 * 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "positions"),
+    [
+        ('{"max_position_embeddings": 512}', 512),
+        ('{"model_type": "gemma3", "text_config": {"max_position_embeddings": 256}}', 256),
+        ("[]", None),
+        ("{", None),
+        ('{"max_position_embeddings": "512"}', None),
+    ],
+)
+def test_a_context_length_is_known_without_the_hub(tmp_path: Path, text: str, positions: int | None) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert known_positions(PretrainedBackboneConfig(name=str(tmp_path))) == positions
+    assert known_positions(PretrainedBackboneConfig(name="Qwen/Qwen2.5-7B")) == 131_072
+    assert known_positions(PretrainedBackboneConfig(name="org/unknown")) is None
