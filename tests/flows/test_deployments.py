@@ -62,8 +62,9 @@ elif words[:1] == ["config"]:
 """What the two programs of the documentation do first: they make the recipe `demo` small."""
 
 PROGRAMS = {
-    "prefect": "sys.argv[1:] = words\nfrom runpy import run_module\nrun_module('prefect', run_name='__main__')\n",
-    "dpr": "sys.argv[1:] = words\nfrom flows.cli.__main__ import main\nmain()\n",
+    "prefect": f"{SHIM}sys.argv[1:] = words\nimport runpy\nrunpy.run_module('prefect', run_name='__main__')\n",
+    "dpr": f"{SHIM}sys.argv[1:] = words\nfrom flows.cli.__main__ import main\nmain()\n",
+    "python3": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
 }
 
 Tiny = Callable[..., PipelineConfig]
@@ -89,9 +90,7 @@ class Site:
         )
         self.bin = folder / "bin"
         self.bin.mkdir()
-        for name, text in {"python3": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'} | {
-            name: SHIM + more for name, more in PROGRAMS.items()
-        }.items():
+        for name, text in PROGRAMS.items():
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
 
@@ -289,14 +288,14 @@ def test_the_examples_of_the_documentation_run(site: Site, open_store: Callable[
     done = site.documented(f"{FIRST}\n{EXAMPLES}")
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{site.log('worker')}"
     store = open_store(site.home)
-    again, discounted, changed, seeded, first = store.records("reinforce")[:5]
-    assert [record.config["algorithm"]["gamma"] for record in (discounted, changed)] == [0.9, 0.95]
-    assert [record.config["seed"] for record in (again, seeded, first)] == [2, 1, 0]
-    assert {record.inputs["reward"] for record in (again, discounted, changed, seeded, first)} == {
-        first.inputs["reward"]
-    }
+    of_recipe, alike, again, _, first = made = store.records("reinforce")[:5]
+    assert [record.config["algorithm"]["gamma"] for record in made] == [1.0, 0.95, 0.9, 1.0, 1.0]
+    assert [record.config["seed"] for record in made] == [2, 1, 1, 1, 0]
+    assert {record.inputs["reward"] for record in made} == {first.inputs["reward"]}
+    assert again.id in {record.inputs["policy"] for record in store.records("answer")}
+    assert alike.id not in {record.inputs["policy"] for record in store.records("answer")}
     [verdict] = [each for each in store.records("judge") if each.inputs["candidate"] == store.records("answer")[0].id]
-    assert store.record(verdict.inputs["candidate"]).inputs == {"policy": again.id}
+    assert store.record(verdict.inputs["candidate"]).inputs == {"policy": of_recipe.id}
     runs = site.api("flow_runs/filter", limit=200)
     placed = {run["name"] for run in runs if run["deployment_id"] and "placed" in run["tags"]}
     assert {"sft", "reward", "reinforce"} <= placed
