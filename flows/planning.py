@@ -153,6 +153,18 @@ def plan(recipe: str, config: PipelineConfig, target: PlanTarget) -> RunPlan:
     return RunPlan(recipe, target, gpus, model, stages, judging_costs(nodes, to_run, None), served)
 
 
+def node_hours(config: PipelineConfig, target: PlanTarget) -> dict[str, float]:
+    """Hours of every stage that runs networks, by the name of its node."""
+    inputs = _plan_inputs(config, backbone_architecture(config.backbone), target)
+
+    def hours(config: StageConfig, own: PlanInputs) -> float:
+        execution: ExecutionConfig = cast(Any, config).execution
+        work = estimate(config, own).work
+        return work.hours(target.gpu, own.dtype, target.utilisation, execution.tf32_head) / execution.launch.processes
+
+    return {node.name: hours(node.config, own) for node, own in _with_inputs(wiring.nodes(config), inputs)}
+
+
 def _plan_inputs(config: PipelineConfig, model: Architecture, target: PlanTarget) -> PlanInputs:
     backbone = config.backbone
     pretrained = isinstance(backbone, PretrainedBackboneConfig)
@@ -182,21 +194,27 @@ StageInputs = tuple[StageConfig, PlanInputs]
 
 def _grouped(nodes: Sequence[Node], inputs: PlanInputs) -> Iterator[tuple[str, list[tuple[str, StageInputs]]]]:
     """Each stage alone, but a policy's answers to all benchmarks in one."""
+    groups: dict[str, list[tuple[str, StageInputs]]] = {}
+    for node, own in _with_inputs(nodes, inputs):
+        name = node.name.rpartition(" on ")[0] if isinstance(node.config, AnswerConfig) else node.name
+        groups.setdefault(name, []).append((node.stage, (node.config, own)))
+    yield from groups.items()
+
+
+def _with_inputs(nodes: Sequence[Node], inputs: PlanInputs) -> Iterator[tuple[Node, PlanInputs]]:
+    """The nodes that can be planned, each with what is known beside its settings."""
     stage_of = {node.name: node.stage for node in nodes}
     configs: dict[str, Any] = {node.name: node.config for node in nodes}
-    groups: dict[str, list[tuple[str, StageInputs]]] = {}
     for node in nodes:
         if not plannable(node.config):
             continue
-        name, own = node.name, inputs
+        own = inputs
         if isinstance(node.config, AnswerConfig):
-            name = node.name.rpartition(" on ")[0]
             source = stage_of[node.inputs["policy"].removeprefix("@")]
             own = replace(inputs, source=source, questions=_questions(node.config))
         if isinstance(drawn := configs.get(node.inputs.get("prompts", "").removeprefix("@")), PromptsConfig):
             own = replace(inputs, demonstrations=_rows(drawn.size, drawn.source or configs["subsample"].source))
-        groups.setdefault(name, []).append((node.stage, (node.config, own)))
-    yield from groups.items()
+        yield node, own
 
 
 def _questions(config: AnswerConfig) -> BenchmarkSize:

@@ -67,7 +67,9 @@ def read(path: Path) -> dict[str, Any]:
 def kept() -> dict[Path, dict[str, Any]]:
     """The files of the two suites."""
     found = {path: read(path) for path in sorted(RESULTS.glob("*.json"))}
-    return {path: each for path, each in found.items() if {*SCRIPTS, *REAL} >= each["benchmarks"].keys() > set()}
+    return {
+        path: each for path, each in found.items() if {*SCRIPTS, *REAL} >= each.get("benchmarks", {}).keys() > set()
+    }
 
 
 def newest() -> dict[str, Any]:
