@@ -11,6 +11,9 @@ class DensePathError(Exception):
 
     exit_status = 1
 
+    run: str | None = None
+    """The MLflow run of the stage that it ended."""
+
     def __init__(self, message: str = "") -> None:
         super().__init__(redact(message))
 

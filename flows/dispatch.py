@@ -1,6 +1,7 @@
 """Dispatch of requests: the nodes of each kind, and what its parent run shows. Knows no Prefect."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -63,3 +64,19 @@ def places_of(
     places = {node.name: place_of(rules, node.stage) for node in nodes if node.name in to_run}
     # A pool with one slot would wait for itself for ever: what is placed on one's own is done here.
     return {name: place for name, place in places.items() if place.partition("/")[0] not in (HERE, own)}
+
+
+def tags_of(request: Request, nodes: Sequence[Node]) -> set[str]:
+    """What flow runs are looked for by: recipes and their presets, or stages, and seeds."""
+    tags = {f"seed:{node.config.seed}" for node in nodes}
+    match request:
+        case RunRequest(config=config):
+            configs = [config]
+        case SweepRequest(studies=studies):
+            configs = [study.config for study in studies]
+        case RerunRequest(artifact=artifact):
+            return tags | {f"stage:{node.stage}" for node in nodes if node.origin == artifact}
+        case StageRequest(stage=stage):
+            return tags | {f"stage:{stage}"}
+    presets = {method.preset for config in configs for method in config.methods.values() if hasattr(method, "preset")}
+    return tags | {f"recipe:{config.name}" for config in configs} | {f"preset:{name}" for name in presets if name}

@@ -18,7 +18,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.placing import Rules
 from dpr_core.redaction import redact_logs
 from flows import recipes
-from flows.dispatch import dispatch, places_of
+from flows.dispatch import dispatch, tags_of, places_of
 from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
 from flows.requests import Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
@@ -26,7 +26,7 @@ from flows.run_document import IncompleteError, pipeline_run, reused, stage_entr
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, in_order, plan, preflight
 from tasks.placement import WorkPools, own_pool
-from tasks.prefect_task import link_runs, stage_task
+from tasks.prefect_task import link_runs, stage_task, tag_run
 from tasks.run_stage import Outcome, StageJob, run_job
 from tasks.running.shutdown import graceful_shutdown
 from tasks.schedule import MOST_BESIDE, Done, Failure, Here, execute_all
@@ -135,6 +135,7 @@ def run_graph(request: Request) -> dict[str, Any]:
     preflight(nodes, planned, places, request.jobs)
     pools = WorkPools(store)
     pools.check(places.values())
+    tag_run(tags_of(request, nodes))
     with (
         pipeline_run(store, info, dispatched.results_of) as document,
         graceful_shutdown(),

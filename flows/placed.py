@@ -15,8 +15,8 @@ from dpr_core.redaction import redact, redact_logs
 from flows.orchestration import body, flow
 from tasks.artifacts.store import Store
 from tasks.graph import Node, plan, preflight
-from tasks.placement import FLOW, RAN, REFUSED, REUSED
-from tasks.prefect_task import stage_task
+from tasks.placement import FLOW, REFUSED
+from tasks.prefect_task import RAN, REUSED, stage_task
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, StageJob
 

@@ -82,7 +82,7 @@ def reuse_all(
 def reused(planned: Sequence[Planned]) -> dict[str, Outcome]:
     """The artifacts that a plan found, by the names of the stages."""
     return {
-        step.name: Outcome(step.stage, step.name, step.id, "reused", 0.0, step.results)
+        step.name: Outcome(step.stage, step.name, step.id, "reused", 0.0, step.results, step.why)
         for step in planned
         if step.id is not None
     }

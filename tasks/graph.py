@@ -14,7 +14,7 @@ from tasks.artifacts.run_records import Record, Snapshot, usable_as, wrong_stage
 from tasks.artifacts.store import Store
 from tasks.lengths import Made, check_lengths
 from tasks.registry import stage_named
-from tasks.run_stage import Outcome, check_launch, recent, reusable
+from tasks.run_stage import Outcome, check_launch, recent, reusable, unchanged_since
 from tasks.running.explain_rerun import FORCED, NEVER, UNEXPLAINED, RequestedStage, differences
 
 OTHER = "@"
@@ -189,8 +189,7 @@ def _plan_node(
         key = stage_key(stage.name, stage.version_of(config), config.identity(), known)
         found, damage = reusable(recent(stored.finished(key), not_before), stored.problems)
         if found is not None:
-            why = f"nothing changed since {found.started:%Y-%m-%d %H:%M} UTC"
-            return Planned(node.name, node.stage, "reuse", found.id, why, found.results)
+            return Planned(node.name, node.stage, "reuse", found.id, unchanged_since(found), found.results)
     if not_before is not None:
         return Planned(node.name, node.stage, "run", None, "; ".join(damage) or FORCED)
     requested = RequestedStage(node.name, stage.name, stage.version_of(config), config, known, frozenset(given))

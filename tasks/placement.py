@@ -26,6 +26,7 @@ from dpr_core.redaction import address
 from tasks.artifacts.identity import canonical_json
 from tasks.artifacts.retrying import is_transient, retry_seconds
 from tasks.artifacts.store import Store
+from tasks.prefect_task import RAN, REUSED
 from tasks.run_stage import Outcome, StageJob
 
 logger = logging.getLogger("dense_path")
@@ -35,8 +36,6 @@ T = TypeVar("T")
 FLOW = "placed"
 DEPLOY = "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml"
 
-RAN, REUSED = "Ran", "Reused"
-"""Names of the states in which such a flow run ends well; the ID of the artifact is the first word of the message."""
 REFUSED = "Refused"
 """Of the state in which it ends where the request was wrong; the message is the sentence, as in `Failed`."""
 

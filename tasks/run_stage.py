@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -15,12 +16,15 @@ from tasks.local_home import disk_full_error, is_full, syncing
 from tasks.locks import exclusive
 from tasks.registry import stage_named
 from tasks.running.explain_rerun import FORCED, UNEXPLAINED, RequestedStage, differences
+from tasks.running.observer import OBSERVER
 from tasks.running.shutdown import graceful_shutdown
 from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Progress, Workspace
 
 logger = logging.getLogger("dense_path")
+
+RESUMED = "it was interrupted, and went on from there"
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,15 @@ class Outcome:
     status: Literal["ran", "reused"]
     seconds: float
     metrics: dict[str, float]
+    why: str = ""
+    """It was reused, or had to run."""
 
 
 def run_job(job: StageJob) -> Outcome:
     """Run a stage in this process, or reuse its artifact, with progress on stderr."""
     from tasks.running.progress import StageProgress
 
-    with StageProgress(job.name) as progress:
+    with StageProgress(job.name, OBSERVER.get().progress) as progress:
         return run_stage(
             stage_named(job.stage),
             job.config,
@@ -95,7 +101,11 @@ def run_stage(
     def on_wait() -> None:
         logger.info("%s: another process is making this; waiting for it", name)
 
-    with graceful_shutdown() as shutdown, exclusive(store.home / "locks" / f"{key}.lock", on_wait):
+    with (
+        graceful_shutdown() as shutdown,
+        exclusive(store.home / "locks" / f"{key}.lock", on_wait),
+        ExitStack() as turn,
+    ):
         candidates = recent(store.finished(key), not_before)
         found, damage = reusable(candidates, lambda run_id: store.verify(run_id, quick=True))
         for line in damage:
@@ -104,11 +114,14 @@ def run_stage(
         if found is not None:
             if workdir.stage_run() == found.id:
                 workdir.clear()
-            return Outcome(stage.name, name, found.id, "reused", time.monotonic() - started, found.results)
+            took = time.monotonic() - started
+            return Outcome(stage.name, name, found.id, "reused", took, found.results, unchanged_since(found))
         check_launch(stage, config)
+        turn.enter_context(OBSERVER.get().turn(stage.name, config))
         run = _resumed(store, workdir, key, name, parent, not_before)
         for stale in store.end_stale(key, but=run):
             logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
+        why = RESUMED
         if run is None:
             requested = RequestedStage(name, stage.name, stage.version_of(config), config, digests, frozenset(digests))
             reasons = damage or ([FORCED] if not_before else _changes(requested, store, parent, origin))
@@ -135,7 +148,12 @@ def run_stage(
             progress=progress,
         )
         metrics = _run_and_publish(stage, config, artifacts, work, workdir)
-    return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics)
+    return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics, why)
+
+
+def unchanged_since(record: Record) -> str:
+    """Why an artifact is reused."""
+    return f"nothing changed since {record.started:%Y-%m-%d %H:%M} UTC"
 
 
 def check_launch(stage: Stage, config: StageConfig) -> None:
@@ -210,6 +228,8 @@ def _run_and_publish(
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)
         else:
             workdir.clear()
+        if isinstance(error, DensePathError):
+            error.run = run.id
         _end(run, "FAILED" if isinstance(error, Exception) else "KILLED", f"{type(error).__name__}: {error}")
         if is_full(error) and not isinstance(error, DensePathError):
             raise disk_full_error(work.store.home) from error

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dpr_core.errors import DensePathError
 from dpr_core.redaction import redact_logs
 from tasks.launch.child_processes import environment, how_it_ended
 from tasks.run_stage import Outcome, StageJob, run_job
+from tasks.running.observer import OBSERVER, Observer
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -129,9 +131,17 @@ class _Worker:
         self._connection = Connection(ours.detach())
 
     def run(self, job: StageJob) -> Outcome:
+        watching = OBSERVER.get()
         try:
             self._connection.send(job)
-            answer = self._connection.recv()
+            with ExitStack() as turn:
+                while isinstance(answer := self._connection.recv(), tuple):
+                    match answer:
+                        case "progress", *told:
+                            watching.progress(*told)
+                        case "turn", *asked:
+                            turn.enter_context(watching.turn(*asked))
+                            self._connection.send(None)
         except (EOFError, OSError):
             raise _ProcessEndedError(how_it_ended(self.wait())) from None
         if isinstance(answer, DensePathError):
@@ -157,8 +167,24 @@ def gpus_of(config: StageConfig) -> int:
     return execution.launch.on_each_machine if isinstance(execution, ExecutionConfig) else 0
 
 
+class _Watched(Observer):
+    """Passes everything on to the observer of the process that asked for the stage."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def turn(self, stage: str, config: StageConfig) -> AbstractContextManager[object]:
+        self._connection.send(("turn", stage, config))
+        self._connection.recv()
+        return nullcontext()  # It ends with the stage.
+
+    def progress(self, step: int, total: int | None, note: str) -> None:
+        self._connection.send(("progress", step, total, note))
+
+
 def serve(connection: Connection) -> None:
     """Run one job after another until the connection is closed."""
+    OBSERVER.set(_Watched(connection))
     while True:
         try:
             job = connection.recv()

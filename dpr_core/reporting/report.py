@@ -103,6 +103,12 @@ class ReportTable:
     """What is wrong with the judgments, if anything."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The table that a report's JSON holds."""
+        rows = tuple(map(Row.of, values["rows"]))
+        return cls(values["title"], rows, notes=tuple(values["notes"]), provenance=values.get("provenance", {}))
+
     @property
     def estimand(self) -> str:
         """What the win rate is."""
@@ -271,6 +277,7 @@ _TOKENS = _Column("tokens", lambda row: f"{row.response_tokens:.1f}")
 _CUT = _Column("cut %", lambda row: _percent(row.cut_share))
 _KL = _Column("KL (nats)", lambda row: _optional(row.kl_to_sft, "{:.3f}"), "kl_to_sft")
 _PROMPTS = _Column("prompts", lambda row: str(row.prompts))
+_MAIN = [_ACCURACY, _GOLD, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
 
 
 def judgments(table: ReportTable) -> Table:
@@ -311,10 +318,20 @@ def _primary(row: Row) -> str:
 
 
 def _tabulated(table: ReportTable, columns: Sequence[_Column], rows: Sequence[Row]) -> Table:
-    texts = [_POLICY, *([_BENCHMARK] if len(table.benchmarks) > 1 else [])]
-    shown = [*texts, *(column for column in columns if not column.needs or table.has(column.needs))]
+    shown = _shown(table, columns)
     cells = [[column.cell(row) for column in shown] for row in rows]
-    return Table([column.heading for column in shown], cells, len(texts))
+    return Table([column.heading for column in shown], cells, 2 if _BENCHMARK in shown else 1)
+
+
+def _shown(table: ReportTable, columns: Sequence[_Column]) -> list[_Column]:
+    """Whose row it is, and the columns that have anything in them."""
+    several = [_BENCHMARK] if len(table.benchmarks) > 1 else []
+    return [_POLICY, *several, *(column for column in columns if not column.needs or table.has(column.needs))]
+
+
+def main_table(table: ReportTable) -> Table:
+    """All policies, and what is asked first."""
+    return _tabulated(table, _MAIN, table.rows)
 
 
 def as_terminal(table: ReportTable) -> TerminalTable:
@@ -327,9 +344,7 @@ def as_terminal(table: ReportTable) -> TerminalTable:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    several = [_BENCHMARK] if len(table.benchmarks) > 1 else []
-    every = [_POLICY, *several, _ACCURACY, _GOLD, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
-    columns = [column for column in every if not column.needs or table.has(column.needs)]
+    columns = _shown(table, _MAIN)
     for column in columns:
         name, _, unit = column.heading.rpartition(" ")
         heading = f"{name}\n{unit}" if name else column.heading

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dpr_core.config.placing import HERE
-from dpr_core.reporting.report import ReportTable, Row
+from dpr_core.reporting.report import ReportTable
 from dpr_core.reporting.report import as_terminal as results_table
 from flows.cli.inspect_view import SHORT, add_row, diagnosis_tree, grid, plain
 from tasks.artifacts.store import Store
@@ -67,8 +67,7 @@ def run_summary(store: Store, document: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     results = document["results"]
     if "rows" in results:
-        rows = tuple(Row.of(row) for row in results["rows"])
-        parts.append(results_table(ReportTable(results["title"], rows, notes=tuple(results["notes"]))))
+        parts.append(results_table(ReportTable.of(results)))
     else:
         parts += [plain(f"{name}: {value:.6g}") for name, value in results.items()]
     parts.append(table)

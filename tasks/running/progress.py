@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -17,8 +18,11 @@ LONGEST_BETWEEN_LINES = 60.0
 class StageProgress:
     """Shows one stage: its name, step, pace, time left, a note, and what it does inside of the step."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, told: Callable[[int, int | None, str], None] = lambda step, total, note: None
+    ) -> None:
         self.name = escape_control(name)
+        self._told = told
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -57,6 +61,7 @@ class StageProgress:
         self._count = f"{step} of {total}" if total is not None else str(step)
         self._pace = pace(step - self._first[1], now - self._first[0], None if total is None else total - step, at_most)
         self._note, self._part = escape_control(note), ""
+        self._told(step, total, self._said())
         if self._bar is not None:
             self._bar.update(self._bar_task(), completed=step, total=total, said=self._said())
         else:
