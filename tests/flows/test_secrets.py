@@ -12,10 +12,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from deployments.servers import mlflow_server, running
 from tasks.artifacts.mlflow_client import MlflowClient, make_database
 from tests.flows.conftest import run_dpr
 from tests.loopback import JUDGES, Answering, Call, Loopback, Reply, completion, judging, refused
-from tests.services.servers import mlflow_server, running
 
 pytestmark = pytest.mark.integration
 

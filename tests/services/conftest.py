@@ -1,19 +1,24 @@
 """A stage that trains for some seconds, in a home of its own, with the store wherever a test has one."""
 
 import json
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import tasks.registry
+from deployments.servers import POSTGRESQL, Server, create_database, postgresql, running
 from dpr_core.config.base import StageConfig
 from tasks.artifacts.store import Store
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 
 STEPS = 60
+PASSWORD = "se%2Fcret"
 
 
 class Steps(StageConfig):
@@ -51,6 +56,30 @@ def history(store: Store, run_id: str) -> list[tuple[int, float]]:
 
 
 UNDISTURBED = [(step, 1 / (step + 1)) for step in range(STEPS)]
+
+
+@contextmanager
+def folder_for_postgresql() -> Iterator[Path]:
+    """Not below pytest's own folder, which another user may not enter."""
+    if not (POSTGRESQL / "initdb").exists():
+        pytest.skip(f"there is no PostgreSQL 15 in {POSTGRESQL}: apt-get install postgresql-15")
+    folder = Path(tempfile.mkdtemp(prefix="dense-path-postgresql-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def databases(*names: str) -> Iterator[tuple[Server, str]]:
+    """PostgreSQL with empty databases, and what comes before their names in an address: user, password, place."""
+    with folder_for_postgresql() as folder:
+        server, port = postgresql(folder / "postgresql", "se/cret")
+        with running(server):
+            for name in names:
+                create_database(name, port, "se/cret")
+            yield server, f"owner:{PASSWORD}@127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from deployments.servers import Server, mlflow_server, running
 from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Store
 from tasks.run_stage import run_stage
 from tests.services.conftest import UNDISTURBED, Steps, history, training
-from tests.services.servers import Server, mlflow_server, running
 
 pytestmark = pytest.mark.services
 

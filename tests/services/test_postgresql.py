@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from deployments.servers import Server
 from tasks.artifacts.store import Store
 from tasks.run_stage import run_stage
-from tests.services.conftest import UNDISTURBED, Steps, history, training
-from tests.services.servers import PASSWORD, Server, postgresql
+from tests.services.conftest import PASSWORD, UNDISTURBED, Steps, databases, history, training
 
 pytestmark = pytest.mark.services
 
@@ -25,7 +25,7 @@ TINY = ROOT / "tests" / "flows" / "tiny.yaml"
 
 @pytest.fixture
 def database() -> Iterator[tuple[Server, str]]:
-    with postgresql("runs", "prefect") as found:
+    with databases("runs", "prefect") as found:
         yield found
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from deployments.servers import Server, mlflow_server, running, s3_server
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.run_stage import run_stage
 from tests.services.conftest import UNDISTURBED, Steps, history, training
-from tests.services.servers import Server, mlflow_server, running, s3_server
 
 pytestmark = pytest.mark.services
 

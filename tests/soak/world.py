@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from deployments.servers import mlflow_server
 from tasks.artifacts.identity import Manifest, files_below
 from tests.forked import Forked
-from tests.services.servers import mlflow_server
 
 ROOT = Path(__file__).parents[2]
 SECRET = "sk-soak/Planted+9d41c7b2e6f0"
