@@ -19,7 +19,12 @@ export PYTHON TORCH
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -q
 WORKERS = -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help install install-vllm demo demo-real test test-all test-services test-gpu unit golden check format clean soak bench gpu-check bench-real
+COMPOSE ?= docker compose
+COMPOSED = $(COMPOSE) --file deployments/compose.yaml
+HAVE_COMPOSE = $(COMPOSED) ps >/dev/null 2>&1 || { echo '`$(COMPOSE)` finds no container engine: install one, or name \
+another command in COMPOSE. `make stack` runs the same as processes.' >&2; exit 1; }
+
+.PHONY: help install install-vllm demo demo-real test test-all test-services test-gpu unit golden check format clean stack stack-stop up down soak bench gpu-check bench-real
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -57,6 +62,20 @@ test-gpu: install ## Run the tests that need a GPU
 
 golden: install ## Compare what dpr does with the record in GOLDEN=build/golden, or say how to make one
 	@"$(BIN)/python" tests/golden.py compare "$${GOLDEN:-build/golden}" $$SECTIONS
+
+stack: install ## Start what a company runs, as processes here: PostgreSQL, S3, MLflow, Prefect, a worker a pool
+	@"$(BIN)/python" -m deployments.stack start
+
+stack-stop: ## End it, and remove what it made
+	@"$(BIN)/python" -m deployments.stack stop
+
+up: ## Build the image and start the same in containers, with COMPOSE="docker compose"
+	@$(HAVE_COMPOSE)
+	@$(COMPOSED) up --build --detach
+
+down: ## End the containers; what they made stays in their volumes
+	@$(HAVE_COMPOSE)
+	@$(COMPOSED) down
 
 soak: install ## Use, disturb and damage stores at random for MINUTES=60 from SEED=0, and look for what must never be
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m tests.soak --minutes $${MINUTES:-60} --seed $${SEED:-0} --report $${REPORT:-build/soak.json}
