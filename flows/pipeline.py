@@ -23,8 +23,10 @@ from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
 from flows.requests import Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
 from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry
+from tasks.artifacts.retrying import UnansweredError
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, in_order, plan, preflight
+from tasks.local_home import is_full
 from tasks.placement import WorkPools, own_pool
 from tasks.prefect_task import link_runs, stage_task, tag_run
 from tasks.run_stage import Outcome, StageJob, run_job
@@ -206,6 +208,8 @@ class _Runner:
 
     def _run(self, nodes: Sequence[Node], before: Done) -> Done:
         def on_failure(failure: Failure) -> None:
+            if isinstance(failure.error, UnansweredError) or is_full(failure.error):
+                raise failure.error  # every other stage would end so
             if len(nodes) > 1:
                 logger.warning("%s failed, and what is built on it is left out: %s", failure.node, failure.error)
 

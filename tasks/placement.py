@@ -135,17 +135,6 @@ def _own_task_run(client: SyncPrefectClient) -> UUID | None:
     return None
 
 
-def problems(server: Server, places: Iterable[str]) -> list[str]:
-    """All that is in the way of what is placed there, for a plan."""
-    found: list[str] = []
-    for place in dict.fromkeys(places):
-        try:
-            found += server.check(place)
-        except DensePathError as error:
-            found.append(str(error))
-    return list(dict.fromkeys(found))
-
-
 class WorkPools:
     """The stages of one run that are done by the workers of pools. Those still waited for at the end of the block are
     cancelled."""
@@ -156,11 +145,21 @@ class WorkPools:
         self._waited: set[UUID] = set()
         self._ending = threading.Event()
 
+    def problems(self, places: Iterable[str]) -> list[str]:
+        """Why what is placed there could never be done. What would have to wait for a worker is warned of."""
+        found = []
+        for place in sorted(set(places)):
+            try:
+                for warning in self._server.check(place):
+                    logger.warning(warning)
+            except (httpx.HTTPError, UsageError) as error:
+                found.append(str(error))
+        return list(dict.fromkeys(found))
+
     def check(self, places: Iterable[str]) -> None:
-        """Refuse what can never be done there; warn of what waits for a worker."""
-        for place in dict.fromkeys(places):
-            for warning in self._server.check(place):
-                logger.warning(warning)
+        """Refuse what could never be done there."""
+        if found := self.problems(places):
+            raise UsageError("\n".join(found))
 
     def run(self, job: StageJob, place: str) -> Outcome:
         """Have a stage done on a pool, and wait for it; safe to call from many threads."""
@@ -170,6 +169,7 @@ class WorkPools:
         assert state is not None
         words = state.message or "its page in Prefect says more"
         if state.type == StateType.COMPLETED and state.name in (RAN, REUSED):
+            logger.info("%s: %s as %s", job.name, state.name.lower(), words)
             return self._outcome(
                 job, words.split()[0], "ran" if state.name == RAN else "reused", time.monotonic() - began
             )
@@ -232,6 +232,8 @@ class WorkPools:
         while True:
             try:
                 return request()
+            except ObjectNotFound as error:
+                raise DensePathError("its flow run, or what it needs, was deleted in Prefect") from error
             except httpx.HTTPError as error:
                 away = isinstance(error, httpx.TransportError) or is_transient(error)
                 if not away or time.monotonic() - since > retry_seconds():

@@ -31,7 +31,7 @@ PRELOAD = [
     "flows.cli.inspect_view",
     "flows.cli.plan",
     "flows.cli.resume",
-    "flows.sweep",
+    "flows.placed",
     "dpr_core.training.reinforce_loop",
     "dpr_core.training.self_play_loop",
 ]

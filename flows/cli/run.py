@@ -106,7 +106,11 @@ def run_or_plan(
     if places:
         embedded.prepare(store.home, options.debug)
     if options.plan:
-        found = [*obstacles(nodes, planned, places, request.jobs), *_of_pools(places)]
+        found = obstacles(nodes, planned, places, request.jobs)
+        if places:
+            from tasks.placement import WorkPools
+
+            found += WorkPools(store).problems(places.values())
         _show_plan(store, dispatched, planned, places, found, options.as_json)
         return None
     store.check_writable()
@@ -119,15 +123,6 @@ def run_or_plan(
         if not places and request.jobs == 1 and computes(nodes, planned):
             load_torch()
     return start(request)
-
-
-def _of_pools(places: "Mapping[str, str]") -> list[str]:
-    """What is in the way of stages that are placed on work pools."""
-    if not places:
-        return []
-    from tasks.placement import Server, problems
-
-    return problems(Server(), places.values())
 
 
 def _show_plan(

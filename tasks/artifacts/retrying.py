@@ -100,6 +100,10 @@ _SILENT_SINCE: dict[str, float] = {}
 """By address: a pipeline and its stages open the store each for itself, and wait together."""
 
 
+class UnansweredError(DensePathError):
+    """MLflow has been silent for so long that nothing else can be done either."""
+
+
 class RetryPolicy:
     """How long a server may be silent. The time runs from its first failure since it last answered, to any request."""
 
@@ -147,10 +151,10 @@ class RetryPolicy:
             time.sleep(max(0.0, min(pause, self._left())))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def gave_up(self, error: BaseException | None = None) -> DensePathError:
+    def gave_up(self, error: BaseException | None = None) -> UnansweredError:
         """The error for a server that has been silent for too long."""
         why = f" ({self._explain(error)})" if error is not None else ""
-        return DensePathError(
+        return UnansweredError(
             f"MLflow at {self.where} has not answered for {self._silent():.0f} s{why}; "
             f"when it does, give the same command again. {VARIABLE} sets how long it is waited for"
         )

@@ -1,6 +1,5 @@
 """Flows whose Prefect server goes away, and flow runs that are cancelled while nobody tells their process."""
 
-import asyncio
 import os
 import re
 import signal
@@ -10,16 +9,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 from prefect.client.schemas.objects import StateType
-from prefect.states import Completed, Running
 
-from flows import embedded, orchestration, pool
+from flows import embedded, orchestration
 from tasks.artifacts.store import Store
 from tasks.prefect_task import Observed
 from tasks.running import shutdown
@@ -124,28 +120,6 @@ def test_a_temporary_server_starts_while_what_the_run_needs_is_imported(monkeypa
     assert answers.is_set()
     with pytest.raises(KeyboardInterrupt), embedded.starting_server():
         raise KeyboardInterrupt
-
-
-def test_a_pools_flow_run_is_waited_for_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "POLL_SECONDS", 0.0)
-    refused = httpx.ConnectError("Connection refused")
-    running, completed = (SimpleNamespace(state=state()) for state in (Running, Completed))
-
-    def ended(answers: list[Any], patience: float) -> Any:
-        async def read() -> Any:
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
-        return asyncio.run(pool.ended(read, patience))
-
-    assert ended([running, refused, refused, running, refused, completed], 60) is completed
-    with pytest.raises(httpx.ConnectError):
-        ended([running, refused, refused], -1)
-    gone = httpx.HTTPStatusError("404", request=httpx.Request("GET", "http://p"), response=httpx.Response(404))
-    with pytest.raises(httpx.HTTPStatusError):
-        ended([running, gone], 60)
 
 
 def server_of(process: "subprocess.Popen[str]") -> psutil.Process | None:

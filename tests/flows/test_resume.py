@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,30 @@ def test_every_request_is_read_as_it_was_written(tiny: Callable[..., PipelineCon
         RunRequest(config=tiny("seed=3"), force=True),
         RerunRequest(artifact="a" * 32, overrides=["seed=1"], downstream=True),
         StageRequest(stage="sft", config=tiny().sft.model_dump(mode="json"), inputs={"data": "b" * 32}),
-        SweepRequest(studies=[study], name="sweep tiny", jobs=3),
+        SweepRequest(studies=[study], name="sweep tiny", jobs=3, place={"*": "gpu"}),
     ):
         assert read_request(stored(request)) == request
 
 
-def test_force_is_another_request_and_the_number_of_processes_is_not(tiny: Callable[..., PipelineConfig]) -> None:
+def test_force_is_another_request_and_where_it_is_done_is_not(tiny: Callable[..., PipelineConfig]) -> None:
     def key(**changes: Any) -> str:
         study = Study(title="s", config=tiny(), over={"seed": [1]})
         return SweepRequest(studies=[study], name="s", **changes).stored().key
 
-    assert key(jobs=1) == key(jobs=4) == key(pool="gpu")
+    assert key(jobs=1) == key(jobs=4) == key(place={"*": "gpu"})
     assert RunRequest(config=tiny()).stored().key != RunRequest(config=tiny(), force=True).stored().key
+    assert RunRequest(config=tiny()).stored().key == RunRequest(config=tiny("place={sft: gpu}")).stored().key
+
+
+def test_a_request_is_resumed_where_it_was_placed(tiny: Callable[..., PipelineConfig]) -> None:
+    """By its recipe, and by what was said on top of that."""
+    request = RunRequest(config=tiny("place={sft: gpu8, '*': cpu}"), place={"answer": "gpu", "*": "here"})
+    everywhere = {"sft": "gpu8", "answer": "gpu", "*": "here"}
+    assert request.places == read_request(stored(request)).places == everywhere
+    sweep = SweepRequest(studies=[Study(title="s", config=tiny(), over={"seed": [1]})], name="s")
+    earlier = replace(sweep.stored(), execution={"jobs": 2, "pool": "gpu"})
+    found = read_request(replace(stored(sweep), request=earlier))
+    assert (found.jobs, found.places) == (2, {"*": "gpu"})
 
 
 def test_a_request_of_another_version_is_told(tiny: Callable[..., PipelineConfig]) -> None:

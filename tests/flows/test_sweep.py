@@ -1,25 +1,18 @@
 """Sweeps of the tiny pipeline: in processes that share the work, again, after failures, and over a pool."""
 
-import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.experiments.points import Study
-from flows import wiring
 from flows.cli.run import usable_jobs
-from flows.merging import MergedStudies
 from flows.requests import SweepRequest
-from flows.run_document import IncompleteError
 from tasks.artifacts.store import Store
-from tasks.graph import Planned, plan
+from tasks.graph import Planned
 from tasks.run_stage import Outcome, StageJob
 
 pytestmark = pytest.mark.integration
@@ -142,9 +135,9 @@ def test_a_point_that_fails_is_named_and_the_others_are_tabulated(
 def test_after_an_interrupt_it_goes_on_where_it_was(
     dpr: Dpr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
 ) -> None:
-    from flows import sweep
+    from flows import pipeline
 
-    made = sweep.stage_task
+    made = pipeline.stage_task
 
     def interrupted(job: StageJob, run: Callable[[StageJob], Outcome]) -> Outcome:
         if job.stage == "judge":
@@ -152,7 +145,7 @@ def test_after_an_interrupt_it_goes_on_where_it_was(
         return made(job, run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "stage_task", interrupted)
+        patch.setattr(pipeline, "stage_task", interrupted)
         stopped = dpr(*SWEEP, *ONE, "--json", home=tmp_path / "home")
     assert (stopped.status, stopped.stdout) == (130, "")
     before = {record.id for record in open_store(tmp_path / "home").records()}
@@ -167,7 +160,7 @@ def test_after_an_interrupt_it_goes_on_where_it_was(
     [
         ([], "--over field=value,value"),
         (["--over", "reinforce.gama=1,2"], "tiny, point gama=1: reinforce.gama: no such field"),
-        (["--over", "seed=1,2", "--jobs", "2", "--pool", "gpu"], "give one of them"),
+        (["--over", "seed=1,2", "--place", "lunch=gpu"], "--place there is no stage 'lunch'"),
         (["--over", "seed=1,2", "--set", "evaluation.benchmarks={}"], "no benchmark"),
     ],
 )
@@ -192,7 +185,8 @@ def test_on_the_lab_every_core_is_used_where_nothing_is_said(
     study = Study(title="t", config=tiny(*backbone), over={"seed": [1, 2]})
     request = SweepRequest(studies=[study], name="s")
     planned = [Planned(str(number), "sft", "run", None, "") for number in range(to_run)]
-    assert usable_jobs(request, [], planned) == expected
+    assert usable_jobs(request, [], planned, {}) == expected
+    assert usable_jobs(request, [], planned, dict.fromkeys(map(str, range(to_run)), "gpu")) == 1
 
 
 MACHINES = [f"sft.execution.launch.{field}" for field in ("processes=2", "machines=2", "main_address=127.0.0.1")]
@@ -200,13 +194,15 @@ ON_MACHINES = [word for assignment in MACHINES for word in ("--set", assignment)
 
 
 @pytest.mark.usefixtures("prefect_here")
-@pytest.mark.parametrize(("given", "expected"), [((), 3), (("--jobs", 2), 2), (("--pool", "gpu"), 1), (ON_MACHINES, 1)])
+@pytest.mark.parametrize(
+    ("given", "expected"), [((), 3), (("--jobs", 2), 2), (("--place", "*=gpu"), 1), (ON_MACHINES, 1)]
+)
 def test_the_number_of_processes_reaches_the_flow(
     dpr: Dpr, monkeypatch: pytest.MonkeyPatch, given: tuple[object, ...], expected: int
 ) -> None:
     from dpr_core.errors import DensePathError
 
-    def flow(studies: object, name: str, jobs: int, pool: str | None) -> None:
+    def flow(studies: object, name: str, jobs: int, place: object) -> None:
         raise DensePathError(f"{jobs} jobs")
 
     monkeypatch.setattr("flows.pipeline.sweep", flow)
@@ -224,90 +220,7 @@ def test_stages_of_several_machines_are_not_made_side_by_side(dpr: Dpr, tmp_path
     assert open_store(home).records() == []
 
 
-@pytest.mark.usefixtures("prefect_here")
-def test_a_pool_needs_a_server(dpr: Dpr, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    dpr("sweep", TINY, "--over", "seed=1,2", "--pool", "gpu").assert_refused(2, "PREFECT_API_URL")
-
-
 def test_references_that_sft_does_not_keep_are_added_and_told(dpr: Dpr) -> None:
     result = dpr("sweep", TINY, "--over", "reward.reference=0.25,0.5", "--plan", "--json")
     assert "sft.checkpoints keeps 0.25 too, so that one SFT run serves every reference" in result.stderr
     assert [step["name"] for step in result.json["plan"] if step["stage"] == "sft"] == ["sft"]
-
-
-# Over a pool
-
-
-def merged_studies(tiny: Tiny, **over: list[Any]) -> MergedStudies:
-    config = tiny("evaluation.controls={}", "diagnose=null")
-    return MergedStudies.of([Study(title="t", config=config, over={k.replace("__", "."): v for k, v in over.items()})])
-
-
-def everything_runs(merged: MergedStudies) -> list[Planned]:
-    return [Planned(node.name, node.stage, "run", None, "") for node in merged.graph.nodes]
-
-
-def test_points_that_need_the_same_stage_wait_for_the_first_of_them(tiny: Tiny) -> None:
-    from flows.pool import groups
-
-    merged = merged_studies(tiny, reinforce__algorithm__gamma=[0.9, 1.0], seed=[1, 2])
-    assert groups(merged, everything_runs(merged)) == [[0, 2], [1, 3]]
-    own = {"reinforce", "answer", "judge", "report"}
-    trained = [
-        Planned(step.name, step.stage, "run" if step.stage in own and "SFT" not in step.name else "reuse", None, "")
-        for step in everything_runs(merged)
-    ]
-    assert groups(merged, trained) == [[0], [1], [2], [3]]
-
-
-@pytest.mark.usefixtures("prefect_here")
-def test_over_a_pool_each_point_is_a_flow_run_and_the_table_is_made_here(
-    tiny: Tiny, tmp_path: Path, open_store: OpenStore, run_graph: RunGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect import flow
-    from prefect.states import Completed, Failed
-
-    from flows import pool, sweep
-
-    deployment = uuid4()
-    home = tmp_path / "home"
-    monkeypatch.setenv("DPR_HOME", str(home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    store = open_store(home)
-    merged = merged_studies(tiny, reinforce__algorithm__gamma=[0.9, 0.95, 1.0])
-    events: list[str] = []
-
-    async def there(name: str) -> UUID:
-        assert name == "gpu"
-        return deployment
-
-    async def send(to: UUID, name: str, parameters: dict[str, Any]) -> Any:
-        assert to == deployment
-        config = PipelineConfig.model_validate(json.loads(json.dumps(parameters["config"])))
-        events.append(f"start {name}")
-        await asyncio.sleep(0)
-        if config.reinforce.algorithm.gamma == 0.95:
-            return SimpleNamespace(name=name, state=Failed(message="out of memory"))
-        await asyncio.to_thread(run_graph, store, wiring.nodes(config))
-        events.append(f"end {name}")
-        return SimpleNamespace(name=name, state=Completed())
-
-    monkeypatch.setattr(pool, "deployment_on", there)
-
-    @flow
-    def parent() -> None:
-        sweep.run_sweep(merged, "s", pool="gpu", send=send)
-
-    with pytest.raises(IncompleteError, match="gamma=0.95: .*ended as Failed: out of memory") as incomplete:
-        parent()
-    assert events[:2] == ["start s, gamma=0.9", "end s, gamma=0.9"]
-    assert set(events[2:4]) == {"start s, gamma=0.95", "start s, gamma=1"}
-    document = incomplete.value.document
-    assert list(stages(document, "ran")) == ["experiment over gamma"]
-    [table] = document["results"].values()
-    assert {each["point"] for each in table["observations"]} == {"gamma=0.9", "gamma=1"}
-    remaining = [step.name for step in plan(merged.graph.nodes, store) if step.status == "run"]
-    assert remaining == [
-        f"{name} (gamma=0.95)" for name in ("reinforce", "answer DPR on lab", "judge DPR on lab", "report")
-    ]

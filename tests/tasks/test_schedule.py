@@ -26,7 +26,7 @@ def outcome(name: str) -> Outcome:
 def test_inputs_come_first_and_are_handed_on_by_id() -> None:
     seen: dict[str, dict[str, str]] = {}
 
-    def run(node: Node, inputs: dict[str, str]) -> Outcome:
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
         seen[node.name] = inputs
         return outcome(node.name)
 
@@ -37,7 +37,7 @@ def test_inputs_come_first_and_are_handed_on_by_id() -> None:
 
 
 def test_a_failure_takes_with_it_what_is_built_on_it_and_nothing_else() -> None:
-    def run(node: Node, inputs: dict[str, str]) -> Outcome:
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
         if node.name == "left":
             raise DensePathError("broken")
         return outcome(node.name)
@@ -55,7 +55,7 @@ def test_a_failure_takes_with_it_what_is_built_on_it_and_nothing_else() -> None:
 def test_what_was_done_or_failed_before_is_not_tried_again() -> None:
     ran = []
 
-    def run(node: Node, inputs: dict[str, str]) -> Outcome:
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
         ran.append((node.name, inputs))
         return outcome(node.name)
 
@@ -72,7 +72,7 @@ def test_no_more_than_the_jobs_run_at_once(jobs: int) -> None:
     guard = threading.Lock()
     running, most = 0, 0
 
-    def run(node: Node, inputs: dict[str, str]) -> Outcome:
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
         nonlocal running, most
         with guard:
             running += 1
@@ -90,8 +90,43 @@ def test_no_more_than_the_jobs_run_at_once(jobs: int) -> None:
 
 
 def test_an_interrupt_ends_all() -> None:
-    def run(node: Node, inputs: dict[str, str]) -> Outcome:
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         execute_all(DIAMOND, run, Done(), Here())
+
+
+def test_what_waits_is_begun_first_and_beside_what_computes() -> None:
+    """Two answers and their judges: the second is drawn while the first is judged."""
+    order: list[str] = []
+    judged = threading.Event()
+
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
+        assert aside == (threading.current_thread() is not threading.main_thread())
+        order.append(node.name)
+        if node.name == "judge 1":
+            assert judged.wait(timeout=30), "what computes has waited for the judge"
+        if node.name == "answer 2":
+            judged.set()
+        return outcome(node.name)
+
+    graph = [node("answer 1"), node("answer 2"), node("judge 1", "answer 1"), node("report", "judge 1", "answer 2")]
+    with ThreadPoolExecutor(2) as threads:
+        done = execute_all(graph, run, Done(), Here(), waits=lambda node: "judge" in node.name, beside=threads)
+    assert set(done.outcomes) == {node.name for node in graph}
+    assert order[0] == "answer 1"
+    assert sorted(order[1:3]) == ["answer 2", "judge 1"]
+
+
+def test_where_nothing_else_can_be_done_it_is_waited_for_here() -> None:
+    seen: dict[str, bool] = {}
+
+    def run(node: Node, inputs: dict[str, str], aside: bool) -> Outcome:
+        seen[node.name] = aside
+        return outcome(node.name)
+
+    graph = [node("answer"), node("judge", "answer"), node("report", "judge")]
+    with ThreadPoolExecutor(2) as threads:
+        execute_all(graph, run, Done(), Here(), waits=lambda node: node.name == "judge", beside=threads)
+    assert seen == {"answer": False, "judge": False, "report": False}
