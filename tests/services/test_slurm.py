@@ -1,0 +1,158 @@
+"""A pipeline as a job of SLURM, with two nodes on this machine: its time limit comes near, and it goes on elsewhere."""
+
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import TINY, environment
+
+pytestmark = pytest.mark.services
+
+ROOT = Path(__file__).parents[2]
+JOB = ROOT / "deployments" / "slurm" / "job.sh"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
+PATIENCE = 240.0
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.sock
+SlurmctldPort={ports[0]}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+{nodes}
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+"""
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000 State=UNKNOWN"
+
+
+class Cluster:
+    """A controller and two nodes, each a daemon in the foreground, with an authentication of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        (folder / "state").mkdir()
+        key = folder / "munge.key"
+        key.touch(mode=0o400)
+        key.chmod(0o600)
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            for each in (one, two, three):
+                each.bind(("127.0.0.1", 0))
+            ports = [each.getsockname()[1] for each in (one, two, three)]
+        host = socket.gethostname().partition(".")[0]
+        nodes = "\n".join(NODE.format(name=f"n{number}", host=host, port=ports[number]) for number in (1, 2))
+        config = CONFIG.format(user=getpass.getuser(), folder=folder, ports=ports, nodes=nodes)
+        (folder / "slurm.conf").write_text(config)
+        files = {"key-file": "key", "socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        munge = [f"--{option}={folder}/munge.{end}" for option, end in files.items()]
+        self._start("munged", "--foreground", "--force", *munge)
+        self._start("slurmctld", "-D")
+        for number in (1, 2):
+            self._start("slurmd", "-D", "-N", f"n{number}")
+        self.wait_for(lambda: self.does("sinfo", "--noheader", "--format=%T") == "idle")
+
+    def _start(self, *command: str) -> None:
+        quiet = subprocess.DEVNULL
+        self._daemons.append(
+            subprocess.Popen(command, env=self.environment, stdin=quiet, stdout=quiet, stderr=quiet, cwd="/")
+        )
+
+    def does(self, *command: str) -> str:
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return done.stdout.strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What SLURM says of a job."""
+        said = self.does("scontrol", "show", "job", number)
+        return dict(field.partition("=")[::2] for field in said.split() if "=" in field)
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, self.does("squeue")
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        self.does("scancel", f"--user={getpass.getuser()}")
+        for daemon in reversed(self._daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in reversed(self._daemons):
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    missing = [program for program in PROGRAMS if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if missing or os.getuid() != 0:
+        pytest.skip(f"SLURM's {', '.join(missing) or 'daemons need root'}: apt-get install slurmctld slurmd munge")
+    # A socket's path has to be short, and munge trusts no folder that others may write to.
+    folder = Path(tempfile.mkdtemp(prefix="dense-path-slurm-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    cluster = Cluster(folder)
+    try:
+        yield cluster
+    finally:
+        cluster.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on_on_the_other_node(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    home, log = tmp_path / "home", tmp_path / "job.log"
+    cluster.environment |= environment(home, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    slow = ["--set", "sft.execution.checkpoint_steps=1", "--set", "sft.epochs=400"]
+    command = [sys.executable, "-m", "flows.cli", "run", str(TINY), *slow, "--json"]
+    options = ["--parsable", "--gpus=0", "--cpus-per-task=1", "--nodelist=n1", f"--output={log}", f"--chdir={ROOT}"]
+    number = cluster.does("sbatch", *options, str(JOB), *command)
+
+    cluster.wait_for(lambda: list(home.glob("work/*/states/*")) or cluster.job(number)["JobState"] != "RUNNING")
+    cluster.does("scancel", "--batch", "--signal=USR1", number)
+    cluster.wait_for(lambda: cluster.job(number)["JobState"] == "PENDING")
+    assert cluster.job(number)["Restarts"] == "1"
+    kept = [path.parent for path in home.glob("work/*/ATTEMPT")]
+    assert len(kept) == 1, log.read_text()
+
+    cluster.does("scontrol", "update", f"jobid={number}", "ReqNodeList=n2", "StartTime=now")
+    cluster.wait_for(lambda: cluster.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert cluster.job(number)["JobState"] == "COMPLETED", log.read_text()
+    assert cluster.job(number)["BatchHost"] == "n2"
+    assert "goes on with run" in log.read_text()
+    document = json.loads(log.read_text()[log.read_text().rindex("\n{\n") :])
+    assert [stage["name"] for stage in document["stages"] if stage["status"] == "reused"][:1] == ["backbone"]
