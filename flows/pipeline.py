@@ -19,6 +19,7 @@ from dpr_core.config.placing import Rules
 from dpr_core.redaction import redact_logs
 from flows import recipes
 from flows.dispatch import dispatch, tags_of, places_of
+from flows.keys import fetch_keys
 from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
 from flows.requests import Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
@@ -134,6 +135,8 @@ def run_graph(request: Request) -> dict[str, Any]:
     not_before = store.parent_runs.since(info.request) if request.force else None
     planned = plan(nodes, store, not_before)
     places = places_of(nodes, planned, request.places, own_pool())
+    to_run = {step.name for step in planned if step.status == "run"} - places.keys()
+    fetch_keys(node.config for node in nodes if node.name in to_run)
     preflight(nodes, planned, places, request.jobs)
     pools = WorkPools(store)
     pools.check(places.values())

@@ -12,6 +12,7 @@ import dpr_core
 from dpr_core.config.base import parse
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.redaction import redact, redact_logs
+from flows.keys import fetch_keys
 from flows.orchestration import body, flow
 from tasks.artifacts.store import Store
 from tasks.graph import Node, plan, preflight
@@ -69,6 +70,7 @@ def _do(node: Node, parent: str | None, not_before: datetime | None, version: st
     if version not in (None, dpr_core.__version__):
         raise UsageError(f"this worker has dense-path {dpr_core.__version__}, and the pipeline {version}: install that")
     store = Store.open(retry=True)
+    fetch_keys([node.config])
     preflight([node], plan([node], store, not_before))
     return stage_task(StageJob(node.stage, node.name, node.config, node.inputs, parent, not_before, node.origin))
 
