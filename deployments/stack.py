@@ -29,19 +29,20 @@ from deployments.servers import (
 )
 
 ROOT = Path(__file__).parents[1]
-POOLS = ("cpu", "gpu")
+SLOTS = {"cpu": 8, "gpu": 1}
+"""Of the worker on each pool: a GPU does one stage at a time."""
+
 BUCKET = "artifacts"
 LOCAL = "127.0.0.1"
 
-PLACE = '{"sft,reward,reinforce,answer": "gpu", "*": "cpu"}'
 NEXT = """
-In a shell that is to use it (its DPR_HOME is {shell}):
+To use it, in a shell (its DPR_HOME is {shell}):
 
   source {environment}
-  prefect deployment run dense-path/run -p place='{place}' --watch
+  prefect deployment run dense-path/run --watch
   dpr run demo --place "sft,reward,reinforce,answer=gpu" --place "*=cpu"
 
-`make stack` starts again what was killed. `make stack-stop` ends all. `python -m deployments.stack status` tells."""
+`make stack` starts again what was killed, `make stack-stop` ends all and removes what was made."""
 
 
 class Stack:
@@ -66,7 +67,7 @@ class Stack:
             "s3": s3_server(folder, known["s3"])[0],
             "mlflow": self._mlflow(known["mlflow"]),
             "prefect": self._prefect(known["prefect"]),
-            **{f"worker-{pool}": self.worker(pool, pool) for pool in POOLS},
+            **{f"worker-{pool}": self.worker(pool, pool, slots) for pool, slots in SLOTS.items()},
         }
 
     def environment(self, name: str) -> dict[str, str]:
@@ -90,7 +91,7 @@ class Stack:
         begun += self._begin("mlflow", "prefect")
         if {"s3", "prefect"} & {*begun}:
             self._set_up()
-        self._begin(*(f"worker-{pool}" for pool in POOLS))
+        self._begin(*(f"worker-{pool}" for pool in SLOTS))
         sourced = self.folder / "environment"
         sourced.touch(mode=0o600)
         exported = self.environment("shell").items()
@@ -176,16 +177,17 @@ class Stack:
         ready = answering(f"{self.prefect}/api/health")
         return Server(command, self.folder / "prefect.log", ready, environment=environment)
 
-    def worker(self, name: str, pool: str, **more: str) -> Server:
-        """A worker with a home and a slot of its own: a GPU does one stage at a time."""
+    def worker(self, name: str, pool: str, slots: int = 1, **more: str) -> Server:
+        """A worker with a home of its own."""
         environment = _without_settings() | self.environment(f"worker-{name}") | more
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", name]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
 
         def ready() -> bool:
             online = self.api(f"work_pools/{pool}/workers/filter", {})
             return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in online)
 
+        command += ["--limit", str(slots)]
         return Server(command, self.folder / f"worker-{name}.log", ready, environment=environment)
 
 
@@ -213,11 +215,7 @@ def main() -> None:
     for name, line in stack.status().items():
         print(f"{name:<12} {line}")
     if arguments.what == "start":
-        print(
-            NEXT.format(
-                shell=stack.environment("shell")["DPR_HOME"], environment=stack.folder / "environment", place=PLACE
-            )
-        )
+        print(NEXT.format(shell=stack.environment("shell")["DPR_HOME"], environment=stack.folder / "environment"))
     elif not stack.runs():
         raise SystemExit(1)
 

@@ -25,7 +25,8 @@ from tests.services.conftest import folder_for_postgresql
 
 pytestmark = [pytest.mark.services]
 
-SMALL = [*TINY.split(), "reinforce.iterations=40"]
+ITERATIONS = "reinforce.iterations="
+SMALL = [setting if not setting.startswith(ITERATIONS) else f"{ITERATIONS}40" for setting in TINY.split()]
 """REINFORCE lasts long enough to be met in it."""
 
 PATIENCE = 300.0
@@ -216,7 +217,9 @@ def test_a_sweep_on_a_pool_with_one_slot_ends(site: Site) -> None:
         "config": recipes.load("demo", SMALL).model_dump(mode="json"),
         "over": {"judge.bootstrap_samples": [100, 101]},
     }
+    site.api("work_pools/cpu", {"concurrency_limit": 1}, "PATCH")
     ended = site.deployed("sweep/sweep", studies=[study], name="intervals", place={"*": "cpu"})
+    site.api("work_pools/cpu", {"concurrency_limit": None}, "PATCH")
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert len(site.placed()) == before, "it has the slot, and does the stages itself"
     assert len(site.store.records("experiment")) == 1
