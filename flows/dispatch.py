@@ -1,7 +1,6 @@
 """Dispatch of requests: the nodes of each kind, and what its parent run shows. Knows no Prefect."""
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 

@@ -18,7 +18,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.placing import Rules
 from dpr_core.redaction import redact_logs
 from flows import recipes
-from flows.dispatch import dispatch, tags_of, places_of
+from flows.dispatch import dispatch, places_of, tags_of
 from flows.keys import fetch_keys
 from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
