@@ -44,7 +44,7 @@ ID = "Its ID, or the first characters of that, as `runs:/12345678`."
 
 @flow(
     name="dense-path",
-    flow_run_name=lambda: _name_of(flow_run.parameters["recipe"]),
+    flow_run_name=lambda: _name_of(flow_run.parameters.get("recipe", "demo")),
     description="A whole recipe: demonstrations -> SFT -> dense reward -> REINFORCE -> judged answers. What is there "
     "already is reused.",
 )
