@@ -254,17 +254,19 @@ class WorkPools:
         if not left:
             return
         logger.warning("%d stages on work pools are cancelled", len(left))
-        for flow_run in left:
-            with suppress(httpx.HTTPError, ObjectNotFound):
-                self._server.cancel(flow_run)
+        to_tell = set(left)
         deadline = time.monotonic() + GOODBYE_SECONDS
         while left and time.monotonic() < deadline:
             for flow_run in list(left):
-                with suppress(httpx.HTTPError, ObjectNotFound):
-                    state = self._server.read(flow_run).state
-                    if state is None or state.is_final():
+                with suppress(httpx.HTTPError):
+                    if flow_run in to_tell:
+                        self._server.cancel(flow_run)
+                        to_tell.discard(flow_run)
+                    if (state := self._server.read(flow_run).state) is not None and state.is_final():
                         left.discard(flow_run)
             time.sleep(0.5 if left else 0)
+        if to_tell:
+            logger.warning("Prefect does not answer: cancel there what is left: %s", ", ".join(map(str, to_tell)))
 
 
 def _key(job: StageJob, place: str, attempt: int) -> str:

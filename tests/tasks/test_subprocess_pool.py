@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
 from dpr_core.config.model import LabBackboneConfig
+from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.child_processes import environment
@@ -107,3 +109,40 @@ def test_processes_that_share_a_machine_share_its_cores(monkeypatch: pytest.Monk
     with SubprocessPool(2) as pool:
         pool._idle += [_Worker(pool._jobs)]
     assert given == [2]
+
+
+def test_processes_divide_the_gpus_and_wait_for_those_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+    ended: list[list[str]] = []
+    together = threading.Barrier(2)
+
+    class Process:
+        def __init__(self, sharing: int, gpus: list[str]) -> None:
+            self.gpus = gpus
+            begun.append(gpus)
+
+        def run(self, job: StageJob) -> str:
+            if job.name == "one":
+                together.wait(30)
+            return f"{job.name} on {','.join(self.gpus)}"
+
+        def stop(self) -> None:
+            ended.append(self.gpus)
+
+        def wait(self) -> int:
+            return 0
+
+    def sft(name: str, processes: int = 1) -> StageJob:
+        launch = {"processes": processes}
+        return StageJob("sft", name, SFTConfig.model_validate({"execution": {"launch": launch}}), {}, None)
+
+    monkeypatch.setattr("tasks.subprocess_pool._Worker", Process)
+    with SubprocessPool(3, ["4", "5"]) as pool, ThreadPoolExecutor(2) as threads:
+        # Neither begins before the other, so that they cannot have had the same.
+        done = list(threads.map(pool.run, [sft("one"), sft("one")]))
+        assert sorted(map(str, done)) == ["one on 4", "one on 5"]
+        assert str(pool.run(sft("both", 2))) in ("both on 4,5", "both on 5,4")
+        assert sorted(ended) == [["4"], ["5"]], "an idle process would hold memory of its GPU"
+        assert str(pool.run(sft("more than there are", 8))).count(",") == 1
+        assert str(pool.run(job(DATA))) == "my subsample on "
+    assert [len(each) for each in begun] == [1, 1, 2, 0]
