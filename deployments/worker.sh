@@ -6,7 +6,9 @@ prefect worker start "$@" &
 worker=$!
 flow_runs() { cat /proc/"$worker"/task/*/children 2>/dev/null; }
 stop() {
-    kill -TERM "$worker" $(flow_runs)
+    kill -TERM "$worker"
+    # Each has a process group of its own, which Prefect too tells of a cancellation.
+    for run in $(flow_runs); do kill -TERM -- "-$run" 2>/dev/null || kill -TERM "$run"; done
     while [ -n "$(flow_runs)" ]; do sleep 0.5; done
     kill -KILL "$worker"
     exit 143

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -136,6 +137,11 @@ def test_automations_are_what_prefect_takes() -> None:
     names = [AutomationCore.model_validate(each).name for each in [*read, *yaml.safe_load(notify)["automations"]]]
     assert names[:2] == ["crash-zombies", "resume-crashed"]
     assert len(set(names)) == len(names)
+    # What is deployed is resumed, but for the stages that a controller starts again.
+    deployed = yaml.safe_load(text("prefect.yaml"))["deployments"]
+    flows = {resolve_name(each["entrypoint"]).name for each in deployed}
+    resumed = read[1]["trigger"]["match_related"][0]["prefect.resource.name"]
+    assert flows == {*resumed, "placed"}
 
 
 def test_the_image_is_made_of_files_that_are_there_and_is_not_roots() -> None:

@@ -24,6 +24,6 @@ trap : TERM
 
 "$@" &
 child=$!
-while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done
 [ "${again:-}" != yes ] || [ "$code" = 0 ] || exec scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
