@@ -8,13 +8,13 @@ from prefect.settings import PREFECT_API_URL
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import ChatCompletionsConfig, JudgeConfig, RateConfig
-from tasks.prefect_task import AWAY
+from tasks.prefect_task import AWAY, Observed
 
 
 def fetch_keys(configs: Iterable[StageConfig]) -> None:
     """Set each variable that these stages read a key from and that is unset, if there is a Secret block of its name in
     lower case, with hyphens: OPENAI_API_KEY is in openai-api-key."""
-    if PREFECT_API_URL.value() is None:
+    if PREFECT_API_URL.value() is None or Observed.lost:
         return
     for name in {variable for config in configs for variable in _variables(config)}:
         if not os.environ.get(name):
