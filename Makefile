@@ -21,8 +21,8 @@ WORKERS = -n $${WORKERS:-2} --dist loadfile
 
 COMPOSE ?= docker compose
 COMPOSED = $(COMPOSE) --file deployments/compose.yaml
-HAVE_COMPOSE = $(COMPOSED) ps >/dev/null 2>&1 || { echo '`$(COMPOSE)` finds no container engine: install one, or name \
-another command in COMPOSE. `make stack` runs the same as processes.' >&2; exit 1; }
+HAVE_COMPOSE = $(COMPOSE) version >/dev/null 2>&1 || { echo '`$(COMPOSE)` does not run here: install a container engine, \
+or name another command in COMPOSE. `make stack` runs the same as processes.' >&2; exit 1; }
 
 .PHONY: help install install-vllm demo demo-real test test-all test-services test-gpu unit golden check format clean stack stack-stop up down soak bench gpu-check bench-real
 

@@ -134,7 +134,8 @@ def site(embedded: dict[str, str | None]) -> Iterator[Site]:
 
 @contextmanager
 def prompt_crashes(site: Site) -> Iterator[None]:
-    """A flow run is taken for crashed as soon as one heartbeat is late."""
+    """A flow run is taken for crashed as soon as one heartbeat is late. One that lives after all says so itself; a
+    stage that was asked for again meanwhile is found."""
     [automation] = [each for each in site.api("automations/filter", {}) if each["name"] == "crash-zombies"]
     asked = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
     prompt = {**asked, "trigger": {**asked["trigger"], "within": 40}}
@@ -172,7 +173,6 @@ def test_the_demo_goes_through_though_a_worker_is_killed_in_reinforce(
     assert ("reinforce", "Crashed", "gpu") in did
     assert ("reinforce", "Ran", "spare") in did
     by = {each["name"]: worker_of(each) for each in placed if each["state"]["name"] == "Ran"}
-    assert len(by) == len(placed) - 1
     assert by.keys() == {name for name in embedded if name.split()[0] in ("sft", "reward", "reinforce", "answer")}
     assert worker_of(controller) == "cpu"
 
@@ -225,22 +225,31 @@ def test_a_sweep_on_a_pool_with_one_slot_ends(site: Site) -> None:
     assert len(site.store.records("experiment")) == 1
 
 
-def failure(command: Run) -> str:
+def failure(command: Run, status: int) -> str:
     _, said = command.communicate(timeout=PATIENCE)
-    assert command.returncode == 1, said
+    assert command.returncode == status, said
     assert "Traceback" not in said
     return " ".join(said[said.rindex("error: ") :].split())
 
 
 def test_a_stage_that_needs_more_gpus_than_its_worker_has_says_so(site: Site) -> None:
-    site.stack.start()  # the worker that was killed
-    settings = small("reinforce.seed=9", "device=cuda", "reinforce.execution.launch.processes=4096")
-    said = failure(site.dpr("run", *settings, "--place", "reinforce=gpu", machine="one"))
+    start = [sys.executable, "-m", "deployments.stack", "start", "--folder", str(site.stack.folder)]
+    said = subprocess.run(start, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "does not run" not in said, "the worker that was killed, too"
+    settings = small("reinforce.seed=9", "reinforce.execution.device=cuda", "reinforce.execution.launch.processes=8")
+    said = failure(site.dpr("run", *settings, "--place", "reinforce=gpu", machine="one"), 2)
+    assert "GPU" in said
     assert "place reinforce on another pool" in said
     assert [record for record in site.store.records("reinforce") if record.config["seed"] == 9] == []
 
 
 def test_a_worker_with_another_store_is_named(site: Site) -> None:
     with running(site.stack.worker("stray", "gpu8", MLFLOW_TRACKING_URI="")):
-        said = failure(site.dpr("run", *small("subsample.size=39"), "--place", "subsample=gpu8", machine="one"))
+        said = failure(site.dpr("run", *small("subsample.size=39"), "--place", "subsample=gpu8", machine="one"), 1)
     assert "workers need the same MLflow as this (MLFLOW_TRACKING_URI)" in said
+
+
+def test_without_a_container_engine_a_sentence_says_what_to_do() -> None:
+    done = subprocess.run(["make", "up", "COMPOSE=false"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "`make stack` runs the same as processes" in done.stderr
