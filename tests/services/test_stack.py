@@ -140,8 +140,10 @@ def prompt_crashes(site: Site) -> Iterator[None]:
     asked = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
     prompt = {**asked, "trigger": {**asked["trigger"], "within": 40}}
     site.api(f"automations/{automation['id']}", prompt, "PUT")
-    yield
-    site.api(f"automations/{automation['id']}", asked, "PUT")
+    try:
+        yield
+    finally:
+        site.api(f"automations/{automation['id']}", asked, "PUT")
 
 
 def worker_of(flow_run: dict[str, Any]) -> str:
