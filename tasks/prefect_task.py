@@ -160,13 +160,13 @@ def state_of(outcome: Outcome) -> State[Any]:
 
 def stage_task(job: StageJob, run: Callable[[StageJob], Outcome] = run_job) -> Outcome:
     """Run a stage or reuse its artifact, here or in a process that `run` sends it to, as a Prefect task."""
-    work = Observed(lambda: _watched(job, run))
+    work = Observed(lambda: watched(job, run))
     return work.within(lambda: _stage(job.name, work), lambda: run(job))
 
 
-def _watched(job: StageJob, run: Callable[[StageJob], Outcome]) -> Outcome:
+def watched(job: StageJob, run: Callable[[StageJob], Outcome]) -> Outcome:
     """Run a stage with what its task's page shows of it meanwhile, and tell of what ended it early."""
-    watch = _Watch(job.name)
+    watch = Watch(job.name)
     before = OBSERVER.set(watch)
     try:
         outcome = run(job)
@@ -218,7 +218,7 @@ def _emit(event: str, job: StageJob, run: str | None, payload: Mapping[str, Any]
     )
 
 
-class _Watch(Observer):
+class Watch(Observer):
     """What Prefect shows of a stage at work: how far it is, once it has taken a while."""
 
     def __init__(self, name: str) -> None:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -17,7 +17,7 @@ from tasks.locks import exclusive
 from tasks.registry import stage_named
 from tasks.running.explain_rerun import FORCED, UNEXPLAINED, RequestedStage, differences
 from tasks.running.observer import OBSERVER
-from tasks.running.shutdown import graceful_shutdown
+from tasks.running.shutdown import Shutdown, TimedOut, graceful_shutdown
 from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Progress, Workspace
@@ -147,7 +147,7 @@ def run_stage(
             shutdown=shutdown,
             progress=progress,
         )
-        metrics = _run_and_publish(stage, config, artifacts, work, workdir)
+        metrics = _run_and_publish(stage, config, artifacts, work, workdir, shutdown)
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics, why)
 
 
@@ -213,14 +213,20 @@ def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> d
 
 
 def _run_and_publish(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, workdir: StageWorkdir
+    stage: Stage,
+    config: StageConfig,
+    artifacts: Mapping[str, Artifact],
+    work: Workspace,
+    workdir: StageWorkdir,
+    shutdown: Shutdown,
 ) -> dict[str, float]:
     """Either all of it becomes an artifact, or the run ends as FAILED or KILLED and what can be resumed is kept."""
     run = work.run
     try:
         workdir.open(run.id)
         run.keep_unsent_in(workdir.unsent)
-        manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
+        with _time_limit(stage, config, shutdown):
+            manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
         run.results(metrics)
         run.publish(work.output, manifest)
     except BaseException as error:
@@ -236,6 +242,20 @@ def _run_and_publish(
         raise
     workdir.clear()
     return metrics
+
+
+@contextmanager
+def _time_limit(stage: Stage, config: StageConfig, shutdown: Shutdown) -> Iterator[None]:
+    """`execution.timeout_minutes`, where it is set."""
+    minutes: float | None = getattr(getattr(config, "execution", None), "timeout_minutes", None)
+    try:
+        with shutdown.time_limit(None if minutes is None else 60 * minutes):
+            yield
+    except TimedOut:
+        raise DensePathError(
+            f"{stage.name}: its execution.timeout_minutes={minutes:g} are over. What is done is kept, and the same "
+            "command goes on from there; with another value it has that long"
+        ) from None
 
 
 def _run_body(

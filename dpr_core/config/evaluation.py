@@ -339,6 +339,9 @@ class JudgeExecutionConfig(Config):
     dollars_per_million_written: float | None = Field(None, ge=0)
     """Price of a million tokens written."""
 
+    timeout_minutes: float | None = Field(None, gt=0, le=525_600)
+    """After so long the stage fails. Verdicts are kept, and the same command goes on from there; none sets no limit."""
+
     api_key_variable: Variable = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is never written down."""
 

@@ -110,6 +110,9 @@ class ExecutionConfig(Config):
     skipped_steps: int = Field(3, ge=0, le=10**6)
     """Optimizer steps in a row that may be left out for a loss or gradient that is not finite; then the stage fails."""
 
+    timeout_minutes: float | None = Field(None, gt=0, le=525_600)
+    """After so long the stage keeps its state and fails; the same command goes on from there. None sets no limit."""
+
     launch: LaunchConfig = LaunchConfig()
     """Processes that share the work."""
 

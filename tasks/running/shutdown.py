@@ -26,6 +26,10 @@ class Terminated(KeyboardInterrupt):
             _leave_closed_terminal()
 
 
+class TimedOut(KeyboardInterrupt):
+    """The time that a stage may take is over. It ends as by a signal, which no library takes for an error."""
+
+
 @contextmanager
 def terminations_raise() -> Iterator[None]:
     """SIGTERM and SIGHUP raise Terminated inside the block, unless handled already or, as by nohup, ignored."""
@@ -66,8 +70,7 @@ class Shutdown:
         self._safe_points_until = time.monotonic() + GRACE_SECONDS
 
     def request(self, start: Callable[[], None]) -> None:
-        """A signal arrived; `start` raises what it means."""
-        requested.set()
+        """A signal arrived, or the time is over; `start` raises what that means."""
         if self._started:
             return
         if not self.requested and time.monotonic() < self._safe_points_until:
@@ -76,6 +79,27 @@ class Shutdown:
             signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
             return
         start()
+
+    @contextmanager
+    def time_limit(self, seconds: float | None) -> Iterator[None]:
+        """Raise TimedOut once so many seconds are over and the block has not ended, at the next safe point if one is
+        soon. Threads other than the main one have all the time."""
+        if seconds is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def start() -> None:
+            self.block_signals()
+            raise TimedOut
+
+        signal.signal(signal.SIGALRM, lambda number, frame: self.request(start))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            if not self.requested or self._start is start:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                self.requested, self._start = False, None
 
     def block_signals(self) -> None:
         """From here on signals wait until everything is cleaned up."""
@@ -108,6 +132,7 @@ def graceful_shutdown() -> Iterator[Shutdown]:
                 shutdown.block_signals()
                 raise
 
+        requested.set()
         shutdown.request(start)
 
     for number in requests:

@@ -3,17 +3,25 @@
 import logging
 import queue
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import httpx
 import pytest
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import tasks.prefect_task
+from dpr_core.config.base import StageConfig
+from dpr_core.config.evaluation import JudgeConfig
 from dpr_core.errors import DensePathError
-from tasks.prefect_task import Observed, lose
+from dpr_core.evaluation.budget import BudgetReachedError
+from tasks.prefect_task import Observed, Watch, lose, state_of, watched
+from tasks.run_stage import Outcome, StageJob
+from tasks.running.observer import OBSERVER
 from tasks.running.shutdown import Terminated
 
 REFUSED = httpx.ConnectError("[Errno 111] Connection refused")
@@ -109,3 +117,102 @@ def test_a_lost_server_is_sent_nothing_more(monkeypatch: pytest.MonkeyPatch, a_s
     lose(REFUSED)
     assert events.empty()
     assert a_server_of_its_own == ["killed"]
+
+
+# What Prefect shows of a stage
+
+JOB = StageJob("reinforce", "DPR", StageConfig(), {}, "parent")
+GUARDED = {"guard/stopped_at_iteration": 7.0, "guard/kept_iteration": 5.0}
+
+
+def outcome(status: Literal["ran", "reused"] = "ran", why: str = "gamma is 1", **metrics: float) -> Outcome:
+    return Outcome("reinforce", "DPR", "id", status, 3.2, {**GUARDED, **metrics}, why)
+
+
+def test_the_state_of_a_task_says_what_was_reused_or_made_and_why() -> None:
+    reused = state_of(outcome("reused", "nothing changed since noon"))
+    assert (reused.name, reused.message) == ("Reused", "id reused: nothing changed since noon")
+    made = state_of(outcome())
+    assert (made.name, made.message) == ("Ran", "id made in 3 s, because: gamma is 1")
+    assert reused.is_completed()
+    assert made.is_completed()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """The events that were sent within a flow run."""
+    events: list[tuple[str, Any]] = []
+    monkeypatch.setattr(tasks.prefect_task, "FlowRunContext", SimpleNamespace(get=lambda: "a flow run"))
+    monkeypatch.setattr(
+        tasks.prefect_task, "Store", SimpleNamespace(open=lambda: SimpleNamespace(run_url="/{}".format))
+    )
+    monkeypatch.setattr(tasks.prefect_task, "emit_event", lambda name, **given: events.append((name, given)))
+    return events
+
+
+def spent(job: StageJob) -> Outcome:
+    error = BudgetReachedError("$5 is spent")
+    error.run = "the judge's"
+    raise error
+
+
+def test_a_guard_that_stopped_and_a_budget_that_is_spent_are_events(told: list[tuple[str, Any]]) -> None:
+    assert watched(JOB, lambda job: outcome()) == outcome()
+    watched(JOB, lambda job: outcome("reused"))
+    watched(JOB, lambda job: outcome(why=""))  # another flow run made it, and told of it
+    with pytest.raises(BudgetReachedError):
+        watched(JOB, spent)
+    (stopped, guard), (over, budget) = told
+    assert (stopped, over) == ("dense-path.guard.stopped", "dense-path.budget.spent")
+    assert guard["resource"]["prefect.resource.id"] == "mlflow.run.id"
+    assert (guard["payload"]["stopped_at_iteration"], guard["payload"]["kept_iteration"]) == (7, 5)
+    assert (budget["payload"]["url"], budget["payload"]["why"]) == ("/the judge's", "$5 is spent")
+
+
+def test_what_cannot_be_told_is_no_loss(told: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.prefect_task, "emit_event", lambda name, **given: refused())
+    assert watched(JOB, lambda job: outcome()) == outcome()
+    monkeypatch.setattr(Observed, "lost", True)
+    monkeypatch.setattr(tasks.prefect_task, "emit_event", never)
+    assert watched(JOB, lambda job: outcome()) == outcome()
+
+
+def long(job: StageJob) -> Outcome:
+    """A stage that is far enough to be shown."""
+    OBSERVER.get().progress(1, 4, "return 0.1")
+    OBSERVER.get().progress(2, 4, "return 0.2")
+    return outcome()
+
+
+@pytest.mark.usefixtures("told")
+def test_a_long_stage_has_a_progress_bar_and_a_server_that_hangs_delays_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[tuple[float, str]] = []
+    monkeypatch.setattr(tasks.prefect_task, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(tasks.prefect_task, "create_progress_artifact", lambda percent, key, description: key)
+    update = lambda artifact, percent, said: shown.append((percent, said))  # noqa: E731
+    monkeypatch.setattr(tasks.prefect_task, "update_progress_artifact", update)
+    watched(JOB, long)
+    assert shown[-1] == (50, "DPR: 2 of 4, return 0.2")
+    hung = threading.Event()
+    monkeypatch.setattr(tasks.prefect_task, "create_progress_artifact", lambda *a, **named: hung.wait(30))
+    monkeypatch.setattr(tasks.prefect_task, "GOODBYE_SECONDS", 0.01)
+    began = time.monotonic()
+    assert watched(JOB, long) == outcome()
+    assert time.monotonic() - began < 10
+    hung.set()
+
+
+@pytest.mark.parametrize("error", [REFUSED, ObjectNotFound(Exception("no such limit"))])
+def test_a_limit_that_is_not_there_holds_nobody_up(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(tasks.prefect_task, "get_client", fails)
+    paid = JudgeConfig()
+    with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
+        with Watch("judge").turn("judge", paid):
+            pass
+        with pytest.raises(ZeroDivisionError), Watch("judge").turn("judge", paid):
+            raise ZeroDivisionError

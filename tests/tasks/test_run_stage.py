@@ -1,10 +1,12 @@
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,20 @@ import pytest
 
 import tasks.artifacts.stage_run
 from dpr_core import hashing
+from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.locks import exclusive
 from tasks.registry import STAGES
-from tasks.run_stage import Outcome, run_stage
-from tasks.running.shutdown import Terminated, graceful_shutdown
+from tasks.run_stage import RESUMED, Outcome, run_stage
+from tasks.running.shutdown import Terminated, TimedOut, graceful_shutdown
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tests.forked import Forked
+from tests.tasks.conftest import write
 
 Make = Callable[..., Outcome]
 REPOSITORY = Path(__file__).parents[2]
@@ -549,3 +554,45 @@ def test_a_twin_stands_in_for_a_damaged_artifact(store: Store, make: Make) -> No
     assert again.id != first.id
     assert store.fetch(first.id).id == again.id
     assert store.verify(first.id), "the damage is still told"
+
+
+# Time limits
+
+
+class Slow(StageConfig):
+    execution: ExecutionConfig = ExecutionConfig()
+
+
+def slowly(config: Any, work: Workspace) -> dict[str, float]:
+    """Steps without an end; once it goes on, one more."""
+    before = (work.restore() or {"step": 0})["step"]
+    for step in itertools.count(before + 1):
+        work.checkpoint(step, lambda: {"step": step})  # noqa: B023
+        time.sleep(0.002)
+        if before:
+            break
+    write(work, 1)
+    return {"before": before}
+
+
+def test_a_stage_whose_time_is_over_keeps_its_state_and_says_how_to_go_on(store: Store, toys: dict[str, Stage]) -> None:
+    stage = dataclasses.replace(toys["number"], config=Slow, body=slowly)
+    limited = Slow(execution=ExecutionConfig(timeout_minutes=0.005))
+    with pytest.raises(DensePathError, match=r"number: its execution.timeout_minutes=0.005 are over. What is done is"):
+        run_stage(stage, limited, {}, store=store)
+    [record] = store.records()
+    assert record.status == "FAILED"
+    outcome = run_stage(stage, Slow(), {}, store=store)
+    assert (outcome.id, outcome.why) == (record.id, RESUMED)
+    assert outcome.metrics["before"] > 0
+
+
+def test_a_limit_that_is_over_when_the_work_is_done_does_no_harm() -> None:
+    with graceful_shutdown() as shutdown:
+        shutdown.safe_point()
+        with shutdown.time_limit(0.01):
+            while not shutdown.requested:
+                time.sleep(0.001)
+        assert not shutdown.requested
+        with pytest.raises(TimedOut), shutdown.time_limit(0.01):
+            deque(iter(shutdown.safe_point, "never"), maxlen=0)

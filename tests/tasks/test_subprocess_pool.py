@@ -4,21 +4,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from dpr_core.config.base import StageConfig
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.child_processes import environment
-from tasks.run_stage import StageJob
-from tasks.subprocess_pool import SubprocessPool, _Worker
+from tasks.run_stage import Outcome, StageJob
+from tasks.running.observer import OBSERVER, Observer
+from tasks.subprocess_pool import SubprocessPool, _Watched, _Worker
 
 pytestmark = pytest.mark.integration
 
@@ -146,3 +151,40 @@ def test_processes_divide_the_gpus_and_wait_for_those_that_they_need(monkeypatch
         assert str(pool.run(sft("more than there are", 8))).count(",") == 1
         assert str(pool.run(job(DATA))) == "my subsample on "
     assert [len(each) for each in begun] == [1, 1, 2, 0]
+
+
+class Watching(Observer):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @contextmanager
+    def turn(self, stage: str, config: StageConfig) -> Iterator[None]:
+        self.seen.append(stage)
+        yield
+        self.seen.append("over")
+
+    def progress(self, step: int, total: int | None, note: str) -> None:
+        self.seen.append((step, total, note))
+
+
+def test_who_asked_for_a_stage_sees_how_far_another_process_is_with_it() -> None:
+    """Both ends of the connection in one process."""
+    ours, theirs = Pipe()
+    worker, made = _Worker.__new__(_Worker), Outcome("judge", "judge", "id", "ran", 0.0, {})
+    worker._connection = ours
+
+    def other() -> None:
+        theirs.recv()
+        watched = _Watched(theirs)
+        with watched.turn("judge", DATA):
+            watched.progress(1, 2, "half")
+        theirs.send(made)
+
+    threading.Thread(target=other, daemon=True).start()
+    watching = Watching()
+    before = OBSERVER.set(watching)
+    try:
+        assert worker.run(job(DATA)) == made
+    finally:
+        OBSERVER.reset(before)
+    assert watching.seen == ["judge", (1, 2, "half"), "over"]
