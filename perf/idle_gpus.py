@@ -48,7 +48,6 @@ BEGIN, END = "<!-- idle_gpus:begin -->", "<!-- idle_gpus:end -->"
 
 RECIPE = "paper-table1"
 BACKBONES = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B", "mistralai/Mistral-7B-v0.1", "google/gemma-3-4b-pt")
-JUDGES = ("judge", "rate")
 GPU, CPU = "gpu", "cpu"
 
 
@@ -114,13 +113,9 @@ def simulated(stages: Sequence[Stage], slots: Mapping[str, int]) -> WorkPools:
         return Outcome(node.stage, node.name, node.name, "ran", 0.0, {})
 
     with mock.patch.object(schedule, "wait", pools.wait):
-        schedule.execute_all([stage.node for stage in stages], run, schedule.Done(), pools, beside(stages))
+        nodes = [stage.node for stage in stages]
+        schedule.execute_all(nodes, run, schedule.Done(), pools, waits=lambda node: True, beside=pools)
     return pools
-
-
-def beside(stages: Sequence[Stage]) -> int:
-    """How many placed stages are under way at once."""
-    return getattr(schedule, "MOST_BESIDE", len(stages))
 
 
 def as_one(name: str, stages: Iterable[Stage]) -> Stage:
@@ -168,7 +163,7 @@ def timed(nodes: Iterable[Node], hours: Mapping[str, float], judge_hours: float)
     return [
         Stage(node, GPU, hours[node.name])
         if node.name in hours
-        else Stage(node, CPU, judge_hours if node.stage in JUDGES else 0.0)
+        else Stage(node, CPU, judge_hours if node.stage in schedule.JUDGES else 0.0)
         for node in nodes
     ]
 

@@ -11,6 +11,10 @@ from tasks.run_stage import Outcome
 MOST_BESIDE = 64
 """Nodes that wait for others at once; each holds a thread, and asks a server now and then."""
 
+JUDGES = ("judge", "rate")
+FOR_OTHERS = 16
+"""Of these, for what is no judge: a batch may take a day, and no GPU of a pool is to wait for that."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -81,8 +85,9 @@ def execute_all(
         ready = [node for node in waiting if all(name in done.outcomes for name in sources(node))]
         alone = len(ready) == 1 and not running
         apart = [node for node in ready if beside is not None and not alone and waits(node)]
-        for node in apart[: MOST_BESIDE - started(True)]:
-            start(node, True)
+        for node in apart:
+            if started(True) < MOST_BESIDE - (FOR_OTHERS if node.stage in JUDGES else 0):
+                start(node, True)
         for node in ready:
             if node not in apart and started(False) < jobs:
                 start(node, False)

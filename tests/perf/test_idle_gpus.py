@@ -46,6 +46,16 @@ def test_what_is_ready_first_is_begun_first_and_workers_without_work_idle() -> N
     assert row("placed", pools, 8)["idle_share"] == pytest.approx(1 - 8 / 12)
 
 
+def test_no_gpu_waits_for_a_crowd_of_judges() -> None:
+    """More judges than are waited for at once, a day each: all 99 answers are made meanwhile, in 9.9 hours."""
+    many = [stage("sft", GPU, 0)]
+    for i in range(99):
+        answer = stage(f"answer {i}", GPU, 0.1, ["sft"])
+        judged = Node(f"judge {i}", "judge", StageConfig(), {"answer": f"@answer {i}"})
+        many += [answer, Stage(judged, CPU, 24)]
+    assert simulated(many, {GPU: 1, CPU: 99}).last[GPU] == pytest.approx(9.9)
+
+
 def test_the_page_says_what_the_results_are() -> None:
     page, results = idle_gpus.PAGE.read_text("utf-8"), json.loads(idle_gpus.RESULTS.read_text("utf-8"))
     assert idle_gpus.with_section(page, results) == page
