@@ -20,7 +20,7 @@ from dpr_core.config.base import assign, parse, read_yaml
 from dpr_core.config.strict_yaml import MOST_CHARACTERS
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.experiments.points import Study, read_over
-from flows import pipeline, recipes, stages
+from flows import deployed, pipeline, recipes
 from flows.requests import RunRequest, read_request
 from tasks.artifacts.parent_runs import StoredRequest
 
@@ -299,10 +299,13 @@ STUDIES = [{"title": "t", "config": plain(), "over": {}}]
         (pipeline.dense_path, {"force": "yes"}),
         (pipeline.dense_path, {"force": 1}),
         (pipeline.rerun, {"artifact": "abcd", "downstream": "on"}),
-        (stages.sft, {"data": "abcd", "config": {"batch_size": True}}),
-        (stages.sft, {"data": "abcd", "config": {"batch_size": "16"}}),
-        (stages.judge, {"candidate": "a", "baseline": "b", "config": {"bootstrap_samples": 10**12}}),
-        (stages.reinforce, {"reward": "abcd", "force": "no"}),
+        (pipeline.rerun, {"artifact": "abcd", "place": {"lunch": "gpu"}}),
+        (pipeline.rerun, {"artifact": "abcd", "place": {"sft": "a/b/c"}}),
+        (deployed.run, {"recipe": "demo", "overrides": "seed=1"}),
+        (deployed.run, {"recipe": "demo", "jobs": True}),
+        (deployed.run, {"recipe": "demo", "place": {"sft": 3}}),
+        (deployed.sft, {"data": "abcd", "overrides": [1]}),
+        (deployed.reinforce, {"reward": "abcd", "force": "no"}),
         (pipeline.sweep, {"studies": []}),
         (pipeline.sweep, {"studies": STUDIES, "jobs": True}),
         (pipeline.sweep, {"studies": STUDIES, "jobs": 10**6}),
