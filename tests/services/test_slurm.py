@@ -22,7 +22,7 @@ pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "deployments" / "slurm" / "job.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
-PATIENCE = 240.0
+PATIENCE = 600.0
 
 CONFIG = """
 ClusterName=test
