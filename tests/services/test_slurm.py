@@ -109,6 +109,9 @@ class Cluster:
 
     def end(self) -> None:
         self.does("scancel", f"--user={getpass.getuser()}")
+        until = time.monotonic() + 60
+        while self.does("squeue", "--noheader") and time.monotonic() < until:
+            time.sleep(0.2)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(self._daemons):
