@@ -104,7 +104,7 @@ class Site:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=5 * PATIENCE,
+            timeout=15 * PATIENCE,
         )
 
     def start(self, *arguments: str, **environment: str) -> None:
