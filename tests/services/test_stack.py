@@ -53,10 +53,10 @@ class Site:
             text=True,
         )
 
-    def deployed(self, name: str, **parameters: object) -> dict[str, Any]:
+    def deployed(self, deployment: str, /, **parameters: object) -> dict[str, Any]:
         """The flow run of a deployment, once it has ended."""
-        deployment = self.api(f"deployments/name/{name}")["id"]
-        flow_run = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        known = self.api(f"deployments/name/{deployment}")["id"]
+        flow_run = self.api(f"deployments/{known}/create_flow_run", {"parameters": parameters})["id"]
         return self.ended(flow_run)
 
     def ended(self, flow_run: str) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def test_a_stage_that_needs_more_gpus_than_its_worker_has_says_so(site: Site) ->
 
 def test_a_worker_with_another_store_is_named(site: Site) -> None:
     with running(site.stack.worker("stray", "gpu8", MLFLOW_TRACKING_URI="")):
-        said = failure(site.dpr("run", *small("subsample.size=39"), "--place", "subsample=gpu8", machine="one"), 1)
+        said = failure(site.dpr("run", *small("subsample.seed=9"), "--place", "subsample=gpu8", machine="one"), 1)
     assert "workers need the same MLflow as this (MLFLOW_TRACKING_URI)" in said
 
 
