@@ -31,7 +31,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.logprobs import tf32_head, token_scores
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy, autocast, computing_in
 from dpr_core.models.scoring import score
 from dpr_core.planning.architecture import Architecture
@@ -409,7 +409,7 @@ def our_iteration(s: Scale, prompts: Sequence[tuple[int, ...]], samples: int, le
     loop = ReinforceLoop(
         policy=policy,
         engine=InProcessEngine.of(policy, config.execution),
-        reward=DenseReward(sft, reference, "baseline_relative"),
+        reward=TokenReward(sft, reference, "baseline_relative"),
         trainer=trainer,
         config=config,
         end_token=-1,  # that no row draws

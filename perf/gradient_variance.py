@@ -30,7 +30,7 @@ from dpr_core.config import reinforce as config
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence, encode_prompt, end_token
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
 from dpr_core.rollouts.in_process import InProcessEngine
@@ -63,7 +63,7 @@ AT_GAMMA_0 = {
 GROUPS = (ESTIMATORS, AT_GAMMA_0)
 
 
-def gradients(policy: Policy, reward: DenseReward, sequences: Sequence[TokenSequence]) -> Tensor:
+def gradients(policy: Policy, reward: TokenReward, sequences: Sequence[TokenSequence]) -> Tensor:
     """(estimators, parameters): what each makes of one mini-batch, summed over tokens and averaged over responses."""
     scored, log_sft, _, expected = reward.with_expected(sequences, policy, 1.0)
     unused = torch.zeros_like(expected)

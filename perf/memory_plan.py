@@ -27,7 +27,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.planning.architecture import architecture_from_config
 from dpr_core.planning.memory import MemoryBreakdown
@@ -147,9 +147,9 @@ class MeasuredStage:
         """No two are the same, or one would be read for both."""
         return [(first, *self.sequences[0].prompt[1:]) for first in range(3, 3 + self.shape.rows)]
 
-    def reward(self) -> DenseReward:
+    def reward(self) -> TokenReward:
         tokens = self.execution.tokens_per_micro_batch
-        return DenseReward(self.policy(), self.policy(), "baseline_relative", tokens)
+        return TokenReward(self.policy(), self.policy(), "baseline_relative", tokens)
 
     def loop(self, config: ReinforceConfig) -> tuple[ReinforceLoop, Trainer]:
         policy, reward = self.policy(), self.reward()

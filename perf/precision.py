@@ -25,7 +25,7 @@ from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
 from dpr_core.diagnostics import shape
 from dpr_core.diagnostics.rounding import rounding_shares
 from dpr_core.models.checkpoints import load_backbone
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy, computing_in
 from dpr_core.models.scoring import score
 from dpr_core.models.weights import share_of_ties
@@ -120,7 +120,7 @@ def main() -> None:
     show(f"after {STEPS} steps of SFT at {SFT_RATE:g}", policy, probes, (LATE_RATE,))
 
     held_out = sequences(tokenizer, given.held_out, HELD_OUT)
-    reward = DenseReward(policy, Policy(reference), "baseline_relative", 1024, keep_weights=True)
+    reward = TokenReward(policy, Policy(reference), "baseline_relative", 1024, keep_weights=True)
     shares = rounding_shares(reward, held_out, TYPES)
     print("\n| reward of two checkpoints | deviation | rounding | batch shape |\n|---|---|---|---|")
     for arithmetic in TYPES:

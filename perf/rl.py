@@ -45,7 +45,7 @@ from trl import GRPOConfig, GRPOTrainer
 from dpr_core.algorithms import policy_gradient
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.training.hooks import Iteration
@@ -78,7 +78,7 @@ def ours(prompts: Prompts, size: str, samples: int, lengths: Sequence[int], dtyp
     loop = ReinforceLoop(
         policy=policy,
         engine=engine,
-        reward=DenseReward(sft, reference, "baseline_relative"),
+        reward=TokenReward(sft, reference, "baseline_relative"),
         trainer=Trainer(policy, config, 1, config.execution),
         config=config,
         end_token=FIRST_TOKEN,

@@ -17,7 +17,7 @@ from dpr_core.evaluation import benchmarks
 from dpr_core.evaluation.gold import stated
 from dpr_core.evaluation.questions import IsRight, Question, not_checked
 from dpr_core.masking import masked_sum
-from dpr_core.models.dense_reward import DenseReward, GivenText, ScoredTokens
+from dpr_core.models.dense_reward import GivenText, ScoredTokens, TokenReward
 from dpr_core.rollouts.engine import Completion, Engine, Sampling
 
 OnProgress = Callable[[int, int, str], None]
@@ -116,7 +116,7 @@ def training_questions(
 
 
 def measure(
-    reward: DenseReward,
+    reward: TokenReward,
     engine: Engine,
     probes: Probes,
     sampling: Sampling,
@@ -164,7 +164,7 @@ def measure(
     )
 
 
-def _noise(reward: DenseReward, sequences: Sequence[TokenSequence], scored: ScoredTokens) -> tuple[float, float]:
+def _noise(reward: TokenReward, sequences: Sequence[TokenSequence], scored: ScoredTokens) -> tuple[float, float]:
     """Of log pi_SFT and of the reward: the sequences again, one at a time."""
     alone = replace(reward, tokens_per_micro_batch=1)(sequences)
     return (

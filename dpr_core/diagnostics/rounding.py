@@ -6,7 +6,7 @@ from dataclasses import replace
 from dpr_core.config.reward import Arithmetic
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics import shape
-from dpr_core.models.dense_reward import DenseReward, ScoredTokens
+from dpr_core.models.dense_reward import ScoredTokens, TokenReward
 
 FASTEST_FIRST: tuple[Arithmetic, ...] = ("bfloat16", "tf32", "float32")
 
@@ -18,7 +18,7 @@ PROBES = 32
 
 
 def rounding_shares(
-    reward: DenseReward, sequences: Sequence[TokenSequence], arithmetics: Iterable[Arithmetic]
+    reward: TokenReward, sequences: Sequence[TokenSequence], arithmetics: Iterable[Arithmetic]
 ) -> dict[Arithmetic, float]:
     """Root mean square of what differs from the reward in float32, over its deviation. `reward` has to keep weights."""
     exact = replace(reward, arithmetic="float32")(sequences)

@@ -44,7 +44,7 @@ class ScoredTokens(NamedTuple):
 
 
 class ExpectedReward(NamedTuple):
-    """What `DenseReward.with_expected` finds."""
+    """What `TokenReward.with_expected` finds."""
 
     scored: ScoredTokens
     log_sft: Tensor
@@ -54,7 +54,7 @@ class ExpectedReward(NamedTuple):
 
 
 @dataclass
-class DenseReward:
+class TokenReward:
     """Scores responses under both models in the same shapes; the pass of pi_SFT serves reward and KL alike."""
 
     sft: Policy
@@ -277,7 +277,7 @@ class GivenText:
 
 
 def assign_credit(
-    reward: DenseReward,
+    reward: TokenReward,
     tokenizer: "PreTrainedTokenizerBase",
     renderer: Renderer,
     texts: Sequence[GivenText],

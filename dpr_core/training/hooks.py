@@ -23,7 +23,7 @@ from dpr_core.errors import DensePathError
 from dpr_core.importance import importance, mismatch
 from dpr_core.masking import masked_mean
 from dpr_core.models.critic import Critic
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score_values
 from dpr_core.recorder import Recorder
@@ -85,7 +85,7 @@ class Hook:
 class RolloutMetrics(Hook):
     end_token: int
     kl: KLControl
-    reward: DenseReward
+    reward: TokenReward
 
     def after_credit(self, iteration: Iteration) -> None:
         iteration.metrics |= describe(iteration.rollout, iteration.advantages, self.end_token)

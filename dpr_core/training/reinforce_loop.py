@@ -14,7 +14,7 @@ from dpr_core.algorithms.kl_control import KLControl
 from dpr_core.config.reinforce import FullVocabularyConfig, ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import Recorder
@@ -56,7 +56,7 @@ class ReinforceLoop:
 
     policy: Policy
     engine: UpdatableEngine
-    reward: DenseReward
+    reward: TokenReward
     trainer: Trainer
     config: ReinforceConfig
     end_token: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpr_core.data.subsample import Sample
     from dpr_core.data.template import Renderer
     from dpr_core.logprobs import TokenScores
-    from dpr_core.models.dense_reward import DenseReward
+    from dpr_core.models.dense_reward import TokenReward
     from dpr_core.models.oom import BatchLimits
     from dpr_core.models.policy import Policy
 
@@ -195,7 +195,7 @@ class Lineage:
         with computing_in("float32", policy):
             return score(policy, sequences, execution.tokens_per_micro_batch)
 
-    def dense_reward(self, artifact: Artifact, execution: ExecutionConfig) -> "DenseReward":
+    def dense_reward(self, artifact: Artifact, execution: ExecutionConfig) -> "TokenReward":
         """The reward that an artifact is, or was made with."""
         return self.defined_reward(artifact, self.definition(artifact), execution)
 
@@ -206,9 +206,9 @@ class Lineage:
         execution: ExecutionConfig,
         *,
         keep_weights: bool = False,
-    ) -> "DenseReward":
+    ) -> "TokenReward":
         """The reward that a definition makes of the SFT run behind an artifact."""
-        from dpr_core.models.dense_reward import DenseReward
+        from dpr_core.models.dense_reward import TokenReward
 
         backbone, teacher = self.backbone(artifact), definition.teacher
         sixteen = [each for each in (backbone, teacher) if each is not None and not each.takes_float32]
@@ -221,7 +221,7 @@ class Lineage:
         frozen = partial(self.load, like=artifact, execution=execution, frozen=True, rounded=rounded)
         sft = frozen(self.sft_folder(artifact))
         itself = definition.reference == (SFT,)
-        return DenseReward(
+        return TokenReward(
             sft,
             sft if itself else frozen(self.reference_folders(artifact, definition)),
             definition.formula,

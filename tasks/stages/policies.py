@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dpr_core.data.encoding import TokenSequence
     from dpr_core.data.template import Renderer
     from dpr_core.evaluation.questions import Question
-    from dpr_core.models.dense_reward import DenseReward, ScoredTokens
+    from dpr_core.models.dense_reward import ScoredTokens, TokenReward
     from dpr_core.models.extrapolation import ContrastivePolicy
     from dpr_core.models.policy import Policy
     from dpr_core.recorder import Recorder
@@ -61,7 +61,7 @@ class Answering:
     settings: AnswerConfig
     policy: "Policy | ContrastivePolicy"
     sft: "Policy"
-    reward: "DenseReward | None"
+    reward: "TokenReward | None"
 
     def ask(self, conversations: "Sequence[Conversation]", end: int, recorder: "Recorder") -> "list[list[Completion]]":
         """The answers to every turn of every question."""

@@ -12,7 +12,7 @@ from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import PPOConfig, ReinforceConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.critic import Critic
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
@@ -87,7 +87,7 @@ def iteration(
         **{"rollout_batch_size": 8, "batch_size": 8, "iterations": 1, "max_response_tokens": 3, **changes}
     )
     engine = Counted(policy.model, activations=activations)
-    reward = DenseReward(sft, reference, "baseline_relative", arithmetic=arithmetic)
+    reward = TokenReward(sft, reference, "baseline_relative", arithmetic=arithmetic)
     trainer = Trainer(policy, config, 1, config.execution)
     ReinforceLoop(policy, engine, reward, trainer, config, 0, str, InMemoryRecorder()).run(PROMPTS)
     engine.told()
@@ -97,7 +97,7 @@ def iteration(
 def answers(toy: Callable[..., Any], what: str, kind: str, arithmetic: Any = None, **options: Any) -> str:
     passes = Passes()
     policy, sft, reference = watched(toy, passes, **options)
-    reward = DenseReward(sft, reference, "baseline_relative", arithmetic=arithmetic)
+    reward = TokenReward(sft, reference, "baseline_relative", arithmetic=arithmetic)
     answered_by: Any = {"trained": policy, "SFT": sft, "contrastive": ContrastivePolicy(sft, reference, 0.5)}[kind]
     sequences = [TokenSequence(prompt, (3, 2, 0)) for prompt in PROMPTS]
     settings = AnswerConfig(benchmark={"type": "lab"}, execution=ExecutionConfig())  # type: ignore[arg-type]

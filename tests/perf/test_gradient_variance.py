@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
 from perf.gradient_variance import AT_GAMMA_0, ESTIMATORS, describe, gradients, main, markdown, rollouts
@@ -26,7 +26,7 @@ def _log_probs(model: Any, row: TokenSequence) -> torch.Tensor:
 
 
 def test_the_gradients_are_those_of_plain_torch(toy: Callable[..., Any]) -> None:
-    reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
+    reward = TokenReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
     found = gradients(Policy(toy(0)), reward, ROWS)
 
     model = toy(0)

@@ -23,7 +23,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.rollouts import VllmExecutionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.models.checkpoints import save
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
@@ -173,7 +173,7 @@ def trained(
         }
     )  # fmt: skip
     policy, recorder = Policy(network(0)), InMemoryRecorder()
-    reward = DenseReward(Policy(network(0)), Policy(network(1)), "baseline_relative")
+    reward = TokenReward(Policy(network(0)), Policy(network(1)), "baseline_relative")
     trainer = Trainer(policy, config, ITERATIONS, ExecutionConfig())
     ReinforceLoop(policy, engine_of(policy), reward, trainer, config, END, str, recorder).run(PROMPTS)
     return exact_return(policy.model), recorder

@@ -6,7 +6,7 @@ import pytest
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics.corruption import corrupt, detection, detection_by_candidate
 from dpr_core.errors import UsageError
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 
 ROWS = [TokenSequence((1, 30 + i), (40 + i, 50 + i % 3, 60 + i % 5, 41 + i, 0)) for i in range(12)]
@@ -28,7 +28,7 @@ def test_a_candidate_is_scored_by_how_well_equation_5_finds_corrupted_tokens(tin
     assert loaded == [0.25, 0.75]
     corrupted = corrupt(ROWS, 3)
     for fraction, model in references.items():
-        scored = DenseReward(sft, Policy(model), "baseline_relative", 40)([c.sequence for c in corrupted])
+        scored = TokenReward(sft, Policy(model), "baseline_relative", 40)([c.sequence for c in corrupted])
         expected = detection(scored.rewards, scored.mask, [c.position for c in corrupted]).auroc
         assert found[fraction] == pytest.approx(expected)
     assert found[0.25] != found[0.75]

@@ -14,7 +14,7 @@ from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig, RewardDefinitionConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.diagnostics.rounding import fastest, rounding_shares
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Completion
@@ -25,21 +25,21 @@ BFLOAT16 = {"backbone": {"dtype": "bfloat16"}}
 
 
 @pytest.fixture
-def rewarded(tiny: Callable[..., Any]) -> Callable[..., DenseReward]:
+def rewarded(tiny: Callable[..., Any]) -> Callable[..., TokenReward]:
     """The reward of two nearby models that are run in a type."""
 
-    def build(activations: torch.dtype, **settings: Any) -> DenseReward:
+    def build(activations: torch.dtype, **settings: Any) -> TokenReward:
         models = [tiny("llama")[0], tiny("llama")[0]]
         with torch.no_grad():
             for weight in models[1].parameters():
                 weight.add_(2e-3)
         policies = [Policy(model, activations=activations) for model in models]
-        return DenseReward(policies[0], policies[1], "baseline_relative", 64, **settings)
+        return TokenReward(policies[0], policies[1], "baseline_relative", 64, **settings)
 
     return build
 
 
-def test_a_reward_computed_in_float32_is_that_of_float32_models(rewarded: Callable[..., DenseReward]) -> None:
+def test_a_reward_computed_in_float32_is_that_of_float32_models(rewarded: Callable[..., TokenReward]) -> None:
     exact = rewarded(torch.float32)(ROWS)
     asked = rewarded(torch.bfloat16, arithmetic="float32")
     assert asked.differs
@@ -48,7 +48,7 @@ def test_a_reward_computed_in_float32_is_that_of_float32_models(rewarded: Callab
     assert asked.sft.activations == torch.bfloat16, "all else is computed as before"
 
 
-def test_a_reward_of_rounded_weights_is_bitwise_that_of_whole_ones(rewarded: Callable[..., DenseReward]) -> None:
+def test_a_reward_of_rounded_weights_is_bitwise_that_of_whole_ones(rewarded: Callable[..., TokenReward]) -> None:
     rounded = rewarded(torch.bfloat16, arithmetic="bfloat16")
     whole = rewarded(torch.bfloat16, arithmetic="bfloat16", keep_weights=True)
     assert not rounded.differs
@@ -56,7 +56,7 @@ def test_a_reward_of_rounded_weights_is_bitwise_that_of_whole_ones(rewarded: Cal
     assert {weight.dtype for weight in whole.sft.parameters()} == {torch.float32}
 
 
-def test_rounding_is_measured_against_float32(rewarded: Callable[..., DenseReward]) -> None:
+def test_rounding_is_measured_against_float32(rewarded: Callable[..., TokenReward]) -> None:
     reward = rewarded(torch.bfloat16, keep_weights=True)
     shares = rounding_shares(reward, ROWS, ("bfloat16", "float32"))
     exact, rounded = (replace(reward, arithmetic=each)(ROWS).rewards for each in ("float32", "bfloat16"))
@@ -80,7 +80,7 @@ def test_the_fastest_type_that_rounds_little_enough_is_chosen(shares: dict[Any, 
 
 
 def test_the_kl_begins_at_zero_whatever_the_reward_is_computed_in(
-    tiny: Callable[..., Any], rewarded: Callable[..., DenseReward]
+    tiny: Callable[..., Any], rewarded: Callable[..., TokenReward]
 ) -> None:
     """Beside pi_SFT in float32, a policy in bfloat16 would have moved before it has learned anything."""
     policy: Any = Policy(tiny("llama")[0], activations=torch.bfloat16)

@@ -17,7 +17,7 @@ from dpr_core.config.reward import Formula
 from dpr_core.data.batching import collate
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
-from dpr_core.models.dense_reward import DenseReward, random_signs
+from dpr_core.models.dense_reward import TokenReward, random_signs
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score, score_with_kl
 
@@ -38,7 +38,7 @@ def _by_hand(model: PreTrainedModel, row: TokenSequence) -> tuple[list[float], l
 @pytest.mark.parametrize("budget", [1, 8, 1000])
 def test_rewards_against_plain_models(tiny: Callable[..., Any], formula: str, budget: int) -> None:
     sft, reference = tiny("llama")[0], tiny("llama", seed=1)[0]
-    scored = DenseReward(Policy(sft), Policy(reference), formula, budget)(ROWS)
+    scored = TokenReward(Policy(sft), Policy(reference), formula, budget)(ROWS)
     assert scored.mask.tolist() == [[t < len(r.response) for t in range(4)] for r in ROWS]
     for i, row in enumerate(ROWS):
         log_sft, values = _by_hand(sft, row)
@@ -56,7 +56,7 @@ def test_rewards_against_plain_models(tiny: Callable[..., Any], formula: str, bu
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_teacher_is_rewarded_and_the_kl_stays_that_to_sft(tiny: Callable[..., Any], temperature: float) -> None:
     sft, reference, teacher, policy = (Policy(tiny("llama", seed=seed)[0]) for seed in range(4))
-    reward = DenseReward(sft, reference, "baseline_relative", teacher=teacher)
+    reward = TokenReward(sft, reference, "baseline_relative", teacher=teacher)
     scored, log_sft = reward.with_log_sft(ROWS, temperature)
     assert log_sft.equal(score(sft, ROWS, None, temperature=temperature).log_probs)
     assert reward.with_kl(ROWS, policy)[1].allclose(score_with_kl(policy, [sft], ROWS, None)[1], atol=1e-6)
@@ -71,7 +71,7 @@ def test_distillation_on_policy_is_a_reward_against_sft_less_its_kl(tiny: Callab
     sft, teacher, policy = (Policy(tiny("llama", seed=seed)[0]) for seed in range(3))
     methods = {"x": {"preset": "opd", "changes": ["reward.teacher={name: x}"]}}
     found = parse(PipelineConfig, {"backbone": {"type": "lab"}, "methods": methods}, "x").variants()["x"]
-    reward = DenseReward(sft, sft, found.reward.formula, teacher=teacher)
+    reward = TokenReward(sft, sft, found.reward.formula, teacher=teacher)
     scored, log_sft = reward.with_log_sft(ROWS, 1.0)
     old = score(policy, ROWS, None).log_probs
     batch = RolloutBatch(scored.rewards, old, log_sft, scored.mask, torch.zeros_like(old))
@@ -92,7 +92,7 @@ def test_a_formula_is_one_function_and_its_name(tiny: Callable[..., Any], monkey
         return log_sft**2 - log_ref**2 + 0 * value_sft
 
     monkeypatch.setattr(rewards, "surprise_gap", surprise_gap, raising=False)
-    scored = DenseReward(Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0]), "surprise_gap")(ROWS)
+    scored = TokenReward(Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0]), "surprise_gap")(ROWS)
     expected = torch.where(scored.mask, scored.log_sft**2 - scored.log_ref**2, 0)
     assert scored.rewards.equal(expected)
     assert scored.rewards[scored.mask].abs().max() > 0.1
@@ -101,8 +101,8 @@ def test_a_formula_is_one_function_and_its_name(tiny: Callable[..., Any], monkey
 @pytest.mark.parametrize("budget", [1, 1000])
 def test_a_random_sign_leaves_sizes_alone(tiny: Callable[..., Any], budget: int) -> None:
     policies = Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0])
-    plain = DenseReward(*policies, "baseline_relative", budget)(ROWS).rewards
-    found = DenseReward(*policies, "random_sign", budget, seed=4)(ROWS).rewards
+    plain = TokenReward(*policies, "baseline_relative", budget)(ROWS).rewards
+    found = TokenReward(*policies, "random_sign", budget, seed=4)(ROWS).rewards
     assert found.abs().equal(plain.abs())
     assert found.equal(plain * random_signs(ROWS, 4))
     assert not found.equal(plain)
@@ -131,8 +131,8 @@ def test_signs_are_fair() -> None:
 def test_scale_and_clip_reach_every_formula_and_stay_out_of_the_log_probs(tiny: Callable[..., Any]) -> None:
     policies = Policy(tiny("llama")[0]), Policy(tiny("llama", seed=1)[0])
     for formula in FORMULAS:
-        raw = DenseReward(*policies, formula)(ROWS)
-        found = DenseReward(*policies, formula, scale=2.0, clip_above=0.1)(ROWS)
+        raw = TokenReward(*policies, formula)(ROWS)
+        found = TokenReward(*policies, formula, scale=2.0, clip_above=0.1)(ROWS)
         assert found.rewards.equal((raw.rewards / 2).clamp(max=0.1))
         assert not found.rewards.equal(raw.rewards)
         assert found.log_sft.equal(raw.log_sft)
@@ -140,7 +140,7 @@ def test_scale_and_clip_reach_every_formula_and_stay_out_of_the_log_probs(tiny: 
 
 def test_the_gap_of_soft_values_against_plain_models(tiny: Callable[..., Any]) -> None:
     sft, reference = tiny("llama")[0], tiny("llama", seed=1)[0]
-    scored = DenseReward(Policy(sft), Policy(reference), "baseline_relative", 8)(ROWS)
+    scored = TokenReward(Policy(sft), Policy(reference), "baseline_relative", 8)(ROWS)
     for i, row in enumerate(ROWS):
         (_, ours), (_, theirs) = _by_hand(sft, row), _by_hand(reference, row)
         expected = [a - b for a, b in zip(ours, theirs, strict=True)]
@@ -151,7 +151,7 @@ def test_the_gap_of_soft_values_against_plain_models(tiny: Callable[..., Any]) -
 def test_what_comes_with_the_reward_is_what_passes_of_its_own_give(tiny: Callable[..., Any], arithmetic: Any) -> None:
     """log pi_SFT at a temperature, and the exact KL of a policy, neither of them in the reward's arithmetic."""
     policy, sft, reference = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1))
-    reward = DenseReward(sft, reference, "baseline_relative", 8, arithmetic=arithmetic)
+    reward = TokenReward(sft, reference, "baseline_relative", 8, arithmetic=arithmetic)
     tempered, kl = reward.with_log_sft(ROWS, 0.7), reward.with_kl(ROWS, policy)
     for scored, *_ in (tempered, kl, reward.with_log_sft(ROWS, 1.0)):
         torch.testing.assert_close(tuple(scored), tuple(reward(ROWS)), atol=1e-5, rtol=0)
@@ -161,13 +161,13 @@ def test_what_comes_with_the_reward_is_what_passes_of_its_own_give(tiny: Callabl
 
 
 def test_two_equal_checkpoints_give_exactly_no_reward(tiny: Callable[..., Any]) -> None:
-    scored = DenseReward(Policy(tiny("gemma3")[0]), Policy(tiny("gemma3")[0]), "baseline_relative", 8)(ROWS)
+    scored = TokenReward(Policy(tiny("gemma3")[0]), Policy(tiny("gemma3")[0]), "baseline_relative", 8)(ROWS)
     assert scored.rewards.eq(0).all()
 
 
 def test_both_models_are_frozen_and_score_without_dropout(tiny: Callable[..., Any]) -> None:
     sft, reference = (Policy(tiny("llama", seed=s, attention_dropout=0.5)[0]) for s in (0, 1))
-    reward = DenseReward(sft, reference, "baseline_relative")
+    reward = TokenReward(sft, reference, "baseline_relative")
     expected = reward(ROWS).rewards
     sft.train()
     reference.train()
@@ -178,7 +178,7 @@ def test_both_models_are_frozen_and_score_without_dropout(tiny: Callable[..., An
 def test_progress_counts_rows(tiny: Callable[..., Any]) -> None:
     seen: list[tuple[int, int]] = []
     policy = Policy(tiny("llama")[0])
-    DenseReward(policy, policy, "without_baseline", 1)(ROWS, lambda done, total: seen.append((done, total)))
+    TokenReward(policy, policy, "without_baseline", 1)(ROWS, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -192,7 +192,7 @@ def test_the_reward_over_the_vocabulary_is_that_of_plain_models(
 ) -> None:
     """Its expectation, with the scores that passes of their own give, and what a policy is to have the most of."""
     policy, sft, reference, teacher = (Policy(tiny("llama", seed=seed)[0]) for seed in (2, 0, 1, 3))
-    reward = DenseReward(
+    reward = TokenReward(
         sft, reference, formula, 8, 2.0, 0.4, arithmetic=arithmetic, teacher=teacher if taught else None
     )
     found = reward.with_expected(ROWS, policy, temperature)
@@ -223,7 +223,7 @@ def test_a_teacher_with_other_rows_has_no_reward_of_the_whole_vocabulary(tiny: C
     sft, teacher = (Policy(tiny("llama", seed=seed)[0]) for seed in range(2))
     rows = len(sft.model.get_output_embeddings().weight)
     teacher.model.resize_token_embeddings(rows + 8)
-    reward = DenseReward(sft, sft, "baseline_relative", teacher=teacher)
+    reward = TokenReward(sft, sft, "baseline_relative", teacher=teacher)
     assert reward(ROWS).rewards.isfinite().all()
     with pytest.raises(UsageError, match=f"the teacher's head has {rows + 8} rows and the policy's {rows}"):
         reward.check_per_token()

@@ -21,7 +21,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.models.checkpoints import load_model, save
 from dpr_core.models.critic import Critic
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.lora import add_adapters, merged_weights
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
@@ -173,7 +173,7 @@ def test_frozen_scorers_are_the_sft_model_whatever_the_adapters_learn(tiny: Call
     save(model, tokenizer, tmp_path / "1.0")
     sft = log_probs(model)
     actor = load_model(tmp_path / "1.0")
-    reward = DenseReward(
+    reward = TokenReward(
         Policy(load_model(tmp_path / "1.0")), Policy(load_model(tmp_path / "0.5")), "baseline_relative"
     )
     trained(actor, LoRAConfig(rank=4))

@@ -12,7 +12,7 @@ from dpr_core.config.model import Family
 from dpr_core.data.encoding import encode_response
 from dpr_core.data.template import Renderer
 from dpr_core.lab.backbone import build_tokenizer
-from dpr_core.models.dense_reward import DenseReward, GivenText, assign_credit, token_texts
+from dpr_core.models.dense_reward import GivenText, TokenReward, assign_credit, token_texts
 from dpr_core.models.policy import Policy
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +85,7 @@ def test_a_long_response_is_decoded_in_short_windows() -> None:
 
 def test_the_credit_of_a_text_shows_its_tokens_as_they_stand_in_it(tiny: Callable[..., Any]) -> None:
     model, tokenizer = tiny("mistral")
-    reward = DenseReward(Policy(model), Policy(tiny("mistral", seed=1)[0]), "baseline_relative")
+    reward = TokenReward(Policy(model), Policy(tiny("mistral", seed=1)[0]), "baseline_relative")
     [scored] = assign_credit(
         reward, tokenizer, Renderer(TemplateConfig()), [GivenText("Why?", "The answer is \u20ac.")]
     )

@@ -26,7 +26,7 @@ from dpr_core.data.encoding import TokenSequence
 from dpr_core.lab.backbone import untrained
 from dpr_core.logprobs import TokenScores
 from dpr_core.models.checkpoints import save
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.extrapolation import ContrastivePolicy
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
@@ -157,7 +157,7 @@ def reinforce(launch: LaunchConfig, dtype: torch.dtype, **changes: Any) -> Found
     loop = ReinforceLoop(
         policy,
         InProcessEngine(policy.model, config.execution.rollout_rows),
-        DenseReward(*(to_device_or_shard(each, launch) for each in scorers), "baseline_relative", 12),
+        TokenReward(*(to_device_or_shard(each, launch) for each in scorers), "baseline_relative", 12),
         Trainer(policy, config, optimizer_steps(len(prompts), config), config.execution),
         config,
         END,

@@ -14,7 +14,7 @@ from dpr_core.config.reinforce import Algorithm1Config, ReinforceConfig
 from dpr_core.config.rollouts import VllmConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import DensePathError
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
 from dpr_core.recorder import InMemoryRecorder
@@ -65,7 +65,7 @@ def _train(
     toy: Callable[..., Any], config: ReinforceConfig, folder: Path, engine: Any = None
 ) -> tuple[ReinforceLoop, Watching]:
     policy, recorder = Policy(toy(0)), Watching()
-    reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
+    reward = TokenReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
     execution = ExecutionConfig()
 
     def run(engine: UpdatableEngine) -> ReinforceLoop:
@@ -137,7 +137,7 @@ def test_advantages_are_weighted_by_the_truncated_ratio(toy: Callable[..., Any])
     policy = Policy(toy(0))
     completions = ScriptedEngine(script, log_prob=-1.3).generate(PROMPTS, Sampling(1.0, 3, 0), 0)
     sequences = [TokenSequence(c.prompt, c.response) for c in completions]
-    scored = DenseReward(policy, Policy(toy(1)), "baseline_relative")(sequences)
+    scored = TokenReward(policy, Policy(toy(1)), "baseline_relative")(sequences)
     ours = score(policy, sequences, None).log_probs
     rollout = Rollout(completions, sequences, scored, ours, ours, None, version=5)
     found, metrics = corrected(torch.full(ours.shape, 2.0), rollout, VllmConfig(importance_cap=1.1))

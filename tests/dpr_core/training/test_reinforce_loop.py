@@ -32,7 +32,7 @@ from dpr_core.config.training import ExecutionConfig, LoRAConfig
 from dpr_core.data.encoding import TokenSequence
 from dpr_core.errors import UsageError
 from dpr_core.masking import masked_sum
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.lora import add_adapters
 from dpr_core.models.policy import Policy
 from dpr_core.models.scoring import score
@@ -97,7 +97,7 @@ def _method(
 ) -> tuple[ReinforceLoop, Watching]:
     model = toy(0)
     policy, recorder = Policy(model), Watching(model)
-    reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
+    reward = TokenReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
     updates = (
         iterations(len(PROMPTS), config) * config.rollout_batch_size * config.samples_per_prompt
     ) // config.batch_size

@@ -23,7 +23,7 @@ from dpr_core.config.reinforce import (
 )
 from dpr_core.config.training import ExecutionConfig
 from dpr_core.data.encoding import TokenSequence
-from dpr_core.models.dense_reward import DenseReward
+from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.in_process import InProcessEngine
 from dpr_core.training.hooks import KEPT_FILE
@@ -90,7 +90,7 @@ def test_reinforce(toy: Callable[..., Any], tmp_path: Path, name: str) -> None:
         model = disturbed(toy)
         policy = Policy(model)
         trainer = Trainer(policy, config, optimizer_steps(len(PROMPTS), config), ExecutionConfig(), recorder=recorder)
-        reward = DenseReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
+        reward = TokenReward(Policy(toy(0)), Policy(toy(1)), "baseline_relative")
         shots = recorder.folder.with_name(f"{recorder.folder.name} kept")
 
         def keep(folder: Path) -> None:
