@@ -38,6 +38,7 @@ def placed(
     not_before: datetime | None = None,
     origin: str | None = None,
     version: str | None = None,
+    stage_version: int | None = None,
 ) -> State[Any]:
     """One stage, as the controller of a pipeline starts it: its artifact's ID is in the message of the last state.
 
@@ -50,10 +51,11 @@ def placed(
         not_before: What was begun earlier is not reused.
         origin: The artifact that is made again, with which the reasons compare.
         version: The version of dense-path that the controller has, and that this worker must have.
+        stage_version: Likewise of the stage, which tells two checkouts of one release apart.
     """
     try:
         node = Node(name, stage, parse(stage_named(stage).config, config, stage), inputs, origin)
-        outcome = _do(node, parent, not_before, version)
+        outcome = _do(node, parent, not_before, version, stage_version)
     except UsageError as error:
         words = f"{error} (on {socket.gethostname()}; if the machine is the reason, place {stage} on another pool)"
         return _failed(words, REFUSED)
@@ -64,11 +66,19 @@ def placed(
 
 
 @body
-def _do(node: Node, parent: str | None, not_before: datetime | None, version: str | None) -> Outcome:
+def _do(
+    node: Node, parent: str | None, not_before: datetime | None, version: str | None, stage_version: int | None
+) -> Outcome:
     logger.setLevel(logging.INFO)
     redact_logs()
     if version not in (None, dpr_core.__version__):
         raise UsageError(f"this worker has dense-path {dpr_core.__version__}, and the pipeline {version}: install that")
+    own = stage_named(node.stage).version_of(node.config)
+    if stage_version not in (None, own):
+        raise UsageError(
+            f"this worker has version {own} of the stage {node.stage}, and the pipeline {stage_version}, both of "
+            f"dense-path {dpr_core.__version__}: install the same checkout"
+        )
     store = Store.open(retry=True)
     fetch_keys([node.config])
     preflight([node], plan([node], store, not_before))

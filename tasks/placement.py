@@ -27,6 +27,7 @@ from tasks.artifacts.identity import canonical_json
 from tasks.artifacts.retrying import is_transient, retry_seconds
 from tasks.artifacts.store import Store
 from tasks.prefect_task import RAN, REUSED
+from tasks.registry import stage_named
 from tasks.run_stage import Outcome, StageJob
 
 logger = logging.getLogger("dense_path")
@@ -198,6 +199,7 @@ class WorkPools:
             "not_before": job.not_before.isoformat() if job.not_before else None,
             "origin": job.origin,
             "version": dpr_core.__version__,
+            "stage_version": _stage_version(job),
         }
         starts = 0
         for attempt in itertools.count(1):
@@ -272,8 +274,13 @@ class WorkPools:
 def _key(job: StageJob, place: str, attempt: int) -> str:
     """Equal for controllers that want the same, who then share one flow run."""
     since = job.not_before.isoformat() if job.not_before else None
-    what = [place, job.stage, job.config.identity(), dict(job.inputs), since, attempt]
+    version = [dpr_core.__version__, _stage_version(job)]
+    what = [place, job.stage, version, job.config.identity(), dict(job.inputs), since, attempt]
     return hashlib.sha256(canonical_json(what).encode()).hexdigest()
+
+
+def _stage_version(job: StageJob) -> int:
+    return stage_named(job.stage).version_of(job.config)
 
 
 def own_pool() -> str | None:

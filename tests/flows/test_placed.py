@@ -163,6 +163,7 @@ def test_without_a_server_there_are_no_pools(dpr: Dpr, monkeypatch: pytest.Monke
     ("change", "words"),
     [
         ({"version": "0.0.1"}, "this worker has dense-path"),
+        ({"stage_version": 99}, "and the pipeline 99, both of dense-path"),
         ({"config": {"titel": "x"}}, "report: titel: no such field; did you mean title?"),
         ({"stage": "sfft"}, "there is no stage 'sfft'; did you mean sft?"),
         ({"inputs": {"DPR on lab": "f" * 32}}, "there is no artifact"),

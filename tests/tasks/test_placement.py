@@ -22,6 +22,7 @@ from dpr_core.errors import DensePathError, UsageError
 from tasks import placement
 from tasks.artifacts.store import Store
 from tasks.placement import WorkPools
+from tasks.registry import stage_named
 from tasks.run_stage import Outcome, StageJob
 
 JOB = StageJob("backbone", "my backbone", LabBackboneConfig(seed=3), {}, "p" * 32)
@@ -98,6 +99,7 @@ def test_what_a_worker_has_made_is_looked_up_in_the_store(
     assert (place, title) == ("gpu/night", "my backbone")
     assert parameters["config"] == JOB.config.model_dump(mode="json")
     assert parameters["version"] == dpr_core.__version__
+    assert parameters["stage_version"] == stage_named("backbone").version_of(JOB.config)
     assert server.cancelled == []
 
 
@@ -150,7 +152,7 @@ def test_two_controllers_share_a_flow_run(store: Store, number: Outcome) -> None
     assert [each.result().id for each in outcomes] == [number.id] * 2
 
 
-def test_what_differs_in_what_is_made_is_another_flow_run() -> None:
+def test_what_differs_in_what_is_made_is_another_flow_run(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [
         replace(JOB, config=LabBackboneConfig(seed=4)),
         replace(JOB, inputs={"data": "a" * 32}),
@@ -162,6 +164,8 @@ def test_what_differs_in_what_is_made_is_another_flow_run() -> None:
     assert placement._key(replace(JOB, parent=None, name="other"), "gpu", 1) in keys
     assert placement._key(JOB, "gpu", 2) not in keys
     assert placement._key(JOB, "cpu", 1) not in keys
+    monkeypatch.setattr(placement, "_stage_version", lambda job: 99)
+    assert placement._key(JOB, "gpu", 1) not in keys
 
 
 def test_the_server_may_be_away_for_a_while(store: Store, number: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
