@@ -20,7 +20,12 @@ import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 from prefect.states import Cancelled, Running, State
 
 from tasks.prefect_task import Observed
@@ -97,8 +102,9 @@ def end_when_cancelled(flow_run: UUID, done: threading.Event, state_of: Callable
     since = None
     while not done.wait(POLL_SECONDS):
         state = state_of(flow_run)
-        if state == StateType.CRASHED and not done.is_set():
-            # A server that was away heard no heartbeats, and what has crashed cannot be cancelled.
+        if state in (StateType.CRASHED, StateType.SCHEDULED) and not (done.is_set() or shutdown.requested.is_set()):
+            # A server that was away heard no heartbeats. What has crashed cannot be cancelled, and what is scheduled
+            # again would be done by a second process.
             _say_running(flow_run)
         if state not in (StateType.CANCELLING, StateType.CANCELLED):
             since = None
@@ -121,7 +127,8 @@ def _say_running(flow_run: UUID) -> None:
 def _state_of(flow_run: UUID) -> StateType | None:
     """None where the server does not say."""
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 2 * POLL_SECONDS}
+        with temporary_settings(impatient), get_client(sync_client=True) as client:
             return client.read_flow_run(flow_run).state_type
     except Exception as error:
         logger.debug("Prefect does not say whether %s is cancelled: %s", flow_run, error)

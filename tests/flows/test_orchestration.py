@@ -74,10 +74,10 @@ def test_a_cancelled_flow_run_ends_though_its_server_was_away_for_a_while(at_onc
     assert flow_run in orchestration._CANCELLED
 
 
-def test_what_was_taken_for_crashed_while_the_server_was_away_is_running_again(
+def test_what_was_taken_for_crashed_or_scheduled_again_while_the_server_was_away_is_running(
     at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = [StateType.RUNNING, StateType.CRASHED, StateType.CRASHED]
+    said = [StateType.RUNNING, StateType.CRASHED, StateType.SCHEDULED]
     states: list[StateType] = []
     monkeypatch.setattr(orchestration, "_set_state", lambda flow_run, state: states.append(state.type))
     orchestration.end_when_cancelled(
