@@ -72,6 +72,8 @@ stack-stop: ## End it, and remove what it made
 up: ## Build the image and start the same in containers, with COMPOSE="docker compose"
 	@$(HAVE_COMPOSE)
 	@$(COMPOSED) up --build --detach
+	@echo 'Prefect: http://localhost:4200  MLflow: http://localhost:5000  A first run, the recipe demo:'
+	@echo '  $(COMPOSED) exec worker-cpu prefect deployment run dense-path/run --watch'
 
 down: ## End the containers; what they made stays in their volumes
 	@$(HAVE_COMPOSE)

@@ -15,9 +15,13 @@ import pytest
 import yaml
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.templating import apply_values
 
+from deployments import setup
 from dpr_core import __version__
+from tasks.placement import REFUSED
+from tasks.prefect_task import RAN, REUSED
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = ROOT / "deployments"
@@ -43,38 +47,39 @@ def compose(tmp_path: Path) -> Any:
     if shutil.which(command[0]) is None:
         pytest.skip("there is no docker compose: apt-get install docker-compose")
 
-    def config(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def config(**settings: str) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "env"
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        options = ["--env-file", str(file), "--file", str(DEPLOYMENTS / "compose.yaml"), "--profile", "gpu", "config"]
+        options = ["--env-file", str(file), "--file", str(DEPLOYMENTS / "compose.yaml"), "config"]
         return subprocess.run([*command, *options], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
 
     return config
 
 
+SECRETS = {"POSTGRES_PASSWORD": "one", "S3_SECRET_KEY": "two", "PREFECT_AUTH": "three:four"}
+
+
 def test_compose_takes_its_file(compose: Any) -> None:
-    secrets = {
-        "POSTGRES_PASSWORD": "one",
-        "S3_SECRET_KEY": "two",
-        "PREFECT_AUTH": "three:four",
-        "OPENAI_API_KEY": "five",
-    }
-    done = compose(settings_of_compose(**secrets))
+    done = compose(**settings_of_compose(**SECRETS, OPENAI_API_KEY="five") | {"COMPOSE_PROFILES": "gpu,no-gpu"})
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
-    assert {"postgres", "s3", "mlflow", "prefect", "setup", "worker-cpu", "worker-gpu"} == set(services)
+    workers = {"worker-cpu", "worker-gpu", "worker-no-gpu"}
+    assert {"postgres", "s3", "mlflow", "prefect", "setup", *workers} == set(services)
     ours = {name for name, each in services.items() if each["image"] == f"dense-path:{__version__}"}
-    assert ours == {"mlflow", "prefect", "setup", "worker-cpu", "worker-gpu"}
+    assert ours == {"mlflow", "prefect", "setup", *workers}
     given = {name for name, each in services.items() if "five" in each.get("environment", {}).values()}
-    assert given == {"worker-cpu", "worker-gpu"}
+    assert given == workers
     (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
+    # Whether or not there is a GPU, somebody serves its pool.
+    profiles = yaml.safe_load(text("compose.yaml"))["services"]["worker-no-gpu"]["profiles"]
+    assert [settings_of_compose()["COMPOSE_PROFILES"]] == profiles
+    assert "--pool=gpu" in services["worker-no-gpu"]["command"]
 
 
 @pytest.mark.parametrize("secret", ["POSTGRES_PASSWORD", "S3_SECRET_KEY", "PREFECT_AUTH"])
 def test_compose_begins_nothing_without_a_secret(compose: Any, secret: str) -> None:
-    settings = settings_of_compose(POSTGRES_PASSWORD="one", S3_SECRET_KEY="two", PREFECT_AUTH="three:four")
-    done = compose(settings | {secret: ""})
+    done = compose(**settings_of_compose(**SECRETS | {secret: ""}))
     assert done.returncode != 0
     assert f"set {secret} in deployments/.env" in done.stderr
 
@@ -142,6 +147,21 @@ def test_automations_are_what_prefect_takes() -> None:
     flows = {resolve_name(each["entrypoint"]).name for each in deployed}
     resumed = read[1]["trigger"]["match_related"][0]["prefect.resource.name"]
     assert flows == {*resumed, "placed"}
+    # No process is missed of what has ended, or waits for another.
+    ended = {f"prefect.flow-run.{name}" for name in (RAN, REUSED, REFUSED, "AwaitingRetry")}
+    assert ended < set(read[0]["trigger"]["expect"])
+
+
+def test_a_setup_says_which_server_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["setup.py"])
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(SystemExit, match="PREFECT_API_URL is not"),
+    ):
+        setup.main()
+    nowhere = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(nowhere), pytest.raises(SystemExit, match="the Prefect server at http://127.0.0.1:9/api: "):
+        setup.main()
 
 
 def test_the_image_is_made_of_files_that_are_there_and_is_not_roots() -> None:
