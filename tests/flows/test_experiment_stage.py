@@ -19,7 +19,7 @@ from tasks.artifacts.store import Store
 from tasks.run_stage import Outcome, run_stage
 from tasks.stages.experiment import STAGE
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 POINTS: dict[str, dict[str, Any]] = {"seed=0": {"seed": 0}, "seed=1": {"seed": 1}}
 
