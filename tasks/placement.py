@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -45,6 +44,12 @@ MOST_STARTS = 3
 """Of a stage whose flow run crashes, as when its worker is killed."""
 GOODBYE_SECONDS = 15.0
 """How long it is waited for that a cancelled flow run ends."""
+CRASHED_POLLS = 6
+"""So often one that is said to have crashed is looked at again: after an outage of the server its process may live, and
+says so (flows/orchestration.py)."""
+
+LEFT = "left by its controller"
+"""Tag of a flow run that a controller which ended has cancelled: others that wait for it have it started again."""
 
 
 class Server:
@@ -114,7 +119,11 @@ class Server:
         return self.ask(lambda client: client.read_flow_run(flow_run))
 
     def cancel(self, flow_run: UUID) -> None:
-        self.ask(lambda client: client.set_flow_run_state(flow_run, Cancelling()))
+        def leave(client: SyncPrefectClient) -> None:
+            client.update_flow_run(flow_run, tags={*client.read_flow_run(flow_run).tags, LEFT})
+            client.set_flow_run_state(flow_run, Cancelling())
+
+        self.ask(leave)
 
 
 def _or_none(read: Callable[[], T]) -> T | None:
@@ -122,6 +131,10 @@ def _or_none(read: Callable[[], T]) -> T | None:
         return read()
     except ObjectNotFound:
         return None
+
+
+def _unanswered(error: httpx.HTTPError) -> str:
+    return f"the Prefect server at {address(PREFECT_API_URL.value() or '')} does not answer: {error}"
 
 
 def _own_task_run(client: SyncPrefectClient) -> UUID | None:
@@ -144,6 +157,7 @@ class WorkPools:
         self._store = store
         self._server = server or Server()
         self._waited: set[UUID] = set()
+        self._told: set[UUID] = set()
         self._ending = threading.Event()
 
     def problems(self, places: Iterable[str]) -> list[str]:
@@ -153,8 +167,10 @@ class WorkPools:
             try:
                 for warning in self._server.check(place):
                     logger.warning(warning)
-            except (httpx.HTTPError, UsageError) as error:
+            except UsageError as error:
                 found.append(str(error))
+            except httpx.HTTPError as error:
+                found.append(_unanswered(error))
         return list(dict.fromkeys(found))
 
     def check(self, places: Iterable[str]) -> None:
@@ -203,13 +219,16 @@ class WorkPools:
         }
         starts = 0
         for attempt in itertools.count(1):
+            self._pause(job.name, 0)
             key = _key(job, place, attempt)
             flow_run = self._patiently(partial(self._server.start, place, job.name, parameters, key))
-            if flow_run.state is not None and flow_run.state.is_final():
+            if _is_over(flow_run):
                 continue  # an earlier one's
-            starts += 1
             logger.info("%s: on the work pool %s, flow run %s", job.name, place, flow_run.id)
             flow_run = self._waited_for(flow_run.id, job.name)
+            if LEFT in flow_run.tags and flow_run.state_type != StateType.COMPLETED:
+                continue  # another controller's end
+            starts += 1
             if flow_run.state_type != StateType.CRASHED or starts == MOST_STARTS:
                 break
             logger.warning(
@@ -221,9 +240,14 @@ class WorkPools:
 
     def _waited_for(self, flow_run: UUID, name: str) -> FlowRun:
         self._waited.add(flow_run)
+        if self._ending.is_set():  # it was started while the others were cancelled
+            self._say_goodbye(time.monotonic() + GOODBYE_SECONDS)
+        crashed = 0
         while True:
             found = self._patiently(partial(self._server.read, flow_run))
-            if found.state is not None and found.state.is_final():
+            self._pause(name, 0)  # what has been told to end is the block's to wait for
+            crashed = crashed + 1 if found.state_type == StateType.CRASHED else 0
+            if _is_over(found) and not 0 < crashed <= CRASHED_POLLS:
                 self._waited.discard(flow_run)
                 return found
             self._pause(name)
@@ -239,36 +263,53 @@ class WorkPools:
             except httpx.HTTPError as error:
                 away = isinstance(error, httpx.TransportError) or is_transient(error)
                 if not away or time.monotonic() - since > retry_seconds():
-                    where = address(PREFECT_API_URL.value() or "")
-                    raise DensePathError(f"the Prefect server at {where} does not answer: {error}") from error
+                    raise DensePathError(_unanswered(error)) from error
             self._pause("this run")
 
-    def _pause(self, name: str) -> None:
-        if self._ending.wait(POLL_SECONDS):
+    def _pause(self, name: str, seconds: float | None = None) -> None:
+        if self._ending.wait(POLL_SECONDS if seconds is None else seconds):
             raise DensePathError(f"{name}: not waited for, because the run is ending")
 
     def __enter__(self) -> "WorkPools":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        left = set(self._waited)
-        if not left:
-            return
-        logger.warning("%d stages on work pools are cancelled", len(left))
-        to_tell = set(left)
+        self.cancel()
         deadline = time.monotonic() + GOODBYE_SECONDS
-        while left and time.monotonic() < deadline:
-            for flow_run in list(left):
-                with suppress(httpx.HTTPError):
-                    if flow_run in to_tell:
-                        self._server.cancel(flow_run)
-                        to_tell.discard(flow_run)
-                    if (state := self._server.read(flow_run).state) is not None and state.is_final():
-                        left.discard(flow_run)
-            time.sleep(0.5 if left else 0)
-        if to_tell:
-            logger.warning("Prefect does not answer: cancel there what is left: %s", ", ".join(map(str, to_tell)))
+        while self._waited and time.monotonic() < deadline:
+            time.sleep(0.5)
+            self._say_goodbye(deadline)
+        if untold := self._waited - self._told:
+            logger.warning("Prefect does not answer: cancel there what is left: %s", ", ".join(map(str, untold)))
+
+    def cancel(self) -> None:
+        """Tell those still waited for to end; the end of the block waits for that."""
+        if self._waited and not self._ending.is_set():
+            logger.warning("%d stages on work pools are cancelled", len(self._waited))
+        self._ending.set()
+        self._say_goodbye(time.monotonic() + GOODBYE_SECONDS)
+
+    def _say_goodbye(self, deadline: float) -> None:
+        """Tell each to end, once, and see which have."""
+        for flow_run in list(self._waited):
+            if time.monotonic() > deadline:
+                return
+            try:
+                if flow_run not in self._told:
+                    self._server.cancel(flow_run)
+                    self._told.add(flow_run)
+                state = self._server.read(flow_run).state
+                if state is not None and state.is_final():
+                    self._waited.discard(flow_run)
+            except ObjectNotFound:
+                self._waited.discard(flow_run)
+            except httpx.HTTPError as error:
+                logger.debug("Prefect does not cancel %s: %s", flow_run, error)
+
+
+def _is_over(flow_run: FlowRun) -> bool:
+    """One that is being cancelled makes nothing any more, and stays so where its worker is gone."""
+    return flow_run.state is not None and (flow_run.state.is_final() or flow_run.state.is_cancelling())
 
 
 def _key(job: StageJob, place: str, attempt: int) -> str:

@@ -45,14 +45,14 @@ class Workers:
         flow_run = uuid4()
         self.given[flow_run] = json.loads(json.dumps(parameters))
         self.places[name] = place
-        return SimpleNamespace(id=flow_run, name=name, state=Running())
+        return SimpleNamespace(id=flow_run, name=name, state=Running(), tags=[])
 
     def read(self, flow_run: UUID) -> Any:
         given = self.given[flow_run]
         broken = Failed(message="the worker has no such file") if given["name"] == self.failing else None
         orchestration._WORK.set(None)  # a worker is another process, and not within the controller's flow
         state = broken or placed.fn(**given)
-        return SimpleNamespace(id=flow_run, name=given["name"], state=state, state_type=state.type)
+        return SimpleNamespace(id=flow_run, name=given["name"], state=state, state_type=state.type, tags=[])
 
     def cancel(self, flow_run: UUID) -> None:
         raise AssertionError("nothing is to be cancelled")

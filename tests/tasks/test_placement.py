@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running, Scheduled
 
 import dpr_core
 from dpr_core.config.data import SubsampleConfig
@@ -42,6 +42,7 @@ class Answers:
         self.by_key: dict[str, UUID] = {}
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         self.cancelled: list[UUID] = []
+        self.tags: list[str] = []
         self.reading = threading.Event()
 
     def check(self, place: str) -> list[str]:
@@ -61,7 +62,7 @@ class Answers:
         state = states.pop(0) if len(states) > 1 else states[0]
         if isinstance(state, Exception):
             raise state
-        return SimpleNamespace(id=flow_run, name="my backbone", state=state, state_type=state.type)
+        return SimpleNamespace(id=flow_run, name="my backbone", state=state, state_type=state.type, tags=self.tags)
 
     def read(self, flow_run: UUID) -> Any:
         self.reading.set()
@@ -131,12 +132,35 @@ def test_a_failure_is_told_in_the_workers_words(
 
 
 def test_a_crashed_flow_run_is_started_again_but_not_for_ever(store: Store, number: Outcome) -> None:
-    crashed = [Scheduled(), Crashed(message="no heartbeat")]
+    crashed = [Scheduled(), Running(), Crashed(message="no heartbeat")]
     assert run(store, Answers(crashed, crashed, [Scheduled(), ran(number.id)])).id == number.id
     server = Answers(crashed, crashed, crashed)
     with pytest.raises(DensePathError, match="ended as Crashed: no heartbeat"):
         run(store, server)
     assert len(server.by_key) == placement.MOST_STARTS
+
+
+def test_one_that_lives_after_all_goes_on(store: Store, number: Outcome) -> None:
+    """The server was away, and has heard no heartbeats."""
+    server = Answers([Scheduled(), Crashed(), Crashed(), Running(), ran(number.id)])
+    assert run(store, server).id == number.id
+
+
+@pytest.mark.parametrize("left", [Cancelling(), Cancelled()])
+def test_what_another_controller_has_cancelled_is_started_again(
+    store: Store, number: Outcome, left: State[Any]
+) -> None:
+    server = Answers([Running(), left], [Scheduled(), ran(number.id)])
+    server.tags = [placement.LEFT]
+    assert run(store, server).id == number.id
+    assert len(server.by_key) == 2
+
+
+def test_one_that_is_being_cancelled_is_not_waited_for(store: Store, number: Outcome) -> None:
+    """Nobody may ever say that it is cancelled, where its worker is gone."""
+    assert run(store, Answers([Cancelling()], [Scheduled(), ran(number.id)])).id == number.id
+    with pytest.raises(DensePathError, match="ended as Cancelling"):
+        run(store, Answers([Scheduled(), Cancelling()]))
 
 
 def test_a_flow_run_that_is_over_is_another_ones(store: Store, number: Outcome) -> None:
@@ -198,6 +222,31 @@ def test_what_is_still_waited_for_at_the_end_is_cancelled(store: Store) -> None:
     thread.join(30)
     assert server.cancelled == list(server.states)
     assert len(told) == 1
+
+
+def test_what_is_started_while_the_run_ends_is_cancelled_too(store: Store) -> None:
+    server = Answers([Scheduled(), Running()])
+    pools = WorkPools(store, server)  # type: ignore[arg-type]
+    start = server.start
+
+    def late(*given: Any) -> Any:
+        pools.cancel()
+        return start(*given)
+
+    server.start = late  # type: ignore[method-assign]
+    with pytest.raises(DensePathError, match="not waited for"):
+        pools.run(JOB, "gpu")
+    assert server.cancelled == list(server.states)
+
+
+def test_a_server_that_does_not_answer_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(place: str) -> list[str]:
+        raise httpx.ConnectError("Connection refused")
+
+    server = Answers()
+    monkeypatch.setattr(server, "check", away)
+    with pytest.raises(UsageError, match="Prefect server at .* does not answer: Connection refused"):
+        WorkPools(store, server).check(["gpu"])  # type: ignore[arg-type]
 
 
 def test_places_are_refused_together_and_missing_workers_warned_of(
