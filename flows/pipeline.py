@@ -179,13 +179,17 @@ class _Runner:
         this one stays light. So does it where a judge is waited for while others compute."""
         self._pools, self._places = pools, places
         self._split = bool(places) or self._jobs > 1
-        # Processes and flow runs end first, so that no thread waits for one.
+        # Processes and flow runs end first, so that no thread waits for one; a worker gives a controller that is
+        # cancelled half a minute, which its own processes may need.
         with (
             ThreadPoolExecutor(MOST_BESIDE + self._jobs) as self._threads,
             pools,
             SubprocessPool(self._jobs, gpus() if self._split else ()) as self._processes,
         ):
-            yield self
+            try:
+                yield self
+            finally:
+                pools.cancel()
 
     def pipeline(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Why some stages failed; one error alone is raised."""

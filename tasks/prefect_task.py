@@ -62,6 +62,9 @@ JUDGING = "judging"
 PROGRESS_SECONDS = 30.0
 """After so long a stage has a progress bar on its page, and so often it is moved."""
 
+SLOT_SECONDS = 20.0
+"""How long it is waited for a slot at a stretch."""
+
 GOODBYE_SECONDS = 2.0
 """How long the end of a stage waits for its progress bar."""
 
@@ -228,9 +231,11 @@ class Watch(Observer):
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
-    def turn(self, stage: str, config: StageConfig) -> AbstractContextManager[object]:
+    def turn(
+        self, stage: str, config: StageConfig, wanted: Callable[[], bool] = lambda: True
+    ) -> AbstractContextManager[object]:
         paid = isinstance(getattr(config, "by", None), ChatCompletionsConfig)
-        return _slot(JUDGING) if paid and PREFECT_API_URL.value() and not Observed.lost else nullcontext()
+        return _slot(JUDGING, wanted) if paid and PREFECT_API_URL.value() and not Observed.lost else nullcontext()
 
     def progress(self, step: int, total: int | None, note: str) -> None:
         if not total:
@@ -256,15 +261,20 @@ class Watch(Observer):
 
 
 @contextmanager
-def _slot(limit: str) -> Iterator[None]:
-    """A slot of a global concurrency limit, where the server has that limit and answers."""
+def _slot(limit: str, wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """A slot of a global concurrency limit, where the server has that limit and answers; none once it is not wanted."""
     held = ExitStack()
     try:
         with get_client(sync_client=True) as client:
             client.read_global_concurrency_limit_by_name(limit)
         from prefect.concurrency.sync import concurrency
 
-        held.enter_context(concurrency(limit, raise_on_lease_renewal_failure=False))
+        while wanted():
+            # In short turns: others may hold it for a day, and a thread that waits hears no signal.
+            slot = concurrency(limit, timeout_seconds=SLOT_SECONDS, raise_on_lease_renewal_failure=False)
+            with suppress(TimeoutError):
+                held.enter_context(slot)
+                break
     except ObjectNotFound:
         pass
     except AWAY as error:

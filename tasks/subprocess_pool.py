@@ -2,11 +2,12 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -140,7 +141,7 @@ class _Worker:
                         case "progress", *told:
                             watching.progress(*told)
                         case "turn", *asked:
-                            turn.enter_context(watching.turn(*asked))
+                            turn.enter_context(watching.turn(*asked, wanted=lambda: self._process.poll() is None))
                             self._connection.send(None)
         except (EOFError, OSError):
             raise _ProcessEndedError(how_it_ended(self.wait())) from None
@@ -172,14 +173,25 @@ class _Watched(Observer):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._left = False
 
-    def turn(self, stage: str, config: StageConfig) -> AbstractContextManager[object]:
+    def turn(
+        self, stage: str, config: StageConfig, wanted: Callable[[], bool] = lambda: True
+    ) -> AbstractContextManager[object]:
         self._connection.send(("turn", stage, config))
         self._connection.recv()
         return nullcontext()  # It ends with the stage.
 
     def progress(self, step: int, total: int | None, note: str) -> None:
-        self._connection.send(("progress", step, total, note))
+        if self._left:
+            return
+        try:
+            self._connection.send(("progress", step, total, note))
+        except (
+            OSError
+        ):  # that process is gone: the stage ends where nothing is lost, as by the signal it would have sent
+            self._left = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def serve(connection: Connection) -> None:

@@ -1,5 +1,6 @@
 """Observer pattern: whoever asks for a stage may see how far it is, and have it wait for its turn. Knows no Prefect."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 
@@ -9,8 +10,10 @@ from dpr_core.config.base import StageConfig
 class Observer:
     """Sees nothing, and lets everything run at once."""
 
-    def turn(self, stage: str, config: StageConfig) -> AbstractContextManager[object]:
-        """Entered before a stage that has to run begins, left when it has ended."""
+    def turn(
+        self, stage: str, config: StageConfig, wanted: Callable[[], bool] = lambda: True
+    ) -> AbstractContextManager[object]:
+        """Entered before a stage that has to run begins, left when it has ended; waits no longer than it is wanted."""
         return nullcontext()
 
     def progress(self, step: int, total: int | None, note: str) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -158,8 +159,9 @@ class Watching(Observer):
         self.seen: list[Any] = []
 
     @contextmanager
-    def turn(self, stage: str, config: StageConfig) -> Iterator[None]:
+    def turn(self, stage: str, config: StageConfig, wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
         self.seen.append(stage)
+        assert wanted()
         yield
         self.seen.append("over")
 
@@ -172,6 +174,7 @@ def test_who_asked_for_a_stage_sees_how_far_another_process_is_with_it() -> None
     ours, theirs = Pipe()
     worker, made = _Worker.__new__(_Worker), Outcome("judge", "judge", "id", "ran", 0.0, {})
     worker._connection = ours
+    worker._process = SimpleNamespace(poll=lambda: None)  # type: ignore[assignment]
 
     def other() -> None:
         theirs.recv()
@@ -188,3 +191,14 @@ def test_who_asked_for_a_stage_sees_how_far_another_process_is_with_it() -> None
     finally:
         OBSERVER.reset(before)
     assert watching.seen == ["judge", (1, 2, "half"), "over"]
+
+
+def test_a_stage_that_nobody_waits_for_any_more_ends_once_as_by_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = Pipe()
+    ours.close()
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
+    watched = _Watched(theirs)
+    watched.progress(1, 2, "")
+    watched.progress(2, 2, "")
+    assert sent == [(os.getpid(), signal.SIGTERM)]
