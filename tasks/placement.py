@@ -261,8 +261,11 @@ class WorkPools:
             except ObjectNotFound as error:
                 raise DensePathError("its flow run, or what it needs, was deleted in Prefect") from error
             except httpx.HTTPError as error:
-                away = isinstance(error, httpx.TransportError) or is_transient(error)
-                if not away or time.monotonic() - since > retry_seconds():
+                if not (isinstance(error, httpx.TransportError) or is_transient(error)):
+                    where = address(PREFECT_API_URL.value() or "")
+                    words = f"after another version of dense-path is installed, deploy again with: {DEPLOY}"
+                    raise DensePathError(f"the Prefect server at {where} refuses this: {error}; {words}") from error
+                if time.monotonic() - since > retry_seconds():
                     raise DensePathError(_unanswered(error)) from error
             self._pause("this run")
 

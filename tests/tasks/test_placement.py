@@ -203,6 +203,10 @@ def test_the_server_may_be_away_for_a_while(store: Store, number: Outcome, monke
     monkeypatch.setenv("DPR_PATIENCE_SECONDS", "0")
     with pytest.raises(DensePathError, match="Prefect server at .* does not answer: Connection refused"):
         run(store, Answers([Scheduled(), refused, refused]))
+    asked = httpx.Request("POST", "http://localhost/api")
+    conflict = httpx.HTTPStatusError("'stage_version' was unexpected", request=asked, response=httpx.Response(409))
+    with pytest.raises(DensePathError, match="refuses this: 'stage_version' was unexpected; .* deploy again with: "):
+        run(store, Answers([Scheduled(), conflict]))
 
 
 def test_what_is_still_waited_for_at_the_end_is_cancelled(store: Store) -> None:
