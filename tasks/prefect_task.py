@@ -59,11 +59,11 @@ SPENT = "dense-path.budget.spent"
 JUDGING = "judging"
 """The global concurrency limit of judges and raters that cost money, in all processes of a server together."""
 
+TURN_SECONDS = 10.0
+"""So often it is looked whether the limit has a free slot, and whether anybody still waits for it."""
+
 PROGRESS_SECONDS = 30.0
 """After so long a stage has a progress bar on its page, and so often it is moved."""
-
-SLOT_SECONDS = 20.0
-"""How long it is waited for a slot at a stretch."""
 
 GOODBYE_SECONDS = 2.0
 """How long the end of a stage waits for its progress bar."""
@@ -235,7 +235,38 @@ class Watch(Observer):
         self, stage: str, config: StageConfig, wanted: Callable[[], bool] = lambda: True
     ) -> AbstractContextManager[object]:
         paid = isinstance(getattr(config, "by", None), ChatCompletionsConfig)
-        return _slot(JUDGING, wanted) if paid and PREFECT_API_URL.value() and not Observed.lost else nullcontext()
+        limited = paid and PREFECT_API_URL.value() and not Observed.lost
+        return self._slot(JUDGING, wanted) if limited else nullcontext()
+
+    @contextmanager
+    def _slot(self, limit: str, wanted: Callable[[], bool]) -> Iterator[None]:
+        """A slot of a global concurrency limit, where the server has that limit and answers."""
+        held = ExitStack()
+        told = False
+        try:
+            from prefect.concurrency.sync import concurrency
+
+            slot = partial(concurrency, limit, timeout_seconds=TURN_SECONDS, raise_on_lease_renewal_failure=False)
+            with get_client(sync_client=True) as client:
+                while wanted():
+                    found = client.read_global_concurrency_limit_by_name(limit)
+                    if not found.active or found.active_slots < found.limit:
+                        with suppress(TimeoutError):  # another was quicker
+                            held.enter_context(slot())
+                            break
+                    if not told:
+                        logger.info("%s waits for its turn: Prefect's limit %s is full", self._name, limit)
+                        told = True
+                    time.sleep(TURN_SECONDS)
+        except ObjectNotFound:
+            pass
+        except AWAY as error:
+            logger.warning("Prefect does not answer (%s); its limit %s is not respected", _brief(error), limit)
+        try:
+            yield
+        finally:
+            with suppress(*AWAY):
+                held.close()
 
     def progress(self, step: int, total: int | None, note: str) -> None:
         if not total:
@@ -258,32 +289,6 @@ class Watch(Observer):
             over = self._ended.wait(PROGRESS_SECONDS)
             with suppress(*AWAY):
                 update_progress_artifact(artifact, self._percent, redact(f"{self._name}: {self._said}"))
-
-
-@contextmanager
-def _slot(limit: str, wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """A slot of a global concurrency limit, where the server has that limit and answers; none once it is not wanted."""
-    held = ExitStack()
-    try:
-        with get_client(sync_client=True) as client:
-            client.read_global_concurrency_limit_by_name(limit)
-        from prefect.concurrency.sync import concurrency
-
-        while wanted():
-            # In short turns: others may hold it for a day, and a thread that waits hears no signal.
-            slot = concurrency(limit, timeout_seconds=SLOT_SECONDS, raise_on_lease_renewal_failure=False)
-            with suppress(TimeoutError):
-                held.enter_context(slot)
-                break
-    except ObjectNotFound:
-        pass
-    except AWAY as error:
-        logger.warning("Prefect does not answer (%s); its limit %s is not respected", _brief(error), limit)
-    try:
-        yield
-    finally:
-        with suppress(*AWAY):
-            held.close()
 
 
 def tag_run(tags: Iterable[str]) -> None:
@@ -318,18 +323,25 @@ def link_runs(store: Store, document: Mapping[str, Any]) -> None:
         create_table_artifact(rows, key="mlflow-runs", description=f"[Pipeline run]({pipeline})")
         create_link_artifact(pipeline, "The pipeline's run in MLflow", key="mlflow")
         for entry in document["stages"]:
-            if entry["stage"] == "report":
-                _show_report(store, entry)
+            if entry["stage"] == "report" and (table := _table_of(store, entry["id"])) is not None:
+                _show_report(store, entry, table)
     except AWAY as error:
         lose(error)
 
 
-def _show_report(store: Store, entry: Mapping[str, Any]) -> None:
-    name, run = entry["name"], entry["id"]
-    page = f"{store.run_url(run)}/artifacts/{BESIDE}/{PAGE}"
+def _table_of(store: Store, report: str) -> ReportTable | None:
+    """None where it cannot be read: everything is made, and this would only be shown."""
+    try:
+        return ReportTable.of(json.loads((store.fetch(report).path / TABLE).read_text(encoding="utf-8")))
+    except (DensePathError, OSError, LookupError, TypeError, ValueError) as error:
+        logger.warning("the report %s is not shown in Prefect: %s", report[:8], error)
+        return None
+
+
+def _show_report(store: Store, entry: Mapping[str, Any], table: ReportTable) -> None:
+    name = entry["name"]
+    page = f"{store.run_url(entry['id'])}/artifacts/{BESIDE}/{PAGE}"
     create_link_artifact(page, redact(f"{name}: the page"), key=_key(name))
-    text = (store.fetch(run).path / TABLE).read_text(encoding="utf-8")
-    table = ReportTable.of(json.loads(text))
     shown = main_table(table)
     create_table_artifact(
         [dict(zip(shown.headings, row, strict=True)) for row in shown.rows],

@@ -141,7 +141,7 @@ class _Worker:
                         case "progress", *told:
                             watching.progress(*told)
                         case "turn", *asked:
-                            turn.enter_context(watching.turn(*asked, wanted=lambda: self._process.poll() is None))
+                            turn.enter_context(watching.turn(*asked, wanted=self.lives))
                             self._connection.send(None)
         except (EOFError, OSError):
             raise _ProcessEndedError(how_it_ended(self.wait())) from None
@@ -150,8 +150,11 @@ class _Worker:
         assert isinstance(answer, Outcome)
         return answer
 
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
     def stop(self) -> None:
-        if self._process.poll() is None:
+        if self.lives():
             self._process.terminate()
 
     def wait(self) -> int:

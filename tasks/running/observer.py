@@ -13,7 +13,8 @@ class Observer:
     def turn(
         self, stage: str, config: StageConfig, wanted: Callable[[], bool] = lambda: True
     ) -> AbstractContextManager[object]:
-        """Entered before a stage that has to run begins, left when it has ended; waits no longer than it is wanted."""
+        """Entered before a stage that has to run begins, left when it has ended. Nobody waits for what is not wanted
+        any more."""
         return nullcontext()
 
     def progress(self, step: int, total: int | None, note: str) -> None:

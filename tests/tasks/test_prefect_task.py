@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -196,7 +197,12 @@ def test_a_long_stage_has_a_progress_bar_and_a_server_that_hangs_delays_nothing(
     watched(JOB, long)
     assert shown[-1] == (50, "DPR: 2 of 4, return 0.2")
     hung = threading.Event()
-    monkeypatch.setattr(tasks.prefect_task, "create_progress_artifact", lambda *a, **named: hung.wait(30))
+
+    def hang(*given: Any, **named: Any) -> None:
+        hung.wait(30)
+        refused()  # what came next would be asked of a real server, once this test is over
+
+    monkeypatch.setattr(tasks.prefect_task, "create_progress_artifact", hang)
     monkeypatch.setattr(tasks.prefect_task, "GOODBYE_SECONDS", 0.01)
     began = time.monotonic()
     assert watched(JOB, long) == outcome()
@@ -216,3 +222,40 @@ def test_a_limit_that_is_not_there_holds_nobody_up(error: Exception, monkeypatch
             pass
         with pytest.raises(ZeroDivisionError), Watch("judge").turn("judge", paid):
             raise ZeroDivisionError
+
+
+def test_a_turn_is_waited_for_as_long_as_it_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It no longer is, say, by a thread whose process Ctrl-C has ended."""
+    taken = iter([2, 2, 1, 1])
+    took: list[str] = []
+
+    @contextmanager
+    def concurrency(limit: str, **settings: Any) -> Iterator[None]:
+        took.append("too late" if not took else limit)
+        if len(took) == 1:
+            raise TimeoutError
+        yield
+        took.append("over")
+
+    def read(limit: str) -> Any:
+        return SimpleNamespace(active=True, limit=2, active_slots=next(taken, 2))
+
+    client = SimpleNamespace(read_global_concurrency_limit_by_name=read)
+    monkeypatch.setattr(tasks.prefect_task, "get_client", lambda **settings: nullcontext(client))
+    monkeypatch.setattr(tasks.prefect_task, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr("prefect.concurrency.sync.concurrency", concurrency)
+    still_wanted = iter([True, True, False])
+    with (
+        temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}),
+        caplog.at_level(logging.INFO, "dense_path"),
+    ):
+        with Watch("my judge").turn("judge", JudgeConfig()):
+            assert took == ["too late", "judging"]
+        with Watch("another").turn("judge", JudgeConfig(), lambda: next(still_wanted)):
+            pass
+    assert took == ["too late", "judging", "over"]
+    assert caplog.messages == [
+        f"{judge} waits for its turn: Prefect's limit judging is full" for judge in ("my judge", "another")
+    ]
