@@ -5,6 +5,7 @@ from perf.memory_plan import Shape, compared, markdown
 SMALL = Shape(width=256, layers=3, vocabulary=8192, tokens=512, rows=16, prompt=32, response=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype", "checkpointing"),
     [

@@ -33,7 +33,7 @@ def multiplied(policy: Policy, sequences: list[TokenSequence], learning: bool) -
     return sum(found.values()) - found[torch.ops.aten.bmm] / 2
 
 
-@pytest.mark.parametrize("size", ["toy", "v32k"])
+@pytest.mark.parametrize("size", ["toy", pytest.param("v32k", marks=pytest.mark.slow)])
 def test_the_operations_are_those_that_torch_counts(size: str) -> None:
     policy, sequences = Policy(network(size), packing=False), ragged(3, size)
     architecture = architecture_from_config(policy.model.config)
