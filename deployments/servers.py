@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 
 MARK = "DENSE_PATH_SERVER"

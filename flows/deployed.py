@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Mapping
 from functools import cache, partial
 from inspect import Parameter, Signature, getdoc
+from pathlib import Path
 from sys import modules
 from typing import Any
 
@@ -74,7 +75,8 @@ def run(
 
 
 def _name_of(recipe: Recipe) -> str:
-    return str(recipe.get("name", "dense-path")) if isinstance(recipe, dict) else recipe.splitlines()[0]
+    name = str(recipe.get("name", "")) if isinstance(recipe, dict) else Path(recipe.partition("\n")[0]).stem
+    return name or "dense-path"
 
 
 def __getattr__(name: str) -> Any:

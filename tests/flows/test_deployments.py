@@ -3,32 +3,30 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
-import psutil
+import httpx
 import pytest
 import yaml
 from mlflow import MlflowClient
 
-from dpr_core.config.pipeline import PipelineConfig
-from flows import wiring
+from deployments.servers import Server, answering, free_port
+from flows import recipes, wiring
 from tasks.artifacts.store import Record, Store
 from tasks.registry import STAGES
-from tests.docs.test_docs import TINY, blocks
+from tests.docs.test_docs import blocks
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deployments" / "prefect.yaml"
-PATIENCE = 200.0
+TINY = Path(__file__).with_name("tiny.yaml")
+PATIENCE = 300.0
 
 URL = "http://127.0.0.1:4200/api"
 """Of the server in the documentation."""
@@ -44,47 +42,37 @@ BLOCKS = [block for block in blocks(PAGE) if "prefect " in block.text and block.
 [REFUSED] = [block.text for block in BLOCKS if block.why_not_run == "needs a Prefect server, and fails"]
 
 SHIM = f"""#!{sys.executable}
-import json, sys
-TINY = {TINY.split()!r}
-words = sys.argv[1:]
-if words[:2] == ["deployment", "run"]:
-    whole = words[2] == "dense-path/run"
-    of_demo = whole and not any(word.startswith("recipe=") for word in words) or "recipe=demo" in words
-    stage = words[2].partition("/")[2]
-    tiny = TINY if whole else [each.removeprefix(stage + ".") for each in TINY if each.startswith(stage + ".")]
-    if of_demo and tiny:
-        given = [i for i, word in enumerate(words) if word.startswith("overrides=")]
-        mine = [each for i in given for each in json.loads(words[i].partition("=")[2])]
-        for i in reversed(given):
-            del words[i - 1 : i + 1]
-        words += ["-p", "overrides=" + json.dumps(tiny + mine)]
-elif words[:1] == ["config"]:
-    words += [word for setting in TINY for word in ("--set", setting)]
+import sys
+small = {{"demo": {str(TINY)!r}, "recipe=demo": "recipe=" + {str(TINY)!r}}}
+words = [small.get(word, word) for word in sys.argv[1:]]
+if words == ["deployment", "run", "dense-path/run", "--watch"]:
+    words += ["-p", small["recipe=demo"], "-p", 'place={{"reinforce": "gpu", "*": "here"}}']
+elif words[:3] in (["deployment", "run", "dense-path/run"], ["deployment", "run", "rerun/rerun"]):
+    words += ["-p", 'place={{"*": "here"}}']
+sys.argv[1:] = words
 """
-"""What the two programs of the documentation do first: they make the recipe `demo` small."""
+"""What the two programs of the documentation do first: the recipe `demo` is a small one, and only the first REINFORCE
+is done by another worker than its pipeline, since every process takes seconds to start."""
 
 PROGRAMS = {
-    "prefect": f"{SHIM}sys.argv[1:] = words\nimport runpy\nrunpy.run_module('prefect', run_name='__main__')\n",
-    "dpr": f"{SHIM}sys.argv[1:] = words\nfrom flows.cli.__main__ import main\nmain()\n",
+    "prefect": f"{SHIM}import runpy\nrunpy.run_module('prefect', run_name='__main__')\n",
+    "dpr": f"{SHIM}from flows.cli.__main__ import main\nmain()\n",
     **dict.fromkeys(("python", "python3"), f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'),
 }
 
-Tiny = Callable[..., PipelineConfig]
-
 
 class Site:
-    """A Prefect server, a work pool, a worker, and a `DPR_HOME` of their own. Knows how to end all of it."""
+    """A Prefect server, its work pools, and workers with a `DPR_HOME` of their own. Knows how to end all of it."""
 
     def __init__(self, folder: Path, environment: Callable[..., dict[str, str]]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        port = str(free_port())
+        self.url = f"http://127.0.0.1:{port}/api"
         self.folder = folder
         self.home = folder / "home"
         self.environment = environment(
             self.home,
             PREFECT_HOME=str(folder / "prefect"),
-            PREFECT_API_URL=f"http://127.0.0.1:{self.port}/api",
+            PREFECT_API_URL=self.url,
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
             PREFECT_WORKER_QUERY_SECONDS="1",
             DO_NOT_TRACK="true",
@@ -95,103 +83,67 @@ class Site:
         for name, text in PROGRAMS.items():
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
+        self.server = self._prefect("server", ["server", "start", "--host", "127.0.0.1", "--port", port])
+        self.workers = {}
+        for line in WORKERS.splitlines():
+            variables, _, words = line.partition("prefect ")
+            name = words.partition("--pool ")[2].split()[0]
+            given = dict(each.split("=") for each in variables.split())
+            self.workers[name] = self._prefect(name, words.split(), **given)
+
+    def _prefect(self, name: str, words: list[str], **environment: str) -> Server:
+        """A long-lived `prefect ...`."""
+        ready = answering(f"{self.url}/health")
+        command = [sys.executable, "-m", "prefect", *words]
+        return Server(command, self.folder / f"{name}.log", ready, environment={**self.environment, **environment})
 
     def documented(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run a block of the documentation, with this server in place of the one there."""
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script.replace(URL, self.environment["PREFECT_API_URL"])],
+            ["bash", "-euo", "pipefail", "-c", script.replace(URL, self.url)],
             env={**self.environment, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"},
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=15 * PATIENCE,
+            timeout=10 * PATIENCE,
         )
 
-    def start(self, *arguments: str, **environment: str) -> None:
-        """Start a long-lived `prefect ...` in a session of its own."""
-        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "prefect", *arguments],
-                env={**self.environment, **environment},
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `prefect ...` from the repository's root."""
-        return subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-
-    def done(self, *arguments: str) -> str:
-        """Run `prefect ...`, which must succeed."""
-        result = self.prefect(*arguments)
-        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}\n{self.log('worker')}"
+    def done(self, script: str) -> str:
+        """The same, which must succeed; what it says."""
+        result = self.documented(script)
+        assert result.returncode == 0, f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}\n{self.logs()}"
         return result.stdout
 
-    def assert_refused(self, *arguments: str) -> str:
-        """Run `prefect ...`, which must fail; what it says."""
-        result = self.prefect(*arguments)
-        assert result.returncode == 1, result.stdout
-        assert "Traceback" not in result.stdout + result.stderr
-        return " ".join((result.stdout + result.stderr).split())
-
     def api(self, path: str, **body: Any) -> Any:
-        request = Request(f"{self.environment['PREFECT_API_URL']}/{path}")
-        if body:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
-        with urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def wait_for_server(self) -> None:
+        method = "POST" if body else "GET"
         deadline = time.monotonic() + PATIENCE
         while True:
-            try:
-                self.api("health")
-                return
-            except OSError:
-                assert time.monotonic() < deadline, self.log("server")
-                time.sleep(0.3)
+            answer = httpx.request(method, f"{self.url}/{path}", json=body or None, timeout=60, trust_env=False)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                answer.raise_for_status()
+                return answer.json()
+            time.sleep(1)  # its database is locked for the moment
+
+    def deploy(self, name: str, **parameters: Any) -> str:
+        """The ID of a new flow run of a deployment."""
+        deployment = self.api(f"deployments/name/{name}")["id"]
+        return str(self.api(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"])
+
+    def state(self, flow_run: str) -> str:
+        return str(self.api(f"flow_runs/{flow_run}")["state_type"])
 
     def wait_for(self, condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < deadline, self.log("worker")
+            assert time.monotonic() < deadline, self.logs()
             time.sleep(0.3)
 
-    def log(self, name: str) -> str:
-        path = self.folder / f"{name}.log"
-        return path.read_text(errors="replace")[-5000:] if path.exists() else ""
-
-    def processes(self) -> list[psutil.Process]:
-        """Everything started from here: flow runs have sessions of their own, but all have this PREFECT_HOME."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("PREFECT_HOME") == self.environment["PREFECT_HOME"]:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.folder.glob("*.log")))
 
     def end(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-            processes = self.processes()
-            for process in processes:
-                try:
-                    process.send_signal(number)
-                except psutil.NoSuchProcess:
-                    continue
-            psutil.wait_procs(processes, timeout=15)
+        for server in (*self.workers.values(), self.server):
+            server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -200,25 +152,19 @@ def site(
 ) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("site"), process_environment)
     try:
-        site.start("server", "start", "--host", "127.0.0.1", "--port", str(site.port))
-        site.wait_for_server()
-        set_up = site.documented(SET_UP)
-        assert set_up.returncode == 0, set_up.stdout + set_up.stderr
-        for line in WORKERS.splitlines():
-            *variables, _ = line.partition("prefect ")[0].split(" ")
-            site.start(*line.partition("prefect ")[2].split(), **dict(each.split("=") for each in variables))
+        site.server.start()
+        site.done(SET_UP)
+        for worker in site.workers.values():
+            worker.begin()
         yield site
     finally:
         site.end()
-        assert site.processes() == []
 
 
 @pytest.fixture(scope="module")
-def pipeline(site: Site, tiny: Tiny) -> dict[str, str]:
-    """The tiny pipeline, run by its deployment in one process: the artifacts by the names of their stages."""
-    recipe = tiny().model_dump_json()
-    here = 'place={"*": "here"}'
-    site.done("deployment", "run", "dense-path/run", "-p", f"recipe={recipe}", "-p", here, "--watch")
+def pipeline(site: Site) -> dict[str, str]:
+    """The first run of the documentation: the artifacts by the names of their stages."""
+    site.done(FIRST)
     [table] = site.api("artifacts/filter", artifacts={"key": {"any_": ["mlflow-runs"]}})
     rows = json.loads(table["data"])
     return {row["stage"]: row["artifact"].partition("]")[0].removeprefix("[") for row in rows}
@@ -250,6 +196,8 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
         }
         for field in deployment["parameter_openapi_schema"]["properties"].values():
             assert field["description"], name
+    place = deployed["dense-path/run"]["parameters"]["place"]
+    assert (place["*"], place["judge"]) == ("gpu", "here")
     where = {name: (each["work_pool_name"], each["work_queue_name"]) for name, each in deployed.items()}
     assert where["stage/reinforce"] == ("gpu", "urgent")
     assert where["stage/judge"] == ("cpu", "urgent")
@@ -258,14 +206,16 @@ def test_every_flow_is_deployed_and_shows_its_settings_in_its_form(site: Site) -
 
 
 @pytest.mark.slow
-def test_the_pipeline_makes_what_the_command_line_makes(
-    site: Site, pipeline: dict[str, str], made: Any, tiny: Tiny, open_store: Callable[[Path], Store]
+def test_the_pipeline_makes_what_its_stages_make_without_prefect(
+    site: Site, pipeline: dict[str, str], run_graph: Any, open_store: Callable[[Path], Store], tmp_path: Path
 ) -> None:
-    assert list(pipeline) == [node.name for node in wiring.nodes(tiny())]
-    deployed, local = open_store(site.home), open_store(made.home)
+    nodes = wiring.nodes(recipes.load(str(TINY)))
+    assert list(pipeline) == [node.name for node in nodes]
+    deployed, local = open_store(site.home), open_store(tmp_path / "home")
+    alone = run_graph(local, nodes)
     for name, artifact in pipeline.items():
         assert deployed.verify(artifact) == []
-        assert deployed.record(artifact).digest == local.record(made.id(name)).digest, name
+        assert deployed.record(artifact).digest == local.record(alone[name].id).digest, name
 
 
 @pytest.mark.slow
@@ -276,21 +226,33 @@ def test_the_flow_run_shows_links_to_its_mlflow_runs_and_why_each_stage_ran(
     [table] = site.api("artifacts/filter", artifacts={"key": {"any_": ["mlflow-runs"]}})
     flow_run = site.api(f"flow_runs/{table['flow_run_id']}")
     assert (flow_run["name"], flow_run["state_type"]) == ("tiny", "COMPLETED")
+    assert {"recipe:tiny", "seed:0"} <= set(flow_run["tags"])
     links = [row["artifact"] for row in json.loads(table["data"])]
     assert links == [f"[{artifact}]({store.run_url(artifact)})" for artifact in pipeline.values()]
     parent = store.record(pipeline["report"]).parent
     assert parent is not None
     assert store.run_url(parent) in table["description"]
-    logs = site.api("logs/filter", logs={"flow_run_id": {"any_": [flow_run["id"]]}}, limit=200)
-    assert "sft: runs, because: never ran" in [entry["message"] for entry in logs]
+    tasks = site.api("task_runs/filter", flow_runs={"id": {"any_": [flow_run["id"]]}}, limit=200)
+    ended = {task["name"]: (task["state"]["name"], task["state"]["message"]) for task in tasks}
+    assert ended.keys() == pipeline.keys()
+    assert {how for how, _ in ended.values()} == {"Ran"}
+    assert "made in" in ended["sft"][1]
+    assert ended["sft"][1].endswith("because: never ran")
+    [placed] = site.api("flow_runs/filter", flow_runs={"tags": {"all_": ["placed"]}})
+    assert (placed["name"], placed["state"]["name"]) == ("reinforce", "Ran")
+    for run, line in ((flow_run, "sft ran in"), (placed, "reinforce: runs, because: never ran")):
+        logs = site.api("logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)
+        assert any(line in entry["message"] for entry in logs), logs
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_documentation_run(site: Site, open_store: Callable[[Path], Store]) -> None:
-    done = site.documented(f"{FIRST}\n{EXAMPLES}")
-    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{site.log('worker')}"
+def test_the_examples_of_the_documentation_run(
+    site: Site, pipeline: dict[str, str], open_store: Callable[[Path], Store]
+) -> None:
+    site.done(EXAMPLES)
     store = open_store(site.home)
-    of_recipe, alike, again, _, first = made = store.records("reinforce")[:5]
+    of_recipe, alike, again, _, first = made = store.records("reinforce")
+    assert first.id == pipeline["reinforce"]
     assert [record.config["algorithm"]["gamma"] for record in made] == [1.0, 0.95, 0.9, 1.0, 1.0]
     assert [record.config["seed"] for record in made] == [2, 1, 1, 1, 0]
     assert {record.inputs["reward"] for record in made} == {first.inputs["reward"]}
@@ -298,10 +260,6 @@ def test_the_examples_of_the_documentation_run(site: Site, open_store: Callable[
     assert alike.id not in {record.inputs["policy"] for record in store.records("answer")}
     [verdict] = [each for each in store.records("judge") if each.inputs["candidate"] == store.records("answer")[0].id]
     assert store.record(verdict.inputs["candidate"]).inputs == {"policy": of_recipe.id}
-    runs = site.api("flow_runs/filter", limit=200)
-    placed = {run["name"] for run in runs if run["deployment_id"] and "placed" in run["tags"]}
-    assert {"sft", "reward", "reinforce"} <= placed
-    assert "report" not in placed
 
 
 @pytest.mark.slow
@@ -309,6 +267,7 @@ def test_what_cannot_fit_is_refused_as_documented(site: Site, pipeline: dict[str
     newest = EXAMPLES.splitlines()[0]
     done = site.documented(f"{newest}\n{REFUSED}")
     assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     failed = site.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}}, sort="END_TIME_DESC")
     sentence = failed[0]["state"]["message"].partition("UsageError: ")[2]
     assert f"```text\n{sentence}\n```" in PAGE.read_text()
@@ -316,30 +275,37 @@ def test_what_cannot_fit_is_refused_as_documented(site: Site, pipeline: dict[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("name", "parameters", "words"),
     [
-        (["dense-path/run", "-p", "place=cpu"], "'cpu' is not of type 'object'"),
-        (["stage/reinforce", "-p", "reward=12345678"], "12345678 is not"),
-        (["stage/reinforce", "-p", "like=1f", "-p", 'overrides="seed=1"'], "'seed=1' is not"),
-        (
-            ["stage/reinforce", "-p", "rewards=1f"],
-            "The following parameters are available on the deployment: 'reward'",
-        ),
+        ("dense-path/run", {"place": "cpu"}, "'cpu' is not of type 'object'"),
+        ("stage/reinforce", {"reward": 12345678}, "12345678 is not"),
+        ("stage/reinforce", {"like": "1f", "overrides": "seed=1"}, "'seed=1' is not"),
     ],
 )
-def test_wrong_parameters_are_refused_before_anything_runs(site: Site, arguments: list[str], words: str) -> None:
+def test_wrong_parameters_are_refused_before_anything_runs(
+    site: Site, name: str, parameters: dict[str, Any], words: str
+) -> None:
     before = site.api("flow_runs/count", flow_runs={})
-    assert words in site.assert_refused("deployment", "run", *arguments)
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        site.deploy(name, **parameters)
+    assert words in refused.value.response.json()["detail"]
     assert site.api("flow_runs/count", flow_runs={}) == before
 
 
 @pytest.mark.slow
+def test_a_parameter_that_there_is_not_is_refused_by_prefects_command(site: Site) -> None:
+    done = site.documented("prefect deployment run stage/reinforce -p rewards=1f")
+    assert done.returncode == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "The following parameters are available on the deployment: 'reward'" in said
+
+
+@pytest.mark.slow
 def test_settings_that_do_not_fit_each_other_fail_the_run_at_its_start(site: Site) -> None:
-    overrides = 'overrides=["reward.reference=0.33"]'
-    said = site.assert_refused("deployment", "run", "dense-path/run", "-p", overrides, "--watch")
-    assert "Flow run finished in state 'Failed'" in said
-    failed = site.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}}, sort="END_TIME_DESC")
-    assert "reward.reference is 0.33, but sft.checkpoints keeps only" in failed[0]["state"]["message"]
+    flow_run = site.deploy("dense-path/run", overrides=["reward.reference=0.33"])
+    site.wait_for(lambda: site.state(flow_run) == "FAILED")
+    said = site.api(f"flow_runs/{flow_run}")["state"]["message"]
+    assert "reward.reference is 0.33, but sft.checkpoints keeps only" in said
 
 
 @pytest.mark.slow
@@ -362,7 +328,7 @@ ENDLESS = [
 
 
 @pytest.mark.slow
-def test_a_cancelled_stage_keeps_its_state_and_the_next_run_goes_on_from_it(
+def test_a_cancelled_stage_keeps_its_state_and_goes_on_and_ends_too_where_no_worker_tells_it(
     site: Site, open_store: Callable[[Path], Store]
 ) -> None:
     store = open_store(site.home)
@@ -376,64 +342,46 @@ def test_a_cancelled_stage_keeps_its_state_and_the_next_run_goes_on_from_it(
         history = MlflowClient(store._client.uri).get_metric_history(record.id, "train/loss")
         return [metric.step for metric in history]
 
-    def cancelled_in_the_middle() -> tuple[str, Record]:
-        """Start the stage, cancel it some steps later; the flow run and the attempt."""
+    def begun() -> str:
+        """A flow run of the stage that is some steps further."""
         before = len(steps())
-        parameters = ("-p", f"overrides={json.dumps(ENDLESS)}", "--flow-run-name", f"endless from {before}")
-        site.done("deployment", "run", "stage/backbone", *parameters)
+        flow_run = site.deploy("stage/backbone", overrides=ENDLESS)
         site.wait_for(lambda: len(steps()) > before + 20)
-        [flow_run] = site.api("flow_runs/filter", flow_runs={"name": {"any_": [f"endless from {before}"]}})
-        site.done("flow-run", "cancel", flow_run["id"])
+        return flow_run
+
+    def ended(flow_run: str) -> Record:
         # The process that ends says that it crashed, before its worker, which knows better, has the last word.
-        site.wait_for(lambda: site.api(f"flow_runs/{flow_run['id']}")["state_type"] == "CANCELLED")
+        site.wait_for(lambda: site.state(flow_run) == "CANCELLED")
         site.wait_for(lambda: (found := attempt()) and found.status != "RUNNING")
         record = attempt()
         assert record is not None
-        return flow_run["id"], record
+        return record
 
-    first_run, first = cancelled_in_the_middle()
+    told = begun()
+    site.done(f"prefect flow-run cancel {told}")
+    first = ended(told)
     assert first.status == "KILLED"
     taught = steps()
     states = store.home / "work" / first.key / "states"
     assert [int(folder.name) for folder in states.iterdir()] == [taught[-1]]
-    _, second = cancelled_in_the_middle()
+
+    untold = begun()
+    site.server.stop(signal.SIGKILL)
+    worker = site.workers["gpu"].main()
+    assert worker is not None
+    worker.suspend()  # as one that has lost its server for long: it no longer hears what is cancelled
+    time.sleep(5)
+    site.server.start()
+    assert attempt().status == "RUNNING"  # type: ignore[union-attr]
+    cancelling = {"type": "CANCELLING", "name": "Cancelling"}
+    site.wait_for(lambda: site.api(f"flow_runs/{untold}/set_state", state=cancelling)["status"] == "ACCEPT")
+    second = ended(untold)
     assert (second.id, second.status) == (first.id, "KILLED")
     assert steps()[: len(taught)] == taught
     assert steps() == list(range(1, len(steps()) + 1)), "no step was done twice"
-    assert site.api(f"flow_runs/{first_run}")["state_type"] == "CANCELLED"
-
-
-@pytest.mark.slow
-def test_a_flow_run_is_cancelled_though_the_server_was_away_for_two_minutes(
-    site: Site, open_store: Callable[[Path], Store]
-) -> None:
-    """Its worker no longer hears of it."""
-    store = open_store(site.home)
-    overrides = json.dumps([*ENDLESS, "seed=3"])
-    parameters = ("-p", f"overrides={overrides}", "--flow-run-name", "through a restart")
-    site.done("deployment", "run", "stage/backbone", *parameters)
-
-    def attempt() -> Record | None:
-        return next((record for record in store.records("backbone") if record.config["seed"] == 3), None)
-
-    site.wait_for(attempt)
-    for process in site.processes():
-        with suppress(psutil.NoSuchProcess):
-            if "server" in (words := process.cmdline()) or "prefect.server.api.server:create_app" in words:
-                process.kill()
-    time.sleep(120)
-    site.start("server", "start", "--host", "127.0.0.1", "--port", str(site.port))
-    site.wait_for_server()
-    [flow_run] = site.api("flow_runs/filter", flow_runs={"name": {"any_": ["through a restart"]}})
-    assert attempt().status == "RUNNING"  # type: ignore[union-attr]
-    # For want of heartbeats the server may take it for crashed, until its process says that it lives.
-    site.wait_for(lambda: site.prefect("flow-run", "cancel", flow_run["id"]).returncode == 0)
-    site.wait_for(lambda: attempt().status != "RUNNING")  # type: ignore[union-attr]
-    record = attempt()
-    assert record is not None
-    assert record.status == "KILLED"
-    assert list((store.home / "work" / record.key / "states").iterdir())
-    site.wait_for(lambda: site.api(f"flow_runs/{flow_run['id']}")["state_type"] == "CANCELLED")
+    assert len(list(states.iterdir())) > 0
+    worker.resume()
+    assert site.state(told) == "CANCELLED"
 
 
 def test_no_deployment_names_a_gpu() -> None:
