@@ -1,10 +1,11 @@
 """Token-credit view: each token of a response coloured by its reward, as JSON, for a terminal and as a page."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from rich.style import Style
 from rich.text import Text
 
@@ -14,16 +15,24 @@ from dpr_core.text import escape_control
 if TYPE_CHECKING:
     from dpr_core.models.dense_reward import ScoredText, TokenCredit
 
-STEPS = 10
-"""Shades on each side of zero."""
+QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95)
+"""Of the sizes of all values: where the shades begin. The smaller half is plain."""
 
-RED = (178, 24, 43)
-BLUE = (33, 102, 172)
+STRENGTHS = (0.0, 0.14, 0.3, 0.48, 0.88, 1.0)
+"""How much colour each shade has."""
+
+SHADES = len(QUANTILES)
+
+LOW, HIGH = (180, 60, 8), (33, 102, 172)
+"""Orange and blue: nobody takes one for the other, whatever colours they see."""
+
 INK = "#1c1e21"
 WHITE = "#ffffff"
 
-_SATURATED = 0.95
-"""Colours span the values up to this quantile of their sizes, so that one extreme token does not pale all others."""
+LOWEST = 3
+"""Tokens that are marked in each text."""
+
+LOWEST_REWARD = "lowest reward"
 
 _SHORTEST_IN_FULL = 1e-4
 
@@ -31,14 +40,34 @@ _ROUNDING = 1e-5
 """How far sums in single precision may be apart, as a share of what is summed."""
 
 
-def hue(step: int) -> tuple[int, int, int]:
-    """Red above zero, blue below."""
-    return RED if step > 0 else BLUE
+@dataclass(frozen=True)
+class QuantileScale:
+    """Shades by how many values are as large: an extreme one takes the strongest and leaves the others theirs."""
+
+    edges: tuple[float, ...]
+    """The smallest size of each shade."""
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """The scale of all values together."""
+        sizes = sorted(abs(value) for value in values if math.isfinite(value))
+        return cls(tuple(sizes[math.floor(q * len(sizes))] for q in QUANTILES) if sizes else ())
+
+    def shade(self, value: float) -> int:
+        """From -5 for the lowest to 5 for the highest."""
+        if not value or math.isnan(value):
+            return 0
+        return bisect_right(self.edges, abs(value)) * (1 if value > 0 else -1)
 
 
-def takes_white_ink(step: int) -> bool:
+def hue(shade: int) -> tuple[int, int, int]:
+    """Orange, which alarms, below zero, and blue above."""
+    return HIGH if shade > 0 else LOW
+
+
+def takes_white_ink(shade: int) -> bool:
     """Whether white reads better than dark ink on this shade over a light page."""
-    return step >= 8 or step <= -9
+    return abs(shade) >= SHADES - 1
 
 
 def as_json(scored: "ScoredText") -> dict[str, Any]:
@@ -59,38 +88,53 @@ def as_json(scored: "ScoredText") -> dict[str, Any]:
 
 
 def as_terminal(scored: "ScoredText") -> Text:
-    """The response as one coloured text: red for high reward, blue for low."""
-    limit = _limit(t.reward for t in scored.tokens)
+    """The response as one coloured text: orange for low reward, blue for high."""
+    scale = QuantileScale.of(token.reward for token in scored.tokens)
     text = Text()
     for token in scored.tokens:
-        text.append(escape_control(token.token), _terminal_style(_step(token.reward, limit)))
+        text.append(escape_control(token.token), _terminal_style(scale.shade(token.reward)))
     return text
 
 
+_VALUES: Mapping[str, tuple[str, Callable[["TokenCredit"], float]]] = {
+    "reward": ("Reward", lambda token: token.reward),
+    "return": ("Return", lambda token: token.return_),
+    "sft": ("log \u03c0 SFT", lambda token: token.log_pi_sft),
+}
+
+
 def as_html(texts: "Sequence[ScoredText]", title: str, provenance: Mapping[str, str]) -> str:
-    """One self-contained page with every text, coloured by reward or by return."""
+    """One self-contained page with every text, coloured by reward, by return, by log pi_SFT, or by all three."""
     tokens = [token for scored in texts for token in scored.tokens]
-    reward_limit = _limit(t.reward for t in tokens)
-    return_limit = _limit(t.return_ for t in tokens)
-    introduction = (
-        f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}, {len(tokens)} response tokens. "
-        "Stronger red is a higher value, stronger blue a lower one. Point at a token for its numbers, or move with the "
-        "arrow keys."
-    )
+    scales = {name: QuantileScale.of(map(value, tokens)) for name, (_, value) in _VALUES.items()}
+    views = [
+        {"name": name, "title": title_of, "shades": _legend(name, scales[name], name == "sft")}
+        for name, (title_of, _) in _VALUES.items()
+    ]
     return page(
         "credit.html",
         title,
-        style=f"{asset('credit.css')}{_shades()}\n",
-        script=asset("credit.js"),
-        introduction=introduction,
-        steps=STEPS,
-        reward_range=(significant(-reward_limit), significant(reward_limit)),
-        return_range=(significant(-return_limit), significant(return_limit)),
+        style=f"{asset('credit.css')}{_rules()}\n",
+        script=asset("credit.js") + asset("search.js"),
+        compared=(
+            f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}, {len(tokens):,} response tokens. "
+            "Reward is what a token earns, return the rewards from it to the end of the response, and log \u03c0 SFT "
+            "how likely the SFT model finds it."
+        ),
+        lowest=_lowest_of_all(texts),
+        scale=(
+            "Orange is low, blue is high. Shades are quantiles over all tokens of this page, by size: half of the "
+            f"values are plain, and five shades begin at {', '.join(f'{100 * q:g}' for q in QUANTILES)}%, so that an "
+            f"extreme token hides no other. \u25bc1 to \u25bc{LOWEST} mark the lowest rewards of a text. Point at a "
+            "token for its numbers, or move with the arrow keys."
+        ),
+        views=[*views, {"name": "all", "title": "All three", "shades": []}],
         texts=[
             {
                 "prompt": scored.prompt,
-                "tokens": [_shown(token, reward_limit, return_limit) for token in scored.tokens],
-                "totals": _totals(scored.tokens),
+                "tokens": _marked(scored.tokens, scales),
+                "lowest": _lowest(scored.tokens),
+                "totals": {name: value for name, value in totals(scored.tokens).items() if name != LOWEST_REWARD},
             }
             for scored in texts
         ],
@@ -98,15 +142,59 @@ def as_html(texts: "Sequence[ScoredText]", title: str, provenance: Mapping[str, 
     )
 
 
-def _shown(token: "TokenCredit", reward_limit: float, return_limit: float) -> dict[str, Any]:
+def _marked(tokens: "Sequence[TokenCredit]", scales: Mapping[str, QuantileScale]) -> list[dict[str, Any]]:
+    ranks = {index: rank for rank, index in enumerate(_below_zero(tokens, "reward"), start=1)}
+    return [
+        shown(token)
+        | {
+            "rank": ranks.get(index),
+            "kinds": " ".join(f"{name}{scales[name].shade(value(token))}" for name, (_, value) in _VALUES.items()),
+        }
+        for index, token in enumerate(tokens)
+    ]
+
+
+def _below_zero(tokens: "Sequence[TokenCredit]", name: str) -> list[int]:
+    """Places of the lowest values, the lowest first."""
+    value = _VALUES[name][1]
+    places = [index for index, token in enumerate(tokens) if value(token) < 0]
+    return sorted(places, key=lambda index: value(tokens[index]))[:LOWEST]
+
+
+def _lowest(tokens: "Sequence[TokenCredit]") -> dict[str, list[dict[str, Any]]]:
+    """The lowest tokens by the reward, and by log pi_SFT alone, to be read beside each other."""
+    found = {}
+    for name in ("reward", "sft"):
+        title, value = _VALUES[name]
+        if places := _below_zero(tokens, name):
+            found[f"Lowest {title if name == 'sft' else name}"] = [
+                {"index": i, "token": shown(tokens[i])["marked"] or "\u2205", "value": significant(value(tokens[i]))}
+                for i in places
+            ]
+    return found
+
+
+def _lowest_of_all(texts: "Sequence[ScoredText]") -> dict[str, str] | None:
+    every = [(t.reward, card, i) for card, text in enumerate(texts) for i, t in enumerate(text.tokens) if t.reward < 0]
+    if not every:
+        return None
+    reward, card, index = min(every)
+    return {
+        "before": f"The lowest reward is {significant(reward)}, on",
+        "at": f"t{card}-{index}",
+        "token": shown(texts[card].tokens[index])["marked"] or "\u2205",
+        "after": f"at position {texts[card].tokens[index].position} of text {card + 1}.",
+    }
+
+
+def shown(token: "TokenCredit") -> dict[str, Any]:
+    """A token and its numbers as a page says them."""
     return {
         "text": escape_control(token.token) or "\u2205",
         "marked": escape_control(token.token).replace(" ", "\u2423"),
         "ends_line": token.token.endswith("\n"),
         "id": token.token_id,
         "position": token.position,
-        "reward_step": _step(token.reward, reward_limit),
-        "return_step": _step(token.return_, return_limit),
         "log_sft": _number(token.log_pi_sft),
         "log_ref": _number(token.log_pi_ref),
         "reward": _number(token.reward),
@@ -114,32 +202,66 @@ def _shown(token: "TokenCredit", reward_limit: float, return_limit: float) -> di
     }
 
 
-def _shades() -> str:
-    """A rule of the page's style for each shade, under the switch between reward and return."""
+def _legend(name: str, scale: QuantileScale, never_positive: bool) -> list[dict[str, str]]:
+    """Every shade with the value that it begins at. A log-probability has no values above zero."""
+    if not scale.edges:
+        return []
+    shades = range(-SHADES, 1 if never_positive else SHADES + 1)
+    return [{"kind": f"{name}{shade}", "label": _bound(scale, shade)} for shade in shades]
+
+
+def _bound(scale: QuantileScale, shade: int) -> str:
+    if not shade:
+        return "plain"
+    edge = math.copysign(scale.edges[abs(shade) - 1], shade)
+    return f"{'<>'[shade > 0]}{edge:.2g}".replace("-", "\u2212").translate({ord("<"): "\u2264", ord(">"): "\u2265"})
+
+
+def _rules() -> str:
+    """The page's style for each shade of each value, and which of them are seen under the switch."""
     rules = []
-    for prefix, by in (("rew", "reward"), ("ret", "return")):
-        for step in range(-STEPS, STEPS + 1):
-            channels = " ".join(str(channel) for channel in hue(step))
-            ink = f"; color: {WHITE}" if takes_white_ink(step) else ""
-            rule = f"background: rgb({channels} / {abs(step) / STEPS:.2f}){ink}"
-            rules.append(f"#by-{by}:checked ~ * .{prefix}{step} {{ {rule} }}")
+    for name in _VALUES:
+        for shade in range(-SHADES, SHADES + 1):
+            channels = " ".join(map(str, hue(shade)))
+            ink = f"; --{name}-ink: {WHITE}" if takes_white_ink(shade) else ""
+            rules.append(f".{name}{shade} {{ --{name}: rgb({channels} / {STRENGTHS[abs(shade)]:.2f}){ink} }}")
+        chosen = f"#by-{name}:checked"
+        rules.append(f"{chosen} ~ main .t {{ background: var(--{name}); color: var(--{name}-ink, inherit) }}")
+        rules.append(f"{chosen} ~ .bar .legend-{name} {{ display: grid }}")
+        rules.append(f".legend-{name} i {{ background: var(--{name}) }}")
+    for name in (*_VALUES, "all"):
+        chosen = f"#by-{name}:checked"
+        rules.append(f"{chosen} ~ .bar [for=by-{name}] {{ background: var(--accent); color: var(--paper) }}")
+        focused = f"#by-{name}:focus-visible"
+        rules.append(f"{focused} ~ .bar [for=by-{name}] {{ outline: 2px solid var(--ink); outline-offset: -3px }}")
+    rows = [
+        f"linear-gradient(var(--{name}) 0 0) 0 {at} / 100% .3em no-repeat"
+        for name, at in zip(_VALUES, _ROWS, strict=True)
+    ]
+    rules.append(f"#by-all:checked ~ main .t {{ padding-bottom: 1.15em; background: {', '.join(rows)} }}")
+    rules.append("#by-all:checked ~ main .tokens { line-height: 2.9 }")
+    rules.append("#by-all:checked ~ .bar .legend { display: grid }")
     return "\n".join(rules)
 
 
-def _totals(tokens: "Sequence[TokenCredit]") -> dict[str, str]:
+_ROWS = ("calc(100% - .76em)", "calc(100% - .38em)", "100%")
+
+
+def totals(tokens: "Sequence[TokenCredit]") -> dict[str, str]:
+    """Sums over a text, and its lowest reward."""
     if not tokens:
         return {"tokens": "0"}
     lowest = min(tokens, key=lambda t: t.reward)
     total, first = sum(t.reward for t in tokens), tokens[0].return_
-    totals = {
+    found = {
         "tokens": str(len(tokens)),
         "\u03a3 log \u03c0 SFT": _number(sum(t.log_pi_sft for t in tokens), 2),
         "\u03a3 log \u03c0 ref": _number(sum(t.log_pi_ref for t in tokens), 2),
         "\u03a3 reward": significant(total),
     }
     if not abs(first - total) <= _ROUNDING * sum(abs(t.reward) for t in tokens):
-        totals["return of first token"] = significant(first)
-    return totals | {"lowest reward": f"{significant(lowest.reward)} at position {lowest.position}"}
+        found["return of first token"] = significant(first)
+    return found | {LOWEST_REWARD: f"{significant(lowest.reward)} at position {lowest.position}"}
 
 
 def significant(value: float) -> str:
@@ -155,20 +277,8 @@ def _number(value: float, digits: int = 4) -> str:
     return f"{value:+.{digits}f}".replace("-", "\u2212")
 
 
-def _limit(values: Iterable[float]) -> float:
-    sizes = [abs(value) for value in values if math.isfinite(value)]
-    limit = float(np.quantile(sizes, _SATURATED, method="higher")) if sizes else 0.0
-    return limit or 1.0
-
-
-def _step(value: float, limit: float) -> int:
-    if math.isnan(value):
-        return 0
-    return round(STEPS * max(-1.0, min(1.0, value / limit)))
-
-
-def _terminal_style(step: int) -> Style:
-    share = abs(step) / STEPS
-    background = [round(255 + (channel - 255) * share) for channel in hue(step)]
-    ink = WHITE if takes_white_ink(step) else INK
+def _terminal_style(shade: int) -> Style:
+    share = STRENGTHS[abs(shade)]
+    background = [round(255 + (channel - 255) * share) for channel in hue(shade)]
+    ink = WHITE if takes_white_ink(shade) else INK
     return Style(color=ink, bgcolor="#{:02x}{:02x}{:02x}".format(*background))

@@ -22,6 +22,7 @@ from tasks.graph import Planned
 from tasks.stages import diagnose
 from tasks.stages.report import BESIDE
 from tasks.stages.report import PAGE as REPORT_PAGE
+from tasks.stages.reward import BESIDE as CREDIT
 from tasks.stages.reward import CREDIT_PAGE
 
 NARROW = 80
@@ -87,7 +88,7 @@ def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> Renderable
         page = store.beside(ids["report"], f"{BESIDE}/{REPORT_PAGE}") or store.fetch(ids["report"]).path / REPORT_PAGE
         steps.append(("read the report in a browser", str(page)))
     if "reward" in ids:
-        page = store.fetch(ids["reward"]).path / CREDIT_PAGE
+        page = store.beside(ids["reward"], f"{CREDIT}/{CREDIT_PAGE}") or store.fetch(ids["reward"]).path / CREDIT_PAGE
         short = ids["reward"][:SHORT]
         steps.append(("see each token's credit in a browser", str(page)))
         steps.append(("score a text of your own", f'{dpr} score {short} --text "PROMPT" "RESPONSE" --html credit.html'))

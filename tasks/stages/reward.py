@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dense_path")
 
 CREDIT_PAGE = "credit.html"
+"""In the payload as its version has it, and beside it, in the folder `BESIDE`, as it is to be read."""
+
+BESIDE = "credit"
 TEXTS_ON_PAGE = 12
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     from dpr_core.masking import mean_by_position
     from dpr_core.models.dense_reward import credit_of, encode_texts
-    from dpr_core.reporting import plots, token_credit
+    from dpr_core.reporting import payload_credit, plots, token_credit
 
     settings = cast(RewardConfig, config)
     lineage = Lineage(work.store)
@@ -55,8 +58,11 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     with (work.output / "demonstrations.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(token_credit.as_json(text), ensure_ascii=False) + "\n" for text in credited)
     provenance = definition.provenance()
-    page = token_credit.as_html(credited[:TEXTS_ON_PAGE], "Token credit on demonstrations", provenance)
-    (work.output / CREDIT_PAGE).write_text(page, encoding="utf-8")
+    (work.scratch / BESIDE).mkdir(exist_ok=True)
+    for folder, form in ((work.output, payload_credit), (work.scratch / BESIDE, token_credit)):
+        page = form.as_html(credited[:TEXTS_ON_PAGE], "Token credit on demonstrations", provenance)
+        (folder / CREDIT_PAGE).write_text(page, encoding="utf-8")
+    work.file(work.scratch / BESIDE / CREDIT_PAGE, BESIDE)
     by_position = mean_by_position(scored.rewards, scored.mask)
     plots.lines(
         work.scratch / "reward_by_position.png",

@@ -179,7 +179,10 @@ def test_params_are_the_settings_by_their_dotted_names(built: Built) -> None:
         ("backbone", {"output/model/model.safetensors", "output/model/config.json"}),
         ("subsample", {"samples/demonstrations.json"}),
         ("sft", {f"output/checkpoints/{fraction}/model.safetensors" for fraction in ("0.34", "0.5", "1.0")}),
-        ("reward", {"output/credit.html", "output/demonstrations.jsonl", "plots/reward_by_position.png"}),
+        (
+            "reward",
+            {"output/credit.html", "credit/credit.html", "output/demonstrations.jsonl", "plots/reward_by_position.png"},
+        ),
         ("diagnose", {"output/diagnosis.json", "output/diagnosis.md", "plots/return_by_length.png"}),
         ("reinforce", {"output/policy/model.safetensors", "plots/training.png"}),
         ("answer DPR on lab", {"output/answers.jsonl", "samples/answers.json"}),

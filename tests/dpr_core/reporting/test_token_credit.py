@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 
 from dpr_core.models.dense_reward import ScoredText, TokenCredit
+from dpr_core.reporting import payload_credit
 from dpr_core.reporting.token_credit import (
     INK,
-    STEPS,
+    LOW,
+    SHADES,
+    STRENGTHS,
     WHITE,
+    QuantileScale,
     as_html,
     as_json,
     as_terminal,
@@ -97,11 +101,11 @@ def test_json_has_exactly_the_documented_keys() -> None:
     }
 
 
-def test_the_terminal_line_is_red_for_high_and_blue_for_low() -> None:
+def test_the_terminal_line_is_blue_for_high_and_orange_for_low() -> None:
     text = as_terminal(scored(["up", "zero", "down\n", "\x1b[2J"], [2.0, 0.0, -2.0, 1.0]))
     assert text.plain == "upzerodown\u21b5\u27e8U+001B\u27e9[2J"
     backgrounds = [span.style.bgcolor.name for span in text.spans]  # type: ignore[union-attr]
-    assert backgrounds == ["#b2182b", "#ffffff", "#2166ac", "#d88c95"]
+    assert backgrounds == ["#2166ac", "#ffffff", "#b43c08", "#ffffff"]
 
 
 @pytest.mark.parametrize("rewards", [[0.0, 0.0, 0.0], [math.nan, math.inf, -math.inf]])
@@ -111,10 +115,47 @@ def test_values_without_a_scale_are_shown_too(rewards: list[float]) -> None:
     assert [token for token, _ in Reader(as_html([text], "t", {})).tokens] == ["a", "b", "c"]
 
 
-def test_one_extreme_token_does_not_pale_the_others() -> None:
-    rewards = [0.1] * 39 + [50.0]
-    tokens = Reader(as_html([scored(["x"] * 40, rewards)], "t", {})).tokens
-    assert {(attributes["class"] or "").split()[1] for _, attributes in tokens} == {"rew10"}
+@pytest.mark.parametrize("extreme", [50.0, 5e6])
+def test_an_extreme_token_takes_no_colour_from_the_others(extreme: float) -> None:
+    """As where every sample begins with one: more than a twentieth of the tokens are extreme."""
+    sample = [extreme, *(0.01 * i for i in range(1, 9)), -0.2]
+    scale = QuantileScale.of(sample * 12)
+    assert [scale.shade(value) for value in sample] == [5, 0, 0, 0, 0, 0, 1, 1, 2, -3]
+
+
+def test_shades_begin_where_the_legend_says() -> None:
+    scale = QuantileScale.of([math.nan, math.inf, *range(-50, 51)])
+    assert scale.edges == (25, 35, 40, 45, 48)
+    assert [scale.shade(value) for value in (-48, -47.9, 24, 25, 0, math.nan, -math.inf)] == [-5, -4, 0, 1, 0, 0, -5]
+    page = as_html([scored(["x"] * 20, [0.1 * (i - 9.5) for i in range(20)])], "t", {})
+    legend = re.findall(r'<i class="reward(-?\d)"></i><small>([^<]+)</small>', page)
+    assert [int(shade) for shade, _ in legend] == list(range(-SHADES, SHADES + 1))
+    assert (legend[0][1], legend[SHADES][1], legend[-1][1]) == ("\u2264\u22120.95", "plain", "\u22650.95")
+    assert not re.findall(r'<i class="sft\d"></i><small>\u2265', page)
+
+
+def test_the_lowest_are_marked_and_can_be_gone_to() -> None:
+    rewards = [0.5, -0.25, -1.0, -0.125, -2.0, 0.0]
+    reader = Reader(page := as_html([scored(list("abcdef"), rewards), scored(["x"], [0.5])], "t", {}))
+    assert [attributes.get("data-rank") for _, attributes in reader.tokens] == [None, "3", "2", None, "1", None, None]
+    assert re.findall(r'<a href="#(t[\d-]+)">(\w)</a> ([^<]+)</td>', page)[:3] == [
+        ("t0-4", "e", "\u22122.00"),
+        ("t0-2", "c", "\u22121.00"),
+        ("t0-1", "b", "\u22120.250"),
+    ]
+    assert 'The lowest reward is \u22122.00, on <a href="#t0-4"><code>e</code></a> at position 4 of text 1.' in page
+
+
+def test_the_payload_of_a_reward_has_its_page_to_the_byte() -> None:
+    """Policies are found by its digest; whoever changes it raises the version of the stage."""
+    page = payload_credit.as_html(
+        [scored(["The", " <b>\n", "\x00"], [0.25, -1.0, 0.125], "Why?\n<i>")],
+        "Token credit on demonstrations",
+        {"Formula": "a & b"},
+    )
+    assert hashlib.sha256(page.encode()).hexdigest() == (
+        "70dedd897bb27a00fc90b0f14c0a9568835c03071abd04464893dd76a390baee"
+    )
 
 
 def test_the_page_shows_every_token_with_its_numbers() -> None:
@@ -124,6 +165,7 @@ def test_the_page_shows_every_token_with_its_numbers() -> None:
     attributes = reader.tokens[1][1]
     assert {name: attributes[name] for name in attributes if name.startswith("data-")} == {
         "data-token": "\u2423end",
+        "data-rank": "1",
         "data-id": "101",
         "data-position": "1",
         "data-sft": "\u22121.5000",
@@ -132,26 +174,29 @@ def test_the_page_shows_every_token_with_its_numbers() -> None:
         "data-return": "\u22121.0000",
     }
     assert attributes["id"] == "t0-1"
-    # Rewards reach 1.0 in size on this page and returns 1.0; -1 is the bluest of both, 0.25 is a shade of red.
-    assert [a["class"] for _, a in reader.tokens] == ["t rew5 ret-5", "t rew-10 ret-10", "t rew2 ret2"]
+    assert [a["class"] for _, a in reader.tokens] == [
+        "t reward1 return-1 sft-5",
+        "t reward-5 return-5 sft-5",
+        "t reward0 return0 sft-5",
+    ]
 
 
-def test_on_the_page_high_is_red_and_low_is_blue_under_the_chosen_switch() -> None:
+def test_on_the_page_low_is_orange_and_high_is_blue() -> None:
     page = as_html([scored(["a"])], "t", {})
-    for by in ("reward", "return"):
-        for step, colour in ((10, "178 24 43 / 1.00"), (-10, "33 102 172 / 1.00"), (3, "178 24 43 / 0.30")):
-            assert f"#by-{by}:checked ~ * .{by[:3]}{step} {{ background: rgb({colour})" in page
+    assert LOW[0] > LOW[2]
+    for name in ("reward", "return", "sft"):
+        assert f".{name}-5 {{ --{name}: rgb(180 60 8 / 1.00); --{name}-ink: #ffffff }}" in page
+        assert f".{name}2 {{ --{name}: rgb(33 102 172 / 0.30) }}" in page
 
 
 def test_totals_are_sums_over_the_text() -> None:
     page = as_html([scored(["a", "b", "c"], [0.5, -1.25, 0.25])], "t", {})
     totals = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
-    assert {name: totals[name] for name in list(totals)[:5]} == {
+    assert {name: totals[name] for name in list(totals)[:4]} == {
         "tokens": "3",
         "\u03a3 log \u03c0 SFT": "\u22124.50",
         "\u03a3 log \u03c0 ref": "\u22124.00",
         "\u03a3 reward": "\u22120.500",
-        "lowest reward": "\u22121.25 at position 1",
     }
 
 
@@ -191,6 +236,9 @@ def test_hostile_text_stays_text() -> None:
     page = as_html([scored(HOSTILE, prompt=evil)], evil, {evil: evil, "\ud800": "\x00"})
     reader = Reader(page)
     harmless = Reader(as_html([scored(["x"] * len(HOSTILE))], "t", {"a": "b", "c": "d"}))
+    assert [a.get("href") for tag, a in reader.tags if tag == "a"] == [
+        a["href"] for tag, a in harmless.tags if tag == "a"
+    ]
     assert [tag for tag, _ in reader.tags] == [tag for tag, _ in harmless.tags]
     assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
     shown = [token for token, _ in reader.tokens]
@@ -225,7 +273,7 @@ def test_the_policy_allows_this_pages_style_and_script_alone() -> None:
         "base-uri 'none'",
         "form-action 'none'",
     ]
-    assert not re.search(r"(?:src|href|style|url)\s*[=(]", page)
+    assert not re.search(r"""(?:src|href|style|url)\s*[=(](?!"#t\d)""", page)
 
 
 def luminance(channels: list[float]) -> float:
@@ -233,15 +281,15 @@ def luminance(channels: list[float]) -> float:
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize("step", range(-STEPS, STEPS + 1))
+@pytest.mark.parametrize("shade", range(-SHADES, SHADES + 1))
 @pytest.mark.parametrize(("paper", "ink"), [(250, INK), (30, "#e6e8eb")])
-def test_ink_can_be_read_on_every_shade(step: int, paper: int, ink: str) -> None:
-    share = abs(step) / STEPS
-    background = luminance([paper + (channel - paper) * share for channel in hue(step)])
-    colour = WHITE if takes_white_ink(step) else ink
+def test_ink_can_be_read_on_every_shade(shade: int, paper: int, ink: str) -> None:
+    share = STRENGTHS[abs(shade)]
+    background = luminance([paper + (channel - paper) * share for channel in hue(shade)])
+    colour = WHITE if takes_white_ink(shade) else ink
     foreground = luminance([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
     brighter, darker = max(background, foreground), min(background, foreground)
-    assert (brighter + 0.05) / (darker + 0.05) >= 3.9
+    assert (brighter + 0.05) / (darker + 0.05) >= 4.5
 
 
 def test_a_browser_runs_nothing_of_the_data(tmp_path: Path) -> None:
