@@ -3,7 +3,7 @@
 Points at different KLs are no comparison: a control is read beside the line of the trained policy, at the control's KL.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,12 +14,6 @@ from dpr_core.reporting import plots
 from dpr_core.reporting.page import render
 from dpr_core.reporting.report import GoldMeasure, Section
 from dpr_core.reporting.tables import NONE, Table, escaped
-
-EXPLAINED = (
-    "Over the KL to SFT of their answers, in nats; a line joins policies of one origin, such as those kept along a "
-    "run. The last column is that line's measure at the same KL, by interpolation, where the line reaches it. Entropy "
-    "is in nats a token, of the distribution that drew."
-)
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,31 @@ def frontier_section(frontiers: Mapping[str, Sequence[Reached]], trained: str) -
         tables.append((benchmark, table(points, trained)))
     if not charts:
         return None
-    drawn = render("charts.html", explained=EXPLAINED, charts=charts)
+    explained = _explained([each for _, each in tables], frontiers, trained)
+    drawn = render("charts.html", explained=explained, charts=charts)
     written = [f"{escaped(benchmark)}:\n\n{each.as_markdown()}" for benchmark, each in tables]
     html = Markup("").join([drawn, *(each.as_html() for _, each in tables)])
-    return Section("Frontiers", html, "\n\n".join([*written, escaped(EXPLAINED)]))
+    return Section("Frontiers", html, "\n\n".join([*written, escaped(explained)]))
+
+
+def _explained(tables: Sequence[Table], frontiers: Mapping[str, Sequence[Reached]], trained: str) -> str:
+    """Of the charts and the columns that are there."""
+    headings = {heading for each in tables for heading in each.headings}
+    found = ["Over the KL to SFT of the policies' answers, in nats an answer."]
+    if any(len(line) > 1 for points in frontiers.values() for line in lines(points).values()):
+        found.append("A line joins policies of one origin, such as those kept along a run.")
+    if at_this_kl(trained) in headings:
+        found.append(
+            f"{at_this_kl(trained)}: the measure of {trained}'s line there, interpolated, where the line reaches it."
+        )
+    if "entropy" in headings:
+        found.append("Entropy is in nats a token, of the distribution that drew.")
+    return " ".join(found)
+
+
+def at_this_kl(trained: str) -> str:
+    """The heading of what the trained policy's line has at a control's KL."""
+    return f"{trained} at this KL"
 
 
 def curves(points: Sequence[Reached]) -> dict[str, list[plots.ChartPoint]]:
@@ -99,24 +114,24 @@ def table(points: Sequence[Reached], trained: str) -> Table:
     every = lines(points)
     theirs = next((line for line in every.values() if any(point.policy == trained for point in line)), [])
     first = points[0].measure
-    with_likelihood = any(point.likelihood is not None for point in points)
-    rows = []
-    for point in sorted(points, key=lambda point: (point.kl, point.policy)):
-        there = None if point in theirs else at_kl(theirs, point.kl)
-        rows.append(
-            [
-                point.policy,
-                f"{point.kl:.3f}",
-                str(point.measure),
-                NONE if point.entropy is None else f"{point.entropy:.3f}",
-                f"{point.tokens:.1f}",
-                *([NONE if point.likelihood is None else f"{point.likelihood:.3f}"] if with_likelihood else []),
-                NONE if there is None else f"{_scaled(first, there):.{1 if first.is_share else 3}f}",
-            ]
-        )
-    held_out = ["held-out nats a token"] if with_likelihood else []
-    headings = ["policy", "KL (nats)", first.title, "entropy", "tokens", *held_out, f"{trained} at this KL"]
-    return Table(headings, rows)
+    columns: dict[str, Callable[[Reached], str | None]] = {
+        "KL (nats)": lambda point: f"{point.kl:.3f}",
+        first.title: lambda point: str(point.measure),
+        "entropy": lambda point: None if point.entropy is None else f"{point.entropy:.3f}",
+        "tokens": lambda point: f"{point.tokens:.1f}",
+        "held-out nats a token": lambda point: None if point.likelihood is None else f"{point.likelihood:.3f}",
+        at_this_kl(trained): lambda point: _there(point, theirs),
+    }
+    ordered = sorted(points, key=lambda point: (point.kl, point.policy))
+    cells = {heading: [cell(point) for point in ordered] for heading, cell in columns.items()}
+    kept = {heading: column for heading, column in cells.items() if any(cell is not None for cell in column)}
+    rows = [[point.policy, *(column[i] or NONE for column in kept.values())] for i, point in enumerate(ordered)]
+    return Table(["policy", *kept], rows)
+
+
+def _there(point: Reached, theirs: Line) -> str | None:
+    there = None if point in theirs else at_kl(theirs, point.kl)
+    return None if there is None else f"{_scaled(point.measure, there):.{1 if point.measure.is_share else 3}f}"
 
 
 def _interval(measure: GoldMeasure) -> tuple[float, float, float]:

@@ -169,15 +169,40 @@ def boxes(label: str, unit: str, rows: Mapping[str, BoxStats]) -> Markup:
     return _inline(figure, label)
 
 
-def curves(label: str, x_label: str, series: Mapping[str, Sequence[ChartPoint]], even: float | None = None) -> Markup:
-    """A line for each series, as SVG, with its intervals, and a dashed line at `even`."""
+def forest(label: str, unit: str, rows: Mapping[str, Valued], *, even: float) -> Markup:
+    """A horizontal interval for each row, as SVG, with its number, around a dashed line at `even`."""
+    figure = _figure(10, 0.36 * len(rows) + 0.8)
+    axes = figure.subplots()
+    for i, (name, (value, low, high)) in enumerate(rows.items()):
+        axes.plot([low, high], [i, i], color=HUES[0], linewidth=2.5, solid_capstyle="butt", alpha=0.6)
+        tooltip = f"{name}: {value:.1f} [{low:.1f}, {high:.1f}] {unit}"
+        axes.plot(value, i, marker="o", markersize=8, color=HUES[0], gid=_titled("dot", tooltip))
+        axes.text(1.02, i, f"{value:.1f}", transform=axes.get_yaxis_transform(), va="center")
+    axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.axvline(even, linestyle="--", color="grey", linewidth=1)
+    axes.set_xlabel(escape_control(unit))
+    axes.grid(alpha=0.3, axis="x")
+    return _inline(figure, label)
+
+
+def curves(
+    label: str,
+    x_label: str,
+    series: Mapping[str, Sequence[ChartPoint]],
+    even: float | None = None,
+    *,
+    joined_from: int = 2,
+) -> Markup:
+    """A line for each series of at least so many points, as SVG, with its intervals, and a dashed line at `even`."""
     figure = _figure(10, 3.6 + 0.25 * math.ceil(len(series) / PER_ROW))
     axes = figure.subplots()
     for i, (name, every) in enumerate(series.items()):
         points, colour = sorted(every), HUES[i % len(HUES)]
         x, y = [p.x for p in points], [p.y for p in points]
         spread = [[p.y - p.low for p in points], [p.high - p.y for p in points]]
-        axes.errorbar(x, y, yerr=spread, color=colour, linewidth=2, elinewidth=1.25, label=_short(name))
+        joined = "-" if len(points) >= joined_from else "o"
+        axes.errorbar(x, y, yerr=spread, fmt=joined, color=colour, linewidth=2, elinewidth=1.25, label=_short(name))
         for p in points:
             tooltip = f"{name}: {p.y:.1f} [{p.low:.1f}, {p.high:.1f}] at {p.x:.4g}"
             axes.plot(p.x, p.y, marker="o", color=colour, gid=_titled("dot", tooltip))

@@ -13,6 +13,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from dpr_core.reporting.page import asset, page, render
+from dpr_core.reporting.plots import forest
 from dpr_core.reporting.tables import NONE, Table, escaped
 from dpr_core.text import escape_control
 
@@ -20,17 +21,15 @@ Interval = tuple[float, float]
 
 INTERVAL = "Brackets: 95% bootstrap interval over prompts."
 
-BESIDE = (
-    "The length-adjusted rate is what a logistic fit on the difference in length predicts for answers as long as the "
-    "baseline's. Contradictions: prompts whose two orders end differently. First wins: decided games that the answer "
-    "shown first won; 50 without position bias. Unreadable: verdicts that count for nothing."
-)
-
-
 GOLD = (
-    "What a program measures of the answers, the benchmark's primary measure first; shares are in percent, and each is "
-    "pooled over the answers that have it."
+    "What a program measures of the answers, the benchmark's primary measure first; each is pooled over the answers "
+    "that have it."
 )
+
+ANSWERS = "Tokens: mean of an answer. Cut: answers that ended at the length limit."
+
+NAMED = 5
+"""Policies that the answer in a sentence names with one result; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -171,39 +170,118 @@ def section(
 
 def as_markdown(table: ReportTable, sections: Sequence[Section] = ()) -> str:
     """The report as a Markdown document."""
-    parts = [f"## {escaped(table.title)}", escaped(sentence(table))]
+    parts = [f"## {escaped(table.title)}", escaped(compared(table))]
+    if table.provenance:
+        parts.append("\n".join(f"- {escaped(name)}: {escaped(value)}" for name, value in table.provenance.items()))
+    parts += [f"**{escaped(line)}**" for line in answer(table)]
     parts += [f"**Warning:** {escaped(note)}" for note in table.notes]
     if table.judged:
-        parts.append(overview(table).as_markdown())
+        parts += [overview(table).as_markdown(), escaped(sentence(table))]
     for part in (*_own(table), *sections):
         if part.markdown:
             parts += [f"### {escaped(part.title)}", part.markdown]
-    if table.provenance:
-        parts.append("\n".join(f"- {escaped(name)}: {escaped(value)}" for name, value in table.provenance.items()))
     return "\n\n".join(parts) + "\n"
 
 
 def as_html(table: ReportTable, sections: Sequence[Section] = ()) -> str:
-    """The report as one page that loads nothing."""
+    """The report as one page that loads nothing: charts stand before the tables behind them."""
     return page(
         "report.html",
         table.title,
-        style=asset("report.css") + asset("examples.css"),
-        sentence=sentence(table),
+        style=asset("report.css") + asset("examples.css") + asset("reading.css"),
+        script=asset("search.js") if any('id="find"' in part.html for part in sections) else "",
+        compared=compared(table),
+        answer=answer(table),
         notes=table.notes,
         overview=overview_html(table) if table.judged else "",
-        sections=[*_own(table), *sections],
+        captions=captions(table) if table.judged else [],
+        sections=sorted([*_charts(table), *_own(table), *sections], key=lambda part: "<figure" not in part.html),
         sources=table.provenance,
     )
+
+
+def compared(table: ReportTable) -> str:
+    """Which policies, against which, on what."""
+    counts = {row.benchmark: row.prompts for row in table.rows}
+    asked = _listed(
+        [f"{name} ({counts[name]:,} prompt{'s' if counts[name] != 1 else ''})" for name in table.benchmarks]
+    )
+    others = _listed(table.policies)
+    if not table.judged:
+        return f"{others or table.baseline} on {asked}."
+    return f"{others or table.baseline} against {table.baseline} on {asked}."
+
+
+def answer(table: ReportTable) -> list[str]:
+    """What was found on each benchmark, in a sentence with the intervals."""
+    return [line for name in table.benchmarks for line in (_found(table, name), _measured(table, name)) if line]
+
+
+def _found(table: ReportTable, benchmark: str) -> str:
+    """Who wins against the baseline: an interval on one side of 50 tells the two apart."""
+    kinds: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.benchmark != benchmark or row.win_rate is None or row.is_baseline:
+            continue
+        if row.win_rate_interval is None:
+            kinds.setdefault("without an interval:", []).append(f"{row.policy} ({row.win_rate:.1f}%)")
+            continue
+        low, high = row.win_rate_interval
+        kind = "better than" if low > 50 else "worse than" if high < 50 else "not told apart from"
+        named = f"{row.policy} ({row.win_rate:.1f}% {_brackets(row.win_rate_interval)})"
+        kinds.setdefault(f"{kind} {table.baseline}:", []).append(named)
+    parts = [f"{kind} {_listed(names, NAMED)}" for kind, names in kinds.items()]
+    return f"On {benchmark}, {'; '.join(parts)}." if parts else ""
+
+
+def _measured(table: ReportTable, benchmark: str) -> str:
+    """The primary measure of a program, of every policy."""
+    first = {row.policy: next(iter(row.gold.values())) for row in table.rows if row.benchmark == benchmark and row.gold}
+    titles = {measure.title for measure in first.values()}
+    if len(titles) != 1:
+        return ""
+    return (
+        f"On {benchmark}, {titles.pop()}: {_listed([f'{name} {measure}' for name, measure in first.items()], NAMED)}."
+    )
+
+
+def captions(table: ReportTable) -> list[str]:
+    """What the win rates are, and what their signs mean, of those that are there."""
+    found = [sentence(table)]
+    judged = [sum(row.benchmark == name and row.win_rate is not None for row in table.rows) for name in table.judged]
+    if max(judged) > 1:
+        found.append(f"Bold is the highest on a benchmark{', underlined the second' if max(judged) > 2 else ''}.")
+    if table.has("published"):
+        found.append("Paper: its own figure for this backbone and policy.")
+    return found
+
+
+def _charts(table: ReportTable) -> list[Section]:
+    """The win rates with their intervals, a picture a benchmark."""
+    charts = []
+    for name in table.judged:
+        here = [row for row in table.rows if row.benchmark == name and row.win_rate_interval]
+        bars = {row.policy: (row.win_rate or 0.0, *(row.win_rate_interval or (0, 0))) for row in here}
+        if bars:
+            label = f"Win rates on {name}"
+            charts.append((label, forest(label, f"win rate against {table.baseline}, %", bars, even=50)))
+    explained = "Dots are win rates, bars their intervals; the dashed line is where nobody is better."
+    return [Section("Win rates", render("charts.html", explained=explained, charts=charts), "")] if charts else []
+
+
+def _listed(names: Sequence[str], most: int = 100) -> str:
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
 def _own(table: ReportTable) -> list[Section]:
     """The parts that are made of the rows alone."""
     measured = [section("Gold measures", gold_measures(table), after=[GOLD])] if table.has("gold") else []
+    beside, explained = judgments(table), _explained(table)
     return [
         *measured,
-        *([section("Beside the win rates", judgments(table), after=[BESIDE])] if table.judged else []),
-        section("Answers", answers(table)),
+        *([section("Beside the win rates", beside, after=explained)] if table.judged else []),
+        section("Lengths and results of the answers", answers(table), after=[ANSWERS]),
     ]
 
 
@@ -264,6 +342,8 @@ class _Column:
     needs: str = ""
     """A column is left out where no row has this value."""
     is_text: bool = False
+    explained: str = ""
+    """What a reader may not know of it, where it stands beside the win rates."""
 
 
 _POLICY = _Column("policy", lambda row: row.policy, is_text=True)
@@ -271,8 +351,18 @@ _BENCHMARK = _Column("benchmark", lambda row: row.benchmark, is_text=True)
 _ACCURACY = _Column("accuracy %", lambda row: _percent(row.accuracy), "accuracy")
 _GOLD = _Column("gold measure", lambda row: _primary(row), "gold", is_text=True)
 _WIN_RATE = _Column("win rate %", lambda row: win_rate(row))
-_CONTRADICTIONS = _Column("contradictions %", lambda row: _percent(row.contradiction_rate), "contradiction_rate")
-_FIRST = _Column("first wins %", lambda row: _percent(row.first_position_rate), "first_position_rate")
+_CONTRADICTIONS = _Column(
+    "contradictions %",
+    lambda row: _percent(row.contradiction_rate),
+    "contradiction_rate",
+    explained="Contradictions: prompts whose two orders end differently.",
+)
+_FIRST = _Column(
+    "first wins %",
+    lambda row: _percent(row.first_position_rate),
+    "first_position_rate",
+    explained="First wins: decided games that the answer shown first won; 50 without position bias.",
+)
 _TOKENS = _Column("tokens", lambda row: f"{row.response_tokens:.1f}")
 _CUT = _Column("cut %", lambda row: _percent(row.cut_share))
 _KL = _Column("KL (nats)", lambda row: _optional(row.kl_to_sft, "{:.3f}"), "kl_to_sft")
@@ -280,19 +370,40 @@ _PROMPTS = _Column("prompts", lambda row: str(row.prompts))
 _MAIN = [_ACCURACY, _GOLD, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
 
 
-def judgments(table: ReportTable) -> Table:
-    """Beside every win rate, what is needed to trust it."""
-    columns = [
+def _judgment_columns(table: ReportTable) -> list[_Column]:
+    return [
         _Column("win rate %", win_rate),
-        _Column("length-adjusted %", _length_adjusted, "length_adjusted_rate"),
+        _Column(
+            "length-adjusted %",
+            _length_adjusted,
+            "length_adjusted_rate",
+            explained="Length-adjusted: what a logistic fit on the difference in length predicts for answers as long "
+            f"as those of {table.baseline}.",
+        ),
         _TOKENS,
         _Column(f"tokens of {table.baseline}", lambda row: _optional(row.baseline_tokens, "{:.1f}"), "baseline_tokens"),
         _CONTRADICTIONS,
         _FIRST,
-        _Column("unreadable %", lambda row: _percent(row.unreadable_rate), "unreadable_rate"),
+        _Column(
+            "unreadable %",
+            lambda row: _percent(row.unreadable_rate),
+            "unreadable_rate",
+            explained="Unreadable: verdicts that count for nothing.",
+        ),
         _Column("prompts", _scored),
     ]
-    return _tabulated(table, columns, [row for row in table.rows if row.is_judged and not row.is_baseline])
+
+
+def judgments(table: ReportTable) -> Table:
+    """Beside every win rate, what is needed to trust it."""
+    rows = [row for row in table.rows if row.is_judged and not row.is_baseline]
+    return _tabulated(table, _judgment_columns(table), rows)
+
+
+def _explained(table: ReportTable) -> list[str]:
+    """The columns beside the win rates, of those that are there."""
+    words = " ".join(column.explained for column in _shown(table, _judgment_columns(table)) if column.explained)
+    return [words] if words else []
 
 
 def answers(table: ReportTable) -> Table:
@@ -338,7 +449,7 @@ def as_terminal(table: ReportTable) -> TerminalTable:
     """One table for a terminal, with what there is room for."""
     view = TerminalTable(
         title=Text(escape_control(table.title)),
-        caption=Text(escape_control(" ".join([sentence(table), *table.notes]))),
+        caption=Text(escape_control(" ".join(filter(None, [sentence(table), *table.notes])))),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -358,8 +469,11 @@ def as_terminal(table: ReportTable) -> TerminalTable:
 
 
 def sentence(table: ReportTable) -> str:
-    """What the win rate is, and its interval."""
-    return f"{table.estimand[0].upper()}{table.estimand[1:]}. {INTERVAL}"
+    """What the win rate is, and its interval, where there are any."""
+    if not table.judged:
+        return ""
+    what = f"{table.estimand[0].upper()}{table.estimand[1:]}."
+    return f"{what} {INTERVAL}" if table.has("win_rate_interval") else what
 
 
 def win_rate(row: Row) -> str:

@@ -23,16 +23,14 @@ BINS = 5
 FEWEST = 20
 """Each of these points stands for at least as many prompts."""
 
+JOINED_FROM = 3
+"""So many of them are joined by a line: through two there is no trend to be seen."""
+
 FOLDED_FROM = 7
 """So many comparisons are folded up."""
 
 ID_LENGTH = 8
 """Characters of an ID that tell it from others."""
-
-RATINGS_CAPTION = (
-    "Single answers rated from 1 to 10, unreadable ratings left out. Brackets: 95% bootstrap interval over questions, "
-    "all ratings of a question together."
-)
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,7 @@ def lengths_section(every: Sequence[JudgedAnswers], baseline: str) -> Section | 
         return None
     charts: list[tuple[str, Markup]] = []
     rows: list[list[str]] = []
+    grouped = joined = False
     for benchmark in dict.fromkeys(judged.benchmark for judged in every):
         here = [judged for judged in every if judged.benchmark == benchmark]
         spread = {baseline: box([prompt.baseline.tokens for prompt in here[0].prompts])}
@@ -115,16 +114,19 @@ def lengths_section(every: Sequence[JudgedAnswers], baseline: str) -> Section | 
         charts.append((label, boxes(label, "tokens", spread)))
         lines = {judged.policy: points for judged in here if len(points := win_rate_by_length(judged)) > 1}
         if lines:
+            grouped, joined = True, joined or any(len(points) >= JOINED_FROM for points in lines.values())
             label = f"Win rate on {benchmark} by how much longer the answer is"
             x_label = f"tokens more than the answer of {baseline}"
-            charts.append((label, curves(label, x_label, lines, even=50)))
+            charts.append((label, curves(label, x_label, lines, even=50, joined_from=JOINED_FROM)))
         rows += [[name, benchmark, *(f"{value:.1f}" for value in each)] for name, each in spread.items()]
     headings = ["policy", "benchmark", "5%", "25%", "median", "75%", "95%", "mean"]
-    explained = (
-        "Boxes hold half of the answers and whiskers 90% of them; the bar is the median, the dot the mean. In the "
-        f"second chart each point is one of at most {BINS} groups of prompts, by the difference in length, with the "
-        "95% bootstrap interval over its prompts."
-    )
+    explained = "Boxes hold half of the answers, whiskers 90%; the bar is the median, the dot and the number the mean."
+    if grouped:
+        explained += (
+            f" Where win rates stand over the difference in length, each point is one of at most {BINS} groups of "
+            "prompts with similar differences, with the 95% bootstrap interval over its prompts"
+            f"{f'; lines join {JOINED_FROM} groups or more' if joined else ''}."
+        )
     return Section(
         "Lengths",
         render("charts.html", explained=explained, charts=charts),
@@ -205,7 +207,15 @@ def ratings_section(rated: Iterable[RatedAnswers]) -> Section | None:
     if not rows:
         return None
     warnings = [f"{row.policy} on {row.benchmark}: {line}" for row in rows for line in row.complaints]
-    return section("Ratings", ratings_table(rows), after=[RATINGS_CAPTION, *warnings])
+    return section("Ratings", ratings_table(rows), after=[ratings_caption(rows), *warnings])
+
+
+def ratings_caption(rows: Iterable[RatedAnswers]) -> str:
+    """What the numbers are, and the brackets, where there are any."""
+    caption = "Single answers rated from 1 to 10, unreadable ratings left out."
+    if any(row.ratings.low is not None for row in rows):
+        caption += " Brackets: 95% bootstrap interval over questions, all ratings of a question together."
+    return caption
 
 
 def _average(ratings: Ratings) -> str:
@@ -234,6 +244,7 @@ class ArtifactLinks:
 
 class ArtifactLink(NamedTuple):
     run_id: str
+    short: str
     command: str
     url: str | None
 
@@ -258,7 +269,8 @@ def links_section(rows: Sequence[ArtifactLinks], address: Address) -> Section:
 
 
 def _link(run_id: str, address: Address) -> ArtifactLink:
-    return ArtifactLink(run_id, f"dpr show {run_id[:ID_LENGTH]}", web_address(address(run_id)))
+    short = run_id[:ID_LENGTH]
+    return ArtifactLink(run_id, short, f"dpr show {short}", web_address(address(run_id)))
 
 
 def web_address(url: str | None) -> str | None:

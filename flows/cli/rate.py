@@ -117,12 +117,13 @@ def _view(summary: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     from dpr_core.evaluation.rate import Ratings
-    from dpr_core.reporting.sections import RATINGS_CAPTION, RatedAnswers, ratings_table
+    from dpr_core.reporting.sections import RatedAnswers, ratings_caption, ratings_table
 
     ratings = Ratings(**{name: result[name] for name in Ratings.__dataclass_fields__})
-    lines = [RATINGS_CAPTION]
+    rated = [RatedAnswers(summary["model"], "mt_bench", summary["judge"], ratings)]
+    lines = [ratings_caption(rated)]
     if summary["unanswered"]:
         lines.append(f"{len(summary['unanswered'])} questions are left out: not answered in all turns")
     lines += [f"! {line}" for line in result["warnings"]]
-    shown = ratings_table([RatedAnswers(summary["model"], "mt_bench", summary["judge"], ratings)])
+    shown = ratings_table(rated)
     return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

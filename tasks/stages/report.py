@@ -128,7 +128,7 @@ def describe(config: StageConfig) -> str:
 
 STAGE = Stage(
     name="report",
-    version=3,
+    version=4,
     config=ReportConfig,
     inputs={"*": ("judge", "rate", "answer")},
     body=body,

@@ -1,5 +1,7 @@
 """Frontiers: lines by KL, what a line has between its points, and the section."""
 
+from dataclasses import replace
+
 import pytest
 
 from dpr_core.reporting.frontier import Reached, as_dict, at_kl, frontier_section, lines, table
@@ -49,3 +51,11 @@ def test_there_is_a_section_where_two_policies_have_left_sft() -> None:
     assert "DPR at this KL" in found.markdown
     assert "<svg" in found.html
     assert "<table" in found.html
+
+
+def test_columns_of_nothing_are_left_out_and_not_explained() -> None:
+    apart = [POINTS[0], POINTS[1], POINTS[3], reached("other", "other", 0.5, 0.3)]
+    found = frontier_section({"heldout": [replace(point, entropy=None) for point in apart]}, "DPR")
+    assert found is not None
+    for name in ("Entropy", "entropy", "DPR at this KL", "A line joins"):
+        assert name not in found.markdown + found.html

@@ -19,7 +19,7 @@ def test_every_artifact_has_its_command_and_its_whole_id() -> None:
 def test_a_server_is_linked_to() -> None:
     shown = links_section([DPR], lambda run_id: f"https://mlflow.example/#/experiments/1/runs/{run_id}")
     url = f"https://mlflow.example/#/experiments/1/runs/{'5' * 32}"
-    assert f'<a href="{url}" rel="noreferrer">MLflow</a>' in shown.html
+    assert f'<a href="{url}" title="{"5" * 32}" rel="noreferrer"><code>55555555</code></a>' in shown.html
     assert f"- [judgment of \\<DPR\\> on lab](<{url}>)" in shown.markdown
 
 

@@ -12,7 +12,7 @@ def test_a_template_shows_nothing_as_it_came() -> None:
 
 
 def test_a_value_that_a_template_lacks_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="'sentence' is undefined"):
+    with pytest.raises(UndefinedError, match="'compared' is undefined"):
         page("report.html", "t")
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from dpr_core.reporting import plots
-from dpr_core.reporting.plots import HUES, LONGEST, BoxStats, ChartPoint, boxes, curves
+from dpr_core.reporting.plots import HUES, LONGEST, BoxStats, ChartPoint, boxes, curves, forest
 
 POINTS = [(0.9, (55.0, 54.0, 56.0)), (1.0, (60.0, 58.0, 62.0))]
 
@@ -109,6 +109,20 @@ def test_a_curve_goes_through_its_points_from_left_to_right(figure: list[Figure]
     ]
     assert axes.get_lines()[-1].get_ydata() == [50, 50]
     assert titles(markup, "dot") == ["DPR: 50.0 [45.0, 60.0] at 0.5", "DPR: 60.0 [55.0, 65.0] at 1"]
+
+
+def test_points_too_few_for_a_trend_are_not_joined(figure: list[Figure]) -> None:
+    points = [ChartPoint(x, 50, 45, 60) for x in (0.0, 1.0, 2.0)]
+    curves("c", "x", {"two": points[:2], "three": points}, joined_from=3)
+    drawn = [line for line in figure[0].axes[0].get_lines() if len(line.get_xdata()) > 1]
+    assert [line.get_linestyle() for line in drawn] == ["None", "-"]
+
+
+def test_a_forest_has_every_interval_and_its_number(figure: list[Figure]) -> None:
+    markup = forest("Win rates", "%", {"DPR": (60.0, 55.0, 65.0), "SR": (50.0, 45.0, 55.0)}, even=50)
+    first, _, second, *_ = figure[0].axes[0].get_lines()
+    assert (first.get_xydata().tolist(), second.get_xydata().tolist()) == ([[55, 0], [65, 0]], [[45, 1], [55, 1]])
+    assert titles(markup, "dot") == ["DPR: 60.0 [55.0, 65.0] %", "SR: 50.0 [45.0, 55.0] %"]
 
 
 def test_more_series_than_colours_start_again(figure: list[Figure]) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from dpr_core.reporting.report import (
     ReportTable,
     Row,
     Section,
+    answer,
     as_dict,
     as_html,
     as_markdown,
@@ -54,7 +56,11 @@ def test_markdown_to_the_letter() -> None:
     assert document == (
         "## Demo\n"
         "\n"
-        f"{ESTIMAND} Brackets: 95% bootstrap interval over prompts.\n"
+        "DPR against SFT on lab (600 prompts).\n"
+        "\n"
+        "- sft: abc\n"
+        "\n"
+        "**On lab, better than SFT: DPR (63.2% \\[60.1, 66.4\\]).**\n"
         "\n"
         "**Warning:** One seed.\n"
         "\n"
@@ -63,32 +69,52 @@ def test_markdown_to_the_letter() -> None:
         "| SFT | baseline |\n"
         "| DPR | 63.2 \\[60.1, 66.4\\] |\n"
         "\n"
+        f"{ESTIMAND} Brackets: 95% bootstrap interval over prompts.\n"
+        "\n"
         "### Beside the win rates\n"
         "\n"
         "| policy | win rate % | length-adjusted % | tokens | tokens of SFT | unreadable % | prompts |\n"
         "|---|--:|--:|--:|--:|--:|--:|\n"
         "| DPR | 63.2 \\[60.1, 66.4\\] | 55.0 \\[52.0, 58.2\\] | 43.2 | 42.1 | 1.2 | 598 of 600 |\n"
         "\n"
-        f"{beside_of(document)}\n"
+        "Length-adjusted: what a logistic fit on the difference in length predicts for answers as long as those of "
+        "SFT. Unreadable: verdicts that count for nothing.\n"
         "\n"
-        "### Answers\n"
+        "### Lengths and results of the answers\n"
         "\n"
         "| policy | accuracy % | tokens | cut % | KL (nats) | prompts |\n"
         "|---|--:|--:|--:|--:|--:|\n"
         "| SFT | 64.0 | 42.1 | 0.0 | \u2013 | 600 |\n"
         "| DPR | 89.7 | 43.2 | 0.2 | 0.314 | 600 |\n"
         "\n"
+        "Tokens: mean of an answer. Cut: answers that ended at the length limit.\n"
+        "\n"
         "### More\n"
         "\n"
         "words\n"
-        "\n"
-        "- sft: abc\n"
     )
 
 
-def beside_of(document: str) -> str:
-    (line,) = [line for line in document.splitlines() if line.startswith("The length-adjusted rate is")]
-    return line
+@pytest.mark.parametrize("show", [as_markdown, as_html])
+def test_captions_explain_what_is_there_and_nothing_else(show: Callable[[ReportTable], str]) -> None:
+    signs = ("Contradictions:", "First wins:", "Unreadable:", "Length-adjusted:", "Brackets:")
+    full = show(ReportTable("t", (SFT, replace(DPR, contradiction_rate=0.25, first_position_rate=0.5))))
+    assert [sign for sign in signs if sign in full] == list(signs)
+    bare = show(ReportTable("t", (SFT, Row("DPR", "lab", 1, 1.0, 0.0, win_rate=100.0))))
+    assert [sign for sign in signs if sign in bare] == []
+    assert "Bold is" not in bare
+
+
+def test_the_answer_is_a_sentence_a_benchmark_with_the_intervals() -> None:
+    rates = {"DPR": (60.0, 55.0, 65.0), "SR": (52.0, 47.0, 57.0), "worse": (40.0, 35.0, 45.0), "GSIL": (61.0, 56, 66)}
+    rows = [replace(DPR, policy=name, win_rate=r, win_rate_interval=(a, b)) for name, (r, a, b) in rates.items()]
+    assert answer(ReportTable("t", (SFT, *rows, replace(DPR, benchmark="one", win_rate_interval=None)))) == [
+        "On lab, better than SFT: DPR (60.0% [55.0, 65.0]) and GSIL (61.0% [56.0, 66.0]); "
+        "not told apart from SFT: SR (52.0% [47.0, 57.0]); worse than SFT: worse (40.0% [35.0, 45.0]).",
+        "On one, without an interval: DPR (63.2%).",
+    ]
+    many = [replace(DPR, policy=f"p{i}") for i in range(9)]
+    assert answer(ReportTable("t", (SFT, *many)))[0].endswith("p3 (63.2% [60.1, 66.4]) and 5 others.")
 
 
 def test_the_terminal_table_fits_eighty_columns_and_names_its_estimand() -> None:
@@ -139,9 +165,9 @@ def test_the_page_is_escaped_and_loads_nothing() -> None:
     page = as_html(table)
     assert "<script" not in page
     assert "\u202e" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 9
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 11
     assert "default-src &#x27;none&#x27;" in page
-    assert not re.search(r"(?:src|href|style|url)\s*[=(]", page)
+    assert not re.search(r"""(?:src|href|style|url)\s*[=(](?!"#part\d+")""", page)
     markdown = as_markdown(table)
     assert "<script" not in markdown.replace("\\<", "")
     assert "\\|" in markdown
@@ -175,13 +201,24 @@ def test_the_highest_is_bold_and_the_second_underlined_where_there_are_three() -
     assert not re.findall(r"<(strong|u)>[\d.]+<", as_html(ReportTable("t", (SFT, rows[0]))))
 
 
-def test_sections_stand_below_the_main_table_in_their_order() -> None:
+def test_the_page_has_one_reading_order() -> None:
     parts = [Section("One <1>", tables.Table(["x"], [["y"]]).as_html(), ""), Section("Two", Markup("<p>z</p>"), "z")]
     page = as_html(TABLE, parts)
     places = [
-        page.index(text) for text in ("Warning: ", "overview", "Beside the win", "Answers", "One &lt;1&gt;", "Two")
+        page.index(text)
+        for text in (
+            "600 prompts",
+            "better than",
+            "Warning: ",
+            "<table",
+            "<nav",
+            "<figure",
+            ">Beside the win rates</h2>",
+            ">One &lt;1&gt;</h2>",
+            ">Two</h2>",
+        )
     ]
-    assert places[1:] == sorted(places[1:])
+    assert places == sorted(places)
 
 
 def test_gold_measures_have_a_table_and_likelihoods_no_win_rate() -> None:
@@ -201,5 +238,6 @@ def test_gold_measures_have_a_table_and_likelihoods_no_win_rate() -> None:
     again = ReportTable("Demo", tuple(Row.of(row) for row in kept))
     assert "right % 43.2 [40.0, 47.0]" in " ".join(terminal(again).split())
     alone = ReportTable("Demo", rows[2:])
-    assert "win rate" not in as_markdown(alone).replace("Win rate against", "")
+    assert "win rate" not in as_markdown(alone).lower() + as_html(alone).lower()
+    assert answer(alone) == ["On held, nats a token: DPR 1.250."]
     assert "nats a token" in terminal(alone)

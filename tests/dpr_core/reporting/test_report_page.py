@@ -1,17 +1,20 @@
-"""The report in a browser: it opens without a complaint, folds open, and runs nothing of what models wrote."""
+"""The pages in a browser: they open without a complaint, fold, switch and search, and run nothing that models wrote."""
 
 import base64
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dpr_core.models.dense_reward import ScoredText, TokenCredit
 from dpr_core.reporting import sections
 from dpr_core.reporting.examples import examples_section
 from dpr_core.reporting.judgments import JudgedAnswers
 from dpr_core.reporting.page import page
 from dpr_core.reporting.report import ReportTable, Row, as_html
 from dpr_core.reporting.tables import Table
+from dpr_core.reporting.token_credit import as_html as credit_page
 from tests.browser import CHROMIUM, Browser, browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -61,7 +64,8 @@ def test_nothing_that_a_model_wrote_runs_or_hides(opened: Browser, judged: Make,
     opened.open(path)
     assert opened.complaints == []
     assert opened.evaluate("document.title") == HOSTILE.replace("\u202e", "\u27e8U+202E\u27e9")
-    assert opened.evaluate("document.querySelectorAll('script, img, iframe, object, [onerror], [onload]').length") == 0
+    assert opened.evaluate("document.querySelectorAll('img, iframe, object, [onerror], [onload]').length") == 0
+    assert opened.evaluate("document.scripts.length") == 1
     assert opened.evaluate("document.querySelectorAll('style').length") == 1
     assert opened.evaluate("getComputedStyle(document.body).display") == "block"
     said = opened.evaluate("document.querySelector('.ours .said').textContent")
@@ -75,7 +79,7 @@ def test_details_fold_open(opened: Browser, judged: Make, tmp_path: Path) -> Non
     seen = "document.querySelector('.example .said').checkVisibility()"
     assert opened.evaluate("document.querySelectorAll('details[open]').length") == 0
     assert opened.evaluate(seen) is False
-    opened.click("details:has(> .example) > summary")
+    opened.click("details:has(> .group) > summary")
     opened.click(".example > summary")
     assert opened.evaluate("document.querySelectorAll('details[open]').length") == 2
     assert opened.evaluate(seen) is True
@@ -88,9 +92,63 @@ def test_charts_are_drawn_in_the_page_and_nothing_is_wider_than_it(
     path = tmp_path / "report.html"
     path.write_text(report_of(judged), "utf-8")
     opened.open(path)
-    assert opened.evaluate("document.querySelectorAll('svg').length") == 1
+    assert opened.evaluate("document.querySelectorAll('svg').length") == 2
     assert opened.evaluate("document.querySelector('svg .box').getBoundingClientRect().height") > 10
     assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def search(opened: Browser, words: str) -> str:
+    said = "document.getElementById('found').value"
+    field = "const field = document.getElementById('find')"
+    opened.evaluate(f"{{ {field}; field.value = {json.dumps(words)}; field.dispatchEvent(new Event('input')) }}")
+    return str(opened.evaluate(said))
+
+
+def test_answers_can_be_searched(opened: Browser, judged: Make, tmp_path: Path) -> None:
+    needle = examples_section(
+        [judged("DPR", [(1.0, 1.0)] * 3), judged("SR", [(0.0, 0.0)], words="<b>Needle</b>")], "SFT"
+    )
+    assert needle is not None
+    path = tmp_path / "report.html"
+    path.write_text(as_html(ReportTable("t", (Row("DPR", "lab", 3, 1.0, 0.0),)), [needle]), "utf-8")
+    opened.open(path)
+    shown = "[...document.querySelectorAll('.example')].filter((each) => each.checkVisibility()).length"
+    assert (search(opened, " <B>needle "), opened.evaluate(shown)) == ("1 of 4", 1)
+    assert opened.evaluate("document.querySelectorAll('details[open]').length") == 2
+    assert opened.evaluate("CSS.highlights.get('found').size") == 2
+    assert opened.evaluate("document.querySelectorAll('.said b').length") == 0
+    assert (search(opened, "nowhere"), opened.evaluate(shown)) == ("0 of 4", 0)
+    assert search(opened, "") == ""
+    assert opened.evaluate("document.querySelectorAll('[data-find][hidden], details[open]').length") == 0
+    assert opened.complaints == []
+
+
+def test_the_credit_page_switches_between_its_values_and_is_searched(opened: Browser, tmp_path: Path) -> None:
+    def text(*rewards: float) -> ScoredText:
+        tokens = [
+            TokenCredit(i, i, f"<i>w{i}", -(i + 1.0), -1.0, each, sum(rewards[i:])) for i, each in enumerate(rewards)
+        ]
+        return ScoredText(f"Why {len(rewards)}?", "", [], tokens)
+
+    path = tmp_path / "credit.html"
+    path.write_text(credit_page([text(3.0, 0.5, -2.0, 0.25), text(1.0, 0.125)], "t", {}), "utf-8")
+    opened.open(path)
+    colour = "getComputedStyle(document.getElementById('t0-2')).backgroundColor"
+    rows = "getComputedStyle(document.getElementById('t0-2')).backgroundImage.split('linear').length - 1"
+    assert "(180, 60, 8" in opened.evaluate(colour)
+    opened.click("[for=by-return]")
+    assert "(180, 60, 8" in opened.evaluate(colour)
+    opened.click("[for=by-sft]")
+    assert opened.evaluate("document.querySelector('.legend-sft').checkVisibility()") is True
+    assert opened.evaluate("document.querySelector('.legend-reward').checkVisibility()") is False
+    opened.click("[for=by-all]")
+    assert opened.evaluate(rows) == 3
+    opened.click(".lowest a")
+    assert opened.evaluate("document.querySelector(':target').id") == "t0-2"
+    assert search(opened, "why 2") == "1 of 2"
+    assert opened.evaluate("document.getElementById('text0').checkVisibility()") is False
+    assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert opened.complaints == []
 
 
 def page_of_pixel(images: bool) -> str:
