@@ -6,6 +6,8 @@ they deadlock.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,12 +40,25 @@ def state() -> "PartialState":
 
 def world_size() -> int:
     """The number of processes."""
-    return int(state().num_processes)
+    return 1 if _alone.get() else int(state().num_processes)
 
 
 def rank() -> int:
     """The index of this process, from 0 on."""
-    return int(state().process_index)
+    return 0 if _alone.get() else int(state().process_index)
+
+
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A context in which this process works by itself, as where another program gave each process other data."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 def device() -> torch.device:

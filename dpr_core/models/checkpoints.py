@@ -209,15 +209,15 @@ def fetched(backbone: PretrainedBackboneConfig) -> Path:
     return Path(cast(str, found[0])).parent
 
 
-def check_same_tokens(teacher: PretrainedBackboneConfig, ours: PreTrainedTokenizerBase) -> None:
-    """UsageError where the teacher's log-probs are of other tokens than ours."""
-    local = expanded(teacher.name)
-    theirs = load_tokenizer(local if local.is_dir() else teacher.name, revision=teacher.revision)
+def check_same_tokens(other: PretrainedBackboneConfig, ours: PreTrainedTokenizerBase, role: str = "teacher") -> None:
+    """UsageError where the log-probs of another model, a `role` beside the SFT model, are of other tokens than ours."""
+    local = expanded(other.name)
+    theirs = load_tokenizer(local if local.is_dir() else other.name, revision=other.revision)
     if different := {token for token, _ in theirs.get_vocab().items() ^ ours.get_vocab().items()}:
         raise UsageError(
-            f"the teacher {teacher.name} has another vocabulary than the model that learns: {len(theirs)} tokens "
-            f"against {len(ours)}, of which {len(different)} differ. Their log-probs cannot be compared; take one of "
-            "the same tokenizer"
+            f"the {role} {other.name} has another vocabulary than the SFT model: {len(theirs)} tokens against "
+            f"{len(ours)}, of which {len(different)} differ. Their log-probs cannot be compared; take one of the same "
+            "tokenizer"
         )
 
 

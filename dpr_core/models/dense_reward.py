@@ -310,9 +310,10 @@ def credit_of(
     texts: Sequence[GivenText],
     sequences: Sequence[TokenSequence],
     scored: ScoredTokens,
+    gamma: float = 1.0,
 ) -> list[ScoredText]:
     """Scored tokens as plain values beside the tokens' texts."""
-    returns = reward_to_go(scored.rewards, scored.mask)
+    returns = reward_to_go(scored.rewards, scored.mask, gamma)
     return [
         ScoredText(
             prompt=text.prompt,

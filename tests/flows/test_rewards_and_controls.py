@@ -190,7 +190,7 @@ def test_a_teacher_in_the_place_of_sft(store: Store, made: Any, tiny: Tiny, tmp_
     one, other = list(vocabulary)[-2:]
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"another vocabulary than the model that learns: .* of which 2 differ"):
+    with pytest.raises(UsageError, match=r"another vocabulary than the SFT model: .* of which 2 differ"):
         reward_of(store, made.id("sft"), reference=1.0, teacher=teacher)
 
 
