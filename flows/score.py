@@ -1,5 +1,6 @@
 """`dpr score`: token rewards of given texts, for the terminal, as JSON and as an HTML page."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,12 +11,14 @@ from dpr_core.data.rows import BadRow, RowReader
 from dpr_core.data.sources import json_lines
 from dpr_core.errors import UsageError
 from dpr_core.files import check_output, refuse_special
-from dpr_core.text import json_text
+from dpr_core.text import escape_control, json_text
 from tasks.artifacts.store import Store
 from tasks.stages.lineage import Lineage
 
 if TYPE_CHECKING:
-    from dpr_core.models.dense_reward import GivenText
+    from rich.text import Text
+
+    from dpr_core.models.dense_reward import GivenText, ScoredText
 
 COLUMNS = ColumnsConfig(id=None, system="system", prompt="prompt", response="response")
 
@@ -48,6 +51,24 @@ def given_texts(file: Path | None, pairs: Sequence[tuple[str, str]]) -> "list[Gi
     if not texts:
         raise UsageError(f"{file} has no rows")
     return texts
+
+
+BAR = 10
+
+
+def as_plain(scored: "ScoredText") -> "Text":
+    """A line a token where there are no colours: its reward as a number and as a bar of + or -, and what it says."""
+    from rich.text import Text
+
+    from dpr_core.reporting.token_credit import significant
+
+    most = max((abs(token.reward) for token in scored.tokens if math.isfinite(token.reward)), default=0) or 1
+    lines = ["    reward             token"]
+    for token in scored.tokens:
+        share = token.reward / most if math.isfinite(token.reward) else 0
+        bar = ("+" if share > 0 else "-") * round(BAR * abs(share))
+        lines.append(f"{significant(token.reward):>10}  {bar:<{BAR}} {escape_control(json_text(token.token))}")
+    return Text("\n".join(lines), no_wrap=True)
 
 
 def score_texts(
@@ -93,7 +114,7 @@ def score_texts(
         return
     console = Console()
     for text in scored:
-        console.print(token_credit.as_terminal(text))
+        console.print(token_credit.as_terminal(text) if console.color_system else as_plain(text))
         total = token_credit.significant(sum(token.reward for token in text.tokens))
         console.print(Text(f"return {total} over {len(text.tokens)} tokens", "dim"))
     if html is not None:

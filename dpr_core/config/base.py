@@ -255,10 +255,10 @@ def _elsewhere(model: type[Config], loc: list[Any], value: Any) -> list[str]:
     while isinstance(value, Mapping) and len(value) == 1 and len(given) < strict_yaml.MOST_LEVELS:
         [(name, value)] = value.items()
         given.append(str(name))
-    paths = [path for path in _paths(model) if path != tuple(given)]
+    known = [path for path in paths(model) if path != tuple(given)]
     for start in range(len(given)):
         tail = tuple(given[start:])
-        if found := [path for path in paths if path[-len(tail) :] == tail]:
+        if found := [path for path in known if path[-len(tail) :] == tail]:
             section = difflib.get_close_matches(given[0], [path[0] for path in found], n=1) if start else []
             beside = [path for path in found if path[0] in section] or found
             return [".".join(path) for path in beside] if len(beside) <= MOST_MEANT else []
@@ -266,7 +266,7 @@ def _elsewhere(model: type[Config], loc: list[Any], value: Any) -> list[str]:
 
 
 @cache
-def _paths(model: type[Config]) -> list[tuple[str, ...]]:
+def paths(model: type[Config]) -> list[tuple[str, ...]]:
     """Every setting of a model by its path, but for what users name themselves."""
     found: dict[tuple[str, ...], None] = {}
     for name, field in model.model_fields.items():
@@ -274,7 +274,7 @@ def _paths(model: type[Config]) -> list[tuple[str, ...]]:
         if _names_of_users(field.annotation):
             continue
         for section in _config_types(field.annotation):
-            found |= {(name, *path): None for path in _paths(section)}
+            found |= {(name, *path): None for path in paths(section)}
     return list(found)
 
 

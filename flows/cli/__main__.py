@@ -1,5 +1,7 @@
 """The `dpr` command line. Imports what a command needs only when that command runs, so that --help is quick."""
 
+from typing import Annotated
+
 import typer
 
 from flows.cli import benchmark, experiments, inspect, join, plan, rate, resume, run, settings
@@ -8,7 +10,7 @@ from flows.cli.console import OnceCommand
 app = typer.Typer(
     name="dpr",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="""Dense-Path REINFORCE: demonstrations -> SFT with checkpoints -> dense reward -> REINFORCE -> judged answers.
@@ -30,6 +32,24 @@ app = typer.Typer(
     Everything lives in DPR_HOME (default: .dpr in the current folder).""",
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from dpr_core import __version__
+
+        print(f"dpr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 for command in (
     run.run,
     plan.plan,
@@ -40,6 +60,7 @@ for command in (
     experiments.reproduce,
     inspect.artifacts,
     inspect.show,
+    inspect.diff,
     inspect.verify,
     inspect.export,
     inspect.backbone,
@@ -49,6 +70,7 @@ for command in (
 app.command(cls=inspect.ScoreCommand)(inspect.score)
 benchmark.app.command(cls=OnceCommand)(rate.rate)
 app.add_typer(benchmark.app, name="benchmark")
+app.command("open", cls=OnceCommand)(inspect.open_page)
 app.command("recipes", cls=OnceCommand)(settings.list_recipes)
 app.command("config", cls=OnceCommand)(settings.show_config)
 app.command("ui", cls=OnceCommand)(settings.ui)

@@ -14,6 +14,7 @@ from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError
 from dpr_core.redaction import redact, redact_logs
 from dpr_core.text import escape_control_lines, json_text
+from flows.cli import completion
 from tasks.running.shutdown import terminations_raise
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's log.")]
 Set = Annotated[
-    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a setting; may be given several times.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a setting; may be given several times.",
+        autocompletion=completion.fields,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
 Plan = Annotated[
@@ -33,7 +40,10 @@ Plan = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="A method of the family for the trained policy, such as srppo or exopd (docs/paper-index.md)."),
+    typer.Option(
+        help="A method of the family for the trained policy, such as srppo or exopd (docs/paper-index.md).",
+        autocompletion=completion.presets,
+    ),
 ]
 Jobs = Annotated[
     int | None,
@@ -56,8 +66,16 @@ Place = Annotated[
 RESUME = "; go on with: dpr resume"
 """What follows an interrupt of a command that makes artifacts."""
 
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.", autocompletion=completion.recipes)
+]
 Identifier = Annotated[
-    str, typer.Argument(metavar="ID", help="An artifact ID, a unique prefix of one, or a runs:/ URI.")
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="An artifact ID, a unique prefix of one, or a runs:/ URI.",
+        autocompletion=completion.ids,
+    ),
 ]
 
 
@@ -65,7 +83,7 @@ class OnceCommand(TyperCommand):
     """A command that refuses an option given twice where only the last would count."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = self.make_parser(ctx).parse_args(list(args))[2]
+        given = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
         for option in given:
             single = option.param_type_name == "option" and not option.multiple and not option.is_flag
             if single and given.count(option) > 1:

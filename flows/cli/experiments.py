@@ -12,7 +12,8 @@ import typer
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.files import check_output
-from flows.cli.console import RESUME, Debug, Jobs, Json, Place, Plan, Set, emit, reported
+from flows.cli import completion
+from flows.cli.console import RESUME, Debug, Jobs, Json, Place, Plan, Recipe, Set, emit, reported
 from flows.cli.run import Options, run_or_plan
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Reproduced(StrEnum):
 
 
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")],
+    recipe: Recipe,
     over: Over = [],  # noqa: B006
     assignments: Set = [],  # noqa: B006
     plan: Plan = False,
@@ -86,7 +87,10 @@ def reproduce(
     quick: Annotated[
         bool, typer.Option("--quick", help="Smaller, in minutes: fewer values, the recipe lab-quick.")
     ] = False,
-    recipe: Annotated[str | None, typer.Option(help="A recipe or a .yaml file; lab if left out.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe or a .yaml file; lab if left out.", autocompletion=completion.recipes),
+    ] = None,
     assignments: Set = [],  # noqa: B006
     jobs: Jobs = None,
     places: Place = [],  # noqa: B006

@@ -1,43 +1,122 @@
-"""Commands about stored artifacts: list, show, verify, export, score."""
+"""Commands about stored artifacts: list, show, compare, open, verify, export, score."""
 
+import difflib
 import json
+import re
 import sys
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpr_core.errors import UsageError
 from dpr_core.text import escape_control
+from flows.cli import completion
 from flows.cli.console import Debug, Identifier, Json, OnceCommand, emit, reported
+
+if TYPE_CHECKING:
+    from tasks.artifacts.store import Store
+
+
+class Status(StrEnum):
+    finished = "finished"
+    failed = "failed"
+    killed = "killed"
+    interrupted = "interrupted"
+    running = "running"
+    unfinished = "unfinished"
 
 
 def artifacts(
-    stage: Annotated[str | None, typer.Option(help="Only those of one stage.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Only those of one stage.", autocompletion=completion.stages)
+    ] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            "--pipeline",
+            "--recipe",
+            help="Only those that pipelines of this name made, which is their recipe's, or the pipeline's run of this "
+            "ID.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only those that began since: 2026-01-31, or 12h or 7d ago.")
+    ] = None,
+    status: Annotated[Status | None, typer.Option(help="Only those that ended so, or have not ended.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="No more than so many.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what has been made, newest first. What was interrupted is told, too: dpr resume goes on with it."""
+    """List what has been made, newest first. What was interrupted is told, too: dpr resume goes on with it.
+
+    Example: dpr artifacts --stage judge --recipe demo --since 7d --limit 10
+    """
     with reported(debug):
+        from itertools import islice
+
         from flows.cli import inspect_view
         from tasks.artifacts.store import Store
         from tasks.registry import stage_named
 
+        named = stage_named(stage).name if stage else None
+        begun = _time(since) if since is not None else None
         store = Store.open()
-        records = [
-            store.with_live_status(record) for record in store.records(stage_named(stage).name if stage else None)
-        ]
+        found = map(store.with_live_status, store.records(named))
+        if pipeline is not None:
+            parents = _pipelines(store, pipeline)
+            found = (record for record in found if record.parent in parents)
+        if begun is not None:
+            found = (record for record in found if record.started >= begun)
+        if status is not None:
+            found = (record for record in found if inspect_view.status_of(record) == status)
+        records = list(islice(found, limit))
         emit(
             [inspect_view.record_document(record) for record in records],
             as_json,
-            lambda: inspect_view.record_table(records),
+            lambda: inspect_view.record_table(records, chosen=not (stage is pipeline is since is status is None)),
         )
         if interrupted := [pipeline for pipeline in store.parent_runs.resumable() if pipeline.is_interrupted]:
             names = ", ".join(escape_control(pipeline.title) for pipeline in interrupted)
             print(f"interrupted: {names}; go on with: dpr resume", file=sys.stderr)
 
 
-def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> None:
+def _time(text: str) -> datetime:
+    if ago := re.fullmatch(r"(\d{1,5})([mhdw])", text):
+        units = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+        return datetime.now(UTC) - timedelta(**{units[ago[2]]: int(ago[1])})
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--since: {text!r} is no time; give one such as 2026-01-31, 2026-01-31T18:00 (UTC), 12h or 7d"
+        ) from None
+    return given if given.tzinfo else given.replace(tzinfo=UTC)
+
+
+def _pipelines(store: "Store", name: str) -> set[str]:
+    """The IDs of the runs of a pipeline."""
+    names = store.parent_runs.names()
+    found = {run_id for run_id, each in names.items() if each == name}
+    if not found and (run := store.parent_runs.find(name)) is not None:
+        found = {run.id}
+    if not found:
+        known = sorted(set(names.values()))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"pipelines: {', '.join(known) or 'none yet'}"
+        raise UsageError(f"no pipeline here is called {name!r}, and none has such an ID; {hint}")
+    return found
+
+
+def show(
+    artifact: Identifier,
+    everything: Annotated[bool, typer.Option("--all", help="With the settings that are as by default.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show one artifact: settings, what it was made from, what it was used for, metrics and files.
 
     With the ID of a pipeline's run: what was asked for, its state, and the stages made for it.
@@ -49,11 +128,37 @@ def show(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> N
         store = Store.open()
         if (pipeline := store.parent_runs.find(artifact)) is not None:
             document = view.pipeline_document(store, pipeline)
-            emit(document, as_json, lambda: view.pipeline_view(store, pipeline))
+            emit(document, as_json, lambda: view.pipeline_view(store, pipeline, everything))
             return
         record = store.with_live_status(store.record(artifact))
         document = view.artifact_document(store, record)
-        emit(document, as_json, lambda: view.artifact_view(store, record, document))
+        emit(document, as_json, lambda: view.artifact_view(store, record, document, everything))
+
+
+def diff(first: Identifier, second: Identifier, as_json: Json = False, debug: Debug = False) -> None:
+    """Compare two artifacts of a stage, or two pipelines: settings, inputs and results that differ.
+
+    Example: dpr diff 3f2a 9c1e
+    """
+    with reported(debug):
+        from flows.cli import diff_view
+        from tasks.artifacts.store import Store
+
+        document = diff_view.difference(Store.open(), first, second)
+        emit(document, as_json, lambda: diff_view.diff_view(document))
+
+
+def open_page(artifact: Identifier, as_json: Json = False, debug: Debug = False) -> None:
+    """Open the page of a report, of a reward's token credit, or of a pipeline's report, and print its path.
+
+    It is opened in a browser where there is one with windows.
+    """
+    with reported(debug):
+        from flows.pages import open_in_browser, page_of
+        from tasks.artifacts.store import Store
+
+        page = page_of(Store.open(), artifact)
+        emit({"page": str(page), "opened": open_in_browser(page)}, as_json, lambda: str(page))
 
 
 def verify(

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import Debug, Json, Preset, Set, emit, reported
+from flows.cli.console import Debug, Json, Preset, Recipe, Set, emit, reported
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")],
+    recipe: Recipe,
     gpu: Annotated[str, typer.Option(help="h200, h100, h100-pcie, a100, a100-40, l40s, a10, l4 or 4090.")] = "h100",
     gpus: Annotated[
         int | None, typer.Option(min=1, max=4096, help="How many of them; as many as the recipe has processes.")

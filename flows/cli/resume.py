@@ -9,6 +9,7 @@ import typer
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.text import escape_control_lines
+from flows.cli import completion
 from flows.cli.console import RESUME, Debug, Json, Place, Plan, emit, reported
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 
 def resume(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Only these, by the IDs that --plan lists.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID]...", help="Only these, by the IDs that --plan lists.", autocompletion=completion.pipelines
+        ),
     ] = None,
     plan: Plan = False,
     places: Place = [],  # noqa: B006

@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from dpr_core.text import escape_control_lines
-from flows.cli.console import RESUME, Debug, Force, Identifier, Jobs, Json, Place, Plan, Preset, Set, emit, reported
+from flows.cli.console import (
+    RESUME,
+    Debug,
+    Force,
+    Identifier,
+    Jobs,
+    Json,
+    Place,
+    Plan,
+    Preset,
+    Recipe,
+    Set,
+    emit,
+    reported,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe (see `dpr recipes`) or a .yaml file.")] = "demo",
+    recipe: Recipe = "demo",
     assignments: Set = [],  # noqa: B006
     preset: Preset = None,
     plan: Plan = False,

@@ -17,13 +17,10 @@ from dpr_core.config.placing import HERE
 from dpr_core.reporting.report import ReportTable
 from dpr_core.reporting.report import as_terminal as results_table
 from flows.cli.inspect_view import SHORT, add_row, diagnosis_tree, grid, plain
+from flows.pages import credit_page, report_page
 from tasks.artifacts.store import Store
 from tasks.graph import Planned
 from tasks.stages import diagnose
-from tasks.stages.report import BESIDE
-from tasks.stages.report import PAGE as REPORT_PAGE
-from tasks.stages.reward import BESIDE as CREDIT
-from tasks.stages.reward import CREDIT_PAGE
 
 NARROW = 80
 
@@ -84,13 +81,10 @@ def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> Renderable
     dpr = _dpr()
     steps = [("look at the runs in the MLflow UI", f"{dpr} ui")]
     if "report" in ids:
-        # The copy beside the payload links to the artifacts.
-        page = store.beside(ids["report"], f"{BESIDE}/{REPORT_PAGE}") or store.fetch(ids["report"]).path / REPORT_PAGE
-        steps.append(("read the report in a browser", str(page)))
+        steps.append(("read the report in a browser", str(report_page(store, ids["report"]))))
     if "reward" in ids:
-        page = store.beside(ids["reward"], f"{CREDIT}/{CREDIT_PAGE}") or store.fetch(ids["reward"]).path / CREDIT_PAGE
         short = ids["reward"][:SHORT]
-        steps.append(("see each token's credit in a browser", str(page)))
+        steps.append(("see each token's credit in a browser", str(credit_page(store, ids["reward"]))))
         steps.append(("score a text of your own", f'{dpr} score {short} --text "PROMPT" "RESPONSE" --html credit.html'))
     if "reinforce" in ids:
         again = f"{dpr} rerun {ids['reinforce'][:SHORT]} --set algorithm.gamma=0.95 --downstream"

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from dpr_core.errors import UsageError
-from flows.cli.console import Debug, Json, Preset, Set, emit, reported
+from flows.cli.console import Debug, Json, Preset, Recipe, Set, emit, reported
+
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
@@ -24,7 +27,7 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def show_config(
-    recipe: Annotated[str, typer.Argument(help="A recipe or a .yaml file.")],
+    recipe: Recipe,
     assignments: Set = [],  # noqa: B006
     preset: Preset = None,
     as_json: Json = False,
@@ -43,22 +46,45 @@ def show_config(
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000, debug: Debug = False
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address or name of this machine to listen at, where others are to reach it.")
+    ] = LOOPBACK,
+    debug: Debug = False,
 ) -> None:
-    """Open the store in MLflow's web interface, on http://127.0.0.1:5000."""
+    """Open the store in MLflow's web interface, on http://127.0.0.1:5000.
+
+    It asks for no password: with --host, whoever reaches the port can read, change and delete runs.
+    """
     with reported(debug):
+        import errno
         import os
         import socket
 
         from tasks.artifacts.store import Store
 
-        with socket.socket() as probe:
+        try:
+            [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise UsageError(
+                f"--host: {host!r} is no address or name of this machine; 0.0.0.0 stands for all"
+            ) from None
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(address)
             except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise UsageError(f"--host: {host} is not an address of this machine") from None
                 hint = f"port {port} cannot be used ({error.strerror}); try another: dpr ui --port {port % 65535 + 1}"
                 raise UsageError(hint) from None
-        command, environment = Store.open().ui_command(port)
-        print(f"MLflow at http://127.0.0.1:{port} (stop with Ctrl-C)", file=sys.stderr)
+        command, environment = Store.open().ui_command(port, host)
+        name = socket.gethostname() if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
+        if host != LOOPBACK:
+            # MLflow answers only under names that it is told of.
+            names = f"{name}:{port},localhost:{port},127.0.0.1:{port}"
+            environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", names)
+            environment.setdefault("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", f"http://{name}:{port}")
+            print("without a password: whoever reaches it can read, change and delete runs", file=sys.stderr)
+        print(f"MLflow at http://{name}:{port} (stop with Ctrl-C)", file=sys.stderr)
         os.execvpe(command[0], command, environment)

@@ -45,6 +45,8 @@ class Record:
     """Hash of what the manifest says of the run."""
     owner: str = ""
     """The host and the `DPR_HOME` that it was made in."""
+    commit: str = ""
+    """Of the code that made it, where that is known."""
 
     @property
     def finished(self) -> bool:
@@ -89,6 +91,7 @@ def record_of(run: Any) -> Record:
         reason=tags.get("dpr.reason", ""),
         run_digest=tags.get("dpr.run"),
         owner=tags.get("dpr.owner", ""),
+        commit=tags.get("mlflow.source.git.commit", ""),
     )
 
 

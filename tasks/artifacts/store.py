@@ -340,11 +340,15 @@ class Store:
         base = self.where.partition("?")[0] if self.where.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
         return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
 
-    def ui_command(self, port: int) -> tuple[list[str], dict[str, str]]:
+    def folder(self, run_id: str) -> Path | None:
+        """Where the files of a run lie, if it is on this machine."""
+        return self._payloads.root(self._run(run_id))
+
+    def ui_command(self, port: int, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
         """The command that shows this store in MLflow's web interface, and its environment: others see arguments."""
         if self.where.startswith("http"):
             raise UsageError(f"the MLflow server shows these runs itself: open {self.where} in a browser")
-        serve = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+        serve = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
         if self.embedded:
             serve += ["--default-artifact-root", (self.home / "artifacts").as_uri()]
         own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": self._client.uri}

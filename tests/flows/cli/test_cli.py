@@ -18,6 +18,7 @@ import pytest
 import typer
 import yaml
 
+from dpr_core import __version__
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from flows import embedded, recipes
@@ -40,6 +41,8 @@ COMMANDS = [
     "reproduce",
     "artifacts",
     "show",
+    "diff",
+    "open",
     "verify",
     "export",
     "score",
@@ -70,6 +73,11 @@ def test_every_command_teaches_itself(dpr: Dpr, command: str) -> None:
     assert result.status == 0
     assert "Usage: " in result.stdout
     assert f"dpr {command}" in result.stdout
+
+
+def test_the_version_and_help_have_their_usual_names(dpr: Dpr) -> None:
+    assert dpr("--version").stdout == f"dpr {__version__}\n"
+    assert dpr("benchmark", "score", "-h").stdout == dpr("benchmark", "score", "--help").stdout != ""
 
 
 def test_no_arguments_show_the_help(dpr: Dpr) -> None:
@@ -262,6 +270,77 @@ def test_artifacts_lists_those_of_a_stage(dpr: Dpr, made: Any) -> None:
         assert entry["id"] in shown
 
 
+def test_artifacts_are_chosen_and_tell_their_results(dpr: Dpr, made: Any) -> None:
+    def ids(*options: object) -> list[str]:
+        return [entry["id"] for entry in dpr("artifacts", *options, "--json", home=made.home).json]
+
+    first = {entry["id"] for entry in made.result.json["stages"]}
+    assert first <= set(ids("--pipeline", made.result.json["run_id"])) <= set(ids("--recipe", "tiny")) <= set(ids())
+    assert ids("--since", "2026-01-31T18:00", "--status", "finished", "--limit", 2) == ids("--status", "finished")[:2]
+    assert ids("--since", "2126-01-31") == ids("--status", "killed") == []
+    shown = dpr("artifacts", "--stage", "report", home=made.home).stdout
+    assert "win rate: " in shown
+    assert "nothing that was made" in dpr("artifacts", "--status", "killed", home=made.home).stdout.lower()
+    dpr("artifacts", "--recipe", "tiney", home=made.home).assert_refused(2, "did you mean tiny?")
+    dpr("artifacts", "--since", "lately", home=made.home).assert_refused(2, "'lately' is no time", "7d")
+
+
+def test_a_difference_is_of_settings_inputs_and_results(dpr: Dpr, made: Any) -> None:
+    sft, trained = made.id("answer SFT on lab"), made.id("answer DPR on lab")
+    found = dpr("diff", sft[:8], trained[:8], "--json", home=made.home).json
+    assert [each["id"] for each in found["artifacts"]] == [sft, trained]
+    assert (found["settings"], found["inputs"]) == ({}, {"policy": [made.id("sft"), made.id("reinforce")]})
+    assert found["results"]["answer/kl_to_sft"][0] == 0
+    words = dpr("diff", sft, trained, home=made.home).stdout
+    assert "answer/kl_to_sft" in words
+    assert "change" in words
+    assert "do not differ" in dpr("diff", made.result.json["run_id"], made.result.json["run_id"], home=made.home).stdout
+    dpr("diff", sft, made.id("sft"), home=made.home).assert_refused(2, "give two of one stage")
+    dpr("diff", sft, made.result.json["run_id"], home=made.home).assert_refused(2, "give two of a kind")
+
+
+def test_pages_are_opened_where_there_is_a_browser(dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+    monkeypatch.setenv("DISPLAY", ":9")
+    for reference, name in ((made.id("reward"), "credit.html"), (made.result.json["run_id"], "report.html")):
+        page = Path(dpr("open", reference, home=made.home).stdout.strip())
+        assert (page.name, page.as_uri(), page.is_file()) == (name, opened[-1], True)
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(variable, raising=False)
+    assert not dpr("open", made.id("report"), "--json", home=made.home).json["opened"]
+    assert len(opened) == 2
+    dpr("open", made.id("sft"), home=made.home).assert_refused(2, "has no page", "report and reward")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("dpr dif", "diff"),
+        ("dpr run tin", None),
+        ("dpr plan llama-3.1-8b-l", "llama-3.1-8b-lora"),
+        ("dpr artifacts --stage rein", "reinforce"),
+        ("dpr run demo --set reinforce.algorithm.gam", "reinforce.algorithm.gamma="),
+        ("dpr rerun {reinforce} --set algorithm.gam", "algorithm.gamma="),
+        ("dpr show {reinforce}", "{reinforce}"),
+        ("dpr score {reinforce}", None),
+        ("dpr show zz", None),
+    ],
+)
+def test_completion_offers(
+    made: Any, words: str, offered: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {"reinforce": made.id("reinforce")[:8]}
+    monkeypatch.setenv("DPR_HOME", str(made.home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("COMP_WORDS", words.format(**short))
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_DPR_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit):
+        app(prog_name="dpr")
+    assert capsys.readouterr().out.split() == ([offered.format(**short)] if offered else [])
+
+
 def test_an_empty_store_says_how_to_start(dpr: Dpr) -> None:
     assert "dpr run demo" in dpr("artifacts").stdout
     assert dpr("artifacts", "--json").json == []
@@ -290,6 +369,10 @@ def test_show_tells_all_about_an_artifact(dpr: Dpr, made: Any) -> None:
     assert "policy/model.safetensors" in [entry["path"] for entry in shown["files"]]
     assert made.id("answer DPR on lab") in shown["used_by"]
     text = dpr("show", made.id("reinforce"), home=made.home).stdout
+    assert (shown["url"].endswith(shown["id"]), Path(shown["folder"]).is_dir()) == (True, True)
+    assert ("batch_size" in text, "max_response_tokens" in text) == (True, True)
+    assert "whiten" not in text
+    assert "whiten" in dpr("show", made.id("reinforce"), "--all", home=made.home).stdout
     for part in ("made from", f"reward: {made.id('reward')[:8]}", f"data: {made.id('subsample')[:8]}", "used by"):
         assert part in text
 
@@ -443,6 +526,9 @@ def test_score_of_several_texts_is_one_document_and_one_page(dpr: Dpr, made: Any
     assert html.count("Start at 1, add 2.") == html.count("Start at 2, add 2.") == 1
     shown = dpr("score", made.id("reward"), f"--text={texts[0][0]}", texts[0][1], *options[3:], home=made.home).stdout
     assert shown.count("return ") == 2
+    lines = [line.split() for line in shown.splitlines() if line.endswith('"')]
+    assert len(lines) == sum(len(scored["tokens"]) for scored in alone)
+    assert max(len(words[1]) for words in lines) == 10
 
 
 def test_every_command_refuses_an_option_that_is_given_twice() -> None:
@@ -527,6 +613,12 @@ def test_ui_serves_this_store(dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPat
     [(command, environment)] = started
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{made.home / 'mlflow.db'}"
     assert command[command.index("--port") + 1] == str(port)
+    told = dpr("ui", "--port", port, "--host", "0.0.0.0", home=made.home)
+    command, environment = started[1]
+    assert command[command.index("--host") + 1] == "0.0.0.0"
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].startswith(f"{socket.gethostname()}:{port},")
+    assert "without a password" in told.stderr
+    dpr("ui", "--host", "192.0.2.1", home=made.home).assert_refused(2, "192.0.2.1 is not an address of this machine")
 
 
 # Embedded Prefect
@@ -588,6 +680,8 @@ ARGUMENTS = {
     "reproduce": ("table1",),
     "artifacts": (),
     "show": ("abcd",),
+    "diff": ("abcd", "abce"),
+    "open": ("abcd",),
     "verify": (),
     "export": ("abcd", "folder"),
     "backbone": ("smollm2-135m", "folder"),
