@@ -1,7 +1,9 @@
 """The memory and time that a recipe's run from scratch would need on a GPU, stage by stage."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
@@ -32,6 +34,39 @@ class PlanTarget:
     utilisation: float
     mean_prompt: float | None = None
     mean_response: float | None = None
+    reached: "Reached | None" = None
+    """What hours are a range by; None where the utilisation is known."""
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """How many times its hours a stage takes at least, and at most."""
+        if self.reached is None:
+            return 1, 1
+        return self.utilisation / self.reached.most, self.utilisation / self.reached.least
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The utilisation that is to be expected, from what was measured elsewhere."""
+
+    least: float
+    most: float
+    sources: tuple[str, ...]
+
+
+RESULTS = Path(__file__).parents[1] / "perf" / "results"
+
+
+def reached(folder: Path = RESULTS) -> Reached | None:
+    """What `perf/results` says of our program on any machine, and down to half of that: limits that were measured are
+    nearer than a data sheet's. None where nothing was measured."""
+    found: dict[str, list[float]] = {}
+    for file in sorted(folder.glob("*.json")):
+        rows = json.loads(file.read_text(encoding="utf-8")).get("benchmarks", {}).get("real_hours", {}).get("rows", [])
+        if shares := [row["utilisation"] for row in rows if row["program"].startswith("dense-path")]:
+            found[file.name] = shares
+    every = [share for shares in found.values() for share in shares]
+    return Reached(min(every) / 2, max(every), tuple(found)) if every else None
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,8 @@ class StagePlan:
     sharded: fit.Fit
     """The same, with slices of what lasts on all GPUs."""
     hours: float
+    faster: fit.Faster | None
+    """Than as it is, or where it does not fit, than with the nearest settings that do."""
 
     def as_dict(self, gpu: Gpu) -> dict[str, Any]:
         peak, work, server = self.needs.peak, self.needs.work, self.needs.server
@@ -77,6 +114,7 @@ class StagePlan:
             "tokens": round(work.tokens),
             "operations": work.operations,
             "hours": self.hours,
+            "faster": asdict(self.faster) if self.faster else None,
         }
 
 
@@ -101,10 +139,21 @@ class RunPlan:
             "gpus": self.gpus,
             "parameters": self.architecture.parameters,
             "stages": [stage.as_dict(gpu) for stage in self.stages],
-            "hours": sum(stage.hours for stage in self.stages),
+            "hours": self.hours,
+            "hours_range": [self.hours * times for times in self.target.span],
+            "utilisation_range": None if self.target.reached is None else asdict(self.target.reached),
+            "fits": self.fits,
             "judging": self.costs.as_dict(),
             "assumed": self.assumed,
         }
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.hours for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return all(stage.fits for stage in self.stages)
 
     @property
     def assumed(self) -> list[str]:
@@ -118,9 +167,15 @@ class RunPlan:
         sentences = [
             f"Memory is for the longest sequences that the limits allow; {RESERVED:.0%} of the GPU is left for its "
             "context and for fragments. Weights, gradients and Adam's moments are float32.",
-            f"Tokens and hours are for {' and '.join(of)}, at {target.utilisation:.0%} of the operations and of the "
+            f"Tokens and times are for {' and '.join(of)}, at {self._utilisation} of the operations and of the "
             f"bandwidth that the {target.gpu.name} is listed with here ({AS_OF}).",
         ]
+        if target.reached is not None:
+            sentences.append(
+                f"These shares are from {' and '.join(f'perf/results/{name}' for name in target.reached.sources)}: the "
+                "most that was measured of a machine's own limits, and half of the least, since a data sheet's limits "
+                f"are further off. On this GPU nothing was measured; --utilisation {target.utilisation:g} has one time."
+            )
         if self.gpus > 1:
             sentences.append(
                 "Hours of a stage that several processes share are divided by their number: what they exchange, and "
@@ -138,6 +193,11 @@ class RunPlan:
                 f"The limits allow for more than the model's {longest} positions; such sequences are refused."
             )
         return sentences
+
+    @property
+    def _utilisation(self) -> str:
+        found = self.target.reached
+        return f"{self.target.utilisation:.0%}" if found is None else f"{found.least:.0%} to {found.most:.0%}"
 
 
 def plan(recipe: str, config: PipelineConfig, target: PlanTarget) -> RunPlan:
@@ -243,11 +303,20 @@ def _stage(
         changed = [estimate(cast(Any, c).model_copy(update={"execution": execution}), own) for _, (c, own) in several]
         return max(changed, key=lambda found: found.peak.total)
 
+    def hours_with(execution: ExecutionConfig) -> float:
+        works = [
+            estimate(cast(Any, c).model_copy(update={"execution": execution}), own).work for _, (c, own) in several
+        ]
+        hours = [each.hours(target.gpu, inputs.dtype, target.utilisation, first.tf32_head) for each in works]
+        return sum(hours) / launch.processes
+
     server = fullest.server
     room = target.gpu.usable - (server.taken(target.gpu.memory) if server else 0)
     held = fit.bytes_per_gpu(inputs.architecture, launch)
     sharded = fit.bytes_per_gpu(inputs.architecture, LaunchConfig(processes=gpus, strategy="fsdp"))
     on_each = max(held(found) for found in each)
+    nearest = fit.nearest_fit(with_execution, held, first, room)
+    fitting = first.model_copy(update=nearest.changes) if nearest.changes is not None else None
     return StagePlan(
         name=name,
         stage=several[0][0],
@@ -256,7 +325,8 @@ def _stage(
         on_each=on_each,
         room=room,
         fits=on_each <= room and (server is None or server.fits(target.gpu.memory)),
-        nearest=fit.nearest_fit(with_execution, held, first, room),
+        nearest=nearest,
         sharded=fit.nearest_fit(with_execution, sharded, first, room),
         hours=work.hours(target.gpu, inputs.dtype, target.utilisation, first.tf32_head) / launch.processes,
+        faster=fitting and fit.nearest_faster(with_execution, held, hours_with, fitting, room),
     )

@@ -1,4 +1,5 @@
-"""Search for the nearest execution settings with which a stage fits into a GPU, on one process or several."""
+"""Search for the nearest execution settings with which a stage fits into a GPU, on one process or several, and for the
+nearest that fit and are faster."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,8 +13,15 @@ from dpr_core.planning.memory import FULL
 from dpr_core.planning.stages import StageEstimate
 
 MIN_LOGITS_PER_CHUNK = 2**20
+MOST_ROWS, MOST_LOGITS = 2**16, 2**34
+"""The most that the settings allow."""
 CHECKPOINTING_DISTANCE = 2
-"""Cost of turning gradient checkpointing on, where one halving of a number costs 1."""
+"""Cost of turning gradient checkpointing on or off, where one halving of a number costs 1."""
+
+MOST_DOUBLINGS = 5
+"""Of the rows of a rollout: beyond, reading the weights is no longer what a rollout waits for."""
+GAIN = 0.05
+"""Share of the hours that is worth a change of settings; what is slower by less counts as fast."""
 
 Changes = dict[str, Any]
 
@@ -43,6 +51,52 @@ def nearest_fit(
             return Fit(changes, needed)
         least = min(least, needed)
     return Fit(None, least)
+
+
+@dataclass(frozen=True)
+class Faster:
+    """Settings that fit and save time."""
+
+    changes: Changes
+    hours: float
+
+
+def nearest_faster(
+    estimate_with: Callable[[ExecutionConfig], StageEstimate],
+    bytes_of: Callable[[StageEstimate], float],
+    hours_of: Callable[[ExecutionConfig], float],
+    start: ExecutionConfig,
+    room: float,
+) -> Faster | None:
+    """Of the changes of `start`, which fits, the nearest that is about as fast as any that fits; None where none saves
+    much."""
+    start = start.model_copy(update={"tokens_per_micro_batch": start.tokens_at_once(on_gpu=True)})
+    now = hours_of(start)
+    found: list[Faster] = []
+    for changes in _speed_ups(start, lambda alone: hours_of(start.model_copy(update=alone)) < now):
+        changed = start.model_copy(update=changes)
+        hours = hours_of(changed)
+        if hours < (1 - GAIN) * now and bytes_of(estimate_with(changed)) <= room:
+            found.append(Faster(changes, hours))
+    fast = [each for each in found if each.hours <= (1 + GAIN) * min(other.hours for other in found)]
+    return min(fast, key=lambda each: (_distance(start, each.changes), each.hours), default=None)
+
+
+def _speed_ups(execution: ExecutionConfig, helps: Callable[[Changes], bool]) -> Iterator[Changes]:
+    """More rows at once, logits in fewer chunks, no activations computed again, of these what helps by itself; smaller
+    micro-batches make room."""
+    batch = execution.tokens_at_once(on_gpu=True)
+    lists: dict[str, list[Any]] = {
+        "tokens_per_micro_batch": [batch // 2**i for i in range(3) if batch >= 2**i],
+        "rollout_rows": [min(execution.rollout_rows * 2**i, MOST_ROWS) for i in range(MOST_DOUBLINGS + 1)],
+        "logits_per_chunk": [min(execution.logits_per_chunk * 2**i, MOST_LOGITS) for i in range(3)],
+        "gradient_checkpointing": [execution.gradient_checkpointing, False],
+    }
+    for name, tried in lists.items():
+        if name != "tokens_per_micro_batch" and not helps({name: tried[-1]}):
+            lists[name] = tried[:1]
+    for values in product(*lists.values()):
+        yield {n: v for n, v in zip(lists, values, strict=True) if v != getattr(execution, n)}
 
 
 def bytes_per_gpu(architecture: Architecture, launch: LaunchConfig) -> Callable[[StageEstimate], float]:
@@ -99,5 +153,5 @@ def _distance(execution: ExecutionConfig, changes: Changes) -> float:
         if name == "gradient_checkpointing":
             distance += CHECKPOINTING_DISTANCE
         else:
-            distance += (getattr(execution, name) // value).bit_length() - 1
+            distance += abs(math.log2(getattr(execution, name) / value))
     return distance

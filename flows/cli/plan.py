@@ -17,7 +17,7 @@ def plan(
         float | None, typer.Option(min=1, max=10_000, help="GiB of one, where it is not the table's.")
     ] = None,
     utilisation: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of the peak speed that is reached; 0.4 is assumed.")
+        float | None, typer.Option(min=0.01, max=1, help="Share of the peak speed that is reached, where it is known.")
     ] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=1, max=2**20, help="Mean length of prompts.")] = None,
     response_tokens: Annotated[float | None, typer.Option(min=1, max=2**20, help="Mean length of responses.")] = None,
@@ -28,7 +28,8 @@ def plan(
 ) -> None:
     """Say what a run from scratch would need: memory by part, whether it fits, tokens, hours, judge dollars.
 
-    Nothing is run or asked. Where a stage does not fit, the nearest settings with which it does are named.
+    Nothing is run or asked. Where a stage does not fit, the nearest settings with which it does are named, and where
+    others that fit are faster, the nearest of these. Exit status 1 if a stage does not fit.
 
     Example: dpr plan llama-3.1-8b --gpu h200 --prompt-tokens 200 --response-tokens 250
     """
@@ -43,6 +44,9 @@ def plan(
         if gpu_memory is not None:
             card = replace(card, gigabytes=gpu_memory)
         config = recipes.load(recipe, assignments, preset)
-        target = planning.PlanTarget(card, gpus, utilisation or UTILISATION, prompt_tokens, response_tokens)
+        reached = planning.reached() if utilisation is None else None
+        target = planning.PlanTarget(card, gpus, utilisation or UTILISATION, prompt_tokens, response_tokens, reached)
         plan = planning.plan(recipe, config, target)
         emit(plan.as_dict(), as_json, lambda: plan_view(plan))
+        if not plan.fits:
+            raise SystemExit(1)

@@ -26,19 +26,25 @@ def plan_view(plan: RunPlan) -> RenderableType:
         texts=2,
     )
     work = Table(
-        ("stage", "tokens", "operations", "hours"),
+        ("stage", "tokens", "operations", "time"),
         [
             *(
-                [each.name, _number(each.needs.work.tokens), _number(each.needs.work.operations), _hours(each.hours)]
+                [
+                    each.name,
+                    _number(each.needs.work.tokens),
+                    _number(each.needs.work.operations),
+                    _time(each.hours, target.span),
+                ]
                 for each in plan.stages
             ),
-            ["in all", "", "", _hours(sum(each.hours for each in plan.stages))],
+            ["in all", "", "", _time(plan.hours, target.span)],
         ],
     )
     room = f"{_gib(target.gpu.usable)} of {target.gpu.gigabytes:g}"
     return Group(
         memory.as_terminal(f"GiB for {target.gpu.name}, of which {room} can be used on each"),
         *(Text(f"{each.name}: {advice(each, plan)}") for each in plan.stages if not each.fits),
+        *(Text(f"{each.name}: {_faster(each, plan)}") for each in plan.stages if each.faster),
         work.as_terminal(f"Work, for {plan.architecture.parameters / 1e9:.2f} billion parameters"),
         *views(plan.costs),
         *map(Text, plan.assumed),
@@ -48,6 +54,15 @@ def plan_view(plan: RunPlan) -> RenderableType:
 def advice(stage: StagePlan, plan: RunPlan) -> str:
     """The nearest settings with which a stage fits, or why there are none."""
     return "; ".join(filter(None, (_of_server(stage, plan), _of_batches(stage, plan))))
+
+
+def _faster(stage: StagePlan, plan: RunPlan) -> str:
+    """The nearest settings that fit and are about as fast as any."""
+    faster, span = stage.faster, plan.target.span
+    if faster is None:
+        return ""
+    text = f"{_time(faster.hours, span)} with {_settings(stage, (stage.nearest.changes or {}) | faster.changes)}"
+    return f"faster, {text}, in place of {_time(stage.hours, span)}" if stage.fits else f"fits, and is fastest, {text}"
 
 
 def _of_server(stage: StagePlan, plan: RunPlan) -> str:
@@ -115,11 +130,27 @@ def _gib(size: float) -> str:
 
 
 def _number(value: float) -> str:
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, word in NUMBERS:
         if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f}"
+            return f"{value / size:.1f} {word}"
+    return f"{value:,.0f}"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 0.05 else f"{hours:.1g}"
+NUMBERS = tuple(
+    (1000.0**power, word)
+    for power, word in ((6, "quintillion"), (5, "quadrillion"), (4, "trillion"), (3, "billion"), (2, "million"))
+)
+TIMES = ((240.0, 24.0, "days"), (2.0, 1.0, "hours"), (1 / 30, 1 / 60, "minutes"), (0.0, 1 / 3600, "seconds"))
+"""From how many hours on, the unit in hours, and its name."""
+
+
+def _time(hours: float, span: tuple[float, float]) -> str:
+    """A range in one unit, or one number where both ends are the same in it."""
+    least, most = (hours * times for times in span)
+    unit, name = next((unit, name) for start, unit, name in TIMES if most >= start)
+    ends = list(dict.fromkeys(_figure(each / unit) for each in (least, most)))
+    return f"{' to '.join(ends)} {name}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else "0"

@@ -50,6 +50,43 @@ def test_the_nearest_settings_fit_when_they_are_set(dpr: Dpr) -> None:
     assert again["bytes"] <= 180 * GIB < sft["bytes"]
 
 
+def test_what_does_not_fit_is_a_failure(dpr: Dpr) -> None:
+    for memory, status in ((80, 1), (400, 0)):
+        for more in ((), ("--json",)):
+            assert dpr("plan", "llama-3.1-8b", "--gpu-memory", memory, *more).status == status
+
+
+def test_faster_settings_that_fit_are_as_fast_as_told_when_they_are_set(dpr: Dpr) -> None:
+    given = ("plan", "llama-3.1-8b-lora", "--json")
+    few = ("--set", "reinforce.execution.rollout_rows=8")
+    reinforce = _stages(dpr(*given, *few).json)["reinforce"]
+    changes = reinforce["faster"]["changes"]
+    assert reinforce["fits"]
+    assert changes["rollout_rows"] > 8
+    more = [f"reinforce.execution.{name}={str(value).lower()}" for name, value in changes.items()]
+    again = _stages(dpr(*given, *(word for change in more for word in ("--set", change))).json)["reinforce"]
+    assert again["fits"]
+    assert again["hours"] == pytest.approx(reinforce["faster"]["hours"])
+    assert again["hours"] < 0.5 * reinforce["hours"]
+    assert more[1] in dpr(*given[:-1], *few).stdout
+
+
+def test_times_are_a_range_by_what_was_measured(dpr: Dpr) -> None:
+    given = ("plan", "llama-3.1-8b-lora")
+    document = dpr(*given, "--json").json
+    low, high = document["hours_range"]
+    span = document["utilisation_range"]
+    assert low < document["hours"] < high
+    assert high / low == pytest.approx(span["most"] / span["least"])
+    rows = json.loads((planning.RESULTS / span["sources"][0]).read_text())["benchmarks"]["real_hours"]["rows"]
+    assert span["most"] == max(row["utilisation"] for row in rows)
+    shown = dpr(*given).stdout
+    for words in (" billion", " quintillion", " hours", f"perf/results/{span['sources'][0]}"):
+        assert words in shown
+    told = dpr(*given, "--utilisation", "0.4", "--json").json
+    assert (told["utilisation_range"], told["hours_range"]) == (None, [document["hours"]] * 2)
+
+
 def test_several_gpus_are_told_of_as_they_would_be(dpr: Dpr) -> None:
     document = dpr("plan", "llama-3.1-8b", "--gpus", "8", "--json").json
     sft = _stages(document)["sft"]
