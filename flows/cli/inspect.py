@@ -282,7 +282,7 @@ def score(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the reward of every token of given text (the paper's Figure 1): red is high, blue is low.
+    """Show the reward of every token of given text (the paper's Figure 1): orange is low, blue is high.
 
     With --json: one document for --text, a list of several; one line a row for a file. Positions count from the start
     of the response.

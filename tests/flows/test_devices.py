@@ -32,6 +32,9 @@ def test_a_run_is_refused_before_its_first_stage_and_planned_all_the_same(
     assert open_store(home).records() == []
 
 
+SMALL = ("smollm2-135m", "smollm2-135m-family", "gemma-3-270m", "demo-real")
+
+
 def _asked_for(*assignments: str, reused: tuple[str, ...] = ()) -> tuple[list[Node], list[Planned]]:
     nodes = wiring.nodes(recipes.load(str(TINY), assignments))
     planned = [Planned(n.name, n.stage, "reuse" if n.name in reused else "run", None, "") for n in nodes]
@@ -45,7 +48,8 @@ def test_preflight_looks_at_what_is_to_run_here(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(UsageError, match="a GPU is asked for"):
             preflight(*_asked_for(one))
     preflight(*_asked_for("sft.execution.device=cuda", reused=("sft",)))
-    preflight(*_asked_for("device=cuda"), here=False)
+    nodes, planned = _asked_for("device=cuda")
+    preflight(nodes, planned, [node.name for node in nodes])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     preflight(*_asked_for("device=cuda"))
 
@@ -69,6 +73,6 @@ def test_a_device_reaches_every_stage_and_method_that_has_none_of_its_own(tmp_pa
 
 def test_the_recipes_of_large_backbones_ask_for_a_gpu_and_those_of_small_ones_do_not() -> None:
     for name in recipes.names():
-        small = recipes.load(name).backbone.type == "lab" or name in ("smollm2-135m", "gemma-3-270m", "demo-real")
+        small = recipes.load(name).backbone.type == "lab" or name in SMALL
         config, wanted = recipes.load(name), "auto" if small else "cuda"
         assert {getattr(config, stage).execution.device for stage in SHARED} == {wanted}, name
