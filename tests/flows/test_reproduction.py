@@ -45,6 +45,7 @@ def test_the_plan_of_all_needs_no_run(dpr: Dpr) -> None:
     assert document["stages"]["run"] == document["stages"]["shared"] < document["stages"]["unshared"]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.usefixtures("prefect_here")
 def test_an_exhibit_ends_with_a_verdict_on_each_claim_and_a_document(dpr: Dpr, tmp_path: Path) -> None:

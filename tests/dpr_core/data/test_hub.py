@@ -154,6 +154,7 @@ print(resident() - after_some[0])
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
     """50 MB in one row group. By default everything that has been read of it is kept."""
     rng = random.Random(0)

@@ -126,6 +126,7 @@ def test_learns_and_scores_the_same(tiny: Callable[..., Any], compiled: Counted,
     assert compiled.graphs == known
 
 
+@pytest.mark.slow
 def test_models_of_a_kind_share_their_code(tiny: Callable[..., Any], compiled: Counted) -> None:
     """However many layers they have, trained and frozen apart."""
     taught = Taught(tiny("llama")[0], 24, compile=True)
@@ -140,6 +141,7 @@ def test_models_of_a_kind_share_their_code(tiny: Callable[..., Any], compiled: C
     assert first.isfinite().all()
 
 
+@pytest.mark.slow
 def test_adapters_and_rounding(tiny: Callable[..., Any], compiled: Counted) -> None:
     losses = []
     for each in (True, False):

@@ -67,6 +67,7 @@ def test_a_head_that_is_held_in_bfloat16_still_gives_float32(tiny: TinyModel) ->
     assert not isinstance(drawing_copy(model, torch.bfloat16).get_output_embeddings(), PrepackedLinear)
 
 
+@pytest.mark.slow
 def test_a_processor_without_bfloat16_draws(tmp_path: Path) -> None:
     """oneDNN refuses to prepack bfloat16 there. It reads what it may use once, when it is loaded."""
     script = tmp_path / "draw.py"

@@ -86,6 +86,7 @@ def dropping(folder: Path) -> None:
     torch.save({"adapter": adapter, "left": left}, folder / f"{distributed.world_size()}-{distributed.rank()}")
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_processes_that_share_a_step_drop_different_inputs_of_the_same_adapters(tmp_path: Path) -> None:
     dropping(tmp_path)

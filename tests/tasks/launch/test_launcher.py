@@ -126,6 +126,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes_and_report_it_once(here: Here, caplog: pytest.LogCaptureFixture) -> None:
     alone = here.sft(1)
     assert "has work for" not in caplog.text
