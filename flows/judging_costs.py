@@ -78,7 +78,8 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
     def answers(source: str) -> _Answers:
         name = source.removeprefix(OTHER)
         if name in by_name:
-            return _Answers(step[name].id, cast(AnswerConfig, by_name[name].config))
+            settings = cast(AnswerConfig, by_name[name].config)
+            return _Answers(step[name].id, settings) if step[name].id else _Answers(None, _of_length(settings))
         assert store is not None
         return _Answers(source, AnswerConfig.model_validate(store.record(source).config))
 
@@ -144,6 +145,12 @@ def _questions(settings: AnswerConfig, share: float) -> list[Question]:
 
 def _imagined(question: Question, settings: AnswerConfig, share: float) -> tuple[str, ...]:
     return (_text(share * settings.max_response_tokens),) * len(question.turns)
+
+
+def _of_length(settings: AnswerConfig) -> AnswerConfig:
+    """What the cost of answers that are yet to be drawn depends on, whatever policy draws them."""
+    kept = ("benchmark", "max_prompt_tokens", "max_response_tokens")
+    return AnswerConfig(**{name: getattr(settings, name) for name in kept})
 
 
 def _text(tokens: float) -> str:
