@@ -34,26 +34,15 @@ from dpr_core.config.execution import Device, LaunchConfig
 from dpr_core.config.imitation import ContinuedSFTConfig, SelfPlayConfig
 from dpr_core.config.model import Backbone, LabBackboneConfig
 from dpr_core.config.official import OfficialBenchmarkConfig
-from dpr_core.config.placing import Rules
+from dpr_core.config.placing import STAGE_NAMES, Rules
 from dpr_core.config.presets import PRESETS, PresetName, with_preset
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import BACKBONE, NOT_PER_TOKEN, PER_TOKEN, DiagnoseConfig, RewardConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import UsageError
 
-STAGES = (
-    "backbone",
-    "subsample",
-    "prompts",
-    "sft",
-    "reward",
-    "diagnose",
-    "reinforce",
-    "answer",
-    "judge",
-    "rate",
-    "report",
-)
+STAGES = tuple(name for name in STAGE_NAMES if name not in ("self_play", "continued_sft", "experiment"))
+"""Stages with a section of their own: two are methods, and one is an experiment's."""
 
 OPTIONAL = frozenset({"prompts", "rate"})
 """Stages that there are only where their section is set."""
