@@ -135,7 +135,7 @@ class Running:
     def finish(self, *also: int, limit: float = LIMIT) -> Done:
         """Its end; `also`: exit statuses that are right besides the documented ones."""
         try:
-            self.process.wait(max(1.0, limit - (time.monotonic() - self._begun)))
+            self.process.wait(max(0.0, limit - (time.monotonic() - self._begun)))
         except subprocess.TimeoutExpired:
             stacks = subprocess.run(
                 ["ps", "-o", "pid,stat,wchan,args", "-s", str(self.process.pid)], capture_output=True
