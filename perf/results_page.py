@@ -268,6 +268,16 @@ class Evidence:
             rows.append([*row, f"seed {chose}" if set(arms) == {chose} else str(len(arms))])
         return Table(headings, rows).as_markdown()
 
+    def also_trained_on(self, backbone: str, task: str) -> str:
+        """How many questions, by seed, are prompts of the demonstrations once only their words are compared."""
+        main = self.benchmark(backbone, task)
+        of_task = [a for a in self.arms if (a.backbone, a.task) == (backbone, task) and main in a.benchmarks]
+        counts = [int(a.benchmarks[main].measures.get("answer/trained_on", 0)) for a in of_task]
+        if not any(counts):
+            return ""
+        few, many = min(n for n in counts if n), max(counts)
+        return f"{few}{f' to {many}' if few < many else ''} of {of_task[0].benchmarks[main].prompts}"
+
     def compared(self, backbone: str, task: str, first: str, second: str) -> str:
         """One arm against another in words that the interval over seeds chooses; empty below two seeds."""
         benchmark, measure = self.benchmark(backbone, task), self.measure(backbone, task)
