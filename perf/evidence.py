@@ -96,6 +96,9 @@ def run_missing(given: argparse.Namespace) -> None:
         values = override(recipes.values(given.recipe), [*given.set, f"seed={seed}"])
         if given.arms is not None:
             evaluation = values.setdefault("evaluation", {})
+            known = {*values.get("methods", {}), *evaluation.get("controls", {})}
+            if unknown := [arm for arm in given.arms if arm not in known]:
+                raise UsageError(f"{given.recipe} has no arm {', '.join(unknown)}; it has {', '.join(sorted(known))}")
             values["methods"] = _chosen(values.get("methods", {}), given.arms)
             evaluation["controls"] = _chosen(evaluation.get("controls", {}), given.arms)
         config = parse(PipelineConfig, values, given.recipe)

@@ -32,7 +32,7 @@ def test_a_run_is_refused_before_its_first_stage_and_planned_all_the_same(
     assert open_store(home).records() == []
 
 
-SMALL = ("smollm2-135m", "smollm2-135m-family", "gemma-3-270m", "demo-real")
+SMALL = ("demo-real", "gemma-3-270m", "smollm2-135m", "smollm2-135m-e2e", "smollm2-135m-family", "smollm2-135m-gsm8k")
 
 
 def _asked_for(*assignments: str, reused: tuple[str, ...] = ()) -> tuple[list[Node], list[Planned]]:
