@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -12,6 +12,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, files_below, stage_key
 from tasks.artifacts.store import Artifact, Record, StageRun, Store
+from tasks.artifacts.system_metrics import watched
 from tasks.local_home import disk_full_error, is_full, syncing
 from tasks.locks import exclusive
 from tasks.registry import stage_named
@@ -21,6 +22,7 @@ from tasks.running.shutdown import Shutdown, TimedOut, graceful_shutdown
 from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Progress, Workspace
+from tasks.stages.listing import TRAINING, datasets_read, model_measured, models_made
 
 logger = logging.getLogger("dense_path")
 
@@ -147,7 +149,7 @@ def run_stage(
             shutdown=shutdown,
             progress=progress,
         )
-        metrics = _run_and_publish(stage, config, artifacts, work, workdir, shutdown)
+        metrics = _run_and_publish(stage, name, config, artifacts, work, workdir, shutdown)
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics, why)
 
 
@@ -214,6 +216,7 @@ def _verified_inputs(stage: Stage, inputs: Mapping[str, str], store: Store) -> d
 
 def _run_and_publish(
     stage: Stage,
+    name: str,
     config: StageConfig,
     artifacts: Mapping[str, Artifact],
     work: Workspace,
@@ -225,10 +228,12 @@ def _run_and_publish(
     try:
         workdir.open(run.id)
         run.keep_unsent_in(workdir.unsent)
+        run.reads(datasets_read(config, artifacts, work.store))
         with _time_limit(stage, config, shutdown):
             manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
         run.results(metrics)
-        run.publish(work.output, manifest)
+        models = models_made(stage.name, name, (each["path"] for each in manifest.files), metrics, run.last_step)
+        run.publish(work.output, manifest, models, model_measured(config, artifacts, work.store))
     except BaseException as error:
         if workdir.is_resumable:
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)
@@ -263,13 +268,14 @@ def _run_body(
 ) -> tuple[Manifest, dict[str, float]]:
     """Run the body in this process, or in those of its launch settings; returns the manifest and the final metrics."""
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
-    if launch := stage.launch(config):
-        from tasks.launch.launcher import launched
+    with watched(work.run.system_metrics) if stage.name in TRAINING else nullcontext():
+        if launch := stage.launch(config):
+            from tasks.launch.launcher import launched
 
-        metrics = launched(stage.name, config, launch, work)
-    else:
-        with torch_settings(config):
-            metrics = stage.body(config, work)
+            metrics = launched(stage.name, config, launch, work)
+        else:
+            with torch_settings(config):
+                metrics = stage.body(config, work)
     # Hashed while the disk takes them: a large checkpoint keeps both the processor and the disk busy.
     with syncing([path for path, _ in files_below(work.output)]):
         manifest = Manifest.of_directory(

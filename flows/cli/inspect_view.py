@@ -15,6 +15,7 @@ from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.text import escape_control_lines
 from tasks.artifacts.parent_runs import ParentRun
 from tasks.artifacts.run_records import Record
+from tasks.artifacts.stage_run import SYSTEM
 from tasks.artifacts.store import Store
 from tasks.artifacts.unregistered import UNKNOWN_TO_MLFLOW
 from tasks.registry import STAGES
@@ -143,7 +144,8 @@ def artifact_view(
     parts.append(_settings("settings", record.config, None if everything else model))
     metrics = Tree("metrics")
     for name, value in sorted(document["metrics"].items()):
-        metrics.add(plain(f"{name}: {value:.6g}"))
+        if not name.startswith(f"{SYSTEM}/"):
+            metrics.add(plain(f"{name}: {value:.6g}"))
     files = Tree("files")
     for entry in document["files"]:
         files.add(plain(f"{entry['path']}  {entry['size']:,} bytes  sha256 {entry['sha256'][:12]}"))

@@ -5,13 +5,15 @@ import itertools
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,13 +22,16 @@ from dpr_core.config.base import Config, commented_yaml
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.redaction import address, redact
 from tasks.artifacts.identity import files_below
+from tasks.artifacts.listed import ARTIFACT, URI, Dataset, Model, model_uri
 from tasks.artifacts.metric_buffer import Entry
-from tasks.artifacts.retrying import RetryPolicy
-from tasks.artifacts.run_records import params
+from tasks.artifacts.retrying import RetryPolicy, UnansweredError
+from tasks.artifacts.run_records import mlflow_name, params
 from tasks.libraries import load
 from tasks.local_home import UnwritableHomeError, disk_full_error, is_full, sync
 
 logger = logging.getLogger("dense_path")
+
+T = TypeVar("T")
 
 EXPERIMENT = "dense-path"
 SETTINGS = {
@@ -39,6 +44,9 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 DATABASE_MODULES = ("mlflow.store.tracking.sqlalchemy_store", "alembic.script")
+LOSS = "train/loss"
+_NOT_LISTED: set[tuple[str, str]] = set()
+"""Where and what, so that it is told once."""
 READING = ("get_", "search_", "list_", "download_")
 """How the names of the methods begin that change nothing."""
 PROBE_SECONDS = 3.0
@@ -149,19 +157,24 @@ class MlflowClient:
 
     def create_run(self, experiment: str, tags: Mapping[str, str], run_name: str) -> Any:
         """A new run, idempotently: a request whose answer was lost may have made it, so a retry looks for it first."""
-        self.check_writable()
         mark = secrets.token_hex(16)
         is_retry = False
 
-        def create() -> Any:
+        def create(client: Any) -> Any:
             nonlocal is_retry
-            if is_retry and (found := self._mlflow.search_runs([experiment], f"tags.`{REQUEST_TAG}` = '{mark}'")):
+            if is_retry and (found := client.search_runs([experiment], f"tags.`{REQUEST_TAG}` = '{mark}'")):
                 return found[0]
             is_retry = True
-            return self._mlflow.create_run(experiment, tags={**tags, REQUEST_TAG: mark}, run_name=run_name)
+            return client.create_run(experiment, tags=source_tags() | {**tags, REQUEST_TAG: mark}, run_name=run_name)
 
+        return self.together(create)
+
+    def together(self, request: Callable[[Any], T]) -> T:
+        """Several calls of MLflow's own client as one: where an answer is lost all are made again, and look first what
+        is there."""
+        self.check_writable()
         with self._own_errors():
-            return self.retry.call(create)
+            return self.retry.call(lambda: request(self._mlflow))
 
     def log_config(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
         """A config as params to compare by, and whole as config.yaml."""
@@ -214,6 +227,57 @@ class MlflowClient:
             return self.retry.try_once(
                 lambda: [self._mlflow.log_batch(run_id, metrics=batch) for batch in _batches(entries)]
             )
+
+    def list_datasets(self, run_id: str, datasets: Sequence[Dataset]) -> None:
+        """The datasets that a run reads; those that are listed already are not listed twice."""
+        from mlflow import entities
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        listed = []
+        for each in datasets:
+            columns = [{"name": name, "type": "string", "required": False} for name in each.columns]
+            dataset = entities.Dataset(
+                each.name[:500],
+                each.short,
+                each.kind,
+                json.dumps({**each.source, "digest": each.digest}),
+                json.dumps({"mlflow_colspec": columns}) if columns else None,
+                None if each.rows is None else json.dumps({"num_rows": each.rows}),
+            )
+            listed.append(entities.DatasetInput(dataset, [entities.InputTag(MLFLOW_DATASET_CONTEXT, each.context)]))
+        self._list("datasets", lambda client: client.log_inputs(run_id, listed))
+
+    def list_models(
+        self, run: Any, kind: str, settings: Mapping[str, Any], models: Sequence[Model], entries: Sequence[Entry]
+    ) -> None:
+        """The models of a run, with those of its last `entries` that are theirs; no model is listed twice."""
+        self._list("models", lambda client: _list_models(client, run, kind, params(settings), models, entries))
+
+    def measure_model(self, run: Any, uri: str, dataset: Dataset, entries: Sequence[Entry]) -> None:
+        """Have a listed model show what a run measured of it."""
+        from mlflow.entities import Metric
+
+        def measure(client: Any) -> None:
+            where = f"tags.`{URI}` = '{uri}'"
+            for model in client.search_logged_models([run.info.experiment_id], where, max_results=1):
+                if run.info.run_id not in {metric.run_id for metric in model.metrics or ()}:
+                    of = {"model_id": model.model_id, "dataset_name": dataset.name, "dataset_digest": dataset.short}
+                    client.log_batch(run.info.run_id, [Metric(*entry, **of) for entry in entries])
+
+        self._list("models", measure)
+
+    def _list(self, what: str, request: Callable[[Any], None]) -> None:
+        """What is only for people must not end a stage: an earlier MLflow knows no models, and of two runs that list
+        the same dataset for the first time at once one is refused."""
+        for is_last in (False, True):
+            try:
+                return self.together(request)
+            except UnansweredError:
+                raise
+            except DensePathError as error:
+                if is_last and (self.where, what) not in _NOT_LISTED:
+                    _NOT_LISTED.add((self.where, what))
+                    logger.warning("%s are not listed in MLflow: %s", what, error)
 
     def log_folder(self, run_id: str, folder: Path, under: str) -> None:
         """Upload every file of a folder, each as often as it takes."""
@@ -270,6 +334,81 @@ class MlflowClient:
             message = f"MLflow at {self.where}: {self._error_text(error)}"
             # A traceback would show what the message leaves out.
             raise DensePathError(message) from (error if self.uri == self.where else None)
+
+
+def _list_models(
+    client: Any, run: Any, kind: str, settings: Mapping[str, str], models: Sequence[Model], entries: Sequence[Entry]
+) -> None:
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    run_id, experiment = run.info.run_id, run.info.experiment_id
+    listed = {
+        each.tags.get(URI): each
+        for each in client.search_logged_models([experiment], f"source_run_id = '{run_id}'", max_results=2000)
+    }
+    linked = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
+    on_the_way = any(model.on_the_way for model in models)
+    losses = client.get_metric_history(run_id, LOSS) if on_the_way else []
+    outputs, metrics = [], []
+    for model in models:
+        uri = model_uri(run_id, model.folder)
+        if (there := listed.get(uri)) is None:
+            there = client.create_logged_model(
+                experiment,
+                re.sub(r"[/:.%\"']", "_", model.name),
+                run_id,
+                {ARTIFACT: run_id, URI: uri},
+                dict(settings),
+                kind,
+            )
+        if there.status != "READY":
+            client.finalize_logged_model(there.model_id, "READY")
+        if there.model_id not in linked:
+            outputs.append(LoggedModelOutput(there.model_id, model.step))
+        names = set(map(mlflow_name, model.metrics))
+        own = [entry for entry in entries if entry[0] in names and not there.metrics]
+        if model.on_the_way:
+            own = [(each.key, each.value, each.timestamp, each.step) for each in losses if each.step == model.step]
+        metrics += [Metric(*entry, model_id=there.model_id) for entry in own]
+    if outputs:
+        client.log_outputs(run_id, outputs)
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics[start : start + 1000])
+
+
+@functools.cache
+def source_tags() -> dict[str, str]:
+    """Who runs what, as MLflow finds it out; the commit is that of this package, wherever the script lies."""
+    from mlflow.tracking.context.git_context import GitRunContext
+    from mlflow.tracking.context.registry import resolve_tags
+    from mlflow.utils import git_utils
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_BRANCH, MLFLOW_GIT_COMMIT, MLFLOW_GIT_REPO_URL, MLFLOW_SOURCE_NAME
+
+    found: dict[str, str | None] = resolve_tags(ignore=[GitRunContext])  # type: ignore[list-item]
+    if not Path(sys.argv[0]).is_file():
+        found[MLFLOW_SOURCE_NAME] = "dpr"
+    package = str(Path(__file__).parent)
+    if commit := git_utils.get_git_commit(package):
+        branch, address = git_utils.get_git_branch(package), git_utils.get_git_repo_url(package)
+        found |= {MLFLOW_GIT_COMMIT: commit, MLFLOW_GIT_BRANCH: branch, MLFLOW_GIT_REPO_URL: address}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def system_monitors() -> list[Any]:
+    """What reads the load of this machine; of GPUs where there are some and their library is installed."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
+
+    everywhere: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor)
+    of_gpus: tuple[Any, ...] = (GPUMonitor, ROCMMonitor)
+    monitors = [monitor() for monitor in everywhere]
+    for monitor in of_gpus:
+        with suppress(Exception):
+            monitors.append(monitor())
+    return monitors
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 import errno
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dpr_core.hashing import HashCache
 from dpr_core.redaction import redact
 from tasks.artifacts.identity import Manifest, RunEntry, check_files, file_entry, files_below
-from tasks.artifacts.metric_buffer import MetricBuffer
+from tasks.artifacts.listed import Dataset, Model
+from tasks.artifacts.metric_buffer import Entry, MetricBuffer
 from tasks.artifacts.payloads import beside_payload
 from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, record_of, results_text, split_tag
 from tasks.local_home import sync
@@ -20,25 +21,41 @@ if TYPE_CHECKING:
     from tasks.artifacts.mlflow_client import MlflowClient
 
 
+SYSTEM = "system"
+"""Where MLflow looks for metrics of machines."""
+
+
 class StageRun:
     """One MLflow run in progress. Metrics are sent every few seconds, everything else at once."""
 
-    def __init__(self, run_id: str, client: "MlflowClient", root: Path | None) -> None:
+    def __init__(self, run_id: str, client: "MlflowClient", root: Path | None, began: int = 0) -> None:
         self.id = run_id
+        self._began = began
         self._client = client
         self._root = root
         self._buffer = MetricBuffer(lambda entries: client.try_metrics(run_id, entries))
         self.last_step = 0
+        self._results: list[Entry] = []
 
     def keep_unsent_in(self, file: Path) -> None:
         """Where metrics are kept while MLflow is away. Those of an interrupted run are sent first."""
         self._buffer.keep_in(file)
 
+    def reads(self, datasets: Sequence[Dataset]) -> None:
+        """List the datasets that it reads."""
+        if datasets:
+            self._client.list_datasets(self.id, datasets)
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values over steps, with the time of this call. They reach MLflow within seconds of its being there."""
-        now = time.time_ns() // 1_000_000
         self.last_step = max(self.last_step, step)
-        self._buffer.add([(mlflow_name(name), float(value), now, step) for name, value in values.items()])
+        self._buffer.add(_entries(values, step))
+
+    def system_metrics(self, values: Mapping[str, float]) -> None:
+        """Log what the machine does, over seconds since the run began."""
+        now = time.time_ns() // 1_000_000
+        step = (now - self._began) // 1000
+        self._buffer.add([(f"{SYSTEM}/{name}", float(value), now, step) for name, value in values.items()])
 
     def flush(self) -> None:
         """Have all metrics with MLflow or, while it is away, on disk."""
@@ -56,7 +73,8 @@ class StageRun:
 
     def results(self, values: Mapping[str, float]) -> None:
         """Log the final metrics, under the last step and as the results that a reuse shows again."""
-        self.metrics(values, self.last_step)
+        self._results = _entries(values, self.last_step)
+        self._buffer.add(self._results)
         for tag, piece in split_tag("dpr.results", results_text(values)).items():
             self._client.set_tag(self.id, tag, piece)
 
@@ -78,8 +96,15 @@ class StageRun:
         moved = self._root is not None and not any(directory.iterdir())
         return check_files(self._root / PAYLOAD if self._root is not None and moved else directory, manifest)
 
-    def publish(self, directory: Path, manifest: Manifest) -> str:
+    def publish(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        models: Sequence[Model] = (),
+        measured: tuple[str, Dataset] | None = None,
+    ) -> str:
         """Make `directory` the artifact's payload, and return its digest. A local store takes the directory itself.
+        Its models are listed, and what was `measured` of a listed one on a dataset is shown with that.
 
         Files come first, then the manifest, then its digest, then the status. A reader asks for all four.
         """
@@ -89,19 +114,23 @@ class StageRun:
         elif any(directory.iterdir()):
             shutil.rmtree(self._root / PAYLOAD, ignore_errors=True)
             _move(directory, self._root / PAYLOAD)
-        manifest = replace(manifest, run=self._as_it_is())
+        run = self._client.get_run(self.id)
+        manifest = replace(manifest, run=self._as_it_is(run))
         self._client.log_text(self.id, manifest.to_json(), MANIFEST)
         if self._root is not None:
             _sync_all(self._root)
+        if models:
+            self._client.list_models(run, manifest.stage, manifest.config, models, self._results)
+        if measured is not None:
+            self._client.measure_model(run, *measured, self._results)
         digest = manifest.digest()
         self._client.set_tag(self.id, "dpr.run", manifest.run_digest())
         self._client.set_tag(self.id, "dpr.digest", digest)
         self._client.set_terminated(self.id, "FINISHED")
         return digest
 
-    def _as_it_is(self) -> RunEntry:
+    def _as_it_is(self, run: Any) -> RunEntry:
         """What MLflow shows of the run, read back, so that a later change of it is seen."""
-        run = self._client.get_run(self.id)
         record = record_of(run)
         with beside_payload(self._client, self.id, self._root) as files:
             return {
@@ -129,6 +158,11 @@ class StageRun:
                     self._client.set_tag(self.id, "dpr.reason", redact(reason)[:2000])
             finally:
                 self._client.set_terminated(self.id, status)
+
+
+def _entries(values: Mapping[str, float], step: int) -> list[Entry]:
+    now = time.time_ns() // 1_000_000
+    return [(mlflow_name(name), float(value), now, step) for name, value in values.items()]
 
 
 def _move(directory: Path, target: Path) -> None:

@@ -135,7 +135,7 @@ class Store:
             parent=parent,
         )
         run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(stage, name))
-        stage_run = StageRun(run.info.run_id, self._client, self._payloads.root(run))
+        stage_run = StageRun(run.info.run_id, self._client, self._payloads.root(run), run.info.start_time)
         try:
             self._client.log_config(stage_run.id, config)
         except BaseException as error:
@@ -161,7 +161,7 @@ class Store:
             self._client.set_tag(run_id, "dpr.reason", "")
         if parent is not None:
             self._client.set_tag(run_id, "mlflow.parentRunId", parent)
-        return StageRun(run_id, self._client, self._payloads.root(found[0]))
+        return StageRun(run_id, self._client, self._payloads.root(found[0]), found[0].info.start_time)
 
     def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
         """End the runs of this key whose process is gone. Only for the holder of the key's lock."""

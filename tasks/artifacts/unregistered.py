@@ -74,7 +74,6 @@ def register(client: "MlflowClient", experiment: str, owner: str, lost: Unregist
         "files": [],
     }
     tags = {
-        "mlflow.runName": run_name(manifest.stage, run["name"]),
         "dpr.reason": "",
         **run_tags(
             stage=manifest.stage,
@@ -94,6 +93,7 @@ def register(client: "MlflowClient", experiment: str, owner: str, lost: Unregist
             client.set_tag(lost.id, tag, value)
     else:
         client.insert_run(experiment, lost.id, run["started"], lost.root, tags)
+    client.update_run(lost.id, name=run_name(manifest.stage, run["name"]))
     client.log_params(lost.id, run["config"])
     client.log_metrics(lost.id, [(n, value, run["ended"], run["last_step"]) for n, value in run["metrics"].items()])
     if digest := manifest.run_digest():

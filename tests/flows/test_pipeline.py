@@ -37,6 +37,9 @@ class Built:
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.store.home / 'mlflow.db'}")
 
+    def last_step(self, name: str) -> int:
+        return max(metric.step for metric in self.client.get_run(self.outcomes[name].id).data._metric_objs)
+
     def files(self, name: str) -> set[str]:
         """Every file of a stage's MLflow run, or of the pipeline's own."""
         run_id = self.parent if name == "pipeline" else self.outcomes[name].id
@@ -199,6 +202,44 @@ def test_every_run_holds_its_config_manifest_payload_plots_and_samples(
 
 def test_reinforce_shows_samples_of_completions(built: Built) -> None:
     assert [path for path in built.files("reinforce") if path.startswith("samples/")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "context"),
+    [
+        ("subsample", "lab additions", "training"),
+        ("sft", "demonstrations", "training"),
+        ("reinforce", "demonstrations", "training"),
+        ("answer DPR on lab", "lab", "evaluation"),
+    ],
+)
+def test_mlflow_lists_the_datasets_that_a_stage_reads(built: Built, stage: str, name: str, context: str) -> None:
+    [listed] = built.client.get_run(built.outcomes[stage].id).inputs.dataset_inputs
+    assert (listed.dataset.name, listed.tags[0].value) == (name, context)
+    if name == "demonstrations":
+        sample = built.store.fetch(built.outcomes["subsample"].id).path
+        assert json.loads((sample / "summary.json").read_text())["content_hash"].startswith(listed.dataset.digest)
+        assert json.loads(listed.dataset.profile) == {"num_rows": 24}
+
+
+def test_mlflow_lists_checkpoints_and_policies_as_models_with_what_was_measured_of_them(built: Built) -> None:
+    sft, policy = built.outcomes["sft"].id, built.outcomes["reinforce"].id
+    client = built.client
+    models = {model.name: model for model in client.search_logged_models([client.get_run(sft).info.experiment_id])}
+    assert set(models) == {"sft 0_34", "sft 0_5", "sft 1_0", "reinforce"}
+    assert {model.status for model in models.values()} == {"READY"}
+    for run_id, steps in ((sft, [1, 1, 3]), (policy, [built.last_step("reinforce")])):
+        assert sorted(output.step for output in client.get_run(run_id).outputs.model_outputs) == steps
+    assert models["sft 0_5"].tags["dpr.uri"] == f"runs:/{sft}/output/checkpoints/0.5"
+    [loss] = models["sft 0_5"].metrics
+    assert (loss.key, loss.step) == ("train/loss", 1)
+    assert models["reinforce"].params["algorithm.kl_weight"] == "0.1"
+    shown = {metric.key: (metric.value, metric.dataset_name) for metric in models["reinforce"].metrics}
+    assert shown["rollout/kl"][1] is None
+    judged = built.outcomes["judge DPR on lab"].metrics
+    assert shown["judge/win_rate"] == (judged["judge/win_rate"], "lab")
+    assert shown["answer/accuracy"][1] == "lab"
+    assert not (built.store.home / "artifacts" / "models").exists()
 
 
 def test_one_parent_run_holds_the_stages_and_the_results(built: Built) -> None:

@@ -20,11 +20,14 @@ import pytest
 from dpr_core import hashing
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts import mlflow_client, system_metrics
+from tasks.artifacts.listed import Model
 from tasks.artifacts.mlflow_client import MlflowClient
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.run_records import flatten, join_tag, mlflow_name, params, split_tag
 from tasks.artifacts.store import Store
 from tests.forked import Forked
+from tests.interruption import Killed
 
 REPOSITORY = Path(__file__).parents[3]
 ABSENT = "0" * 32
@@ -458,6 +461,84 @@ def test_an_attempt_is_recorded_whole(store: Store, toys: Any, about: Callable[.
     assert stored.data.tags["mlflow.note.content"] == "A number."
     assert stored.data.params["value"] == "4"
     assert "value: 4" in (payload(store, run.id).parent / "config.yaml").read_text()
+
+
+def test_a_run_says_who_made_it_with_which_code(store: Store) -> None:
+    git = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    run = attempt(store)
+    tags = store._client.get_run(run.id).data.tags
+    assert store.record(run.id).commit == commit
+    assert tags["mlflow.user"]
+    assert tags["mlflow.source.name"]
+
+
+def test_models_are_listed_once_however_often_a_run_is_cut_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient as Mlflow
+
+    run = attempt(store)
+    models = [Model("sft 0.5", "checkpoints/0.5", 1, on_the_way=True), Model("sft 1.0", "checkpoints/1.0", 2, {"loss"})]
+
+    def listed() -> Any:
+        run.results({"loss": 0.5})
+        client = store._client
+        client.list_models(client.get_run(run.id), "sft", {"a": {"b": 1}}, models, run._results)
+        return client.get_run(run.id), client.search_logged_models([store._experiment])
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    for call in ("finalize_logged_model", "log_outputs"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Mlflow, call, killed)
+            with pytest.raises(Killed):
+                listed()
+    for _ in range(2):
+        shown, found = listed()
+        assert sorted(each.name for each in found) == ["sft 0_5", "sft 1_0"]
+        assert {each.status for each in found} == {"READY"}
+        assert sorted(output.step for output in shown.outputs.model_outputs) == [1, 2]
+        assert [[(m.key, m.value) for m in each.metrics] for each in found if each.metrics] == [[("loss", 0.5)]]
+
+
+def test_an_mlflow_that_cannot_list_models_is_told_of_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise MlflowException("API request to endpoint /logged-models failed with error code 404 != 200")
+
+    monkeypatch.setattr("mlflow.MlflowClient.search_logged_models", unknown)
+    monkeypatch.setattr(mlflow_client, "_NOT_LISTED", set())
+    run = attempt(store)
+    for _ in range(2):
+        store._client.list_models(store._client.get_run(run.id), "sft", {}, [Model("sft", "policy", 1)], [])
+    assert [record.message.partition(": ")[0] for record in caplog.records] == ["models are not listed in MLflow"]
+
+
+def test_the_load_of_the_machine_is_logged_while_a_stage_trains(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = attempt(store), threading.Event()
+
+    def record(values: Any) -> None:
+        run.system_metrics(values)
+        seen.set()
+
+    monkeypatch.setenv(system_metrics.INTERVAL, "0.01")
+    with system_metrics.watched(record):
+        assert seen.wait(30)
+    run.results({"loss": 1.0})
+    run.flush()
+    assert {"loss", "system/cpu_utilization_percentage"} <= set(store.metrics(run.id))
+    assert run.last_step == 0
+    monkeypatch.setenv(system_metrics.SWITCH, "false")
+    threads = threading.active_count()
+    with system_metrics.watched(record):
+        assert threading.active_count() == threads
+    monkeypatch.setenv(system_metrics.SWITCH, "true")
+    monkeypatch.setenv(system_metrics.INTERVAL, "soon")
+    with pytest.raises(UsageError, match="'soon' is no number of seconds"), system_metrics.watched(record):
+        pass
 
 
 def test_metrics_keep_their_steps_and_times(store: Store) -> None:

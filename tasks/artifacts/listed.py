@@ -1,0 +1,49 @@
+"""Datasets and models as MLflow lists them beside runs: names, hashes and places, never what they hold."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tasks.artifacts.run_records import PAYLOAD
+
+ARTIFACT, URI = "dpr.artifact", "dpr.uri"
+"""The tags of a listed model: the artifact whose payload has its weights, and their place in it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows that a stage reads."""
+
+    name: str
+    digest: str
+    """A hash of the rows or, where they are written or fetched, of the settings that say which they are."""
+    kind: str
+    """MLflow's word for where they come from."""
+    source: Mapping[str, Any]
+    context: Literal["training", "evaluation"]
+    columns: tuple[str, ...] = ()
+    rows: int | None = None
+
+    @property
+    def short(self) -> str:
+        """As much of the digest as MLflow takes."""
+        return self.digest[:36]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights in a payload."""
+
+    name: str
+    folder: str
+    """In the payload."""
+    step: int
+    metrics: Collection[str] = ()
+    """Of the stage's results, those that are of these weights."""
+    on_the_way: bool = False
+    """Whether training went on, so that its loss is what was logged at `step`."""
+
+
+def model_uri(run_id: str, folder: str) -> str:
+    """Where the weights of an artifact lie, as MLflow finds them."""
+    return f"runs:/{run_id}/{PAYLOAD}/{folder}"
