@@ -26,13 +26,12 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
     """Copy a checkpoint into a new or empty folder; appears there whole or not at all."""
     _refuse_taken(folder)
     artifact = store.fetch(reference, stages=("backbone", "sft", "reward", *TRAINED))
-    lineage = Lineage(store)
-    sources = _checkpoint_folders(lineage, artifact, part)
+    sources = checkpoint_folders(store, artifact, part)
     with _appearing(folder) as copy:
         if len(sources) == 1 and sources[0].is_relative_to(store.home):
             shutil.copytree(sources[0], copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
         else:
-            _save_mean(sources, lineage.sft_folder(artifact), copy)
+            _save_mean(sources, Lineage(store).sft_folder(artifact), copy)
     name = " + ".join(source.name for source in sources)
     return {"id": artifact.id, "checkpoint": f"{artifact.stage} {name}", "folder": str(folder)}
 
@@ -102,8 +101,9 @@ def _save_mean(folders: list[Path], tokenizer: Path, target: Path) -> None:
     save(load_mean(folders), load_tokenizer(tokenizer), target)
 
 
-def _checkpoint_folders(lineage: Lineage, artifact: Artifact, part: str | None) -> list[Path]:
+def checkpoint_folders(store: Store, artifact: Artifact, part: str | None) -> list[Path]:
     """One checkpoint, or those whose mean is meant."""
+    lineage = Lineage(store)
     if artifact.stage == "reward":
         if part == "sft":
             return [lineage.sft_folder(artifact)]

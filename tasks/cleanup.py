@@ -1,6 +1,7 @@
 """Garbage collection in a home: orphaned payloads, stale work, cache and locks, removed only while nobody uses them.
 
-Never found: a finished artifact, and its ancestors; and, unless it is asked for, a whole one that the database lost.
+Never found: a finished artifact, and its ancestors; what a registered model has its weights from; and, unless it is
+asked for, a whole artifact that the database lost.
 """
 
 import logging
@@ -11,10 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from tasks.artifacts.identity import files_below
+from tasks.artifacts.registered_models import Version
 from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.artifacts.store import Store
 from tasks.artifacts.unregistered import whole_manifest
@@ -71,6 +73,8 @@ class GarbageCollector:
         self._open = {pipeline.id for pipeline in store.parent_runs.resumable()}
         self._runs = store.folders()
         self._deleted = store.folders(deleted=True)
+        self.promoted: dict[str, Version] = {}
+        """Registered models whose runs were deleted, and whose files stay."""
 
     def find(self) -> list[Removable]:
         """Everything that can be removed, by kind."""
@@ -161,12 +165,12 @@ class GarbageCollector:
     def _runs_deleted(self) -> Iterator[Removable]:
         """Files of runs that were deleted in MLflow, and of runs that MLflow does not know at all."""
         for run_id, folder in self._deleted.items():
-            if folder is not None and run_id not in self._needed:
+            if folder is not None and run_id not in self._needed and not self._is_promoted(run_id):
                 yield from self._piece(_run_folder(folder, run_id), "deleted run", "its MLflow run was deleted")
         if self._store.embedded:
             for folder in sorted((self._store.home / "artifacts").iterdir()):
                 known = folder.name in self._runs or folder.name in self._deleted or folder.name in self._needed
-                if not ID.fullmatch(folder.name) or known:
+                if not ID.fullmatch(folder.name) or known or self._is_promoted(folder.name):
                     continue
                 is_record = (folder / "artifacts" / "run.json").exists()
                 if folder.name not in self._whole and not is_record:
@@ -175,6 +179,15 @@ class GarbageCollector:
                 elif self._also_unregistered:
                     what = "the record of a pipeline" if is_record else "a whole artifact"
                     yield from self._piece(folder, "unregistered", f"{what} that the database does not know")
+
+    @cached_property
+    def _registered(self) -> dict[str, Version]:
+        return {version.artifact: version for version in self._store.registered_models.all()}
+
+    def _is_promoted(self, run_id: str) -> bool:
+        if version := self._registered.get(run_id):
+            self.promoted[run_id] = version
+        return version is not None
 
     def _is_still_lost(self, folder: Path) -> bool:
         """Whether it is known to be no artifact, and has not become one of a run that was begun meanwhile."""

@@ -63,6 +63,7 @@ for command in (
     inspect.diff,
     inspect.verify,
     inspect.export,
+    inspect.promote,
     inspect.backbone,
     resume.gc,
 ):

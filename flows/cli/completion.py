@@ -70,6 +70,15 @@ def pipelines(ctx: typer.Context, incomplete: str) -> Offer:
 
 
 @_silent
+def registered(ctx: typer.Context, incomplete: str) -> Offer:
+    """Models with their aliases, as `dpr promote` takes them."""
+    from tasks.artifacts.known_ids import known_models
+
+    for name, alias, version in known_models():
+        yield f"{name}@{alias}", f"version {version}"
+
+
+@_silent
 def fields(ctx: typer.Context, incomplete: str) -> Offer:
     """The settings of a recipe, or those of the stage of an artifact that is named before."""
     from dpr_core.config.base import paths

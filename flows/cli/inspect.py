@@ -1,4 +1,4 @@
-"""Commands about stored artifacts: list, show, compare, open, verify, export, score."""
+"""Commands about stored artifacts: list, show, compare, open, verify, export, promote, score."""
 
 import difflib
 import json
@@ -235,6 +235,38 @@ def export(
 
         written = export_checkpoint(Store.open(), artifact, folder, part)
         emit(written, as_json, lambda: f"{written['checkpoint']} -> {written['folder']}")
+
+
+def promote(
+    artifact: Identifier,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME@ALIAS",
+            help="A registered model, made where there is none, and its alias.",
+            autocompletion=completion.registered,
+        ),
+    ],
+    part: Annotated[
+        str | None,
+        typer.Option(help="A kept fraction such as 0.50 or ema for an SFT run; a KL of `keep_at_kl` for REINFORCE."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Register a policy as a model in MLflow, and have an alias point at it. Nothing is copied.
+
+    An alias that pointed at another version is moved, and that version is told. Others load it as models:/NAME@ALIAS.
+
+    Example: dpr promote 3f2a word-problems@champion
+    """
+    with reported(debug):
+        from flows.promotion import promote as promoted
+        from tasks.artifacts.store import Store
+
+        done = promoted(Store.open(), artifact, target, part)
+        before = "" if done["before"] is None else " (before: version {version}, {id:.8})".format(**done["before"])
+        emit(done, as_json, lambda: f"{done['uri']} -> version {done['version']}, {done['id'][:8]}{before}")
 
 
 def backbone(

@@ -111,6 +111,7 @@ def artifact_document(store: Store, record: Record) -> dict[str, Any]:
         "url": store.run_url(record.id),
         "folder": str(folder) if (folder := store.folder(record.id)) else None,
         "commit": record.commit or None,
+        "registered": [each.title for each in store.registered_models.of(record.id)] if record.finished else [],
         **diagnosis,
     }
 
@@ -136,6 +137,8 @@ def artifact_view(
     ):
         if document.get(name) not in (None, ""):
             add_row(facts, name, str(document[name]))
+    for title in document["registered"]:
+        add_row(facts, "registered", title)
     records = {each.id: each for each in store.records()}
     parts: list[RenderableType] = [facts, _made_from(store, records, record), _used_by(store, records, document)]
     if "diagnosis" in document:

@@ -126,9 +126,10 @@ def gc(
 ) -> None:
     """Remove what nobody needs: payloads of failed attempts, work left behind, stale locks, files of deleted runs.
 
-    Never removed: finished artifacts and all that they were made from, work of a process that lives; without
-    --unfinished, work that `dpr resume` could go on from; without --unregistered, whole artifacts that the database
-    does not know, which `dpr verify --all --register` takes back into it. Start with: dpr gc --plan --older-than 7d
+    Never removed: finished artifacts and all that they were made from, what `dpr promote` registered, work of a
+    process that lives; without --unfinished, work that `dpr resume` could go on from; without --unregistered, whole
+    artifacts that the database does not know, which `dpr verify --all --register` takes back into it. Start with:
+    dpr gc --plan --older-than 7d
     """
     with reported(debug):
         from flows.cli import resume_view as view
@@ -144,6 +145,8 @@ def gc(
         if collector.unregistered and not unregistered:
             told = "artifact is" if len(collector.unregistered) == 1 else "artifacts are"
             print(f"{len(collector.unregistered)} {told} {UNKNOWN_TO_MLFLOW}", file=sys.stderr)
+        for version in collector.promoted.values():
+            print(f"artifact {version.artifact[:8]} stays: it is {version.title} in MLflow", file=sys.stderr)
         if plan or not found:
             outcome = " can be removed; nothing was."
             emit(view.pieces_document(found, False), as_json, lambda: view.pieces_table(found, store.home, outcome))

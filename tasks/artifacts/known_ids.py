@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.local_home import home_folder
 
@@ -27,9 +27,6 @@ class Known(NamedTuple):
 
 def known(prefix: str = "", stage: str | None = None) -> Iterator[Known]:
     """Those whose IDs begin with `prefix`, newest first; none where the store is elsewhere."""
-    database = home_folder() / "mlflow.db"
-    if os.environ.get("MLFLOW_TRACKING_URI", "").strip() or not database.is_file():
-        return
     query = """
         SELECT run.run_uuid, stage.value, coalesce(name.value, pipeline.value, stage.value), run.status, run.start_time
         FROM runs AS run
@@ -40,6 +37,18 @@ def known(prefix: str = "", stage: str | None = None) -> Iterator[Known]:
         AND coalesce(stage.value, pipeline.value) IS NOT NULL AND (?2 IS NULL OR stage.value = ?2)
         ORDER BY run.start_time DESC LIMIT ?3
     """
+    for run_id, of, name, status, started in _rows(query, prefix.lower(), stage, MOST):
+        yield Known(run_id, of, name, status.lower(), datetime.fromtimestamp(started / 1000, UTC))
+
+
+def known_models() -> Iterator[tuple[str, str, int]]:
+    """The registered models by name, each with its aliases and the versions that they point at."""
+    return _rows("SELECT name, alias, version FROM registered_model_aliases ORDER BY name, alias LIMIT ?", MOST)
+
+
+def _rows(query: str, *values: object) -> Iterator[Any]:
+    database = home_folder() / "mlflow.db"
+    if os.environ.get("MLFLOW_TRACKING_URI", "").strip() or not database.is_file():
+        return
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=SECONDS)) as connection:
-        for run_id, of, name, status, started in connection.execute(query, (prefix.lower(), stage, MOST)):
-            yield Known(run_id, of, name, status.lower(), datetime.fromtimestamp(started / 1000, UTC))
+        yield from connection.execute(query, values)

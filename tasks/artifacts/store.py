@@ -19,6 +19,7 @@ from tasks.artifacts.identity import Manifest, RunEntry, check_file
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
 from tasks.artifacts.payloads import Payloads
+from tasks.artifacts.registered_models import RegisteredModels
 from tasks.artifacts.retrying import retry_seconds
 from tasks.artifacts.run_records import (
     ID,
@@ -58,6 +59,7 @@ class Store:
         self._payloads = Payloads(client, home, home / "artifacts" if embedded else None)
         self._owner = identity_of(home) if client.read_only is None or (home / "ID").exists() else ""
         self.parent_runs = ParentRuns(client, experiment, home, self._owner)
+        self.registered_models = RegisteredModels(client)
         self._input_digests: dict[str, str] = {}
         """Of the inputs of artifacts that were read: what has been lost is the same as another of its digest."""
 

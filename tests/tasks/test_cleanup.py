@@ -175,9 +175,10 @@ def test_what_has_changed_since_it_was_found_is_left_alone(store: Store, toys: d
 
 
 def test_files_of_runs_that_were_deleted_or_never_known_go(store: Store, make: Make) -> None:
-    deleted, kept, needed = make("number", value=1), make("number", value=2), make("number", value=3)
+    deleted, kept, needed, promoted = (make("number", value=value) for value in range(4))
     make("double", {"number": needed.id})
-    for outcome in (deleted, needed):
+    store.registered_models.promote(promoted.id, f"runs:/{promoted.id}/output", "best", "champion", {}, "")
+    for outcome in (deleted, needed, promoted):
         store._client.delete_run(outcome.id)
     (store.home / "artifacts" / ("e" * 32)).mkdir()
     (store.home / "artifacts" / "models").mkdir()
@@ -185,11 +186,14 @@ def test_files_of_runs_that_were_deleted_or_never_known_go(store: Store, make: M
         f"artifacts/{deleted.id}": "its MLflow run was deleted",
         f"artifacts/{'e' * 32}": "MLflow has no such run",
     }
-    clear(store)
+    garbage = GarbageCollector(store)
+    garbage.remove(garbage.find())
+    assert [version.title for version in garbage.promoted.values()] == ["best version 1 @champion"]
     assert not (store.home / "artifacts" / deleted.id).exists()
     assert store.verify(kept.id) == []
-    store._client.restore_run(needed.id)
-    assert store.verify(needed.id) == []
+    for outcome in (needed, promoted):
+        store._client.restore_run(outcome.id)
+        assert store.verify(outcome.id) == []
 
 
 def restored(store: Store, copy: Path) -> Store:

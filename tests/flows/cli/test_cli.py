@@ -45,6 +45,7 @@ COMMANDS = [
     "open",
     "verify",
     "export",
+    "promote",
     "score",
     "gc",
     "recipes",
@@ -325,12 +326,20 @@ def test_pages_are_opened_where_there_is_a_browser(dpr: Dpr, made: Any, monkeypa
         ("dpr show {reinforce}", "{reinforce}"),
         ("dpr score {reinforce}", None),
         ("dpr show zz", None),
+        ("dpr promote {reinforce} completed", "completed@champion"),
     ],
 )
 def test_completion_offers(
-    made: Any, words: str, offered: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Any,
+    dpr: Dpr,
+    words: str,
+    offered: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     short = {"reinforce": made.id("reinforce")[:8]}
+    if "promote" in words:
+        dpr("promote", short["reinforce"], "completed@champion", home=made.home)
     monkeypatch.setenv("DPR_HOME", str(made.home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("COMP_WORDS", words.format(**short))
@@ -488,6 +497,55 @@ def test_export_writes_a_plain_checkpoint(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer("Start at 1, add 2.", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=2).shape[1] > ids.shape[1]
+
+
+def test_promote_points_an_alias_at_a_policy_and_copies_nothing(
+    dpr: Dpr, made: Any, open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    sft, policy = made.id("sft"), made.id("reinforce")
+    first = dpr("promote", policy[:8], "the lab@champion", "--json", home=made.home).json
+    assert (first["version"], first["uri"], first["before"]) == (1, "models:/the lab@champion", None)
+    assert dpr("promote", policy[:8], "the lab@champion", "--json", home=made.home).json == first
+    moved = dpr("promote", sft[:8], "the lab@champion", "--part", "0.5", home=made.home).stdout
+    assert moved == f"models:/the lab@champion -> version 2, {sft[:8]} (before: version 1, {policy[:8]})\n"
+    dpr("promote", policy[:8], "the lab@runner-up", home=made.home)
+    assert "the lab version 1 @runner-up" in dpr("show", policy, "--json", home=made.home).json["registered"]
+    assert "the lab version 2 @champion" in dpr("show", sft, home=made.home).stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.home / 'mlflow.db'}")
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    loaded = Path(mlflow.artifacts.download_artifacts("models:/the lab@champion"))
+    kept = open_store(made.home).fetch(sft).path / "checkpoints" / "0.5"
+    assert (loaded / "model.safetensors").read_bytes() == (kept / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "option", "words"),
+    [
+        ("reward", "lab@champion", (), ("stage reward", "sft or reinforce")),
+        ("reinforce", "champion", (), ("a name and an alias", "word-problems@champion")),
+        ("reinforce", "a/b@champion", (), ("a name and an alias",)),
+        ("reinforce", "lab@v1", (), ("neither latest nor v1",)),
+        ("reinforce", "lab@champion", ("--part", "0.1"), ("keeps no policy",)),
+    ],
+)
+def test_promote_refuses_what_is_no_policy_or_no_name(
+    dpr: Dpr, made: Any, name: str, target: str, option: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    dpr("promote", made.id(name), target, *option, home=made.home).assert_refused(2, *words)
+
+
+def test_a_registry_without_rights_is_a_sentence(dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr("mlflow.MlflowClient.create_registered_model", refuse)
+    refused = dpr("promote", made.id("reinforce"), "others@champion", home=made.home)
+    refused.assert_refused(1, "could not be promoted to others@champion", "Permission denied", "needs the right")
 
 
 # Scoring
@@ -684,6 +742,7 @@ ARGUMENTS = {
     "open": ("abcd",),
     "verify": (),
     "export": ("abcd", "folder"),
+    "promote": ("abcd", "lab@champion"),
     "backbone": ("smollm2-135m", "folder"),
     "score": ("abcd",),
     "gc": (),
