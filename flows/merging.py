@@ -10,6 +10,7 @@ from dpr_core.errors import UsageError
 from dpr_core.experiments.points import Point, Study, label, short_names
 from flows import wiring
 from tasks.artifacts.identity import canonical_json
+from tasks.artifacts.run_records import flatten
 from tasks.graph import OTHER, Node
 from tasks.schedule import Failure
 
@@ -122,9 +123,24 @@ class MergedStudies:
         return f"{len(self.reports)} points: {len(self.graph.nodes)} stages in place of {self.graph.unshared}"
 
     @property
+    def over(self) -> dict[str, list[Any]]:
+        """All that is varied, and the values that it takes."""
+        found: dict[str, list[Any]] = {}
+        for study in self.studies:
+            for field, values in study.over.items():
+                known = found.setdefault(field, [])
+                known += [value for value in values if value not in known]
+        return found
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the parent run in MLflow."""
-        return {"studies": [study.model_dump(mode="json", exclude={"config": {"place"}}) for study in self.studies]}
+        """The settings of the parent run in MLflow: where points differ, the values of all."""
+        found: dict[str, dict[str, Any]] = {}
+        for point in itertools.chain.from_iterable(self.points):
+            for field, value in flatten(point.config.model_dump(mode="json", exclude={"place"})):
+                found.setdefault(field, {}).setdefault(canonical_json(value), value)
+        every = {field: list(values.values()) for field, values in found.items()}
+        return {field: values[0] if len(values) == 1 else values for field, values in every.items()}
 
     def failed(self, failures: Mapping[str, Failure]) -> dict[str, str]:
         """Why a point has no report or a study no table, and what else failed: by the stage that was the cause."""

@@ -10,6 +10,7 @@ from dpr_core.errors import DensePathError
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.graph import Planned
+from tasks.policy_rows import rows_of
 from tasks.run_stage import Outcome
 from tasks.stages.experiment import CLAIMS, OBSERVATIONS
 from tasks.stages.report import TABLE
@@ -60,14 +61,14 @@ def pipeline_run(store: Store, info: PipelineInfo, results_of: Results = report_
         try:
             yield document
             document["results"] = results_of(store, document["stages"])
+            store.parent_runs.show_policies(parent, rows_of(store, document["stages"], info.label))
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             store.parent_runs.end(parent, status, document, reason=f"{type(error).__name__}: {error}")
             raise
         failed = document.get("failed", {})
-        last = document["stages"][-1]["metrics"] if document["stages"] else {}
         reason = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        store.parent_runs.end(parent, "FAILED" if failed else "FINISHED", document, last, reason)
+        store.parent_runs.end(parent, "FAILED" if failed else "FINISHED", document, reason)
 
 
 def reuse_all(

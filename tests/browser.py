@@ -1,9 +1,11 @@
 """A headless Chromium that opens a page, drives it, and tells what it complained about."""
 
+import base64
 import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +29,9 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self._ask(f"{domain}.enable")
 
-    def open(self, path: Path) -> None:
-        """Load a file, and wait until it is there."""
-        self._ask("Page.navigate", url=path.as_uri())
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address, and wait until it is there."""
+        self._ask("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
 
@@ -38,6 +40,21 @@ class Browser:
         answer = self._ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 60) -> Any:
+        """The value of an expression in a page that draws itself, as soon as it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < end, f"{expression} of:\n{self.evaluate('document.body.innerText')}"
+            time.sleep(0.1)
+        return value
+
+    def picture(self, width: int, height: int) -> bytes:
+        """What is seen of the page in a window of this size, as PNG."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._ask("Emulation.setDeviceMetricsOverride", **size)
+        time.sleep(1)
+        return base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"])
 
     def click(self, selector: str) -> None:
         """Press the mouse on an element, as somebody would."""

@@ -78,7 +78,8 @@ def ui(
                     raise UsageError(f"--host: {host} is not an address of this machine") from None
                 hint = f"port {port} cannot be used ({error.strerror}); try another: dpr ui --port {port % 65535 + 1}"
                 raise UsageError(hint) from None
-        command, environment = Store.open().ui_command(port, host)
+        store = Store.open()
+        command, environment = store.ui_command(port, host)
         name = socket.gethostname() if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
         if host != LOOPBACK:
             # MLflow answers only under names that it is told of.
@@ -86,5 +87,5 @@ def ui(
             environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", names)
             environment.setdefault("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", f"http://{name}:{port}")
             print("without a password: whoever reaches it can read, change and delete runs", file=sys.stderr)
-        print(f"MLflow at http://{name}:{port} (stop with Ctrl-C)", file=sys.stderr)
+        print(f"MLflow at http://{name}:{port}/{store.page} (stop with Ctrl-C)", file=sys.stderr)
         os.execvpe(command[0], command, environment)

@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.redaction import redact
+from tasks.artifacts.experiment_page import POLICY, prepare
 from tasks.artifacts.identity import canonical_json
-from tasks.artifacts.run_records import ID, NOTE_LIMIT, mapping_in_tag, mlflow_name, split_tag
+from tasks.artifacts.run_records import ID, NOTE_LIMIT, TAG_LIMIT, mapping_in_tag, mlflow_name, split_tag
 from tasks.locks import exclusive, is_held
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ A_FEW = 5
 """Runs that are read at once where most often the newest says it all; each comes with hundreds of settings."""
 MOST_BY_ID = 100
 """Runs that are asked for by their IDs; with more, reading all takes no longer."""
+PARENT = "mlflow.parentRunId"
+NAME_LIMIT = 250
 PROCESS_GONE = "its process ended without a word"
 
 
@@ -52,6 +55,29 @@ class PipelineInfo:
     description: str
     settings: Mapping[str, Any]
     request: StoredRequest
+    changed: str = ""
+    """What a rerun changes, or a sweep varies, such as `algorithm.gamma=0.95`."""
+    label: str = ""
+    """What a rerun changes in short: `gamma=0.95`, for the names of its policies."""
+    run_name: str = ""
+    """What the run is called, where that says more than the name, which pipelines of one kind have in common."""
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """A policy that a pipeline compared, as a row of its own."""
+
+    policy: str
+    label: str
+    """What sets it apart from a policy of the same name."""
+    metrics: Mapping[str, float]
+    made_of: Mapping[str, str]
+    """IDs of artifacts, by what they are."""
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy} {self.label}".strip()[:NAME_LIMIT]
 
 
 @dataclass(frozen=True)
@@ -112,8 +138,11 @@ class ParentRuns:
             **split_tag("dpr.what", canonical_json(dict(info.request.content))),
             **split_tag("dpr.how", canonical_json(dict(info.request.execution))),
             "mlflow.note.content": info.description[:NOTE_LIMIT],
+            **({"dpr.changed": info.changed[:TAG_LIMIT]} if info.changed else {}),
         }
-        run_id = str(self._client.create_run(self._experiment, tags=tags, run_name=info.name).info.run_id)
+        prepare(self._client, self._experiment)
+        run_name = (info.run_name or info.name)[:NAME_LIMIT]
+        run_id = str(self._client.create_run(self._experiment, tags=tags, run_name=run_name).info.run_id)
         self._client.log_config(run_id, info.settings)
         return run_id
 
@@ -123,20 +152,40 @@ class ParentRuns:
         self._client.log_config(found.id, info.settings)
         return found.id
 
-    def end(
-        self,
-        run_id: str,
-        status: str,
-        document: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
-        reason: str = "",
-    ) -> None:
+    def show_policies(self, run_id: str, rows: Iterable[PolicyRow]) -> None:
+        """Have exactly these rows under a parent run: runs that are no artifacts and that nothing is built on.
+
+        What was there already stays, so that a pipeline that goes on makes none twice.
+        """
+        found = list(self._search(f"tags.`{PARENT}` = '{run_id}'", f"tags.`{POLICY}` LIKE '%'"))
+        for row in rows:
+            tags = {
+                PARENT: run_id,
+                POLICY: row.policy,
+                **({"dpr.changed": row.label[:TAG_LIMIT]} if row.label else {}),
+                **split_tag("dpr.made_of", canonical_json(dict(row.made_of))),
+                "mlflow.note.content": self._links(row.made_of),
+            }
+            same = [run for run in found if run.info.run_name == row.name and tags.items() <= run.data.tags.items()]
+            found = [each for each in found if each not in same]
+            row_run = same[0] if same else self._client.create_run(self._experiment, tags=tags, run_name=row.name)
+            if row_run.info.status != "FINISHED":
+                self._client.log_params(row_run.info.run_id, row.settings)
+                now = int(datetime.now(UTC).timestamp() * 1000)
+                values = [(mlflow_name(name), value, now, 0) for name, value in row.metrics.items()]
+                self._client.log_metrics(row_run.info.run_id, values)
+                self._client.set_terminated(row_run.info.run_id, "FINISHED")
+        for stale in found:
+            self._client.delete_run(stale.info.run_id)
+
+    def _links(self, made_of: Mapping[str, str]) -> str:
+        links = [f"- [{what}](#/experiments/{self._experiment}/runs/{run_id})" for what, run_id in made_of.items()]
+        return "\n".join(["Made of:", "", *links])[:NOTE_LIMIT]
+
+    def end(self, run_id: str, status: str, document: Mapping[str, Any], reason: str = "") -> None:
         """End a parent run as FINISHED, FAILED or KILLED, with the outcome of every stage as a file."""
         with self._client.ending(status):
             self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
-            now = int(datetime.now(UTC).timestamp() * 1000)
-            values = [(mlflow_name(name), float(value), now, 0) for name, value in (metrics or {}).items()]
-            self._client.log_metrics(run_id, values)
             self._client.set_tag(run_id, "dpr.reason", redact(reason)[:2000])
             self._client.set_terminated(run_id, status)
 
@@ -163,16 +212,19 @@ class ParentRuns:
         return {run.id: run.name for run in self.all(f"attributes.run_id IN ({ids})")} if ids else {}
 
     def _newest_first(self, *conditions: str, at_once: int = PAGE) -> Iterator[ParentRun]:
+        return map(self._read, self._search(*conditions, "tags.`dpr.pipeline` LIKE '%'", at_once=at_once))
+
+    def _search(self, *conditions: str, at_once: int = PAGE) -> Iterator[Any]:
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment],
-                " AND ".join([*conditions, "tags.`dpr.pipeline` LIKE '%'"]),
+                " AND ".join(conditions),
                 max_results=at_once,
                 order_by=["attributes.start_time DESC", "attributes.run_id DESC"],
                 page_token=token,
             )
-            yield from map(self._read, page)
+            yield from page
             token = page.token
             if not token:
                 return

@@ -185,7 +185,7 @@ def usable_as(record: Record, accepted: tuple[str, ...]) -> str:
 
 
 def run_name(stage: str, name: str) -> str:
-    return stage if name == stage else f"{stage} · {name}"
+    return name if name.startswith(stage) else f"{stage} · {name}"
 
 
 def split_tag(name: str, text: str) -> dict[str, str]:

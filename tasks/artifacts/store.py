@@ -15,6 +15,7 @@ from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.hashing import HashCache
 from tasks.artifacts import unregistered
+from tasks.artifacts.experiment_page import AS_TRAINING
 from tasks.artifacts.identity import Manifest, RunEntry, check_file
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
@@ -341,6 +342,11 @@ class Store:
         """Where a run is shown: on the MLflow server, or where `dpr ui` will show it."""
         base = self.where.partition("?")[0] if self.where.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
         return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
+
+    @property
+    def page(self) -> str:
+        """Of all runs, below the address of MLflow's web interface."""
+        return f"#/experiments/{self._experiment}?{AS_TRAINING}"
 
     def folder(self, run_id: str) -> Path | None:
         """Where the files of a run lie, if it is on this machine."""

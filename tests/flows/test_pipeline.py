@@ -249,8 +249,36 @@ def test_one_parent_run_holds_the_stages_and_the_results(built: Built) -> None:
     for name, outcome in built.outcomes.items():
         run = built.client.get_run(outcome.id)
         assert run.data.tags["mlflow.parentRunId"] == built.parent
-        assert run.info.run_name == (name if name == outcome.stage else f"{outcome.stage} · {name}")
+        assert run.info.run_name == name
         assert len(run.data.tags["mlflow.note.content"]) > 20
+
+
+def test_every_policy_is_a_row_under_its_pipeline(built: Built) -> None:
+    under = f"tags.`mlflow.parentRunId` = '{built.parent}' AND tags.`dpr.policy` LIKE '%'"
+    runs = {run.info.run_name: run for run in built.client.search_runs(["1"], under)}
+    assert set(runs) == {"SFT", "DPR", "extrapolated"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    table = json.loads((built.store.fetch(built.outcomes["report"].id).path / "table.json").read_text())
+    for row in table["rows"]:
+        assert runs[row["policy"]].data.metrics == {
+            "win_rate": 0.5 if row["policy"] == "SFT" else row["win_rate"] / 100,
+            "accuracy": row["accuracy"],
+            "kl": row["kl_to_sft"],
+            "tokens": row["response_tokens"],
+        }
+    made_of = json.loads(runs["DPR"].data.tags["dpr.made_of"])
+    assert made_of == {
+        "reinforce": built.outcomes["reinforce"].id,
+        "answer on lab": built.outcomes["answer DPR on lab"].id,
+        "judge on lab": built.outcomes["judge DPR on lab"].id,
+        "report": built.outcomes["report"].id,
+    }
+    assert all(
+        f"(#/experiments/1/runs/{each})" in runs["DPR"].data.tags["mlflow.note.content"] for each in made_of.values()
+    )
+    assert runs["DPR"].data.params["reinforce.algorithm.kl_weight"] == "0.1"
+    assert runs["extrapolated"].data.params["policy.k"] == "2.0"
+    assert not {run.info.run_id for run in runs.values()} & {record.id for record in built.store.records()}
 
 
 def test_a_reward_is_diagnosed_before_it_is_trained_on(built: Built) -> None:

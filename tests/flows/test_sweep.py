@@ -75,6 +75,19 @@ def test_the_table_has_every_policy_of_every_point(swept: Swept) -> None:
 
 
 @pytest.mark.slow
+def test_a_sweep_says_what_it_varies_and_has_a_row_for_every_policy_of_every_point(
+    swept: Swept, open_store: OpenStore
+) -> None:
+    store, run_id = open_store(swept.home), swept.result.json["run_id"]
+    parent = store._client.get_run(run_id)
+    assert (parent.info.run_name, parent.data.tags["dpr.changed"]) == ("sweep tiny gamma=0.9+1", f"{GAMMA}=0.9,1")
+    assert (parent.data.params[GAMMA], parent.data.params["sft.batch_size"]) == ("[0.9, 1.0]", "8")
+    under = f"tags.`mlflow.parentRunId` = '{run_id}' AND tags.`dpr.policy` LIKE '%'"
+    rows = [run.info.run_name for run in store._client.search_runs([store._experiment], under)]
+    assert sorted(rows) == ["DPR gamma=0.9", "DPR gamma=1", "SFT"]
+
+
+@pytest.mark.slow
 def test_a_sweep_makes_what_a_run_makes(swept: Swept, dpr: Dpr) -> None:
     step = dpr(
         "run", TINY, "--set", f"{GAMMA}=0.9", "--set", "evaluation.controls={}", "--plan", "--json", home=swept.home

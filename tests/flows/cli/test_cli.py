@@ -234,6 +234,16 @@ def test_rerun_with_a_change_and_downstream(dpr: Dpr, made: Any, open_store: Ope
     stages, store = result.json["stages"], open_store(made.home)
     assert {entry["status"] for entry in stages} == {"ran"}
     assert set(result.json["results"]) >= {"title", "rows"}
+    parent = store._client.get_run(result.json["run_id"])
+    assert parent.info.run_name == "answer DPR on lab seed=21"
+    assert parent.data.tags["dpr.changed"] == "seed=21"
+    made_before = store._client.get_run(made.result.json["run_id"]).data.params
+    assert parent.data.params["answer.seed"] == "21"
+    shared = {name: parent.data.params[name] for name in ("sft.learning_rate", "reinforce.algorithm.kl_weight")}
+    assert shared.items() <= made_before.items()
+    under = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' AND tags.`dpr.policy` LIKE '%'"
+    rows = {run.info.run_name for run in store._client.search_runs([store._experiment], under)}
+    assert rows == {"SFT", "DPR seed=21", "extrapolated"}
 
     def made_of(stage: str, inputs: dict[str, str]) -> list[str]:
         """The artifacts of a stage with these inputs: other tests may have built more on these answers."""

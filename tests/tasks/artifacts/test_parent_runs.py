@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.artifacts.parent_runs import PipelineInfo, StoredRequest
+from tasks.artifacts.parent_runs import PipelineInfo, PolicyRow, StoredRequest
 from tasks.artifacts.store import Store
+from tasks.cleanup import GarbageCollector
 from tasks.locks import exclusive, if_free, is_held
 from tasks.run_stage import Outcome, run_stage
 from tasks.running.stage import Stage
@@ -26,6 +28,75 @@ from tests.interruption import Killed
 Make = Callable[..., Outcome]
 Asked = Callable[..., PipelineInfo]
 REPOSITORY = Path(__file__).parents[3]
+
+
+def rows_of(store: Store, parent: str) -> dict[str, Any]:
+    under = f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`dpr.policy` LIKE '%'"
+    return {run.info.run_id: run for run in store._client.search_runs([store._experiment], under)}
+
+
+def test_rows_of_policies_are_made_once_and_follow_their_artifacts(store: Store, about: Asked) -> None:
+    parent = store.parent_runs.begin(about())
+    sft = PolicyRow("SFT", "", {"win_rate": 0.5}, {"sft": "a" * 32}, {"sft": {"seed": 0}})
+    dpr = PolicyRow(
+        "DPR", "gamma=0.95", {"win_rate": 0.75}, {"reinforce": "b" * 32}, {"policy": {"type": "as_trained"}}
+    )
+    store.parent_runs.show_policies(parent, [sft, dpr])
+    first = rows_of(store, parent)
+    assert {run.info.run_name for run in first.values()} == {"SFT", "DPR gamma=0.95"}
+    store.parent_runs.show_policies(parent, [sft, dpr])
+    assert rows_of(store, parent).keys() == first.keys()
+    store.parent_runs.show_policies(
+        parent, [sft, replace(dpr, made_of={"reinforce": "c" * 32}, metrics={"win_rate": 0.8})]
+    )
+    again = rows_of(store, parent)
+    assert {run.info.run_name: run.data.metrics for run in again.values()} == {
+        "SFT": {"win_rate": 0.5},
+        "DPR gamma=0.95": {"win_rate": 0.8},
+    }
+    assert len(again.keys() & first.keys()) == 1
+    store.parent_runs.show_policies(parent, [sft, replace(dpr, label="")])
+    assert {run.info.run_name for run in rows_of(store, parent).values()} == {"SFT", "DPR"}
+    assert [run.id for run in store.parent_runs.all()] == [parent]
+    assert (store.records(), store.claims(), store.unregistered()) == ([], [], [])
+    assert {piece.kind for piece in GarbageCollector(store).find()} <= {"lock"}
+
+
+@pytest.mark.parametrize("killed_in", ["log_params", "log_metrics", "set_terminated"])
+def test_a_row_that_was_killed_is_finished_later(
+    store: Store, about: Asked, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    parent = store.parent_runs.begin(about())
+    row = PolicyRow("SFT", "", {"win_rate": 0.5}, {"sft": "a" * 32}, {"sft": {"seed": 0}})
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._client, killed_in, kill, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            store.parent_runs.show_policies(parent, [row])
+    store.parent_runs.show_policies(parent, [row])
+    [run] = rows_of(store, parent).values()
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"win_rate": 0.5})
+    assert run.data.params == {"sft.seed": "0"}
+
+
+def test_what_a_rerun_changes_is_a_tag_and_in_the_name_of_its_run(store: Store, about: Asked) -> None:
+    info = replace(about("rerun number"), changed="algorithm.gamma=0.95", run_name="number gamma=0.95")
+    run = store._client.get_run(store.parent_runs.begin(info))
+    assert (run.info.run_name, run.data.tags["dpr.changed"]) == ("number gamma=0.95", "algorithm.gamma=0.95")
+    assert [each.name for each in store.parent_runs.all()] == ["rerun number"]
+
+
+def test_the_experiments_page_is_set_up_once_and_what_somebody_wrote_stays(store: Store, about: Asked) -> None:
+    store.parent_runs.begin(about())
+    tags = store._client.get_experiment(store._experiment).tags
+    assert "viewStateShareKey=policies" in tags["mlflow.note.content"]
+    assert json.loads(tags["mlflow.sharedViewState.policies"])["selectedColumns"][0] == "metrics.`win_rate`"
+    store._client.set_experiment_tag(store._experiment, "mlflow.note.content", "ours")
+    store.parent_runs.begin(about())
+    assert store._client.get_experiment(store._experiment).tags["mlflow.note.content"] == "ours"
 
 
 def test_a_process_that_is_gone_leaves_it_interrupted_and_the_same_request_takes_it_up(
