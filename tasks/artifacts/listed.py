@@ -44,6 +44,32 @@ class Model:
     """Whether training went on, so that its loss is what was logged at `step`."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A text that models are asked with; `{{name}}` stands for what is filled in."""
+
+    name: str
+    text: str
+    alias: str
+    """Names this text among the versions of the prompt."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One question to a judge, its answer, and what that was worth."""
+
+    id: str
+    """32 hexadecimal digits, the same however often it is listed."""
+    name: str
+    inputs: Mapping[str, Any]
+    output: str
+    assessment: str
+    value: float | None
+    """None: it cannot be read."""
+    by: str
+    is_model: bool
+
+
 def model_uri(run_id: str, folder: str) -> str:
     """Where the weights of an artifact lie, as MLflow finds them."""
     return f"runs:/{run_id}/{PAYLOAD}/{folder}"

@@ -1,5 +1,6 @@
 """The MLflow client, and the only import of MLflow: retries with back-off, its errors as ours."""
 
+import base64
 import functools
 import itertools
 import json
@@ -22,7 +23,7 @@ from dpr_core.config.base import Config, commented_yaml
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.redaction import address, redact
 from tasks.artifacts.identity import files_below
-from tasks.artifacts.listed import ARTIFACT, URI, Dataset, Model, model_uri
+from tasks.artifacts.listed import ARTIFACT, URI, Dataset, Model, Prompt, Trace, model_uri
 from tasks.artifacts.metric_buffer import Entry
 from tasks.artifacts.retrying import RetryPolicy, UnansweredError
 from tasks.artifacts.run_records import mlflow_name, params
@@ -266,6 +267,26 @@ class MlflowClient:
 
         self._list("models", measure)
 
+    def list_traces(self, run: Any, prompt: Prompt | None, traces: Sequence[Trace]) -> None:
+        """Traces of a run, which replace themselves when they are listed again, and the prompt behind them."""
+
+        def trace(client: Any) -> None:
+            # MLflow's own methods for traces and links ask the store that is the process's default.
+            tracing, there = client._tracing_client, None
+            if prompt is not None:
+                there = client.load_prompt(f"prompts:/{prompt.name}@{prompt.alias}", allow_missing=True)
+                if there is None:
+                    there = client.register_prompt(prompt.name, prompt.text)
+                    client.set_prompt_alias(prompt.name, prompt.alias, there.version)
+            for each in traces:
+                info, span = _trace(run, each)
+                tracing.start_trace(info)
+                tracing.log_spans(run.info.experiment_id, [span])
+                if there is not None:
+                    tracing.store.link_prompts_to_trace(info.trace_id, [there])
+
+        self._list("traces", trace)
+
     def _list(self, what: str, request: Callable[[Any], None]) -> None:
         """What is only for people must not end a stage: an earlier MLflow knows no models, and of two runs that list
         the same dataset for the first time at once one is refused."""
@@ -374,6 +395,50 @@ def _list_models(
         client.log_outputs(run_id, outputs)
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics[start : start + 1000])
+
+
+def _trace(run: Any, trace: Trace) -> tuple[Any, Any]:
+    from mlflow import entities
+    from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
+
+    trace_id, began = f"tr-{trace.id}", run.info.start_time
+    said: dict[str, Any] = {"error": "it cannot be read"} if trace.value is None else {"value": trace.value}
+    source = entities.AssessmentSource("LLM_JUDGE" if trace.is_model else "CODE", trace.by)
+    times = {"create_time_ms": began, "last_update_time_ms": began}
+    feedback = entities.Feedback(trace.assessment, source=source, trace_id=trace_id, **said, **times)
+    feedback.assessment_id = f"a-{trace.id}"
+    info = entities.TraceInfo(
+        trace_id,
+        entities.TraceLocation.from_experiment_id(run.info.experiment_id),
+        began,
+        entities.TraceState.OK,
+        json.dumps(trace.inputs, ensure_ascii=False)[:1000],
+        trace.output[:1000],
+        execution_duration=0,
+        trace_metadata={TraceMetadataKey.SOURCE_RUN: run.info.run_id},
+        tags={TraceTagKey.TRACE_NAME: trace.name},
+        assessments=[feedback],
+    )
+    attributes = {
+        SpanAttributeKey.REQUEST_ID: trace_id,
+        SpanAttributeKey.INPUTS: trace.inputs,
+        SpanAttributeKey.OUTPUTS: trace.output,
+        SpanAttributeKey.SPAN_TYPE: entities.SpanType.EVALUATOR,
+    }
+    span = entities.Span.from_dict(
+        {
+            "trace_id": base64.b64encode(bytes.fromhex(trace.id)).decode(),
+            "span_id": base64.b64encode(bytes.fromhex(trace.id[:16])).decode(),
+            "parent_span_id": "",
+            "name": trace.name,
+            "start_time_unix_nano": began * 1_000_000,
+            "end_time_unix_nano": began * 1_000_000,
+            "status": {"code": "STATUS_CODE_OK", "message": ""},
+            "attributes": {name: json.dumps(value) for name, value in attributes.items()},
+            "events": [],
+        }
+    )
+    return info, span
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpr_core.hashing import HashCache
 from dpr_core.redaction import redact
 from tasks.artifacts.identity import Manifest, RunEntry, check_files, file_entry, files_below
-from tasks.artifacts.listed import Dataset, Model
+from tasks.artifacts.listed import Dataset, Model, Prompt, Trace
 from tasks.artifacts.metric_buffer import Entry, MetricBuffer
 from tasks.artifacts.payloads import beside_payload
 from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, record_of, results_text, split_tag
@@ -45,6 +45,11 @@ class StageRun:
         """List the datasets that it reads."""
         if datasets:
             self._client.list_datasets(self.id, datasets)
+
+    def traces(self, prompt: Prompt | None, traces: Sequence[Trace]) -> None:
+        """List traces, and the prompt behind them."""
+        if traces:
+            self._client.list_traces(self._client.get_run(self.id), prompt, traces)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values over steps, with the time of this call. They reach MLflow within seconds of its being there."""

@@ -14,6 +14,7 @@ from tasks.artifacts.store import Artifact, Record
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, read_answers, write_rows
+from tasks.stages.judge_traces import instructions, traced_share, traces_of
 
 logger = logging.getLogger("dense_path")
 
@@ -35,7 +36,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
     from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
 
-    settings = cast(JudgeConfig, config)
+    settings, share = cast(JudgeConfig, config), traced_share()
     candidate, baseline = work.input("candidate"), work.input("baseline")
     ours, theirs = (answered(read_answers(side.path)) for side in (candidate, baseline))
     if [question for question, _ in ours] != [question for question, _ in theirs]:
@@ -64,6 +65,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n")
     for warning in judged_by_warnings(served):
         logger.warning("%s", warning)
+    if share:
+        work.run.traces(instructions(settings), traces_of(work.run.id, settings, share, pairs, games))
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
     return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics
 

@@ -1,5 +1,6 @@
 """The whole method on the tiny lab, stage by stage, without Prefect."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.errors import UsageError
 from flows import wiring
 from flows.dispatch import dispatch
 from flows.requests import RunRequest
@@ -240,6 +242,34 @@ def test_mlflow_lists_checkpoints_and_policies_as_models_with_what_was_measured_
     assert shown["judge/win_rate"] == (judged["judge/win_rate"], "lab")
     assert shown["answer/accuracy"][1] == "lab"
     assert not (built.store.home / "artifacts" / "models").exists()
+
+
+def test_a_share_of_the_games_is_traced_with_what_they_were_worth(
+    built: Built, run_graph: RunGraph, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, experiment = built.client, built.client.get_run(built.parent).info.experiment_id
+    assert client.search_traces(locations=[experiment]) == []
+    monkeypatch.setenv("DPR_TRACE_SHARE", "0.5")
+    judge = run_graph(built.store, wiring.nodes(tiny("judge.bootstrap_samples=101")))["judge DPR on lab"]
+    rows = (built.store.fetch(judge.id).path / "games.jsonl").read_text().splitlines()
+    games = [json.loads(row) for row in rows]
+    found = client.search_traces(locations=[experiment])
+    traces = [trace for trace in found if trace.info.trace_metadata["mlflow.sourceRun"] == judge.id]
+    assert 0 < len(traces) < len(games)
+    for trace in traces:
+        [assessment] = trace.info.assessments
+        [span] = trace.data.spans
+        [game] = [g for g in games if g["raw"] == span.outputs and trace.info.trace_id == _trace_id(judge.id, g)]
+        assert (assessment.name, assessment.feedback.value) == ("candidate", game["score"])
+        assert span.inputs["question"][0].startswith("Start at")
+    monkeypatch.setenv("DPR_TRACE_SHARE", "5 %")
+    with pytest.raises(UsageError, match="DPR_TRACE_SHARE: '5 %' is no share"):
+        run_graph(built.store, wiring.nodes(tiny("judge.bootstrap_samples=102")))
+
+
+def _trace_id(run: str, game: dict[str, Any]) -> str:
+    name = f"{run} {game['question_id']} {game['candidate_first']}"
+    return f"tr-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def test_one_parent_run_holds_the_stages_and_the_results(built: Built) -> None:

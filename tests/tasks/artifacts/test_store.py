@@ -21,7 +21,7 @@ from dpr_core import hashing
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts import mlflow_client, system_metrics
-from tasks.artifacts.listed import Model
+from tasks.artifacts.listed import Model, Prompt, Trace
 from tasks.artifacts.mlflow_client import MlflowClient
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.run_records import flatten, join_tag, mlflow_name, params, split_tag
@@ -499,6 +499,32 @@ def test_models_are_listed_once_however_often_a_run_is_cut_off(store: Store, mon
         assert {each.status for each in found} == {"READY"}
         assert sorted(output.step for output in shown.outputs.model_outputs) == [1, 2]
         assert [[(m.key, m.value) for m in each.metrics] for each in found if each.metrics] == [[("loss", 0.5)]]
+
+
+def test_a_trace_and_the_prompt_behind_it_are_listed_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run, client = attempt(store), store._client
+    prompt = Prompt("dense-path-judge", "Texts stand between {{mark}}.", "sha256-1")
+    asked = {"question": ["Start at 1."], "first": ["It is 1."], "second": ["It is 2."]}
+    read, unread = (
+        Trace(digit * 32, "judged", asked, "VERDICT: A", "candidate", value, "gpt-4o", True)
+        for digit, value in (("a", 1.0), ("b", None))
+    )
+    for _ in range(2):
+        client.list_traces(client.get_run(run.id), prompt, [read, unread])
+    traces = client.search_traces(locations=[store._experiment])
+    assert {trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces} == {run.id}
+    told = {trace.info.trace_id: [each.feedback for each in trace.info.assessments] for trace in traces}
+    assert [len(each) for each in told.values()] == [1, 1]
+    assert told[f"tr-{read.id}"][0].value == 1.0
+    assert told[f"tr-{unread.id}"][0].error is not None
+    assert [len(trace.data.spans) for trace in traces] == [1, 1]
+    behind = "prompt = 'dense-path-judge/1'"
+    assert len(client.search_traces(locations=[store._experiment], filter_string=behind)) == 2
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_an_mlflow_that_cannot_list_models_is_told_of_once(
