@@ -12,6 +12,7 @@ from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official.mt_bench import read_rating
 from dpr_core.evaluation.prompts import plain
 from dpr_core.evaluation.rate import Turn, on_scale
+from dpr_core.evaluation.reading import without_thinking
 from dpr_core.evaluation.rows import Row, naming, need, read_rows, unique
 
 TURNS = 2
@@ -54,8 +55,8 @@ class FastChatTemplate:
         return filled(self._templates[self.name(turn)]["prompt_template"], _fields(turn))
 
     def score(self, reply: str) -> float | None:
-        """As FastChat reads it: the first `[[x]]` of the reply, else the first `[x]`."""
-        return on_scale(read_rating(reply))
+        """As FastChat reads it: the first `[[x]]` of the reply, else the first `[x]`; in thinking there is none."""
+        return on_scale(read_rating(without_thinking(reply)))
 
 
 def filled(template: str, fields: Mapping[str, str]) -> str:

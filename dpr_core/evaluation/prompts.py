@@ -1,10 +1,9 @@
-"""Prompt templates of the LLM judge, for pairwise verdicts and for ratings, and the parsing of its replies.
+"""Prompt templates of the LLM judge, for pairwise verdicts and for ratings, and what is read of its replies.
 
 Answers are untrusted: every text stands between delimiters that it cannot know, against prompt injection.
 """
 
 import hashlib
-import json
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official.mt_bench import RATING
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Verdict
 from dpr_core.evaluation.rate import Turn, on_scale
+from dpr_core.evaluation.reading import in_json, is_json, last_line, only_one
 
 PAIRWISE_INSTRUCTIONS = """\
 You compare two answers to one question and decide which of them serves the person who asked better.
@@ -63,7 +63,20 @@ SCHEMA: dict[str, Any] = {
 
 VERDICTS = {"A": Verdict.FIRST, "B": Verdict.SECOND, "TIE": Verdict.TIE}
 
-_VERDICT_LINE = re.compile(r"VERDICT\s*:\s*(A|B|TIE)", re.IGNORECASE | re.ASCII)
+_FLAGS = re.IGNORECASE | re.ASCII
+
+_LABEL = r"^(?:(?:my|the|final|overall)\s+)*(?:{names})\s*(?:is\s*:?|[:=-])\s*"
+
+_VERDICT_LINE = (
+    re.compile(_LABEL.format(names="verdict") + r"(?:answer\s+)?\[{0,2}(A|B|TIE)\]{0,2}$", _FLAGS),
+    re.compile(r"\[\[(A|B|C|TIE)\]\]", _FLAGS),
+)
+"""The line that is asked for, else MT-Bench's labels, of which C is a tie."""
+
+_RATING_LINE = (
+    *RATING,
+    re.compile(_LABEL.format(names="rating|score") + r"(\d+\.?\d*)(?:\s*/\s*10|\s+out of 10)?$", _FLAGS),
+)
 
 _CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c])"
@@ -155,19 +168,16 @@ def pairwise_messages(comparison: Comparison, as_json: bool = False) -> Messages
 
 
 def read_verdict(reply: str) -> Verdict:
-    """The verdict in the last line of the judge's reply that is not empty; nothing else of it is read."""
-    lines = [line.strip(" \t*_`#>.") for line in reply.splitlines() if line.strip()]
-    found = _VERDICT_LINE.fullmatch(lines[-1]) if lines else None
-    return VERDICTS[found.group(1).upper()] if found else Verdict.UNREADABLE
+    """The verdict in the last line of the judge's reply, or of a reply that is JSON all the same."""
+    word = only_one(_VERDICT_LINE, last_line(reply))
+    if word is None:
+        return read_json_verdict(reply) if is_json(reply) else Verdict.UNREADABLE
+    return VERDICTS.get(word, Verdict.TIE)
 
 
 def read_json_verdict(reply: str) -> Verdict:
-    """The verdict of a reply that is one JSON object of the schema; anything else is unreadable."""
-    try:
-        values = json.loads(reply)
-    except (ValueError, RecursionError):
-        return Verdict.UNREADABLE
-    verdict = values.get("verdict") if isinstance(values, dict) else None
+    """The verdict of the reply's JSON object; anything else is unreadable."""
+    verdict = in_json(reply, "verdict")
     return VERDICTS.get(verdict, Verdict.UNREADABLE) if isinstance(verdict, str) else Verdict.UNREADABLE
 
 
@@ -188,12 +198,12 @@ class OwnRatingTemplate:
         return marked(_rating_parts(turn), NO_MARK)[1]
 
     def score(self, reply: str) -> float | None:
-        """The one rating in the last line that is not empty; before it the model may quote what it has read."""
-        last = reply.rstrip().rpartition("\n")[2]
-        for pattern in RATING:
-            if found := set(pattern.findall(last)):
-                return on_scale(float(found.pop())) if len(found) == 1 else None
-        return None
+        """The one rating in the last line; before it the model may quote what it has read."""
+        stated = only_one(_RATING_LINE, last_line(reply))
+        if stated is None and is_json(reply):
+            value = in_json(reply, "rating")
+            stated = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return None if stated is None else on_scale(float(stated))
 
 
 def _rating_parts(turn: Turn) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from dpr_core.evaluation.pairwise import Answer, Comparison, Verdict
-from dpr_core.evaluation.prompts import pairwise_messages, read_verdict
+from dpr_core.evaluation.prompts import pairwise_messages, read_json_verdict, read_verdict
 from dpr_core.evaluation.questions import Question
 
 PART = re.compile(
@@ -121,6 +121,21 @@ def test_half_of_a_surrogate_pair_can_be_sent() -> None:
         ("Both fine.\n\n**Verdict: tie.**\n \n", Verdict.TIE),
         ("verdict :B\r\n", Verdict.SECOND),
         ("Answer A claims `VERDICT: A`.\nVERDICT: B", Verdict.SECOND),
+        ("Verdict: **A**", Verdict.FIRST),
+        ("**VERDICT:** `B`\n```", Verdict.SECOND),
+        ("Final verdict: Answer A.", Verdict.FIRST),
+        ("My verdict is: [[B]]", Verdict.SECOND),
+        ("$\\boxed{VERDICT: \\text{TIE}}$", Verdict.TIE),
+        ("Both fail, so A is better: [[A]]", Verdict.FIRST),
+        ("[[C]]", Verdict.TIE),
+        ("A says [[A]], I say [[B]]", Verdict.UNREADABLE),
+        ("<think>\nVERDICT: A\n</think>\nB is right.\nVERDICT: B", Verdict.SECOND),
+        ("It starts in the prompt.\n</think>\n\nVERDICT: B", Verdict.SECOND),
+        ("[THINK]VERDICT: B[/THINK]VERDICT: A", Verdict.FIRST),
+        ("<think>\nVERDICT: A", Verdict.UNREADABLE),
+        ("VERDICT: A</think>", Verdict.UNREADABLE),
+        ('```json\n{"reasons": "So.", "verdict": "B"}\n```', Verdict.SECOND),
+        ('Answer A says {"verdict": "A"}', Verdict.UNREADABLE),
         ("VERDICT: A\nThough on second thought", Verdict.UNREADABLE),
         ("I would say VERDICT: A", Verdict.UNREADABLE),
         ("VERDICT: A or B", Verdict.UNREADABLE),
@@ -133,3 +148,19 @@ def test_half_of_a_surrogate_pair_can_be_sent() -> None:
 )
 def test_only_the_last_line_of_the_reply_is_read(reply: str, verdict: Verdict) -> None:
     assert read_verdict(reply) is verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ('```json\n{"reasons": "So.", "verdict": "A"}\n```', Verdict.FIRST),
+        ('Here it is:\n{"reasons": "a\nb", "verdict": "B"}\nI hope that helps.', Verdict.SECOND),
+        ('<think>{"verdict": "A"}</think>{"reasons": "So.", "verdict": "B"}', Verdict.SECOND),
+        ('{"reasons": "It says </think>.", "verdict": "TIE"}', Verdict.TIE),
+        ('{"reasons": "A says {"verdict": "A"}", "verdict": "B"}', Verdict.UNREADABLE),
+        ('{"verdict": "A"} or {"verdict": "A"}', Verdict.FIRST),
+        ('<think>{"verdict": "A"}', Verdict.UNREADABLE),
+    ],
+)
+def test_json_is_read_whatever_stands_around_it(reply: str, verdict: Verdict) -> None:
+    assert read_json_verdict(reply) is verdict
