@@ -1,5 +1,6 @@
 """Settings of evaluation: benchmarks, policies without training, judges, raters and the report."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -244,11 +245,17 @@ class ChatCompletionsConfig(Config):
     base_url: Address | None = None
     """Another endpoint than OpenAI's own."""
 
-    temperature: float = Field(0.0, ge=0, le=100)
-    """Sampling temperature of the verdicts; 0 as in the paper."""
+    temperature: float | None = Field(0.0, ge=0, le=100)
+    """Sampling temperature of the verdicts; 0 as in the paper, none where the model takes no choice."""
 
     max_tokens: int = Field(512, ge=16, le=2**20)
-    """Length limit of a verdict."""
+    """Length limit of a verdict, together with what a reasoning model thinks before it."""
+
+    reasoning_effort: Line | None = Field(None, min_length=1)
+    """How much a reasoning model is to think, such as low, in its vendor's words; none leaves it to the model."""
+
+    extra_body: dict[str, Any] | None = None
+    """More fields of each request, as the endpoint documents them."""
 
     max_answer_characters: int = Field(100_000, ge=100, le=100_000_000)
     """Longer answers are cut before they are judged, and counted."""
@@ -261,6 +268,37 @@ class ChatCompletionsConfig(Config):
 
     template: str | None = None
     """Hash of the judge's instructions, filled in when the stage starts."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _nothing_that_has_a_setting(cls, extra: dict[str, Any] | None) -> dict[str, Any] | None:
+        if taken := sorted(OUR_FIELDS & (extra or {}).keys()):
+            raise ValueError(f"{', '.join(taken)} is set by the judge itself; see the other fields of `by`")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("only what JSON can hold may be sent: texts, numbers, lists and sections") from None
+        return extra
+
+    def __hash__(self) -> int:
+        """Of what `extra_body` says too, which has no hash of its own."""
+        return hash(self.model_dump_json())
+
+    @model_serializer(mode="wrap")
+    def _as_before_there_was_a_choice(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if name not in SENT_IF_SET or value is not None}
+
+
+OUR_FIELDS = frozenset(
+    {
+        "model", "messages", "temperature", "max_tokens", "max_completion_tokens", "reasoning_effort",
+        "response_format", "stream", "n", "tools",
+    }
+)  # fmt: skip
+"""Of a request, what the judge's own settings say, and what would bring another kind of reply."""
+
+SENT_IF_SET = ("reasoning_effort", "extra_body")
 
 
 class ChatJudgeConfig(ChatCompletionsConfig):
@@ -349,7 +387,8 @@ class JudgeExecutionConfig(Config):
     """The stage fails where more verdicts than this share cannot be read."""
 
     canaries: int = Field(2, ge=0, le=100)
-    """Questions on which a judge that costs money is tried first: an answer against itself, and against a constant."""
+    """Questions on which a judge that costs money is tried first: an answer against itself, and against a constant.
+    Their replies are asked for once, whether or not they can be read."""
 
 
 class JudgeConfig(StageConfig):

@@ -9,13 +9,21 @@ import hashlib
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from dpr_core.config.evaluation import ChatCompletionsConfig, ChatJudgeConfig, JudgeExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, Messages, Reply, SchemaRefusedError, UnavailableError
+from dpr_core.evaluation.endpoint import (
+    TOO_LONG,
+    Endpoint,
+    Messages,
+    RefusedError,
+    Reply,
+    SchemaRefusedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -106,6 +114,61 @@ def judgment_of(prompt: JudgePrompt[Item, Found], item: Item, reply: Reply, as_j
     return prompt.judgment(item, prompt.read(reply.text, as_json) if reply.is_whole else None, reply.text, details)
 
 
+REFUSED = "refused"
+"""Among the details of a judgment that there is none of: why the endpoint refused to be asked."""
+
+EXCERPT = 200
+"""Characters of a reply that are shown."""
+
+
+def refused(prompt: JudgePrompt[Item, Found], item: Item, error: RefusedError) -> Found:
+    """The judgment of an item that may not be asked about: an unreadable one."""
+    return prompt.judgment(item, None, "", {REFUSED: str(error)})
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Judgments of which nothing could be read, among all; `what` they are called, verdicts or ratings."""
+
+    what: str
+    lost: Sequence[AnyJudgment]
+    asked: int
+
+    @classmethod
+    def among(cls, judgments: Sequence[AnyJudgment], what: str) -> Self:
+        return cls(what, [each for each in judgments if each.value is None], len(judgments))
+
+    @property
+    def refused(self) -> int:
+        """How many the endpoint refused to give."""
+        return sum(REFUSED in each.details for each in self.lost)
+
+    def check(self, execution: JudgeExecutionConfig, where: str) -> None:
+        """DensePathError where they are too many for a result. `where` says where the replies are."""
+        if self.asked and len(self.lost) / self.asked > execution.max_unreadable_share:
+            raise DensePathError(
+                f"{len(self.lost)} of {self.asked} {self.what} could not be read, more than "
+                f"execution.max_unreadable_share={execution.max_unreadable_share:g}: {self.why}; {where}"
+            )
+
+    @property
+    def why(self) -> str:
+        """The reasons, most telling first, each with how often and an example."""
+        told = [each.details for each in self.lost if REFUSED in each.details]
+        cut = [each for each in self.lost if each.details.get("finish_reason") in TOO_LONG]
+        thought = sum(int(each.details.get("reasoning_tokens", 0)) for each in cut)
+        other = [each for each in self.lost if REFUSED not in each.details and each not in cut]
+        reasons = []
+        if told:
+            reasons.append(f"{len(told)} were refused by the endpoint, such as: {told[0][REFUSED]}")
+        if cut:
+            thinking = f", {thought // len(cut)} of it thinking" if thought else ""
+            reasons.append(f"{len(cut)} were cut at the length limit by.max_tokens{thinking}, which may be raised")
+        if other:
+            reasons.append(f"the judge wrote, for example, {other[0].raw[:EXCERPT]!r}")
+        return "; ".join(reasons)
+
+
 class RuleJudge(Generic[Item, Found]):
     """Follows a rule and asks nobody: the twin of a real judge, for tests, dry runs and results that can be checked."""
 
@@ -137,20 +200,44 @@ class ChatJudge(Generic[Item, Found]):
         self._may_change = verdicts == "auto"
         self._as_json = verdicts != "text"
         self._json_was_read = verdicts == "schema"
+        self._one_by_one = verdicts == "auto"
+        self._turn: asyncio.Lock | None = None
 
     async def prepare(self, items: Sequence[Item]) -> None:
         """Every item is asked about by itself."""
 
     async def judge(self, item: Item) -> Found:
-        reply, as_json = await self._ask(item)
-        judgment = judgment_of(self._prompt, item, reply, as_json)
-        if judgment.value is not None:
-            self._json_was_read |= as_json
-        elif as_json and reply.is_whole and not self._json_was_read:
+        if self._one_by_one:
+            # One item finds out whether schemas are followed. Where they are not, many at once would be paid for twice.
+            self._turn = self._turn or asyncio.Lock()
+            async with self._turn:
+                if self._one_by_one:
+                    try:
+                        return await self._in_either_form(item)
+                    except UnavailableError:
+                        # An endpoint in trouble is found to be so by all at once.
+                        self._one_by_one = False
+                        raise
+        return await self._in_either_form(item)
+
+    async def _in_either_form(self, item: Item) -> Found:
+        judgment, is_prose = await self._judged(item)
+        if is_prose and not self._json_was_read:
             # Some endpoints take a schema and then pay no heed to it.
             self._as_json = False
-            return judgment_of(self._prompt, item, *await self._ask(item))
+            judgment, _ = await self._judged(item)
+        self._json_was_read |= judgment.value is not None and judgment.details.get("verdicts") == "schema"
+        self._one_by_one &= self._as_json and not self._json_was_read
         return judgment
+
+    async def _judged(self, item: Item) -> tuple[Found, bool]:
+        """The judgment, and whether the endpoint wrote something else in place of the JSON that it was asked for."""
+        try:
+            reply, as_json = await self._ask(item)
+        except RefusedError as error:
+            return refused(self._prompt, item, error), False
+        judgment = judgment_of(self._prompt, item, reply, as_json)
+        return judgment, as_json and reply.is_whole and judgment.value is None
 
     async def _ask(self, item: Item) -> tuple[Reply, bool]:
         """The reply, and whether it should be JSON."""
@@ -168,6 +255,8 @@ class ChatJudge(Generic[Item, Found]):
         return self.endpoint.status()
 
     async def close(self) -> None:
+        # A lock belongs to the event loop in which it was waited for.
+        self._turn = None
         await self.endpoint.close()
 
 
@@ -234,11 +323,12 @@ async def judge_all(
     items: Sequence[Item],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int, str], None],
-    retry_unreadable: bool = True,
+    ask_again: bool = True,
 ) -> list[Found]:
     """A judgment of each item, in the order of the items, at most `execution.concurrency` at once.
 
-    `on_progress` gets how many are done, of how many, and what the judge says of its work.
+    `on_progress` gets how many are done, of how many, and what the judge says of its work. Without `ask_again` what
+    cannot be read is asked for once.
     """
     try:
         await _meanwhile(judge.prepare(items), lambda: on_progress(0, len(items), judge.status()))
@@ -247,7 +337,7 @@ async def judge_all(
             judge.judge,
             execution,
             lambda done, total: on_progress(done, total, judge.status()),
-            is_readable=lambda judgment: judgment.value is not None or not retry_unreadable,
+            is_final=lambda judgment: judgment.value is not None or not ask_again or REFUSED in judgment.details,
         )
     finally:
         await judge.close()
@@ -258,12 +348,12 @@ async def ask_all(
     ask: Callable[[Item], Awaitable[Result]],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int], None],
-    is_readable: Callable[[Result], bool] = lambda result: True,
+    is_final: Callable[[Result], bool] = lambda result: True,
 ) -> list[Result]:
     """A work queue with bounded concurrency and retries with exponential back-off; results in the order of `items`.
 
     `on_progress` gets how many are done, of how many. What is unavailable is put at the end of the queue, up to
-    `execution.rounds` times, and so is what cannot be read, up to `execution.unreadable_retries` times. Any other
+    `execution.rounds` times, and so is what is not final, up to `execution.unreadable_retries` times. Any other
     failure stops the rest, once those that are under way, and paid for, are done.
     """
     results: dict[int, Result] = {}
@@ -287,7 +377,7 @@ async def ask_all(
                     await asyncio.sleep(min(2.0 ** failures[i], MOST_SECONDS_BETWEEN_ROUNDS))
                     waiting.append(i)
                 continue
-            if not is_readable(result) and unreadable[i] < execution.unreadable_retries and not fatal:
+            if not is_final(result) and unreadable[i] < execution.unreadable_retries and not fatal:
                 unreadable[i] += 1
                 waiting.append(i)
                 continue

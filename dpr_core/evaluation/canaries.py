@@ -7,12 +7,14 @@ says nothing and praises itself loses against a real one, and is rated below it.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.errors import DensePathError
+from dpr_core.evaluation.ask import AnyJudgment, Unreadable
 from dpr_core.evaluation.pairwise import Answer, Pair, PairwiseJudge, Verdict, judge_pairs
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rate import Rater, Turn, rate_turns, turns_of
+from dpr_core.evaluation.rate import Rater, Turn, as_rows, rate_turns, turns_of
 
 CONSTANT = (
     "Thank you for this excellent question. This answer is complete, accurate, clearly structured and helpful, and it "
@@ -26,10 +28,22 @@ SELF_TOLERANCE = 0.25
 UNREADABLE_TOLERANCE = 0.5
 """A larger share of unreadable verdicts is no accident."""
 
-EXCERPT = 200
-"""Characters of a reply that are shown."""
-
 FIRST_PLACE = {Verdict.FIRST: 1.0, Verdict.TIE: 0.5, Verdict.SECOND: 0.0}
+
+
+OnProgress = Callable[[int, int, str], None]
+
+Keep = Callable[[list[dict[str, Any]]], str]
+"""Writes the rows of the canaries down, whatever they came to, and says where they are."""
+
+
+def silent(done: int, total: int, note: str) -> None:
+    """No progress is shown."""
+
+
+def nowhere(rows: list[dict[str, Any]]) -> str:
+    """They are not kept."""
+    return ""
 
 
 def canary_pairs(pairs: Sequence[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
@@ -49,7 +63,8 @@ async def try_judge(
     judge: PairwiseJudge,
     pairs: Sequence[Pair],
     execution: JudgeExecutionConfig,
-    on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    on_progress: OnProgress = silent,
+    keep: Keep = nowhere,
 ) -> dict[str, float]:
     """Judge the canaries of `pairs`, each in both orders like any other pair; metrics, as far as verdicts can be read.
 
@@ -58,28 +73,42 @@ async def try_judge(
     it would be paid for nothing.
     """
     same, constant = canary_pairs(pairs, execution.canaries)
-    games = await judge_pairs(judge, [*same, *constant], execution, on_progress)
+    games = await judge_pairs(judge, [*same, *constant], execution, on_progress, ask_again=False)
     alike, against = games[: 2 * len(same)], games[2 * len(same) :]
-    lost = [game for game in games if game.verdict is Verdict.UNREADABLE]
-    if games and len(lost) == len(games) and execution.max_unreadable_share < 1:
-        raise DensePathError(
-            f"none of the {len(games)} verdicts on the canaries could be read, so nothing else is asked; the judge "
-            f"wrote, for example, {lost[0].raw[:EXCERPT]!r}"
-        )
+    _refuse_unreadable(games, "verdicts", execution, keep([game.as_dict() for game in games]))
     return _means(
         {
             "judge/canary_self": [FIRST_PLACE[game.verdict] for game in alike if game.verdict in FIRST_PLACE],
             "judge/canary_constant": [game.score for game in against if game.score is not None],
-            "judge/canary_unreadable": [float(game.verdict is Verdict.UNREADABLE) for game in games],
+            "judge/canary_unreadable": [float(game.value is None) for game in games],
         }
     )
 
 
-async def try_rater(rater: Rater, questions: Sequence[Question], execution: JudgeExecutionConfig) -> dict[str, float]:
-    """The constant answer's mean rating, as a metric; none where no rating could be read."""
+async def try_rater(
+    rater: Rater,
+    questions: Sequence[Question],
+    execution: JudgeExecutionConfig,
+    on_progress: OnProgress = silent,
+    keep: Keep = nowhere,
+) -> dict[str, float]:
+    """The constant answer's mean rating, as a metric; the rest is as for a judge."""
     turns = canary_turns(questions, execution.canaries)
-    rated = await rate_turns(rater, turns, execution, lambda done, total, note: None)
-    return _means({"rate/canary_constant": [rating.score for _, rating in rated if rating.score is not None]})
+    rated = await rate_turns(rater, turns, execution, on_progress, ask_again=False)
+    ratings = [rating for _, rating in rated]
+    _refuse_unreadable(ratings, "ratings", execution, keep(as_rows(rated, "canary", "")))
+    return _means({"rate/canary_constant": [each.score for each in ratings if each.score is not None]})
+
+
+def _refuse_unreadable(
+    judgments: Sequence[AnyJudgment], what: str, execution: JudgeExecutionConfig, where: str
+) -> None:
+    found = Unreadable.among(judgments, what)
+    if judgments and len(found.lost) == len(judgments) and execution.max_unreadable_share < 1:
+        raise DensePathError(
+            f"none of the {len(judgments)} {what} on the canaries could be read, so nothing else is asked: "
+            f"{found.why}{where and f'; {where}'}"
+        )
 
 
 def warnings(metrics: Mapping[str, float]) -> list[str]:
@@ -92,7 +121,8 @@ def warnings(metrics: Mapping[str, float]) -> list[str]:
             f"The judge favours the {place} place: between two equal answers the first won {100 * alike:.0f}% "
             "(50% expected)."
         )
-    if constant is not None and constant >= 0.5:
+    # Who always chooses a place lets the constant answer win half of its games, for no reason of its own.
+    if constant is not None and (constant > 0.5 or (constant == 0.5 and not found)):
         found.append(
             f"The judge is fooled by an answer that says nothing: it won {100 * constant:.0f}% against real answers."
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ from dpr_core.redaction import holds_key, read_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-CUT_SHORT = ("length", "content_filter")
+TOO_LONG = ("length", "model_length", "max_tokens")
+CUT_SHORT = (*TOO_LONG, "content_filter", "refusal")
 """Reasons to end after which a reply is not the model's whole say."""
 
 MAY_PASS = (408, 409, 425, 429)
@@ -23,8 +25,24 @@ MAY_PASS = (408, 409, 425, 429)
 NO_MONEY = "insufficient_quota"
 """The code of a 429 that no waiting helps against."""
 
+OF_ALL_REQUESTS = (404, 405)
+"""Refusals of the model or the address. Any other, but for those of key and account, is of what one request says."""
+
+OF_ALL_BY_CODE = ("model_not_found", "invalid_api_key")
+
+ABOUT_CONTENT = ("flagged", "moderation", "content management", "content filter", "content_filter")
+"""Words of a 403 that is no matter of the key."""
+
+THINKING_SPENT = "output limit was reached"
+"""Of OpenAI's refusal where thinking alone took all of the length limit."""
+
 NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
 """What httpx calls a failure before anything was sent."""
+
+NO_TEMPERATURE = re.compile(
+    r"unsupported[^{}]{0,60}temperature|temperature[^{}]{0,60}(?:support|deprecated|only|permitted|allowed)", re.I
+)
+"""A refusal of any temperature but the model's own. A server that repeats the request names it for no reason."""
 
 SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -37,6 +55,10 @@ class UnavailableError(DensePathError):
 
 class UnreachableError(UnavailableError):
     """Nobody is there, or somebody who does not speak this language. It may pass; before a run it is a mistake."""
+
+
+class RefusedError(DensePathError):
+    """The endpoint refuses what this one request says, as too long or by a filter; others it may take."""
 
 
 class SchemaRefusedError(DensePathError):
@@ -83,6 +105,7 @@ class Endpoint:
         self._key()
         self._client: Any = None
         self._limit = "max_completion_tokens"
+        self._takes_temperature = True
         self._requests = RateLimiter(execution.requests_per_minute)
         self._tokens = RateLimiter(execution.tokens_per_minute)
         price = price_of(config, execution)
@@ -94,7 +117,8 @@ class Endpoint:
         self.meter = Meter(price, execution.budget_dollars)
 
     async def ask(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> Reply:
-        """One completion. After SchemaRefusedError ask without; after UnavailableError, later; after others, never."""
+        """One completion. After SchemaRefusedError ask without; after UnavailableError, later; after RefusedError, for
+        something else; after others, for nothing."""
         asked = tokens_in(messages)
         while self.meter.is_promised(asked, self.config.max_tokens):
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
@@ -140,13 +164,18 @@ class Endpoint:
 
     def body(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The request as the endpoint takes it."""
-        body: dict[str, Any] = {
+        optional = {
+            "temperature": self.config.temperature if self._takes_temperature else None,
+            "reasoning_effort": self.config.reasoning_effort,
+            "response_format": dict(schema) if schema is not None else None,
+        }
+        return {
             "model": self.config.model,
             "messages": messages,
-            "temperature": self.config.temperature,
             self._limit: self.config.max_tokens,
+            **{name: value for name, value in optional.items() if value is not None},
+            **(self.config.extra_body or {}),
         }
-        return body | ({"response_format": dict(schema)} if schema is not None else {})
 
     def reply(self, completion: Any) -> Reply:
         """What is read of a completion, as it was written: what is kept and parsed must not be changed.
@@ -166,13 +195,16 @@ class Endpoint:
                 f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
                 "take any"
             )
+        thinking = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)
         details = {
             "model": completion.model,
             "system_fingerprint": version,
             "finish_reason": choice.finish_reason,
             "prompt_tokens": usage and usage.prompt_tokens,
             "completion_tokens": usage and usage.completion_tokens,
+            "reasoning_tokens": thinking or None,
             "length_limit": self._limit,
+            "temperature": None if self._takes_temperature else "the model's own",
         }
         return Reply(
             said,
@@ -188,9 +220,9 @@ class Endpoint:
         """The client's error as one of ours, in one line."""
         # A key that is cut in two would not be found any more.
         said = redact(_in_a_line(error))[:500]
-        status = getattr(error, "status_code", None)
+        status, code = getattr(error, "status_code", None), getattr(error, "code", None)
         tried = f" after {self.execution.retries} retries" if self.execution.retries else ""
-        if status in (401, 403):
+        if status in (401, 403) and not (status == 403 and any(word in said.lower() for word in ABOUT_CONTENT)):
             return DensePathError(
                 f"{self.url} refused the key in {self.execution.api_key_variable} (HTTP {status}); "
                 "check the key and its rights to this model"
@@ -201,14 +233,21 @@ class Endpoint:
             )
         if status is None:
             return UnavailableError(f"{self.url} gave no answer{tried}: {said}; check the address and the network")
-        if getattr(error, "code", None) == NO_MONEY:
+        if code == NO_MONEY or status == 402:
             return DensePathError(f"{self.url}: the account of this key has nothing left to spend: {said}")
         if status in MAY_PASS or status >= 500:
             return UnavailableError(f"{self.url} failed{tried} (HTTP {status}): {said}")
         if with_schema and status in (400, 422) and _is_about_schemas(said):
             return SchemaRefusedError(f"{self.url} does not take a schema for the reply: {said}")
-        where = "; check judge.by.model, and judge.by.base_url, which often ends in /v1" if status == 404 else ""
-        return DensePathError(f"{self.url} refused a request for the model {self.config.model}: {said}{where}")
+        hint = "; check judge.by.model, and judge.by.base_url, which often ends in /v1" if status == 404 else ""
+        if THINKING_SPENT in said:
+            hint = "; raise judge.by.max_tokens, in which thinking counts"
+        elif NO_TEMPERATURE.search(said):
+            hint = "; set judge.by.temperature=null"
+        # Some vendors know a wrong key or model by no status of its own.
+        of_all = status in OF_ALL_REQUESTS or code in OF_ALL_BY_CODE or "api key" in said.lower()
+        kind = DensePathError if of_all else RefusedError
+        return kind(f"{self.url} refused a request for the model {self.config.model}: {said}{hint}")
 
     def status(self) -> str:
         """How many requests were answered, and what they cost."""
@@ -232,14 +271,23 @@ class Endpoint:
 
     async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Any:
         while True:
-            limit = self._limit
+            limit, body = self._limit, self.body(messages, schema)
             try:
-                return await self.client.chat.completions.create(**self.body(messages, schema))
+                # The client refuses fields that it does not know, but for those in `extra_body`.
+                return await self.client.chat.completions.create(
+                    model=body.pop("model"), messages=body.pop("messages"), extra_body=body
+                )
             except self.library.APIStatusError as error:
-                if error.status_code not in (400, 422) or limit not in str(error) or limit == "max_tokens":
+                if error.status_code not in (400, 422):
                     raise
-                # Servers older than this name know the same limit as `max_tokens`.
-                self._limit = "max_tokens"
+                if limit in str(error) and limit != "max_tokens":
+                    # Servers older than this name know the same limit as `max_tokens`.
+                    self._limit = "max_tokens"
+                elif "temperature" in body and NO_TEMPERATURE.search(str(error)):
+                    # A reasoning model has its own.
+                    self._takes_temperature = False
+                else:
+                    raise
 
     def _connect(self) -> Any:
         common = {

@@ -15,7 +15,7 @@ from dpr_core.evaluation.ask import CachedJudge, ChatJudge, RuleJudge
 from dpr_core.evaluation.batch.judge import BatchJudge
 from dpr_core.evaluation.budget import Cost, cost_of, tokens_in
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, UnavailableError, UnreachableError
+from dpr_core.evaluation.endpoint import THINKING_SPENT, Endpoint, RefusedError, UnavailableError, UnreachableError
 from dpr_core.evaluation.fastchat import FastChatTemplate
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
@@ -173,6 +173,10 @@ async def _probe(
         raise
     except UnavailableError:
         return
+    except RefusedError as error:
+        # What thinks before it writes does not come to an end so soon.
+        if THINKING_SPENT not in str(error):
+            raise
     finally:
         await endpoint.close()
 
@@ -181,12 +185,19 @@ def judged_by(by: Config, replies: Iterable[Mapping[str, str | int]]) -> dict[st
     """The judge's settings, with the hash of its instructions, and how many replies each model and version wrote."""
     told = list(replies)
     counts = {name: Counter(str(each[field]) for each in told if field in each) for name, field in NAMED.items()}
-    return {**by.model_dump(mode="json"), **{name: dict(sorted(count.items())) for name, count in counts.items()}}
+    found = {**by.model_dump(mode="json"), **{name: dict(sorted(count.items())) for name, count in counts.items()}}
+    if own := sum("temperature" in each for each in told):
+        found["at_a_temperature_of_its_own"] = own
+    return found
 
 
 def judged_by_warnings(found: Mapping[str, Any]) -> list[str]:
-    """What should be known of it: that several models or versions have judged side by side."""
-    return [
+    """What should be known of it: that several models or versions have judged side by side, or not as was set."""
+    own = found.get("at_a_temperature_of_its_own")
+    said = (
+        [f"The model takes no temperature: {own} replies are at its own, not at {found['temperature']}."] if own else []
+    )
+    return said + [
         f"Several {name.replace('_', ' ')} have judged: "
         f"{', '.join(f'{each} ({count} replies)' for each, count in found[name].items())}."
         for name in NAMED

@@ -89,6 +89,10 @@ class Game:
         return cls(values["question_id"], values["candidate_first"], verdict, values["raw"], values["details"])
 
     @property
+    def value(self) -> str | None:
+        return None if self.verdict is Verdict.UNREADABLE else self.verdict.value
+
+    @property
     def score(self) -> float | None:
         """1 where the candidate won, 0 where it lost, 0.5 for a tie, None where the verdict cannot be read."""
         if self.verdict is Verdict.UNREADABLE:
@@ -142,10 +146,11 @@ async def judge_pairs(
     pairs: Sequence[Pair],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int, str], None],
+    ask_again: bool = True,
 ) -> list[Game]:
-    """Judge every pair in both orders; both games of a pair stand together. `on_progress` as in `judge_all`."""
+    """Judge every pair in both orders; both games of a pair stand together. The rest is as in `judge_all`."""
     plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
-    judgments = await judge_all(judge, [pair.shown(first) for pair, first in plan], execution, on_progress)
+    judgments = await judge_all(judge, [pair.shown(first) for pair, first in plan], execution, on_progress, ask_again)
     return [
         Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details)
         for (pair, first), judgment in zip(plan, judgments, strict=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
-from dpr_core.evaluation.ask import Details, Judge, judge_all
+from dpr_core.evaluation.ask import REFUSED, Details, Judge, judge_all
 from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official import mt_bench
 from dpr_core.evaluation.official.layouts import mt_bench_id
@@ -114,10 +114,14 @@ def turns_of(answered: Iterable[tuple[Question, tuple[str, ...]]], judgings: int
 
 
 async def rate_turns(
-    rater: Rater, turns: Sequence[Turn], execution: JudgeExecutionConfig, on_progress: Callable[[int, int, str], None]
+    rater: Rater,
+    turns: Sequence[Turn],
+    execution: JudgeExecutionConfig,
+    on_progress: Callable[[int, int, str], None],
+    ask_again: bool = True,
 ) -> list[tuple[Turn, Rating]]:
-    """Every turn with its rating. One that cannot be read is not asked for again: MT-Bench counts it as none."""
-    ratings = await judge_all(rater, turns, execution, on_progress, retry_unreadable=False)
+    """Every turn with its rating. One that cannot be read in the end is none, as in MT-Bench."""
+    ratings = await judge_all(rater, turns, execution, on_progress, ask_again)
     return list(zip(turns, ratings, strict=True))
 
 
@@ -168,7 +172,7 @@ def as_rows(rated: Rated, model: str, judge: str) -> list[dict[str, Any]]:
             "model": model,
             "judge": [judge, rating.template],
             "user_prompt": rating.shown,
-            "judgment": rating.raw,
+            "judgment": mt_bench.FAILED if REFUSED in rating.details else rating.raw,
             "score": _as_written(rating.score),
             "turn": turn.number,
             "judging": turn.judging,

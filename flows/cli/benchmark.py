@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpr_core.errors import DensePathError, UsageError
+from dpr_core.errors import UsageError
 from dpr_core.files import check_output
 from dpr_core.text import escape_control
 from flows.cli.console import Debug, Identifier, Json, OnceCommand, Set, emit, reported
@@ -18,7 +18,8 @@ from flows.cli.console import Debug, Identifier, Json, OnceCommand, Set, emit, r
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig
+    from dpr_core.config.evaluation import JudgeConfig
+    from dpr_core.evaluation.canaries import Keep
     from dpr_core.evaluation.official.layouts import Answers, Layout
     from dpr_core.evaluation.pairwise import Answer, Pair
     from dpr_core.evaluation.questions import Question
@@ -217,6 +218,7 @@ def _is_empty(answer: "Answer") -> bool:
 
 def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
     from dpr_core.evaluation import canaries
+    from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
     from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
     from tasks.local_home import open_home
@@ -224,34 +226,45 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     from tasks.stages.judge import VERDICTS, preflight
 
     preflight([settings])
-    judge = build_judge(settings.by, settings.execution, lambda text: text.strip(), open_home() / VERDICTS)
+    home = open_home()
+    judge = build_judge(settings.by, settings.execution, lambda text: text.strip(), home / VERDICTS)
     canary_metrics: dict[str, float] = {}
     with StageProgress("judge") as progress:
         if costs_money(settings.by) and settings.execution.canaries:
-            canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance))
+            kept = keeping_canaries(home)
+            canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance, kept))
         games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
     if output is not None:
-        rows = "".join(json.dumps(game.as_dict(), ensure_ascii=False) + "\n" for game in games)
-        try:
-            output.write_text(rows, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {output}: {error.strerror}") from None
+        write_rows(output, [game.as_dict() for game in games])
     print(judge.status(), file=sys.stderr)
     result = summarise(games, settings.bootstrap_samples, settings.seed)
-    check_readable(result.unreadable_share, settings.execution)
+    unreadable = Unreadable.among(games, "verdicts")
+    unreadable.check(settings.execution, IN_OUTPUT)
     served = judged_by(settings.by, (game.details for game in games))
     warnings = [*canaries.warnings(canary_metrics), *judged_by_warnings(served)]
-    return {**result.as_dict(), "answers_cut": answers_cut(games), **canary_metrics, "warnings": warnings}
+    counts = {"refused": unreadable.refused, "answers_cut": answers_cut(games)}
+    return {**result.as_dict(), **counts, **canary_metrics, "warnings": warnings}
 
 
-def check_readable(unreadable_share: float, execution: "JudgeExecutionConfig") -> None:
-    """A result that rests on too few of its verdicts is none."""
-    if unreadable_share > execution.max_unreadable_share:
-        raise DensePathError(
-            f"{100 * unreadable_share:.1f}% of the verdicts could not be read, more than "
-            f"execution.max_unreadable_share={execution.max_unreadable_share:g} allows; what the judge wrote is in the "
-            "file of --output"
-        )
+IN_OUTPUT = "what the judge wrote is in the file of --output"
+
+
+def keeping_canaries(home: Path) -> "Keep":
+    """Writes the rows of the canaries, which were paid for, into a file of the home, and says where it is."""
+    from tasks.stages.judge import CANARY_REPLIES
+
+    def keep(rows: list[dict[str, Any]]) -> str:
+        write_rows(home / CANARY_REPLIES, rows)
+        return f"the replies are in {home / CANARY_REPLIES}"
+
+    return keep
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _score_view(models: dict[str, Any]) -> "RenderableType":
@@ -306,6 +319,8 @@ def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
         lines.append(f"{len(summary['unanswered'])} questions are left out: not answered by both in all turns")
     if summary["empty_answers"]:
         lines.append(f"{summary['empty_answers']} answers are empty; they are judged as they are")
+    if result["refused"]:
+        lines.append(f"{result['refused']} of the unreadable verdicts were refused by the endpoint")
     if result["answers_cut"]:
         lines.append(f"{result['answers_cut']} answers were longer than by.max_answer_characters and were cut there")
     lines += [f"! {line}" for line in result["warnings"]]

@@ -1,7 +1,6 @@
 """`dpr benchmark rate`: the answers of a file rated from 1 to 10, without any pipeline."""
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from dpr_core.errors import UsageError
 from dpr_core.files import check_output
 from dpr_core.text import escape_control
-from flows.cli.benchmark import check_readable, only_model
+from flows.cli.benchmark import IN_OUTPUT, keeping_canaries, only_model, write_rows
 from flows.cli.console import Debug, Json, Set, emit, reported
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def _rated(
     settings: "RateConfig", template: "RatingTemplate", model: str, answered: Answered, output: Path | None
 ) -> dict[str, Any]:
     from dpr_core.evaluation import canaries, judge
+    from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.rate import as_rows, rate_turns, summarise, turns_of
     from tasks.local_home import open_home
     from tasks.running.progress import StageProgress
@@ -91,25 +91,24 @@ def _rated(
 
     preflight([settings])
     warn_of_references([question for question, _ in answered])
-    rater = judge.build_rater(settings, template, open_home() / VERDICTS)
+    home = open_home()
+    rater = judge.build_rater(settings, template, home / VERDICTS)
     canary_metrics: dict[str, float] = {}
     with StageProgress("rate") as progress:
         if judge.costs_money(settings.by) and settings.execution.canaries:
-            canary_metrics = asyncio.run(
-                canaries.try_rater(rater, [question for question, _ in answered], settings.execution)
-            )
+            asked, kept = [question for question, _ in answered], keeping_canaries(home)
+            canary_metrics = asyncio.run(canaries.try_rater(rater, asked, settings.execution, progress.advance, kept))
         turns = turns_of(answered, settings.judgings)
         rated = asyncio.run(rate_turns(rater, turns, settings.execution, progress.advance))
     if output is not None:
-        rows = as_rows(rated, model, judge.rater_name(settings))
-        try:
-            output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {output}: {error.strerror}") from None
+        write_rows(output, as_rows(rated, model, judge.rater_name(settings)))
     print(rater.status(), file=sys.stderr)
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
-    check_readable(result.unscored_share, settings.execution)
-    return {**result.as_dict(), **canary_metrics, "warnings": canaries.warnings(result.as_metrics() | canary_metrics)}
+    unreadable = Unreadable.among([rating for _, rating in rated], "ratings")
+    unreadable.check(settings.execution, IN_OUTPUT)
+    served = judge.judged_by(settings.by, (rating.details for _, rating in rated))
+    warnings = [*canaries.warnings(result.as_metrics() | canary_metrics), *judge.judged_by_warnings(served)]
+    return {**result.as_dict(), "refused": unreadable.refused, **canary_metrics, "warnings": warnings}
 
 
 def _view(summary: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
@@ -124,6 +123,8 @@ def _view(summary: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
     lines = [ratings_caption(rated)]
     if summary["unanswered"]:
         lines.append(f"{len(summary['unanswered'])} questions are left out: not answered in all turns")
+    if result["refused"]:
+        lines.append(f"{result['refused']} of the unreadable ratings were refused by the endpoint")
     lines += [f"! {line}" for line in result["warnings"]]
     shown = ratings_table(rated)
     return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

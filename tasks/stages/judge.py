@@ -3,13 +3,13 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
-from dpr_core.errors import DensePathError, UsageError
+from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact, Record
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
@@ -27,12 +27,16 @@ JUDGE = "judge.json"
 CANARIES = "canaries.json"
 """What the canaries came to, where there were any: a report warns by it."""
 
+CANARY_REPLIES = "canary_replies.jsonl"
+"""What the judge or rater wrote of them."""
+
 VERDICTS = "verdicts.sqlite"
 """The cache of all verdicts that were paid for, in `DPR_HOME`."""
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.evaluation import benchmarks, canaries
+    from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
     from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
 
@@ -46,20 +50,18 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     judge = build_judge(settings.by, settings.execution, benchmarks.checker(benchmark), work.store.home / VERDICTS)
     canary_metrics = {}
     if costs_money(settings.by) and settings.execution.canaries:
-        canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance))
+        kept = keeping_canaries(work, "judge")
+        canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, work.advance, kept))
         for warning in canaries.warnings(canary_metrics):
             logger.warning("%s", warning)
         write_canaries(work.output, canary_metrics)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed)
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
+    unreadable = Unreadable.among(games, "verdicts")
     if result.unreadable_share > settings.execution.max_unreadable_share:
         work.file(work.output / GAMES, "judge")
-        raise DensePathError(
-            f"{result.unreadable} of {len(games)} verdicts could not be read, more than "
-            f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "
-            f"the judge's replies are in judge/{GAMES} of run {work.run.id}"
-        )
+    unreadable.check(settings.execution, f"the judge's replies are in judge/{GAMES} of run {work.run.id}")
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
     served = judged_by(settings.by, (game.details for game in games))
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n")
@@ -68,7 +70,20 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     if share:
         work.run.traces(instructions(settings), traces_of(work.run.id, settings, share, pairs, games))
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
+    if unreadable.refused:
+        measured["judge/refused"] = float(unreadable.refused)
     return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics
+
+
+def keeping_canaries(work: Workspace, stage: str) -> Callable[[list[dict[str, Any]]], str]:
+    """Writes the rows of the canaries down, beside the payload too: it comes to nothing where none could be read."""
+
+    def keep(rows: list[dict[str, Any]]) -> str:
+        write_rows(work.output / CANARY_REPLIES, rows)
+        work.file(work.output / CANARY_REPLIES, stage)
+        return f"the replies are in {stage}/{CANARY_REPLIES} of run {work.run.id}"
+
+    return keep
 
 
 def write_canaries(folder: Path, measured: Mapping[str, float]) -> None:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, RateConfig
-from dpr_core.errors import DensePathError
 from tasks.artifacts.store import Artifact
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, model_name, read_answers, write_rows
-from tasks.stages.judge import JUDGE, VERDICTS, canary_metrics_of, write_canaries
+from tasks.stages.judge import JUDGE, VERDICTS, canary_metrics_of, keeping_canaries, write_canaries
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.questions import Question
@@ -32,6 +31,7 @@ JUDGMENTS = "model_judgment.jsonl"
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.evaluation import canaries, judge
+    from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.rate import as_rows, rate_turns, summarise, turns_of
 
     settings = cast(RateConfig, config)
@@ -41,23 +41,23 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     rater = judge.build_rater(settings, judge.rating_template(settings), work.store.home / VERDICTS)
     canary_metrics = {}
     if judge.costs_money(settings.by) and settings.execution.canaries:
-        canary_metrics = asyncio.run(canaries.try_rater(rater, [question for question, _ in pairs], settings.execution))
+        asked, kept = [question for question, _ in pairs], keeping_canaries(work, "rate")
+        canary_metrics = asyncio.run(canaries.try_rater(rater, asked, settings.execution, work.advance, kept))
         write_canaries(work.output, canary_metrics)
     rated = asyncio.run(rate_turns(rater, turns_of(pairs, settings.judgings), settings.execution, work.advance))
     write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), judge.rater_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
+    unreadable = Unreadable.among([rating for _, rating in rated], "ratings")
     if result.unscored_share > settings.execution.max_unreadable_share:
         work.file(work.output / JUDGMENTS, "rate")
-        raise DensePathError(
-            f"{result.unscored} of {result.n} ratings could not be read, more than "
-            f"execution.max_unreadable_share={settings.execution.max_unreadable_share:g}; "
-            f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}"
-        )
+    unreadable.check(settings.execution, f"the judge's replies are in rate/{JUDGMENTS} of run {work.run.id}")
     (work.output / RATINGS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     served = judge.judged_by(settings.by, (given.details for _, given in rated))
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n", encoding="utf-8")
     cut = sum(int(given.details.get("answers_cut", 0)) for _, given in rated)
     measured = result.as_metrics() | {"rate/answers_cut": float(cut)} | canary_metrics
+    if unreadable.refused:
+        measured["rate/refused"] = float(unreadable.refused)
     for warning in [*judge.judged_by_warnings(served), *canaries.warnings(measured)]:
         logger.warning("%s", warning)
     return measured

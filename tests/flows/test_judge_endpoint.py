@@ -119,7 +119,7 @@ def test_a_budget_that_is_reached_and_raised_pays_nothing_twice(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (JUDGES["first"], ["favours the first place: between two equal answers the first won 100%", "fooled"]),
+        (JUDGES["first"], ["favours the first place: between two equal answers the first won 100%"]),
         (
             lambda shown: (
                 "A" if shown.answers[0].startswith("Thank you") else "B" if "Thank" in shown.answers[1] else "TIE"
@@ -163,11 +163,14 @@ def test_a_judge_that_cannot_be_read_is_stopped_at_the_canaries(
     made: Any, loopback: Loopback, open_store: OpenStore
 ) -> None:
     loopback.answer = lambda call: completion("\x1b[31mAs a language model, I like both.")
-    with pytest.raises(DensePathError, match="none of the 8 verdicts on the canaries could be read.*I like both"):
-        judge(
-            open_store(made.home), made, OpenAIJudgeConfig(base_url=loopback.url, verdicts="text"), unreadable_retries=1
-        )
-    assert comparisons(loopback).total() == 8 * 2
+    store = open_store(made.home)
+    with pytest.raises(
+        DensePathError, match="none of the 8 verdicts on the canaries could be read.*I like both"
+    ) as told:
+        judge(store, made, OpenAIJudgeConfig(base_url=loopback.url, verdicts="text"), unreadable_retries=1)
+    (kept,) = store.home.rglob(f"*{str(told.value).rpartition(' ')[2]}/**/canary_replies.jsonl")
+    assert kept.read_text().count("I like both") == 8
+    assert comparisons(loopback).total() == 8
     # Both orders of an answer against itself read the same.
     assert len(comparisons(loopback)) == 6
 

@@ -96,12 +96,14 @@ def test_a_model_that_is_not_served_is_one_line(server: Server) -> None:
     assert "\n" not in str(e.value)
 
 
-def test_a_request_longer_than_the_model_reads_is_one_line(server: Server) -> None:
+def test_a_request_longer_than_the_model_reads_is_a_game_without_a_verdict(server: Server) -> None:
     by = judge(server)
     pair = Pair(Question("q", ("word " * 20_000,)), Answer.of("a"), Answer.of("b"))
-    with pytest.raises(DensePathError, match="refused a request .*maximum context length") as caught:
-        asyncio.run(judge_pairs(by, [pair], by.endpoint.execution, lambda done, total, note: None))
-    assert "\n" not in str(caught.value)
+    games = asyncio.run(judge_pairs(by, [pair], by.endpoint.execution, lambda done, total, note: None))
+    for game in games:
+        assert game.verdict is Verdict.UNREADABLE
+        assert re.search("refused a request .*maximum context length", str(game.details["refused"]))
+        assert "\n" not in str(game.details["refused"])
 
 
 def test_another_version_of_the_model_may_be_kept_out(server: Server) -> None:

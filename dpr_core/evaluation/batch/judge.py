@@ -8,7 +8,7 @@ from typing import Any, Generic
 
 from dpr_core.config.evaluation import JudgeExecutionConfig, OpenAIBatchJudgeConfig
 from dpr_core.errors import DensePathError
-from dpr_core.evaluation.ask import Found, Item, JudgePrompt, judgment_of, key_of
+from dpr_core.evaluation.ask import Found, Item, JudgePrompt, judgment_of, key_of, refused
 from dpr_core.evaluation.batch.api import BatchApi
 from dpr_core.evaluation.batch.ledger import Ledger, Sent
 from dpr_core.evaluation.batch.lines import (
@@ -21,7 +21,13 @@ from dpr_core.evaluation.batch.lines import (
 )
 from dpr_core.evaluation.budget import tokens_in
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint, Messages, SchemaRefusedError, UnavailableError
+from dpr_core.evaluation.endpoint import (
+    Endpoint,
+    Messages,
+    RefusedError,
+    SchemaRefusedError,
+    UnavailableError,
+)
 
 
 class BatchJudge(Generic[Item, Found]):
@@ -77,7 +83,10 @@ class BatchJudge(Generic[Item, Found]):
         key = self._key(item)
         if key in self._kept:
             return self._kept[key]
-        raise self._failed.get(key) or UnavailableError("this comparison was in no batch")
+        failure = self._failed.get(key) or UnavailableError("this comparison was in no batch")
+        if isinstance(failure, RefusedError):
+            return refused(self._prompt, item, failure)
+        raise failure
 
     def status(self) -> str:
         ignored = [f"{count} {kind}" for kind, count in self._ignored.items() if count]

@@ -78,7 +78,7 @@ def test_the_pairs_are_the_first_questions_with_a_real_answer() -> None:
         ("longer", 0.5, 0.0, []),
         ("tie", 0.5, 0.5, ["fooled by an answer that says nothing: it won 50%"]),
         ("shorter", 0.5, 1.0, ["fooled by an answer that says nothing: it won 100%"]),
-        ("first", 1.0, 0.5, ["favours the first place: between two equal answers the first won 100%", "fooled"]),
+        ("first", 1.0, 0.5, ["favours the first place: between two equal answers the first won 100%"]),
     ],
 )
 def test_what_judges_make_of_them(
@@ -95,6 +95,8 @@ def test_a_judge_that_always_chooses_the_second_of_two_equal_answers() -> None:
     found = tried(Judging(lambda a, b: Verdict.SECOND if a == b else Verdict.TIE))
     assert found["judge/canary_self"] == 0.0
     assert "favours the second place" in warnings(found)[0]
+    # Of more than the place alone would give, it is accused as well.
+    assert len(warnings({**found, "judge/canary_constant": 0.75})) == 2
 
 
 def test_of_a_judge_that_cannot_be_read_at_all_nothing_more_is_asked() -> None:
@@ -104,6 +106,21 @@ def test_of_a_judge_that_cannot_be_read_at_all_nothing_more_is_asked() -> None:
     found = tried(judge, max_unreadable_share=1.0)
     assert found == metrics(None, None, unreadable=1.0)
     assert warnings(found) == ["The judge does not keep to its form: 100% of its verdicts could not be read."]
+
+
+def test_replies_that_end_it_are_kept_and_asked_for_once() -> None:
+    kept: list[dict[str, Any]] = []
+
+    def keep(rows: list[dict[str, Any]]) -> str:
+        kept.extend(rows)
+        return "they are here"
+
+    judge = Judging(lambda a, b: Verdict.UNREADABLE)
+    execution = JudgeExecutionConfig(canaries=2, unreadable_retries=5)
+    with pytest.raises(DensePathError, match="they are here"):
+        asyncio.run(try_judge(judge, PAIRS, execution, keep=keep))
+    assert [(row["question_id"], row["verdict"]) for row in kept] == [(i, "unreadable") for i in "aabbaabb"]
+    assert len(judge.asked) == 8
 
 
 def test_a_judge_that_can_be_read_half_of_the_time() -> None:

@@ -12,13 +12,14 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.config.base import parse
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.evaluation.ask import Unreadable
 from dpr_core.evaluation.budget import BudgetReachedError
 from dpr_core.evaluation.endpoint import Endpoint, UnavailableError, UnreachableError
-from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.judge import build_judge, judged_by, judged_by_warnings, probe_each
 from dpr_core.evaluation.pairwise import Answer, Pair, Verdict, judge_pairs
 from dpr_core.evaluation.questions import Question
 from tests.dpr_core.evaluation.asking import ask, build, failure
-from tests.loopback import KEY, Loopback, Reply, completion, refused, serving
+from tests.loopback import KEY, Call, Loopback, Reply, completion, refused, serving
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
@@ -111,7 +112,9 @@ PAGE = "<html><body>" + "hello " * 1000
         (refused(404, "no model judge"), "check judge.by.model, and judge.by.base_url, which often ends in /v1"),
         (Reply(PAGE, 404), "HTTP 404 with a page of HTML; check judge.by.model"),
         (Reply(PAGE, 502), "HTTP 502 with a page of HTML"),
-        (refused(400, f"max_tokens is bad, {KEY}"), "<key>"),
+        (refused(404, f"max_tokens is bad, {KEY}"), "<key>"),
+        (refused(400, "API key not valid."), "API key not valid."),
+        (refused(402, "Insufficient balance"), "nothing left to spend"),
         (refused(429, "You exceeded your quota", "insufficient_quota"), "the account of this key has nothing left"),
         (Reply(PAGE), "not with a chat completion"),
         (Reply({"choices": []}), "not with a chat completion"),
@@ -124,6 +127,81 @@ def test_failures_are_sentences_without_the_key(loopback: Loopback, reply: Reply
     assert expected in said
     assert "hello" not in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "This model's maximum context length is 8192 tokens."),
+        (400, "The response was filtered due to the prompt triggering content management policy."),
+        (403, "Your input was flagged by moderation."),
+        (413, "Request too large"),
+        (422, "string too long"),
+    ],
+)
+def test_one_refused_request_is_one_game_without_a_verdict(loopback: Loopback, status: int, message: str) -> None:
+    def answer(call: Call) -> Reply:
+        refuse = "question 3?" in str(call.json)
+        return refused(status, f"{message} {KEY}") if refuse else completion("VERDICT: A")
+
+    loopback.answer = answer
+    pairs = [Pair(Question(str(i), (f"question {i}?",)), Answer.of("x"), Answer.of("y")) for i in range(5)]
+    games = asyncio.run(judge_pairs(build(loopback.url), pairs, settings.JudgeExecutionConfig(), lambda *each: None))
+    assert [game.question_id for game in games if game.value is None] == ["3", "3"]
+    told = Unreadable.among(games, "verdicts")
+    assert (told.refused, len(loopback.calls)) == (2, 10)
+    with pytest.raises(DensePathError, match="2 of 10 verdicts .* 2 were refused by the endpoint") as caught:
+        told.check(settings.JudgeExecutionConfig(), "nowhere")
+    assert message in str(caught.value)
+    assert KEY not in str(caught.value) + str(games)
+    told.check(settings.JudgeExecutionConfig(max_unreadable_share=0.2), "nowhere")
+
+
+def test_a_reasoning_model_is_asked_in_its_own_way(loopback: Loopback) -> None:
+    def answer(call: Call) -> Reply:
+        if "temperature" in call.json:
+            return refused(400, "Unsupported value: 'temperature' does not support 0 with this model.")
+        said = completion("VERDICT: A").body
+        assert isinstance(said, dict)
+        usage = {"prompt_tokens": 100, "completion_tokens": 1020, "total_tokens": 1120}
+        return Reply({**said, "usage": {**usage, "completion_tokens_details": {"reasoning_tokens": 1000}}})
+
+    loopback.answer = answer
+    more = {"reasoning_effort": "low", "extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}
+    judge = build(loopback.url, **more)
+    judgments = [ask(judge), ask(judge)]
+    assert {(each.details["reasoning_tokens"], each.details["temperature"]) for each in judgments} == {
+        (1000, "the model's own")
+    }
+    assert ["temperature" in request for request in loopback.requests] == [True, False, False]
+    assert loopback.requests[-1]["reasoning_effort"] == "low"
+    assert loopback.requests[-1]["chat_template_kwargs"] == {"enable_thinking": True}
+    served = judged_by(settings.OpenAIJudgeConfig(), [each.details for each in judgments])
+    assert "The model takes no temperature: 2 replies are at its own, not at 0.0." in judged_by_warnings(served)
+    loopback.calls.clear()
+    ask(build(loopback.url, temperature=None))
+    assert "temperature" not in loopback.requests[0]
+
+
+def test_what_all_thinking_was_spent_on_names_the_limit(loopback: Loopback) -> None:
+    message = "Could not finish the message because max_tokens or model output limit was reached."
+    loopback.answer = lambda call: refused(400, message)
+    assert str(ask(build(loopback.url)).details["refused"]).endswith(
+        "raise judge.by.max_tokens, in which thinking counts"
+    )
+    # An endpoint that says so is there.
+    probe_each([(settings.OpenAIJudgeConfig(base_url=loopback.url), settings.JudgeExecutionConfig())])
+    loopback.answer = lambda call: refused(400, "no")
+    with pytest.raises(DensePathError, match="refused a request"):
+        probe_each([(settings.OpenAIJudgeConfig(base_url=loopback.url), settings.JudgeExecutionConfig())])
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"), [({"temperature": 1}, "temperature is set by the judge itself"), ({"seed": object()}, "JSON")]
+)
+def test_fields_that_no_request_may_have_besides(extra: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse(settings.JudgeConfig, {"by": {"type": "openai", "extra_body": extra}}, "judge")
 
 
 @pytest.mark.parametrize("place", ["content", "model", "system_fingerprint"])

@@ -15,7 +15,7 @@ from dpr_core.evaluation.canaries import CONSTANT
 from dpr_core.evaluation.judge import build_rater, costs_money, rater_with_content_hash, rating_cost, rating_template
 from dpr_core.evaluation.prompts import RATING_DIGEST
 from dpr_core.evaluation.questions import Question
-from dpr_core.evaluation.rate import Rating, Turn, rate_turns, turns_of
+from dpr_core.evaluation.rate import Rating, Turn, as_rows, rate_turns, turns_of
 from dpr_core.hashing import hash_file
 from tests.loopback import KEY, Call, Loopback, Reply, completion, refused
 
@@ -68,9 +68,28 @@ def test_what_cannot_be_read_has_no_score_and_is_asked_again(
 ) -> None:
     loopback.answer = fixed(text, reason)
     for _ in range(2):
-        rated, _, _ = rate(config(loopback), tmp_path / "verdicts.sqlite")
+        rated, _, _ = rate(config(loopback, unreadable_retries=1), tmp_path / "verdicts.sqlite")
         assert {(each.score, each.raw) for _, each in rated} == {(None, text)}
-    assert len(loopback.requests) == 16
+    assert len(loopback.requests) == 32
+
+
+def test_a_rater_that_cannot_be_read_is_stopped_at_its_canaries(loopback: Loopback) -> None:
+    loopback.answer = fixed("", "length")
+    with pytest.raises(DensePathError, match=r"none of the 4 ratings .* 4 were cut at the length limit by\.max_tokens"):
+        rate(config(loopback, canaries=2))
+    assert len(loopback.requests) == 4
+
+
+def test_a_refused_rating_is_a_row_as_fastchat_writes_a_failed_request(loopback: Loopback) -> None:
+    def answer(call: Call) -> Reply:
+        return refused(400, "too long") if "second 3" in str(call.json) else completion("RATING: [[5]]")
+
+    loopback.answer = answer
+    rated, _, _ = rate(config(loopback))
+    rows = as_rows(rated, "m", "judge")
+    assert [(row["score"], row["judgment"]) for row in rows[-2:]] == [(5, "RATING: [[5]]"), (-1, "$ERROR$")]
+    assert "too long" in rows[-1]["details"]["refused"]
+    assert len(loopback.requests) == 8
 
 
 def test_several_judgings_are_several_draws_and_each_is_paid_for_once(loopback: Loopback, tmp_path: Path) -> None:

@@ -106,10 +106,22 @@ def test_a_request_that_failed_for_now_is_sent_again(batches: Batches, status: i
     assert len(batches.requests(1)) == 1
 
 
+def test_a_request_that_is_too_long_is_a_game_without_a_verdict(batches: Batches) -> None:
+    def one_fails(requests: list[Request]) -> Outcome:
+        failed = result(requests[0], refused(400, "the context is too short"))
+        return Outcome([batches.answered(request) for request in requests[1:]], [failed])
+
+    batches.outcomes = [one_fails]
+    games = play(build(batches))
+    (lost,) = [game for game in games if game.value is None]
+    assert "the context is too short" in str(lost.details["refused"])
+    assert len(batches.batches) == 1
+
+
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (refused(400, "the context is too short"), "refused a request for the model gpt-4o: the context is too short"),
+        (refused(404, "no such model"), "refused a request for the model gpt-4o: no such model; check judge.by.model"),
         (refused(400, "json_schema is not supported"), "set judge.by.verdicts=text"),
         (refused(429, "You exceeded your quota", "insufficient_quota"), "has nothing left to spend"),
     ],
