@@ -239,8 +239,8 @@ class ScriptedJudgeConfig(Config):
 class ChatCompletionsConfig(Config):
     """A language model behind any endpoint that speaks OpenAI's chat completions."""
 
-    model: Line = "gpt-4o"
-    """The judging model."""
+    model: Line = "gpt-4o-2024-08-06"
+    """The judging model: a dated snapshot, since what a name without a date stands for changes."""
 
     base_url: Address | None = None
     """Another endpoint than OpenAI's own."""

@@ -275,11 +275,15 @@ class CachedJudge(Generic[Item, Found]):
         cache: VerdictCache,
         identity: str,
         restore: Callable[[Item, str | None, str, Details], Found],
+        before: tuple[str, str] | None = None,
     ) -> None:
+        """`before` is what this judge was called while its model had no date, and the dated name of the model: what was
+        judged under the former name counts where the reply itself names the latter."""
         self._judge = judge
         self._cache = cache
         self._identity = identity
         self._restore = restore
+        self._before = before
         self._unknown: set[str] = set()
         self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reused = 0
@@ -287,7 +291,7 @@ class CachedJudge(Generic[Item, Found]):
     async def prepare(self, items: Sequence[Item]) -> None:
         """Only what is not known has to be prepared."""
         keyed = {self._key(item): item for item in items}
-        unknown = {key: item for key, item in keyed.items() if self._cache.get(key) is None}
+        unknown = {key: item for key, item in keyed.items() if self._known(key, item) is None}
         self._unknown |= unknown.keys()
         if unknown:
             await self._judge.prepare(list(unknown.values()))
@@ -296,7 +300,7 @@ class CachedJudge(Generic[Item, Found]):
         key = self._key(item)
         # The same asked twice at once, such as both orders of an answer against itself, is paid for once.
         async with self._asking[key]:
-            known = self._cache.get(key)
+            known = self._known(key, item)
             if known is not None:
                 # What was asked of the judge just now, and written down when it came, is no reuse.
                 self._reused += key not in self._unknown
@@ -316,6 +320,14 @@ class CachedJudge(Generic[Item, Found]):
 
     def _key(self, item: Any) -> str:
         return key_of(self._identity, item)
+
+    def _known(self, key: str, item: Any) -> tuple[str, str, dict[str, str | int]] | None:
+        known = self._cache.get(key)
+        if known is None and self._before is not None:
+            identity, model = self._before
+            older = self._cache.get(key_of(identity, item))
+            return older if older is not None and older[2].get("model") == model else None
+        return known
 
 
 async def judge_all(

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpr_core.config import evaluation as settings
 from dpr_core.config.base import Config
@@ -23,6 +24,8 @@ from dpr_core.evaluation.questions import IsRight, Question
 from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
 from dpr_core.files import expanded
 from dpr_core.hashing import hash_file
+
+C = TypeVar("C", bound=settings.ChatCompletionsConfig)
 
 PROBE = [{"role": "user", "content": "Say yes."}]
 PROBE_TOKENS = 16
@@ -59,7 +62,7 @@ def build_judge(
         judge = ChatJudge(config, execution, prompt)
     if cache is None:
         return judge
-    return CachedJudge(judge, VerdictCache(cache), identity(config), prompt.judgment)
+    return CachedJudge(judge, VerdictCache(cache), identity(config), prompt.judgment, _undated(config, identity))
 
 
 def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Path | None = None) -> Rater:
@@ -72,8 +75,14 @@ def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Pa
     if cache is None:
         return rater
     known = config if config.prompts_content is not None else rater_with_content_hash(config)
-    name = json.dumps(["rate", known.by.model_dump(mode="json"), known.prompts_content])
-    return CachedJudge(rater, VerdictCache(cache), name, prompt.judgment)
+
+    by = known.by
+    assert isinstance(by, settings.OpenAIRaterConfig)
+
+    def name(by: settings.OpenAIRaterConfig) -> str:
+        return json.dumps(["rate", by.model_dump(mode="json"), known.prompts_content])
+
+    return CachedJudge(rater, VerdictCache(cache), name(by), prompt.judgment, _undated(by, name))
 
 
 def rating_template(config: settings.RateConfig) -> RatingTemplate:
@@ -108,6 +117,15 @@ def identity(config: settings.JudgeByConfig) -> str:
     if isinstance(config, settings.OpenAIBatchJudgeConfig):
         config = settings.OpenAIJudgeConfig.model_validate(config.model_dump(exclude={"type"}))
     return judge_with_content_hash(config).model_dump_json()
+
+
+DATED = re.compile(r"-20\d\d-\d\d-\d\d$")
+
+
+def _undated(by: C, identity: Callable[[C], str]) -> tuple[str, str] | None:
+    """The identity of the same judge by the name of its model without a date, and the name with it, if it has one."""
+    name = DATED.sub("", by.model)
+    return None if name == by.model else (identity(by.model_copy(update={"model": name})), by.model)
 
 
 def costs_money(by: Config) -> bool:

@@ -103,7 +103,7 @@ def judge(
 ) -> None:
     """Judge two answer files against each other, every pair in both orders.
 
-    Settings are those of the judge stage: --set by.model=gpt-4o --set execution.budget_dollars=5
+    Settings are those of the judge stage: --set by.model=gpt-4o-2024-11-20 --set execution.budget_dollars=5
     """
     with reported(debug):
         from dpr_core.config.base import override, parse

@@ -279,7 +279,7 @@ def test_each_endpoint_is_asked_once_before_a_pipeline_and_not_where_no_judge_is
     both = [*nodes, *(replace(node, name=f"other {node.name}") for node in more if node.stage == "judge")]
     status = [*planned, *(replace(step, name=f"other {step.name}") for step in planned)]
     preflight(both, status)
-    assert [call.json["model"] for call in loopback.calls[1:]] == ["gpt-4o", "other"]
+    assert [call.json["model"] for call in loopback.calls[1:]] == ["gpt-4o-2024-08-06", "other"]
 
 
 def test_a_wrong_key_is_known_before_the_first_stage(dpr_process: Dpr, loopback: Loopback, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_the_papers_recipes_have_the_values_of_its_tables(name: str) -> None:
     assert isinstance(config.subsample.source, HubSourceConfig)
     assert (config.subsample.source.name, config.subsample.size) == ("Open-Orca/OpenOrca", 100_000)
     assert isinstance(config.judge.by, OpenAIJudgeConfig)
-    assert (config.judge.by.model, config.judge.by.temperature) == ("gpt-4o", 0.0)
+    assert (config.judge.by.model, config.judge.by.temperature) == ("gpt-4o-2024-08-06", 0.0)
     assert config.answer.temperature == 0.7
 
 

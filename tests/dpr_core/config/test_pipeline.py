@@ -72,7 +72,7 @@ def test_reward_data_and_evaluation_defaults_are_the_papers() -> None:
     assert AnsweringConfig().temperature == 0.7
     judge = JudgeConfig().by
     assert isinstance(judge, OpenAIJudgeConfig)
-    assert (judge.model, judge.temperature) == ("gpt-4o", 0)
+    assert (judge.model, judge.temperature) == ("gpt-4o-2024-08-06", 0)
 
 
 def test_only_the_backbone_has_to_be_named() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import multiprocessing
 import sqlite3
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpr_core.config.evaluation import (
+    JudgeConfig,
     JudgeExecutionConfig,
     OpenAIBatchJudgeConfig,
     OpenAIJudgeConfig,
@@ -16,11 +18,12 @@ from dpr_core.config.evaluation import (
 )
 from dpr_core.evaluation.ask import CachedJudge, key_of
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.judge import build_judge, build_rater, rating_template
+from dpr_core.evaluation.judge import build_judge, build_rater, identity, rating_template
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rate import Turn
+from tests.loopback import Loopback, Reply, completion
 
 PROMPT = PairwisePrompt(100_000)
 COMPARISON = Comparison(Question(id="q", turns=("Why?",)), Answer.of("because"), Answer.of("no"))
@@ -139,3 +142,27 @@ def test_a_file_of_an_earlier_version_is_still_hit(tmp_path: Path, monkeypatch: 
     rating = asyncio.run(rater.judge(Turn(QUESTION, ("because",), judging=2)))
     assert (rating.score, rating.raw, rating.details) == (7.5, "RATING: [[7.5]]", {"model": "m"})
     assert rating.template == "dense-path-single"
+
+
+@pytest.mark.parametrize(("served", "asked"), [("gpt-4o-2024-08-06", 1), ("gpt-4o-2024-05-13", 2)])
+def test_a_verdict_by_a_name_without_a_date_counts_for_the_snapshot_that_gave_it(
+    loopback: Loopback, tmp_path: Path, served: str, asked: int
+) -> None:
+    said = completion("VERDICT: A").body
+    assert isinstance(said, dict)
+    loopback.answer = lambda call: Reply({**said, "model": served})
+    for model in ("gpt-4o", "gpt-4o-2024-08-06"):
+        config = OpenAIJudgeConfig(model=model, base_url=loopback.url, verdicts="text")
+        judge = build_judge(config, JudgeExecutionConfig(), lambda question, text: None, tmp_path / "verdicts.sqlite")
+        assert ask(judge).verdict is Verdict.FIRST
+    assert len(loopback.calls) == asked
+
+
+def test_settings_that_are_not_set_are_in_no_key() -> None:
+    plain = OpenAIJudgeConfig(model="m")
+    assert not {"reasoning_effort", "extra_body"} & json.loads(identity(plain)).keys()
+    for more in ({"reasoning_effort": "low"}, {"extra_body": {"a": 1}}, {"temperature": None}):
+        other = plain.model_copy(update=more)
+        assert identity(other) != identity(plain)
+        # What is planned is remembered by its settings.
+        assert len({JudgeConfig(by=plain), JudgeConfig(by=other), JudgeConfig(by=other)}) == 2

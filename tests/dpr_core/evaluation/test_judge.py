@@ -85,7 +85,7 @@ def test_models_and_versions_are_counted_beside_the_settings() -> None:
     found = judged_by(by, replies)
     assert found["models"] == {"gpt-4o-a": 3, "gpt-4o-b": 1}
     assert found["system_fingerprints"] == {"fp_1": 1, "fp_2": 2}
-    assert (found["type"], found["model"], found["temperature"]) == ("openai", "gpt-4o", 0.5)
+    assert (found["type"], found["model"], found["temperature"]) == ("openai", "gpt-4o-2024-08-06", 0.5)
     assert found["template"] == PAIRWISE_DIGEST
     assert judged_by_warnings(found) == [
         "Several models have judged: gpt-4o-a (3 replies), gpt-4o-b (1 replies).",
