@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import benchmark, experiments, inspect, join, plan, rate, resume, run, settings
+from flows.cli import benchmark, experiments, inspect, join, parity, plan, rate, resume, run, settings
 from flows.cli.console import OnceCommand
 
 app = typer.Typer(
@@ -70,6 +70,7 @@ for command in (
     app.command(cls=OnceCommand)(command)
 app.command(cls=inspect.ScoreCommand)(inspect.score)
 benchmark.app.command(cls=OnceCommand)(rate.rate)
+benchmark.app.command(cls=OnceCommand)(parity.parity)
 app.add_typer(benchmark.app, name="benchmark")
 app.command("open", cls=OnceCommand)(inspect.open_page)
 app.command("recipes", cls=OnceCommand)(settings.list_recipes)

@@ -155,3 +155,31 @@ def test_files_that_do_not_fit_together_are_refused(
         "--answers", str(other), "--baseline", str(mine), "--json",
     )  # fmt: skip
     result.assert_refused(2, expected)
+
+
+def test_two_judges_are_compared_on_the_same_answers(dpr: Dpr, tmp_path: Path) -> None:
+    questions = lines(tmp_path / "question.jsonl", QUESTIONS)
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("a longer text", "and more"))
+    theirs = answers(tmp_path / "theirs.jsonl", "theirs", ("short", "text"))
+    for rule in ("longer", "shorter", "first"):
+        dpr(
+            "benchmark", "judge", "--format", "mt-bench", "--questions", str(questions), "--set", "by.type=scripted",
+            "--set", f"by.rule={rule}", "--answers", str(mine), "--baseline", str(theirs), "--json",
+            "--output", str(tmp_path / f"{rule}.jsonl"),
+        )  # fmt: skip
+    longer, shorter, first = (str(tmp_path / f"{rule}.jsonl") for rule in ("longer", "shorter", "first"))
+    found = dpr("benchmark", "parity", longer, shorter, "--json").json
+    assert (found["agreement"], found["kappa"], found["shift"], found["games"]) == (0.0, 0.0, -100.0, 2)
+    shown = dpr("benchmark", "parity", longer, first).stdout
+    assert "shift          -50.0 points" in shown
+    dpr("benchmark", "parity", longer, str(questions)).assert_refused(2, "question.jsonl", "'candidate_first'")
+    dpr("benchmark", "parity", longer, "0" * 32).assert_refused(2, "0000")
+    odd = lines(tmp_path / "odd.jsonl", [{"question_id": "81", "candidate_first": [], "verdict": "tie"}])
+    dpr("benchmark", "parity", longer, str(odd)).assert_refused(2, "`candidate_first` is true or false")
+
+
+def test_judge_artifacts_are_compared_if_they_are_of_the_same_answers(dpr: Dpr, made: Any) -> None:
+    one, other = made.id("judge DPR on lab"), made.id("judge extrapolated on lab")
+    found = dpr("benchmark", "parity", one, one[:8], "--json", home=made.home).json
+    assert (found["agreement"], found["prompts"], found["shift"]) == (1.0, 12, 0.0)
+    dpr("benchmark", "parity", one, other, home=made.home).assert_refused(2, "were not given the same answers")
