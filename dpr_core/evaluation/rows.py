@@ -31,10 +31,23 @@ def read_rows(path: Path, pinned: str | None = None) -> list[Row]:
         listed = enumerate(_parsed(_decoded(content, str(path)), str(path), constants=True), start=1)
         rows = [_object(row, f"{path}: row {number}") for number, row in listed]
     else:
+        _refuse_document(content, path)
         rows = [row for _, row in jsonl_rows(content, str(path), constants=True)]
     if not rows:
         raise UsageError(f"{path} holds no rows")
     return rows
+
+
+def _refuse_document(content: bytes, path: Path) -> None:
+    """UsageError for one JSON object over several lines, which is another layout than rows, and valid JSON."""
+    first = content.lstrip().partition(b"\n")[0].rstrip()
+    if first.startswith(b"{") and not first.endswith(b"}"):
+        try:
+            whole = parse_json(content.decode(), constants=True)
+        except (ValueError, RecursionError):
+            return
+        fields = ", ".join(sorted(map(str, whole))[:8])
+        raise UsageError(f"{path} holds one JSON object ({fields}), not rows: a list, or an object a line, is expected")
 
 
 def refuse_large(path: Path) -> None:

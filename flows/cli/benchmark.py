@@ -67,6 +67,10 @@ def score(
     kind: FormatOption,
     answers: Annotated[Path | None, typer.Option(help="The answers as they are now.")] = None,
     questions: Questions = None,
+    most: Annotated[
+        float,
+        typer.Option("--max-unreadable-share", min=0, max=1, help="More verdicts that cannot be read are no score."),
+    ] = 0.05,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -75,15 +79,19 @@ def score(
     Example: dpr benchmark score --format mt-bench gpt-4_single.jsonl --questions question.jsonl
     """
     with reported(debug):
-        from dpr_core.evaluation.official import FORMATS
+        from dpr_core.evaluation.official import FORMATS, check_kind, check_readable
         from dpr_core.evaluation.rows import read_rows
 
         if twice := [file for file in files if [other.resolve() for other in files].count(file.resolve()) > 1]:
             raise UsageError(f"{twice[0]} is given twice, and its judgments would count twice; name it once")
-        rows = [row for file in files for row in read_rows(file)]
+        read = {file: read_rows(file) for file in files}
+        for file, found in read.items():
+            check_kind(found[0], kind.value, str(file))
+        rows = [row for found in read.values() for row in found]
         others = [read_rows(file) if file is not None else [] for file in (answers, questions)]
         scores = FORMATS[kind.value](rows, *others)
-        document = {"models": {model: asdict(found) for model, found in scores.items()}}
+        check_readable(scores, most)
+        document = {"models": {model: asdict(each) for model, each in scores.items()}}
         emit(document, as_json, lambda: _score_view(document["models"]))
 
 

@@ -1,6 +1,7 @@
 """`dpr benchmark` on small files of the official layouts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ def test_score_prints_a_document_and_a_view(dpr: Dpr, tmp_path: Path) -> None:
     file = lines(tmp_path / "judgments.jsonl", [rating(1, 8), rating(2, -1)])
     questions = lines(tmp_path / "question.jsonl", QUESTIONS)
     arguments = ["benchmark", "score", "--format", "mt-bench", str(file), "--questions", str(questions)]
+    dpr(*arguments).assert_refused(
+        1, "too many verdicts cannot be read: 1 verdicts of", "50.0%", "--max-unreadable-share="
+    )
+    arguments += ["--max-unreadable-share", "0.5"]
     (found,) = dpr(*arguments, "--json").json["models"].values()
     assert found["official"] == {"turn1": 8.0, "turn2": None, "average": 8.0, "categories": {"writing": 8.0}}
-    assert (found["n"], found["unscored"]) == (2, 1)
+    assert (found["n"], found["unscored"], found["unscored_share"]) == (2, 1, 0.5)
     assert found["warnings"] == ["1 ratings could not be read (81 turn 2)"]
     shown = dpr(*arguments)
     assert shown.status == 0
@@ -183,3 +188,20 @@ def test_judge_artifacts_are_compared_if_they_are_of_the_same_answers(dpr: Dpr, 
     found = dpr("benchmark", "parity", one, one[:8], "--json", home=made.home).json
     assert (found["agreement"], found["prompts"], found["shift"]) == (1.0, 12, 0.0)
     dpr("benchmark", "parity", one, other, home=made.home).assert_refused(2, "were not given the same answers")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "a", "preference": 1, "generator_2": "m"}, "AlpacaEval's annotations.*--format alpaca-eval"),
+        ({"question_id": 1, "model": "m", "games": []}, "Arena-Hard judgments.*--format arena-hard"),
+        ({"question_id": "1", "candidate_first": True, "verdict": "tie"}, "games of `dpr benchmark judge`"),
+        ({"question_id": 1, "model_id": "m", "choices": []}, "answers that nobody has judged.*`dpr benchmark judge`"),
+    ],
+)
+def test_a_file_of_another_layout_is_named(dpr: Dpr, tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    file = lines(tmp_path / "rows.jsonl", [row])
+    line = dpr("benchmark", "score", "--format", "mt-bench", str(file)).assert_refused(2, str(file))
+    assert re.search(words, line)
+    file.write_text(json.dumps(row, indent=2))
+    dpr("benchmark", "score", "--format", "mt-bench", str(file)).assert_refused(2, "holds one JSON object", "rows")

@@ -15,7 +15,7 @@ import numpy as np
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Answers, arena_question
-from dpr_core.evaluation.official.score import RESAMPLES, SEED, ModelScore, interval, shows, warning
+from dpr_core.evaluation.official.score import RESAMPLES, SEED, UNCOMPARED, ModelScore, interval, shows, warning
 from dpr_core.evaluation.rows import Row, check, need, unique
 
 WEIGHT = 3
@@ -86,7 +86,9 @@ def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], quest
         "first_position_rate": fmean(firsts) if firsts else None,
     }
     warnings = _warnings(rows, questions) + _join_warnings(model, rows, answers, questions)
-    return ModelScore(official, paper, len(prompts), unscored, warnings)
+    return ModelScore(
+        official, paper, len(prompts), unscored, warnings, unscored / (sum(len(pair) for _, pair in games) or 1)
+    )
 
 
 def _games(row: Row) -> list[Row | None]:
@@ -177,6 +179,8 @@ def _expected(rows: list[Row]) -> int:
 
 def _join_warnings(model: str, rows: list[Row], answers: dict[str, Answers], questions: dict[Any, str]) -> list[str]:
     found = []
+    if (questions or answers) and not any(_prompt(game) for row in rows for game in _games(row) if game is not None):
+        found.append(UNCOMPARED)
     if questions:
         found += warning((_id(r) for r in rows if _id(r) not in questions), "judgments are of unknown questions")
         found += warning(

@@ -42,4 +42,5 @@ def _score_games(games: list[Row]) -> ModelScore:
     if len(orders) < PROMPTS:
         found.append(f"{len(orders)} of {PROMPTS} prompts were judged")
     paper = {"win_rate": 100 * fmean(prompts) if prompts else None, "interval": interval(prompts, 100)}
-    return ModelScore({}, paper, len(orders), sum(game["score"] is None for game in games), found)
+    unscored = sum(game["score"] is None for game in games)
+    return ModelScore({}, paper, len(orders), unscored, found, unscored / len(games))

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Answers
-from dpr_core.evaluation.official.score import ModelScore, interval, mean, shows, warning
+from dpr_core.evaluation.official.score import UNCOMPARED, ModelScore, interval, mean, shows, warning
 from dpr_core.evaluation.rows import Row, check, need, unique
 
 QUESTIONS = 80
@@ -136,6 +136,8 @@ def _join_warnings(model: str, rows: list[Row], answers: dict[str, Answers], que
     """Whether what was judged is what was asked, and what is answered now."""
     found = []
     shown = [row for row in rows if "user_prompt" in row]
+    if answers and not shown:
+        found.append(UNCOMPARED)
     if questions:
         found += warning(
             (_place(row) for row in rows if row["question_id"] not in questions), "judgments are of unknown questions"

@@ -9,6 +9,8 @@ from dpr_core.stats import mean_interval
 RESAMPLES = 1000
 SEED = 0
 
+UNCOMPARED = "the judgments do not say what the judge was shown, so that nothing of it was compared"
+
 EXAMPLES = 3
 """So many of the rows that a warning is about are named in it."""
 
@@ -22,6 +24,12 @@ class ModelScore:
     n: int
     unscored: int
     warnings: list[str] = field(default_factory=list)
+    unscored_share: float | None = None
+    """Of all verdicts; where there is one for each of `n`, it need not be given."""
+
+    def __post_init__(self) -> None:
+        if self.unscored_share is None:
+            self.unscored_share = self.unscored / self.n if self.n else 0.0
 
 
 def warning(found: Iterable[object], what: str) -> list[str]:
