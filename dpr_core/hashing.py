@@ -17,6 +17,9 @@ from dpr_core.files import refuse_special
 T = TypeVar("T")
 R = TypeVar("R")
 
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""Patterns of the files of a Hugging Face checkpoint that are read; an optimizer's state is left alone."""
+
 BUFFER_BYTES = 2**16
 LARGE = 2**25
 """Bytes that take longer to hash than starting threads or waiting for the clock of a file system."""
@@ -72,11 +75,12 @@ def several_at_once(function: Callable[[T], R], items: Sequence[T], size: int) -
         return list(pool.map(function, items))
 
 
-def hash_folder(folder: Path) -> str:
-    """Hash of the names and contents of all files below a folder; UsageError for a link that leads out of it, and for
-    what is neither file nor folder. What has not changed is hashed once in a process."""
+def hash_folder(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
+    """Hash of the names and contents of all files below a folder, or of those of certain patterns; UsageError for a
+    link that leads out of it, and for what is neither file nor folder. What has not changed is hashed once in a
+    process."""
     names = []
-    for path in folder.rglob("*"):
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
         if path.is_symlink() and not _stays_inside(path, folder):
             raise UsageError(f"{path} is a link to {path.resolve()}, out of the folder; put the file itself there")
         if path.exists() and not path.is_dir():

@@ -16,6 +16,7 @@ from dpr_core.config.base import StageConfig, override, parse
 from dpr_core.config.placing import Rules
 from dpr_core.errors import UsageError
 from flows import recipes, wiring
+from flows.importing import on_sft
 from flows.orchestration import flow
 from flows.pipeline import run_graph
 from flows.requests import Jobs, RunRequest, StageRequest
@@ -53,6 +54,7 @@ def run(
     recipe: Recipe = "demo",
     overrides: list[str] | None = None,
     preset: str | None = None,
+    sft: str | None = None,
     place: Rules = {},  # noqa: B006
     jobs: Jobs = 1,
     force: StrictBool = False,
@@ -65,12 +67,15 @@ def run(
         overrides: Changes to the recipe, such as ["seed=1", "reinforce.algorithm.gamma=0.95"]; values as in YAML.
         preset: A method of the family whose settings these are, before the changes: dpr, srppo, exopd, opd, sr, ppo,
             with_value or without_baseline.
+        sft: Go on from this SFT artifact, with its backbone and demonstrations in place of the recipe's. Its ID, or the
+            first characters of that, as `runs:/12345678`.
         place: Where stages are done, by name or `*` for the others, such as {"reinforce": "gpu8", "*": "gpu"}: a work
             pool, one of its queues as pool/queue, or `here`; on top of the recipe's own.
         jobs: Stages that are computed here at once, each by a process of its own, with a GPU of its own.
         force: Make all of it again, though it may be there.
     """
-    config = recipes.load(recipe, overrides or [], preset)
+    source = recipe if sft is None else on_sft(Store.open(), sft, recipe)
+    config = recipes.load(source, overrides or [], preset)
     return run_graph(RunRequest(config=config, place=place, jobs=jobs, force=force))
 
 

@@ -10,7 +10,7 @@ from dpr_core.errors import UsageError
 from dpr_core.experiments.points import label, short_names
 from flows import wiring
 from flows.merging import MergedStudies
-from flows.requests import Request, RerunRequest, RunRequest, StageRequest, SweepRequest
+from flows.requests import ImportRequest, Request, RerunRequest, RunRequest, StageRequest, SweepRequest
 from flows.run_document import Results, report_of, tables_of
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
@@ -60,6 +60,10 @@ def dispatch(request: Request, store: Store) -> Dispatched:
             nodes = [Node(stage, stage, parse(stage_named(stage).config, settings, stage), inputs)]
             info = PipelineInfo(stage, f"{stage} alone.", effective(store, nodes), request.stored())
             return Dispatched(nodes, info)
+        case ImportRequest(name=name, subsample=subsample, sft=sft):
+            nodes = [Node("subsample", "subsample", subsample, {}), Node("sft", "sft", sft, {"data": "@subsample"})]
+            described = "Checkpoints that were trained elsewhere."
+            return Dispatched(nodes, PipelineInfo(name, described, effective(store, nodes), request.stored()))
         case SweepRequest():
             return dispatch_sweep(request, MergedStudies.of(request.studies))
     assert_never(request)
@@ -128,5 +132,7 @@ def tags_of(request: Request, nodes: Sequence[Node]) -> set[str]:
             return tags | {f"stage:{node.stage}" for node in nodes if node.origin == artifact}
         case StageRequest(stage=stage):
             return tags | {f"stage:{stage}"}
+        case ImportRequest():
+            return tags | {"stage:sft"}
     presets = {method.preset for config in configs for method in config.methods.values() if hasattr(method, "preset")}
     return tags | {f"recipe:{config.name}" for config in configs} | {f"preset:{name}" for name in presets if name}

@@ -22,7 +22,7 @@ from flows.dispatch import dispatch, places_of, tags_of
 from flows.keys import fetch_keys
 from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
-from flows.requests import Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
+from flows.requests import ImportRequest, Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
 from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry
 from tasks.artifacts.retrying import UnansweredError
 from tasks.artifacts.store import Store
@@ -106,6 +106,12 @@ def single_stage(request: StageRequest) -> dict[str, Any]:
     return run_graph(request)
 
 
+@flow(name="import", flow_run_name="{request.name}", validate_parameters=False)
+def import_checkpoints(request: ImportRequest) -> dict[str, Any]:
+    """An SFT artifact of checkpoints that were trained elsewhere."""
+    return run_graph(request)
+
+
 def start(request: Request) -> dict[str, Any]:
     """Run a request as its Prefect flow."""
     how: dict[str, Any] = {"jobs": request.jobs, "place": request.place}
@@ -117,6 +123,8 @@ def start(request: Request) -> dict[str, Any]:
             return run_flow(lambda: rerun(*arguments, **how), lambda: run_graph(request))
         case StageRequest():
             return run_flow(lambda: single_stage(request), lambda: run_graph(request))
+        case ImportRequest():
+            return run_flow(lambda: import_checkpoints(request), lambda: run_graph(request))
         case SweepRequest():
             return run_flow(lambda: sweep(request.studies, request.name, **how), lambda: run_graph(request))
     assert_never(request)

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
-from dpr_core.config.base import Line
+from dpr_core.config.base import Line, Name
+from dpr_core.config.data import SubsampleConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.placing import OTHERS, Rules
+from dpr_core.config.training import SFTConfig
 from dpr_core.cores import MOST_PROCESSES
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
@@ -72,6 +74,15 @@ class StageRequest(_Request):
     inputs: dict[str, str]
 
 
+class ImportRequest(_Request):
+    """An SFT artifact of checkpoints that were trained elsewhere, beside the demonstrations that they learned from."""
+
+    flow: Literal["import"] = "import"
+    name: Name
+    subsample: SubsampleConfig
+    sft: SFTConfig
+
+
 class SweepRequest(_Request):
     """Many pipelines as one."""
 
@@ -85,7 +96,7 @@ class SweepRequest(_Request):
         return {**dict(recipes), **self.place}
 
 
-Request = RunRequest | RerunRequest | StageRequest | SweepRequest
+Request = RunRequest | RerunRequest | StageRequest | ImportRequest | SweepRequest
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="flow")])
 

@@ -248,6 +248,8 @@ class PipelineConfig(Config):
     def _checkpoints_of_references(self) -> Self:
         for reward in [self.reward, *(variant.reward for variant in self.variants().values())]:
             _check_reference(reward, self.sft)
+            if BACKBONE in reward.fractions() and self.sft.imported and self.sft.imported.hides(self.backbone):
+                raise ValueError("reward.reference is 0, the backbone, without which SFT was imported: give --backbone")
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dpr_core.config.base import Config, FromList, StageConfig
+from dpr_core.config.base import Config, FromList, Line, StageConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 
@@ -88,10 +88,39 @@ SFTLoss = Literal["nll", "dft"]
 """Names of losses of demonstrations in `dpr_core.losses`."""
 
 
+class CheckpointConfig(Config):
+    """A checkpoint that another program trained: weights, or LoRA adapters of the backbone; safetensors only."""
+
+    name: Line = Field(min_length=1)
+    """A local folder, or a hub id."""
+
+    revision: Line | None = None
+    """Commit of the hub repository."""
+
+    content: str | None = None
+    """Hash of the files that are read of a local folder, filled in when the stage starts."""
+
+
+class ImportedConfig(Config):
+    """Two checkpoints of one SFT run that was done elsewhere. `dpr import` writes this section."""
+
+    final: CheckpointConfig
+    """The end of that run: pi_SFT."""
+
+    reference: CheckpointConfig
+    """An earlier one: pi_ref."""
+
+    def hides(self, backbone: Any) -> bool:
+        """Whether a backbone is no more than the end of the run, by which networks are computed: what the run started
+        from is then unknown."""
+        named = getattr(backbone, "name", None), getattr(backbone, "revision", None)
+        return named == (self.final.name, self.final.revision)
+
+
 class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     """Supervised fine-tuning on responses, end token included."""
 
-    unless_changed: ClassVar[Mapping[str, Any]] = {"loss": "nll", "optimizer": "adamw"}
+    unless_changed: ClassVar[Mapping[str, Any]] = {"loss": "nll", "optimizer": "adamw", "imported": None}
 
     backbone: PretrainedBackboneConfig | None = None
     """Filled in from the pipeline's backbone; empty where a backbone stage built it."""
@@ -117,8 +146,20 @@ class SFTConfig(StageConfig, OptimizerConfig, LengthsConfig):
     lora: LoRAConfig | None = None
     """Beyond the paper: train adapters alone, which takes a higher learning rate, some 1e-4; none trains all."""
 
+    imported: ImportedConfig | None = None
+    """Checkpoints that are taken in place of training; what is said of an optimizer is then of no account."""
+
     execution: ExecutionConfig = ExecutionConfig()
     """How the work is done."""
+
+    @model_validator(mode="after")
+    def _imported_pair(self) -> Self:
+        if self.imported is not None and (len(self.checkpoints) != 2 or self.ema_decay is not None):
+            raise ValueError(
+                "what is imported is the end of a run and one reference: `checkpoints` has its share of the run and 1, "
+                "and there is no ema_decay"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ema_of_weights(self) -> Self:

@@ -5,6 +5,8 @@ downstream depends on adapters: a frozen scorer is always a checkpoint, never a 
 """
 
 import importlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from dpr_core.config.training import LoRAConfig
 from dpr_core.distributed import is_dtensor
 from dpr_core.errors import UsageError
+from dpr_core.models.weights import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +63,33 @@ def merged_weights(model: "PreTrainedModel") -> dict[str, Tensor] | None:
             full_precision[id(weight)] = values if is_dtensor(values) else values.cpu()
         weights[name.replace(".base_layer.", ".")] = full_precision[id(weight)]
     return weights
+
+
+def merged_adapters(model: "PreTrainedModel", folder: Path, weights: Mapping[str, Tensor]) -> "PreTrainedModel":
+    """A model with LoRA adapters that another program trained merged into it: their settings by `folder`."""
+    peft = _import_peft()
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        # PiSSA and its like begin by changing the weights of the base.
+        if config.peft_type != "LORA" or not isinstance(config.init_lora_weights, bool):
+            raise UsageError(f"{config.peft_type.value}, initialised as {config.init_lora_weights!r}")
+        if config.megatron_config:
+            raise UsageError("they name a module that is to be imported (megatron_core), which is never done")
+        adapted = peft.PeftModel(model, config, _NAME)
+        found = peft.set_peft_model_state_dict(adapted, dict(weights), _NAME)
+        missing = [name for name in found.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+        if lost := sorted([*found.unexpected_keys, *missing]):
+            raise UsageError(f"{len(lost)} of its weights have no counterpart, such as {lost[0]}")
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    # What peft raises for settings and weights that do not fit cannot be listed.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{folder}: its adapters cannot be merged into the model here: {reason}; merge them where they were "
+            "trained, and give what comes of it"
+        ) from error
+    check_finite(merged, folder)
+    return merged
 
 
 def _import_peft() -> Any:

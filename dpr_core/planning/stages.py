@@ -105,7 +105,7 @@ def estimate(config: StageConfig, inputs: PlanInputs) -> StageEstimate:
 
 def plannable(config: StageConfig) -> bool:
     """Whether there is an estimate: False for stages that run no large network."""
-    return type(config) in _ESTIMATES
+    return type(config) in _ESTIMATES and not getattr(config, "imported", None)
 
 
 def _peak(lasting: MemoryBreakdown, moments: Sequence[MemoryBreakdown]) -> MemoryBreakdown:

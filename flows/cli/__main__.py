@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import benchmark, experiments, inspect, join, parity, plan, rate, resume, run, settings
+from flows.cli import benchmark, bring, experiments, inspect, join, parity, plan, rate, resume, run, settings
 from flows.cli.console import OnceCommand
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
       dpr run demo            the whole method on the embedded lab, in minutes
 
       dpr artifacts           what has been made
+
+      dpr import FINAL REFERENCE --data FILE   two checkpoints of SFT that you have
 
       dpr resume              go on with what was interrupted
 
@@ -73,6 +75,7 @@ benchmark.app.command(cls=OnceCommand)(rate.rate)
 benchmark.app.command(cls=OnceCommand)(parity.parity)
 app.add_typer(benchmark.app, name="benchmark")
 app.command("open", cls=OnceCommand)(inspect.open_page)
+app.command("import", cls=OnceCommand)(bring.import_checkpoints)
 app.command("recipes", cls=OnceCommand)(settings.list_recipes)
 app.command("config", cls=OnceCommand)(settings.show_config)
 app.command("ui", cls=OnceCommand)(settings.ui)

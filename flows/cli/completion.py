@@ -10,7 +10,7 @@ Offer = Iterator[tuple[str, str]]
 """What may stand there, and what it is."""
 
 SHORT = 8
-STAGE_OF = {"score": "reward"}
+STAGE_OF = {"score": "reward", "run": "sft"}
 """Commands that take artifacts of one stage."""
 
 
@@ -30,6 +30,14 @@ def _silent(offered: Callable[[typer.Context, str], Offer]) -> Callable[..., lis
 def recipes(ctx: typer.Context, incomplete: str) -> Offer:
     for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")):
         yield file.stem, ""
+
+
+@_silent
+def folders(ctx: typer.Context, incomplete: str) -> Offer:
+    above, _, start = incomplete.rpartition("/")
+    for path in sorted(Path(f"{above}/" if incomplete.startswith("/") else above).glob(f"{start}*")):
+        if path.is_dir():
+            yield f"{path}/", ""
 
 
 @_silent

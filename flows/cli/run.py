@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from dpr_core.text import escape_control_lines
+from flows.cli import completion
 from flows.cli.console import (
     RESUME,
     Debug,
@@ -35,6 +36,15 @@ def run(
     recipe: Recipe = "demo",
     assignments: Set = [],  # noqa: B006
     preset: Preset = None,
+    sft: Annotated[
+        str | None,
+        typer.Option(
+            "--sft",
+            metavar="ID",
+            help="Go on from this SFT artifact, with its backbone and demonstrations in place of the recipe's.",
+            autocompletion=completion.ids,
+        ),
+    ] = None,
     plan: Plan = False,
     force: Force = False,
     jobs: Jobs = None,
@@ -52,7 +62,12 @@ def run(
         from flows.requests import RunRequest
         from tasks.artifacts.store import Store
 
-        config, place = recipes.load(recipe, assignments, preset), read_rules(places)
+        source: recipes.Recipe = recipe
+        if sft is not None:
+            from flows.importing import on_sft
+
+            source = on_sft(Store.open(), sft, recipe)
+        config, place = recipes.load(source, assignments, preset), read_rules(places)
         request = RunRequest(config=config, force=force, place=place)
         _run_and_show(Store.open(), request, Options(plan, as_json, debug, jobs))
 

@@ -86,6 +86,8 @@ def _next_steps(store: Store, stages: Sequence[Mapping[str, Any]]) -> Renderable
         short = ids["reward"][:SHORT]
         steps.append(("see each token's credit in a browser", str(credit_page(store, ids["reward"]))))
         steps.append(("score a text of your own", f'{dpr} score {short} --text "PROMPT" "RESPONSE" --html credit.html'))
+    elif "sft" in ids:
+        steps.append(("train on from here", f"{dpr} run RECIPE --sft {ids['sft'][:SHORT]}"))
     if "reinforce" in ids:
         again = f"{dpr} rerun {ids['reinforce'][:SHORT]} --set algorithm.gamma=0.95 --downstream"
         steps.append(("rerun one stage with a change", again))

@@ -6,9 +6,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpr_core.config.base import parse
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.reward import BACKBONE, SFT, RewardDefinitionConfig
+from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Artifacts
@@ -130,6 +132,12 @@ class Lineage:
         sft = self.ancestor(artifact, "sft")
         if not sft.config["backbone"]:
             return self.ancestor(sft, "backbone").path / "model"
+        settings = parse(SFTConfig, sft.config, sft.id)
+        if settings.imported is not None and settings.imported.hides(settings.backbone):
+            raise UsageError(
+                f"SFT artifact {sft.id[:8]} was imported without its backbone, so that nothing is known of the weights "
+                "that its run started from: import it again with --backbone"
+            )
         return fetched(PretrainedBackboneConfig.model_validate(sft.config["backbone"]))
 
     def teacher_folder(self, artifact: Artifact, teacher: PretrainedBackboneConfig) -> Path:

@@ -1,11 +1,12 @@
 """Supervised fine-tuning, keeping the weights at the configured fractions of the run."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.model import PretrainedBackboneConfig
-from dpr_core.config.training import SFTConfig
+from dpr_core.config.training import CheckpointConfig, ImportedConfig, SFTConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
 from tasks.stages.lineage import Lineage
@@ -25,6 +26,8 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     sft = cast(SFTConfig, config)
     data = work.input("data")
     lineage = Lineage(work.store)
+    if sft.imported is not None:
+        return _take(sft, sft.imported, work)
     if sft.backbone is not None and "backbone" in work.inputs:
         raise UsageError("sft has two backbones: leave `backbone` of its settings empty, or give no backbone artifact")
     if sft.backbone is not None:
@@ -55,6 +58,34 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     return fine_tune(trainer, encoded.sequences, sft, keep, work) | encoded.counts()
 
 
+def _take(sft: SFTConfig, imported: ImportedConfig, work: Work) -> dict[str, float]:
+    """Two checkpoints of a run that was done elsewhere, examined and kept as those of a run here are."""
+    from dpr_core.data.encoding import encode_demonstrations
+    from dpr_core.errors import UsageError
+    from dpr_core.models.checkpoints import save
+    from dpr_core.models.imported import examine, load, tokenizer_of
+
+    if sft.backbone is None or "backbone" in work.inputs:
+        raise UsageError("sft.imported needs `backbone` in its settings: how the networks are computed; see dpr import")
+    fraction, data = sft.checkpoints[0], work.input("data")
+    pair = examine(imported, sft.backbone)
+    if pair.fraction is not None and pair.fraction != fraction:
+        raise UsageError(
+            f"sft.checkpoints says that the reference is at {fraction:g} of the run, and its trainer that it is at "
+            f"{pair.fraction:g}: set 'checkpoints=[{pair.fraction:g}, 1.0]'"
+        )
+    told = {"fraction": pair.fraction, "unverified": pair.doubts}
+    (work.output / "imported.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    tokenizer = tokenizer_of(imported, sft.backbone)
+    for part, checkpoint in ((1.0, imported.final), (fraction, imported.reference)):
+        model, dtype = load(checkpoint, sft.backbone, len(tokenizer))
+        save(model.to(dtype), tokenizer, work.output / "checkpoints" / str(part))
+    lineage = Lineage(work.store)
+    renderer = lineage.renderer(data)
+    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
+    return encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens).counts()
+
+
 def pinned(backbone: PretrainedBackboneConfig | None) -> PretrainedBackboneConfig | None:
     """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
     from dpr_core.files import expanded
@@ -66,7 +97,22 @@ def pinned(backbone: PretrainedBackboneConfig | None) -> PretrainedBackboneConfi
 
 
 def pin(config: SFTConfig) -> SFTConfig:
-    return config.model_copy(update={"backbone": pinned(config.backbone)})
+    if config.imported is None:
+        return config.model_copy(update={"backbone": pinned(config.backbone)})
+    final, reference = map(_pinned_checkpoint, (config.imported.final, config.imported.reference))
+    backbone = config.backbone if config.imported.hides(config.backbone) else pinned(config.backbone)
+    return config.model_copy(
+        update={"backbone": backbone, "imported": ImportedConfig(final=final, reference=reference)}
+    )
+
+
+def _pinned_checkpoint(checkpoint: CheckpointConfig) -> CheckpointConfig:
+    from dpr_core.files import expanded
+    from dpr_core.hashing import CHECKPOINT_FILES, hash_folder
+
+    if not (folder := expanded(checkpoint.name)).is_dir():
+        return checkpoint
+    return checkpoint.model_copy(update={"content": hash_folder(folder, CHECKPOINT_FILES)})
 
 
 def check_backbones(backbones: Iterable[PretrainedBackboneConfig | None], setting: str) -> None:
@@ -87,6 +133,11 @@ def preflight(configs: Sequence[SFTConfig], planning: bool = False) -> None:
 
 def describe(config: StageConfig) -> str:
     sft = cast(SFTConfig, config)
+    if sft.imported is not None:
+        return (
+            f"Imported: {sft.imported.final.name}, the end of a run that was done elsewhere, and "
+            f"{sft.imported.reference.name} at {sft.checkpoints[0]:g} of it."
+        )
     kept = ", ".join(f"{fraction:g}" for fraction in sft.checkpoints) + (", ema" if sft.ema_decay else "")
     return (
         f"Supervised fine-tuning: {sft.epochs} pass(es), learning rate {sft.learning_rate:g}, batches of "

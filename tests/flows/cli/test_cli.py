@@ -754,6 +754,7 @@ ARGUMENTS = {
     "export": ("abcd", "folder"),
     "promote": ("abcd", "lab@champion"),
     "backbone": ("smollm2-135m", "folder"),
+    "import": ("final", "reference"),
     "score": ("abcd",),
     "gc": (),
     "recipes": (),
