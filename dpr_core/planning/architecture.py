@@ -128,6 +128,11 @@ def backbone_architecture(backbone: Backbone) -> Architecture:
     from dpr_core.models.checkpoints import refuse_missing_shards
 
     folder = expanded(backbone.name)
+    if backbone.gguf_file is not None:
+        from dpr_core.models import gguf_files
+
+        source = folder if folder.is_dir() else backbone.name
+        return architecture_from_config(gguf_files.config_of(source, backbone.gguf_file, backbone.revision))
     if folder.is_dir():
         refuse_missing_shards(folder)
         return architecture_from_config(config_of(folder))

