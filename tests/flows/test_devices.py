@@ -32,7 +32,15 @@ def test_a_run_is_refused_before_its_first_stage_and_planned_all_the_same(
     assert open_store(home).records() == []
 
 
-SMALL = ("demo-real", "gemma-3-270m", "smollm2-135m", "smollm2-135m-e2e", "smollm2-135m-family", "smollm2-135m-gsm8k")
+SMALL = (
+    "demo-real",
+    "gemma-3-270m",
+    "smollm2-135m",
+    "smollm2-135m-e2e",
+    "smollm2-135m-family",
+    "smollm2-135m-gsm8k",
+    "smollm2-135m-overoptimised",
+)
 
 
 def _asked_for(*assignments: str, reused: tuple[str, ...] = ()) -> tuple[list[Node], list[Planned]]:
