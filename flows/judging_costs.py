@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletionsConfig, JudgeConfig, RateConfig
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN, REPLY_TOKENS, Cost, prices
+from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN, REPLY_TOKENS, Cost
 from dpr_core.evaluation.judge import judging_cost, rater_with_content_hash, rating_cost, rating_template
 from dpr_core.evaluation.pairwise import Answer, Pair
+from dpr_core.evaluation.prices import price_warnings, prices
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.spending import SPENDING, Spending, Spent
 from tasks.artifacts.store import Store
 from tasks.graph import OTHER, Node, Planned
 from tasks.stages.answer import answered, read_answers
@@ -38,6 +41,18 @@ class CostLine:
 
 
 @dataclass(frozen=True)
+class BudgetLeft:
+    """A budget that stages to be run have, and what the ledger has left of it."""
+
+    account: str
+    dollars: float
+    left: float
+
+    def may_be_short(self, cost: Cost) -> bool:
+        return cost.dollars_at_most is not None and cost.dollars_at_most > self.left
+
+
+@dataclass(frozen=True)
 class Costs:
     """Costs of paid judges, by benchmark."""
 
@@ -45,6 +60,7 @@ class Costs:
     reused: int
     """Judgments that exist already, and cost nothing."""
     assumed: tuple[str, ...]
+    budgets: tuple[BudgetLeft, ...] = ()
 
     @property
     def total(self) -> Cost:
@@ -53,7 +69,13 @@ class Costs:
     def as_dict(self) -> dict[str, Any]:
         lines = [{**asdict(line), "cost": line.cost.as_dict()} for line in self.lines]
         total = self.total.as_dict()
-        return {"by_benchmark": lines, "total": total, "reused": self.reused, "assumed": list(self.assumed)}
+        return {
+            "by_benchmark": lines,
+            "total": total,
+            "reused": self.reused,
+            "assumed": list(self.assumed),
+            "budgets": [asdict(budget) for budget in self.budgets],
+        }
 
 
 class _Answers(NamedTuple):
@@ -105,7 +127,25 @@ def judging_costs(nodes: Sequence[Node], planned: Sequence[Planned], store: Stor
         line = lines.get(key, CostLine(*key, 0, prompts, Cost()))
         lines[key] = replace(line, judgments=line.judgments + 1, cost=line.cost + found)
         judged += sides.values()
-    return Costs(tuple(lines.values()), len(paid) - len(to_run), _assumed(to_run, judged))
+    budgets = () if store is None else _budgets(to_run, store.home)
+    return Costs(tuple(lines.values()), len(paid) - len(to_run), _assumed(to_run, judged), budgets)
+
+
+def spent_in(home: Path) -> list[Spent]:
+    """What the home's ledger says; nothing where there is none yet."""
+    file = home / SPENDING
+    return Spending(file).by_model() if file.is_file() else []
+
+
+def _budgets(nodes: Sequence[Node], home: Path) -> tuple[BudgetLeft, ...]:
+    executions = [cast(Any, node.config).execution for node in nodes]
+    caps = {(each.budget_account, each.budget_dollars) for each in executions if each.budget_dollars is not None}
+    if not caps:
+        return ()
+    spent: dict[str, float] = {}
+    for each in spent_in(home):
+        spent[each.account] = spent.get(each.account, 0.0) + each.dollars + each.set_aside
+    return tuple(BudgetLeft(name, cap, round(cap - spent.get(name, 0.0), 2)) for name, cap in sorted(caps))
 
 
 def _judge(config: JudgeConfig, sides: Mapping[str, Answered]) -> Cost:
@@ -180,6 +220,7 @@ def _assumed(nodes: Sequence[Node], judged: Sequence[_Answers]) -> tuple[str, ..
         f"{CHARACTERS_PER_TOKEN:g} characters a token; a reply has about {REPLY_TOKENS} tokens, at most max_tokens.",
         "Verdicts that are kept already would cost nothing; replies that cannot be read are asked for again, and paid.",
     ]
+    sentences += price_warnings((cast(Any, node.config).by, cast(Any, node.config).execution) for node in nodes)
     if longest:
         sentences.append(
             f"Answers that are not there yet have at most {' or '.join(map(str, longest))} tokens a turn, and about "

@@ -1,18 +1,21 @@
 """Throughput of the LLM judge against a local server, beside the bare client making the same requests.
 
     python perf/judge_throughput.py --requests 2000 --concurrency 1 16 64
+    python perf/judge_throughput.py --resumed 100000 --characters 300
 
 Prints one JSON document. The server is `tests/loopback.py` in a process of its own and answers at once, so what is
 measured is the client's side and not a model's. `ours` is all that a run does: cache, template, budget, client,
 verdict. `bare` sends the same bodies, made before, with the openai client and asyncio.gather. Both take turns,
 `--repeats` times; all are medians. `busy` is the share of one core that a process used: near 1, it is what limits.
-`client_milliseconds` is processor time a request, which other work on the machine disturbs least.
+`client_milliseconds` is processor time a request, which other work on the machine disturbs least. `--resumed` measures
+instead how long so many games take of which all verdicts are kept, and how much memory each of them is.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,8 +30,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.config import evaluation as settings
+from dpr_core.evaluation.ask import key_of
+from dpr_core.evaluation.cache import VerdictCache
 from dpr_core.evaluation.endpoint import Endpoint
-from dpr_core.evaluation.judge import build_judge
+from dpr_core.evaluation.judge import build_judge, identity
 from dpr_core.evaluation.pairwise import Answer, Pair, judge_pairs
 from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
@@ -45,13 +50,39 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64], help="requests under way at once")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of which the median is shown")
     parser.add_argument("--characters", type=int, default=1500, help="length of an answer")
+    parser.add_argument("--resumed", type=int, help="games whose verdicts are all kept")
     arguments = parser.parse_args()
     os.environ.setdefault(KEY, "any")
+    if arguments.resumed:
+        print(json.dumps(resumed(pairs_of(arguments.resumed // 2, arguments.characters)), indent=2))
+        return
     rows = [
         compare(pairs_of(arguments.requests // 2, arguments.characters), concurrency, arguments.repeats)
         for concurrency in arguments.concurrency
     ]
     print(json.dumps({"requests": arguments.requests, "characters": arguments.characters, "rows": rows}, indent=2))
+
+
+def resumed(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Seconds, processor seconds and kilobytes a game of judging that finds every verdict in the cache."""
+    config, execution = _settings("http://127.0.0.1:9/v1", 64)
+    told = {"model": "judge", "finish_reason": "stop", "prompt_tokens": 100, "completion_tokens": 20}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "verdicts.sqlite"
+        kept = VerdictCache(path)
+        for pair in pairs:
+            for first in (True, False):
+                kept.put(key_of(identity(config), pair.shown(first)), "first", "x" * 500, told)
+        judge = build_judge(config, execution, lambda question, text: None, path)
+        before, started, used = peak_kilobytes(), time.perf_counter(), time.process_time()
+        games = asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: None))
+        seconds, processor = time.perf_counter() - started, time.process_time() - used
+    each = (peak_kilobytes() - before) / len(games)
+    return {"games": len(games), "seconds": seconds, "processor_seconds": processor, "kilobytes_a_game": each}
+
+
+def peak_kilobytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def pairs_of(count: int, characters: int) -> list[Pair]:

@@ -95,6 +95,9 @@ def _checks(
 
     for node in _to_run(every, planned):
         yield partial(check_lengths, node.stage, node.config, node.inputs, made)
+    for node in _to_run(every, planned):
+        if node.name in elsewhere:
+            yield partial(_refuse_budget, node)
     nodes = [node for node in every if node.name not in elsewhere]
     configs: dict[str, list[StageConfig]] = {}
     for node in _to_run(nodes, planned):
@@ -108,6 +111,15 @@ def _checks(
         from dpr_core.training.torch_runtime import refuse_without_gpu
 
         yield refuse_without_gpu
+
+
+def _refuse_budget(node: Node) -> None:
+    """Another machine has a home, and so a ledger, of its own: two caps are twice the money."""
+    if getattr(getattr(node.config, "execution", None), "budget_dollars", None) is not None:
+        raise UsageError(
+            f"{node.name}: {node.stage}.execution.budget_dollars holds for the ledger of this DPR_HOME, and another "
+            f"machine keeps its own; do {node.stage} here (--place {node.stage}=here), or set no budget"
+        )
 
 
 def _refuse_jobs(several: Node, jobs: int) -> None:

@@ -369,10 +369,13 @@ class JudgeExecutionConfig(Config):
     """A batch that takes longer is left under way, and the judge gives up; the next run waits for the same batch."""
 
     budget_dollars: float | None = Field(None, gt=0)
-    """Judging stops before it would cost more than this. What was paid for is kept."""
+    """Judging stops before all that `budget_account` ever spent would pass this. What was paid for is kept."""
+
+    budget_account: Name = "judging"
+    """Whose spending the budget is of: all judging under this name in this home, by any stage, run or process."""
 
     dollars_per_million_read: float | None = Field(None, ge=0)
-    """Price of a million tokens read; none looks it up in the built-in list."""
+    """Price of a million tokens read; none looks it up in a dated list."""
 
     dollars_per_million_written: float | None = Field(None, ge=0)
     """Price of a million tokens written."""

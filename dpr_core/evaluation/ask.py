@@ -9,7 +9,8 @@ import hashlib
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from dpr_core.config.evaluation import ChatCompletionsConfig, ChatJudgeConfig, JudgeExecutionConfig
@@ -24,6 +25,7 @@ from dpr_core.evaluation.endpoint import (
     SchemaRefusedError,
     UnavailableError,
 )
+from dpr_core.evaluation.spending import Spending
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -192,10 +194,14 @@ class ChatJudge(Generic[Item, Found]):
     """Asks a model behind chat completions: for JSON of a schema where the endpoint takes one, elsewhere for text."""
 
     def __init__(
-        self, config: ChatCompletionsConfig, execution: JudgeExecutionConfig, prompt: JudgePrompt[Item, Found]
+        self,
+        config: ChatCompletionsConfig,
+        execution: JudgeExecutionConfig,
+        prompt: JudgePrompt[Item, Found],
+        ledger: Spending | None = None,
     ) -> None:
         verdicts = config.verdicts if isinstance(config, ChatJudgeConfig) else "text"
-        self.endpoint = Endpoint(config, execution)
+        self.endpoint = Endpoint(config, execution, ledger)
         self._prompt = prompt
         self._may_change = verdicts == "auto"
         self._as_json = verdicts != "text"
@@ -262,8 +268,17 @@ class ChatJudge(Generic[Item, Found]):
 
 def key_of(identity: str, item: "DataclassInstance") -> str:
     """A hash of everything that a judgment depends on: who gives it and how, and all that is judged."""
-    text = json.dumps([identity, asdict(item)], sort_keys=True, ensure_ascii=True)
+    text = json.dumps([identity, item], sort_keys=True, ensure_ascii=True, default=_fields)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fields(part: "DataclassInstance") -> dict[str, Any]:
+    return {name: getattr(part, name) for name in _names(type(part))}
+
+
+@cache
+def _names(kind: "type[DataclassInstance]") -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
 
 
 class CachedJudge(Generic[Item, Found]):
@@ -304,7 +319,7 @@ class CachedJudge(Generic[Item, Found]):
             if known is not None:
                 # What was asked of the judge just now, and written down when it came, is no reuse.
                 self._reused += key not in self._unknown
-                return self._restore(item, *known)
+                return self._cache.restored(key, known, partial(self._restore, item))
             judgment = await self._judge.judge(item)
             self._cache.put(key, judgment.value, judgment.raw, judgment.details)
             return judgment

@@ -1,23 +1,17 @@
-"""The budget of LLM judging: token prices, a cost estimate before, a meter during, and a cap that is never passed."""
+"""The budget of LLM judging: a cost estimate before, a meter during, and a cap that is never passed."""
 
+import asyncio
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from dpr_core.config.evaluation import ChatCompletionsConfig, JudgeExecutionConfig, OpenAIBatchJudgeConfig
+from dpr_core.config.evaluation import ChatCompletionsConfig, JudgeExecutionConfig
 from dpr_core.errors import DensePathError
-
-PRICES_AS_OF = "2025-06"
-
-PRICES: dict[str, tuple[float, float]] = {
-    "gpt-4o": (2.50, 10.00),
-    "gpt-4o-mini": (0.15, 0.60),
-    "gpt-4.1": (2.00, 8.00),
-    "gpt-4.1-mini": (0.40, 1.60),
-    "gpt-4-turbo": (10.00, 30.00),
-}
-"""Dollars for a million tokens read and a million written, as OpenAI listed them in the month above."""
+from dpr_core.evaluation.prices import Price, Usage, price_of
+from dpr_core.evaluation.spending import BILLION, Spending
 
 CHARACTERS_PER_TOKEN = 3.5
 """Rather too many tokens than too few: English words have about four characters a token."""
@@ -31,38 +25,11 @@ REPLY_TOKENS = 150
 """About what a judge writes: five sentences and a verdict."""
 
 
+SECONDS_BETWEEN_LOOKS = 0.05
+
+
 class BudgetReachedError(DensePathError):
     """The next request could cost more than what is left."""
-
-
-@dataclass(frozen=True)
-class Price:
-    """Dollars for a million tokens."""
-
-    read: float
-    written: float
-
-    def of(self, read: int, written: int) -> float:
-        return (read * self.read + written * self.written) / 1e6
-
-    def halved(self) -> "Price":
-        """What the same costs in a batch."""
-        return Price(self.read / 2, self.written / 2)
-
-
-def price_of(by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Price | None:
-    """The price that was set, or the listed one of the model or of the model it is a dated version of.
-
-    A listed price is halved for a batch. One that was set is what a request costs, however it is sent.
-    """
-    read, written = execution.dollars_per_million_read, execution.dollars_per_million_written
-    if read is not None and written is not None:
-        return Price(read, written)
-    batched = isinstance(by, OpenAIBatchJudgeConfig)
-    for name in sorted(PRICES, key=len, reverse=True):
-        if by.model == name or by.model.startswith(f"{name}-20"):
-            return Price(*PRICES[name]).halved() if batched else Price(*PRICES[name])
-    return None
 
 
 def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
@@ -71,6 +38,14 @@ def tokens_in(messages: Iterable[Mapping[str, str]]) -> int:
     words = sum(len(word) for text in texts for word in WORDS.findall(text))
     other = sum(len(text.encode("utf-8", "replace")) for text in texts) - words
     return int(words / CHARACTERS_PER_TOKEN) + other + OVERHEAD_TOKENS
+
+
+def most_tokens_in(messages: Iterable[Mapping[str, str]], schema: Mapping[str, Any] | None = None) -> int:
+    """No request of these has more: no token is shorter than a byte."""
+    texts = [message["content"] for message in messages]
+    if schema is not None:
+        texts.append(json.dumps(schema))
+    return sum(len(text.encode("utf-8", "replace")) for text in texts) + OVERHEAD_TOKENS
 
 
 @dataclass(frozen=True)
@@ -114,57 +89,109 @@ def cost_of(tokens: Iterable[int], by: ChatCompletionsConfig, execution: JudgeEx
     return Cost(len(asked), read, read, about, most, *dollars)
 
 
-def prices(execution: JudgeExecutionConfig) -> str:
-    """Where the prices are from."""
-    own = (execution.dollars_per_million_read, execution.dollars_per_million_written)
-    return f"of {PRICES_AS_OF}" if None in own else "as set"
-
-
 def _sum(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a + b
 
 
 class Meter:
-    """Counts what was spent. A request reserves the most it can cost, and settles for what it did cost."""
+    """Charges requests to an account of the ledger, and counts what this process has spent.
 
-    def __init__(self, price: Price | None, cap: float | None) -> None:
+    A request is charged the most that it can cost. The cap is of all that the account ever spent or set aside, by
+    whomever.
+    """
+
+    def __init__(
+        self,
+        price: Price | None,
+        cap: float | None,
+        ledger: Spending | None = None,
+        account: str = "judging",
+        model: str = "",
+    ) -> None:
         self.price = price
-        self.cap = cap
         self.requests = self.read = self.written = 0
-        self._reserved = 0.0
+        self._cap = None if cap is None or price is None else int(cap * BILLION)
+        self._ledger = ledger or Spending(None)
+        self._account = account
+        self._model = model
+        self._spent = 0
+        self._under_way: dict[int, int] = {}
+        """Own charges that are not answered yet."""
+        self._excess = 1.0
+        """How many times what was thought to be the most an endpoint has charged: some think beyond `max_tokens`."""
 
     @property
     def spent(self) -> float | None:
-        return None if self.price is None else self.price.of(self.read, self.written)
+        """By what this process was answered, and by what it lost."""
+        return None if self.price is None else self._spent / BILLION
 
-    def is_promised(self, read: int, written: int) -> bool:
-        """Whether there is room for a request, but only once some of those under way have settled for less."""
-        if self.price is None or self.cap is None:
-            return False
-        most, spent = self.price.of(read, written), self.price.of(self.read, self.written)
-        return spent + most <= self.cap < spent + most + self._reserved
+    async def charge(
+        self, read: int, written: int, what: str = "the next request", requests: int = 1, batch: str | None = None
+    ) -> int:
+        """Set the largest cost of a request, or of a whole batch, aside: the number of the charge.
 
-    def reserve(self, read: int, written: int, what: str = "the next request") -> float:
-        """Set the largest cost of a request, or of a whole batch, aside, or refuse it."""
-        if self.price is None or self.cap is None:
-            return 0.0
-        most = self.price.of(read, written)
-        spent = self.price.of(self.read, self.written)
-        if spent + self._reserved + most > self.cap:
-            raise BudgetReachedError(
-                f"${spent:.2f} of judge.execution.budget_dollars={self.cap:g} is spent, and {what}, at "
-                f"most ${most:.2f}, could pass it; raise the budget and run the same command again: verdicts that were "
-                "paid for are kept"
-            )
-        self._reserved += most
-        return most
+        Where only own requests under way are in the way, they are waited for; else BudgetReachedError.
+        """
+        most = self._most(read, written)
+        while True:
+            charge = self._ledger.charge(self._account, self._model, most, self._cap, requests, batch)
+            if charge is not None:
+                self._under_way[charge] = most or 0
+                return charge
+            own = 0 if batch else sum(self._under_way.values())
+            self._check(most, own, what)
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def settle(self, reserved: float, read: int, written: int) -> None:
-        self._reserved -= reserved
-        self.requests += 1
-        self.read += read
-        self.written += written
+    def check_room(self, read: int, written: int, what: str) -> None:
+        """Refuse what could pass the cap, before anything is prepared for it. Nothing is set aside."""
+        self._check(self._most(read, written), 0, what)
 
-    def release(self, reserved: float) -> None:
-        """A request that came to nothing cost nothing."""
-        self._reserved -= reserved
+    def answer(self, charge: int, used: Usage | None, requests: int = 1) -> None:
+        """What the endpoint says was used in place of what was set aside; without a word, that stays."""
+        most = self._under_way.pop(charge, 0)
+        self.requests += requests
+        if used is None:
+            self._spent += most
+            return
+        cost = None if self.price is None else _billionths(self.price.of_usage(used))
+        if most and cost is not None:
+            self._excess = max(self._excess, self._excess * cost / most)
+        self._ledger.answer(charge, cost, used.read, used.written, requests)
+        self.read += used.read
+        self.written += used.written
+        self._spent += cost or 0
+
+    def lose(self, charge: int) -> None:
+        """Sent, and nothing came back: it may have been served, so that what was set aside is spent."""
+        self._spent += self._under_way.pop(charge, 0)
+
+    def withdraw(self, charge: int) -> None:
+        """A request that came to nothing costs nothing."""
+        self._under_way.pop(charge, None)
+        self._ledger.withdraw(charge)
+
+    def flush(self) -> None:
+        self._ledger.flush()
+
+    def _most(self, read: int, written: int) -> int | None:
+        return None if self.price is None else _billionths(self._excess * self.price.at_most(read, written))
+
+    def _check(self, most: int | None, own: int, what: str) -> None:
+        """Raise where this much passes the cap, even if own requests under way were to cost nothing."""
+        if most is None or self._cap is None or self._ledger.total(self._account) - own + most <= self._cap:
+            return
+        self._ledger.flush()
+        of_account = [each for each in self._ledger.by_model() if each.account == self._account]
+        spent, aside = sum(each.dollars for each in of_account), sum(each.set_aside for each in of_account)
+        held = f" and ${aside:.2f} set aside for requests under way or lost" if aside else ""
+        raise BudgetReachedError(
+            f"${spent:.2f} of judge.execution.budget_dollars={self._cap / BILLION:g} is spent{held}, and {what}, at "
+            f"most ${most / BILLION:.2f}, could pass it; raise the budget and run the same command again: verdicts "
+            f"that were paid for are kept. The budget is of all that {self._account!r} ever spent in this DPR_HOME "
+            "(`dpr costs`); judge.execution.budget_account names another"
+        )
+
+
+def _billionths(dollars: float) -> int:
+    """Rounded up, so that no sum comes out below what is owed."""
+    return math.ceil(dollars * BILLION)

@@ -1,40 +1,67 @@
 """The cache of judgments that were paid for: one SQLite file, shared by all runs and processes."""
 
 import json
-import sqlite3
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-WAIT_SECONDS = 60.0
+from dpr_core.errors import DensePathError
+from dpr_core.evaluation.database import Database
+
+T = TypeVar("T")
+Pairs = list[tuple[str, str | int]]
+
+Kept = tuple[str, str, dict[str, str | int]]
+"""The value, the judge's own words, and what an endpoint told about its work."""
 
 
 class VerdictCache:
     """Verdicts and ratings by key. Only readable ones are ever kept."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
-        self._rows.execute("PRAGMA journal_mode=WAL")
-        # A killed process loses nothing. Waiting for the disk at each verdict, against a power cut, halves the speed.
-        self._rows.execute("PRAGMA synchronous=NORMAL")
-        self._rows.execute(
+        self._file = Database(
+            path,
+            "the verdicts that were paid for",
             "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL, raw TEXT NOT NULL, "
-            "details TEXT NOT NULL, made TEXT NOT NULL)"
+            "details TEXT NOT NULL, made TEXT NOT NULL)",
         )
 
-    def get(self, key: str) -> tuple[str, str, dict[str, str | int]] | None:
-        """The value, the judge's own words, and what an endpoint told about its work."""
-        row = self._rows.execute("SELECT verdict, raw, details FROM verdicts WHERE key = ?", (key,)).fetchone()
-        return None if row is None else (row[0], row[1], json.loads(row[2]))
+    def get(self, key: str) -> Kept | None:
+        for value, raw, details in self._file.rows("SELECT verdict, raw, details FROM verdicts WHERE key = ?", key):
+            try:
+                told = json.loads(details, object_pairs_hook=_shared)
+                if not (isinstance(told, dict) and isinstance(value, str) and isinstance(raw, str)):
+                    raise ValueError("not what was written")
+            except (TypeError, ValueError):
+                raise self._damaged(key) from None
+            return value, raw, told
+        return None
+
+    def restored(self, key: str, known: Kept, restore: Callable[[str, str, Mapping[str, str | int]], T]) -> T:
+        """What `restore` makes of a row, which raises ValueError for a value that no judge gave."""
+        try:
+            return restore(*known)
+        except ValueError:
+            raise self._damaged(key) from None
 
     def put(self, key: str, value: str | None, raw: str, details: Mapping[str, str | int]) -> None:
         """The first value for a key stays: what a run has reported must not change under it."""
         if value is None:
             return
         made = datetime.now(UTC).isoformat(timespec="seconds")
-        values = (key, value, raw, json.dumps(dict(details)), made)
-        self._rows.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?)", values)
+        self._file.write(
+            "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?)", key, value, raw, json.dumps(dict(details)), made
+        )
+
+    def _damaged(self, key: str) -> DensePathError:
+        return self._file.damaged(f"the row {key} is not as a judge's verdict is written")
 
     def close(self) -> None:
-        self._rows.close()
+        self._file.close()
+
+
+def _shared(told: Pairs) -> dict[str, str | int]:
+    """All verdicts say much the same of the model: a hundred thousand of them need not hold it as often."""
+    return {sys.intern(name): sys.intern(value) if isinstance(value, str) else value for name, value in told}

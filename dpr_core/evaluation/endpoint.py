@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from urllib.parse import urlsplit
 
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
-from dpr_core.evaluation.budget import Meter, price_of, tokens_in
+from dpr_core.evaluation.budget import Meter, most_tokens_in, tokens_in
+from dpr_core.evaluation.prices import Usage, price_of
+from dpr_core.evaluation.spending import Spending
 from dpr_core.redaction import holds_key, read_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -36,15 +39,22 @@ ABOUT_CONTENT = ("flagged", "moderation", "content management", "content filter"
 THINKING_SPENT = "output limit was reached"
 """Of OpenAI's refusal where thinking alone took all of the length limit."""
 
-NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
-"""What httpx calls a failure before anything was sent."""
-
 NO_TEMPERATURE = re.compile(
     r"unsupported[^{}]{0,60}temperature|temperature[^{}]{0,60}(?:support|deprecated|only|permitted|allowed)", re.I
 )
 """A refusal of any temperature but the model's own. A server that repeats the request names it for no reason."""
 
-SECONDS_BETWEEN_LOOKS = 0.05
+NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
+"""What httpx calls a failure before anything was sent."""
+
+MAY_COST = (408, 499)
+"""Refusals that some proxies send for a request that was being answered."""
+
+COST_NOTHING = (503, 529)
+"""Failures of a server that has no time for the request."""
+
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_TOLD = 0.5, 8.0, 120.0
+"""Seconds before a request is sent again: twice as long each time, or as long as the endpoint says."""
 
 Messages = list[dict[str, str]]
 
@@ -97,7 +107,12 @@ class RateLimiter:
 class Endpoint:
     """One model behind one address. Whoever calls it bounds how many calls are open."""
 
-    def __init__(self, config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig) -> None:
+    def __init__(
+        self,
+        config: settings.ChatCompletionsConfig,
+        execution: settings.JudgeExecutionConfig,
+        ledger: Spending | None = None,
+    ) -> None:
         self.config = config
         self.execution = execution
         self.url = _checked_url(config.base_url or OPENAI_URL)
@@ -114,39 +129,54 @@ class Endpoint:
                 f"judge.execution.budget_dollars is set, but no price of {config.model} is known; set "
                 "dollars_per_million_read and dollars_per_million_written beside it"
             )
-        self.meter = Meter(price, execution.budget_dollars)
+        self.meter = Meter(price, execution.budget_dollars, ledger, execution.budget_account, config.model)
 
     async def ask(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> Reply:
         """One completion. After SchemaRefusedError ask without; after UnavailableError, later; after RefusedError, for
         something else; after others, for nothing."""
-        asked = tokens_in(messages)
-        while self.meter.is_promised(asked, self.config.max_tokens):
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-        reserved = self.meter.reserve(asked, self.config.max_tokens)
+        for again in range(self.execution.retries + 1):
+            outcome, pause = await self._try(messages, schema, again)
+            if isinstance(outcome, Reply):
+                return outcome
+            failure = outcome
+            if pause is None or again == self.execution.retries:
+                break
+            await asyncio.sleep(pause)
+        # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
+        raise failure
+
+    async def _try(
+        self, messages: Messages, schema: Mapping[str, Any] | None, again: int
+    ) -> tuple[Reply | DensePathError, float | None]:
+        """Send it once, charged by itself: the reply, or a failure and the seconds after which it may be sent again."""
+        limit = self.config.max_tokens
         await self._requests.wait()
-        await self._tokens.wait(asked + self.config.max_tokens)
-        failure: DensePathError | None = None
+        await self._tokens.wait(tokens_in(messages) + limit)
+        charge = await self.meter.charge(most_tokens_in(messages, schema), limit)
         try:
             completion = await self._complete(messages, schema)
         except self.library.APIError as error:
+            if _may_have_cost(error):
+                self.meter.lose(charge)
+            else:
+                self.meter.withdraw(charge)
             failure = self.failure(error, schema is not None)
+            return failure, _pause(error, again) if isinstance(failure, UnavailableError) else None
         except ValueError as error:
             # The client passes on what its JSON reader says of a reply that was cut off.
-            failure = self.unreadable(error)
-        else:
-            if not getattr(completion, "choices", None):
-                failure = UnreachableError(
-                    f"{self.url} answered, but not with a chat completion; check judge.by.base_url, which often ends "
-                    "in /v1, and the model's name"
-                )
-        if failure is not None:
-            self.meter.release(reserved)
-            # Raised outside the handler: the client's error, which holds the request and its key, must not be chained.
-            raise failure
-        usage = getattr(completion, "usage", None)
-        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (asked, self.config.max_tokens)
-        self.meter.settle(reserved, *spent)
-        return self.reply(completion)
+            self.meter.lose(charge)
+            return self.unreadable(error), None
+        except BaseException:
+            self.meter.lose(charge)
+            raise
+        if not getattr(completion, "choices", None):
+            self.meter.lose(charge)
+            return UnreachableError(
+                f"{self.url} answered, but not with a chat completion; check judge.by.base_url, which often ends in "
+                "/v1, and the model's name"
+            ), None
+        self.meter.answer(charge, Usage.told(getattr(completion, "usage", None)))
+        return self.reply(completion), None
 
     async def knock(self) -> None:
         """Ask for the list of models, which costs nothing, and raise if nobody is there or the key is refused."""
@@ -265,6 +295,7 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""
+        self.meter.flush()
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -292,7 +323,8 @@ class Endpoint:
     def _connect(self) -> Any:
         common = {
             "api_key": self._key(),
-            "max_retries": self.execution.retries,
+            # Each request that is sent is charged by itself; the client would send again in secret.
+            "max_retries": 0,
             "timeout": self.execution.request_seconds,
         }
         if self.config.api_version is not None:
@@ -321,6 +353,30 @@ class Endpoint:
                 f"{self.url} repeats the key in {self.execution.api_key_variable} in its reply, of which nothing is "
                 "kept; ask whoever runs it why, and have the key replaced"
             )
+
+
+def _may_have_cost(error: Any) -> bool:
+    """Whether a request that failed may have been worked on: then it may be on the bill."""
+    status = getattr(error, "status_code", None)
+    if status is None:
+        return type(error.__cause__).__name__ not in NO_CONNECTION
+    thought = THINKING_SPENT in str(error)
+    return thought or status in MAY_COST or status < 400 or (status >= 500 and status not in COST_NOTHING)
+
+
+def _pause(error: Any, again: int) -> float | None:
+    """Seconds until another try, the number `again`; None where the endpoint wants none, or none soon."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            told = unit * float(headers.get(name, "nan"))
+        except ValueError:
+            continue
+        if told > 0:
+            return told if told <= LONGEST_PAUSE_TOLD else None
+    if headers.get("x-should-retry") == "false":
+        return None
+    return min(FIRST_PAUSE * 2.0 ** min(again, 10), LONGEST_PAUSE) * random.uniform(0.75, 1.0)
 
 
 def _in_a_line(error: Any) -> str:

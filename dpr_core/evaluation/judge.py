@@ -14,7 +14,7 @@ from dpr_core.errors import UsageError
 from dpr_core.evaluation import canaries
 from dpr_core.evaluation.ask import CachedJudge, ChatJudge, RuleJudge
 from dpr_core.evaluation.batch.judge import BatchJudge
-from dpr_core.evaluation.budget import Cost, cost_of, tokens_in
+from dpr_core.evaluation.budget import BudgetReachedError, Cost, cost_of, tokens_in
 from dpr_core.evaluation.cache import VerdictCache
 from dpr_core.evaluation.endpoint import THINKING_SPENT, Endpoint, RefusedError, UnavailableError, UnreachableError
 from dpr_core.evaluation.fastchat import FastChatTemplate
@@ -22,6 +22,7 @@ from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, Pai
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
 from dpr_core.evaluation.questions import IsRight, Question
 from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
+from dpr_core.evaluation.spending import Spending
 from dpr_core.files import expanded
 from dpr_core.hashing import hash_file
 
@@ -57,9 +58,9 @@ def build_judge(
     prompt = PairwisePrompt(config.max_answer_characters)
     judge: PairwiseJudge
     if isinstance(config, settings.OpenAIBatchJudgeConfig):
-        judge = BatchJudge(config, execution, prompt, identity(config), cache)
+        judge = BatchJudge(config, execution, prompt, identity(config), cache, _ledger(execution, cache))
     else:
-        judge = ChatJudge(config, execution, prompt)
+        judge = ChatJudge(config, execution, prompt, _ledger(execution, cache))
     if cache is None:
         return judge
     return CachedJudge(judge, VerdictCache(cache), identity(config), prompt.judgment, _undated(config, identity))
@@ -71,7 +72,7 @@ def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Pa
         rule = RATING_RULES[config.by.rule]
         return RuleJudge(lambda turn: _rating_by(rule, turn, template))
     prompt = RatingPrompt(template, config.by.max_answer_characters)
-    rater: Rater = ChatJudge(config.by, config.execution, prompt)
+    rater: Rater = ChatJudge(config.by, config.execution, prompt, _ledger(config.execution, cache))
     if cache is None:
         return rater
     known = config if config.prompts_content is not None else rater_with_content_hash(config)
@@ -83,6 +84,11 @@ def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Pa
         return json.dumps(["rate", by.model_dump(mode="json"), known.prompts_content])
 
     return CachedJudge(rater, VerdictCache(cache), name(by), prompt.judgment, _undated(by, name))
+
+
+def _ledger(execution: settings.JudgeExecutionConfig, cache: Path | None) -> Spending:
+    """Where money has a limit, not even a power cut may make the ledger forget what was sent."""
+    return Spending.beside(cache, durable=execution.budget_dollars is not None)
 
 
 def rating_template(config: settings.RateConfig) -> RatingTemplate:
@@ -160,7 +166,12 @@ def rating_cost(
     return cost_of((tokens_in(prompt.messages(turn)) for turn in turns), config.by, config.execution)
 
 
-def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]], *, for_nothing: bool = False) -> None:
+def probe_each(
+    judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]],
+    cache: Path | None = None,
+    *,
+    for_nothing: bool = False,
+) -> None:
     """One short request to each endpoint before any work, but for those with `check_endpoint` off.
 
     A wrong key, address or model is known then and not hours later. An endpoint that is overloaded or slow passes.
@@ -172,15 +183,18 @@ def probe_each(judges: Iterable[tuple[Config, settings.JudgeExecutionConfig]], *
         if isinstance(by, settings.ChatCompletionsConfig) and execution.check_endpoint
     }
     for by, execution in found.values():
-        asyncio.run(_probe(by, execution, for_nothing))
+        asyncio.run(_probe(by, execution, None if for_nothing else cache, for_nothing))
 
 
 async def _probe(
-    config: settings.ChatCompletionsConfig, execution: settings.JudgeExecutionConfig, for_nothing: bool
+    config: settings.ChatCompletionsConfig,
+    execution: settings.JudgeExecutionConfig,
+    cache: Path | None,
+    for_nothing: bool,
 ) -> None:
     seconds = min(FREE_PROBE_SECONDS if for_nothing else PROBE_SECONDS, execution.request_seconds)
     once = execution.model_copy(update={"retries": 0, "request_seconds": seconds})
-    endpoint = Endpoint(config.model_copy(update={"max_tokens": PROBE_TOKENS}), once)
+    endpoint = Endpoint(config.model_copy(update={"max_tokens": PROBE_TOKENS}), once, _ledger(execution, cache))
     demanded = isinstance(config, settings.ChatJudgeConfig) and config.verdicts == "schema"
     try:
         if for_nothing:
@@ -189,7 +203,8 @@ async def _probe(
             await endpoint.ask(PROBE, SCHEMA if demanded else None)
     except UnreachableError:
         raise
-    except UnavailableError:
+    except (UnavailableError, BudgetReachedError):
+        # Verdicts that are all kept cost nothing.
         return
     except RefusedError as error:
         # What thinks before it writes does not come to an end so soon.

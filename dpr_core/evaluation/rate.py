@@ -96,6 +96,8 @@ class RatingPrompt:
 
     def judgment(self, turn: Turn, value: str | None, raw: str, details: Details) -> Rating:
         score = None if value is None else float(value)
+        if score is not None and on_scale(score) is None:
+            raise ValueError(f"{value} is off the scale")
         shown = self._template.shown(self._within_limit(turn))
         return Rating(score, raw, self._template.name(turn), shown, details)
 

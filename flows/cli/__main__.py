@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import benchmark, bring, experiments, inspect, join, parity, plan, rate, resume, run, settings
+from flows.cli import benchmark, bring, costs, experiments, inspect, join, parity, plan, rate, resume, run, settings
 from flows.cli.console import OnceCommand
 
 app = typer.Typer(
@@ -74,6 +74,7 @@ app.command(cls=inspect.ScoreCommand)(inspect.score)
 benchmark.app.command(cls=OnceCommand)(rate.rate)
 benchmark.app.command(cls=OnceCommand)(parity.parity)
 app.add_typer(benchmark.app, name="benchmark")
+app.command(cls=OnceCommand)(costs.costs)
 app.command("open", cls=OnceCommand)(inspect.open_page)
 app.command("import", cls=OnceCommand)(bring.import_checkpoints)
 app.command("recipes", cls=OnceCommand)(settings.list_recipes)

@@ -116,9 +116,9 @@ def judge(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
-        from dpr_core.evaluation.budget import prices
         from dpr_core.evaluation.judge import judging_cost
         from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
+        from dpr_core.evaluation.prices import prices
         from dpr_core.evaluation.rows import read_rows
 
         if output is not None:

@@ -1,13 +1,18 @@
-"""View of the estimated cost of judging, beside a plan."""
+"""Views of what judging would cost, beside a plan, and of what it has cost."""
+
+from collections.abc import Sequence
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from dpr_core.evaluation.budget import Cost
+from dpr_core.evaluation.spending import Spent
 from dpr_core.reporting.tables import Table
 from flows.judging_costs import Costs
 
 HEADINGS = ("judging", "benchmark", "artifacts", "calls", "tokens read", "tokens written", "dollars about", "at most")
+
+SPENT = ("account", "model", "answered", "tokens read", "tokens written", "dollars", "under way or lost", "at most")
 
 
 def views(costs: Costs) -> list[RenderableType]:
@@ -17,10 +22,37 @@ def views(costs: Costs) -> list[RenderableType]:
     )
     if not costs.lines:
         return reused
+    left = [
+        Text(
+            f"The budget of {budget.account} has ${budget.left:,.2f} left of ${budget.dollars:,.2f}"
+            + (": that may not be enough." if budget.may_be_short(costs.total) else ".")
+        )
+        for budget in costs.budgets
+    ]
     rows = [[line.stage, line.benchmark, str(line.judgments), *_cells(line.cost)] for line in costs.lines]
     rows.append(["in all", "", str(sum(line.judgments for line in costs.lines)), *_cells(costs.total)])
     table = Table(HEADINGS, rows, texts=2).as_terminal("What judging would cost")
-    return [table, *reused, *map(Text, costs.assumed)]
+    return [table, *left, *reused, *map(Text, costs.assumed)]
+
+
+def spent_view(spent: Sequence[Spent]) -> RenderableType:
+    """For people: a line for each account and model."""
+    if not spent:
+        return Text("Nothing has been judged for money in this DPR_HOME.")
+    rows = [
+        [
+            each.account,
+            each.model,
+            f"{each.requests:,}",
+            _short(each.read),
+            _short(each.written),
+            "price unknown" if each.without_price == each.requests + each.without_answer else f"{each.dollars:,.2f}",
+            f"{each.without_answer:,}",
+            f"{each.set_aside:,.2f}",
+        ]
+        for each in spent
+    ]
+    return Table(SPENT, rows, texts=2).as_terminal("What judging has cost")
 
 
 def _cells(cost: Cost) -> list[str]:

@@ -43,9 +43,9 @@ def rate(
         from dpr_core.config.evaluation import RateConfig
         from dpr_core.config.official import MTBenchConfig
         from dpr_core.evaluation.benchmarks import load
-        from dpr_core.evaluation.budget import prices
         from dpr_core.evaluation.judge import rater_name, rater_with_content_hash, rating_cost, rating_template
         from dpr_core.evaluation.official.layouts import LAYOUTS
+        from dpr_core.evaluation.prices import prices
 
         if output is not None:
             check_output(output)

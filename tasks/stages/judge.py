@@ -11,6 +11,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact, Record
+from tasks.local_home import home_folder
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, read_answers, write_rows
@@ -106,10 +107,14 @@ def pin(config: JudgeConfig) -> JudgeConfig:
 def preflight(configs: Sequence[JudgeConfig], planning: bool = False) -> None:
     """A judge without key, library or an endpoint that knows it is better known before the training than after."""
     from dpr_core.evaluation.judge import build_judge, probe_each
+    from dpr_core.evaluation.prices import price_warnings
 
     for config in configs:
         build_judge(config.by, config.execution, lambda question, text: None)
-    probe_each(((config.by, config.execution) for config in configs), for_nothing=planning)
+    judges = [(config.by, config.execution) for config in configs]
+    for warning in price_warnings(judges):
+        logger.warning("%s", warning)
+    probe_each(judges, home_folder() / VERDICTS, for_nothing=planning)
 
 
 def describe(config: StageConfig) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, RateConfig
 from tasks.artifacts.store import Artifact
+from tasks.local_home import home_folder
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, model_name, read_answers, write_rows
@@ -112,10 +113,14 @@ def pin(config: RateConfig) -> RateConfig:
 def preflight(configs: Sequence[RateConfig], planning: bool = False) -> None:
     """A rater without its key, its instructions or an endpoint that knows it is better known before the training."""
     from dpr_core.evaluation.judge import build_rater, probe_each, rater_with_content_hash, rating_template
+    from dpr_core.evaluation.prices import price_warnings
 
     for config in map(rater_with_content_hash, configs):
         build_rater(config, rating_template(config))
-    probe_each(((config.by, config.execution) for config in configs), for_nothing=planning)
+    judges = [(config.by, config.execution) for config in configs]
+    for warning in price_warnings(judges):
+        logger.warning("%s", warning)
+    probe_each(judges, home_folder() / VERDICTS, for_nothing=planning)
 
 
 def describe(config: StageConfig) -> str:

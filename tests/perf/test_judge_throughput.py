@@ -32,3 +32,16 @@ def test_both_sides_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("perf.judge_throughput.timed", lambda url, work, expected: timed(url, work, 9))
     with pytest.raises(RuntimeError, match="8 of 9 verdicts"):
         compare(pairs_of(4, 20), 2, 1)
+
+
+@pytest.mark.integration
+def test_kept_verdicts_are_read_without_an_endpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv(KEY, "any")
+    monkeypatch.setattr("sys.argv", ["judge_throughput", "--resumed", "6", "--characters", "9"])
+    main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["games"] == 6
+    assert found["seconds"] > 0

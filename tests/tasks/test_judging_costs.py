@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -11,11 +12,14 @@ import pytest
 from dpr_core.config.evaluation import AnswerConfig, FileBenchmarkConfig
 from dpr_core.config.official import AlpacaEvalConfig
 from dpr_core.errors import UsageError
+from dpr_core.evaluation.spending import BILLION, SPENDING, Spending
 from dpr_core.experiments.points import Study
 from flows import recipes, wiring
-from flows.judging_costs import QUESTION_TOKENS, Costs, judging_costs
+from flows.cli.costs import costs as show_costs
+from flows.cli.costs_view import views
+from flows.judging_costs import QUESTION_TOKENS, BudgetLeft, Costs, judging_costs
 from flows.merging import MergedStudies
-from tasks.graph import Planned
+from tasks.graph import Planned, obstacles
 from tasks.registry import stage_named
 
 PROMPTS = {"alpaca_eval": 805, "arena_hard": 500, "lima": 300, "mt_bench": 80}
@@ -124,3 +128,52 @@ def test_the_cost_of_the_papers_table_is_as_documented() -> None:
     cost = judging_costs(merged.nodes, planned, nothing).total
     dollars = [f"{round(amount, -1):,.0f}" for amount in (cost.dollars_about or 0, cost.dollars_at_most or 0)]
     assert f"That is {cost.requests:,} calls: about {dollars[0]} dollars, and at most {dollars[1]}." in page
+
+
+PAID = ("judge.by.type=openai", "judge.execution.budget_dollars=5")
+
+
+def test_a_plan_says_what_the_ledger_has_left_and_the_command_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DPR_HOME", str(tmp_path))
+    nodes = wiring.nodes(recipes.load("demo", PAID))
+    planned = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
+    home: Any = SimpleNamespace(home=tmp_path)
+    assert judging_costs(nodes, planned, home).budgets == (BudgetLeft("judging", 5.0, 5.0),)
+    show_costs()
+    assert "Nothing has been judged for money" in capsys.readouterr().out
+    ledger = Spending(tmp_path / SPENDING)
+    paid, _ = (ledger.charge("judging", "gpt-4o", 2 * BILLION, None) for _ in range(2))
+    assert paid is not None
+    ledger.answer(paid, BILLION, 7, 3)
+    ledger.flush()
+    found = judging_costs(nodes, planned, home)
+    assert found.budgets == (BudgetLeft("judging", 5.0, 2.0),)
+    shown = [str(view) for view in views(found)]
+    assert "The budget of judging has $2.00 left of $5.00: that may not be enough." in shown
+    show_costs(as_json=True)
+    assert json.loads(capsys.readouterr().out)["spent"] == [
+        {
+            "account": "judging",
+            "model": "gpt-4o",
+            "requests": 1,
+            "read": 7,
+            "written": 3,
+            "dollars": 1.0,
+            "without_price": 0,
+            "without_answer": 1,
+            "set_aside": 2.0,
+        }
+    ]
+    show_costs()
+    assert "gpt-4o" in capsys.readouterr().out
+
+
+def test_a_budget_is_refused_where_another_machine_would_have_a_ledger_of_its_own() -> None:
+    nodes = wiring.nodes(recipes.load("demo", PAID))
+    planned = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
+    placed = {node.name for node in nodes if node.stage == "judge"}
+    refused = [each for each in obstacles(nodes, planned, placed) if "--place judge=here" in each]
+    assert len(refused) == len(placed) > 0
+    assert not any("--place" in each for each in obstacles(nodes, planned))

@@ -35,6 +35,8 @@ class ApiBatch:
     """Why it failed as a whole, if it did."""
     may_pass: bool
     """Whether that may be otherwise another time."""
+    completed: int = 0
+    """Requests that were answered, and are paid for."""
 
 
 class BatchApi:
@@ -97,7 +99,7 @@ class BatchApi:
     async def _call(self, request: Callable[[Any], Awaitable[T]]) -> T:
         failure: DensePathError
         try:
-            return await request(self.endpoint.client)
+            return await request(self.endpoint.client.with_options(max_retries=self.endpoint.execution.retries))
         except self.endpoint.library.APIError as error:
             failure = self.endpoint.failure(error)
         except ValueError as error:
@@ -135,4 +137,5 @@ def _read(found: Any) -> ApiBatch:
         files=tuple(file for file in (found.output_file_id, found.error_file_id) if file),
         complaint="; ".join(dict.fromkeys(str(error.message) for error in errors[:3])),
         may_pass=all(error.code in MAY_PASS for error in errors),
+        completed=counts.completed if counts else 0,
     )

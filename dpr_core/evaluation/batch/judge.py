@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 from dpr_core.config.evaluation import JudgeExecutionConfig, OpenAIBatchJudgeConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.ask import Found, Item, JudgePrompt, judgment_of, key_of, refused
-from dpr_core.evaluation.batch.api import BatchApi
+from dpr_core.evaluation.batch.api import GONE, ApiBatch, BatchApi
 from dpr_core.evaluation.batch.ledger import Ledger, Sent
 from dpr_core.evaluation.batch.lines import (
     BatchReply,
@@ -19,7 +20,7 @@ from dpr_core.evaluation.batch.lines import (
     read_results,
     request_line,
 )
-from dpr_core.evaluation.budget import tokens_in
+from dpr_core.evaluation.budget import most_tokens_in
 from dpr_core.evaluation.cache import VerdictCache
 from dpr_core.evaluation.endpoint import (
     Endpoint,
@@ -28,6 +29,8 @@ from dpr_core.evaluation.endpoint import (
     SchemaRefusedError,
     UnavailableError,
 )
+from dpr_core.evaluation.prices import Usage
+from dpr_core.evaluation.spending import Spending
 
 
 class BatchJudge(Generic[Item, Found]):
@@ -45,8 +48,9 @@ class BatchJudge(Generic[Item, Found]):
         prompt: JudgePrompt[Item, Found],
         identity: str,
         cache: Path | None = None,
+        ledger: Spending | None = None,
     ) -> None:
-        self.endpoint = Endpoint(config, execution)
+        self.endpoint = Endpoint(config, execution, ledger)
         self._prompt = prompt
         self._api = BatchApi(self.endpoint)
         self._as_json = config.verdicts != "text"
@@ -69,9 +73,8 @@ class BatchJudge(Generic[Item, Found]):
                 return
             if again:
                 await asyncio.sleep(self.endpoint.execution.batch_poll_seconds)
-            reserved = await self._send(missing)
+            await self._send(missing)
             await self._collect(missing)
-            self.endpoint.meter.release(reserved)
         if missing := self._missing(asked):
             failure = UnavailableError(
                 f"{len(missing)} of {len(asked)} requests were sent in {rounds + 1} batches and never answered: "
@@ -99,29 +102,34 @@ class BatchJudge(Generic[Item, Found]):
     def _missing(self, asked: Mapping[str, Item]) -> Mapping[str, Item]:
         return {key: item for key, item in asked.items() if key not in self._kept and key not in self._failed}
 
-    async def _send(self, missing: Mapping[str, Item]) -> float:
-        """Make batches of what is under way nowhere; the most that they can cost, which was set aside before."""
+    async def _send(self, missing: Mapping[str, Item]) -> None:
+        """Make batches of what is under way nowhere, if the most that all of them can cost is within the budget."""
         async with self._ledger.sending():
             under_way = {key for sent in self._ledger.sent(missing) for key in sent.requests}
             new = {
                 key: item for key, item in missing.items() if key not in under_way and not self._came_since(key, item)
             }
             if not new:
-                return 0.0
-            read = sum(tokens_in(self._messages(item)) for item in new.values())
-            written = len(new) * self.endpoint.config.max_tokens
-            reserved = self.endpoint.meter.reserve(read, written, f"a batch of {len(new)} requests")
+                return
+            meter = self.endpoint.meter
+            meter.check_room(*self._most_tokens(new.values()), f"a batch of {len(new)} requests")
             for lines in in_files(self._lines(new), self.endpoint.execution.batch_requests):
                 file = await self._api.upload(lines.values())
                 self._ledger.uploaded(file, lines)
+                what = f"a batch of {len(lines)} requests"
+                await meter.charge(*self._most_tokens(new[key] for key in lines), what, len(lines), file)
                 self._ledger.started(file, await self._start(file))
-            return reserved
+
+    def _most_tokens(self, items: Iterable[Item]) -> tuple[int, int]:
+        """To be read and written."""
+        read = [most_tokens_in(self._messages(item), self._schema) for item in items]
+        return sum(read), len(read) * self.endpoint.config.max_tokens
 
     def _came_since(self, key: str, item: Item) -> bool:
         """Whether another process has got, and written down, the verdict since the caller asked for it."""
         known = self._verdicts and self._verdicts.get(key)
-        if known:
-            self._kept[key] = self._prompt.judgment(item, *known)
+        if self._verdicts and known:
+            self._kept[key] = self._verdicts.restored(key, known, partial(self._prompt.judgment, item))
         return known is not None
 
     async def _start(self, file: str) -> str:
@@ -153,6 +161,7 @@ class BatchJudge(Generic[Item, Found]):
         batch = await self._api.find(sent.file)
         if batch is None:
             self._ledger.forget(sent)
+            self.endpoint.meter.withdraw(await self._charge_of(sent))
         else:
             self._ledger.started(sent.file, batch)
 
@@ -165,6 +174,8 @@ class BatchJudge(Generic[Item, Found]):
         self._last_words = f"{sent.batch} {batch.status}"
         lines = [line for file in batch.files for line in await self._api.download(file)]
         results = read_results(lines, sent.requests)
+        # Before its verdicts are kept: nobody would ask for the batch again, and the most would stay on the bill.
+        self._settle(await self._charge_of(sent), batch, results)
         self._keep(results, asked)
         self._ledger.forget(sent)
         if batch.status == "failed":
@@ -172,6 +183,18 @@ class BatchJudge(Generic[Item, Found]):
             if not batch.may_pass and not results.completions:
                 raise failure
             self._last_words = str(failure)
+
+    async def _charge_of(self, sent: Sent) -> int:
+        """Whoever sent it has charged it, except where that was an earlier version."""
+        return await self.endpoint.meter.charge(0, 0, requests=0, batch=sent.file)
+
+    def _settle(self, charge: int, batch: ApiBatch, results: Results) -> None:
+        """What all requests of a batch have used; where that is not told of each one, the most stays."""
+        told = [used for used in results.used if used is not None]
+        is_known = batch.status != GONE and len(told) == len(results.used) >= batch.completed and not results.broken
+        used = sum(told, Usage(0, 0)) if is_known else None
+        self.endpoint.meter.answer(charge, used, len(results.used))
+        self.endpoint.meter.flush()
 
     def _keep(self, results: Results, asked: Mapping[str, Item]) -> None:
         for key, completion in results.completions.items():
@@ -197,19 +220,18 @@ class BatchJudge(Generic[Item, Found]):
         self._ignored.update(unknown=results.unknown, repeated=results.repeated, broken=results.broken)
 
     def _judgment(self, completion: BatchReply, item: Item) -> Found:
-        usage = completion.usage
-        read = usage.prompt_tokens if usage else tokens_in(self._prompt.messages(item))
-        written = usage.completion_tokens if usage else self.endpoint.config.max_tokens
-        self.endpoint.meter.settle(0.0, read, written)
         return judgment_of(self._prompt, item, self.endpoint.reply(completion), self._as_json)
 
     def _messages(self, item: Item) -> Messages:
         return self._prompt.messages(item, self._as_json)
 
     def _lines(self, asked: Mapping[str, Item]) -> Iterator[tuple[str, bytes]]:
-        schema = self._prompt.schema if self._as_json else None
         for key, item in asked.items():
-            yield key, request_line(key, self._api.url, self.endpoint.body(self._messages(item), schema))
+            yield key, request_line(key, self._api.url, self.endpoint.body(self._messages(item), self._schema))
+
+    @property
+    def _schema(self) -> Mapping[str, Any] | None:
+        return self._prompt.schema if self._as_json else None
 
     def _key(self, item: Any) -> str:
         return key_of(self._identity, item)

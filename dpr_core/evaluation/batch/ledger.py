@@ -2,14 +2,13 @@
 
 import asyncio
 import fcntl
-import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpr_core.evaluation.cache import WAIT_SECONDS
+from dpr_core.evaluation.database import Database
 
 SECONDS_BETWEEN_TRIES = 0.2
 
@@ -30,8 +29,11 @@ class Ledger:
 
     def __init__(self, path: Path | None) -> None:
         self._lock = None if path is None else path.with_name(f"{path.name}.sending")
-        self._rows = sqlite3.connect(path or ":memory:", timeout=WAIT_SECONDS, isolation_level=None)
-        self._rows.execute("CREATE TABLE IF NOT EXISTS under_way (request TEXT PRIMARY KEY, file TEXT, batch TEXT)")
+        self._file = Database(
+            path,
+            "the batches under way",
+            "CREATE TABLE IF NOT EXISTS under_way (request TEXT PRIMARY KEY, file TEXT, batch TEXT)",
+        )
 
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
@@ -52,23 +54,21 @@ class Ledger:
         """The files that hold any of these requests."""
         found: defaultdict[tuple[str, str | None], set[str]] = defaultdict(set)
         for request in requests:
-            for file, batch in self._rows.execute("SELECT file, batch FROM under_way WHERE request = ?", (request,)):
+            for file, batch in self._file.rows("SELECT file, batch FROM under_way WHERE request = ?", request):
                 found[file, batch].add(request)
         return [Sent(file, batch, frozenset(held)) for (file, batch), held in found.items()]
 
     def uploaded(self, file: str, requests: Iterable[str]) -> None:
         """Written before the batch is made: should this process end now, the next looks for the batch of the file."""
         rows = [(request, file) for request in requests]
-        with self._rows:
-            self._rows.execute("BEGIN")
-            self._rows.executemany("INSERT OR REPLACE INTO under_way VALUES (?, ?, NULL)", rows)
+        with self._file.at_once():
+            self._file.write_many("INSERT OR REPLACE INTO under_way VALUES (?, ?, NULL)", rows)
 
     def started(self, file: str, batch: str) -> None:
-        self._rows.execute("UPDATE under_way SET batch = ? WHERE file = ?", (batch, file))
+        self._file.write("UPDATE under_way SET batch = ? WHERE file = ?", batch, file)
 
     def forget(self, sent: Sent) -> None:
         """These requests are under way no more. Others of the same file stay: somebody may ask for them later."""
         rows = [(request, sent.file) for request in sent.requests]
-        with self._rows:
-            self._rows.execute("BEGIN")
-            self._rows.executemany("DELETE FROM under_way WHERE request = ? AND file = ?", rows)
+        with self._file.at_once():
+            self._file.write_many("DELETE FROM under_way WHERE request = ? AND file = ?", rows)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from dpr_core.evaluation.prices import Usage
+
 MOST_BYTES = 200_000_000
 """Of one file, by OpenAI's limits."""
 
@@ -21,9 +23,9 @@ class BatchChoice(BaseModel):
     finish_reason: str | None = None
 
 
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
+class BatchUsage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class BatchReply(BaseModel):
@@ -32,7 +34,7 @@ class BatchReply(BaseModel):
     model: str | None = None
     system_fingerprint: str | None = None
     choices: list[BatchChoice] = Field(min_length=1)
-    usage: Usage | None = None
+    usage: BatchUsage | None = None
 
 
 class Response(BaseModel):
@@ -69,6 +71,8 @@ class Results:
     """Completions of a request that has one already; the first counts."""
     broken: int = 0
     """Lines that cannot be read."""
+    used: list[Usage | None] = field(default_factory=list)
+    """Of every line with a reply, whoever asked for it; None where it does not say."""
 
 
 def request_line(custom_id: str, url: str, body: Mapping[str, Any]) -> bytes:
@@ -99,6 +103,9 @@ def read_results(lines: Iterable[bytes], asked: Collection[str]) -> Results:
     for raw in filter(bytes.strip, lines):
         try:
             line = ResultLine.model_validate_json(raw)
+            if line.response is not None and line.response.status_code == 200:
+                body = line.response.body
+                results.used.append(Usage.told(body.get("usage")) if isinstance(body, dict) else None)
             if line.custom_id not in asked:
                 results.unknown += 1
             elif line.custom_id in results.completions:

@@ -16,53 +16,53 @@ from dpr_core.evaluation.budget import (
     BudgetReachedError,
     Cost,
     Meter,
-    Price,
     cost_of,
-    price_of,
-    prices,
+    most_tokens_in,
     tokens_in,
 )
 from dpr_core.evaluation.endpoint import RateLimiter
 from dpr_core.evaluation.judge import judging_cost
 from dpr_core.evaluation.pairwise import Answer, Pair
+from dpr_core.evaluation.prices import Price, Usage
 from dpr_core.evaluation.prompts import pairwise_messages
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.spending import Spending
 
 
-def price(model: str, read: float | None = None, written: float | None = None, batched: bool = False) -> Price | None:
-    by = OpenAIBatchJudgeConfig(model=model) if batched else OpenAIJudgeConfig(model=model)
-    return price_of(by, JudgeExecutionConfig(dollars_per_million_read=read, dollars_per_million_written=written))
+def charge(meter: Meter, read: int, written: int) -> int:
+    return asyncio.run(meter.charge(read, written))
 
 
-def test_the_price_is_the_one_that_was_set_or_the_listed_one() -> None:
-    assert price("gpt-4o") == Price(2.5, 10.0)
-    assert price("gpt-4o-2024-08-06") == Price(2.5, 10.0)
-    assert price("gpt-4o-mini-2024-07-18") == Price(0.15, 0.6)
-    assert price("gpt-4o-audio") is None
-    assert price("mine", 1.0, 2.0) == Price(1.0, 2.0)
-    assert price("gpt-4o", batched=True) == Price(1.25, 5.0)
-    assert price("gpt-4o", 1.0, 2.0, batched=True) == Price(1.0, 2.0)
-    assert Price(2.5, 10.0).of(1_000_000, 100_000) == pytest.approx(3.5)
-
-
-def test_a_reservation_counts_until_it_is_settled_or_released() -> None:
+def test_a_charge_counts_at_its_most_until_it_is_answered_or_withdrawn() -> None:
     meter = Meter(Price(1e6, 1e6), cap=10.0)
-    first = meter.reserve(2, 3)
-    second = meter.reserve(2, 3)
-    with pytest.raises(BudgetReachedError, match=r"\$0\.00 of .*budget_dollars=10"):
-        meter.reserve(1, 0)
-    meter.release(second)
-    meter.settle(first, read=2, written=1)
+    first, second = charge(meter, 2, 3), charge(meter, 2, 3)
+    meter.withdraw(second)
+    meter.answer(first, Usage(2, 1))
     assert meter.spent == 3.0
-    meter.reserve(3, 4)
-    with pytest.raises(BudgetReachedError, match=r"\$3\.00"):
-        meter.reserve(0, 1)
+    lost = charge(meter, 3, 4)
+    meter.lose(lost)
+    assert meter.spent == 10.0
+    with pytest.raises(BudgetReachedError, match=r"\$3\.00 of .*budget_dollars=10 is spent and \$7\.00 set aside"):
+        charge(meter, 0, 1)
 
 
 def test_without_a_price_there_is_nothing_to_tell_of_money() -> None:
     meter = Meter(None, None)
-    meter.settle(meter.reserve(10**9, 10**9), 5, 6)
+    meter.answer(charge(meter, 10**9, 10**9), Usage(5, 6))
     assert (meter.spent, meter.read, meter.written, meter.requests) == (None, 5, 6, 1)
+
+
+def test_an_endpoint_that_charges_more_than_the_most_is_believed_from_then_on() -> None:
+    meter = Meter(Price(1e6, 1e6), cap=100.0)
+    meter.answer(charge(meter, 5, 5), Usage(5, 25))
+    meter.lose(charge(meter, 5, 5))
+    assert meter.spent == 60.0
+
+
+@pytest.mark.parametrize("text", ["7" * 100, "qzx" * 100, "\u6587" * 100, "\U0001f600" * 100, "\udc00" * 100])
+def test_no_text_has_more_tokens_than_are_set_aside(text: str) -> None:
+    assert most_tokens_in([{"content": text}]) >= len(text.encode("utf-8", "replace"))
+    assert most_tokens_in([{"content": text}], {"a": text}) > most_tokens_in([{"content": text}])
 
 
 def test_tokens_are_rather_over_than_underestimated() -> None:
@@ -77,21 +77,23 @@ def test_of_what_is_not_words_every_byte_may_be_a_token(text: str) -> None:
     assert tokens == len(text.encode("utf-8", "replace")) + OVERHEAD_TOKENS
 
 
-def test_a_request_waits_for_those_under_way_rather_than_give_up() -> None:
-    meter = Meter(Price(1e6, 1e6), cap=10.0)
-    assert not meter.is_promised(2, 3)
-    first = meter.reserve(2, 3)
-    assert not meter.is_promised(2, 3)
-    second = meter.reserve(2, 3)
-    assert meter.is_promised(2, 3)
-    meter.settle(first, read=1, written=1)
-    assert meter.is_promised(2, 3)
-    meter.settle(second, read=1, written=1)
-    assert not meter.is_promised(2, 3)
-    meter.settle(meter.reserve(2, 3), read=2, written=3)
-    # 9 are spent: nothing that others settle for can make room.
-    assert not meter.is_promised(2, 3)
-    assert not Meter(None, None).is_promised(10**9, 0)
+def test_a_request_waits_for_own_ones_under_way_and_for_nobody_else() -> None:
+    async def run() -> None:
+        ledger = Spending(None)
+        meter, other = (Meter(Price(1e6, 1e6), 10.0, ledger) for _ in range(2))
+        first = await meter.charge(2, 3)
+        waiting = asyncio.create_task(meter.charge(3, 3))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        with pytest.raises(BudgetReachedError, match=r"\$5\.00 set aside"):
+            await other.charge(3, 3)
+        meter.answer(first, Usage(1, 1))
+        await asyncio.wait_for(waiting, 5)
+        # Even if what is under way came to nothing, 2 are spent.
+        with pytest.raises(BudgetReachedError, match=r"at most \$9\.00"):
+            await meter.charge(4, 5)
+
+    asyncio.run(run())
 
 
 def test_pace_spreads_units_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +174,3 @@ def test_no_more_of_an_answer_is_counted_than_is_sent() -> None:
         return judging_cost(config(), [pair("x" * characters)]).tokens_read_about
 
     assert read(10**5) == read(10**6) > read(10**4)
-
-
-def test_prices_say_where_they_are_from() -> None:
-    assert prices(JudgeExecutionConfig(**PRICED)) == "as set"
-    assert prices(JudgeExecutionConfig(dollars_per_million_read=1.0)).startswith("of 20")

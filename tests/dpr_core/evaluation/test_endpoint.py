@@ -245,7 +245,7 @@ def test_what_is_said_of_an_unreadable_reply_is_without_the_key(loopback: Loopba
     assert told == f"{loopback.url} sent a reply that could not be read: Expecting value near <key>"
 
 
-def test_what_was_not_a_completion_costs_nothing(loopback: Loopback) -> None:
+def test_what_was_not_a_completion_is_no_answered_request(loopback: Loopback) -> None:
     loopback.answer = lambda call: Reply(PAGE)
     judge = build(loopback.url)
     failure(judge)

@@ -8,6 +8,7 @@ import pytest
 
 from dpr_core.config import evaluation as settings
 from dpr_core.evaluation import ask as core
+from dpr_core.evaluation import endpoint
 from dpr_core.evaluation.judge import build_judge
 from dpr_core.evaluation.pairwise import Answer, Game, Pair, Verdict, judge_pairs, summarise
 from dpr_core.evaluation.questions import Question
@@ -23,9 +24,8 @@ BY_HASH = deciding(JUDGES["hash"])
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("openai._base_client")
-    monkeypatch.setattr(constants, "INITIAL_RETRY_DELAY", 0.02)
-    monkeypatch.setattr(constants, "MAX_RETRY_DELAY", 0.1)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(endpoint, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(core, "MOST_SECONDS_BETWEEN_ROUNDS", 0.1)
 
 

@@ -67,7 +67,7 @@ def test_what_came_of_a_batch_that_broke_off_is_kept_and_only_the_rest_is_sent_a
 
     batches.outcomes = [half]
     # Enough for either batch at its dearest, but not for both: what the first did not use is free again.
-    judge = build(batches, tmp_path / "verdicts.sqlite", budget_dollars=0.05)
+    judge = build(batches, tmp_path / "verdicts.sqlite", budget_dollars=0.06)
     assert outcomes(play(judge)) == EXPECTED
     first, second = ids(batches.requests(0)), ids(batches.requests(1))
     assert (len(first), len(second), len(batches.batches)) == (12, 7, 2)
@@ -195,7 +195,7 @@ def test_the_most_that_a_batch_can_cost_is_set_aside_before_it_is_sent(batches: 
     ):
         play(build(batches, budget_dollars=0.031))
     assert batches.files == {}
-    assert outcomes(play(build(batches, budget_dollars=0.05))) == EXPECTED
+    assert outcomes(play(build(batches, budget_dollars=0.06))) == EXPECTED
     # A single request, which is not sent where it could pass what is left, costs up to 0.6 cents.
     single = settings.OpenAIJudgeConfig(model="gpt-4o", base_url=batches.server.url)
     execution = settled(budget_dollars=0.0055, concurrency=12)

@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -12,14 +13,18 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.batch.judge import BatchJudge
+from dpr_core.evaluation.budget import BudgetReachedError
 from dpr_core.evaluation.endpoint import UnavailableError
 from dpr_core.evaluation.judge import build_judge, identity
 from dpr_core.evaluation.pairwise import Answer, Game, Pair, judge_pairs
 from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.spending import BILLION, SPENDING, Spending
 from tests.dpr_core.evaluation.batch.batching import EXPECTED, PAIRS, build, outcomes, play, settled
 from tests.loopback import refused
 from tests.loopback_batches import Batches, Outcome
+
+MORE = Pair(Question(id="6", turns=("6?",)), Answer.of("xxxx"), Answer.of("x"))
 
 
 def ask_and_wait(url: str, cache: Path) -> None:
@@ -40,8 +45,7 @@ def test_a_run_that_is_killed_leaves_its_batch_to_the_next(batches: Batches, tmp
     assert len(batches.batches) == 1
     batches.looks_before_the_end = 0
     # What is new goes into a batch of its own, and what is not asked for any more waits until it is.
-    added = Pair(Question(id="6", turns=("6?",)), Answer.of("xxxx"), Answer.of("x"))
-    assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite"), [*PAIRS[:4], added]))[6] == "won"
+    assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite"), [*PAIRS[:4], MORE]))[6] == "won"
     assert outcomes(play(build(batches, tmp_path / "verdicts.sqlite"))) == EXPECTED
     assert [len(batches.requests(i)) for i in range(len(batches.batches))] == [12, 2]
 
@@ -133,3 +137,32 @@ def test_nothing_is_on_record_once_all_has_come(batches: Batches, tmp_path: Path
     rows = sqlite3.connect(tmp_path / "verdicts.sqlite")
     assert rows.execute("SELECT COUNT(*) FROM under_way").fetchone() == (0,)
     assert rows.execute("SELECT COUNT(*) FROM verdicts").fetchone() == (12,)
+
+
+def test_a_batch_is_charged_at_its_most_until_it_is_answered_whoever_waits_for_it(
+    batches: Batches, tmp_path: Path
+) -> None:
+    ledger = Spending(tmp_path / SPENDING)
+    batches.looks_before_the_end = 10**9
+    for _ in range(2):
+        with pytest.raises(DensePathError, match="no end in"):
+            play(build(batches, tmp_path / "verdicts.sqlite", batch_wait_hours=1e-9, budget_dollars=0.06))
+        # 12 requests of at most 512 tokens each, before anything is read.
+        assert 0.03 < ledger.total("judging") / BILLION < 0.06
+    with pytest.raises(BudgetReachedError, match=r"\$0\.05 set aside"):
+        play(build(batches, tmp_path / "verdicts.sqlite", budget_dollars=0.06), [MORE])
+    batches.looks_before_the_end = 0
+    play(build(batches, tmp_path / "verdicts.sqlite", budget_dollars=0.06), [*PAIRS, MORE])
+    # 14 requests of 100 tokens read and 20 written, at the prices of batches.
+    assert ledger.total("judging") / BILLION == pytest.approx(14 * (100 * 1.25 + 20 * 5.00) / 1e6)
+
+
+@pytest.mark.parametrize("usage", ['"usage": null', '"usage": {"prompt_tokens": "many"}'])
+def test_a_batch_that_does_not_say_what_it_used_stays_at_its_most(batches: Batches, tmp_path: Path, usage: str) -> None:
+    def untold(requests: list[Any]) -> Outcome:
+        first, *rest = map(batches.answered, requests)
+        return Outcome([re.sub(r'"usage": \{[^}]*\}', usage, first), *rest], [])
+
+    batches.outcomes = [untold]
+    play(build(batches, tmp_path / "verdicts.sqlite", rounds=2))
+    assert Spending(tmp_path / SPENDING).total("judging") / BILLION > 0.03
