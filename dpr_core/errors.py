@@ -1,5 +1,8 @@
 """Exceptions that users can act on: each message says what is wrong, where, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from dpr_core.redaction import redact
 
 
@@ -22,3 +25,12 @@ class UsageError(DensePathError):
     """An invalid request: a wrong name, type, range or identifier. Exit status 2."""
 
     exit_status = 2
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """A UsageError from in here says what it is about: a row, a text, a question."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from error

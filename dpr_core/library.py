@@ -130,7 +130,12 @@ class DenseReward:
         else:
             try:
                 encoded: Any = self._tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt], add_generation_prompt=True, tokenize=True, return_dict=True
+                    [dict(message) for message in prompt],
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    # What a message spells out stays text.
+                    sanitize_control_tokens=True,
                 )
             # What a template raises for messages that it does not take cannot be listed.
             except Exception as error:

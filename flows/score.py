@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from dpr_core.models.dense_reward import GivenText, ScoredText
 
-COLUMNS = ColumnsConfig(id=None, system="system", prompt="prompt", response="response")
+COLUMNS = ColumnsConfig(id=None, system="system", prompt="prompt", response="response", messages="messages")
 
 
 def given_texts(file: Path | None, pairs: Sequence[tuple[str, str]]) -> "list[GivenText]":
-    """The texts to score, from the command line or from a JSONL file with `prompt`, `response` and maybe `system`."""
+    """The texts to score, from the command line or from a JSONL file with `prompt`, `response` and maybe `system`, or
+    with `messages`, of which the last answer is scored."""
     from dpr_core.models.dense_reward import GivenText
 
     if (file is None) == (not pairs):
@@ -45,9 +46,10 @@ def given_texts(file: Path | None, pairs: Sequence[tuple[str, str]]) -> "list[Gi
         for where, row in json_lines(stream, str(file), RowReader(COLUMNS, str(file))):
             if isinstance(row, BadRow):
                 raise UsageError(
-                    f"{where}: {row.reason}; a row is a JSON object with prompt, response and maybe system"
+                    f"{where}: {row.reason}; a row is a JSON object with prompt, response and maybe system, or with "
+                    "messages"
                 )
-            texts.append(GivenText(row.prompt, row.response, row.system))
+            texts.append(GivenText(row.prompt, row.response, row.system, history=row.history))
     if not texts:
         raise UsageError(f"{file} has no rows")
     return texts

@@ -29,7 +29,7 @@ from dpr_core.algorithms.full_vocabulary import FullVocabulary
 from dpr_core.config import reinforce as config
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.data.batching import collate
-from dpr_core.data.encoding import TokenSequence, encode_prompt, end_token
+from dpr_core.data.encoding import TokenSequence, end_token
 from dpr_core.models.dense_reward import TokenReward
 from dpr_core.models.policy import Policy
 from dpr_core.rollouts.engine import Sampling
@@ -145,8 +145,8 @@ def main(words: Sequence[str] | None = None) -> None:
     artifact = store.fetch(store.resolve(arguments.reward), stages=("reward",))
     lineage, execution = Lineage(store), ExecutionConfig()
     tokenizer, renderer = lineage.tokenizer(artifact), lineage.renderer(artifact)
-    texts = (renderer.render(row.prompt, row.system) for row in lineage.demonstrations(artifact))
-    prompts = [encode_prompt(tokenizer, text) for text in texts]
+    rows = lineage.demonstrations(artifact)
+    prompts = [renderer.prompt(tokenizer, row.prompt, row.system, row.history) for row in rows]
     policy = lineage.load(lineage.sft_folder(artifact), artifact, execution)
     reward = lineage.dense_reward(artifact, execution)
     sampling = Sampling(1.0, arguments.max_response_tokens, end_token(tokenizer))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dpr_core.config.data import LabSourceConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.reinforce import GuardConfig, KLStopConfig, ReinforceConfig, WitnessStopConfig
-from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+from dpr_core.data.encoding import decode_response, end_token
 from dpr_core.lab.programs import draw_problems, read_result
 from dpr_core.recorder import InMemoryRecorder
 from dpr_core.rollouts.engine import Sampling
@@ -96,12 +96,12 @@ def train(lineage: Lineage, artifact: Artifact, regime: str, arguments: argparse
     tokenizer, renderer = lineage.tokenizer(artifact), lineage.renderer(artifact)
     end = end_token(tokenizer)
     rows = lineage.demonstrations(artifact)
-    prompts = [encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows]
+    prompts = [renderer.prompt(tokenizer, row.prompt, row.system, row.history) for row in rows]
     policy = lineage.load(lineage.sft_folder(artifact), artifact, execution)
     engine = InProcessEngine(policy.model, activations=policy.activations)
     source = LabSourceConfig.model_validate(lineage.ancestor(artifact, "subsample").config["source"])
     problems = draw_problems(source.task, "train", arguments.prompts, arguments.seed)
-    asked = [encode_prompt(tokenizer, renderer.render(problem.prompt, "")) for problem in problems]
+    asked = [renderer.prompt(tokenizer, problem.prompt) for problem in problems]
 
     def accuracy() -> float:
         answers = engine.generate(asked, Sampling(0.7, limit, end), seed=arguments.seed)

@@ -30,7 +30,10 @@ from dpr_core import hashing
 from dpr_core.config.data import FileSourceConfig, SubsampleConfig, TemplateConfig
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
-from dpr_core.data.encoding import encode_demonstrations
+from dpr_core.data import subsample
+from dpr_core.data.demonstrations import encode_demonstrations
+from dpr_core.data.rows import Demonstration
+from dpr_core.data.template import TextRenderer
 from dpr_core.models.checkpoints import load_backbone, save
 from dpr_core.models.policy import Policy
 from dpr_core.recorder import InMemoryRecorder
@@ -41,6 +44,7 @@ from perf.sizes import SIZES, network, ragged, word_tokenizer
 
 BARE = "function"
 BATCH = 16
+TEMPLATE = TemplateConfig(text="{system}{prompt}")
 WEIGHTS = "model.safetensors"
 
 
@@ -54,9 +58,9 @@ class OrchestrationCost:
 
 @dataclass(frozen=True)
 class StageShape:
-    """The demonstrations as texts, as a file and as an artifact, and what to learn from them."""
+    """The demonstrations, the artifact that has them, and what to learn from them."""
 
-    texts: list[tuple[str, str]]
+    rows: list[Demonstration]
     data: str
     config: SFTConfig
 
@@ -67,7 +71,7 @@ def bare(work: StageShape, folder: Path) -> Path:
     assert config.backbone is not None
     model, tokenizer = load_backbone(config.backbone)
     sequences = encode_demonstrations(
-        tokenizer, work.texts, config.max_prompt_tokens, config.max_response_tokens
+        tokenizer, TextRenderer(TEMPLATE), work.rows, config.max_prompt_tokens, config.max_response_tokens
     ).sequences
     trainer = Trainer(Policy(model), config, total_steps(len(sequences), config), config.execution)
     fine_tune(trainer, sequences, config, lambda fraction: save(model, tokenizer, folder), InMemoryRecorder())
@@ -107,11 +111,11 @@ def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneCo
     rows = ({"id": str(i), "question": prompt, "response": text} for i, (prompt, text) in enumerate(texts))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = FileSourceConfig(path=str(file))
-    drawn = SubsampleConfig(source=source, size=len(texts), template=TemplateConfig(text="{system}{prompt}"))
+    drawn = SubsampleConfig(source=source, size=len(texts), template=TEMPLATE)
     made = run_job(StageJob("subsample", f"{steps} steps", drawn, {}, None))
-    listed = [json.loads(line) for line in (_payload(made.id) / "demonstrations.jsonl").read_text().splitlines()]
+    listed = subsample.read(_payload(made.id)).demonstrations
     config = SFTConfig(backbone=backbone, batch_size=BATCH, learning_rate=1e-4, checkpoints=(1.0,))
-    return StageShape([(row["prompt"], row["response"]) for row in listed], made.id, config)
+    return StageShape(listed, made.id, config)
 
 
 def _payload(artifact: str) -> Path:

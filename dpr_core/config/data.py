@@ -112,10 +112,15 @@ class ColumnsConfig(Config):
     answer: str | None = None
     """Column of the result that a right response states, if any: the diagnosis checks answers by it."""
 
+    messages: str | None = None
+    """Column of whole conversations, lists of `role` and `content`, in place of prompt and response; a row without it
+    is read by the other columns."""
+
     @model_serializer(mode="wrap")
-    def _without_answer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that samples without a column of results keep the keys that they had before there could be one."""
-        return {name: column for name, column in handler(self).items() if name != "answer" or column is not None}
+    def _without_later_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that samples that do not name them keep the keys that they had before there were such columns."""
+        later = ("answer", "messages")
+        return {name: column for name, column in handler(self).items() if name not in later or column is not None}
 
 
 class FileSourceConfig(Config):
@@ -167,6 +172,9 @@ SourceConfig = Annotated[
 class TemplateConfig(Config):
     """How a system prompt and a prompt become what the model sees. Frozen with the data; used by every stage."""
 
+    type: Literal["text"] = "text"
+    """Which kind of template this is."""
+
     text: str = "{system}### User:\n{prompt}\n\n### Assistant:\n"
     """`{prompt}` and `{system}` are replaced in one pass, so their contents are never read as markers."""
 
@@ -183,6 +191,24 @@ class TemplateConfig(Config):
             raise ValueError("the template needs {prompt} exactly once")
         return text
 
+    @model_serializer(mode="wrap")
+    def _without_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that samples keep the keys, and the files, that they had when this was the only kind."""
+        return {name: value for name, value in handler(self).items() if name != "type"}
+
+
+class ChatTemplateConfig(Config):
+    """The chat template of the tokenizer. Frozen with the data; used by every stage."""
+
+    type: Literal["chat"] = "chat"
+    """Which kind of template this is."""
+
+    system: str = ""
+    """System prompt of rows that have none; empty leaves it to the template, which may have one of its own."""
+
+
+PromptTemplate = Annotated[TemplateConfig | ChatTemplateConfig, Field(discriminator="type"), type_if_unset("text")]
+
 
 class SubsampleConfig(StageConfig):
     """Draw a fixed sample of demonstrations, whatever order they come in."""
@@ -193,8 +219,8 @@ class SubsampleConfig(StageConfig):
     size: int = Field(100_000, ge=1, le=100_000_000)
     """How many rows to keep: those with the smallest hash of seed and identifier."""
 
-    template: TemplateConfig = TemplateConfig()
-    """The one prompt template of this pipeline."""
+    template: PromptTemplate = TemplateConfig()
+    """The one prompt template of this pipeline: a text, or `{type: chat}`, the tokenizer's own."""
 
     max_characters: int = Field(200_000, ge=1, le=100_000_000)
     """A row whose prompt and response are longer together is set aside as bad."""

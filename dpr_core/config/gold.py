@@ -18,6 +18,9 @@ class GoldColumnsConfig(ColumnsConfig):
     references: str = "references"
     """Column of a list of texts that would all do, for measures that compare texts."""
 
+    messages: None = None
+    """A question has a prompt, and no conversation."""
+
 
 class GoldBenchmarkConfig(HostedFileConfig):
     """Rows of JSONL, JSON, Parquet or CSV, from a local file or from the hub."""

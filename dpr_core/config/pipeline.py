@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from dpr_core.config.base import Config, FromList, Line, Name, StageConfig, override, parse, type_if_unset
-from dpr_core.config.data import LabSourceConfig, PromptsConfig, SubsampleConfig
+from dpr_core.config.data import ChatTemplateConfig, LabSourceConfig, PromptsConfig, SubsampleConfig
 from dpr_core.config.evaluation import (
     RESERVED,
     AnsweringConfig,
@@ -221,6 +221,12 @@ class PipelineConfig(Config):
         tasks = {f"{name}.task": part.task for name, part in parts.items() if isinstance(part, labs)}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"{', '.join(tasks)} must be equal, or prompts kept for evaluation would be trained on")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_chat_template(self) -> Self:
+        if isinstance(self.backbone, LabBackboneConfig) and isinstance(self.subsample.template, ChatTemplateConfig):
+            raise ValueError("the tokenizers of the lab have no chat template; name a pretrained `backbone`, or a text")
         return self
 
     @model_validator(mode="after")

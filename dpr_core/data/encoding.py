@@ -1,7 +1,9 @@
 """Tokenization. From here on token ids are kept end to end: decoding and encoding again is not the identity."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dpr_core.errors import UsageError
@@ -51,53 +53,18 @@ def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Iterable[int]) ->
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+@lru_cache(maxsize=8)
+def control_tokens(tokenizer: "PreTrainedTokenizerBase", template: str = "") -> re.Pattern[str]:
+    """A pattern of the special tokens, and of the other added ones that a template writes."""
+    added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
+    written = {text for text, special in added if special or (text in template and not text.isspace())}
+    # Without any the pattern matches nothing.
+    return re.compile("|".join(map(re.escape, sorted(written, key=len, reverse=True))) or "(?!)")
+
+
 def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str, with_prefix: bool) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not with_prefix:
         return ids
     bos: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
     return [token for token in bos if token != tokenizer.eos_token_id or token == tokenizer.bos_token_id] + ids
-
-
-@dataclass(frozen=True)
-class EncodedDemonstrations:
-    """Demonstrations as token ids, with the counts of rows that the length limits dropped or cut."""
-
-    sequences: list[TokenSequence]
-    kept: list[int]
-    prompts_too_long: int
-    responses_cut: int
-
-    def counts(self) -> dict[str, float]:
-        """The counts as metrics of a stage."""
-        return {
-            "data/demonstrations": float(len(self.sequences)),
-            "data/prompts_too_long": float(self.prompts_too_long),
-            "data/responses_cut": float(self.responses_cut),
-        }
-
-
-def encode_demonstrations(
-    tokenizer: "PreTrainedTokenizerBase",
-    texts: Iterable[tuple[str, str]],
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-) -> EncodedDemonstrations:
-    """Encode (rendered prompt, response) pairs; `kept` holds the index of each sequence's pair."""
-    sequences: list[TokenSequence] = []
-    kept: list[int] = []
-    too_long = cut = 0
-    for i, (prompt, response) in enumerate(texts):
-        prompt_ids = encode_prompt(tokenizer, prompt)
-        response_ids = encode_response(tokenizer, response)
-        if len(prompt_ids) > max_prompt_tokens:
-            too_long += 1
-            continue
-        cut += len(response_ids) > max_response_tokens
-        sequences.append(TokenSequence(prompt_ids, response_ids[:max_response_tokens]))
-        kept.append(i)
-    if not sequences:
-        raise UsageError(
-            f"no demonstration is left: all {too_long} prompts are longer than max_prompt_tokens={max_prompt_tokens}"
-        )
-    return EncodedDemonstrations(sequences, kept, too_long, cut)

@@ -1,9 +1,9 @@
-"""Validation of rows: columns to a demonstration, or a bad row with its reason."""
+"""Validation of rows: columns or a conversation to a demonstration, or a bad row with its reason."""
 
 import itertools
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
 
 from dpr_core.config.data import ColumnsConfig
 from dpr_core.errors import UsageError
@@ -11,6 +11,14 @@ from dpr_core.errors import UsageError
 MAX_RAW_CHARACTERS = 500
 ROWS_TO_CHECK_COLUMNS = 1000
 MAX_COLUMNS_LISTED = 20
+
+MESSAGES = "messages"
+"""What the column of conversations is called by most who have one."""
+
+ROLES = ("user", "assistant")
+
+Exchange = tuple[str, str]
+"""What a user said, and what the assistant answered."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,26 @@ class Demonstration:
     response: str
     answer: str = ""
     """The result that a right response states, where the source has a column of them."""
+    history: tuple[Exchange, ...] = ()
+    """What was said before the prompt."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The demonstration that JSON has of these values."""
+        return cls(**{**values, "history": tuple(map(tuple, values.get("history", ())))})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without a history the values are those of before there could be one."""
+        return {name: value for name, value in asdict(self).items() if name != "history" or value}
 
     @property
     def characters(self) -> int:
-        return len(self.system) + len(self.prompt) + len(self.response)
+        return sum(map(len, (self.system, self.prompt, self.response, *itertools.chain(*self.history))))
+
+    def turns(self) -> Iterator[tuple[tuple[Exchange, ...], str, str]]:
+        """(what was said before, prompt, response) of every turn of the assistant."""
+        for i, exchange in enumerate((*self.history, (self.prompt, self.response))):
+            yield self.history[:i], *exchange
 
 
 @dataclass(frozen=True)
@@ -63,13 +87,23 @@ class RowReader:
             raise InvalidRowError("not a JSON object")
         self._note_columns(row)
         columns = self._columns
+        said = self._conversation(row)
         return Demonstration(
             id=_identifier(row, columns.id) or GeneratedId(f"row-{number}"),
-            system=_optional_text(row, columns.system),
-            prompt=_text(row, columns.prompt),
-            response="" if columns.response is None else _text(row, columns.response),
+            system=said.system or _optional_text(row, columns.system),
+            prompt=said.prompt,
+            response=said.response,
             answer=_answer(row, columns.answer),
+            history=said.history,
         )
+
+    def _conversation(self, row: Mapping[str, object]) -> "_Conversation":
+        columns = self._columns
+        answered = columns.response is not None
+        if columns.messages is not None and row.get(columns.messages) is not None:
+            return _conversation(row[columns.messages], columns.messages, answered)
+        prompt = _text(row, columns.prompt)
+        return _Conversation("", (), prompt, _text(row, columns.response) if columns.response is not None else "")
 
     def finish(self) -> None:
         """Call at the end of the source: UsageError where no row has a required column."""
@@ -84,17 +118,19 @@ class RowReader:
                 self._require_columns()
 
     def _require_columns(self) -> None:
-        if not self._rows:
+        if not self._rows or self._columns.messages in self._found_columns:
             return
         for field in ("prompt", "response"):
             column = getattr(self._columns, field)
             if column is not None and column not in self._found_columns:
                 names = list(self._found_columns)
                 more = ", ..." if len(names) > MAX_COLUMNS_LISTED else ""
+                setting = "messages" if MESSAGES in names else field
                 raise UsageError(
                     f"{self._source}: none of the first {self._rows} rows has a column {column!r} for the {field}; "
                     f"columns there: {', '.join(names[:MAX_COLUMNS_LISTED])}{more}. "
-                    f"Name the right one: --set subsample.source.columns.{field}=COLUMN"
+                    f"Name the right one: --set subsample.source.columns.{setting}="
+                    f"{MESSAGES if setting == MESSAGES else 'COLUMN'}"
                 )
 
 
@@ -102,6 +138,44 @@ def unused_id(wanted: str, taken: Container[str]) -> str:
     """The id itself, or where that is taken with `-2`, `-3` and so on."""
     candidates = (f"{wanted}-{count}" for count in itertools.count(2))
     return wanted if wanted not in taken else next(id for id in candidates if id not in taken)
+
+
+class _Conversation(NamedTuple):
+    system: str
+    history: tuple[Exchange, ...]
+    prompt: str
+    response: str
+
+
+def _conversation(messages: object, column: str, answered: bool) -> _Conversation:
+    """Up to the last answer; without it, where a prompt is wanted alone."""
+    if not isinstance(messages, list):
+        raise InvalidRowError(f"{column} is not a list")
+    said = [_message(message, column) for message in messages]
+    system = said.pop(0)[1] if said and said[0][0] == "system" else ""
+    if any(role != ROLES[i % 2] for i, (role, _) in enumerate(said)):
+        raise InvalidRowError(f"{column}: user and assistant do not take turns")
+    texts = [text for _, text in said]
+    if answered:
+        texts = texts[: len(texts) // 2 * 2]
+    elif texts:
+        texts = [*texts[: (len(texts) - 1) // 2 * 2 + 1], ""]
+    if not texts:
+        raise InvalidRowError(f"{column} has no turn of the {'assistant' if answered else 'user'}")
+    *history, (prompt, response) = zip(texts[::2], texts[1::2], strict=True)
+    return _Conversation(system, tuple(history), prompt, response)
+
+
+def _message(message: object, column: str) -> tuple[str, str]:
+    if not isinstance(message, Mapping):
+        raise InvalidRowError(f"{column}: a message is not an object of role and content")
+    role = message.get("role")
+    if role not in ("system", *ROLES):
+        raise InvalidRowError(f"{column}: a role other than system, user and assistant")
+    try:
+        return str(role), _optional_text(message, "content") if role == "system" else _text(message, "content")
+    except InvalidRowError as problem:
+        raise InvalidRowError(f"{column}: {problem} in a message") from None
 
 
 def _text(row: Mapping[str, object], column: str) -> str:

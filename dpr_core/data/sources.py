@@ -356,9 +356,11 @@ def refuse_same_names(names: Sequence[str], source: str) -> None:
 
 def _columns_to_read(present: list[str], columns: ColumnsConfig) -> list[str] | None:
     """The mapped columns; None for all of them where a required one is missing, so that the error can list them."""
-    if columns.prompt not in present or columns.response not in (None, *present):
+    if columns.messages not in present and (columns.prompt not in present or columns.response not in (None, *present)):
         return None
-    mapped = dict.fromkeys((columns.id, columns.system, columns.prompt, columns.response, columns.answer))
+    mapped = dict.fromkeys(
+        (columns.id, columns.system, columns.prompt, columns.response, columns.answer, columns.messages)
+    )
     return [name for name in mapped if name in present]
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpr_core.config.data import PromptsConfig, SubsampleConfig, TemplateConfig
-from dpr_core.data.rows import BadRow, Demonstration, GeneratedId, unused_id
+from dpr_core.config.data import PromptsConfig, PromptTemplate, SubsampleConfig, TemplateConfig
+from dpr_core.data.rows import BadRow, Demonstration, Exchange, GeneratedId, unused_id
 from dpr_core.data.sources import open_source
-from dpr_core.data.template import Renderer
+from dpr_core.data.template import load_template, save_template
 from dpr_core.errors import DensePathError, UsageError
 
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
@@ -26,6 +26,8 @@ MAX_QUARANTINED = 10_000
 ROWS_PER_PROGRESS = 1000
 
 MAX_PLACES_LISTED = 3
+
+Prompt = tuple[str, tuple[Exchange, ...], str]
 
 Ranked = tuple[int, bool, Demonstration]
 """The negated rank of a row, and whether its id is its own."""
@@ -56,13 +58,13 @@ class Sample:
     demonstrations: list[Demonstration]
     bad: list[BadRow]
     counts: Counts
-    template: TemplateConfig
+    template: PromptTemplate
     content_hash: str
     """SHA-256 of the file that the demonstrations are written to."""
 
     @property
-    def prompts(self) -> frozenset[tuple[str, str]]:
-        """Its system prompts and prompts."""
+    def prompts(self) -> frozenset["Prompt"]:
+        """Its prompts, with what stands in front of them."""
         return frozenset(map(_prompt, self.demonstrations))
 
     def overlap(self, learned: "Sample") -> float:
@@ -135,7 +137,7 @@ def write(sample: Sample, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / DEMONSTRATIONS_FILE, sample.demonstrations)
     _write_lines(folder / QUARANTINE_FILE, sample.bad)
-    Renderer(sample.template).save(folder)
+    save_template(sample.template, folder)
     summary = {**asdict(sample.counts), "content_hash": sample.content_hash}
     (folder / SUMMARY_FILE).write_bytes(f"{json.dumps(summary, ensure_ascii=False, indent=2)}\n".encode())
 
@@ -146,10 +148,10 @@ def read(folder: Path) -> Sample:
         summary = json.loads((folder / SUMMARY_FILE).read_bytes())
         content_hash = summary.pop("content_hash")
         return Sample(
-            demonstrations=[Demonstration(**row) for row in _objects(folder / DEMONSTRATIONS_FILE)],
+            demonstrations=[Demonstration.of(row) for row in _objects(folder / DEMONSTRATIONS_FILE)],
             bad=[BadRow(**row) for row in _objects(folder / QUARANTINE_FILE)],
             counts=Counts(**summary),
-            template=Renderer.load(folder).template,
+            template=load_template(folder),
             content_hash=content_hash,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -165,8 +167,8 @@ def _mixed(unseen: list[Ranked], seen: list[Ranked], size: int, share: float) ->
     return heapq.nlargest(of_unseen, unseen, key=_order) + heapq.nlargest(of_seen, seen, key=_order)
 
 
-def _prompt(row: Demonstration) -> tuple[str, str]:
-    return row.system, row.prompt
+def _prompt(row: Demonstration) -> Prompt:
+    return row.system, row.history, row.prompt
 
 
 def _order(ranked: Ranked) -> tuple[int, bool]:
@@ -242,9 +244,10 @@ def _json_line(row: Demonstration | BadRow) -> bytes:
     return f"{json.dumps(_values(row), ensure_ascii=False)}\n".encode()
 
 
-def _values(row: Demonstration | BadRow) -> dict[str, str]:
+def _values(row: Demonstration | BadRow) -> dict[str, Any]:
     """Without a result a row is the same bytes as before there could be one."""
-    return {name: value for name, value in asdict(row).items() if name != "answer" or value}
+    values = row.as_dict() if isinstance(row, Demonstration) else asdict(row)
+    return {name: value for name, value in values.items() if name != "answer" or value}
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from dpr_core import rewards
 from dpr_core.config.reward import NOT_PER_TOKEN, PER_TOKEN, Arithmetic
 from dpr_core.data.batching import Batch
-from dpr_core.data.encoding import TokenSequence, encode_prompt, encode_response
+from dpr_core.data.encoding import TokenSequence
+from dpr_core.data.rows import Exchange
 from dpr_core.data.template import Renderer
-from dpr_core.errors import UsageError
+from dpr_core.errors import UsageError, naming
 from dpr_core.logprobs import OverVocabulary, States, TokenScores, scores_and_expected_reward
 from dpr_core.masking import response_mask
 from dpr_core.models.extrapolation import ContrastivePolicy
@@ -274,6 +275,8 @@ class GivenText:
     system: str = ""
     answer: str = ""
     """The result that a right response states, where that is known."""
+    history: tuple[Exchange, ...] = ()
+    """What was said before the prompt."""
 
 
 def assign_credit(
@@ -300,8 +303,8 @@ def encode_texts(
     for i, text in enumerate(texts, start=1):
         if not text.prompt.strip() or not text.response.strip():
             raise UsageError(f"text {i}: prompt and response must not be empty")
-        rendered = renderer.render(text.prompt, text.system)
-        sequences.append(TokenSequence(encode_prompt(tokenizer, rendered), encode_response(tokenizer, text.response)))
+        with naming(f"text {i}"):
+            sequences.append(renderer.demonstration(tokenizer, text.prompt, text.response, text.system, text.history))
     return sequences
 
 

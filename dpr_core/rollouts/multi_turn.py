@@ -1,23 +1,29 @@
 """Multi-turn generation: each later turn follows the policy's own answers to the earlier ones.
 
-Token ids are kept end to end: the prompt of a later answer is the exact ids of the conversation so far, every answer
-closed by one end token, and then the next turn in the same template.
+Under a text template token ids are kept end to end: the prompt of a later answer is the exact ids of the conversation
+so far, every answer closed by one end token, and then the next turn in the same template. A chat template renders the
+whole conversation again, as it does when it is served: it may trim an answer, or leave out a thought.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from dpr_core.data.encoding import encode_later_turn, encode_prompt
-from dpr_core.data.template import Renderer
-from dpr_core.errors import UsageError
+from dpr_core.data.encoding import decode_response, encode_later_turn
+from dpr_core.data.rows import Exchange
+from dpr_core.data.template import Renderer, TextRenderer
+from dpr_core.errors import UsageError, naming
 from dpr_core.recorder import Recorder
 from dpr_core.rollouts.engine import Completion, OnProgress, Sampling, completions_from_state, completions_state
 from dpr_core.state import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SHORTEST = "."
+"""An answer, where the length of the turns alone is wanted; some templates take none that is empty."""
 
 Sample = Callable[[Sequence[tuple[int, ...]], Sampling, int, OnProgress, dict[int, Completion]], list[Completion]]
 """One completion per prompt: prompts, sampling, seed, progress, and finished completions; see `Engine.generate`."""
@@ -40,6 +46,23 @@ class Conversation:
         return last.prompt + last.response + closing + self.turns[len(answers)]
 
 
+@dataclass(frozen=True)
+class RenderedConversation:
+    """A question as texts, rendered with the answers to its earlier turns."""
+
+    id: str
+    turns: tuple[str, ...]
+    temperature: float
+    render: Callable[[str, Sequence[Exchange]], tuple[int, ...]]
+    """The ids of a turn, behind those that were answered before it."""
+    decode: Callable[[tuple[int, ...]], str]
+
+    def prompt(self, answers: Sequence[Completion], end: int) -> tuple[int, ...]:
+        """The ids of the whole conversation in front of the next answer."""
+        texts = (self.decode(answer.response) for answer in answers)
+        return self.render(self.turns[len(answers)], list(zip(self.turns, texts, strict=False)))
+
+
 def tokenize_question(
     tokenizer: "PreTrainedTokenizerBase",
     renderer: Renderer,
@@ -48,18 +71,28 @@ def tokenize_question(
     system: str,
     temperature: float,
     max_tokens: int,
-) -> Conversation:
-    """A question as token ids; UsageError where all its turns together have more than `max_tokens`."""
-    first = encode_prompt(tokenizer, renderer.render(turns[0], system))
-    later = [encode_later_turn(tokenizer, renderer.render_later(turn)) for turn in turns[1:]]
-    ids = (first, *later)
-    if (count := sum(map(len, ids))) > max_tokens:
+) -> Conversation | RenderedConversation:
+    """A question to be asked; UsageError where all its turns together have more than `max_tokens`."""
+
+    def render(turn: str, history: Sequence[Exchange]) -> tuple[int, ...]:
+        with naming(f"question {id}"):
+            return renderer.prompt(tokenizer, turn, system, history)
+
+    made: Conversation | RenderedConversation
+    if isinstance(renderer, TextRenderer):
+        later = (encode_later_turn(tokenizer, renderer.render_later(turn)) for turn in turns[1:])
+        made = Conversation(id, (render(turns[0], ()), *later), temperature)
+        count = sum(map(len, made.turns))
+    else:
+        made = RenderedConversation(id, tuple(turns), temperature, render, partial(decode_response, tokenizer))
+        count = len(render(turns[-1], [(turn, SHORTEST) for turn in turns[:-1]]))
+    if count > max_tokens:
         raise UsageError(f"question {id} has {count} tokens, more than max_prompt_tokens={max_tokens}")
-    return Conversation(id, ids, temperature)
+    return made
 
 
 def answer_questions(
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation | RenderedConversation],
     sample: Sample,
     sampling: Sampling,
     seed: int,
@@ -106,7 +139,9 @@ def answer_questions(
     return answers
 
 
-def _batches(conversations: Sequence[Conversation]) -> Iterator[tuple[int, float, list[int]]]:
+def _batches(
+    conversations: Sequence[Conversation | RenderedConversation],
+) -> Iterator[tuple[int, float, list[int]]]:
     """(turn, temperature, questions that have both), in the order of sampling."""
     for turn in range(max(len(each.turns) for each in conversations)):
         rows = [i for i, each in enumerate(conversations) if turn < len(each.turns)]

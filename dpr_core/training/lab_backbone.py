@@ -16,8 +16,8 @@ from dpr_core.config.data import TemplateConfig
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.model import LabBackboneConfig
 from dpr_core.config.training import OptimizerConfig
-from dpr_core.data.encoding import TokenSequence, decode_response, encode_prompt, encode_response, end_token
-from dpr_core.data.template import Renderer
+from dpr_core.data.encoding import TokenSequence, decode_response, encode_response, end_token
+from dpr_core.data.template import TextRenderer
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.lab import Style, programs
 from dpr_core.lab.backbone import untrained
@@ -132,7 +132,7 @@ class LabCorpus:
     def __init__(self, config: LabBackboneConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.renderer = Renderer(TEMPLATE)
+        self.renderer = TextRenderer(TEMPLATE)
         probes = programs.problems(config.task, "train", random.Random(f"probes {config.seed}"))
         self.probes = list(islice(probes, PROBES))
         if not self.probes:
@@ -167,7 +167,7 @@ class LabCorpus:
 
     def greedy_accuracy(self, model: PreTrainedModel) -> float:
         """Accuracy on the probes' prompts, decoded greedily."""
-        prompts = [encode_prompt(self.tokenizer, self.renderer.render(p.prompt)) for p in self.probes]
+        prompts = [self.renderer.prompt(self.tokenizer, p.prompt) for p in self.probes]
         sampling = Sampling(temperature=0.0, max_response_tokens=self.limit, end_token=end_token(self.tokenizer))
         answers = InProcessEngine(model).generate(prompts, sampling, seed=0)
         correct = [
@@ -177,5 +177,4 @@ class LabCorpus:
         return sum(correct) / len(correct)
 
     def _encode(self, problem: Problem, response: str) -> TokenSequence:
-        prompt = encode_prompt(self.tokenizer, self.renderer.render(problem.prompt))
-        return TokenSequence(prompt, encode_response(self.tokenizer, response))
+        return self.renderer.demonstration(self.tokenizer, problem.prompt, response)

@@ -96,12 +96,16 @@ def likelihoods(
     settings: AnswerConfig, lineage: Lineage, source: Artifact, questions: "list[Question]", work: Work
 ) -> dict[str, float]:
     """In place of answers: how likely the demonstrated responses are, encoded and cut as SFT's rows are."""
-    from dpr_core.data.encoding import encode_demonstrations, end_token
+    from dpr_core.data.demonstrations import encode_demonstrations
+    from dpr_core.data.encoding import end_token
+    from dpr_core.data.rows import Demonstration
     from dpr_core.evaluation.gold.likelihood import of_response
 
     tokenizer, renderer = lineage.tokenizer(source), lineage.renderer(source)
-    texts = [(renderer.render(question.prompt, question.system), question.references[0]) for question in questions]
-    encoded = encode_demonstrations(tokenizer, texts, settings.max_prompt_tokens, settings.max_response_tokens)
+    demonstrated = [Demonstration(each.id, each.system, each.prompt, each.references[0]) for each in questions]
+    encoded = encode_demonstrations(
+        tokenizer, renderer, demonstrated, settings.max_prompt_tokens, settings.max_response_tokens
+    )
     if not encoded.sequences:
         raise UsageError(
             f"all {len(questions)} prompts of the likelihood benchmark are longer than "

@@ -11,7 +11,7 @@ from tasks.stages.lineage import Lineage
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core.data.encoding import encode_demonstrations
+    from dpr_core.data.demonstrations import encode_demonstrations
     from dpr_core.models.checkpoints import save
     from dpr_core.training.sft_loop import fine_tune, total_steps
     from dpr_core.training.trainer import Trainer
@@ -20,8 +20,13 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     lineage = Lineage(work.store)
     sft = work.input("sft")
     tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
-    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(sft)]
-    encoded = encode_demonstrations(tokenizer, texts, settings.max_prompt_tokens, settings.max_response_tokens)
+    encoded = encode_demonstrations(
+        tokenizer,
+        renderer,
+        lineage.demonstrations(sft),
+        settings.max_prompt_tokens,
+        settings.max_response_tokens,
+    )
     policy = lineage.load(lineage.sft_folder(sft), sft, settings.execution)
     policy.check_length(max(len(sequence) for sequence in encoded.sequences))
     trainer = Trainer(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.data import SubsampleConfig
+from dpr_core.config.data import LabSourceConfig, SubsampleConfig
 from dpr_core.config.reward import DiagnoseConfig
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
@@ -26,7 +26,7 @@ PAGE = "diagnosis.md"
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.data.encoding import decode_response, end_token
     from dpr_core.diagnostics.measure import Probes, measure, training_questions
     from dpr_core.diagnostics.verdict import Level, assess
     from dpr_core.models.dense_reward import encode_texts
@@ -43,7 +43,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     questions, is_right = training_questions(
         source, learned, settings.prompts, settings.seed, settings.stated_results is True
     )
-    prompts = [encode_prompt(tokenizer, renderer.render(q.prompt, q.system)) for q in questions]
+    # The lab's are other prompts than the demonstrated ones.
+    histories = [()] * len(questions) if isinstance(source, LabSourceConfig) else [text.history for text in learned]
+    prompts = [renderer.prompt(tokenizer, q.prompt, q.system, h) for q, h in zip(questions, histories, strict=False)]
 
     def right(prompt: int, response: tuple[int, ...]) -> bool | None:
         return is_right(questions[prompt], decode_response(tokenizer, response))

@@ -85,7 +85,8 @@ class Lineage:
         samples = [self.sample(artifact)]
         if "prompts" in artifact.inputs:
             samples.append(read(self.store.fetch(artifact.inputs["prompts"]).path))
-        return frozenset(same_words(row.prompt) for sample in samples for row in sample.demonstrations)
+        rows = (row for sample in samples for row in sample.demonstrations)
+        return frozenset(same_words(prompt) for row in rows for _, prompt, _ in row.turns())
 
     def renderer(self, artifact: Artifact) -> "Renderer":
         from dpr_core.data.template import Renderer

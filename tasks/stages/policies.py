@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dpr_core.models.policy import Policy
     from dpr_core.recorder import Recorder
     from dpr_core.rollouts.engine import Completion, OnProgress, Sampling
-    from dpr_core.rollouts.multi_turn import Conversation
+    from dpr_core.rollouts.multi_turn import Conversation, RenderedConversation
 
 logger = logging.getLogger("dense_path")
 
@@ -63,7 +63,9 @@ class Answering:
     sft: "Policy"
     reward: "TokenReward | None"
 
-    def ask(self, conversations: "Sequence[Conversation]", end: int, recorder: "Recorder") -> "list[list[Completion]]":
+    def ask(
+        self, conversations: "Sequence[Conversation | RenderedConversation]", end: int, recorder: "Recorder"
+    ) -> "list[list[Completion]]":
         """The answers to every turn of every question."""
         from dpr_core.rollouts.engine import Sampling
         from dpr_core.rollouts.multi_turn import answer_questions
@@ -138,8 +140,8 @@ def conversations(
     tokenizer: "PreTrainedTokenizerBase",
     renderer: "Renderer",
     questions: "Sequence[Question]",
-) -> "list[Conversation]":
-    """The questions as token ids, each with its temperature: the policy's own, the benchmark's, or the stage's."""
+) -> "list[Conversation | RenderedConversation]":
+    """The questions to be asked, each with its temperature: the policy's own, the benchmark's, or the stage's."""
     from dpr_core.evaluation import benchmarks
     from dpr_core.rollouts.multi_turn import tokenize_question
 

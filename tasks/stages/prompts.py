@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
@@ -30,7 +29,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     write(sample, work.output)
     overlap = sample.overlap(learned)
     logger.info("prompts: %d rows, %.1f%% of them seen by SFT", sample.counts.kept, 100 * overlap)
-    work.table("samples/prompts.json", [asdict(row) for row in sample.demonstrations[:16]])
+    work.table("samples/prompts.json", [row.as_dict() for row in sample.demonstrations[:16]])
     return {
         "data/rows_read": float(sample.counts.read),
         "data/rows_kept": float(sample.counts.kept),

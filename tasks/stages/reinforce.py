@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.reinforce import ReinforceConfig, extrapolation
 from dpr_core.config.rollouts import VllmConfig
-from dpr_core.errors import UsageError
+from dpr_core.errors import UsageError, naming
 from tasks.running.stage import Stage
 from tasks.running.workspace import Work
 from tasks.stages.lineage import KEPT, Lineage
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core.data.encoding import decode_response, encode_prompt, end_token
+    from dpr_core.data.encoding import decode_response, end_token
     from dpr_core.data.subsample import read
     from dpr_core.models.checkpoints import save
     from dpr_core.models.lora import add_adapters
@@ -34,8 +34,12 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     learned = lineage.sample(reward)
     drawn = read(work.input("prompts").path) if "prompts" in work.inputs else learned
     rows = drawn.demonstrations
-    encoded = (encode_prompt(tokenizer, renderer.render(row.prompt, row.system)) for row in rows)
-    prompts = [prompt for prompt in encoded if len(prompt) <= settings.max_prompt_tokens]
+    prompts = []
+    for row in rows:
+        with naming(f"prompt {row.id}"):
+            prompt = renderer.prompt(tokenizer, row.prompt, row.system, row.history)
+        if len(prompt) <= settings.max_prompt_tokens:
+            prompts.append(prompt)
     if not prompts:
         raise UsageError(f"no prompt is left: all are longer than max_prompt_tokens={settings.max_prompt_tokens}")
     policy = lineage.load(lineage.policy_folder(reward), reward, settings.execution)

@@ -76,18 +76,18 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 
 def probes(lineage: Lineage, sft: Artifact, count: int) -> "list[GivenText]":
     """The first demonstrations that SFT saw whole."""
-    from dpr_core.data.encoding import encode_prompt, encode_response
-    from dpr_core.models.dense_reward import GivenText
+    from dpr_core.models.dense_reward import GivenText, encode_texts
 
     tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
     limits = SFTConfig.model_validate(sft.config)
 
     def learned_whole(text: GivenText) -> bool:
-        prompt = encode_prompt(tokenizer, renderer.render(text.prompt, text.system))
-        response = encode_response(tokenizer, text.response)
-        return len(prompt) <= limits.max_prompt_tokens and len(response) <= limits.max_response_tokens
+        [sequence] = encode_texts(tokenizer, renderer, [text])
+        return len(sequence.prompt) <= limits.max_prompt_tokens and len(sequence.response) <= limits.max_response_tokens
 
-    rows = (GivenText(row.prompt, row.response, row.system, row.answer) for row in lineage.demonstrations(sft))
+    rows = (
+        GivenText(row.prompt, row.response, row.system, row.answer, row.history) for row in lineage.demonstrations(sft)
+    )
     texts = list(islice(filter(learned_whole, rows), count))
     if not texts:
         raise UsageError("no demonstration is short enough for SFT's length limits, so there is nothing to score")

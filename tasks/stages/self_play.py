@@ -10,7 +10,8 @@ from tasks.stages.lineage import Lineage
 
 
 def body(config: StageConfig, work: Work) -> dict[str, float]:
-    from dpr_core.data.encoding import decode_response, encode_demonstrations, end_token
+    from dpr_core.data.demonstrations import encode_demonstrations
+    from dpr_core.data.encoding import decode_response, end_token
     from dpr_core.models.checkpoints import save
     from dpr_core.rollouts.in_process import InProcessEngine
     from dpr_core.training.self_play_loop import SelfPlay
@@ -19,8 +20,13 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     lineage = Lineage(work.store)
     sft = work.input("sft")
     tokenizer, renderer = lineage.tokenizer(sft), lineage.renderer(sft)
-    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(sft)]
-    encoded = encode_demonstrations(tokenizer, texts, settings.max_prompt_tokens, settings.max_response_tokens)
+    encoded = encode_demonstrations(
+        tokenizer,
+        renderer,
+        lineage.demonstrations(sft),
+        settings.max_prompt_tokens,
+        settings.max_response_tokens,
+    )
     policy = lineage.load(lineage.sft_folder(sft), sft, settings.execution)
     policy.check_length(max(len(s.prompt) for s in encoded.sequences) + settings.max_response_tokens)
     loop = SelfPlay(

@@ -15,7 +15,7 @@ from tasks.stages.lineage import Lineage
 def body(config: StageConfig, work: Work) -> dict[str, float]:
     import torch
 
-    from dpr_core.data.encoding import encode_demonstrations
+    from dpr_core.data.demonstrations import encode_demonstrations
     from dpr_core.errors import UsageError
     from dpr_core.models.checkpoints import load_backbone, load_model, load_tokenizer, save
     from dpr_core.models.lora import add_adapters
@@ -39,11 +39,12 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
         raise UsageError(
             "sft has no backbone: set `backbone` to a pretrained one, or give a backbone artifact as input"
         )
+    renderer = lineage.renderer(data)
+    renderer.end_turns(model, tokenizer)
     if sft.lora is not None:
         add_adapters(model, sft.lora, sft.seed)
-    renderer = lineage.renderer(data)
-    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
-    encoded = encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens)
+    rows = lineage.demonstrations(data)
+    encoded = encode_demonstrations(tokenizer, renderer, rows, sft.max_prompt_tokens, sft.max_response_tokens)
     activations = getattr(torch, sft.backbone.dtype) if sft.backbone else torch.float32
     execution = sft.execution
     policy = Policy(

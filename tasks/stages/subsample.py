@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TypeVar, cast
 
 from dpr_core.config.base import StageConfig
@@ -24,7 +23,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     write(sample, work.output)
     logger.info("subsample: %d rows with the hash %s", sample.counts.kept, sample.content_hash)
     work.run.text("content_hash.txt", f"{sample.content_hash}\n")
-    work.table("samples/demonstrations.json", [asdict(row) for row in sample.demonstrations[:16]])
+    work.table("samples/demonstrations.json", [row.as_dict() for row in sample.demonstrations[:16]])
     return {
         "data/rows_read": float(sample.counts.read),
         "data/rows_kept": float(sample.counts.kept),

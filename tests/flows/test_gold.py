@@ -22,6 +22,7 @@ from dpr_core.config.evaluation import (
 )
 from dpr_core.config.gold import LikelihoodConfig, WordProblemsConfig
 from dpr_core.config.pipeline import PipelineConfig
+from dpr_core.data.template import TextRenderer
 from dpr_core.errors import UsageError
 from flows.wiring import nodes
 from tasks.artifacts.store import Store
@@ -101,6 +102,7 @@ def naive(store: Store, made: Any, policy: str, k: float | None = None) -> list[
     ).model.double()
     values = []
     for row in HELD_OUT:
+        assert isinstance(renderer, TextRenderer)
         prompt = tokenizer(renderer.render(row["question"], ""))["input_ids"]
         response = [*tokenizer(row["response"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         ids = torch.tensor([prompt + response])

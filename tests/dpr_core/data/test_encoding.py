@@ -4,20 +4,23 @@ from typing import get_args
 import pytest
 from tokenizers import processors
 
-from dpr_core.config.data import AdditionsConfig, ShellGameConfig
+from dpr_core.config.data import AdditionsConfig, ShellGameConfig, TemplateConfig
 from dpr_core.config.model import Family
+from dpr_core.data.demonstrations import encode_demonstrations
 from dpr_core.data.encoding import (
     TokenSequence,
     decode_response,
-    encode_demonstrations,
     encode_prompt,
     encode_response,
     end_token,
 )
+from dpr_core.data.rows import Demonstration
+from dpr_core.data.template import TextRenderer
 from dpr_core.errors import UsageError
 from dpr_core.lab import programs
 from dpr_core.lab.backbone import build_tokenizer
 
+PLAIN = TextRenderer(TemplateConfig(text="{system}{prompt}"))
 FAMILIES: tuple[Family, ...] = get_args(Family)
 BOS = {"llama": "<|begin_of_text|>", "qwen2": None, "mistral": "<s>", "gemma3": "<bos>"}
 EOS = {"llama": "<|end_of_text|>", "qwen2": "<|endoftext|>", "mistral": "</s>", "gemma3": "<eos>"}
@@ -114,7 +117,8 @@ def test_length_limits_are_applied_and_counted() -> None:
     tokenizer = build_tokenizer("qwen2")
     eos = end_token(tokenizer)
     texts = [("1234", "12"), ("123456", "1"), ("12", "123"), ("1", "1234"), ("12345678", "12345678")]
-    encoded = encode_demonstrations(tokenizer, iter(texts), max_prompt_tokens=4, max_response_tokens=4)
+    rows = (Demonstration(str(i), "", *text) for i, text in enumerate(texts))
+    encoded = encode_demonstrations(tokenizer, PLAIN, rows, max_prompt_tokens=4, max_response_tokens=4)
     digit = {str(d): tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)}
     assert encoded.kept == [0, 2, 3]
     assert encoded.prompts_too_long == 2
@@ -131,4 +135,4 @@ def test_length_limits_are_applied_and_counted() -> None:
 
 def test_nothing_left_is_an_error_that_names_the_limit() -> None:
     with pytest.raises(UsageError, match="max_prompt_tokens=1"):
-        encode_demonstrations(build_tokenizer("llama"), [("12", "1"), ("34", "5")], 1, 10)
+        encode_demonstrations(build_tokenizer("llama"), PLAIN, [Demonstration("a", "", "12", "1")], 1, 10)

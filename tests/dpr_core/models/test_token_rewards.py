@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_core.config.data import TemplateConfig
 from dpr_core.config.model import Family
 from dpr_core.data.encoding import encode_response
-from dpr_core.data.template import Renderer
+from dpr_core.data.template import TextRenderer
 from dpr_core.lab.backbone import build_tokenizer
 from dpr_core.models.dense_reward import GivenText, TokenReward, assign_credit, token_texts
 from dpr_core.models.policy import Policy
@@ -87,7 +87,7 @@ def test_the_credit_of_a_text_shows_its_tokens_as_they_stand_in_it(tiny: Callabl
     model, tokenizer = tiny("mistral")
     reward = TokenReward(Policy(model), Policy(tiny("mistral", seed=1)[0]), "baseline_relative")
     [scored] = assign_credit(
-        reward, tokenizer, Renderer(TemplateConfig()), [GivenText("Why?", "The answer is \u20ac.")]
+        reward, tokenizer, TextRenderer(TemplateConfig()), [GivenText("Why?", "The answer is \u20ac.")]
     )
     assert "".join(token.token for token in scored.tokens) == "The answer is \u20ac.</s>"
     assert [token.position for token in scored.tokens] == list(range(len(scored.tokens)))

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dpr_core.config.data import TemplateConfig
-from dpr_core.data.template import Renderer
+from dpr_core.data.template import TextRenderer
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.questions import Question
 from dpr_core.lab.backbone import build_tokenizer
@@ -96,7 +96,7 @@ def test_a_conversation_that_outgrows_the_model_is_an_error_that_names_the_quest
 
 def test_the_ids_are_those_of_the_rendered_conversation() -> None:
     tokenizer = build_tokenizer("llama")
-    renderer = Renderer(TemplateConfig(text="{system}U: {prompt}\nA: ", system="S: {system}\n"))
+    renderer = TextRenderer(TemplateConfig(text="{system}U: {prompt}\nA: ", system="S: {system}\n"))
     question = Question("q", ("Hello {prompt}", "Again"), system="Be kind.")
     made = tokenize_question(tokenizer, renderer, question.id, question.turns, question.system, 0.7, 100)
     end = tokenizer.eos_token_id
@@ -111,7 +111,7 @@ def test_the_ids_are_those_of_the_rendered_conversation() -> None:
 def test_all_turns_of_a_question_count_for_its_length() -> None:
     tokenizer: Any = build_tokenizer("llama")
     question = Question("long", ("abc", "def"))
-    renderer = Renderer(TemplateConfig(text="{system}{prompt}\n"))
+    renderer = TextRenderer(TemplateConfig(text="{system}{prompt}\n"))
     needed = (
         len(tokenize_question(tokenizer, renderer, question.id, question.turns, question.system, 0.7, 100).turns[0]) + 6
     )
