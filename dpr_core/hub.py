@@ -1,11 +1,16 @@
-"""The Hugging Face hub: whether a model or a dataset can be read from here, known within seconds."""
+"""The Hugging Face hub: whether a repository can be read from here, known within seconds, and uploads to one."""
 
 import logging
-from typing import Literal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.files import expanded
 from dpr_core.redaction import redact
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 logger = logging.getLogger("dense_path")
 
@@ -13,6 +18,9 @@ Kind = Literal["model", "dataset"]
 
 SECONDS = 4.0
 """For an answer, which may be asked for twice."""
+
+PAUSES = (2.0, 10.0)
+"""Seconds before a commit is tried again."""
 
 
 def check(kind: Kind, name: str, revision: str | None, setting: str, file: str | None = None) -> None:
@@ -92,3 +100,70 @@ def _has_copy(kind: str, name: str, revision: str | None, file: str | None) -> b
     except FileNotFoundError:
         return False
     return True
+
+
+def upload(folder: Path, repository: str, *, message: str, private: bool, branch: str | None, update: bool) -> str:
+    """Put the files of a folder into a model repository, which is made; returns the address of the commit. `update`
+    takes one that is there, whose weights these replace."""
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(library_name="dense-path")
+    made = ""
+    try:
+        made = api.create_repo(repository, private=private or None, exist_ok=update).repo_id
+        if private and update and not api.model_info(made).private:
+            raise UsageError(f"the repository {made} is there and public; leave --private out, or name a new one")
+        if branch is not None:
+            api.create_branch(made, branch=branch, exist_ok=True)
+        return _committed(api, folder, made, message, branch)
+    except UsageError:
+        raise
+    except errors.HFValidationError:
+        raise UsageError(f"{repository!r} is no name of a repository; give one such as your-name/dpr-model") from None
+    except Exception as error:
+        raise _not_uploaded(error, made or repository, begun=bool(made)) from None
+
+
+def _committed(api: "HfApi", folder: Path, repository: str, message: str, branch: str | None) -> str:
+    """Tried again where the hub is away for a while: single requests are by the library, a commit is not."""
+    for seconds in (*PAUSES, None):
+        try:
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=message,
+                revision=branch,
+                delete_patterns=["model*.safetensors*"],
+            )
+            return str(commit.commit_url)
+        except Exception as error:
+            if seconds is None or (_status(error) or 500) not in (429, *range(500, 600)):
+                raise
+            logger.warning("the hub did not take the commit; tried again in %g s", seconds)
+            time.sleep(seconds)
+    raise AssertionError
+
+
+def _not_uploaded(error: Exception, repository: str, *, begun: bool) -> DensePathError:
+    status = _status(error)
+    if status == 409 and not begun:
+        return UsageError(f"the hub has a repository {repository} already; name another, or push into it with --update")
+    if status == 401:
+        return UsageError(
+            "the hub does not know who uploads; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+        )
+    if status == 403:
+        return UsageError(
+            f"this account's token may not write to {repository}; take one with write access to it, or another name"
+        )
+    reason = " ".join(redact(str(error)).split()).rstrip(".")[:300] or type(error).__name__
+    then = (
+        "what was sent is kept, go on with --update" if begun else "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    )
+    return DensePathError(f"{repository} could not be uploaded ({reason}); {then}")
+
+
+def _status(error: Exception) -> int | None:
+    """What the hub answered, if anything."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status

@@ -1,4 +1,4 @@
-"""`dpr export` and `dpr backbone`: plain Hugging Face folders that appear whole or not at all."""
+"""Plain Hugging Face folders (`dpr export`, `dpr backbone`), which appear whole or not at all."""
 
 import fcntl
 import math
@@ -6,9 +6,10 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models import packaged
@@ -24,16 +25,26 @@ SECONDS_WITHOUT_LOCK = 3600
 
 def export_checkpoint(store: Store, reference: str, folder: Path, part: str | None) -> dict[str, str]:
     """Copy a checkpoint into a new or empty folder; appears there whole or not at all."""
-    _refuse_taken(folder)
+    refuse_taken(folder)
     artifact = store.fetch(reference, stages=("backbone", "sft", "reward", *TRAINED))
     sources = checkpoint_folders(store, artifact, part)
-    with _appearing(folder) as copy:
-        if len(sources) == 1 and sources[0].is_relative_to(store.home):
-            shutil.copytree(sources[0], copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        else:
-            _save_mean(sources, Lineage(store).sft_folder(artifact), copy)
-    name = " + ".join(source.name for source in sources)
-    return {"id": artifact.id, "checkpoint": f"{artifact.stage} {name}", "folder": str(folder)}
+    with appearing(folder) as copy:
+        write_checkpoint(store, artifact, sources, copy)
+    return {"id": artifact.id, "checkpoint": checkpoint_name(artifact, sources), "folder": str(folder)}
+
+
+def write_checkpoint(
+    store: Store, artifact: Artifact, sources: list[Path], folder: Path, copy: Callable[..., Any] = shutil.copyfile
+) -> None:
+    """One checkpoint, or the mean of several; `copy` is for files that lie in the store as they are to be."""
+    if len(sources) == 1 and sources[0].is_relative_to(store.home):
+        shutil.copytree(sources[0], folder, dirs_exist_ok=True, copy_function=copy)
+    else:
+        _save_mean(sources, Lineage(store).sft_folder(artifact), folder)
+
+
+def checkpoint_name(artifact: Artifact, sources: list[Path]) -> str:
+    return f"{artifact.stage} {' + '.join(source.name for source in sources)}"
 
 
 def make_backbone(name: str, folder: Path) -> dict[str, str]:
@@ -44,11 +55,11 @@ def make_backbone(name: str, folder: Path) -> dict[str, str]:
     made = {"folder": str(folder), "model": source.what, "original": source.hub, "licence": source.licence}
     if packaged.is_whole(folder, name):
         return made
-    _refuse_taken(folder)
+    refuse_taken(folder)
     from dpr_core.models.gguf_files import require_reader
 
     require_reader()
-    with _appearing(folder) as copy, tempfile.TemporaryDirectory(dir=copy.parent) as work:
+    with appearing(folder) as copy, tempfile.TemporaryDirectory(dir=copy.parent) as work:
         packaged.make(source, Path(work), copy)
     return made
 
@@ -61,15 +72,16 @@ def _write_gguf(file: Path, folder: Path) -> dict[str, str]:
 
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
-    _refuse_taken(folder)
+    refuse_taken(folder)
     read = PretrainedBackboneConfig(name=str(file.parent), gguf_file=file.name, dtype="float32")
     model, tokenizer = load_backbone(read)
-    with _appearing(folder) as copy:
+    with appearing(folder) as copy:
         write(model, tokenizer, copy)
     return {"folder": str(folder), "model": str(file)}
 
 
-def _refuse_taken(folder: Path) -> None:
+def refuse_taken(folder: Path) -> None:
+    """UsageError where a new folder cannot come."""
     if folder.resolve() == Path.cwd():
         raise UsageError(f"{folder} is the folder that you are in; give the name of a new one")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -77,7 +89,7 @@ def _refuse_taken(folder: Path) -> None:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """An empty folder beside it, which takes its place at the end."""
     target = folder.resolve()
     try:

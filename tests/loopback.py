@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: reply.length])
 
-    do_GET = do_DELETE = do_POST
+    do_GET = do_PUT = do_DELETE = do_POST
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""

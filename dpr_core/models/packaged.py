@@ -70,6 +70,15 @@ def packaged(name: str) -> Packaged:
     return PACKAGED[name]
 
 
+def origin(folder: Path) -> Packaged | None:
+    """What a folder was made of, if it was made here."""
+    try:
+        wheels = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["wheels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((source for source in PACKAGED.values() if dict(source.wheels) == wheels), None)
+
+
 def is_whole(folder: Path, name: str) -> bool:
     """Whether a folder is that backbone, made here and unchanged since; an error where it is one that was changed."""
     try:

@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import benchmark, bring, costs, experiments, inspect, join, parity, plan, rate, resume, run, settings
+from flows.cli import (
+    benchmark,
+    bring,
+    costs,
+    experiments,
+    inspect,
+    join,
+    parity,
+    plan,
+    push,
+    rate,
+    resume,
+    run,
+    settings,
+)
 from flows.cli.console import OnceCommand
 
 app = typer.Typer(
@@ -66,6 +80,7 @@ for command in (
     inspect.verify,
     inspect.export,
     inspect.promote,
+    push.push,
     inspect.backbone,
     resume.gc,
 ):
