@@ -1,7 +1,7 @@
 """Setup of a Prefect server and a bucket, as often as one likes: work pools, queues, deployments, automations.
 
 In an environment that names the servers, from the repository's root: python deployments/setup.py
-With NOTIFY_URL, an address that takes {"text": ...} as Slack and Mattermost do, automations send word to it.
+With NOTIFY_URL, an address that takes {"text": ...} as Slack and Mattermost do, automations send notifications to it.
 """
 
 import argparse

@@ -182,12 +182,12 @@ class Stack:
         environment = _without_settings() | self.environment(f"worker-{name}") | more
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
+        command += ["--limit", str(slots)]
 
         def ready() -> bool:
             online = self.api(f"work_pools/{pool}/workers/filter", {})
             return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in online)
 
-        command += ["--limit", str(slots)]
         return Server(command, self.folder / f"worker-{name}.log", ready, environment=environment)
 
 
