@@ -39,9 +39,13 @@ def _rules(given: Any) -> Any:
     """One stage a rule: `sft,reinforce` is two."""
     if not isinstance(given, Mapping):
         raise ValueError('rules are expected, such as {sft: gpu, "*": cpu}')
+    return _of_pairs(given.items())
+
+
+def _of_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
     rules: dict[str, str] = {}
-    for names, place in given.items():
-        if not isinstance(place, str) or not POOL.fullmatch(place):
+    for names, place in pairs:
+        if not isinstance(place, str) or not POOL.fullmatch(place) or place.startswith(f"{HERE}/"):
             raise ValueError(f"{str(place)[:80]!r} is no place: give {HERE}, a work pool, or pool/queue")
         for name in (part.strip() for part in str(names).split(",")):
             if name not in (*STAGE_NAMES, OTHERS):
@@ -68,12 +72,6 @@ def read_rules(assignments: Iterable[str]) -> dict[str, str]:
     try:
         if wrong := next((names for names, equals, _ in pairs if not equals), None):
             raise ValueError(f"{wrong[:80]!r}: stage=pool is expected, such as sft,reinforce=gpu")
-        rules: dict[str, str] = {}
-        for names, _, place in pairs:
-            more = _rules({names: place.strip()})
-            if twice := next(iter(more.keys() & rules.keys()), None):
-                raise ValueError(f"{twice} is given two places; keep one of them")
-            rules |= more
-        return rules
+        return _of_pairs((names, place.strip()) for names, _, place in pairs)
     except ValueError as error:
         raise UsageError(f"--place {error}") from None

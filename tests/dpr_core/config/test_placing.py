@@ -23,6 +23,7 @@ def test_the_rule_that_names_a_stage_wins_over_the_one_for_all() -> None:
         (["lunch=gpu"], "or * for the others"),
         (["sft="], "'' is no place"),
         (["sft=a/b/c"], "'a/b/c' is no place: give here, a work pool, or pool/queue"),
+        (["sft=here/q"], "'here/q' is no place: give here, a work pool, or pool/queue"),
         (["sft=gpu", "reward,sft=cpu"], "sft is given two places"),
         (["sft,sft=gpu"], "sft is given two places"),
     ],
