@@ -53,6 +53,8 @@ class SubprocessPool:
         self._free = list(gpus)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
+        self._queue: list[StageJob] = []
+        """Those that wait for GPUs, in turn: one that needs several is not overtaken until it has them."""
         self._changed = threading.Condition()
         self._closed = False
 
@@ -61,7 +63,11 @@ class SubprocessPool:
         from many threads."""
         needed = min(gpus_of(job.config), len(self._gpus))
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._free) >= needed)
+            if needed:
+                self._queue.append(job)
+                self._changed.wait_for(lambda: self._closed or (self._queue[0] is job and len(self._free) >= needed))
+                self._queue.remove(job)
+                self._changed.notify_all()
             if self._closed:
                 raise DensePathError(f"{job.name}: not started, because the run is ending")
             worker = self._worker(needed)
@@ -190,9 +196,8 @@ class _Watched(Observer):
             return
         try:
             self._connection.send(("progress", step, total, note))
-        except (
-            OSError
-        ):  # that process is gone: the stage ends where nothing is lost, as by the signal it would have sent
+        except OSError:
+            # That process is gone: the stage ends where nothing is lost, as by the signal it would have sent.
             self._left = True
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -154,6 +154,40 @@ def test_processes_divide_the_gpus_and_wait_for_those_that_they_need(monkeypatch
     assert [len(each) for each in begun] == [1, 1, 2, 0]
 
 
+def test_a_stage_of_several_gpus_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    go_on = threading.Event()
+
+    class Process:
+        def __init__(self, sharing: int, gpus: list[str]) -> None:
+            self.gpus = gpus
+
+        def run(self, job: StageJob) -> None:
+            begun.append(job.name)
+            if job.name == "first":
+                go_on.wait(30)
+
+        def stop(self) -> None: ...
+
+        def wait(self) -> int:
+            return 0
+
+    def sft(name: str, processes: int = 1) -> StageJob:
+        launch = {"processes": processes}
+        return StageJob("sft", name, SFTConfig.model_validate({"execution": {"launch": launch}}), {}, None)
+
+    monkeypatch.setattr("tasks.subprocess_pool._Worker", Process)
+    with SubprocessPool(3, ["4", "5"]) as pool, ThreadPoolExecutor(3) as threads:
+        for number, each in enumerate((sft("first"), sft("both", 2), sft("last"))):
+            threads.submit(pool.run, each)
+            # One after another, and "last" comes to one GPU that is free.
+            while len(begun) + len(pool._queue) <= number:
+                time.sleep(0.001)
+        assert (begun, [job.name for job in pool._queue]) == (["first"], ["both", "last"])
+        go_on.set()
+    assert begun == ["first", "both", "last"]
+
+
 class Watching(Observer):
     def __init__(self) -> None:
         self.seen: list[Any] = []
