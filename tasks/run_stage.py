@@ -229,7 +229,7 @@ def _run_and_publish(
         workdir.open(run.id)
         run.keep_unsent_in(workdir.unsent)
         run.reads(datasets_read(config, artifacts, work.store))
-        with _time_limit(stage, config, shutdown):
+        with _time_limit(stage, config, shutdown, workdir):
             manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
         run.results(metrics)
         models = models_made(stage.name, name, (each["path"] for each in manifest.files), metrics, run.last_step)
@@ -250,16 +250,18 @@ def _run_and_publish(
 
 
 @contextmanager
-def _time_limit(stage: Stage, config: StageConfig, shutdown: Shutdown) -> Iterator[None]:
+def _time_limit(stage: Stage, config: StageConfig, shutdown: Shutdown, workdir: StageWorkdir) -> Iterator[None]:
     """`execution.timeout_minutes`, where it is set."""
     minutes: float | None = getattr(getattr(config, "execution", None), "timeout_minutes", None)
     try:
         with shutdown.time_limit(None if minutes is None else 60 * minutes):
             yield
     except TimedOut:
+        kept = "What is done is kept, and the same command goes on from there"
+        again = kept if workdir.is_resumable else "The same command begins it again"
         raise DensePathError(
-            f"{stage.name}: its execution.timeout_minutes={minutes:g} are over. What is done is kept, and the same "
-            "command goes on from there; with another value it has that long"
+            f"{stage.name}: its execution.timeout_minutes={minutes:g} are over. {again}; with another value it has "
+            "that long"
         ) from None
 
 

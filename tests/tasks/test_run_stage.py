@@ -585,6 +585,17 @@ def test_a_stage_whose_time_is_over_keeps_its_state_and_says_how_to_go_on(store:
     assert outcome.metrics["before"] == 2
 
 
+def test_a_stage_that_keeps_no_state_does_not_say_that_it_does(store: Store, toys: dict[str, Stage]) -> None:
+    def stateless(config: Any, work: Workspace) -> dict[str, float]:
+        signal.raise_signal(signal.SIGALRM)
+        work.advance(1, 2)
+        raise AssertionError
+
+    stage = dataclasses.replace(toys["number"], config=Slow, body=stateless)
+    with pytest.raises(DensePathError, match="are over. The same command begins it again; with another value"):
+        run_stage(stage, Slow(execution=ExecutionConfig(timeout_minutes=90)), {}, store=store)
+
+
 def test_a_limit_that_is_over_when_the_work_is_done_does_no_harm() -> None:
     with graceful_shutdown() as shutdown:
         shutdown.safe_point()
