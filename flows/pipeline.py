@@ -10,6 +10,7 @@ from functools import partial
 from threading import Semaphore
 from typing import Any, assert_never
 
+from prefect.runtime import flow_run
 from pydantic import StrictBool
 
 from dpr_core.config.base import Line
@@ -54,7 +55,12 @@ def dense_path(
     return run_graph(RunRequest(config=config, force=force, jobs=jobs, place=place))
 
 
-@flow(name="rerun", description="An artifact again, with changes, and what was built on it.")
+def _rerun_name() -> str:
+    given = flow_run.parameters
+    return " ".join(["rerun", given["artifact"].removeprefix("runs:/")[:8], *(given.get("overrides") or [])])
+
+
+@flow(name="rerun", flow_run_name=_rerun_name, description="An artifact again, with changes, and what was built on it.")
 def rerun(
     artifact: str,
     overrides: list[str] | None = None,
@@ -115,19 +121,22 @@ def import_checkpoints(request: ImportRequest) -> dict[str, Any]:
 def start(request: Request) -> dict[str, Any]:
     """Run a request as its Prefect flow."""
     how: dict[str, Any] = {"jobs": request.jobs, "place": request.place}
-    match request:
-        case RunRequest():
-            return run_flow(lambda: dense_path(request.config, request.force, **how), lambda: run_graph(request))
-        case RerunRequest():
-            arguments = request.artifact, request.overrides, request.downstream, request.force
-            return run_flow(lambda: rerun(*arguments, **how), lambda: run_graph(request))
-        case StageRequest():
-            return run_flow(lambda: single_stage(request), lambda: run_graph(request))
-        case ImportRequest():
-            return run_flow(lambda: import_checkpoints(request), lambda: run_graph(request))
-        case SweepRequest():
-            return run_flow(lambda: sweep(request.studies, request.name, **how), lambda: run_graph(request))
-    assert_never(request)
+
+    def as_flow() -> dict[str, Any]:
+        match request:
+            case RunRequest():
+                return dense_path(request.config, request.force, **how)
+            case RerunRequest():
+                return rerun(request.artifact, request.overrides, request.downstream, request.force, **how)
+            case StageRequest():
+                return single_stage(request)
+            case ImportRequest():
+                return import_checkpoints(request)
+            case SweepRequest():
+                return sweep(request.studies, request.name, **how)
+        assert_never(request)
+
+    return run_flow(as_flow, lambda: run_graph(request))
 
 
 @body

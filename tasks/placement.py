@@ -14,7 +14,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
@@ -34,7 +34,7 @@ logger = logging.getLogger("dense_path")
 T = TypeVar("T")
 
 FLOW = "placed"
-DEPLOY = "prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml"
+DEPLOY = "python deployments/setup.py"
 
 REFUSED = "Refused"
 """Of the state in which it ends where the request was wrong; the message is the sentence, as in `Failed`."""
@@ -329,7 +329,5 @@ def _stage_version(job: StageJob) -> int:
 
 def own_pool() -> str | None:
     """The work pool that has started this process's flow run, if one has."""
-    from prefect.context import FlowRunContext
-
     context = FlowRunContext.get()
     return context.flow_run.work_pool_name if context is not None and context.flow_run is not None else None

@@ -150,10 +150,10 @@ def _brief(error: Exception) -> str:
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def _stage(name: str, work: Callable[[], Outcome]) -> State[Any]:
-    return state_of(work())
+    return final_state(work())
 
 
-def state_of(outcome: Outcome) -> State[Any]:
+def final_state(outcome: Outcome) -> State[Any]:
     """How the task of a stage ends: the artifact's ID, and why it was made or not."""
     if outcome.status == "reused":
         return Completed(name=REUSED, message=redact(f"{outcome.id} reused: {outcome.why or 'it was there'}"))

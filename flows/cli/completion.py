@@ -10,6 +10,7 @@ Offer = Iterator[tuple[str, str]]
 """What may stand there, and what it is."""
 
 SHORT = 8
+"""Digits of an ID, here and in tables."""
 STAGE_OF = {"score": "reward", "run": "sft"}
 """Commands that take artifacts of one stage."""
 

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from dpr_core.errors import UsageError
-from flows.cli.inspect_view import SHORT, add_row, grid
+from flows.cli.completion import SHORT
+from flows.cli.inspect_view import add_row, grid
 from tasks.artifacts.parent_runs import ParentRun
 from tasks.artifacts.run_records import Record, flatten
 from tasks.artifacts.store import Store

@@ -13,6 +13,7 @@ from rich.tree import Tree
 from dpr_core.config.base import Config
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.text import escape_control_lines
+from flows.cli.completion import SHORT
 from tasks.artifacts.parent_runs import ParentRun
 from tasks.artifacts.run_records import Record
 from tasks.artifacts.stage_run import SYSTEM
@@ -20,8 +21,6 @@ from tasks.artifacts.store import Store
 from tasks.artifacts.unregistered import UNKNOWN_TO_MLFLOW
 from tasks.registry import STAGES
 from tasks.stages import diagnose
-
-SHORT = 8
 
 
 def record_document(record: Record) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from flows.cli.inspect_view import SHORT, add_row, grid
+from flows.cli.completion import SHORT
+from flows.cli.inspect_view import add_row, grid
 from flows.resume import Unfinished
 from tasks.cleanup import Removable
 from tasks.running.stage_workdir import format_bytes

@@ -16,7 +16,8 @@ from rich.text import Text
 from dpr_core.config.placing import HERE
 from dpr_core.reporting.report import ReportTable
 from dpr_core.reporting.report import as_terminal as results_table
-from flows.cli.inspect_view import SHORT, add_row, diagnosis_tree, grid, plain
+from flows.cli.completion import SHORT
+from flows.cli.inspect_view import add_row, diagnosis_tree, grid, plain
 from flows.pages import credit_page, report_page
 from tasks.artifacts.store import Store
 from tasks.graph import Planned

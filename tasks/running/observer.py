@@ -21,7 +21,5 @@ class Observer:
         """`step` of `total` are done. Called often, and must not take long."""
 
 
-NOBODY = Observer()
-
-OBSERVER: ContextVar[Observer] = ContextVar("observer", default=NOBODY)
+OBSERVER: ContextVar[Observer] = ContextVar("observer", default=Observer())  # noqa: B039
 """Of the stages that this process does in this context."""

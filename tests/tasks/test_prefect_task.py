@@ -20,7 +20,7 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import JudgeConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.budget import BudgetReachedError
-from tasks.prefect_task import Observed, Watch, lose, state_of, watched
+from tasks.prefect_task import Observed, Watch, final_state, lose, watched
 from tasks.run_stage import Outcome, StageJob
 from tasks.running.observer import OBSERVER
 from tasks.running.shutdown import Terminated
@@ -131,9 +131,9 @@ def outcome(status: Literal["ran", "reused"] = "ran", why: str = "gamma is 1", *
 
 
 def test_the_state_of_a_task_says_what_was_reused_or_made_and_why() -> None:
-    reused = state_of(outcome("reused", "nothing changed since noon"))
+    reused = final_state(outcome("reused", "nothing changed since noon"))
     assert (reused.name, reused.message) == ("Reused", "id reused: nothing changed since noon")
-    made = state_of(outcome())
+    made = final_state(outcome())
     assert (made.name, made.message) == ("Ran", "id made in 3 s, because: gamma is 1")
     assert reused.is_completed()
     assert made.is_completed()
