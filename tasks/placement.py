@@ -36,6 +36,9 @@ T = TypeVar("T")
 FLOW = "placed"
 DEPLOY = "python deployments/setup.py"
 
+DEFAULT = "default"
+"""The queue of a work pool that has what is sent to none by name."""
+
 REFUSED = "Refused"
 """Of the state in which it ends where the request was wrong; the message is the sentence, as in `Failed`."""
 
@@ -69,7 +72,8 @@ class Server:
             raise UsageError(
                 f"there is no work pool {pool!r}; make it with: prefect work-pool create {pool!r} --type process"
             )
-        if queue and self.ask(lambda client: _or_none(lambda: client.read_work_queue_by_name(queue, pool))) is None:
+        line = self.ask(lambda client: _or_none(lambda: client.read_work_queue_by_name(queue or DEFAULT, pool)))
+        if queue and line is None:
             raise UsageError(
                 f"the work pool {pool} has no queue {queue!r}; make it with: "
                 f"prefect work-queue create {queue!r} --pool {pool!r}"
@@ -78,6 +82,11 @@ class Server:
         workers = self.ask(lambda client: client.read_workers_for_work_pool(pool))
         if found.is_paused:
             return [f"the work pool {pool} is paused: what is placed there waits until it is resumed"]
+        if line is not None and line.is_paused:
+            return [
+                f"the queue {line.name} of the work pool {pool} is paused: what is placed there waits until it is "
+                "resumed"
+            ]
         if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
             return [
                 f"the work pool {pool} has no worker: what is placed there waits for one; start it with: "

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from dpr_core.errors import UsageError
 from dpr_core.redaction import redact
 from tasks.artifacts.experiment_page import POLICY, prepare
 from tasks.artifacts.identity import canonical_json
@@ -191,6 +192,11 @@ class ParentRuns:
 
     def document(self, run_id: str) -> dict[str, Any]:
         """The document that a pipeline run ended with: the outcome of every stage."""
+        if all(entry.path != "run.json" for entry in self._client.list_artifacts(run_id)):
+            raise UsageError(
+                f"the pipeline {run_id[:8]} has no results: its process ended without a word, or its files are gone; "
+                f"dpr show {run_id[:8]} has its stages"
+            )
         with TemporaryDirectory() as folder:
             file = Path(str(self._client.download_artifacts(run_id, "run.json", folder)))
             document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

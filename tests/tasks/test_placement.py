@@ -260,3 +260,22 @@ def test_places_are_refused_together_and_missing_workers_warned_of(
     with pytest.raises(UsageError, match="no work pool no1\nthere is no work pool no2"):
         pools.check(["no1", "gpu", "no2", "gpu"])
     assert caplog.messages == ["gpu has no worker"]
+
+
+@pytest.mark.parametrize(
+    ("pool_paused", "queue_paused", "words"),
+    [(True, False, "the work pool gpu is paused"), (False, True, "the queue night of the work pool gpu is paused")],
+)
+def test_what_is_paused_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, pool_paused: bool, queue_paused: bool, words: str
+) -> None:
+    client = SimpleNamespace(
+        read_work_pool=lambda name: SimpleNamespace(is_paused=pool_paused),
+        read_work_queue_by_name=lambda name, pool: SimpleNamespace(name=name, is_paused=queue_paused),
+        read_workers_for_work_pool=lambda name: [],
+    )
+    server = placement.Server()
+    monkeypatch.setattr(server, "ask", lambda question: question(client))
+    monkeypatch.setattr(server, "deployment", lambda pool: uuid4())
+    [warning] = server.check("gpu/night")
+    assert words in warning

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dpr_core.errors import UsageError
 from tasks.artifacts.parent_runs import PipelineInfo, PolicyRow, StoredRequest
 from tasks.artifacts.store import Store
 from tasks.cleanup import GarbageCollector
@@ -121,6 +122,8 @@ def test_another_request_gets_its_own_run_and_ends_the_dead_one(store: Store, ab
     left = store.parent_runs.begin(about("demo", {"a": 1}))
     with store.parent_runs.running(about("demo", {"a": 2})) as run_id:
         assert run_id != left
+        with pytest.raises(UsageError, match=f"{left[:8]} has no results: its process ended without a word"):
+            store.parent_runs.document(left)
         assert {p.id: (p.status, p.reason) for p in store.parent_runs.all()} == {
             run_id: ("RUNNING", ""),
             left: ("KILLED", "its process ended without a word"),
