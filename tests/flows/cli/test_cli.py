@@ -765,6 +765,7 @@ ARGUMENTS = {
     "config": ("demo",),
     "ui": (),
     "benchmark list": (),
+    "benchmark parity": ("first", "second"),
     "benchmark score": ("file", "--format", "mt-bench"),
     "benchmark judge": ("--answers", "file", "--baseline", "file", "--format", "mt-bench"),
     "benchmark rate": ("--answers", "file", "--questions", "file"),
