@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dpr_core.errors import DensePathError
+from tasks.artifacts.listed import only_for_people
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.store import Store
 from tasks.graph import Planned
@@ -61,7 +62,8 @@ def pipeline_run(store: Store, info: PipelineInfo, results_of: Results = report_
         try:
             yield document
             document["results"] = results_of(store, document["stages"])
-            store.parent_runs.show_policies(parent, rows_of(store, document["stages"], info.label))
+            with only_for_people("policies"):
+                store.parent_runs.show_policies(parent, rows_of(store, document["stages"], info.label))
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             store.parent_runs.end(parent, status, document, reason=f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ from typing import Literal
 from dpr_core.config.base import StageConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, files_below, stage_key
+from tasks.artifacts.listed import only_for_people
 from tasks.artifacts.store import Artifact, Record, StageRun, Store
 from tasks.artifacts.system_metrics import watched
 from tasks.local_home import disk_full_error, is_full, syncing
@@ -228,12 +229,16 @@ def _run_and_publish(
     try:
         workdir.open(run.id)
         run.keep_unsent_in(workdir.unsent)
-        run.reads(datasets_read(config, artifacts, work.store))
+        with only_for_people("datasets"):
+            run.reads(datasets_read(config, artifacts, work.store))
         with _time_limit(stage, config, shutdown, workdir):
             manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
         run.results(metrics)
-        models = models_made(stage.name, name, (each["path"] for each in manifest.files), metrics, run.last_step)
-        run.publish(work.output, manifest, models, model_measured(config, artifacts, work.store))
+        models, measured = [], None
+        with only_for_people("models"):
+            models = models_made(stage.name, name, (each["path"] for each in manifest.files), metrics, run.last_step)
+            measured = model_measured(config, artifacts, work.store)
+        run.publish(work.output, manifest, models, measured)
     except BaseException as error:
         if workdir.is_resumable:
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)

@@ -1,7 +1,7 @@
 """The experiment's page in MLflow's UI: a description, and a table and charts of policies to open from it."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def prepare(client: "MlflowClient", experiment: str) -> None:
         "mlflow.note.content": NOTE.format(id=experiment, view=VIEW, training=AS_TRAINING, query=query),
         f"mlflow.sharedViewState.{VIEW}": json.dumps({**rows, "orderByAsc": False, "selectedColumns": columns}),
     }
-    known = client.get_experiment(experiment).tags
-    for name in tags.keys() - known.keys():
-        client.set_experiment_tag(experiment, name, tags[name])
+
+    def set_missing(mlflow: Any) -> None:
+        for name in tags.keys() - mlflow.get_experiment(experiment).tags.keys():
+            mlflow.set_experiment_tag(experiment, name, tags[name])
+
+    client.for_people("links to tables of policies", set_missing)

@@ -1,10 +1,15 @@
 """Datasets and models as MLflow lists them beside runs: names, hashes and places, never what they hold."""
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tasks.artifacts.retrying import UnansweredError
 from tasks.artifacts.run_records import PAYLOAD
+
+logger = logging.getLogger("dense_path")
 
 ARTIFACT, URI = "dpr.artifact", "dpr.uri"
 """The tags of a listed model: the artifact whose payload has its weights, and their place in it."""
@@ -68,6 +73,17 @@ class Trace:
     """None: it cannot be read."""
     by: str
     is_model: bool
+
+
+@contextmanager
+def only_for_people(what: str) -> Iterator[None]:
+    """What fails in the block is told, and ends nothing: no result needs it."""
+    try:
+        yield
+    except UnansweredError:
+        raise
+    except Exception as error:
+        logger.warning("%s are not listed in MLflow: %s", what, error)
 
 
 def model_uri(run_id: str, folder: str) -> str:

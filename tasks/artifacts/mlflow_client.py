@@ -25,7 +25,7 @@ from dpr_core.redaction import address, redact
 from tasks.artifacts.identity import files_below
 from tasks.artifacts.listed import ARTIFACT, URI, Dataset, Model, Prompt, Trace, model_uri
 from tasks.artifacts.metric_buffer import Entry
-from tasks.artifacts.retrying import RetryPolicy, UnansweredError
+from tasks.artifacts.retrying import RetryPolicy
 from tasks.artifacts.run_records import mlflow_name, params
 from tasks.libraries import load
 from tasks.local_home import UnwritableHomeError, disk_full_error, is_full, sync
@@ -52,6 +52,8 @@ READING = ("get_", "search_", "list_", "download_")
 """How the names of the methods begin that change nothing."""
 PROBE_SECONDS = 3.0
 SECONDS_TO_END_KILLED = 5.0
+SECONDS_TO_LIST = 60.0
+"""A server may answer with an error to lists alone, however often they are sent."""
 ADVISORY_LOCK = int.from_bytes(b"dense-pa", "big", signed=True)
 
 REQUEST_TAG = "dpr.made_by"
@@ -246,13 +248,13 @@ class MlflowClient:
                 None if each.rows is None else json.dumps({"num_rows": each.rows}),
             )
             listed.append(entities.DatasetInput(dataset, [entities.InputTag(MLFLOW_DATASET_CONTEXT, each.context)]))
-        self._list("datasets", lambda client: client.log_inputs(run_id, listed))
+        self.for_people("datasets", lambda client: client.log_inputs(run_id, listed))
 
     def list_models(
         self, run: Any, kind: str, settings: Mapping[str, Any], models: Sequence[Model], entries: Sequence[Entry]
     ) -> None:
         """The models of a run, with those of its last `entries` that are theirs; no model is listed twice."""
-        self._list("models", lambda client: _list_models(client, run, kind, params(settings), models, entries))
+        self.for_people("models", lambda client: _list_models(client, run, kind, params(settings), models, entries))
 
     def measure_model(self, run: Any, uri: str, dataset: Dataset, entries: Sequence[Entry]) -> None:
         """Have a listed model show what a run measured of it."""
@@ -265,7 +267,7 @@ class MlflowClient:
                     of = {"model_id": model.model_id, "dataset_name": dataset.name, "dataset_digest": dataset.short}
                     client.log_batch(run.info.run_id, [Metric(*entry, **of) for entry in entries])
 
-        self._list("models", measure)
+        self.for_people("models", measure)
 
     def list_traces(self, run: Any, prompt: Prompt | None, traces: Sequence[Trace]) -> None:
         """Traces of a run, which replace themselves when they are listed again, and the prompt behind them."""
@@ -285,16 +287,15 @@ class MlflowClient:
                 if there is not None:
                     tracing.store.link_prompts_to_trace(info.trace_id, [there])
 
-        self._list("traces", trace)
+        self.for_people("traces", trace)
 
-    def _list(self, what: str, request: Callable[[Any], None]) -> None:
+    def for_people(self, what: str, request: Callable[[Any], None]) -> None:
         """What is only for people must not end a stage: an earlier MLflow knows no models, and of two runs that list
         the same dataset for the first time at once one is refused."""
         for is_last in (False, True):
             try:
-                return self.together(request)
-            except UnansweredError:
-                raise
+                with self.retry.at_most(SECONDS_TO_LIST):
+                    return self.together(request)
             except DensePathError as error:
                 if is_last and (self.where, what) not in _NOT_LISTED:
                     _NOT_LISTED.add((self.where, what))

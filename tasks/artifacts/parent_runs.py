@@ -16,6 +16,7 @@ from dpr_core.errors import UsageError
 from dpr_core.redaction import redact
 from tasks.artifacts.experiment_page import POLICY, prepare
 from tasks.artifacts.identity import canonical_json
+from tasks.artifacts.listed import only_for_people
 from tasks.artifacts.run_records import ID, NOTE_LIMIT, TAG_LIMIT, mapping_in_tag, mlflow_name, split_tag
 from tasks.locks import exclusive, is_held
 
@@ -150,7 +151,8 @@ class ParentRuns:
     def _resume(self, found: ParentRun, info: PipelineInfo) -> str:
         logger.info("goes on with the pipeline run %s of %s", found.title, f"{found.started:%Y-%m-%d %H:%M} UTC")
         self._client.update_run(found.id, status="RUNNING")
-        self._client.log_config(found.id, info.settings)
+        with only_for_people("settings"):
+            self._client.log_config(found.id, info.settings)
         return found.id
 
     def show_policies(self, run_id: str, rows: Iterable[PolicyRow]) -> None:

@@ -16,6 +16,8 @@ SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 INTERVAL = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"
 SECONDS = 10.0
 """What takes less time than this is not watched."""
+LONGEST_READING = 5.0
+"""Seconds. A driver that hangs must not keep a stage from its end."""
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def watched(record: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(LONGEST_READING)
 
 
 def _watch(record: Callable[[Mapping[str, float]], None], every: float, ended: threading.Event) -> None:
@@ -42,6 +44,8 @@ def _watch(record: Callable[[Mapping[str, float]], None], every: float, ended: t
             monitors = monitors or system_monitors()
             for monitor in monitors:
                 monitor.collect_metrics()
+            if ended.is_set():
+                return
             record({name: value for monitor in monitors for name, value in monitor.aggregate_metrics().items()})
             for monitor in monitors:
                 monitor.clear_metrics()

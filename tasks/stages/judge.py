@@ -109,6 +109,7 @@ def preflight(configs: Sequence[JudgeConfig], planning: bool = False) -> None:
     from dpr_core.evaluation.judge import build_judge, probe_each
     from dpr_core.evaluation.prices import price_warnings
 
+    traced_share()
     for config in configs:
         build_judge(config.by, config.execution, lambda question, text: None)
     judges = [(config.by, config.execution) for config in configs]

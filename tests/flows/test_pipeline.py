@@ -19,6 +19,7 @@ from flows.run_document import pipeline_run, stage_entry
 from tasks.artifacts.store import Store
 from tasks.graph import plan
 from tasks.run_stage import Outcome
+from tasks.stages import judge as judge_stage
 
 pytestmark = pytest.mark.integration
 
@@ -264,12 +265,26 @@ def test_a_share_of_the_games_is_traced_with_what_they_were_worth(
         assert span.inputs["question"][0].startswith("Start at")
     monkeypatch.setenv("DPR_TRACE_SHARE", "5 %")
     with pytest.raises(UsageError, match="DPR_TRACE_SHARE: '5 %' is no share"):
-        run_graph(built.store, wiring.nodes(tiny("judge.bootstrap_samples=102")))
+        judge_stage.preflight([])
 
 
 def _trace_id(run: str, game: dict[str, Any]) -> str:
     name = f"{run} {game['question_id']} {game['candidate_first']}"
     return f"tr-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def test_rows_of_policies_that_cannot_be_made_end_no_pipeline(
+    built: Built, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("kl_to_sft")
+
+    monkeypatch.setattr("flows.run_document.rows_of", fail)
+    info = dispatch(RunRequest(config=tiny("judge.bootstrap_samples=103")), built.store).info
+    with pipeline_run(built.store, info) as document:
+        pass
+    assert built.client.get_run(document["run_id"]).info.status == "FINISHED"
+    assert "policies are not listed in MLflow: 'kl_to_sft'" in caplog.text
 
 
 def test_one_parent_run_holds_the_stages_and_the_results(built: Built) -> None:

@@ -55,6 +55,18 @@ def test_a_stage_makes_an_artifact(store: Store, make: Make) -> None:
     assert list((store.home / "work").iterdir()) == []
 
 
+@pytest.mark.parametrize("lister", ["datasets_read", "model_measured"])
+def test_what_cannot_be_listed_ends_no_stage(
+    store: Store, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lister: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise UsageError("artifact abc was removed")
+
+    monkeypatch.setattr(f"tasks.run_stage.{lister}", fail)
+    assert store.record(make("number", value=6).id).finished
+    assert "are not listed in MLflow: artifact abc was removed" in caplog.text
+
+
 def test_inputs_reach_the_body_and_the_lineage(store: Store, make: Make) -> None:
     number = make("number", value=6)
     double = make("double", {"number": number.id[:8]}, factor=3)

@@ -100,6 +100,23 @@ def test_the_experiments_page_is_set_up_once_and_what_somebody_wrote_stays(store
     assert store._client.get_experiment(store._experiment).tags["mlflow.note.content"] == "ours"
 
 
+def test_a_server_that_refuses_the_page_or_changed_settings_ends_no_pipeline(
+    store: Store, about: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*_: object) -> None:
+        raise MlflowException("PERMISSION_DENIED")
+
+    monkeypatch.setattr("mlflow.MlflowClient.set_experiment_tag", refuse)
+    left = store.parent_runs.begin(about("demo", {"a": 1}))
+    with store.parent_runs.running(replace(about("demo", {"a": 1}), settings={"a": 2})) as again:
+        assert again == left
+    assert store._client.get_run(left).data.params == {"a": "1"}
+    for what in ("links to tables of policies", "settings"):
+        assert f"{what} are not listed in MLflow" in caplog.text
+
+
 def test_a_process_that_is_gone_leaves_it_interrupted_and_the_same_request_takes_it_up(
     store: Store, about: Asked
 ) -> None:

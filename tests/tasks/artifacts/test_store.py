@@ -527,20 +527,26 @@ def test_a_trace_and_the_prompt_behind_it_are_listed_once(
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize("status", [404, 500])
 def test_an_mlflow_that_cannot_list_models_is_told_of_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     from mlflow.exceptions import MlflowException
 
     def unknown(*_: Any, **__: Any) -> None:
-        raise MlflowException("API request to endpoint /logged-models failed with error code 404 != 200")
+        raise MlflowException(
+            f"API request to endpoint /logged-models failed with error code {status} != 200 ({status})"
+        )
 
     monkeypatch.setattr("mlflow.MlflowClient.search_logged_models", unknown)
     monkeypatch.setattr(mlflow_client, "_NOT_LISTED", set())
+    monkeypatch.setattr(mlflow_client, "SECONDS_TO_LIST", 0.1)
+    monkeypatch.setattr(store._client.retry, "seconds", 30.0)
     run = attempt(store)
     for _ in range(2):
         store._client.list_models(store._client.get_run(run.id), "sft", {}, [Model("sft", "policy", 1)], [])
-    assert [record.message.partition(": ")[0] for record in caplog.records] == ["models are not listed in MLflow"]
+    told = [record.message.partition(": ")[0] for record in caplog.records if "MLflow at" not in record.message[:9]]
+    assert told == ["models are not listed in MLflow"]
 
 
 def test_the_load_of_the_machine_is_logged_while_a_stage_trains(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
