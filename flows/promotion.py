@@ -6,6 +6,7 @@ from typing import Any
 from dpr_core.errors import DensePathError, UsageError
 from flows.export import checkpoint_folders
 from tasks.artifacts.listed import ARTIFACT, model_uri
+from tasks.artifacts.retrying import UnansweredError
 from tasks.artifacts.store import Store
 from tasks.stages.lineage import TRAINED
 
@@ -32,6 +33,8 @@ def promote(store: Store, reference: str, target: str, part: str | None) -> dict
     try:
         before = store.registered_models.at(name, alias)
         version = store.registered_models.promote(artifact.id, source, name, alias, tags, note)
+    except UnansweredError:
+        raise
     except DensePathError as error:
         raise DensePathError(
             f"{record.title} could not be promoted to {target}: {error}\n"

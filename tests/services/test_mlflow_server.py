@@ -10,6 +10,8 @@ import pytest
 
 from deployments.servers import Server, mlflow_server, running
 from dpr_core.errors import DensePathError
+from tasks.artifacts.listed import Dataset, Model, Prompt, Trace, model_uri
+from tasks.artifacts.parent_runs import PipelineInfo, PolicyRow, StoredRequest
 from tasks.artifacts.store import Store
 from tasks.run_stage import run_stage
 from tests.services.conftest import UNDISTURBED, Steps, history, training
@@ -97,3 +99,34 @@ def test_away_for_too_long_it_goes_on_by_the_same_command(
     assert began[last + 1] == last + 1, "it went on where it had ended"
     assert history(store, outcome.id) == UNDISTURBED
     assert [record.id for record in store.records()] == [outcome.id]
+
+
+def test_what_is_listed_for_people_is_listed_by_a_server_too(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store.open()
+    outcome = run_stage(training(seconds=0), Steps(), {}, store=store)
+    client, data = store._client, Dataset("lab", "c" * 64, "code", {"seed": 0}, "training", ("prompt",), 8)
+    trace = Trace("d" * 32, "judged", {"question": ["1?"]}, "VERDICT: A", "candidate", 1.0, "gpt-4o", True)
+    parent = store.parent_runs.begin(PipelineInfo("demo", "What it is.", {}, StoredRequest({"flow": "toy"})))
+    row = PolicyRow("DPR", "", {"win_rate": 0.75}, {"training": outcome.id}, {})
+    source = model_uri(outcome.id, "deep")
+    for _ in range(2):
+        run = client.get_run(outcome.id)
+        measured = [("accuracy", 0.5, 1, 1)]
+        client.list_datasets(outcome.id, [data])
+        client.list_models(run, "training", {"steps": 60}, [Model("training", "deep", 60, {"accuracy"})], measured)
+        client.measure_model(run, source, data, measured)
+        client.list_traces(run, Prompt("dense-path-judge", "Between {{mark}}.", "sha256-1"), [trace])
+        store.parent_runs.show_policies(parent, [row])
+        store.registered_models.promote(outcome.id, source, "steps", "champion", {}, "")
+    assert not [record.message for record in caplog.records if "not listed" in record.message]
+    run = client.get_run(outcome.id)
+    [listed] = client.search_logged_models([store._experiment])
+    assert [listed.model_id] == [output.model_id for output in run.outputs.model_outputs]
+    assert {(metric.key, metric.value) for metric in listed.metrics} == {("accuracy", 0.5)}
+    assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["lab"]
+    assert [len(each.info.assessments) for each in client.search_traces(locations=[store._experiment])] == [1]
+    assert [each.title for each in store.registered_models.of(outcome.id)] == ["steps version 1 @champion"]
+    assert [each.info.run_name for each in client.search_runs([store._experiment], "tags.`dpr.policy` = 'DPR'")] == [
+        "DPR"
+    ]
+    assert store.verify(outcome.id) == []
