@@ -14,6 +14,9 @@ logger = logging.getLogger("dense_path")
 ARTIFACT, URI = "dpr.artifact", "dpr.uri"
 """The tags of a listed model: the artifact whose payload has its weights, and their place in it."""
 
+SECONDS_TO_LIST = 60.0
+"""A server may answer with an error to lists alone, however often they are sent."""
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -23,7 +23,7 @@ from dpr_core.config.base import Config, commented_yaml
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.redaction import address, redact
 from tasks.artifacts.identity import files_below
-from tasks.artifacts.listed import ARTIFACT, URI, Dataset, Model, Prompt, Trace, model_uri
+from tasks.artifacts.listed import ARTIFACT, SECONDS_TO_LIST, URI, Dataset, Model, Prompt, Trace, model_uri
 from tasks.artifacts.metric_buffer import Entry
 from tasks.artifacts.retrying import RetryPolicy
 from tasks.artifacts.run_records import mlflow_name, params
@@ -52,8 +52,6 @@ READING = ("get_", "search_", "list_", "download_")
 """How the names of the methods begin that change nothing."""
 PROBE_SECONDS = 3.0
 SECONDS_TO_END_KILLED = 5.0
-SECONDS_TO_LIST = 60.0
-"""A server may answer with an error to lists alone, however often they are sent."""
 ADVISORY_LOCK = int.from_bytes(b"dense-pa", "big", signed=True)
 
 REQUEST_TAG = "dpr.made_by"
@@ -444,7 +442,10 @@ def _trace(run: Any, trace: Trace) -> tuple[Any, Any]:
 
 @functools.cache
 def source_tags() -> dict[str, str]:
-    """Who runs what, as MLflow finds it out; the commit is that of this package, wherever the script lies."""
+    """Who runs what, as MLflow finds it out; the commit is that of this package, wherever the script lies.
+
+    An installed one has none: the repository around its environment is another's.
+    """
     from mlflow.tracking.context.git_context import GitRunContext
     from mlflow.tracking.context.registry import resolve_tags
     from mlflow.utils import git_utils
@@ -454,7 +455,7 @@ def source_tags() -> dict[str, str]:
     if not Path(sys.argv[0]).is_file():
         found[MLFLOW_SOURCE_NAME] = "dpr"
     package = str(Path(__file__).parent)
-    if commit := git_utils.get_git_commit(package):
+    if "site-packages" not in package and (commit := git_utils.get_git_commit(package)):
         branch, address = git_utils.get_git_branch(package), git_utils.get_git_repo_url(package)
         found |= {MLFLOW_GIT_COMMIT: commit, MLFLOW_GIT_BRANCH: branch, MLFLOW_GIT_REPO_URL: address}
     return {name: value for name, value in found.items() if value is not None}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.errors import DensePathError
-from tasks.artifacts.retrying import UnansweredError
+from tasks.artifacts.listed import SECONDS_TO_LIST
 
 if TYPE_CHECKING:
     from tasks.artifacts.mlflow_client import MlflowClient
@@ -40,9 +40,8 @@ class RegisteredModels:
     def of(self, run_id: str) -> list[Version]:
         """The versions that are of an artifact, with their aliases; none where MLflow does not say."""
         try:
-            return self._with_aliases(self._search(f"run_id = '{run_id}'"))
-        except UnansweredError:
-            raise
+            with self._client.retry.at_most(SECONDS_TO_LIST):
+                return self._with_aliases(self._search(f"run_id = '{run_id}'"))
         except DensePathError as error:
             logger.warning("registered models are not shown: %s", error)
             return []
