@@ -23,7 +23,7 @@ from tasks.running.shutdown import Shutdown, TimedOut, graceful_shutdown
 from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Progress, Workspace
-from tasks.stages.listing import TRAINING, datasets_read, model_measured, models_made
+from tasks.stages.datasets_and_models import TRAINING, datasets_read, model_measured, models_made
 
 logger = logging.getLogger("dense_path")
 
