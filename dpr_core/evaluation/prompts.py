@@ -12,10 +12,9 @@ from typing import Any
 
 from dpr_core.evaluation.ask import Details
 from dpr_core.evaluation.endpoint import Messages
-from dpr_core.evaluation.official.mt_bench import RATING
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Verdict
 from dpr_core.evaluation.rate import Turn, on_scale
-from dpr_core.evaluation.reading import in_json, is_json, last_line, only_one
+from dpr_core.evaluation.reading import in_json, is_json, last_line, stated
 
 PAIRWISE_INSTRUCTIONS = """\
 You compare two answers to one question and decide which of them serves the person who asked better.
@@ -65,18 +64,26 @@ VERDICTS = {"A": Verdict.FIRST, "B": Verdict.SECOND, "TIE": Verdict.TIE}
 
 _FLAGS = re.IGNORECASE | re.ASCII
 
-_LABEL = r"^(?:(?:my|the|final|overall)\s+)*(?:{names})\s*(?:is\s*:?|[:=-])\s*"
+_IS = r"\s*(?:is\s*:?|[:=-])\s*`?"
+_LABEL = r"^(?:(?:my|the|final|overall)\s+)*(?:{names})" + _IS
+_ENDS_A_SENTENCE = r"(?:^|[.:!]\s*)"
 
 _VERDICT_LINE = (
-    re.compile(_LABEL.format(names="verdict") + r"(?:answer\s+)?\[{0,2}(A|B|TIE)\]{0,2}$", _FLAGS),
-    re.compile(r"\[\[(A|B|C|TIE)\]\]", _FLAGS),
+    re.compile(_LABEL.format(names="verdict") + r"(?:answer\s+)?(?:\[\[(?:A|B|C|TIE)\]\]|\[?(?:A|B|TIE)\]?)$", _FLAGS),
+    re.compile(_ENDS_A_SENTENCE + r"\[\[(?:A|B|C|TIE)\]\]$", _FLAGS),
 )
 """The line that is asked for, else MT-Bench's labels, of which C is a tie."""
 
+_VERDICT = re.compile(rf"(?:verdict{_IS}(?:answer\s+)?\[?|\[\[)(A|B|TIE|(?<=\[\[)C)\b", _FLAGS)
+
+_RATING_LABEL = _LABEL.format(names="rating|score")
+
 _RATING_LINE = (
-    *RATING,
-    re.compile(_LABEL.format(names="rating|score") + r"(\d+\.?\d*)(?:\s*/\s*10|\s+out of 10)?$", _FLAGS),
+    re.compile(_RATING_LABEL + r"(?:\[\[\d+\.?\d*\]\]|\[\d+\.?\d*\]|\d+\.?\d*(?:\s*/\s*10|\s+out of 10)?$)", _FLAGS),
+    re.compile(_ENDS_A_SENTENCE + r"(?:\[\[\d+\.?\d*\]\]|\[\d+\.?\d*\])$", _FLAGS),
 )
+
+_RATING = re.compile(rf"(?:(?:rating|score){_IS}\[?|\[)\[?(\d+\.?\d*)", _FLAGS)
 
 _CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c])"
@@ -169,7 +176,7 @@ def pairwise_messages(comparison: Comparison, as_json: bool = False) -> Messages
 
 def read_verdict(reply: str) -> Verdict:
     """The verdict in the last line of the judge's reply, or of a reply that is JSON all the same."""
-    word = only_one(_VERDICT_LINE, last_line(reply))
+    word = stated(last_line(reply), _VERDICT_LINE, _VERDICT)
     if word is None:
         return read_json_verdict(reply) if is_json(reply) else Verdict.UNREADABLE
     return VERDICTS.get(word, Verdict.TIE)
@@ -199,11 +206,11 @@ class OwnRatingTemplate:
 
     def score(self, reply: str) -> float | None:
         """The one rating in the last line; before it the model may quote what it has read."""
-        stated = only_one(_RATING_LINE, last_line(reply))
-        if stated is None and is_json(reply):
+        said = stated(last_line(reply), _RATING_LINE, _RATING)
+        if said is None and is_json(reply):
             value = in_json(reply, "rating")
-            stated = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        return None if stated is None else on_scale(float(stated))
+            said = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return None if said is None else on_scale(float(said))
 
 
 def _rating_parts(turn: Turn) -> list[tuple[str, str]]:

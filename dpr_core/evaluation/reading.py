@@ -7,23 +7,21 @@ read as long as there is one way to read them. Only what is stated last counts: 
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>")
 """Ends what a reasoning model thinks, where its server leaves that in the reply."""
 
 THINKING = re.compile(r"\s*(?:<(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis)")
 
-EMPHASIS = re.compile(r"[*_`~\"'$]|\\(?:boxed|text|textbf)\b|[{}]")
+EMPHASIS = re.compile(r"[*_~$]|\\(?:boxed|text|textbf)\b|[{}]")
 
-DECORATION = " \t#>.-=|"
-"""Around a line."""
+DECORATION = " \t#.-=|`"
+"""Around a line. Marks of quotation are none: what stands in them an answer may have said."""
 
 FENCE = re.compile(r"^\s*```\w*")
 
 BRACKET = re.compile(r"[{\[]")
-
-LENIENT = json.JSONDecoder(strict=False)
-"""Takes a line end inside a text, which weak models forget to escape."""
 
 
 def without_thinking(reply: str) -> str:
@@ -40,32 +38,47 @@ def last_line(reply: str) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
-def only_one(patterns: Sequence[re.Pattern[str]], line: str) -> str | None:
-    """What the first of the patterns that occurs in a line finds there, if it is the same wherever it occurs."""
-    for pattern in patterns:
-        if found := {each.upper() for each in pattern.findall(line)}:
-            return found.pop() if len(found) == 1 else None
-    return None
+def stated(line: str, forms: Sequence[re.Pattern[str]], mentioned: re.Pattern[str]) -> str | None:
+    """What a line in one of the forms states, if whatever is mentioned in it is the same."""
+    found = {each.upper() for each in mentioned.findall(line)}
+    return found.pop() if len(found) == 1 and any(form.search(line) for form in forms) else None
 
 
 def is_json(reply: str) -> bool:
-    """Whether a reply is JSON from its beginning, in a code fence or not, though words may follow."""
-    return FENCE.sub("", without_thinking(reply)).lstrip().startswith("{")
+    """Whether a reply is JSON from its beginning to its end, in a code fence or not."""
+    text = FENCE.sub("", without_thinking(reply)).strip(" \t\r\n`")
+    return text.startswith("{") and text.endswith("}")
 
 
 def in_json(reply: str, field: str) -> object:
-    """The field of the reply's JSON object, whatever stands around it; None where it has none.
+    """The field of the reply's JSON object, which words may come before and after; None where it has none.
 
-    Of several objects all must say the same, and a bracket that opens no JSON makes the whole unreadable: an object
-    inside a broken one may be a quotation.
+    The object must have its lines for itself: in the middle of a sentence it may be a quotation, and so may one inside
+    a bracket that opens no JSON. Of several objects, or fields of one name, all must say the same.
     """
     text = reply if reply.lstrip().startswith(("{", "`")) else without_thinking(reply)
-    stated, start = [], 0
+    found: list[object] = []
+    start = 0
     while opened := BRACKET.search(text, start):
         try:
             value, start = LENIENT.raw_decode(text, opened.start())
         except (ValueError, RecursionError):
             return None
         if isinstance(value, dict) and field in value:
-            stated.append(value[field])
-    return stated[0] if stated and all(each == stated[0] for each in stated) else None
+            before, after = text[: opened.start()].rpartition("\n")[2], text[start:].partition("\n")[0]
+            if before.strip() or after.strip(" \t\r`"):
+                return None
+            found.append(value[field])
+    return found[0] if found and all(each == found[0] for each in found) else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError where a field stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field stands twice")
+    return found
+
+
+LENIENT = json.JSONDecoder(strict=False, object_pairs_hook=_once)
+"""Takes a line end inside a text, which weak models forget to escape."""
