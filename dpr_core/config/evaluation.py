@@ -374,10 +374,10 @@ class JudgeExecutionConfig(Config):
     budget_account: Name = "judging"
     """Whose spending the budget is of: all judging under this name in this home, by any stage, run or process."""
 
-    dollars_per_million_read: float | None = Field(None, ge=0)
+    dollars_per_million_read: float | None = Field(None, ge=0, le=10**6)
     """Price of a million tokens read; none looks it up in a dated list."""
 
-    dollars_per_million_written: float | None = Field(None, ge=0)
+    dollars_per_million_written: float | None = Field(None, ge=0, le=10**6)
     """Price of a million tokens written."""
 
     timeout_minutes: float | None = Field(None, gt=0, le=525_600)

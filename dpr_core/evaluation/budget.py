@@ -136,7 +136,7 @@ class Meter:
         while True:
             charge = self._ledger.charge(self._account, self._model, most, self._cap, requests, batch)
             if charge is not None:
-                self._under_way[charge] = most or 0
+                self._under_way.setdefault(charge, most or 0)
                 return charge
             own = 0 if batch else sum(self._under_way.values())
             self._check(most, own, what)

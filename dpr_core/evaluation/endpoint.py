@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.budget import Meter, most_tokens_in, tokens_in
-from dpr_core.evaluation.prices import Usage, price_of
+from dpr_core.evaluation.prices import Usage, count_in, price_of
 from dpr_core.evaluation.spending import Spending
 from dpr_core.redaction import holds_key, read_key, redact
 
@@ -36,6 +36,11 @@ OF_ALL_BY_CODE = ("model_not_found", "invalid_api_key")
 ABOUT_CONTENT = ("flagged", "moderation", "content management", "content filter", "content_filter")
 """Words of a 403 that is no matter of the key."""
 
+WRONG_KEY = re.compile(
+    r"(?:invalid|incorrect|missing|expired)\W+api.key|api.key (?:is )?(?:not|invalid|expired|missing)", re.I
+)
+"""What some vendors say with no status of its own. A server that repeats a request about keys says no such thing."""
+
 THINKING_SPENT = "output limit was reached"
 """Of OpenAI's refusal where thinking alone took all of the length limit."""
 
@@ -49,6 +54,9 @@ NO_CONNECTION = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", 
 
 MAY_COST = (408, 499)
 """Refusals that some proxies send for a request that was being answered."""
+
+READ_BEFORE_REFUSED = (*ABOUT_CONTENT, "context length", "context_length_exceeded")
+"""Words of refusals that some vendors charge for, Azure among them: a filter or a limit has been at work."""
 
 COST_NOTHING = (503, 529)
 """Failures of a server that has no time for the request."""
@@ -169,7 +177,7 @@ class Endpoint:
         except BaseException:
             self.meter.lose(charge)
             raise
-        if not getattr(completion, "choices", None):
+        if not _is_completion(completion):
             self.meter.lose(charge)
             return UnreachableError(
                 f"{self.url} answered, but not with a chat completion; check judge.by.base_url, which often ends in "
@@ -193,16 +201,21 @@ class Endpoint:
             raise failure
 
     def body(self, messages: Messages, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The request as the endpoint takes it."""
+        """The request as the endpoint takes it, as far as that is known."""
+        return self._body(messages, schema, self._limit, self._takes_temperature)
+
+    def _body(
+        self, messages: Messages, schema: Mapping[str, Any] | None, limit: str, takes_temperature: bool
+    ) -> dict[str, Any]:
         optional = {
-            "temperature": self.config.temperature if self._takes_temperature else None,
+            "temperature": self.config.temperature if takes_temperature else None,
             "reasoning_effort": self.config.reasoning_effort,
             "response_format": dict(schema) if schema is not None else None,
         }
         return {
             "model": self.config.model,
             "messages": messages,
-            self._limit: self.config.max_tokens,
+            limit: self.config.max_tokens,
             **{name: value for name, value in optional.items() if value is not None},
             **(self.config.extra_body or {}),
         }
@@ -225,13 +238,13 @@ class Endpoint:
                 f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
                 "take any"
             )
-        thinking = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)
+        thinking = count_in(getattr(usage, "completion_tokens_details", None), "reasoning_tokens")
         details = {
             "model": completion.model,
             "system_fingerprint": version,
             "finish_reason": choice.finish_reason,
-            "prompt_tokens": usage and usage.prompt_tokens,
-            "completion_tokens": usage and usage.completion_tokens,
+            "prompt_tokens": count_in(usage, "prompt_tokens"),
+            "completion_tokens": count_in(usage, "completion_tokens"),
             "reasoning_tokens": thinking or None,
             "length_limit": self._limit,
             "temperature": None if self._takes_temperature else "the model's own",
@@ -239,7 +252,7 @@ class Endpoint:
         return Reply(
             said,
             choice.finish_reason not in CUT_SHORT and not refusal,
-            {name: value for name, value in details.items() if value is not None},
+            {name: value for name, value in details.items() if isinstance(value, str | int)},
         )
 
     def unreadable(self, error: ValueError) -> UnavailableError:
@@ -274,8 +287,7 @@ class Endpoint:
             hint = "; raise judge.by.max_tokens, in which thinking counts"
         elif NO_TEMPERATURE.search(said):
             hint = "; set judge.by.temperature=null"
-        # Some vendors know a wrong key or model by no status of its own.
-        of_all = status in OF_ALL_REQUESTS or code in OF_ALL_BY_CODE or "api key" in said.lower()
+        of_all = status in OF_ALL_REQUESTS or code in OF_ALL_BY_CODE or WRONG_KEY.search(said)
         kind = DensePathError if of_all else RefusedError
         return kind(f"{self.url} refused a request for the model {self.config.model}: {said}{hint}")
 
@@ -301,24 +313,29 @@ class Endpoint:
             await client.close()
 
     async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Any:
+        """In the form that the endpoint takes, which is known once a request in it was answered."""
+        limit, takes_temperature = self._limit, self._takes_temperature
         while True:
-            limit, body = self._limit, self.body(messages, schema)
+            body = self._body(messages, schema, limit, takes_temperature)
             try:
                 # The client refuses fields that it does not know, but for those in `extra_body`.
-                return await self.client.chat.completions.create(
+                completion = await self.client.chat.completions.create(
                     model=body.pop("model"), messages=body.pop("messages"), extra_body=body
                 )
             except self.library.APIStatusError as error:
-                if error.status_code not in (400, 422):
+                if error.status_code not in (400, 422) or _may_have_cost(error):
                     raise
                 if limit in str(error) and limit != "max_tokens":
                     # Servers older than this name know the same limit as `max_tokens`.
-                    self._limit = "max_tokens"
+                    limit = "max_tokens"
                 elif "temperature" in body and NO_TEMPERATURE.search(str(error)):
                     # A reasoning model has its own.
-                    self._takes_temperature = False
+                    takes_temperature = False
                 else:
                     raise
+            else:
+                self._limit, self._takes_temperature = limit, takes_temperature
+                return completion
 
     def _connect(self) -> Any:
         common = {
@@ -360,8 +377,17 @@ def _may_have_cost(error: Any) -> bool:
     status = getattr(error, "status_code", None)
     if status is None:
         return type(error.__cause__).__name__ not in NO_CONNECTION
-    thought = THINKING_SPENT in str(error)
-    return thought or status in MAY_COST or status < 400 or (status >= 500 and status not in COST_NOTHING)
+    said = str(error).lower()
+    was_read = THINKING_SPENT in said or any(word in said for word in READ_BEFORE_REFUSED)
+    return was_read or status in MAY_COST or status < 400 or (status >= 500 and status not in COST_NOTHING)
+
+
+def _is_completion(found: Any) -> bool:
+    """The library checks no type."""
+    try:
+        return bool(found.choices) and hasattr(found.choices[0].message, "content")
+    except (AttributeError, LookupError, TypeError):
+        return False
 
 
 def _pause(error: Any, again: int) -> float | None:

@@ -28,6 +28,9 @@ VENDORS = {
 }
 """Whose prices hold at an address. At any other, such as a proxy's or Azure's, OpenAI's models have OpenAI's."""
 
+MOST_TOKENS = 10**8
+"""No request has more; a larger number is no number of tokens."""
+
 HALF_A_YEAR = 183
 """Days after which prices may no longer hold."""
 
@@ -54,13 +57,13 @@ class Usage:
 
     @classmethod
     def told(cls, usage: Any) -> "Usage | None":
-        """What a reply's `usage` says, in whatever form it came; None where it says no number of tokens."""
-        read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-        if read is None or written is None:
+        """What a reply's `usage` says, in whatever form it came; None where it says no number that can be."""
+        read, written = (count_in(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        if not read or written is None:
             return None
-        written = max(written, (_count(usage, "total_tokens") or 0) - read)
-        cached = _count(_field(usage, "prompt_tokens_details"), "cached_tokens") or 0
-        reasoning = _count(_field(usage, "completion_tokens_details"), "reasoning_tokens") or 0
+        written = max(written, (count_in(usage, "total_tokens") or 0) - read)
+        cached = count_in(_field(usage, "prompt_tokens_details"), "cached_tokens") or 0
+        reasoning = count_in(_field(usage, "completion_tokens_details"), "reasoning_tokens") or 0
         return cls(read, written, min(cached, read), min(reasoning, written))
 
 
@@ -148,6 +151,7 @@ def _field(holder: Any, name: str) -> Any:
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
-def _count(holder: Any, name: str) -> int | None:
+def count_in(holder: Any, name: str) -> int | None:
+    """A number of tokens, if that is what stands there."""
     value = _field(holder, name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None

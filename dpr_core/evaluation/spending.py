@@ -18,14 +18,17 @@ SPENDING = "spending.sqlite"
 BILLION = 10**9
 """Sums are whole billionths of a dollar: adding them up in any order gives the same."""
 
-CHARGES = """CREATE TABLE IF NOT EXISTS charges (
+WHOLE = "CHECK (billionths IS NULL OR (typeof(billionths) = 'integer' AND billionths >= 0))"
+"""Older systems have an SQLite that knows no STRICT tables."""
+
+CHARGES = f"""CREATE TABLE IF NOT EXISTS charges (
     id INTEGER PRIMARY KEY, account TEXT NOT NULL, model TEXT NOT NULL,
-    billionths INTEGER CHECK (billionths >= 0), is_answered INTEGER NOT NULL, requests INTEGER NOT NULL,
-    read INTEGER NOT NULL, written INTEGER NOT NULL, batch TEXT UNIQUE, made TEXT NOT NULL) STRICT"""
+    billionths INTEGER {WHOLE}, is_answered INTEGER NOT NULL, requests INTEGER NOT NULL,
+    read INTEGER NOT NULL, written INTEGER NOT NULL, batch TEXT UNIQUE, made TEXT NOT NULL)"""
 """Without `billionths` where no price is known."""
 
-TOTALS = """CREATE TABLE IF NOT EXISTS totals (
-    account TEXT PRIMARY KEY, billionths INTEGER NOT NULL CHECK (billionths >= 0)) STRICT"""
+TOTALS = f"""CREATE TABLE IF NOT EXISTS totals (
+    account TEXT PRIMARY KEY, billionths INTEGER NOT NULL {WHOLE})"""
 
 CHARGED = """CREATE TRIGGER IF NOT EXISTS charged AFTER INSERT ON charges BEGIN
     INSERT INTO totals VALUES (new.account, IFNULL(new.billionths, 0))
@@ -74,8 +77,8 @@ class Spending:
         )
         self._answers: list[tuple[Any, ...]] = []
         if wrong := self._file.rows(
-            "SELECT account FROM totals t WHERE billionths != "
-            "(SELECT IFNULL(SUM(billionths), 0) FROM charges c WHERE c.account = t.account)"
+            "SELECT account FROM totals LEFT JOIN (SELECT account, SUM(billionths) AS found FROM charges GROUP BY 1) "
+            "USING (account) WHERE billionths != IFNULL(found, 0)"
         ):
             raise self._file.damaged(f"the total of {wrong[0][0]!r} is not the sum of its charges")
 
@@ -95,7 +98,7 @@ class Spending:
             self._write_answers()
             if batch is not None and (known := self._file.rows("SELECT id FROM charges WHERE batch = ?", batch)):
                 return int(known[0][0])
-            if cap is not None and self.total(account) + (most or 0) > cap:
+            if cap is not None and most and self.total(account) + most > cap:
                 return None
             return self._file.write(
                 "INSERT INTO charges (account, model, billionths, is_answered, requests, read, written, batch, made) "

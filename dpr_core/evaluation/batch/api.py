@@ -137,5 +137,6 @@ def _read(found: Any) -> ApiBatch:
         files=tuple(file for file in (found.output_file_id, found.error_file_id) if file),
         complaint="; ".join(dict.fromkeys(str(error.message) for error in errors[:3])),
         may_pass=all(error.code in MAY_PASS for error in errors),
-        completed=counts.completed if counts else 0,
+        # Without a count at least one was, so that a lost file of results is not taken for none.
+        completed=counts.completed if counts else int(found.status != "failed"),
     )

@@ -46,6 +46,20 @@ def test_a_charge_counts_at_its_most_until_it_is_answered_or_withdrawn() -> None
         charge(meter, 0, 1)
 
 
+def test_a_batch_that_is_asked_for_again_is_known_by_what_was_set_aside() -> None:
+    meter = Meter(Price(1e6, 1e6), cap=10.0)
+    sent = asyncio.run(meter.charge(4, 4, batch="file"))
+    assert asyncio.run(meter.charge(0, 0, batch="file")) == sent
+    meter.answer(sent, None)
+    assert meter.spent == 8.0
+
+
+def test_an_answer_is_fetched_whatever_was_spent() -> None:
+    meter = Meter(Price(1e6, 1e6), cap=10.0)
+    meter.answer(charge(meter, 5, 5), Usage(50, 50))
+    asyncio.run(meter.charge(0, 0, batch="of an earlier version"))
+
+
 def test_without_a_price_there_is_nothing_to_tell_of_money() -> None:
     meter = Meter(None, None)
     meter.answer(charge(meter, 10**9, 10**9), Usage(5, 6))

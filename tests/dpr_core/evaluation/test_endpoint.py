@@ -118,6 +118,8 @@ PAGE = "<html><body>" + "hello " * 1000
         (refused(429, "You exceeded your quota", "insufficient_quota"), "the account of this key has nothing left"),
         (Reply(PAGE), "not with a chat completion"),
         (Reply({"choices": []}), "not with a chat completion"),
+        (Reply({"choices": [{}]}), "not with a chat completion"),
+        (Reply({"choices": {"message": "x"}}), "not with a chat completion"),
         (Reply({"error": {"message": KEY}}), "not with a chat completion"),
     ],
 )
@@ -135,6 +137,7 @@ def test_failures_are_sentences_without_the_key(loopback: Loopback, reply: Reply
         (400, "This model's maximum context length is 8192 tokens."),
         (400, "The response was filtered due to the prompt triggering content management policy."),
         (403, "Your input was flagged by moderation."),
+        (400, "Refused: 'How do I renew an API key?'"),
         (413, "Request too large"),
         (422, "string too long"),
     ],
@@ -181,6 +184,16 @@ def test_a_reasoning_model_is_asked_in_its_own_way(loopback: Loopback) -> None:
     loopback.calls.clear()
     ask(build(loopback.url, temperature=None))
     assert "temperature" not in loopback.requests[0]
+
+
+def test_a_refusal_that_only_names_the_limit_changes_no_other_request(loopback: Loopback) -> None:
+    loopback.answer = lambda call: refused(400, "max_completion_tokens does not fit beside 9000 tokens")
+    judge = build(loopback.url)
+    assert ask(judge).value is None
+    loopback.calls.clear()
+    loopback.answer = lambda call: completion("VERDICT: A")
+    ask(judge)
+    assert [request.get("max_completion_tokens") for request in loopback.requests] == [64]
 
 
 def test_what_all_thinking_was_spent_on_names_the_limit(loopback: Loopback) -> None:
@@ -233,6 +246,9 @@ def test_a_reply_whose_parts_are_of_other_types_is_taken_for_what_it_is(loopback
     assert isinstance(said, dict)
     loopback.answer = lambda call: Reply({**said, "system_fingerprint": 5})
     assert ask(build(loopback.url)).verdict is Verdict.FIRST
+    for usage in ("many", {"prompt_tokens": 10**25, "completion_tokens_details": {"reasoning_tokens": "many"}}):
+        loopback.answer = lambda call, usage=usage: Reply({**said, "usage": usage})  # type: ignore[misc]
+        assert not {"prompt_tokens", "reasoning_tokens"} & ask(build(loopback.url)).details.keys()
     parts = {"role": "assistant", "content": [{"type": "text", "text": "VERDICT: A"}]}
     loopback.answer = lambda call: Reply({**said, "choices": [{**said["choices"][0], "message": parts}]})
     assert ask(build(loopback.url)).raw == ""

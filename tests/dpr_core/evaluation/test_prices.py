@@ -57,6 +57,8 @@ def test_cached_and_thought_tokens_have_their_prices() -> None:
         ),
         ({"prompt_tokens": 7, "completion_tokens": -3}, None),
         ({"prompt_tokens": "7", "completion_tokens": 3}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, None),
+        ({"prompt_tokens": 7, "completion_tokens": 10**25}, None),
         ({"prompt_tokens": True, "completion_tokens": 3}, None),
         ({}, None),
         (None, None),

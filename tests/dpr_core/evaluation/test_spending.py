@@ -31,7 +31,7 @@ from tests.loopback import Call, Loopback, Reply, completion, refused
 READ, WRITTEN = 100.0, 1000.0
 """Dollars a million."""
 
-FAULTS = ("late", "reset", "broken", "cut", "double", "500", "503", "429", "gateway", "untold")
+FAULTS = ("late", "reset", "broken", "cut", "double", "500", "503", "429", "gateway", "untold", "filtered", "zero")
 
 
 class Billing:
@@ -73,6 +73,10 @@ class Billing:
                 return refused(500 if kind == "500" else 504, "it was too much")
             case "untold":
                 return Reply(body | {"usage": None})
+            case "zero":
+                return Reply(body | {"usage": {"prompt_tokens": 0, "completion_tokens": 0}})
+            case "filtered":
+                return refused(400, "The prompt triggered the content management policy.")
         return reply
 
 
