@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -106,8 +106,12 @@ def price_of(by: ChatCompletionsConfig, execution: JudgeExecutionConfig) -> Pric
     if listed is None:
         return None
     if isinstance(by, OpenAIBatchJudgeConfig):
-        return Price(*(listed.get(f"batch_{kind}", listed[kind] / 2) for kind in ("read", "written")))
-    return Price(listed["read"], listed["written"], listed.get("cached"), listed.get("reasoning"))
+        found = Price(*(listed.get(f"batch_{kind}", listed[kind] / 2) for kind in ("read", "written")))
+    else:
+        found = Price(listed["read"], listed["written"], listed.get("cached"), listed.get("reasoning"))
+    if read is not None:
+        return replace(found, read=read, cached=None)
+    return found if written is None else replace(found, written=written, reasoning=None)
 
 
 def prices(execution: JudgeExecutionConfig) -> str:

@@ -229,13 +229,14 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
     from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
+    from dpr_core.evaluation.questions import exact_match
     from tasks.local_home import open_home
     from tasks.running.progress import StageProgress
     from tasks.stages.judge import VERDICTS, preflight
 
     preflight([settings])
     home = open_home()
-    judge = build_judge(settings.by, settings.execution, lambda text: text.strip(), home / VERDICTS)
+    judge = build_judge(settings.by, settings.execution, exact_match(str.strip), home / VERDICTS)
     canary_metrics: dict[str, float] = {}
     with StageProgress("judge") as progress:
         if costs_money(settings.by) and settings.execution.canaries:

@@ -66,7 +66,10 @@ def test_two_answer_files_are_judged_without_a_pipeline(dpr: Dpr, tmp_path: Path
     )
     again = dpr("benchmark", "score", "--format", "lima", str(games), "--json").json["models"]["candidate"]
     assert again["paper"]["win_rate"] == 100.0
-    assert "50.0 %" in dpr(*common, "--answers", str(mine), "--baseline", str(mine)).stdout
+    same = [*common, "--answers", str(mine), "--baseline", str(mine)]
+    assert "50.0 %" in dpr(*same).stdout
+    checked = dpr(*(each.replace("scripted", "verifiable") for each in same))
+    assert (checked.status, "question 81 has no reference" in checked.stderr) == (2, True)
 
 
 def test_the_benchmark_alone_is_enough_where_the_hub_has_its_questions(

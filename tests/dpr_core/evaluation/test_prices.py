@@ -25,6 +25,12 @@ def test_the_price_is_the_one_that_was_set_or_the_listed_one() -> None:
         assert price_of(kind(model="mine"), OWN) == price_of(kind(model="gpt-4o"), OWN) == Price(1.0, 2.0)
 
 
+def test_one_price_may_be_set_beside_a_listed_one() -> None:
+    by = OpenAIJudgeConfig(model="gpt-4o")
+    assert price_of(by, JudgeExecutionConfig(dollars_per_million_read=9.0)) == Price(9.0, 10.0)
+    assert price_of(by, JudgeExecutionConfig(dollars_per_million_written=9.0)) == Price(2.5, 9.0, cached=1.25)
+
+
 def test_each_vendor_has_its_own_models() -> None:
     assert listed("deepseek-chat", "https://api.deepseek.com/v1") == Price(0.28, 0.42, cached=0.028)
     assert listed("gpt-4o", "https://api.deepseek.com/v1") is None
