@@ -61,7 +61,7 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
 
 def _take(sft: SFTConfig, imported: ImportedConfig, work: Work) -> dict[str, float]:
     """Two checkpoints of a run that was done elsewhere, examined and kept as those of a run here are."""
-    from dpr_core.data.encoding import encode_demonstrations
+    from dpr_core.data.demonstrations import encode_demonstrations
     from dpr_core.errors import UsageError
     from dpr_core.models.checkpoints import save
     from dpr_core.models.imported import examine, load, tokenizer_of
@@ -78,13 +78,14 @@ def _take(sft: SFTConfig, imported: ImportedConfig, work: Work) -> dict[str, flo
     told = {"fraction": pair.fraction, "unverified": pair.doubts}
     (work.output / "imported.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     tokenizer = tokenizer_of(imported, sft.backbone)
-    for part, checkpoint in ((1.0, imported.final), (fraction, imported.reference)):
-        model, dtype = load(checkpoint, sft.backbone, len(tokenizer))
-        save(model.to(dtype), tokenizer, work.output / "checkpoints" / str(part))
     lineage = Lineage(work.store)
     renderer = lineage.renderer(data)
-    texts = [(renderer.render(d.prompt, d.system), d.response) for d in lineage.demonstrations(data)]
-    return encode_demonstrations(tokenizer, texts, sft.max_prompt_tokens, sft.max_response_tokens).counts()
+    for part, checkpoint in ((1.0, imported.final), (fraction, imported.reference)):
+        model, dtype = load(checkpoint, sft.backbone, len(tokenizer))
+        renderer.end_turns(model, tokenizer)
+        save(model.to(dtype), tokenizer, work.output / "checkpoints" / str(part))
+    rows = lineage.demonstrations(data)
+    return encode_demonstrations(tokenizer, renderer, rows, sft.max_prompt_tokens, sft.max_response_tokens).counts()
 
 
 def pinned(backbone: PretrainedBackboneConfig | None) -> PretrainedBackboneConfig | None:
