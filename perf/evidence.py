@@ -317,7 +317,8 @@ def _without_defaults(config: Config) -> dict[str, Any]:
     kept = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if name == "type" or value != field.get_default(call_default_factory=True):
+        # What a document leaves out is the default.
+        if name in plain and (name == "type" or value != field.get_default(call_default_factory=True)):
             kept[name] = _without_defaults(value) if isinstance(value, Config) else plain[name]
     return kept
 

@@ -9,6 +9,8 @@ ROOT = Path(dpr_core.__file__).parents[1]
 
 READ_CHECKPOINTS = {
     "dpr_core.models.checkpoints",
+    "dpr_core.models.gguf_files",
+    "dpr_core.models.imported",
     "dpr_core.lab.backbone",
     "dpr_core.training.lab_backbone",
 }

@@ -292,7 +292,7 @@ SPECIAL = {"pipe.yaml": "a named pipe", "/dev/zero": "a device", "folder.yaml": 
         ["score", "{reward}", "{file}"],
         ["score", "{reward}", "--text", "a", "b", "--html", "{file}"],
         ["benchmark", "score", "--format", "mt-bench", "{file}"],
-        ["benchmark", "score", "--format", "mt-bench", "{rows}", "--answers", "{file}"],
+        ["benchmark", "score", "--format", "mt-bench", "{judged}", "--answers", "{file}"],
         ["benchmark", "judge", "--format", "mt-bench", "--answers", "{file}", "--baseline", "{rows}"],
         ["benchmark", "judge", "--format", "lima", "--answers", "{rows}", "--baseline", "{rows}", "--output", "{file}"],
         ["benchmark", "rate", "--answers", "{file}", "--questions", "{rows}"],
@@ -307,7 +307,8 @@ def test_what_is_no_file_is_refused_before_it_is_opened(
     os.mkfifo("pipe.yaml")
     Path("folder.yaml").mkdir()
     Path("rows").write_text('{"question_id": 1, "model_id": "m", "choices": [{"turns": ["a", "b"]}]}\n')
-    filled = [str(each).format(file=file, rows="rows", reward=made.id("reward")) for each in arguments]
+    Path("judged").write_text('{"question_id": 1, "model": "m", "judge": ["j", "single-v1"], "turn": 1, "score": 8}\n')
+    filled = [str(each).format(file=file, rows="rows", judged="judged", reward=made.id("reward")) for each in arguments]
     dpr(*filled, home=made.home).assert_refused(2, f"{file} is {SPECIAL[file]}, but a file is needed")
 
 

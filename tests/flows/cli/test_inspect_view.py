@@ -54,6 +54,7 @@ def test_square_brackets_in_names_are_no_markup() -> None:
     made = record(inputs={ODD: "cd" * 16}, reason=ODD)
     document = inspect_view.record_document(made) | {
         "reason": ODD,
+        "registered": [],
         "used_by": ["ab" * 16],
         "metrics": {ODD: 0.5},
         "files": [{"path": ODD, "size": 1, "sha256": "0" * 64}],
