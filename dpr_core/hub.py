@@ -133,7 +133,8 @@ def _committed(api: "HfApi", folder: Path, repository: str, message: str, branch
                 folder_path=folder,
                 commit_message=message,
                 revision=branch,
-                delete_patterns=["model*.safetensors*"],
+                # What these files would not replace, and a model would be read by.
+                delete_patterns=["model*.safetensors*", "adapter_*", "chat_template*"],
             )
             return str(commit.commit_url)
         except Exception as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_core import hub
+from dpr_core.config.training import LengthsConfig, SFTConfig
 from dpr_core.data.subsample import DEMONSTRATIONS_FILE
 from dpr_core.errors import UsageError
 from dpr_core.files import expanded
@@ -29,6 +30,9 @@ from tasks.stages.report import TABLE
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 """How the hub writes licences: apache-2.0, llama3.1."""
+
+UNUSED_BY_IMPORTS = {*SFTConfig.model_fields} - {*LengthsConfig.model_fields, "backbone", "checkpoints", "imported"}
+"""What an import has by default alone, and its run did otherwise."""
 
 OWN = "the lab's own"
 """What a program makes and nobody else has."""
@@ -80,7 +84,7 @@ def card_of(store: Store, artifact: Artifact, sources: list[Path], repository: s
     manifests = dict(made)
     steps = [_step(*each) for each in made]
     name = checkpoint_name(artifact, sources)
-    backbone = manifests["sft"].config.get("backbone")
+    backbone = _backbone(manifests["sft"])
     read = [manifest.config.get("source") or {} for _, manifest in made]
     return ModelCard(
         repository,
@@ -94,6 +98,15 @@ def card_of(store: Store, artifact: Artifact, sources: list[Path], repository: s
         datasets=[source["name"] for source in read if source.get("type") == "hub" and not source["content"]],
         results=_results(store, model, sources),
     )
+
+
+def _backbone(sft: Manifest) -> Mapping[str, Any] | None:
+    """What an SFT run started from; of an imported one that does not say it, its end."""
+    settings = SFTConfig.model_validate(sft.config)
+    if settings.imported is not None and settings.imported.hides(settings.backbone):
+        return settings.imported.final.model_dump()
+    backbone: Mapping[str, Any] | None = sft.config.get("backbone")
+    return backbone
 
 
 def licence_of(backbone: Mapping[str, Any] | None, stated: str | None) -> Licence:
@@ -162,16 +175,20 @@ def _facts(
     whose = backbone or {"name": OWN}
     at = f", revision {whose['revision']}" if whose.get("revision") else ""
     at += f", hash of its files {whose['content']}" if whose.get("content") else ""
-    yield "Backbone", f"{_shown(whose['name'])}{at}"
+    known = backbone == manifests["sft"].config.get("backbone")
+    yield "Backbone" if known else "Imported, of an unknown backbone", f"{_shown(whose['name'])}{at}"
     versions = ", ".join(f"{name} {version}" for name, version in manifests[model.stage].versions.items())
     yield "Programs", f"{versions}{f', commit {model.commit}' if model.commit else ''}"
 
 
 def _step(stage: str, manifest: Manifest) -> Step:
-    settings = {name: value for name, value in manifest.config.items() if name != "execution"}
+    left_out = UNUSED_BY_IMPORTS if manifest.config.get("imported") else {"execution"}
+    settings = {name: value for name, value in manifest.config.items() if name not in left_out}
     what = stage_named(stage).describe(stage_named(stage).config.model_validate(manifest.config))
-    flat = {name: _shown(value) for name, value in flatten(settings) if value is not None}
-    return Step(stage, what, manifest.digest(), flat)
+    flat = {name: value for name, value in flatten(settings) if value is not None}
+    for value in sorted((value for value in flat.values() if value != _shown(value)), key=len, reverse=True):
+        what = what.replace(value, _shown(value))
+    return Step(stage, what, manifest.digest(), {name: _shown(value) for name, value in flat.items()})
 
 
 def _shown(value: Any) -> Any:

@@ -154,7 +154,10 @@ def _prompts(card: ModelCard) -> Iterator[str]:
         yield "Where there is a system prompt, `{system}` becomes"
         yield _fenced(card.template["system"])
     elif card.template:
-        yield "They are written by the chat template of the tokenizer."
+        yield "They are written by the chat template of the tokenizer: `tokenizer.apply_chat_template`."
+    if default := card.template.get("default_system" if "text" in card.template else "system"):
+        yield "Where no other was given, the system prompt was"
+        yield _fenced(default)
     yield _fenced(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{card.repository}")\n'

@@ -104,6 +104,17 @@ def test_the_backbone_is_no_reference_where_it_is_not_known(sft: str, home: Path
 
 
 @pytest.mark.integration
+def test_the_card_of_an_import_has_no_folder_of_this_machine_and_no_optimizer(
+    sft: str, home: Path, trained: Path, tmp_path: Path, dpr: Callable[..., Any]
+) -> None:
+    assert dpr("push", sft, "me/sft", "--dry-run", tmp_path / "out", home=home).status == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Imported, of an unknown backbone: checkpoint-4, hash" in card
+    for words in (str(trained), "base_model", "learning", "batch"):
+        assert words not in card
+
+
+@pytest.mark.integration
 def test_the_reference_is_what_was_imported_where_that_is_another_share(
     trained: Path, tmp_path: Path, dpr: Callable[..., Any], open_store: Callable[..., Any], run_graph: Any
 ) -> None:

@@ -152,14 +152,15 @@ def test_a_policy_is_uploaded_with_a_card_of_its_run(
 
 
 def test_a_repository_that_is_there_is_taken_on_request_alone(dpr: Dpr, made: Any, hub: Hub) -> None:
-    hub.exists = ["README.md", "model-00001-of-00002.safetensors", "picture.png"]
+    stale = ["adapter_config.json", "chat_template.jinja", "model-00001-of-00002.safetensors"]
+    hub.exists = ["README.md", *stale, "picture.png"]
     said = dpr("push", made.id("sft"), REPOSITORY, home=made.home).assert_refused(2, REPOSITORY, "already", "--update")
     assert "sent" not in said
     private = dpr("push", made.id("sft"), REPOSITORY, "--update", "--private", home=made.home)
     private.assert_refused(2, "public", "--private")
     assert not hub.files
     assert dpr("push", made.id("sft"), REPOSITORY, "--update", home=made.home).status == 0
-    assert hub.deleted == ["model-00001-of-00002.safetensors"]
+    assert sorted(hub.deleted) == stale
     assert "SFT on lab" in hub.files["README.md"].decode()
 
 

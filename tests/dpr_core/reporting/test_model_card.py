@@ -70,3 +70,15 @@ def test_a_text_of_others_stays_a_text(place: str) -> None:
     for words in ("<script", "[here]", "![p]"):
         assert words not in shown.replace("\\<", "").replace("\\[", "")
     assert "\n# Free" not in shown
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"type": "chat", "system": "Be ``` brief."},
+        {"text": "{prompt}", "system": "", "default_system": "Be ``` brief."},
+    ],
+)
+def test_the_system_prompt_that_rows_had_by_default_is_said(template: dict[str, str]) -> None:
+    assert "the system prompt was\n\n````\nBe ``` brief.\n````" in as_markdown(card(template=template))
+    assert "the system prompt was" not in as_markdown(card())
