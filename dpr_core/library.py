@@ -11,6 +11,7 @@ from dpr_core import distributed
 from dpr_core.config.base import parse
 from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.data.encoding import TokenSequence, encode_response
+from dpr_core.data.template import Message, conversation
 from dpr_core.errors import UsageError
 from dpr_core.files import expanded
 from dpr_core.models.dense_reward import GivenText, ScoredText, ScoredTokens, TokenCredit, TokenReward, credit_of
@@ -129,18 +130,9 @@ class DenseReward:
             )
         else:
             try:
-                encoded: Any = self._tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt],
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=True,
-                    # What a message spells out stays text.
-                    sanitize_control_tokens=True,
-                )
-            # What a template raises for messages that it does not take cannot be listed.
-            except Exception as error:
-                raise UsageError(f"prompt {number}: the chat template does not take it: {error}") from error
-            ids = encoded["input_ids"]
+                ids = conversation(self._tokenizer, [_message(message) for message in prompt])
+            except UsageError as error:
+                raise UsageError(f"prompt {number}: {error}") from error
         if not ids:
             raise UsageError(f"prompt {number} is empty")
         return tuple(ids)
@@ -172,6 +164,13 @@ def _own_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _message(message: Mapping[str, Any]) -> Message:
+    match message:
+        case {"role": str(role), "content": str(content)}:
+            return role, content
+    raise UsageError("a message has a role, and a text as content")
 
 
 def _text(response: str | Messages, number: int) -> str:

@@ -123,7 +123,7 @@ class ChatRenderer(Renderer):
     def prompt(
         self, tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str = "", history: Sequence[Exchange] = ()
     ) -> tuple[int, ...]:
-        return _encoded(tokenizer, _rendered(tokenizer, self._messages(prompt, system, history)))
+        return conversation(tokenizer, self._messages(prompt, system, history))
 
     def demonstration(
         self,
@@ -178,7 +178,12 @@ class ChatRenderer(Renderer):
         return asked, whole.removeprefix(asked)
 
 
-def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], ask: bool = True) -> str:
+def conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> tuple[int, ...]:
+    """The ids of a conversation that waits for an answer, by the tokenizer's chat template."""
+    return _encoded(tokenizer, _rendered(tokenizer, messages))
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], ask: bool = True) -> str:
     """A conversation as text, with the control tokens in its messages marked; `ask` for an answer to it."""
     from transformers.utils.chat_template_utils import mark_control_tokens
 

@@ -121,7 +121,8 @@ def test_what_cannot_be_scored_is_told_in_a_sentence(reward: DenseReward, pair: 
     for prompts, responses, said in (
         (PROMPTS, RESPONSES[:1], "a list of responses that is as long"),
         (PROMPTS[0], RESPONSES[0], "give a list of prompts"),
-        ([[{"role": "user"}, 3]], ["x"], "prompt 1: the chat template does not take it"),
+        ([[{"role": "user"}]], ["x"], "prompt 1: a message has a role, and a text as content"),
+        ([[3]], ["x"], "prompt 1: a message has a role, and a text as content"),
         (["x" * 5000], ["x"], "text 1: .* tokens are more than the models' 1024 positions"),
     ):
         with pytest.raises(UsageError, match=said):
