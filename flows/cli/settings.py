@@ -1,6 +1,8 @@
 """Commands about recipes and their settings, and the web interface."""
 
 import sys
+from ipaddress import ip_address
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -54,7 +56,8 @@ def ui(
 ) -> None:
     """Open the store in MLflow's web interface, on http://127.0.0.1:5000.
 
-    It asks for no password: with --host, whoever reaches the port can read, change and delete runs.
+    It asks for no password: with --host, whoever reaches the port can read, change and delete runs. It answers under
+    this machine's name and addresses; MLFLOW_SERVER_ALLOWED_HOSTS gives it others.
     """
     with reported(debug):
         import errno
@@ -80,12 +83,29 @@ def ui(
                 raise UsageError(hint) from None
         store = Store.open()
         command, environment = store.ui_command(port, host)
-        name = socket.gethostname() if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
+        names = _names(host)
         if host != LOOPBACK:
             # MLflow answers only under names that it is told of.
-            names = f"{name}:{port},localhost:{port},127.0.0.1:{port}"
-            environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", names)
-            environment.setdefault("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", f"http://{name}:{port}")
+            served = [f"{name}:{port}" for name in names]
+            allowed = ",".join([*served, f"localhost:{port}", f"{LOOPBACK}:{port}"])
+            environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", allowed)
+            environment.setdefault("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", ",".join(f"http://{name}" for name in served))
             print("without a password: whoever reaches it can read, change and delete runs", file=sys.stderr)
-        print(f"MLflow at http://{name}:{port}/{store.page} (stop with Ctrl-C)", file=sys.stderr)
+        print(f"MLflow at http://{names[0]}:{port}/{store.page} (stop with Ctrl-C)", file=sys.stderr)
         os.execvpe(command[0], command, environment)
+
+
+def _names(host: str) -> list[str]:
+    """Those under which others reach a server that listens there."""
+    import socket
+
+    import psutil
+
+    if host not in EVERY_ADDRESS:
+        return [f"[{host}]" if ":" in host else host]
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = [each for each in chain(*psutil.net_if_addrs().values()) if each.family in families]
+    # A zone is no part of an address in a browser.
+    addresses = [each.address.partition("%")[0] for each in found]
+    own = (f"[{each}]" if ":" in each else each for each in addresses if not ip_address(each).is_loopback)
+    return list(dict.fromkeys([socket.gethostname(), *own]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import typer
 import yaml
@@ -683,10 +684,14 @@ def test_ui_serves_this_store(dpr: Dpr, made: Any, monkeypatch: pytest.MonkeyPat
     [(command, environment)] = started
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{made.home / 'mlflow.db'}"
     assert command[command.index("--port") + 1] == str(port)
+    found = [(socket.AF_INET, "10.1.2.3"), (socket.AF_INET6, "fe80::1%eth0"), (socket.AF_PACKET, "00:00:5e:00:53:01")]
+    interfaces = {"eth0": [SimpleNamespace(family=family, address=address) for family, address in found]}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
     told = dpr("ui", "--port", port, "--host", "0.0.0.0", home=made.home)
     command, environment = started[1]
     assert command[command.index("--host") + 1] == "0.0.0.0"
-    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].startswith(f"{socket.gethostname()}:{port},")
+    names = [socket.gethostname(), "10.1.2.3", "[fe80::1]", "localhost", "127.0.0.1"]
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"] == ",".join(f"{name}:{port}" for name in names)
     assert "without a password" in told.stderr
     dpr("ui", "--host", "192.0.2.1", home=made.home).assert_refused(2, "192.0.2.1 is not an address of this machine")
 
