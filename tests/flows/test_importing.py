@@ -16,6 +16,8 @@ from flows.dispatch import dispatch
 from flows.importing import import_request, on_sft
 from tests.trained_elsewhere import demonstrations, train
 
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
 TINY = Path(__file__).with_name("tiny.yaml")
 SETTINGS = ("--set", "backbone.dtype=float32", "--set", "subsample.template.text='{prompt}\n'")
 

@@ -112,6 +112,7 @@ def test_the_same_seed_gives_the_same_digests_in_another_home_and_process(
     assert digests(built.store, ours) == digests(open_store(made.home), elsewhere)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "algorithm", "formula"),
     [
