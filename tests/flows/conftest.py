@@ -86,7 +86,10 @@ class Made:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, dpr_process: Callable[..., Result]) -> Made:
     """The tiny pipeline, run by `dpr run`. Tests may add to it, and leave what is there alone."""
-    home = tmp_path_factory.mktemp("made") / "home"
+    return run_tiny(tmp_path_factory.mktemp("made") / "home", dpr_process)
+
+
+def run_tiny(home: Path, dpr_process: Callable[..., Result]) -> Made:
     result = dpr_process("run", TINY, "--json", home=home)
     assert result.status == 0, result.stderr
     return Made(home, result)

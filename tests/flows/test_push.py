@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, constants
 from dpr_core.models.packaged import ORIGIN, PACKAGED
 from flows.push import licence_of
 from tasks.artifacts.store import Store
+from tests.flows.conftest import Made, Result, run_tiny
 from tests.loopback import Call, Loopback, Reply, serving
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::DeprecationWarning:httpx2")]
@@ -97,6 +98,12 @@ class Hub:
             elif line["key"] == "deletedFile":
                 self.deleted.append(value["path"])
         return Reply({"commitUrl": f"{self.url}/{REPOSITORY}/commit/1", "commitOid": "1"})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, dpr_process: Callable[..., Result]) -> Made:
+    """In a home of its own: a card shows the newest report, and other tests make some."""
+    return run_tiny(tmp_path_factory.mktemp("pushed") / "home", dpr_process)
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def spinning(by_children: bool, monkeypatch: pytest.MonkeyPatch) -> Turn:
         return taken(lambda turn: lambda: [subprocess.run(["sh", "-c", SPIN]).returncode], 1, by_children)
 
 
+@pytest.mark.slow
 def test_memory_is_of_whom_is_said_to_work_and_time_of_all_whether_they_live_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

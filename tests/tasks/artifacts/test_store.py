@@ -302,6 +302,7 @@ def test_a_file_that_is_no_database_is_named(home: Path) -> None:
         Store.open()
 
 
+@pytest.mark.slow
 def test_processes_may_start_at_once_on_a_home_left_half_made(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "mlflow.db.new").write_bytes(b"SQLite format 3\0 and then the process was killed")
