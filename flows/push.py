@@ -139,6 +139,7 @@ def _card_metadata(folder: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
         if folder.is_dir() or backbone["content"]:
             return metadata_load(folder / FILE) or {}
         return metadata_load(hf_hub_download(backbone["name"], FILE, revision=backbone["revision"])) or {}
+    # Somebody else's card may be damaged in any way, or out of reach; then the licence is said to be unknown.
     except Exception:
         return {}
 

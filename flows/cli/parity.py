@@ -48,6 +48,8 @@ def _games(name: str) -> "tuple[list[Game], dict[str, str] | None]":
         if not all(isinstance(game.candidate_first, bool) for game in games):
             raise UsageError(f"{name}: `candidate_first` is true or false in each game")
         return games, None
+    if {"/", "."} & set(name):
+        raise UsageError(f"there is no file {name}; give a file of games, or the ID of a judge's artifact")
     from tasks.artifacts.store import Store
     from tasks.stages.judge import GAMES
 

@@ -182,6 +182,7 @@ def test_two_judges_are_compared_on_the_same_answers(dpr: Dpr, tmp_path: Path) -
     assert "shift          -50.0 points" in shown
     dpr("benchmark", "parity", longer, str(questions)).assert_refused(2, "question.jsonl", "'candidate_first'")
     dpr("benchmark", "parity", longer, "0" * 32).assert_refused(2, "0000")
+    dpr("benchmark", "parity", longer, "gone.jsonl").assert_refused(2, "there is no file gone.jsonl")
     odd = lines(tmp_path / "odd.jsonl", [{"question_id": "81", "candidate_first": [], "verdict": "tie"}])
     dpr("benchmark", "parity", longer, str(odd)).assert_refused(2, "`candidate_first` is true or false")
 
