@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.browser import CHROMIUM, Browser, browser
+from tests.flows.conftest import run_tiny
 from tests.mlflow_page import charts, served, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
@@ -19,8 +20,13 @@ def opened(tmp_path: Path) -> Iterator[Browser]:
 
 
 def test_policies_are_rows_with_their_win_rates(
-    opened: Browser, made: Any, process_environment: Callable[..., dict[str, str]]
+    opened: Browser,
+    tmp_path: Path,
+    dpr_process: Callable[..., Any],
+    process_environment: Callable[..., dict[str, str]],
 ) -> None:
+    # In a store of its own: a second pipeline of the same policies would be rows of the same names.
+    made = run_tiny(tmp_path / "home", dpr_process)
     reported = {row["policy"]: row["win_rate"] for row in made.result.json["results"]["rows"]}
     wanted = {policy: 0.5 if rate is None else rate / 100 for policy, rate in reported.items()}
     assert set(wanted) == {"SFT", "DPR", "extrapolated"}
