@@ -300,8 +300,9 @@ class Evidence:
             arms = [arm for arm in self.seeds(backbone, task, name).values() if "rollout" in arm.training]
             if arms:
                 ends = [[arm.results.get(f"rollout/{what}") for arm in arms] for what in SHOWN]
-                rows.append([name, *(_text(each, 3, brackets=False) for each in ends)])
-        return Table(["arm", *SHOWN], rows).as_markdown() if rows else ""
+                done = ", ".join(str(iterations(arm)) for arm in arms)
+                rows.append([name, done, *(_text(each, 3, brackets=False) for each in ends)])
+        return Table(["arm", "iterations by seed", *SHOWN], rows).as_markdown() if rows else ""
 
     def correlations(self) -> list[dict[str, Any]]:
         """Of each SFT run: the least correlation of token rewards among its checkpoints, and with the backbone's."""
@@ -349,6 +350,10 @@ class Evidence:
             if sft is not None and any(gap < 0 for gap in _differences([(each, sft)], benchmark, measure)):
                 fallen += [i for i, kl in enumerate(kls, start=1) if kl is not None and kl >= each.kept_at][:1]
         return min(fallen, default=None)
+
+    def iterations(self, backbone: str, task: str, name: str = "DPR") -> list[int]:
+        """How many of its training each seed's policy has."""
+        return [iterations(arm) for arm in self.seeds(backbone, task, name).values()]
 
     def cost(self, backbone: str, task: str, name: str) -> float | None:
         """Mean seconds of what an arm needs beyond SFT, or of SFT itself."""
@@ -454,6 +459,13 @@ def _gold(answers: Answers, measure: str) -> float | None:
 
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
+
+
+def iterations(arm: Arm) -> int:
+    """Of training that are in the policy: those up to where the guard went back to, or all."""
+    kept = arm.results.get("guard/kept_iteration")
+    done = len({at for at in arm.training.get("train", {}).get("step", []) if at is not None})
+    return done if kept is None else int(kept) - 1
 
 
 def cost(arm: Arm) -> float | None:
