@@ -181,14 +181,21 @@ def test_a_policy_that_was_never_kept_is_in_no_table(evidence: Evidence) -> None
     run = {"sft": "s", "reinforce": "r"}
     kept = [arm("kept", seed, 30, 0.5, settings=settings, digests=run) for seed in (1, 2)]
     kept[1] = replace_measure(kept[1], "answer/kept_reached", 0.0)
-    results = {"rollout/kl": 0.25, "rollout/entropy": 0.5}
-    dpr = arm("DPR", 1, 25, 0.3, digests=run, results=results, training={"rollout": {"step": [0.0], "kl": [0.9]}})
+    results = {"rollout/kl": 0.25, "rollout/entropy": 0.5, "guard/kept_iteration": 2.0}
+    training: dict[str, dict[str, list[float | None]]] = {
+        "rollout": {"step": [0.0, 1.0, 2.0], "kl": [0.0, 0.25, 0.9]},
+        "train": {"step": [1.0, 2.0]},
+    }
+    dpr = arm("DPR", 1, 25, 0.3, digests=run, results=results, training=training)
     found = replace(evidence, arms=[*kept, dpr, arm("SFT", 1, 20, digests={"sft": "s"})])
     table = found.arms_table("smollm2-135m", "word-problems")
     assert "| kept | 60.0 | +20.0 |" in table
     assert "to be kept: kept of smollm2-135m, seed 2." in found.page("results")
     assert list(found.frontier("smollm2-135m", "word-problems")["right"]) == ["SFT", "DPR", "along DPR"]
-    assert "| DPR | – | 0.250 | 0.500 |" in found.training_table("smollm2-135m", "word-problems"), "as rolled back"
+    assert "| DPR | 1 | – | 0.250 | 0.500 |" in found.training_table("smollm2-135m", "word-problems"), "as rolled back"
+    assert found.iterations("smollm2-135m", "word-problems") == [1]
+    whole = replace(found, arms=[dpr.model_copy(update={"results": {}})])
+    assert whole.iterations("smollm2-135m", "word-problems") == [2]
 
 
 def test_a_benchmark_is_shown_by_its_own_measure(evidence: Evidence) -> None:
