@@ -56,10 +56,35 @@ def ratio_interval(
     """
     if len(weights) < 2:
         return None
+    ratios = _bootstrap_ratios(totals, weights, samples, seed)
+    return _percentiles(ratios, level)
+
+
+def ratio_difference_interval(
+    first: tuple[Sequence[float], Sequence[float]],
+    second: tuple[Sequence[float], Sequence[float]],
+    samples: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """The same of the difference of two such ratios, each of totals and weights, over rows that are paired."""
+    if len(first[1]) < 2:
+        return None
+    # The same seed draws the same rows twice.
+    return _percentiles(_bootstrap_ratios(*first, samples, seed) - _bootstrap_ratios(*second, samples, seed), level)
+
+
+def _bootstrap_ratios(totals: Sequence[float], weights: Sequence[float], samples: int, seed: int) -> Vector:
+    """NaN where a resample has no ratio."""
     below = bootstrap_means(weights, samples, seed)
-    ratios = bootstrap_means(totals, samples, seed)[below > 0] / below[below > 0]
+    ratios = np.full_like(below, np.nan)
+    np.divide(bootstrap_means(totals, samples, seed), below, out=ratios, where=below > 0)
+    return ratios
+
+
+def _percentiles(values: Vector, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
+    low, high = np.quantile(values[~np.isnan(values)], [tail, 1 - tail])
     return float(low), float(high)
 
 

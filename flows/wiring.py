@@ -92,7 +92,8 @@ def _reinforced(config: PipelineConfig, name: str, variant: Variant) -> list[Nod
 
 
 def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, str]]) -> list[Node]:
-    """Every policy answers every benchmark and is judged against SFT; where that is asked for, it is rated too."""
+    """Every policy answers every benchmark and is judged against SFT; where that is asked for, it is rated too. Answers
+    that show a capability are checked by a program alone."""
     graph: list[Node] = []
     verdicts: dict[str, str] = {}
     for benchmark, settings in config.evaluation.benchmarks.items():
@@ -103,9 +104,7 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
             continue
         baseline = _answers(config, benchmark, "SFT", AsTrainedConfig(), "@sft")
         graph.append(baseline)
-        # What is matched comes after what it is matched to.
-        for name in sorted(policies, key=lambda name: getattr(policies[name][0], "match", None) is not None):
-            policy, source = policies[name]
+        for name, (policy, source) in _matched_last(policies):
             answers = _answers(config, benchmark, name, policy, source)
             verdict = Node(
                 f"judge {name} on {benchmark}",
@@ -120,9 +119,19 @@ def _evaluation(config: PipelineConfig, policies: dict[str, tuple[PolicyConfig, 
                 on = f"{name} on {benchmark}"
                 graph.append(Node(f"rate {on}", "rate", config.rate, {"answers": f"@answer {on}"}))
                 verdicts[on + RATED] = f"@rate {on}"
+    for benchmark in config.evaluation.capabilities:
+        for name, (policy, source) in [("SFT", (AsTrainedConfig(), "@sft")), *_matched_last(policies)]:
+            answers = _answers(config, benchmark, name, policy, source)
+            graph.append(answers)
+            verdicts[f"{name} on {benchmark}"] = f"@{answers.name}"
     if verdicts:
         graph.append(Node("report", "report", config.report, verdicts))
     return graph
+
+
+def _matched_last(policies: dict[str, tuple[PolicyConfig, str]]) -> list[tuple[str, tuple[PolicyConfig, str]]]:
+    """What is matched comes after what it is matched to."""
+    return sorted(policies.items(), key=lambda each: getattr(each[1][0], "match", None) is not None)
 
 
 def _with_likelihood(policies: dict[str, tuple[PolicyConfig, str]]) -> Iterator[tuple[str, PolicyConfig, str]]:
@@ -142,5 +151,5 @@ def _answers(config: PipelineConfig, benchmark: str, name: str, policy: PolicyCo
     elif isinstance(policy, MatchedConfig) and policy.match is not None:
         inputs[MATCH] = f"@answer {policy.match} on {benchmark}"
         policy = policy.model_copy(update={"match": MATCH})
-    settings = AnswerConfig(**dict(config.answer), benchmark=config.evaluation.benchmarks[benchmark], policy=policy)
+    settings = AnswerConfig(**dict(config.answer), benchmark=config.evaluation.asked[benchmark], policy=policy)
     return Node(f"answer {name} on {benchmark}", "answer", settings, inputs)

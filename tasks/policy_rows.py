@@ -71,10 +71,15 @@ def _made_for(store: Store, report: Artifact) -> dict[tuple[str, str], dict[str,
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     """Shares between 0 and 1, nats an answer, mean tokens of an answer; what was not measured is left out."""
     win_rate = None if row["win_rate"] is None else row["win_rate"] / 100
+    gold: Mapping[str, Any] = row.get("gold") or {}
+    # What is right is the accuracy.
     values = {
         "win_rate": EVEN if row["is_baseline"] and row.get("is_judged", True) else win_rate,
         "accuracy": row["accuracy"],
         "kl": row["kl_to_sft"],
         "tokens": row["response_tokens"],
+        "repetition": row.get("repetition"),
+        "refusals": row.get("refusals"),
+        **{name: each["value"] for name, each in gold.items() if each["is_share"] and name != "right"},
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -9,7 +9,13 @@ from dpr_core.config.base import Address, Config, Line, Name, StageConfig, Tempe
 from dpr_core.config.data import AdditionsConfig, LabTask
 from dpr_core.config.execution import ExecutionConfig
 from dpr_core.config.gold import E2EConfig, GSM8KConfig, LikelihoodConfig, WordProblemsConfig
-from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig
+from dpr_core.config.official import (
+    AlpacaEvalConfig,
+    ArenaHardConfig,
+    LimaConfig,
+    MTBenchConfig,
+    OfficialBenchmarkConfig,
+)
 
 
 class LabBenchmarkConfig(Config):
@@ -463,10 +469,14 @@ class EvaluationConfig(Config):
     """Benchmarks by name. Those that are called by their type (alpaca_eval, word_problems) need not say it; one that is
     set to null is left out, so that a recipe can do without one of those that it extends."""
 
+    capabilities: dict[Name, Benchmark] = Field({}, max_length=16)
+    """Benchmarks that every policy answers and nobody judges, since a program checks the results: whether a gain by the
+    judge is a loss elsewhere. Named as `benchmarks` are."""
+
     controls: dict[Name, Control] = Field({}, max_length=16)
     """Training-free controls by name, and policies kept on the way."""
 
-    @field_validator("benchmarks", mode="before")
+    @field_validator("benchmarks", "capabilities", mode="before")
     @classmethod
     def _type_from_name(cls, benchmarks: Any) -> Any:
         if not isinstance(benchmarks, dict):
@@ -476,6 +486,25 @@ class EvaluationConfig(Config):
             for name, values in benchmarks.items()
             if values is not None
         }
+
+    @field_validator("capabilities")
+    @classmethod
+    def _checked_by_a_program(cls, capabilities: dict[str, Benchmark]) -> dict[str, Benchmark]:
+        for name, each in capabilities.items():
+            if isinstance(each, OfficialBenchmarkConfig | LikelihoodConfig):
+                raise ValueError(f"{name} has no results that a program can check; ask it in evaluation.benchmarks")
+        return capabilities
+
+    @model_validator(mode="after")
+    def _asked_once(self) -> Self:
+        if twice := sorted(self.benchmarks.keys() & self.capabilities.keys()):
+            raise ValueError(f"{twice[0]} is in benchmarks and in capabilities: the report would not tell them apart")
+        return self
+
+    @property
+    def asked(self) -> dict[str, Benchmark]:
+        """All benchmarks by name."""
+        return {**self.benchmarks, **self.capabilities}
 
     @field_validator("controls")
     @classmethod

@@ -213,7 +213,9 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _same_lab_task(self) -> Self:
         parts: dict[str, Config] = {"backbone": self.backbone, "subsample.source": self.subsample.source}
-        parts |= {f"evaluation.benchmarks.{name}": part for name, part in self.evaluation.benchmarks.items()}
+        for section in ("benchmarks", "capabilities"):
+            asked = getattr(self.evaluation, section)
+            parts |= {f"evaluation.{section}.{name}": part for name, part in asked.items()}
         labs = (LabBackboneConfig, LabSourceConfig, LabBenchmarkConfig)
         for name, prompts in {"": self.prompts, **{n: v.prompts for n, v in self.variants().items()}}.items():
             if prompts is not None and prompts.source is not None:

@@ -49,6 +49,8 @@ class Observation:
     win_rate_interval: tuple[float, float] | None = None
     """Over prompts, within this one run."""
     kl_to_sft: float | None = None
+    repetition: float | None = None
+    refusals: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the reward, its diagnosis and the training behind this policy."""
     profile: tuple[Position, ...] = ()
@@ -69,7 +71,7 @@ def as_json(observations: Sequence[Observation]) -> str:
 def as_csv(observations: Sequence[Observation]) -> str:
     """One line each; fields and metrics get a column of their own, profiles are left to the JSON document."""
     fields, metrics = swept(observations), sorted({name for each in observations for name in each.metrics})
-    plain = ["prompts", "response_tokens", "cut_share", "accuracy", "win_rate", "kl_to_sft"]
+    plain = ["prompts", "response_tokens", "cut_share", "accuracy", "win_rate", "kl_to_sft", "repetition", "refusals"]
     head = ["point", *fields, "seed", "sft", "policy", "benchmark", *plain, "win_rate_low", "win_rate_high", *metrics]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -175,6 +177,8 @@ WIN_RATE = Quantity("win rate %", "points", _win_rate)
 ACCURACY = Quantity("accuracy %", "points", lambda each: None if each.accuracy is None else 100 * each.accuracy)
 TOKENS = Quantity("tokens", "tokens", lambda each: each.response_tokens)
 CUT = Quantity("cut %", "points", lambda each: 100 * each.cut_share)
+REPETITION = Quantity("repeated %", "points", lambda each: None if each.repetition is None else 100 * each.repetition)
+REFUSALS = Quantity("refusals %", "points", lambda each: None if each.refusals is None else 100 * each.refusals)
 KL = Quantity("KL (nats)", "nats", lambda each: each.kl_to_sft, 3)
 VALUE_GAP = metric("reward/value_gap_rms", "rms of V_SFT - V_ref")
 AUROC = metric("diagnose/credit_auroc", "AUROC of r")

@@ -14,6 +14,8 @@ from dpr_core.experiments.observations import (
     BASELINE,
     CUT,
     KL,
+    REFUSALS,
+    REPETITION,
     TOKENS,
     WIN_RATE,
     Observation,
@@ -27,7 +29,7 @@ from dpr_core.experiments.points import short_names
 from dpr_core.reporting.page import asset, page
 from dpr_core.reporting.tables import NONE, Table, escaped
 
-BESIDE = (TOKENS, CUT, KL)
+BESIDE = (TOKENS, CUT, REPETITION, REFUSALS, KL)
 """Shown as means without intervals."""
 
 STOPPED = "guard/stopped_at_iteration"

@@ -28,6 +28,11 @@ GOLD = (
 
 ANSWERS = "Tokens: mean of an answer. Cut: answers that ended at the length limit."
 
+DEGENERATION = (
+    "Repeated: the mean share of an answer's 4-grams that stood in it before. Refusals: answers that open with the "
+    "words of one."
+)
+
 NAMED = 5
 """Policies that the answer in a sentence names with one result; the others are counted."""
 
@@ -83,6 +88,10 @@ class Row:
     """Whether its answers were compared with the baseline's. Where nothing was answered, nothing was."""
     gold: Mapping[str, "GoldMeasure"] | None = None
     """What a program measured of the answers, by name, the benchmark's primary measure first."""
+    repetition: float | None = None
+    """Mean share of an answer's 4-grams that stood in it before."""
+    refusals: float | None = None
+    """Share of answers that open with the words of a refusal."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -145,8 +154,8 @@ def as_dict(table: ReportTable) -> dict[str, Any]:
 
 
 def _as_dict(row: Row) -> dict[str, Any]:
-    """Where nothing gold was measured, as before there was such a thing."""
-    usual = {"gold": None, "is_judged": True}
+    """Where nothing was measured by a program, as before there was such a thing."""
+    usual = {"gold": None, "is_judged": True, "repetition": None, "refusals": None}
     return {name: value for name, value in asdict(row).items() if name not in usual or value != usual[name]}
 
 
@@ -203,10 +212,8 @@ def as_html(table: ReportTable, sections: Sequence[Section] = ()) -> str:
 def compared(table: ReportTable) -> str:
     """Which policies, against which, on what."""
     counts = {row.benchmark: row.prompts for row in table.rows}
-    asked = _listed(
-        [f"{name} ({counts[name]:,} prompt{'s' if counts[name] != 1 else ''})" for name in table.benchmarks]
-    )
-    others = _listed(table.policies)
+    asked = listed([f"{name} ({counts[name]:,} prompt{'s' if counts[name] != 1 else ''})" for name in table.benchmarks])
+    others = listed(table.policies)
     if not table.judged:
         return f"{others or table.baseline} on {asked}."
     return f"{others or table.baseline} against {table.baseline} on {asked}."
@@ -230,7 +237,7 @@ def _found(table: ReportTable, benchmark: str) -> str:
         kind = "better than" if low > 50 else "worse than" if high < 50 else "not told apart from"
         named = f"{row.policy} ({row.win_rate:.1f}% {_brackets(row.win_rate_interval)})"
         kinds.setdefault(f"{kind} {table.baseline}:", []).append(named)
-    parts = [f"{kind} {_listed(names, NAMED)}" for kind, names in kinds.items()]
+    parts = [f"{kind} {listed(names, NAMED)}" for kind, names in kinds.items()]
     return f"On {benchmark}, {'; '.join(parts)}." if parts else ""
 
 
@@ -240,9 +247,7 @@ def _measured(table: ReportTable, benchmark: str) -> str:
     titles = {measure.title for measure in first.values()}
     if len(titles) != 1:
         return ""
-    return (
-        f"On {benchmark}, {titles.pop()}: {_listed([f'{name} {measure}' for name, measure in first.items()], NAMED)}."
-    )
+    return f"On {benchmark}, {titles.pop()}: {listed([f'{name} {measure}' for name, measure in first.items()], NAMED)}."
 
 
 def captions(table: ReportTable) -> list[str]:
@@ -269,7 +274,8 @@ def _charts(table: ReportTable) -> list[Section]:
     return [Section("Win rates", render("charts.html", explained=explained, charts=charts), "")] if charts else []
 
 
-def _listed(names: Sequence[str], most: int = 100) -> str:
+def listed(names: Sequence[str], most: int = 100) -> str:
+    """Names as a sentence has them; of more than `most`, how many others there are."""
     shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
@@ -278,10 +284,11 @@ def _own(table: ReportTable) -> list[Section]:
     """The parts that are made of the rows alone."""
     measured = [section("Gold measures", gold_measures(table), after=[GOLD])] if table.has("gold") else []
     beside, explained = judgments(table), _explained(table)
+    explained_answers = [ANSWERS, DEGENERATION] if table.has("repetition") else [ANSWERS]
     return [
         *measured,
         *([section("Beside the win rates", beside, after=explained)] if table.judged else []),
-        section("Lengths and results of the answers", answers(table), after=[ANSWERS]),
+        section("Lengths and results of the answers", answers(table), after=[" ".join(explained_answers)]),
     ]
 
 
@@ -365,9 +372,12 @@ _FIRST = _Column(
 )
 _TOKENS = _Column("tokens", lambda row: f"{row.response_tokens:.1f}")
 _CUT = _Column("cut %", lambda row: _percent(row.cut_share))
+_REPETITION = _Column("repeated %", lambda row: _percent(row.repetition), "repetition")
+_REFUSALS = _Column("refusals %", lambda row: _percent(row.refusals), "refusals")
 _KL = _Column("KL (nats)", lambda row: _optional(row.kl_to_sft, "{:.3f}"), "kl_to_sft")
 _PROMPTS = _Column("prompts", lambda row: str(row.prompts))
-_MAIN = [_ACCURACY, _GOLD, _WIN_RATE, _CONTRADICTIONS, _FIRST, _TOKENS, _CUT, _KL, _PROMPTS]
+_OF_ANSWERS = [_TOKENS, _CUT, _REPETITION, _REFUSALS, _KL, _PROMPTS]
+_MAIN = [_ACCURACY, _GOLD, _WIN_RATE, _CONTRADICTIONS, _FIRST, *_OF_ANSWERS]
 
 
 def _judgment_columns(table: ReportTable) -> list[_Column]:
@@ -408,7 +418,7 @@ def _explained(table: ReportTable) -> list[str]:
 
 def answers(table: ReportTable) -> Table:
     """The answers of every policy, the baseline's too, whoever judged them."""
-    return _tabulated(table, [_ACCURACY, _TOKENS, _CUT, _KL, _PROMPTS], table.rows)
+    return _tabulated(table, [_ACCURACY, *_OF_ANSWERS], table.rows)
 
 
 def gold_measures(table: ReportTable) -> Table:

@@ -133,6 +133,7 @@ def judge(
             "characters": _mean_length([pair.candidate for pair in pairs]),
             "baseline_characters": _mean_length([pair.baseline for pair in pairs]),
         }
+        summary |= _degeneration(pairs)
         summary["empty_answers"] = sum(
             _is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline)
         )
@@ -218,6 +219,19 @@ def _pairs(questions: "list[Question]", mine: "Answers", theirs: "Answers") -> "
 
 def _mean_length(answers: "list[Answer]") -> float:
     return sum(len(turn) for answer in answers for turn in answer.turns) / len(answers)
+
+
+def _degeneration(pairs: "list[Pair]") -> dict[str, float]:
+    """Repetition and refusals of both sides: a judge may not mind."""
+    from dpr_core.evaluation.gold import degeneration
+    from dpr_core.evaluation.gold.measures import shares
+
+    sides = {"": [pair.candidate for pair in pairs], "baseline_": [pair.baseline for pair in pairs]}
+    return {
+        f"{side}{name}": share
+        for side, answers in sides.items()
+        for name, share in shares(degeneration.MEASURES, [degeneration.of_answer(a.turns) for a in answers]).items()
+    }
 
 
 def _is_empty(answer: "Answer") -> bool:
@@ -321,6 +335,8 @@ def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
         f"{escape_control(summary['candidate'])} against {escape_control(summary['baseline'])}: {rate}",
         f"win rate over {summary['prompts']} prompts, both orders, ties 0.5; in brackets a 95% interval over prompts",
         f"mean characters {summary['characters']:.0f}, of the baseline {summary['baseline_characters']:.0f}",
+        f"repeated 4-grams {summary['repetition']:.1%}, of the baseline {summary['baseline_repetition']:.1%}; refusals "
+        f"{summary['refusals']:.1%} and {summary['baseline_refusals']:.1%}",
         f"contradictions {_shown(result['contradiction_rate'])}, first position "
         f"{_shown(result['first_position_rate'])}, unreadable {result['unreadable']}",
     ]

@@ -299,6 +299,9 @@ def bound(settings: AnswerConfig) -> dict[str, float]:
 
 def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the answers; the KL where the policy has one, accuracy where every question has a reference."""
+    from dpr_core.evaluation.gold import degeneration
+    from dpr_core.evaluation.gold.measures import shares
+
     count = len(rows)
     measured = {
         "answer/response_tokens": sum(r["tokens"] for r in rows) / count,
@@ -310,7 +313,8 @@ def statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
         measured["answer/kl_to_sft"] = sum(r["kl_to_sft"] for r in rows) / count
     if all(r["right"] is not None for r in rows):
         measured["answer/accuracy"] = sum(r["right"] for r in rows) / count
-    return measured
+    texts = [degeneration.of_answer(r["turns"]) for r in rows if r["turns"]]
+    return measured | {f"answer/{name}": share for name, share in shares(degeneration.MEASURES, texts).items()}
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:

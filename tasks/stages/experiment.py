@@ -95,6 +95,8 @@ def observed(
                 win_rate=EVEN if is_baseline and is_judged else row["win_rate"],
                 win_rate_interval=None if interval is None else (interval[0], interval[1]),
                 **{field: row[field] for field in ("prompts", "response_tokens", "cut_share", "accuracy", "kl_to_sft")},
+                repetition=row.get("repetition"),
+                refusals=row.get("refusals"),
                 metrics=ancestry.metrics(source),
                 profile=ancestry.profile(answers) if by_position else (),
             )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, MatchedConfig
 from dpr_core.config.gold import LikelihoodConfig
+from dpr_core.config.official import OfficialBenchmarkConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
@@ -13,12 +14,17 @@ from tasks.stages.answer import answered, asks_training_prompts, gold_estimates,
 from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
+    from dpr_core.evaluation.gold.measures import Measure, Values
+    from dpr_core.reporting.capabilities import Difference
     from dpr_core.reporting.frontier import Reached
     from dpr_core.reporting.judgments import JudgedAnswers
     from dpr_core.reporting.report import GoldMeasure, Row
     from dpr_core.reporting.sections import ArtifactLinks
 
 BASELINE = "SFT"
+
+EVEN = 50.0
+"""Win rate of the baseline against itself."""
 
 RESAMPLES = 2000
 """Of the prompts, for the interval of a share of right answers."""
@@ -39,6 +45,11 @@ class Judgments:
         self.linked: list[ArtifactLinks] = []
         self._facts: dict[str, list[str]] = {}
         self._answers: dict[tuple[str, str], Artifact] = {}
+        self._won: dict[str, list[str]] = {}
+        """The benchmarks on which a judge prefers a policy to the baseline, by the policy."""
+        self.differences: list[Difference] = []
+        """Of what a program measures, from the baseline."""
+        self._unjudged: dict[tuple[str, str], tuple[Benchmark, list[dict[str, Any]]]] = {}
 
     def add(self, role: str) -> None:
         """Read one judgment; the baseline's own row comes before the first that was judged against it."""
@@ -56,9 +67,10 @@ class Judgments:
             raise UsageError(f"the judgments on {benchmark} are against different SFT answers; report them apart")
         ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
         asked = AnswerConfig.model_validate(candidate.config).benchmark
-        measured = [_measured(rows, asked) for rows in (ours, theirs)]
+        measured = _measured(ours, asked)
         if (BASELINE, benchmark) not in self.rows:
-            self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **measured[1])
+            of_baseline = _measured(theirs, asked)
+            self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **of_baseline)
             self._answers[BASELINE, benchmark] = baseline
             self._note(BASELINE, benchmark, baseline, theirs)
             self.linked.append(ArtifactLinks(BASELINE, benchmark, {"policy": sft.id, "answers": baseline.id}))
@@ -73,7 +85,12 @@ class Judgments:
             self._notes.append(f"Canaries of {role}: {complaint}")
         judged = _judged(policy, benchmark, judgment, ours, theirs)
         self.judged.append(judged)
-        self.rows[policy, benchmark] = _row(judged, judgment, candidate, sft, *measured)
+        row = self.rows[policy, benchmark] = _row(
+            judged, judgment, candidate, sft, measured, self.rows[BASELINE, benchmark].response_tokens
+        )
+        if judgment.config["by"]["type"] != "verifiable" and row.win_rate_interval and row.win_rate_interval[0] > EVEN:
+            self._won.setdefault(policy, []).append(benchmark)
+        self._compare(policy, benchmark, asked, ours, theirs)
         self._answers[policy, benchmark] = candidate
         self._note(policy, benchmark, candidate, ours)
         known = self._work.store.published(candidate.id).results
@@ -86,21 +103,46 @@ class Judgments:
             if value not in self._facts.setdefault(name, []):
                 self._facts[name].append(value)
 
-    def add_scores(self, role: str) -> None:
-        """Read the likelihoods of given responses under a policy, which nobody judges."""
+    def add_answers(self, role: str) -> None:
+        """Read what nobody judges: answers that a program checks, or the likelihoods of given responses."""
         from dpr_core.reporting.report import Row
         from dpr_core.reporting.sections import ArtifactLinks
 
-        scored = self._work.input(role)
+        answers = self._work.input(role)
         policy, _, benchmark = role.partition(" on ")
-        asked = AnswerConfig.model_validate(scored.config).benchmark
+        asked = AnswerConfig.model_validate(answers.config).benchmark
+        rows = read_answers(answers.path)
         if not isinstance(asked, LikelihoodConfig):
-            raise UsageError(f"{role}: {scored.id[:8]} holds answers to {asked.type}; report what judged them")
-        rows = read_answers(scored.path)
+            if isinstance(asked, OfficialBenchmarkConfig):
+                raise UsageError(f"{role}: {answers.id[:8]} holds answers to {asked.type}; report what judged them")
+            self._unjudged[policy, benchmark] = (asked, rows)
         values = _measured(rows, asked) | {"is_judged": False, "is_baseline": policy == BASELINE}
         self.rows[policy, benchmark] = Row(policy, benchmark, **values)
-        self._note(policy, benchmark, scored, rows)
-        self.linked.append(ArtifactLinks(policy, benchmark, {"policy": scored.inputs["policy"], "answers": scored.id}))
+        self._note(policy, benchmark, answers, rows)
+        self.linked.append(
+            ArtifactLinks(policy, benchmark, {"policy": answers.inputs["policy"], "answers": answers.id})
+        )
+
+    def compare_unjudged(self) -> None:
+        """The checked answers of every policy with those of the baseline, once all are there."""
+        for (policy, benchmark), (asked, rows) in self._unjudged.items():
+            if policy != BASELINE and (BASELINE, benchmark) in self._unjudged:
+                self._compare(policy, benchmark, asked, rows, self._unjudged[BASELINE, benchmark][1])
+
+    def _compare(
+        self,
+        policy: str,
+        benchmark: str,
+        asked: Benchmark,
+        ours: list[dict[str, Any]],
+        theirs: list[dict[str, Any]],
+    ) -> None:
+        from dpr_core.reporting.capabilities import compared
+
+        if [row["question"] for row in ours] != [row["question"] for row in theirs]:
+            raise UsageError(f"the answers of {policy} and of {BASELINE} on {benchmark} are not to the same questions")
+        sides = [list(map(_by_a_program, rows)) for rows in (ours, theirs)]
+        self.differences += compared(policy, benchmark, _measures(asked), *sides)
 
     def _note(self, policy: str, benchmark: str, answers: Artifact, rows: list[dict[str, Any]]) -> None:
         """What was cut or left out before it was measured, policies that are not what they should be, and questions
@@ -162,6 +204,7 @@ class Judgments:
 
     def complaints(self) -> list[str]:
         """What is wrong with the judgments, each thing once."""
+        from dpr_core.reporting.capabilities import losses
         from dpr_core.reporting.judgments import judging_warnings
 
         overlaps = [
@@ -169,7 +212,8 @@ class Judgments:
             f"{', '.join(policies)} learned from."
             for (benchmark, known, asked), policies in self._trained_on.items()
         ]
-        return [*self._notes, *overlaps, *judging_warnings(self.judged)]
+        lost = losses(self._won, self.differences, BASELINE)
+        return [*lost, *self._notes, *overlaps, *judging_warnings(self.judged)]
 
 
 def _judged(
@@ -203,7 +247,7 @@ def _row(
     candidate: Artifact,
     sft: Artifact,
     measured: dict[str, Any],
-    baseline: dict[str, Any],
+    baseline_tokens: float,
 ) -> "Row":
     from dpr_core.reporting.published import published
     from dpr_core.reporting.report import Row
@@ -219,7 +263,7 @@ def _row(
         win_rate_interval=None if win["low"] is None else (win["low"], win["high"]),
         length_adjusted_rate=None if adjusted is None else adjusted.rate,
         length_adjusted_interval=None if adjusted is None else (adjusted.low, adjusted.high),
-        baseline_tokens=baseline["response_tokens"],
+        baseline_tokens=baseline_tokens,
         contradiction_rate=win["contradiction_rate"] if sees_order else None,
         first_position_rate=win["first_position_rate"] if sees_order else None,
         unreadable_rate=win["unreadable_share"],
@@ -246,7 +290,26 @@ def _measured(rows: list[dict[str, Any]], benchmark: Benchmark) -> dict[str, Any
         "accuracy": values.get("answer/accuracy"),
         "kl_to_sft": values.get("answer/kl_to_sft"),
         "gold": shown or None,
+        "repetition": values.get("answer/repetition"),
+        "refusals": values.get("answer/refusals"),
     }
+
+
+def _measures(asked: Benchmark) -> "list[Measure]":
+    """What a program measures of answers to a benchmark."""
+    from dpr_core.evaluation import benchmarks
+    from dpr_core.evaluation.gold import degeneration
+    from dpr_core.evaluation.gold.measures import Measure
+
+    gold = benchmarks.gold(asked)
+    return [*(gold.measures if gold else [Measure("right", "accuracy %")]), *degeneration.MEASURES]
+
+
+def _by_a_program(row: Mapping[str, Any]) -> "Values":
+    from dpr_core.evaluation.gold import degeneration
+
+    right = {} if row["right"] is None else {"right": float(row["right"])}
+    return {**right, **row.get("gold", {}), **degeneration.of_answer(row["turns"])}
 
 
 def _origin(policy: str, answers: Artifact) -> str:

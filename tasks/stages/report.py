@@ -31,9 +31,9 @@ IDs and addresses are those of one store. The payload has none, so that the same
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    """Each input is a judge artifact, whose role, "policy on benchmark", names the row, a rate artifact, or the
-    likelihoods that a policy gives to a benchmark."""
-    from dpr_core.reporting import frontier, report, sections
+    """Each input is a judge artifact, whose role, "policy on benchmark", names the row, a rate artifact, or what nobody
+    judges: answers that a program checks, and likelihoods."""
+    from dpr_core.reporting import capabilities, frontier, report, sections
     from dpr_core.reporting.examples import examples_section
 
     read = Judgments(work)
@@ -43,7 +43,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         work.advance(done, len(judged), role)
     for role in work.inputs:
         if work.input(role).stage == "answer":
-            read.add_scores(role)
+            read.add_answers(role)
+    read.compare_unjudged()
     title = cast(ReportConfig, config).title
     table = report.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
     frontiers = read.frontiers()
@@ -51,6 +52,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     parts = [
         frontier.frontier_section(frontiers, TRAINED),
         sections.ratings_section(rated),
+        capabilities.capabilities_section(read.differences, BASELINE),
         sections.paired_tests_section(compared),
         sections.lengths_section(read.judged, BASELINE),
         examples_section(read.judged, BASELINE),
@@ -59,6 +61,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     values = report.as_dict(table) | {
         "paired_tests": [asdict(pair) for pair in compared],
         "ratings": [asdict(each) for each in rated],
+        "capabilities": [asdict(each) for each in read.differences],
     }
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (work.output / TABLE).write_text(text, encoding="utf-8")
@@ -77,7 +80,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     metrics = {
         f"{row.benchmark}/{row.policy}/{name}": float(value)
         for row in table.rows
-        for name in ("win_rate", "length_adjusted_rate", "accuracy", "response_tokens", "kl_to_sft")
+        for name in (
+            *("win_rate", "length_adjusted_rate", "accuracy", "response_tokens", "kl_to_sft"),
+            *("repetition", "refusals"),
+        )
         if (value := getattr(row, name)) is not None
     }
     return metrics | {

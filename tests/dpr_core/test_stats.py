@@ -13,6 +13,7 @@ from dpr_core.stats import (
     mean_and_error,
     mean_interval,
     paired_test,
+    ratio_difference_interval,
     ratio_interval,
     t_interval,
     t_test,
@@ -232,3 +233,11 @@ def test_the_interval_of_a_ratio_is_that_of_a_naive_bootstrap() -> None:
     ratios = [sum(totals[i] for i in row) / w for row, w in zip(draws, below, strict=True) if w > 0]
     assert ratio_interval(totals, weights, 500, 3) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
     assert ratio_interval([1.0], [1.0], 500, 3) is None
+    other = [2.0, 1.0, 1.0, 0.0], [2.0, 1.0, 1.0, 1.0]
+    between = [
+        r - sum(other[0][i] for i in row) / sum(other[1][i] for i in row)
+        for r, row in zip(ratios, (row for row, w in zip(draws, below, strict=True) if w > 0), strict=True)
+    ]
+    assert ratio_difference_interval((totals, weights), other, 500, 3) == pytest.approx(
+        tuple(np.quantile(between, [0.025, 0.975]))
+    )

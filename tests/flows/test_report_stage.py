@@ -73,6 +73,38 @@ def test_the_numbers_are_those_of_the_games_and_the_answers(store: Store, made: 
     assert (pair["difference"], pair["p_value"]) == pytest.approx((test.difference, test.p_value))
 
 
+def test_a_gain_by_the_judge_that_is_a_loss_elsewhere_is_warned_of(
+    store: Store, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_dpr = store.fetch(made.id("answer DPR on lab")).path
+
+    def written(folder: Path) -> list[dict[str, Any]]:
+        text = "so " * 19 if folder == of_dpr else "I cannot help."
+        return [{**row, "turns": [text], "right": folder != of_dpr} for row in read_answers(folder)]
+
+    monkeypatch.setattr("tasks.stages.judge.read_answers", written)
+    monkeypatch.setattr("tasks.stages.judgments.read_answers", written)
+    config = JudgeConfig(by=ScriptedJudgeConfig(rule="longer"), bootstrap_samples=101)
+    sides = {"candidate": made.id("answer DPR on lab"), "baseline": made.id("answer SFT on lab")}
+    inputs = {"DPR on judged": run_stage(stage_named("judge"), config, sides, store=store).id}
+    inputs |= {f"{policy} on checked": made.id(f"answer {policy} on lab") for policy in ("DPR", "SFT")}
+    outcome = report(store, inputs)
+    document = json.loads((store.fetch(outcome.id).path / TABLE).read_text())
+    repetition = 1 - 1 / 16
+    found = {(row["policy"], row["benchmark"]): row for row in document["rows"]}
+    assert found["DPR", "checked"]["repetition"] == pytest.approx(repetition)
+    assert (found["DPR", "checked"]["win_rate"], found["SFT", "checked"]["is_judged"]) == (None, False)
+    assert (found["SFT", "judged"]["refusals"], outcome.metrics["judged/DPR/refusals"]) == (1.0, 0.0)
+    measured = [(each["benchmark"], each["measure"], each["difference"]) for each in document["capabilities"]]
+    expected = [("right", -1.0), ("repetition", repetition), ("refusals", -1.0)]
+    assert measured == [(name, *each) for name in ("judged", "checked") for each in expected]
+    assert document["notes"][0].startswith(
+        "DPR wins on judged by the judge, but is worse than SFT by what a program measures: accuracy % -100.0 "
+        "[-100.0, -100.0] on judged, repeated 4-grams % +93.8 [+93.8, +93.8] on judged, accuracy % -100.0"
+    )
+    assert "Did anything else break?" in (store.fetch(outcome.id).path / PAGE).read_text()
+
+
 def test_the_page_beside_the_payload_names_every_artifact_and_the_payload_none(store: Store, made: Any) -> None:
     judgment = judge(store, made, "DPR")
     outcome = report(store, {"DPR on lab": judgment})

@@ -15,6 +15,7 @@ from dpr_core.config.model import PretrainedBackboneConfig
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.config.reinforce import ReinforceConfig
 from dpr_core.config.reward import RewardConfig
+from dpr_core.errors import UsageError
 from flows import recipes, wiring
 from tasks.graph import Node
 from tasks.registry import stage_named
@@ -202,3 +203,27 @@ def test_settings_of_a_stage_reach_its_node() -> None:
     for name in ("backbone", "subsample", "sft", "reward", "diagnose", "reinforce", "report"):
         assert nodes[name] == getattr(config, name)
     assert nodes["judge DPR on lab"] == config.judge
+
+
+def test_capabilities_are_answered_by_all_and_judged_by_nobody() -> None:
+    cool = "evaluation.controls.cool={type: sft, match: DPR}"
+    plain, nodes = graph(), graph(cool, "evaluation.capabilities={gsm8k: {path: a.jsonl}}")
+    answers = [f"answer {policy} on gsm8k" for policy in ("SFT", "DPR", "extrapolated", "cool")]
+    assert [name for name in nodes if name.endswith("on gsm8k")] == answers
+    assert nodes["answer cool on gsm8k"].inputs == {"policy": "@sft", "match": "@answer DPR on gsm8k"}
+    assert nodes["report"].inputs.items() >= {name.removeprefix("answer "): f"@{name}" for name in answers}.items()
+    assert nodes["judge DPR on lab"] == plain["judge DPR on lab"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ("{lima: {}}", "lima has no results that a program can check"),
+        ("{likelihood: {path: a.jsonl}}", "likelihood has no results that a program can check"),
+        ("{lab: {type: lab}}", "lab is in benchmarks and in capabilities"),
+        ("{sums: {type: lab}}", "must be equal, or prompts kept for evaluation would be trained on"),
+    ],
+)
+def test_capabilities_that_no_program_can_check_are_refused(capabilities: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        graph(f"evaluation.capabilities={capabilities}")

@@ -74,6 +74,20 @@ def test_with_several_benchmarks_a_metric_is_the_first_that_has_it_and_each_has_
     }
 
 
+def test_what_a_program_measured_is_a_metric_too(store: Any) -> None:
+    table = store.fetch("any").path / "table.json"
+    rows = json.loads(table.read_text())["rows"]
+    gold = {"right": 0.25, "equation_right": 0.75}
+    for row in rows:
+        if row["benchmark"] == "lab":
+            measures = {name: {"value": value, "is_share": True} for name, value in gold.items()}
+            row |= {"repetition": 0.125, "refusals": 0.0, "gold": measures}
+    table.write_text(json.dumps({"rows": rows}))
+    found = {row.name: row.metrics for row in rows_of(store, [REPORT])}["DPR"]
+    assert (found["repetition"], found["refusals/lab"], found["equation_right/lab"]) == (0.125, 0.0, 0.75)
+    assert not {"right", "repetition/arena"} & found.keys()
+
+
 def test_only_what_answered_anew_is_named_by_what_a_rerun_changed(store: Any) -> None:
     stages = [entry(f"answer DPR on {benchmark}", "answer") for benchmark in ("arena", "lab")]
     assert [row.name for row in rows_of(store, [*stages, REPORT], "gamma=0.9")] == ["SFT", "DPR gamma=0.9"]

@@ -79,9 +79,9 @@ _NEAR = re.compile(
 _AREAS = frozenset({"city", "river", "riverside", "centre", "center"})
 
 RIGHT = Measure("right", "no slot error %")
-SLOT_ERROR = Measure("slot_error", "slot error %", weight="slots")
-OMITTED = Measure("omitted", "omitted slots %", weight="slots")
-INVENTED = Measure("invented", "invented slots %", weight="slots")
+SLOT_ERROR = Measure("slot_error", "slot error %", weight="slots", more_is_better=False)
+OMITTED = Measure("omitted", "omitted slots %", weight="slots", more_is_better=False)
+INVENTED = Measure("invented", "invented slots %", weight="slots", more_is_better=False)
 ROUGE = Measure("rouge_l", "ROUGE-L")
 BLEU = Measure("bleu", "BLEU", is_share=False)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dpr_core.evaluation.questions import Question
-from dpr_core.stats import ratio_interval
+from dpr_core.stats import ratio_difference_interval, ratio_interval
 
 Values = Mapping[str, float]
 """By the name of the measure."""
@@ -26,6 +26,7 @@ class Measure(NamedTuple):
     """The value that it is made of, where that is not its own."""
     shown: Callable[[float], float] = float
     """What is made of the pooled value: a monotone function, so that the interval goes with it."""
+    more_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,34 @@ def _pooled(measure: Measure, rows: Sequence[Values], seed: int) -> Estimate | N
     interval = ratio_interval(totals, weights, RESAMPLES, seed)
     low, high = map(measure.shown, interval) if interval else (None, None)
     return Estimate(measure.shown(sum(totals) / sum(weights)), low, high)
+
+
+def shares(measures: Sequence[Measure], rows: Sequence[Values]) -> dict[str, float]:
+    """The pooled value of every measure that is a share and that any answer has."""
+    weighed = {each.name: _weighed(each, rows) for each in measures if each.is_share}
+    return {name: sum(totals) / sum(weights) for name, (totals, weights) in weighed.items() if sum(weights)}
+
+
+def differences(
+    measures: Sequence[Measure], ours: Sequence[Values], theirs: Sequence[Values], seed: int = 0
+) -> dict[str, Estimate]:
+    """How far the pooled shares of one policy lie above those of another that answered the same prompts, which are
+    drawn together."""
+    mine, its = shares(measures, ours), shares(measures, theirs)
+    found = {}
+    for measure in measures:
+        if measure.name in mine and measure.name in its:
+            first, second = _weighed(measure, ours), _weighed(measure, theirs)
+            low, high = ratio_difference_interval(first, second, RESAMPLES, seed) or (None, None)
+            found[measure.name] = Estimate(mine[measure.name] - its[measure.name], low, high)
+    return found
+
+
+def _weighed(measure: Measure, rows: Sequence[Values]) -> tuple[list[float], list[float]]:
+    """Of every answer, its value times its weight, and the weight: 0 where it has no value."""
+    name = measure.of or measure.name
+    weights = [(row[measure.weight] if measure.weight else 1.0) if name in row else 0.0 for row in rows]
+    return [row.get(name, 0.0) * weight for row, weight in zip(rows, weights, strict=True)], weights
 
 
 def answers_cut(rows: Sequence[Mapping[str, Any]]) -> int:
