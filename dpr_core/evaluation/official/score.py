@@ -1,5 +1,6 @@
 """The score of one model with its bootstrap confidence interval, and the warnings that go with it."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,21 +42,29 @@ def warning(found: Iterable[object], what: str) -> list[str]:
     return [f"{len(cases)} {what} ({named})"]
 
 
-def shows(prompt: str, text: str) -> bool:
-    """Whether a judge who read this prompt read this text.
+REFERENCE = re.compile(r"The Start of Reference Answer.*?The End of Reference Answer", re.DOTALL)
 
-    The official templates give every text lines of its own, so there the beginning of a text is another text.
+MARK = re.compile(r"\[|<\||###")
+"""How the lines of the official templates begin between which a text stands."""
+
+
+def shows(prompt: str, text: str) -> bool:
+    """Whether a judge who read this prompt read this text as a whole.
+
+    In the official templates a text stands between marks: there a part of one, or what a reference says, is another.
     """
     wanted = text.strip()
-    start = prompt.find(wanted)
     if not wanted or "The Start of " not in prompt:
-        return start >= 0
+        return wanted in prompt
+    shown = REFERENCE.sub("", prompt)
+    start = shown.find(wanted)
     while start >= 0:
-        end = start + len(wanted)
-        before, after = prompt[prompt.rfind("\n", 0, start) + 1 : start], prompt[end:].partition("\n")[0]
-        if not before.strip() and not after.strip():
+        before = shown[:start].rstrip(" \t").rstrip("\n").rpartition("\n")[2]
+        after = shown[start + len(wanted) :].lstrip(" \t")
+        begins = shown[:start].rstrip(" \t").endswith("\n") and MARK.match(before)
+        if begins and (not after.strip() or (after.startswith("\n") and MARK.match(after.lstrip()))):
             return True
-        start = prompt.find(wanted, start + 1)
+        start = shown.find(wanted, start + 1)
     return False
 
 

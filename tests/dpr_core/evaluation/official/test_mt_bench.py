@@ -87,6 +87,25 @@ def test_what_is_wrong_is_said(change: dict[str, Any], expected: str) -> None:
     assert any(expected in line for line in mt_bench.score(rows, ANSWERS, QUESTIONS)["m"].warnings)
 
 
+@pytest.mark.parametrize(
+    ("judged", "is_current"),
+    [
+        ("answer 81-1", True),
+        ("  answer 81-1  \n", True),
+        ("Step 1:\nanswer 81-1\nanswer 81-2", False),
+        ("another answer", False),
+    ],
+)
+def test_a_line_of_an_answer_or_of_the_reference_is_not_the_answer(judged: str, is_current: bool) -> None:
+    prompt = (
+        "[Question]\nWrite a post.\n\n[The Start of Reference Answer]\nanswer 81-1\n[The End of Reference Answer]\n\n"
+        f"[The Start of Assistant's Answer]\n{judged}\n[The End of Assistant's Answer]"
+    )
+    (score,) = mt_bench.score([judgment(81, 1, 8) | {"user_prompt": prompt}], ANSWERS, QUESTIONS).values()
+    assert not any("another question" in line for line in score.warnings)
+    assert any("no longer the current ones" in line for line in score.warnings) != is_current
+
+
 def test_partial_coverage_is_said() -> None:
     assert mt_bench.score(WHOLE[:3], [], QUESTIONS)["m"].warnings == ["turn 2: 1 of 2 questions were judged"]
     assert mt_bench.score(WHOLE, [], [])["m"].warnings == [
