@@ -23,6 +23,9 @@ FENCE = re.compile(r"^\s*```\w*")
 
 BRACKET = re.compile(r"[{\[]")
 
+MENTIONED = re.compile(r"\b[AB]\b|\b(?:[Aa]nswer|[Aa]ssistant|[Rr]esponse|[Vv]erdict|[Rr]ating)")
+"""Words of which an object may be the object: what an answer says."""
+
 
 def without_thinking(reply: str) -> str:
     """What follows the thinking; nothing where the thinking has no end."""
@@ -54,11 +57,13 @@ def in_json(reply: str, field: str) -> object:
     """The field of the reply's JSON object, which words may come before and after; None where it has none.
 
     The object must have its lines for itself: in the middle of a sentence it may be a quotation, and so may one inside
-    a bracket that opens no JSON. Of several objects, or fields of one name, all must say the same.
+    a bracket that opens no JSON, or between words about the answers. Of several objects, or fields of one name, all
+    must say the same.
     """
     text = reply if reply.lstrip().startswith(("{", "`")) else without_thinking(reply)
     found: list[object] = []
-    start = 0
+    start = end = 0
+    words_before = ""
     while opened := BRACKET.search(text, start):
         try:
             value, start = LENIENT.raw_decode(text, opened.start())
@@ -68,7 +73,12 @@ def in_json(reply: str, field: str) -> object:
             before, after = text[: opened.start()].rpartition("\n")[2], text[start:].partition("\n")[0]
             if before.strip() or after.strip(" \t\r`"):
                 return None
+            words_before = words_before if found else FENCE.sub("", text[: opened.start()])
             found.append(value[field])
+            end = start
+    words_after = text[end:].strip(" \t\r\n`")
+    if words_before.strip() and words_after and MENTIONED.search(f"{words_before} {words_after}"):
+        return None
     return found[0] if found and all(each == found[0] for each in found) else None
 
 
