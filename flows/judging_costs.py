@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from dpr_core.config.base import StageConfig
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, ChatCompletionsConfig, JudgeConfig, RateConfig
 from dpr_core.evaluation import benchmarks
-from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN, REPLY_TOKENS, Cost
+from dpr_core.evaluation.budget import CHARACTERS_PER_TOKEN, Cost, reply_tokens
 from dpr_core.evaluation.judge import judging_cost, rater_with_content_hash, rating_cost, rating_template
 from dpr_core.evaluation.pairwise import Answer, Pair
 from dpr_core.evaluation.prices import price_warnings, prices
@@ -215,9 +215,11 @@ def _assumed(nodes: Sequence[Node], judged: Sequence[_Answers]) -> tuple[str, ..
     imagined = [side.settings for side in judged if side.artifact is None]
     absent = sorted({_label(each.benchmark) for each in imagined if benchmarks.missing(each.benchmark)})
     longest = sorted({each.max_response_tokens for each in imagined})
+    replies = sorted({reply_tokens(cast(Any, node.config).by) for node in nodes})
     sentences = [
         f"Prices {' or '.join(sorted({prices(cast(Any, node.config).execution) for node in nodes}))}, at "
-        f"{CHARACTERS_PER_TOKEN:g} characters a token; a reply has about {REPLY_TOKENS} tokens, at most max_tokens.",
+        f"{CHARACTERS_PER_TOKEN:g} characters a token; a reply has about {' or '.join(map(str, replies))} tokens, at "
+        "most max_tokens.",
         "Verdicts that are kept already would cost nothing; replies that cannot be read are asked for again, and paid.",
     ]
     sentences += price_warnings((cast(Any, node.config).by, cast(Any, node.config).execution) for node in nodes)

@@ -24,6 +24,8 @@ OVERHEAD_TOKENS = 16
 REPLY_TOKENS = 150
 """About what a judge writes: five sentences and a verdict."""
 
+THINKING_SHARE = 0.5
+"""The assumed length of a reply that a reasoning model thinks before, as a share of `max_tokens`."""
 
 SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -83,10 +85,16 @@ def cost_of(tokens: Iterable[int], by: ChatCompletionsConfig, execution: JudgeEx
     """Of requests with so many tokens."""
     asked = list(tokens)
     read = sum(asked)
-    about, most = (len(asked) * each for each in (min(REPLY_TOKENS, by.max_tokens), by.max_tokens))
+    about, most = (len(asked) * each for each in (reply_tokens(by), by.max_tokens))
     price = price_of(by, execution)
     dollars = (None, None) if price is None else (price.of(read, about), price.of(read, most))
     return Cost(len(asked), read, read, about, most, *dollars)
+
+
+def reply_tokens(by: ChatCompletionsConfig) -> int:
+    """About how long a reply is, with what is thought before it."""
+    thinks = by.reasoning_effort not in (None, "none")
+    return max(min(REPLY_TOKENS, by.max_tokens), int(THINKING_SHARE * by.max_tokens) if thinks else 0)
 
 
 def _sum(a: float | None, b: float | None) -> float | None:

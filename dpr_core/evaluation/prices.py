@@ -28,6 +28,9 @@ VENDORS = {
 }
 """Whose prices hold at an address. At any other, such as a proxy's or Azure's, OpenAI's models have OpenAI's."""
 
+ORDINARY_TIERS = ("auto", "default", "flex", "standard_only")
+"""Of `extra_body.service_tier`: where the listed price holds, or more than the price. Any other may cost more."""
+
 MOST_TOKENS = 10**8
 """No request has more; a larger number is no number of tokens."""
 
@@ -140,6 +143,8 @@ def table() -> dict[str, Any]:
 
 
 def _listed(by: ChatCompletionsConfig) -> Mapping[str, float] | None:
+    if (by.extra_body or {}).get("service_tier", "default") not in ORDINARY_TIERS:
+        return None
     models: Mapping[str, Mapping[str, float]] = table()[VENDORS.get(urlsplit(by.base_url or "").hostname or "", OPENAI)]
     if by.model in models:
         return models[by.model]

@@ -46,9 +46,9 @@ def spent_view(spent: Sequence[Spent]) -> RenderableType:
             f"{each.requests:,}",
             _short(each.read),
             _short(each.written),
-            "price unknown" if each.without_price == each.requests + each.without_answer else f"{each.dollars:,.2f}",
+            "price unknown" if each.without_price == each.requests + each.without_answer else _dollars(each.dollars),
             f"{each.without_answer:,}",
-            f"{each.set_aside:,.2f}",
+            _dollars(each.set_aside),
         ]
         for each in spent
     ]
@@ -64,8 +64,15 @@ def _cells(cost: Cost) -> list[str]:
     return [
         f"{cost.requests:,}",
         *(f"{_short(about)} to {_short(most)}" for about, most in (read, written)),
-        *("price unknown" if amount is None else f"{amount:,.2f}" for amount in dollars),
+        *("price unknown" if amount is None else _dollars(amount) for amount in dollars),
     ]
+
+
+def _dollars(amount: float) -> str:
+    """To the cent, and of less than ten cents to the hundredth of one."""
+    if 0 < amount < 0.0001:
+        return "< 0.0001"
+    return f"{amount:.4f}" if 0 < amount < 0.1 else f"{amount:,.2f}"
 
 
 def _short(tokens: int) -> str:

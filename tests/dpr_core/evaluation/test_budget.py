@@ -146,6 +146,8 @@ def test_requests_tokens_and_dollars() -> None:
     cost = cost_of([1000, 3000], OpenAIJudgeConfig(max_tokens=400), JudgeExecutionConfig(**PRICED))
     assert cost == Cost(2, 4000, 4000, 2 * REPLY_TOKENS, 800, (4000 + 20 * REPLY_TOKENS) / 1e6, 0.012)
     assert cost_of([1000], OpenAIJudgeConfig(max_tokens=16), JudgeExecutionConfig()).tokens_written_about == 16
+    thinks = OpenAIJudgeConfig(max_tokens=8192, reasoning_effort="low")
+    assert cost_of([1000, 1], thinks, JudgeExecutionConfig()).tokens_written_about == 8192
 
 
 def test_a_batch_costs_half_of_the_listed_price_and_as_much_as_a_price_that_was_set() -> None:

@@ -25,6 +25,13 @@ def test_the_price_is_the_one_that_was_set_or_the_listed_one() -> None:
         assert price_of(kind(model="mine"), OWN) == price_of(kind(model="gpt-4o"), OWN) == Price(1.0, 2.0)
 
 
+def test_a_service_tier_that_may_cost_more_has_no_listed_price() -> None:
+    for tier, price in (("priority", None), ("flex", Price(2.5, 10.0, cached=1.25))):
+        by = OpenAIJudgeConfig(model="gpt-4o", extra_body={"service_tier": tier})
+        assert price_of(by, JudgeExecutionConfig()) == price
+        assert price_of(by, OWN) == Price(1.0, 2.0)
+
+
 def test_one_price_may_be_set_beside_a_listed_one() -> None:
     by = OpenAIJudgeConfig(model="gpt-4o")
     assert price_of(by, JudgeExecutionConfig(dollars_per_million_read=9.0)) == Price(9.0, 10.0)
