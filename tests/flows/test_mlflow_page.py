@@ -34,5 +34,6 @@ def test_policies_are_rows_with_their_win_rates(
         rows = table(opened, address)
         assert "Model training" in opened.evaluate("document.body.innerText")
         assert {policy: float(row["win_rate"]) for policy, row in rows.items()} == pytest.approx(wanted)
-        assert all(row.keys() == {"win_rate", "accuracy", "kl", "tokens"} for row in rows.values())
-        assert charts(opened) >= {"win_rate", "accuracy", "kl", "tokens"}
+        metrics = {"win_rate", "accuracy", "kl", "tokens", "repetition", "refusals"}
+        assert all(row.keys() == metrics for row in rows.values())
+        assert charts(opened) >= metrics

@@ -311,6 +311,8 @@ def test_every_policy_is_a_row_under_its_pipeline(built: Built) -> None:
             "accuracy": row["accuracy"],
             "kl": row["kl_to_sft"],
             "tokens": row["response_tokens"],
+            "repetition": row["repetition"],
+            "refusals": row["refusals"],
         }
     made_of = json.loads(runs["DPR"].data.tags["dpr.made_of"])
     assert made_of == {
