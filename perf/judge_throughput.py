@@ -6,8 +6,9 @@
 Prints one JSON document. The server is `tests/loopback.py` in a process of its own and answers at once, so what is
 measured is the client's side and not a model's. `ours` is all that a run does: cache, template, budget, client,
 verdict. `bare` sends the same bodies, made before, with the openai client and asyncio.gather. Both take turns,
-`--repeats` times; all are medians. `busy` is the share of one core that a process used: near 1, it is what limits.
-`client_milliseconds` is processor time a request, which other work on the machine disturbs least. `--resumed` measures
+`--repeats` times; all are medians, and `ratio` of ours to bare, in each turn. `busy` is the share of one core that a
+process used: near 1, it is what limits. `client_milliseconds` is processor time a request, which other work on the
+machine disturbs least, and `processor_ratio` is the bare client's of all turns over ours. `--resumed` measures
 instead how long so many games take of which all verdicts are kept, and how much memory each of them is.
 """
 
@@ -94,18 +95,29 @@ def pairs_of(count: int, characters: int) -> list[Pair]:
 def compare(pairs: Sequence[Pair], concurrency: int, repeats: int) -> dict[str, Any]:
     """Ours and the bare client in turn; medians of the rates and of their ratio."""
     measured: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
+    sides_in_turn = [("ours", ours), ("bare", bare)]
     for _ in range(repeats):
-        for name, judged in (("ours", ours), ("bare", bare)):
+        sides_in_turn.reverse()
+        for name, judged in sides_in_turn:
             with server() as url, tempfile.TemporaryDirectory() as folder:
                 work = judged(pairs, *_settings(url, concurrency), Path(folder) / "verdicts.sqlite")
                 measured[name].append(timed(url, work, 2 * len(pairs)))
-    ratios = [a["per_second"] / b["per_second"] for a, b in zip(measured["ours"], measured["bare"], strict=True)]
+    turns = list(zip(measured["ours"], measured["bare"], strict=True))
+    ratios = {
+        "ratio": median(a["per_second"] / b["per_second"] for a, b in turns),
+        "processor_ratio": round(total(measured["bare"]) / total(measured["ours"]), 3),
+    }
     sides = {name: {key: median(each[key] for each in rows) for key in rows[0]} for name, rows in measured.items()}
-    return {"concurrency": concurrency, **sides, "ratio": median(ratios), "limit": limit(sides["ours"])}
+    return {"concurrency": concurrency, **sides, **ratios, "limit": limit(sides["ours"])}
 
 
 def median(values: Any) -> float:
     return round(statistics.median(values), 3)
+
+
+def total(rows: Sequence[dict[str, float]]) -> float:
+    """Processor time of all turns."""
+    return sum(row["client_milliseconds"] for row in rows)
 
 
 def limit(side: dict[str, float]) -> str:

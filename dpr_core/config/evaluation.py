@@ -342,7 +342,7 @@ class JudgeExecutionConfig(Config):
     """How judging is done."""
 
     concurrency: int = Field(16, ge=1, le=1024)
-    """Requests under way at once."""
+    """Requests under way at once in one stage. Stages that are done at the same time have as many each."""
 
     retries: int = Field(5, ge=0, le=100)
     """Times a failed request is sent again at once, or when the endpoint says."""

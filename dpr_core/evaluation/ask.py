@@ -7,8 +7,8 @@ shown and what its judgment is; everything here is the same for both.
 import asyncio
 import hashlib
 import json
-from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -66,8 +66,9 @@ Result = TypeVar("Result")
 class Judge(Protocol[ItemIn, FoundOut]):
     """Judges one item. Every judge and rater, scripted or not, stands behind this."""
 
-    async def prepare(self, items: Sequence[ItemIn]) -> None:
-        """Gets all items before the first is judged. A judge that is cheaper in bulk may do its work here."""
+    async def prepare(self, items: Iterable[ItemIn]) -> None:
+        """Gets all items before the first is judged. A judge that is cheaper in bulk may do its work here; any other
+        need not even read them."""
         ...
 
     async def judge(self, item: ItemIn) -> FoundOut:
@@ -177,7 +178,7 @@ class RuleJudge(Generic[Item, Found]):
     def __init__(self, rule: Callable[[Item], Found]) -> None:
         self._rule = rule
 
-    async def prepare(self, items: Sequence[Item]) -> None:
+    async def prepare(self, items: Iterable[Item]) -> None:
         """There is nothing to prepare."""
 
     async def judge(self, item: Item) -> Found:
@@ -209,7 +210,7 @@ class ChatJudge(Generic[Item, Found]):
         self._one_by_one = verdicts == "auto"
         self._turn: asyncio.Lock | None = None
 
-    async def prepare(self, items: Sequence[Item]) -> None:
+    async def prepare(self, items: Iterable[Item]) -> None:
         """Every item is asked about by itself."""
 
     async def judge(self, item: Item) -> Found:
@@ -300,37 +301,44 @@ class CachedJudge(Generic[Item, Found]):
         self._restore = restore
         self._before = before
         self._unknown: set[str] = set()
-        self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._asking: dict[str, asyncio.Event] = {}
         self._reused = 0
 
-    async def prepare(self, items: Sequence[Item]) -> None:
+    async def prepare(self, items: Iterable[Item]) -> None:
         """Only what is not known has to be prepared."""
-        keyed = {self._key(item): item for item in items}
-        unknown = {key: item for key, item in keyed.items() if self._known(key, item) is None}
-        self._unknown |= unknown.keys()
-        if unknown:
-            await self._judge.prepare(list(unknown.values()))
+        await self._judge.prepare(self._not_known(items))
+
+    def _not_known(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            key = self._key(item)
+            if self._known(key, item) is None:
+                self._unknown.add(key)
+                yield item
 
     async def judge(self, item: Item) -> Found:
         key = self._key(item)
         # The same asked twice at once, such as both orders of an answer against itself, is paid for once.
-        async with self._asking[key]:
-            known = self._known(key, item)
-            if known is not None:
-                # What was asked of the judge just now, and written down when it came, is no reuse.
-                self._reused += key not in self._unknown
-                return self._cache.restored(key, known, partial(self._restore, item))
+        while (under_way := self._asking.get(key)) is not None:
+            await under_way.wait()
+        known = self._known(key, item)
+        if known is not None:
+            # What was asked of the judge just now, and written down when it came, is no reuse.
+            self._reused += key not in self._unknown
+            return self._cache.restored(key, known, partial(self._restore, item))
+        answered = self._asking[key] = asyncio.Event()
+        try:
             judgment = await self._judge.judge(item)
             self._cache.put(key, judgment.value, judgment.raw, judgment.details)
             return judgment
+        finally:
+            del self._asking[key]
+            answered.set()
 
     def status(self) -> str:
         reused = f"{self._reused} from the cache" if self._reused else ""
         return ", ".join(part for part in (self._judge.status(), reused) if part)
 
     async def close(self) -> None:
-        # A lock belongs to the event loop in which it was waited for.
-        self._asking.clear()
         await self._judge.close()
 
     def _key(self, item: Any) -> str:
@@ -383,13 +391,15 @@ async def ask_all(
     `execution.rounds` times, and so is what is not final, up to `execution.unreadable_retries` times. Any other
     failure stops the rest, once those that are under way, and paid for, are done.
     """
-    results: dict[int, Result] = {}
+    results: list[Any] = [None] * len(items)
+    done = 0
     waiting = deque(range(len(items)))
     failures: Counter[int] = Counter()
     unreadable: Counter[int] = Counter()
     fatal: list[DensePathError] = []
 
     async def work() -> None:
+        nonlocal done
         while waiting:
             i = waiting.popleft()
             try:
@@ -409,7 +419,8 @@ async def ask_all(
                 waiting.append(i)
                 continue
             results[i] = result
-            on_progress(len(results), len(items))
+            done += 1
+            on_progress(done, len(items))
 
     workers = [asyncio.create_task(work()) for _ in range(min(execution.concurrency, len(items)))]
     try:
@@ -420,7 +431,7 @@ async def ask_all(
         await asyncio.gather(*workers, return_exceptions=True)
     if fatal:
         raise fatal[0]
-    return [results[i] for i in range(len(items))]
+    return results
 
 
 async def _meanwhile(work: Coroutine[Any, Any, None], note: Callable[[], None]) -> None:

@@ -159,7 +159,8 @@ class Endpoint:
         """Send it once, charged by itself: the reply, or a failure and the seconds after which it may be sent again."""
         limit = self.config.max_tokens
         await self._requests.wait()
-        await self._tokens.wait(tokens_in(messages) + limit)
+        if self.execution.tokens_per_minute is not None:
+            await self._tokens.wait(tokens_in(messages) + limit)
         charge = await self.meter.charge(most_tokens_in(messages, schema), limit)
         try:
             completion = await self._complete(messages, schema)
@@ -377,9 +378,18 @@ def _may_have_cost(error: Any) -> bool:
     status = getattr(error, "status_code", None)
     if status is None:
         return type(error.__cause__).__name__ not in NO_CONNECTION
-    said = str(error).lower()
-    was_read = THINKING_SPENT in said or any(word in said for word in READ_BEFORE_REFUSED)
-    return was_read or status in MAY_COST or status < 400 or (status >= 500 and status not in COST_NOTHING)
+    return (
+        read_before_refused(error)
+        or status in MAY_COST
+        or status < 400
+        or (status >= 500 and status not in COST_NOTHING)
+    )
+
+
+def read_before_refused(error: Exception) -> bool:
+    """Whether a filter or a limit refused a request, after it was read."""
+    said = f"{error} {getattr(error, 'code', None)}".lower()
+    return THINKING_SPENT in said or any(word in said for word in READ_BEFORE_REFUSED)
 
 
 def _is_completion(found: Any) -> bool:

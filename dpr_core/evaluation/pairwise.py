@@ -11,7 +11,7 @@ from dpr_core.evaluation.questions import Question
 from dpr_core.stats import mean_interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One policy's answer: a text for each turn of the question."""
 
@@ -23,7 +23,7 @@ class Answer:
         return cls((text,))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two answers to one question, in the order in which the judge sees them."""
 
@@ -41,7 +41,7 @@ class Verdict(StrEnum):
     UNREADABLE = "unreadable"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgment:
     """A verdict, the judge's own words, and what an endpoint told about its work (model, fingerprint, tokens)."""
 
@@ -57,7 +57,7 @@ class Judgment:
 PairwiseJudge = Judge[Comparison, Judgment]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """The candidate's and the baseline's answer to one question."""
 
@@ -72,7 +72,7 @@ class Pair:
         return Comparison(self.question, first=self.baseline, second=self.candidate)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Game:
     """One judged order of a pair."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -28,6 +28,7 @@ from dpr_core.evaluation.endpoint import (
     RefusedError,
     SchemaRefusedError,
     UnavailableError,
+    read_before_refused,
 )
 from dpr_core.evaluation.prices import Usage
 from dpr_core.evaluation.spending import Spending
@@ -63,9 +64,10 @@ class BatchJudge(Generic[Item, Found]):
         self._waiting_for: dict[str, str] = {}
         self._ignored: Counter[str] = Counter()
 
-    async def prepare(self, items: Sequence[Item]) -> None:
+    async def prepare(self, items: Iterable[Item]) -> None:
         """Wait for what is under way already, send the rest, and again what was not answered."""
-        asked = {self._key(item): item for item in items}
+        if not (asked := {self._key(item): item for item in items}):
+            return
         await self._collect(asked)
         rounds = self.endpoint.execution.rounds
         for again in range(rounds + 1):
@@ -175,7 +177,8 @@ class BatchJudge(Generic[Item, Found]):
         lines = [line for file in batch.files for line in await self._api.download(file)]
         results = read_results(lines, sent.requests)
         # Before its verdicts are kept: nobody would ask for the batch again, and the most would stay on the bill.
-        self._settle(await self._charge_of(sent), batch, results)
+        read = [asked[key] for key, refusal in results.refusals.items() if read_before_refused(refusal)]
+        self._settle(await self._charge_of(sent), batch, results, Usage(*self._most_tokens(read)))
         self._keep(results, asked)
         self._ledger.forget(sent)
         if batch.status == "failed":
@@ -188,11 +191,12 @@ class BatchJudge(Generic[Item, Found]):
         """Whoever sent it has charged it, except where that was an earlier version."""
         return await self.endpoint.meter.charge(0, 0, requests=0, batch=sent.file)
 
-    def _settle(self, charge: int, batch: ApiBatch, results: Results) -> None:
-        """What all requests of a batch have used; where that is not told of each one, the most stays."""
+    def _settle(self, charge: int, batch: ApiBatch, results: Results, refused: Usage) -> None:
+        """What all requests of a batch have used, and the most of those that were read and refused; where it is not
+        told of each answered one, the most of all stays."""
         told = [used for used in results.used if used is not None]
         is_known = batch.status != GONE and len(told) == len(results.used) >= batch.completed and not results.broken
-        used = sum(told, Usage(0, 0)) if is_known else None
+        used = sum(told, refused) if is_known else None
         self.endpoint.meter.answer(charge, used, len(results.used))
         self.endpoint.meter.flush()
 

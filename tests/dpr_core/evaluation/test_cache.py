@@ -18,6 +18,7 @@ from dpr_core.config.evaluation import (
 )
 from dpr_core.evaluation.ask import CachedJudge, key_of
 from dpr_core.evaluation.cache import VerdictCache
+from dpr_core.evaluation.endpoint import UnavailableError
 from dpr_core.evaluation.judge import build_judge, build_rater, identity, rating_template
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PairwisePrompt
@@ -60,6 +61,25 @@ def test_the_same_is_asked_once_by_all_who_share_the_file(tmp_path: Path) -> Non
     assert ask(judge) == ask(judge) == ask(again) == Judgment(Verdict.FIRST, "words 1", {"prompt_tokens": 7})
     assert (first.asked, second.asked) == (1, 0)
     assert judge.status() == "1 requests, 1 from the cache"
+
+
+def test_the_same_asked_at_once_is_asked_once_and_by_the_next_where_that_fails(tmp_path: Path) -> None:
+    class Slow(Counting):
+        async def judge(self, comparison: Comparison) -> Judgment:
+            await asyncio.sleep(0.01)
+            judgment = await super().judge(comparison)
+            if self.asked == 1:
+                raise UnavailableError("not now")
+            return judgment
+
+    async def three() -> list[Judgment | BaseException]:
+        return await asyncio.gather(*(judge.judge(COMPARISON) for _ in range(3)), return_exceptions=True)
+
+    inner = Slow(Verdict.FIRST)
+    judge = CachedJudge(inner, VerdictCache(tmp_path / "verdicts.sqlite"), "gpt-4o", PROMPT.judgment)
+    failed, *found = asyncio.run(three())
+    assert isinstance(failed, UnavailableError)
+    assert (found[0], inner.asked) == (found[1], 2)
 
 
 def test_what_cannot_be_read_is_asked_again(tmp_path: Path) -> None:

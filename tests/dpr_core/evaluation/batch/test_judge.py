@@ -10,7 +10,7 @@ import pytest
 from dpr_core.config import evaluation as settings
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.batch.judge import BatchJudge
-from dpr_core.evaluation.budget import BudgetReachedError
+from dpr_core.evaluation.budget import BudgetReachedError, most_tokens_in
 from dpr_core.evaluation.canaries import try_judge
 from dpr_core.evaluation.endpoint import UnavailableError
 from dpr_core.evaluation.judge import build_judge
@@ -116,6 +116,19 @@ def test_a_request_that_is_too_long_is_a_game_without_a_verdict(batches: Batches
     (lost,) = [game for game in games if game.value is None]
     assert "the context is too short" in str(lost.details["refused"])
     assert len(batches.batches) == 1
+
+
+def test_a_request_that_a_filter_refused_stays_on_the_bill_at_the_most(batches: Batches) -> None:
+    def one_fails(requests: list[Request]) -> Outcome:
+        failed = result(requests[0], refused(400, "The response was filtered.", "content_filter"))
+        return Outcome([batches.answered(request) for request in requests[1:]], [failed])
+
+    batches.outcomes = [one_fails]
+    judge = build(batches)
+    play(judge)
+    sent = batches.requests(0)[0]["body"]
+    most = most_tokens_in(sent["messages"], sent.get("response_format")) * 1.25 + 512 * 5.00
+    assert judge.endpoint.meter.spent == pytest.approx((11 * (100 * 1.25 + 20 * 5.00) + most) / 1e6)
 
 
 @pytest.mark.parametrize(
