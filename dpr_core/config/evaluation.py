@@ -1,7 +1,8 @@
 """Settings of evaluation: benchmarks, policies without training, judges, raters and the report."""
 
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -272,6 +273,9 @@ class ChatCompletionsConfig(Config):
     system_fingerprint: Line | None = Field(None, min_length=1)
     """The one version of the model that may judge, as its replies name it; none takes any, and writes down which."""
 
+    top_logprobs: int | None = Field(None, ge=1, le=20)
+    """In place of a text, the log-probabilities of so many first tokens; filled in where judge prompts want them."""
+
     template: str | None = None
     """Hash of the judge's instructions, filled in when the stage starts."""
 
@@ -304,7 +308,7 @@ OUR_FIELDS = frozenset(
 )  # fmt: skip
 """Of a request, what the judge's own settings say, and what would bring another kind of reply."""
 
-SENT_IF_SET = ("reasoning_effort", "extra_body")
+SENT_IF_SET = ("reasoning_effort", "extra_body", "top_logprobs")
 
 
 class ChatJudgeConfig(ChatCompletionsConfig):
@@ -403,8 +407,15 @@ class JudgeExecutionConfig(Config):
 class JudgeConfig(StageConfig):
     """Pairwise comparison of two sets of answers to the same prompts, each pair in both orders."""
 
+    unless_changed: ClassVar[Mapping[str, Any]] = {"prompts": None}
+
     by: JudgeByConfig = OpenAIJudgeConfig()
     """Who judges."""
+
+    prompts: Line | None = Field(None, min_length=1)
+    """A benchmark's own judge prompts in place of this project's, named as its own tools name them: an annotator of the
+    installed alpaca-eval (weighted_alpaca_eval_gpt4_turbo, alpaca_eval_gpt4), or the path of its configs.yaml; a
+    setting file of Arena-Hard's repository (config/arena-hard-v2.0.yaml). Temperature and length limit are theirs."""
 
     bootstrap_samples: int = Field(2000, ge=100, le=100_000)
     """Resamples of the prompts for the interval."""

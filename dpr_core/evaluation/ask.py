@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
@@ -345,12 +345,17 @@ class CachedJudge(Generic[Item, Found]):
         return key_of(self._identity, item)
 
     def _known(self, key: str, item: Any) -> tuple[str, str, dict[str, str | int]] | None:
-        known = self._cache.get(key)
+        known = self._cache.get(key) or self._cache.get(self._key(_without_category(item)))
         if known is None and self._before is not None:
             identity, model = self._before
             older = self._cache.get(key_of(identity, item))
             return older if older is not None and older[2].get("model") == model else None
         return known
+
+
+def _without_category(item: Any) -> Any:
+    """As an item of Arena-Hard was kept before its questions had any."""
+    return replace(item, question=replace(item.question, category=""))
 
 
 async def judge_all(

@@ -3,21 +3,18 @@
 Their delimiters are the same in every request, so an answer may imitate them: this project's own are safer.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official.mt_bench import read_rating
-from dpr_core.evaluation.prompts import plain
+from dpr_core.evaluation.prompts import FIELD, filled, plain
 from dpr_core.evaluation.rate import Turn, on_scale
 from dpr_core.evaluation.reading import without_thinking
 from dpr_core.evaluation.rows import Row, naming, need, read_rows, unique
 
 TURNS = 2
-
-FIELD = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
 class FastChatTemplate:
@@ -57,11 +54,6 @@ class FastChatTemplate:
     def score(self, reply: str) -> float | None:
         """As FastChat reads it: the first `[[x]]` of the reply, else the first `[x]`; in thinking there is none."""
         return on_scale(read_rating(without_thinking(reply)))
-
-
-def filled(template: str, fields: Mapping[str, str]) -> str:
-    """The template with its fields, in one pass: what looks like a field inside a text stays as it is."""
-    return FIELD.sub(lambda found: fields[found[1]] if found[1] else found[0][0], template)
 
 
 def _name(turn: int, with_reference: bool) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from dpr_core.evaluation.endpoint import THINKING_SPENT, Endpoint, RefusedError,
 from dpr_core.evaluation.fastchat import FastChatTemplate
 from dpr_core.evaluation.pairwise import Answer, Comparison, Judgment, Pair, PairwiseJudge, Verdict
 from dpr_core.evaluation.prompts import PAIRWISE_DIGEST, RATING_DIGEST, SCHEMA, OwnRatingTemplate, PairwisePrompt
+from dpr_core.evaluation.protocols import JudgingProtocol, OfficialPrompt, protocol_of
 from dpr_core.evaluation.questions import IsRight, Question
 from dpr_core.evaluation.rate import HIGHEST, LOWEST, Rater, Rating, RatingPrompt, RatingTemplate, Turn, turns_of
 from dpr_core.evaluation.spending import Spending
@@ -45,25 +47,32 @@ def build_judge(
     execution: settings.JudgeExecutionConfig,
     is_right: IsRight,
     cache: Path | None = None,
+    protocol: JudgingProtocol | None = None,
 ) -> PairwiseJudge:
     """The judge that the settings name; UsageError where it cannot work here (no key, no client library).
 
-    With `cache`, a judge that costs anything is never asked the same twice.
+    With `cache`, a judge that costs anything is never asked the same twice; with `protocol`, it is asked by this.
     """
     match config:
         case settings.VerifiableJudgeConfig():
             return RuleJudge(lambda comparison: _verified(comparison, is_right))
         case settings.ScriptedJudgeConfig(rule=rule):
             return RuleJudge(lambda comparison: Judgment(PAIRWISE_RULES[rule](comparison), f"rule: {rule}"))
-    prompt = PairwisePrompt(config.max_answer_characters)
+    prompt = _prompt(config, protocol)
+    name = partial(identity, protocol=protocol)
     judge: PairwiseJudge
     if isinstance(config, settings.OpenAIBatchJudgeConfig):
-        judge = BatchJudge(config, execution, prompt, identity(config), cache, _ledger(execution, cache))
+        judge = BatchJudge(config, execution, prompt, name(config), cache, _ledger(execution, cache))
     else:
         judge = ChatJudge(config, execution, prompt, _ledger(execution, cache))
     if cache is None:
         return judge
-    return CachedJudge(judge, VerdictCache(cache), identity(config), prompt.judgment, _undated(config, identity))
+    return CachedJudge(judge, VerdictCache(cache), name(config), prompt.judgment, _undated(config, name))
+
+
+def _prompt(config: settings.ChatJudgeConfig, protocol: JudgingProtocol | None) -> PairwisePrompt:
+    most = config.max_answer_characters
+    return PairwisePrompt(most) if protocol is None else OfficialPrompt(protocol, most)
 
 
 def build_rater(config: settings.RateConfig, template: RatingTemplate, cache: Path | None = None) -> Rater:
@@ -98,11 +107,33 @@ def rating_template(config: settings.RateConfig) -> RatingTemplate:
     return FastChatTemplate.read_from(expanded(config.prompts), config.prompts_content)
 
 
-def judge_with_content_hash(config: settings.JudgeByConfig) -> settings.JudgeByConfig:
+def judging_protocol(config: settings.JudgeConfig) -> JudgingProtocol | None:
+    """What `prompts` names, if anything."""
+    if config.prompts is None:
+        return None
+    if not isinstance(config.by, settings.ChatJudgeConfig):
+        raise UsageError(
+            f"judge.prompts: the {config.by.type} judge reads no prompts; set judge.by.type=openai, or leave them out"
+        )
+    return protocol_of(config.prompts)
+
+
+def judging_by(config: settings.JudgeConfig) -> tuple[settings.JudgeConfig, JudgingProtocol | None]:
+    """The settings with the hash of the instructions and what belongs to them, and the protocol, if there is one."""
+    protocol = judging_protocol(config)
+    return config.model_copy(update={"by": judge_with_content_hash(config.by, protocol)}), protocol
+
+
+def judge_with_content_hash(
+    config: settings.JudgeByConfig, protocol: JudgingProtocol | None = None
+) -> settings.JudgeByConfig:
     """The judge together with the hash of the instructions that it is given."""
-    if isinstance(config, settings.ChatCompletionsConfig):
+    if not isinstance(config, settings.ChatJudgeConfig):
+        return config
+    if protocol is None:
         return config.model_copy(update={"template": PAIRWISE_DIGEST})
-    return config
+    belongs = {"verdicts": "text", "top_logprobs": None, **protocol.settings}
+    return config.model_copy(update={"template": protocol.digest, **belongs})
 
 
 def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
@@ -118,11 +149,11 @@ def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
     return config
 
 
-def identity(config: settings.JudgeByConfig) -> str:
+def identity(config: settings.JudgeByConfig, protocol: JudgingProtocol | None = None) -> str:
     """All of a judge that a verdict depends on. How a request is delivered is not: a batch shares what it knows."""
     if isinstance(config, settings.OpenAIBatchJudgeConfig):
         config = settings.OpenAIJudgeConfig.model_validate(config.model_dump(exclude={"type"}))
-    return judge_with_content_hash(config).model_dump_json()
+    return judge_with_content_hash(config, protocol).model_dump_json()
 
 
 DATED = re.compile(r"-20\d\d-\d\d-\d\d$")
@@ -146,9 +177,10 @@ def rater_name(config: settings.RateConfig) -> str:
 
 def judging_cost(config: settings.JudgeConfig, pairs: Sequence[Pair]) -> Cost:
     """Of both orders of every pair and of the canaries, if none of the verdicts is kept already."""
-    if not isinstance(config.by, settings.ChatCompletionsConfig):
+    config, protocol = judging_by(config)
+    if not isinstance(config.by, settings.ChatJudgeConfig):
         return Cost()
-    prompt = PairwisePrompt(config.by.max_answer_characters)
+    prompt = _prompt(config.by, protocol)
     same, constant = canaries.canary_pairs(pairs, config.execution.canaries)
     shown = (pair.shown(first) for pair in [*pairs, *same, *constant] for first in (True, False))
     return cost_of((tokens_in(prompt.messages(each)) for each in shown), config.by, config.execution)

@@ -48,10 +48,12 @@ class Judgment:
     verdict: Verdict
     raw: str
     details: Details = field(default_factory=dict)
+    label: str = ""
+    """What the judge said, where its prompts know more than three verdicts, such as A>>B."""
 
     @property
     def value(self) -> str | None:
-        return None if self.verdict is Verdict.UNREADABLE else self.verdict.value
+        return None if self.verdict is Verdict.UNREADABLE else self.label or self.verdict.value
 
 
 PairwiseJudge = Judge[Comparison, Judgment]
@@ -81,12 +83,15 @@ class Game:
     verdict: Verdict
     raw: str
     details: Details = field(default_factory=dict)
+    label: str = ""
+    """As in `Judgment`."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """The game that `as_dict` made these values of."""
         verdict = Verdict(values["verdict"])
-        return cls(values["question_id"], values["candidate_first"], verdict, values["raw"], values["details"])
+        who, said = (values["question_id"], values["candidate_first"]), (values["raw"], values["details"])
+        return cls(*who, verdict, *said, values.get("label", ""))
 
     @property
     def value(self) -> str | None:
@@ -110,6 +115,7 @@ class Game:
             "score": self.score,
             "raw": self.raw,
             "details": dict(self.details),
+            **({"label": self.label} if self.label else {}),
         }
 
 
@@ -152,7 +158,7 @@ async def judge_pairs(
     plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
     judgments = await judge_all(judge, [pair.shown(first) for pair, first in plan], execution, on_progress, ask_again)
     return [
-        Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details)
+        Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details, judgment.label)
         for (pair, first), judgment in zip(plan, judgments, strict=True)
     ]
 

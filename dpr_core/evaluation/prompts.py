@@ -6,7 +6,7 @@ Answers are untrusted: every text stands between delimiters that it cannot know,
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,9 @@ _RATING_LINE = (
 
 _RATING = re.compile(rf"(?:(?:rating|score){_IS}\[?|\[)\[?(\d+\.?\d*)", _FLAGS)
 
+FIELD = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+"""Of a template of others, in which a brace that is meant stands twice."""
+
 _CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c])"
     r"|<(?=/?(?:s|bos|eos|pad|unk|mask|think|(?:start|end)_of_(?:turn|image))>)"
@@ -126,17 +129,16 @@ NO_MARK = "MARK"
 class PairwisePrompt:
     """Asks which of two answers is better, where no turn of them is longer than so many characters."""
 
-    schema = SCHEMA
+    schema: Mapping[str, Any] | None = SCHEMA
 
     def __init__(self, most_characters: int) -> None:
         self._most_characters = most_characters
 
     def messages(self, comparison: Comparison, as_json: bool = False) -> Messages:
-        first, second = map(self._within_limit, (comparison.first, comparison.second))
-        return pairwise_messages(replace(comparison, first=first, second=second), as_json)
+        return pairwise_messages(self.within_limit(comparison), as_json)
 
     def answers_cut(self, comparison: Comparison) -> int:
-        return sum(self._within_limit(answer) != answer for answer in (comparison.first, comparison.second))
+        return sum(self._cut(answer) != answer for answer in (comparison.first, comparison.second))
 
     def read(self, reply: str, as_json: bool) -> str | None:
         verdict = read_json_verdict(reply) if as_json else read_verdict(reply)
@@ -145,7 +147,10 @@ class PairwisePrompt:
     def judgment(self, comparison: Comparison, value: str | None, raw: str, details: Details) -> Judgment:
         return Judgment(Verdict.UNREADABLE if value is None else Verdict(value), raw, details)
 
-    def _within_limit(self, answer: Answer) -> Answer:
+    def within_limit(self, comparison: Comparison) -> Comparison:
+        return replace(comparison, first=self._cut(comparison.first), second=self._cut(comparison.second))
+
+    def _cut(self, answer: Answer) -> Answer:
         return Answer(tuple(turn[: self._most_characters] for turn in answer.turns))
 
 
@@ -231,6 +236,11 @@ def marked(parts: Sequence[tuple[str, str]], mark: str | None = None) -> tuple[s
     """A mark, by default a random one that occurs in none of the texts, and the parts between lines that hold it."""
     mark = mark or _unused_mark(text for _, text in parts)
     return mark, "\n\n".join(f"[BEGIN {title} {mark}]\n{text}\n[END {title} {mark}]" for title, text in parts)
+
+
+def filled(template: str, fields: Mapping[str, str]) -> str:
+    """The template with its fields, in one pass: what looks like a field inside a text stays as it is."""
+    return FIELD.sub(lambda found: fields[found[1]] if found[1] else found[0][0], template)
 
 
 def plain(text: str) -> str:

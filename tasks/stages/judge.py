@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, JudgeConfig
+from dpr_core.config.evaluation import AnswerConfig, ChatJudgeConfig, JudgeConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact, Record
 from tasks.local_home import home_folder
@@ -38,8 +38,9 @@ VERDICTS = "verdicts.sqlite"
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.evaluation import benchmarks, canaries
     from dpr_core.evaluation.ask import Unreadable
-    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
+    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings, judging_protocol
     from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
+    from dpr_core.hashing import refuse_changed
 
     settings, share = cast(JudgeConfig, config), traced_share()
     candidate, baseline = work.input("candidate"), work.input("baseline")
@@ -48,7 +49,14 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         raise UsageError(f"answers {candidate.id[:8]} and {baseline.id[:8]} are not to the same questions")
     pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
-    judge = build_judge(settings.by, settings.execution, benchmarks.checker(benchmark), work.store.home / VERDICTS)
+    protocol = judging_protocol(settings)
+    if protocol is not None:
+        assert isinstance(settings.by, ChatJudgeConfig)
+        refuse_changed(str(settings.prompts), settings.by.template, protocol.digest)
+        for pair in pairs:
+            protocol.refuse(pair.question)
+    is_right = benchmarks.checker(benchmark)
+    judge = build_judge(settings.by, settings.execution, is_right, work.store.home / VERDICTS, protocol)
     canary_metrics = {}
     if costs_money(settings.by) and settings.execution.canaries:
         kept = keeping_canaries(work, "judge")
@@ -99,21 +107,28 @@ def canary_metrics_of(artifact: Artifact, record: Record) -> Mapping[str, float]
 
 
 def pin(config: JudgeConfig) -> JudgeConfig:
-    from dpr_core.evaluation.judge import judge_with_content_hash
+    from dpr_core.evaluation.judge import judging_by
 
-    return config.model_copy(update={"by": judge_with_content_hash(config.by)})
+    return judging_by(config)[0]
 
 
 def preflight(configs: Sequence[JudgeConfig], planning: bool = False) -> None:
     """A judge without key, library or an endpoint that knows it is better known before the training than after."""
-    from dpr_core.evaluation.judge import build_judge, probe_each
+    from dpr_core.evaluation.judge import build_judge, judging_by, probe_each
     from dpr_core.evaluation.prices import price_warnings
 
     traced_share()
-    for config in configs:
-        build_judge(config.by, config.execution, lambda question, text: None)
-    judges = [(config.by, config.execution) for config in configs]
-    for warning in price_warnings(judges):
+    found = [judging_by(config) for config in configs]
+    for config, protocol in found:
+        build_judge(config.by, config.execution, lambda question, text: None, protocol=protocol)
+    judges = [(config.by, config.execution) for config, _ in found]
+    warnings = [
+        warning
+        for config, protocol in found
+        if protocol is not None and isinstance(config.by, ChatJudgeConfig)
+        for warning in protocol.warnings(config.by.model)
+    ]
+    for warning in [*price_warnings(judges), *dict.fromkeys(warnings)]:
         logger.warning("%s", warning)
     probe_each(judges, home_folder() / VERDICTS, for_nothing=planning)
 

@@ -59,10 +59,10 @@ def traces_of(
 
 
 def instructions(settings: JudgeConfig) -> Prompt | None:
-    """What a judging model is told; None of a rule."""
+    """What a judging model is told in this project's words; None of a rule, and of a benchmark's own prompts."""
     from dpr_core.evaluation.prompts import AS_TEXT, PAIRWISE_INSTRUCTIONS
 
-    if not isinstance(settings.by, ChatCompletionsConfig):
+    if not isinstance(settings.by, ChatCompletionsConfig) or settings.prompts is not None:
         return None
     text = (PAIRWISE_INSTRUCTIONS + AS_TEXT).replace("{mark}", "{{mark}}")
     return Prompt("dense-path-judge", text, f"sha256-{_hash(text)[:16]}")

@@ -105,11 +105,13 @@ def arena_question(row: Row) -> Question:
         raise UsageError(
             f"an Arena-Hard question has neither uid nor question_id (it has {', '.join(sorted(row)[:8])})"
         )
-    where = f"Arena-Hard question {name}"
+    where, category = f"Arena-Hard question {name}", str(row.get("category", ""))
     if "prompt" in row:
-        return Question(str(name), (text_field(row["prompt"], "prompt", where),))
+        return Question(str(name), (text_field(row["prompt"], "prompt", where),), category=category)
     need([row], ("turns",), "Arena-Hard questions")
-    return Question(str(name), (text_field(_part(row, where, "turns", 0, "content"), "content", where),))
+    return Question(
+        str(name), (text_field(_part(row, where, "turns", 0, "content"), "content", where),), category=category
+    )
 
 
 def arena_answer(row: Row) -> tuple[tuple[str, str], str]:
