@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import random
 import re
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from dpr_core.redaction import holds_key, read_key, redact
 OPENAI_URL = "https://api.openai.com/v1"
 
 TOO_LONG = ("length", "model_length", "max_tokens")
-CUT_SHORT = (*TOO_LONG, "content_filter", "refusal")
+KEPT_BACK = ("content_filter", "refusal")
+CUT_SHORT = (*TOO_LONG, *KEPT_BACK)
 """Reasons to end after which a reply is not the model's whole say."""
 
 MAY_PASS = (408, 409, 425, 429)
@@ -212,6 +214,8 @@ class Endpoint:
             "temperature": self.config.temperature if takes_temperature else None,
             "reasoning_effort": self.config.reasoning_effort,
             "response_format": dict(schema) if schema is not None else None,
+            "logprobs": True if self.config.top_logprobs else None,
+            "top_logprobs": self.config.top_logprobs,
         }
         return {
             "model": self.config.model,
@@ -230,7 +234,8 @@ class Endpoint:
         refusal = getattr(choice.message, "refusal", None)
         # The library checks no type. A reply may end in half of an emoji, which no file takes.
         texts = (text for text in (choice.message.content, refusal) if text and isinstance(text, str))
-        said = next(texts, "").encode("utf-8", "replace").decode()
+        said = next(texts, "") if not self.config.top_logprobs else json.dumps(self._choice_with_logprobs(choice))
+        said = said.encode("utf-8", "replace").decode()
         self._refuse_key_in(said, completion.model, completion.system_fingerprint, choice.finish_reason)
         wanted, version = self.config.system_fingerprint, completion.system_fingerprint
         if wanted is not None and version != wanted:
@@ -239,11 +244,13 @@ class Endpoint:
                 f"judge.by.system_fingerprint={wanted}; judge everything with one version: set that one, or none to "
                 "take any"
             )
+        # Where the first token is all that is read, the end of the reply is no loss.
+        is_cut = choice.finish_reason in (KEPT_BACK if self.config.top_logprobs else CUT_SHORT)
         thinking = count_in(getattr(usage, "completion_tokens_details", None), "reasoning_tokens")
         details = {
             "model": completion.model,
             "system_fingerprint": version,
-            "finish_reason": choice.finish_reason,
+            "finish_reason": None if self.config.top_logprobs and not is_cut else choice.finish_reason,
             "prompt_tokens": count_in(usage, "prompt_tokens"),
             "completion_tokens": count_in(usage, "completion_tokens"),
             "reasoning_tokens": thinking or None,
@@ -252,9 +259,19 @@ class Endpoint:
         }
         return Reply(
             said,
-            choice.finish_reason not in CUT_SHORT and not refusal,
+            not is_cut and not refusal,
             {name: value for name, value in details.items() if isinstance(value, str | int)},
         )
+
+    def _choice_with_logprobs(self, choice: Any) -> dict[str, Any]:
+        """The choice as it was sent, which is what AlpacaEval keeps of it."""
+        if not getattr(getattr(choice, "logprobs", None), "content", None):
+            raise DensePathError(
+                f"{self.url} sends no log-probabilities for {self.config.model}, which these judge prompts need; use "
+                "another endpoint or model, or prompts without them, such as judge.prompts=alpaca_eval_gpt4"
+            )
+        sent: dict[str, Any] = choice.model_dump(mode="json", exclude_none=True, warnings=False)
+        return sent
 
     def unreadable(self, error: ValueError) -> UnavailableError:
         """What the client's JSON reader says of a reply, which may repeat a part of it."""
@@ -288,7 +305,10 @@ class Endpoint:
             hint = "; raise judge.by.max_tokens, in which thinking counts"
         elif NO_TEMPERATURE.search(said):
             hint = "; set judge.by.temperature=null"
-        of_all = status in OF_ALL_REQUESTS or code in OF_ALL_BY_CODE or WRONG_KEY.search(said)
+        no_logprobs = self.config.top_logprobs and "logprobs" in said
+        if no_logprobs:
+            hint = "; use judge prompts that need no log-probabilities, such as judge.prompts=alpaca_eval_gpt4"
+        of_all = no_logprobs or status in OF_ALL_REQUESTS or code in OF_ALL_BY_CODE or WRONG_KEY.search(said)
         kind = DensePathError if of_all else RefusedError
         return kind(f"{self.url} refused a request for the model {self.config.model}: {said}{hint}")
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dpr_core.config.evaluation import JudgeConfig
     from dpr_core.evaluation.canaries import Keep
     from dpr_core.evaluation.official.layouts import Answers, Layout
-    from dpr_core.evaluation.pairwise import Answer, Pair
+    from dpr_core.evaluation.pairwise import Answer, Game, Pair
+    from dpr_core.evaluation.protocols import JudgingProtocol
     from dpr_core.evaluation.questions import Question
 
 app = typer.Typer(
@@ -98,7 +99,10 @@ def score(
 @app.command(cls=OnceCommand)
 def judge(
     answers: Annotated[Path, typer.Option(help="Answers of the model to be judged, in the benchmark's own layout.")],
-    baseline: Annotated[Path, typer.Option(help="Answers of the model that it is compared with.")],
+    baseline: Annotated[
+        list[Path],
+        typer.Option(help="Answers of the model that it is compared with; several where judge prompts name several."),
+    ],
     kind: FormatOption,
     questions: Annotated[
         Path | None, typer.Option(help="The benchmark's own questions; without it, those of the hub.")
@@ -106,6 +110,9 @@ def judge(
     assignments: Set = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; ask nobody.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write every game there, one JSON object a line.")] = None,
+    official: Annotated[
+        Path | None, typer.Option(help="With --set prompts=...: a folder for the benchmark's own file of judgments.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -116,19 +123,27 @@ def judge(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
-        from dpr_core.evaluation.judge import judging_cost
+        from dpr_core.evaluation.judge import judging_by, judging_cost
         from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
         from dpr_core.evaluation.prices import prices
         from dpr_core.evaluation.rows import read_rows
 
         if output is not None:
             check_output(output)
-        settings = parse(JudgeConfig, override({}, assignments), "judge")
+        settings, protocol = judging_by(parse(JudgeConfig, override({}, assignments), "judge"))
+        if official is not None:
+            if protocol is None:
+                raise UsageError("--official is for a benchmark's own judge prompts; name them by --set prompts=...")
+            _make(official)
         layout = LAYOUTS[kind.value]
-        mine, theirs = (only_model(layout, file) for file in (answers, baseline))
+        mine = only_model(layout, answers)
         loaded = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
-        pairs, missing = _pairs(loaded, mine[1], theirs[1])
-        summary = {"candidate": mine[0], "baseline": theirs[0], "prompts": len(pairs), "unanswered": missing}
+        theirs, called = _baselines(layout, baseline, loaded, protocol)
+        pairs, missing = _pairs(loaded, mine[1], theirs)
+        for pair in pairs if protocol is not None else []:
+            protocol.refuse(pair.question)
+        names = ", ".join(dict.fromkeys(called.values()))
+        summary = {"candidate": mine[0], "baseline": names, "prompts": len(pairs), "unanswered": missing}
         summary |= {
             "characters": _mean_length([pair.candidate for pair in pairs]),
             "baseline_characters": _mean_length([pair.baseline for pair in pairs]),
@@ -141,7 +156,10 @@ def judge(
             cost = judging_cost(settings, pairs).as_dict() | {"prices": prices(settings.execution)}
             emit({**summary, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
             return
-        result = _judged(settings, pairs, output)
+        result, games = _judged(settings, protocol, pairs, output)
+        if protocol is not None:
+            by = [called[pair.question.id] for pair in pairs]
+            result |= _official(protocol, pairs, games, mine[0], by, settings.by.model, official)
         emit({**summary, **result}, as_json, lambda: _judged_view(summary, result))
 
 
@@ -184,6 +202,36 @@ def only_model(layout: "Layout", file: Path) -> "tuple[str, Answers]":
     if len(models) != 1:
         raise UsageError(f"{file} holds answers of {len(models)} models ({', '.join(sorted(models))}); one is needed")
     return next(iter(models.items()))
+
+
+def _make(folder: Path) -> None:
+    """Before anything is paid for."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--official {folder}: {error.strerror}; name a folder that can be written") from None
+    check_output(folder / "judgments")
+
+
+def _baselines(
+    layout: "Layout", files: list[Path], questions: "list[Question]", protocol: "JudgingProtocol | None"
+) -> "tuple[Answers, dict[str, str]]":
+    """The answers of the baseline of each question, and its name."""
+    from dpr_core.evaluation.rows import read_rows
+
+    models = {name: answers for file in files for name, answers in layout.answers(read_rows(file)).items()}
+    if len(models) == 1:
+        ((name, answers),) = models.items()
+        return answers, {question.id: name for question in questions}
+    called = {each.id: name for each in questions if protocol and (name := protocol.baseline(each))}
+    if not called:
+        raise UsageError(
+            f"--baseline names answers of {len(models)} models ({', '.join(sorted(models))}); one is needed, unless "
+            "judge prompts say which is compared with what"
+        )
+    if missing := sorted({*called.values()} - models.keys()):
+        raise UsageError(f"the baseline {missing[0]}, which judge.prompts name, is in none of the files of --baseline")
+    return {id: models[name][id] for id, name in called.items() if id in models[name]}, called
 
 
 def _hub_questions(kind: Format) -> "list[Question]":
@@ -238,7 +286,9 @@ def _is_empty(answer: "Answer") -> bool:
     return not all(map(str.strip, answer.turns))
 
 
-def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -> dict[str, Any]:
+def _judged(
+    settings: "JudgeConfig", protocol: "JudgingProtocol | None", pairs: "list[Pair]", output: Path | None
+) -> "tuple[dict[str, Any], list[Game]]":
     from dpr_core.evaluation import canaries
     from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
@@ -250,7 +300,7 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
 
     preflight([settings])
     home = open_home()
-    judge = build_judge(settings.by, settings.execution, exact_match(str.strip), home / VERDICTS)
+    judge = build_judge(settings.by, settings.execution, exact_match(str.strip), home / VERDICTS, protocol)
     canary_metrics: dict[str, float] = {}
     with StageProgress("judge") as progress:
         if costs_money(settings.by) and settings.execution.canaries:
@@ -266,7 +316,27 @@ def _judged(settings: "JudgeConfig", pairs: "list[Pair]", output: Path | None) -
     served = judged_by(settings.by, (game.details for game in games))
     warnings = [*canaries.warnings(canary_metrics), *judged_by_warnings(served)]
     counts = {"refused": unreadable.refused, "answers_cut": answers_cut(games)}
-    return {**result.as_dict(), **counts, **canary_metrics, "warnings": warnings}
+    return {**result.as_dict(), **counts, **canary_metrics, "warnings": warnings}, games
+
+
+def _official(
+    protocol: "JudgingProtocol",
+    pairs: "list[Pair]",
+    games: "list[Game]",
+    candidate: str,
+    baselines: list[str],
+    judge: str,
+    folder: Path | None,
+) -> dict[str, Any]:
+    from dpr_core.evaluation import protocols
+
+    found = protocols.official(protocol, pairs, games, candidate, baselines, judge)
+    if folder is not None:
+        try:
+            found.write(folder)
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+    return {"official": found.scores}
 
 
 IN_OUTPUT = "what the judge wrote is in the file of --output"
@@ -340,6 +410,10 @@ def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
         f"contradictions {_shown(result['contradiction_rate'])}, first position "
         f"{_shown(result['first_position_rate'])}, unreadable {result['unreadable']}",
     ]
+    if "official" in result:
+        told = result["official"]["official"]
+        lines.append(f"by the prompts of {result['official']['prompts']}, whose own score is not this win rate:")
+        lines += [f"  {name} {_shown(value)}" for name, value in _flat(told).items() if value is not None]
     if summary["unanswered"]:
         lines.append(f"{len(summary['unanswered'])} questions are left out: not answered by both in all turns")
     if summary["empty_answers"]:

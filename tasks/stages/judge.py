@@ -14,7 +14,7 @@ from tasks.artifacts.store import Artifact, Record
 from tasks.local_home import home_folder
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
-from tasks.stages.answer import answered, read_answers, write_rows
+from tasks.stages.answer import OFFICIAL, answered, model_name, read_answers, write_rows
 from tasks.stages.judge_traces import instructions, traced_share, traces_of
 
 logger = logging.getLogger("dense_path")
@@ -24,6 +24,9 @@ GAMES = "games.jsonl"
 
 JUDGE = "judge.json"
 """Who judged: the settings, and the models and versions that the replies name."""
+
+SCORES = "official.json"
+"""The benchmark's own score, where its own prompts were used; its own file of judgments is in the folder `official`."""
 
 CANARIES = "canaries.json"
 """What the canaries came to, where there were any: a report warns by it."""
@@ -36,7 +39,7 @@ VERDICTS = "verdicts.sqlite"
 
 
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
-    from dpr_core.evaluation import benchmarks, canaries
+    from dpr_core.evaluation import benchmarks, canaries, protocols
     from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings, judging_protocol
     from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
@@ -72,6 +75,15 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         work.file(work.output / GAMES, "judge")
     unreadable.check(settings.execution, f"the judge's replies are in judge/{GAMES} of run {work.run.id}")
     (work.output / WIN_RATE).write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    official_metrics = {}
+    if protocol is not None:
+        ours_called, theirs_called = policy_name(candidate, work), policy_name(baseline, work)
+        if ours_called == theirs_called:
+            theirs_called += "-baseline"
+        found = protocols.official(protocol, pairs, games, ours_called, [theirs_called] * len(pairs), settings.by.model)
+        found.write(work.output / OFFICIAL)
+        (work.output / SCORES).write_text(json.dumps(found.scores, indent=2) + "\n", encoding="utf-8")
+        official_metrics = found.metrics()
     served = judged_by(settings.by, (game.details for game in games))
     (work.output / JUDGE).write_text(json.dumps(served, indent=2) + "\n")
     for warning in judged_by_warnings(served):
@@ -81,7 +93,13 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
     if unreadable.refused:
         measured["judge/refused"] = float(unreadable.refused)
-    return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics
+    return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics | official_metrics
+
+
+def policy_name(answers: Artifact, work: Workspace) -> str:
+    """What the answers' own official file calls the policy."""
+    settings = AnswerConfig.model_validate(answers.config)
+    return model_name(settings, work.store.record(answers.inputs["policy"]).stage)
 
 
 def keeping_canaries(work: Workspace, stage: str) -> Callable[[list[dict[str, Any]]], str]:

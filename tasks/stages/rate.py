@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from dpr_core.config.base import StageConfig
-from dpr_core.config.evaluation import AnswerConfig, RateConfig
-from tasks.artifacts.store import Artifact
+from dpr_core.config.evaluation import RateConfig
 from tasks.local_home import home_folder
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
-from tasks.stages.answer import answered, model_name, read_answers, write_rows
-from tasks.stages.judge import JUDGE, VERDICTS, canary_metrics_of, keeping_canaries, write_canaries
+from tasks.stages.answer import answered, read_answers, write_rows
+from tasks.stages.judge import JUDGE, VERDICTS, canary_metrics_of, keeping_canaries, policy_name, write_canaries
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.questions import Question
@@ -46,7 +45,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         canary_metrics = asyncio.run(canaries.try_rater(rater, asked, settings.execution, work.advance, kept))
         write_canaries(work.output, canary_metrics)
     rated = asyncio.run(rate_turns(rater, turns_of(pairs, settings.judgings), settings.execution, work.advance))
-    write_rows(work.output / JUDGMENTS, as_rows(rated, _model(answers, work), judge.rater_name(settings)))
+    write_rows(work.output / JUDGMENTS, as_rows(rated, policy_name(answers, work), judge.rater_name(settings)))
     result = summarise(rated, settings.bootstrap_samples, settings.seed)
     unreadable = Unreadable.among([rating for _, rating in rated], "ratings")
     if result.unscored_share > settings.execution.max_unreadable_share:
@@ -62,12 +61,6 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for warning in [*judge.judged_by_warnings(served), *canaries.warnings(measured)]:
         logger.warning("%s", warning)
     return measured
-
-
-def _model(answers: Artifact, work: Workspace) -> str:
-    """What the answers' own official file calls the policy."""
-    settings = AnswerConfig.model_validate(answers.config)
-    return model_name(settings, work.store.record(answers.inputs["policy"]).stage)
 
 
 def warn_of_references(questions: "Sequence[Question]") -> None:

@@ -47,8 +47,7 @@ class ArenaHardProtocol(JudgingProtocol):
         if used != FIELDS:
             raise UsageError(f"{where}: `prompt_template` has the fields {sorted(used)}, not {sorted(FIELDS)}")
         self._told = {name: part(each, "system_prompt", str, where) for name, each in categories.items()}
-        self.baselines = {name: part(each, "baseline", str, where) for name, each in categories.items()}
-        """By category."""
+        self._baselines = {name: part(each, "baseline", str, where) for name, each in categories.items()}
         super().__init__(
             self._version,
             {"template": self._template, "patterns": [each.pattern for each in self._patterns], "told": self._told},
@@ -71,6 +70,9 @@ class ArenaHardProtocol(JudgingProtocol):
         if len(question.turns) != 1:
             raise UsageError(f"question {question.id} has {len(question.turns)} turns; Arena-Hard's prompts know one")
         self._category(question)
+
+    def baseline(self, question: Question) -> str:
+        return self._baselines[self._category(question)]
 
     def messages(self, comparison: Comparison) -> Messages:
         question, first, second = comparison.question, comparison.first, comparison.second

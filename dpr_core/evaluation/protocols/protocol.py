@@ -77,6 +77,10 @@ class JudgingProtocol(ABC):
     def refuse(self, question: Question) -> None:
         """UsageError for a question that these prompts do not know how to ask about."""
 
+    def baseline(self, question: Question) -> str | None:
+        """The model with which the benchmark compares answers to this question, if the files name it."""
+        return None
+
     @abstractmethod
     def messages(self, comparison: Comparison) -> Messages: ...
 
