@@ -345,17 +345,16 @@ class CachedJudge(Generic[Item, Found]):
         return key_of(self._identity, item)
 
     def _known(self, key: str, item: Any) -> tuple[str, str, dict[str, str | int]] | None:
-        known = self._cache.get(key) or self._cache.get(self._key(_without_category(item)))
+        known = self._cache.get(key)
+        if known is None and item.question.category:
+            # As a question of Arena-Hard was asked about before it had a category.
+            older = replace(item, question=replace(item.question, category=""))
+            known = self._cache.get(self._key(older))
         if known is None and self._before is not None:
             identity, model = self._before
             older = self._cache.get(key_of(identity, item))
             return older if older is not None and older[2].get("model") == model else None
         return known
-
-
-def _without_category(item: Any) -> Any:
-    """As an item of Arena-Hard was kept before its questions had any."""
-    return replace(item, question=replace(item.question, category=""))
 
 
 async def judge_all(

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.evaluation.ask import Details, Judge, judge_all
+from dpr_core.evaluation.categories import CategoryScore, by_category
 from dpr_core.evaluation.questions import Question
 from dpr_core.stats import mean_interval
 
@@ -141,10 +142,13 @@ class WinRate:
     prompts: int
     scored_prompts: int
     """Prompts with at least one readable game."""
+    by_category: dict[str, CategoryScore] = field(default_factory=dict)
+    """The win rate in each category of the questions, where there are several."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields as JSON values; without categories there is none of them."""
+        values = asdict(self)
+        return values if self.by_category else {name: values[name] for name in values if name != "by_category"}
 
 
 async def judge_pairs(
@@ -163,8 +167,8 @@ async def judge_pairs(
     ]
 
 
-def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int) -> WinRate:
-    """The win rate and all that is needed to trust it."""
+def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int, questions: Iterable[Question] = ()) -> WinRate:
+    """The win rate and all that is needed to trust it; by category, too, where the questions are given."""
     by_prompt = _by_prompt(games)
     results = [[game.score for game in played] for played in by_prompt.values()]
     readable = [[score for score in scores if score is not None] for scores in results]
@@ -174,6 +178,11 @@ def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int) -> WinRa
     both = [prompt for prompt in readable if len(prompt) == 2]
     decided = [game for played in by_prompt.values() for game in played if game.verdict in _DECIDED]
     interval = mean_interval(means, bootstrap_samples, seed)
+    categories = {question.id: question.category for question in questions}
+    grouped = [
+        (categories.get(name, ""), [sum(scores) / len(scores)] if scores else [])
+        for name, scores in zip(by_prompt, readable, strict=True)
+    ]
     return WinRate(
         win_rate=_percent(_share(sum(means), len(means))),
         low=_percent(interval[0]) if interval else None,
@@ -187,6 +196,7 @@ def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int) -> WinRa
         first_position_rate=_share(sum(game.verdict is Verdict.FIRST for game in decided), len(decided)),
         prompts=len(by_prompt),
         scored_prompts=len(means),
+        by_category=by_category(grouped, bootstrap_samples, seed, 100),
     )
 
 

@@ -1,19 +1,17 @@
 """Single-answer rating from 1 to 10: MT-Bench's official score with a bootstrap confidence interval."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.evaluation.ask import REFUSED, Details, Judge, judge_all
+from dpr_core.evaluation.categories import CategoryScore, by_category
 from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official import mt_bench
 from dpr_core.evaluation.official.layouts import mt_bench_id
 from dpr_core.evaluation.questions import Question
-from dpr_core.stats import bootstrap_means
+from dpr_core.stats import ratio_interval
 
 LOWEST, HIGHEST = 1.0, 10.0
 
@@ -152,14 +150,17 @@ class Ratings:
     """Ratings asked for."""
     unscored: int
     """How many of them could not be read."""
+    by_category: dict[str, CategoryScore] = field(default_factory=dict)
+    """The average in each category, where there are several, with its interval over questions."""
 
     @property
     def unscored_share(self) -> float:
         return self.unscored / self.n if self.n else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields as JSON values; without categories there is none of them."""
+        values = asdict(self)
+        return values if self.by_category else {name: values[name] for name in values if name != "by_category"}
 
     def as_metrics(self) -> dict[str, float]:
         """The numbers by the names under which they are logged."""
@@ -194,11 +195,13 @@ def summarise(rated: Rated, bootstrap_samples: int, seed: int) -> Ratings:
     }
     asked = [{"question_id": name, **question} for name, question in questions.items()]
     found = mt_bench.score(rows, [], asked)[model]
-    by_question: dict[str, list[float]] = defaultdict(list)
+    by_question: dict[str, list[float]] = {turn.question.id: [] for turn, _ in rated}
+    categories = {turn.question.id: turn.question.category for turn, _ in rated}
     for turn, rating in rated:
         if rating.score is not None:
             by_question[turn.question.id].append(rating.score)
     low, high = interval(by_question.values(), bootstrap_samples, seed) or (None, None)
+    grouped = [(categories[name], scores) for name, scores in by_question.items()]
     return Ratings(
         turn1=found.official["turn1"],
         turn2=found.official["turn2"],
@@ -211,19 +214,14 @@ def summarise(rated: Rated, bootstrap_samples: int, seed: int) -> Ratings:
         questions=len(questions),
         n=found.n,
         unscored=found.unscored,
+        by_category=by_category(grouped, bootstrap_samples, seed),
     )
 
 
 def interval(by_question: Iterable[Sequence[float]], samples: int, seed: int) -> tuple[float, float] | None:
     """95% bootstrap interval of the mean of all ratings; all ratings of a question are drawn together."""
     groups = [group for group in by_question if group]
-    if len(groups) < 2:
-        return None
-    # The same seed draws the same questions twice, so this is the mean rating of each draw.
-    sums = bootstrap_means([sum(group) for group in groups], samples, seed)
-    counts = bootstrap_means([len(group) for group in groups], samples, seed)
-    low, high = np.quantile(sums / counts, [0.025, 0.975])
-    return float(low), float(high)
+    return ratio_interval([sum(group) for group in groups], [len(group) for group in groups], samples, seed)
 
 
 def _as_written(score: float | None) -> float:

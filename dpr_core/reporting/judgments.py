@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from dpr_core.evaluation.categories import CategoryScore, by_category
 from dpr_core.evaluation.pairwise import Game
 from dpr_core.evaluation.questions import Question
 from dpr_core.stats import LengthAdjustedRate, length_adjusted_rate
@@ -60,6 +61,13 @@ class JudgedAnswers:
     def scores(self) -> Mapping[str, float]:
         """By question."""
         return {prompt.question.id: score for prompt, score in self.scored}
+
+    @cached_property
+    def by_category(self) -> Mapping[str, CategoryScore]:
+        """The win rate in each category, where there are several."""
+        grouped = [(prompt.question.category, prompt.score) for prompt in self.prompts]
+        prompts = [(category, [] if score is None else [score]) for category, score in grouped]
+        return by_category(prompts, self.samples, self.seed, 100)
 
     def length_adjusted(self) -> LengthAdjustedRate | None:
         """The win rate at equal lengths, in tokens."""

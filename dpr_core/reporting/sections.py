@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from markupsafe import Markup
 
+from dpr_core.evaluation.categories import CategoryScore
 from dpr_core.evaluation.rate import Ratings
 from dpr_core.reporting.judgments import JudgedAnswers
 from dpr_core.reporting.page import render
@@ -226,6 +227,39 @@ def _average(ratings: Ratings) -> str:
 
 def _rating(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
+
+
+def categories_section(judged: Sequence[JudgedAnswers], rated: Sequence[RatedAnswers]) -> Section | None:
+    """Win rates and ratings by category; None where no benchmark has several."""
+    rates = {(each.benchmark, name, each.policy): score for each in judged for name, score in each.by_category.items()}
+    ratings = {
+        (each.benchmark, name, each.policy): score for each in rated for name, score in each.ratings.by_category.items()
+    }
+    rows = [(key, rates.get(key), ratings.get(key)) for key in sorted(rates.keys() | ratings.keys())]
+    if not rows:
+        return None
+    table = Table(
+        ["benchmark", "category", "policy", "win rate %", "rating", "prompts"],
+        [
+            [
+                *key,
+                _in_category(rate, 1),
+                _in_category(rating, 2),
+                *(str(score["prompts"]) for score in [rate or rating] if score),
+            ]
+            for key, rate, rating in rows
+        ],
+        texts=3,
+    )
+    caption = "Brackets: 95% bootstrap intervals over the prompts of a category, which are few in most."
+    return section("Categories", table, after=[caption], folded=f"All {len(rows)} rows" if len(rows) > 8 else "")
+
+
+def _in_category(score: CategoryScore | None, digits: int) -> str:
+    if score is None:
+        return NONE
+    interval = "" if score["low"] is None else f" [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+    return f"{score['mean']:.{digits}f}{interval}"
 
 
 Address = Callable[[str], str | None]

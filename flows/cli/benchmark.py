@@ -310,7 +310,7 @@ def _judged(
     if output is not None:
         write_rows(output, [game.as_dict() for game in games])
     print(judge.status(), file=sys.stderr)
-    result = summarise(games, settings.bootstrap_samples, settings.seed)
+    result = summarise(games, settings.bootstrap_samples, settings.seed, [pair.question for pair in pairs])
     unreadable = Unreadable.among(games, "verdicts")
     unreadable.check(settings.execution, IN_OUTPUT)
     served = judged_by(settings.by, (game.details for game in games))
@@ -393,9 +393,16 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return _in_category(value)
     if isinstance(value, list):
         return f"[{', '.join(_shown(each) for each in value)}]"
     return str(value)
+
+
+def _in_category(score: dict[str, Any]) -> str:
+    interval = "" if score["low"] is None else f" [{score['low']:.4g}, {score['high']:.4g}]"
+    return f"{score['mean']:.4g}{interval}, {score['prompts']} prompts"
 
 
 def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
@@ -409,6 +416,9 @@ def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
         f"{summary['refusals']:.1%} and {summary['baseline_refusals']:.1%}",
         f"contradictions {_shown(result['contradiction_rate'])}, first position "
         f"{_shown(result['first_position_rate'])}, unreadable {result['unreadable']}",
+    ]
+    lines += [
+        f"  {escape_control(name)}: {_in_category(score)}" for name, score in result.get("by_category", {}).items()
     ]
     if "official" in result:
         told = result["official"]["official"]

@@ -68,7 +68,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             logger.warning("%s", warning)
         write_canaries(work.output, canary_metrics)
     games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
-    result = summarise(games, settings.bootstrap_samples, settings.seed)
+    result = summarise(games, settings.bootstrap_samples, settings.seed, [pair.question for pair in pairs])
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
     unreadable = Unreadable.among(games, "verdicts")
     if result.unreadable_share > settings.execution.max_unreadable_share:
@@ -90,7 +90,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         logger.warning("%s", warning)
     if share:
         work.run.traces(instructions(settings), traces_of(work.run.id, settings, share, pairs, games))
-    measured = {f"judge/{name}": float(value) for name, value in result.as_dict().items() if value is not None}
+    measured = {
+        f"judge/{name}": float(value) for name, value in result.as_dict().items() if isinstance(value, int | float)
+    }
     if unreadable.refused:
         measured["judge/refused"] = float(unreadable.refused)
     return measured | {"judge/answers_cut": float(answers_cut(games))} | canary_metrics | official_metrics

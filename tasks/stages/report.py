@@ -53,6 +53,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         frontier.frontier_section(frontiers, TRAINED),
         sections.ratings_section(rated),
         capabilities.capabilities_section(read.differences, BASELINE),
+        sections.categories_section(read.judged, rated),
         sections.paired_tests_section(compared),
         sections.lengths_section(read.judged, BASELINE),
         examples_section(read.judged, BASELINE),
@@ -63,6 +64,10 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         "ratings": [asdict(each) for each in rated],
         "capabilities": [asdict(each) for each in read.differences],
     }
+    if categories := {
+        f"{each.policy} on {each.benchmark}": each.by_category for each in read.judged if each.by_category
+    }:
+        values["win_rates_by_category"] = categories
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (work.output / TABLE).write_text(text, encoding="utf-8")
     curves = json.dumps(frontier.as_dict(frontiers), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from statistics import fmean, stdev
 from typing import Any
 
-from dpr_core.evaluation.official.score import ModelScore, interval, warning
+from dpr_core.evaluation.official.score import ModelScore, in_categories, interval, warning
 from dpr_core.evaluation.rows import Row, check, need, unique
 
 EXAMPLES = 805
@@ -48,12 +48,14 @@ def _score_model(model: str, rows: list[Row], answers: dict[Any, Row], questions
         "n_draws": sum(win == 0.5 for win in wins),
         "n_total": len(wins),
     }
-    prompts = [fmean(values) for values in by_instruction.values()]
+    by_prompt = {text: [fmean(values)] for text, values in by_instruction.items()}
+    prompts = [value for (value,) in by_prompt.values()]
     paper = {
         "win_rate": 100 * fmean(prompts) if prompts else None,
         "interval": interval(prompts, 100),
         "characters": _mean_length(rows, "output_2"),
         "baseline_characters": _mean_length(rows, "output_1"),
+        **in_categories(by_prompt, {row["instruction"]: str(row.get("dataset", "")) for row in rows}, 100),
     }
     warnings = _warnings(model, rows, answers, questions)
     return ModelScore(official, paper, len(rows), len(rows) - len(preferences), warnings)

@@ -15,7 +15,16 @@ import numpy as np
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Answers, arena_question
-from dpr_core.evaluation.official.score import RESAMPLES, SEED, UNCOMPARED, ModelScore, interval, shows, warning
+from dpr_core.evaluation.official.score import (
+    RESAMPLES,
+    SEED,
+    UNCOMPARED,
+    ModelScore,
+    in_categories,
+    interval,
+    shows,
+    warning,
+)
 from dpr_core.evaluation.rows import Row, check, need, unique
 
 WEIGHT = 3
@@ -66,7 +75,8 @@ def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], quest
     prompts: dict[Any, list[float]] = defaultdict(list)
     for row, pair in games:
         prompts[_id(row)] += [points for points, _ in filter(None, pair)]
-    means = [fmean(points) for points in prompts.values() if points]
+    by_prompt = {name: [fmean(points)] for name, points in prompts.items() if points}
+    means = [value for (value,) in by_prompt.values()]
     unscored = sum(outcome is None for _, pair in games for outcome in pair)
     official: dict[str, Any] = {
         "score_v0.1": _percent(old),
@@ -84,6 +94,7 @@ def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], quest
         "interval": interval(means, 100),
         "contradiction_rate": fmean(a != b for a, b in both) if both else None,
         "first_position_rate": fmean(firsts) if firsts else None,
+        **in_categories(by_prompt, {_id(row): row.get("category", "") for row in rows}, 100),
     }
     warnings = _warnings(rows, questions) + _join_warnings(model, rows, answers, questions)
     return ModelScore(

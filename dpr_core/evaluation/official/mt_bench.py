@@ -11,7 +11,7 @@ from typing import Any
 
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official.layouts import LAYOUTS, Answers
-from dpr_core.evaluation.official.score import UNCOMPARED, ModelScore, interval, mean, shows, warning
+from dpr_core.evaluation.official.score import UNCOMPARED, ModelScore, in_categories, interval, mean, shows, warning
 from dpr_core.evaluation.rows import Row, check, need, unique
 
 QUESTIONS = 80
@@ -34,8 +34,12 @@ def read_rating(judgment: str) -> float:
 
 
 def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dict[str, ModelScore]:
+    need(questions, ("question_id", "turns"), "MT-Bench questions")
+    check(questions, "MT-Bench questions", question_id=ID, category=str)
+    LAYOUTS["mt-bench"].questions(questions)
+    asked = unique(questions, lambda row: row["question_id"], "question")
     if "g1_winner" in judgments[0]:
-        return _score_pairs(judgments)
+        return _score_pairs(judgments, asked)
     need(judgments, ("question_id", "model", "score", "turn"), "MT-Bench judgments")
     check(
         judgments,
@@ -47,10 +51,6 @@ def score(judgments: list[Row], answers: list[Row], questions: list[Row]) -> dic
         user_prompt=str,
         judge=(list, str),
     )
-    need(questions, ("question_id", "turns"), "MT-Bench questions")
-    check(questions, "MT-Bench questions", question_id=ID, category=str)
-    LAYOUTS["mt-bench"].questions(questions)
-    asked = unique(questions, lambda row: row["question_id"], "question")
     given = LAYOUTS["mt-bench"].answers(answers)
     by_model: dict[str, list[Row]] = defaultdict(list)
     for row in judgments:
@@ -89,9 +89,14 @@ def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], quest
         "score": official["average"],
         "interval": interval([fmean(scores) for scores in prompts.values()]),
         "median_of_judgings": mean([median(scores) for scores in judgings.values()]),
+        **in_categories(prompts, _categories(questions)),
     }
     warnings = _warnings(model, rows, questions) + _join_warnings(model, rows, answers, questions)
     return ModelScore(official, paper, len(rows), len(rows) - len(read), warnings)
+
+
+def _categories(questions: dict[Any, Row]) -> dict[Any, str]:
+    return {name: question.get("category", "") for name, question in questions.items()}
 
 
 def _by_category(rows: list[Row], questions: dict[Any, Row]) -> dict[str, float]:
@@ -176,7 +181,7 @@ def _judge(row: Row) -> Any:
     return judge[0] if isinstance(judge, list) and judge else judge
 
 
-def _score_pairs(rows: list[Row]) -> dict[str, ModelScore]:
+def _score_pairs(rows: list[Row], questions: dict[Any, Row]) -> dict[str, ModelScore]:
     """FastChat's pairwise mode: both games must agree on a winner, anything else is a tie; error rows are dropped."""
     what = "MT-Bench pairwise judgments"
     need(rows, ("question_id", "model_1", "model_2", "g1_winner", "g2_winner"), what)
@@ -196,7 +201,8 @@ def _score_pairs(rows: list[Row]) -> dict[str, ModelScore]:
     scores = {}
     for model in sorted({*outcomes, *failed}):
         results = [value for values in outcomes[model].values() for value in values]
-        prompts = [fmean(values) for values in games[model].values()]
+        by_question = {name: [fmean(values)] for name, values in games[model].items()}
+        prompts = [value for (value,) in by_question.values()]
         twice = (f"{q} turn {turn}" for (q, turn), values in outcomes[model].items() if len(values) > 1)
         rate = mean(results)
         scores[model] = ModelScore(
@@ -205,7 +211,11 @@ def _score_pairs(rows: list[Row]) -> dict[str, ModelScore]:
                 "loss_rate": mean([float(value == 0) for value in results]),
                 "win_rate_adjusted": rate,
             },
-            {"win_rate": None if not prompts else 100 * fmean(prompts), "interval": interval(prompts, 100)},
+            {
+                "win_rate": None if not prompts else 100 * fmean(prompts),
+                "interval": interval(prompts, 100),
+                **in_categories(by_question, _categories(questions), 100),
+            },
             len(results) + failed[model],
             failed[model],
             warning(twice, "questions were judged more than once"),

@@ -1,10 +1,11 @@
 """The score of one model with its bootstrap confidence interval, and the warnings that go with it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpr_core.evaluation.categories import CategoryScore, by_category
 from dpr_core.stats import mean_interval
 
 RESAMPLES = 1000
@@ -72,6 +73,15 @@ def interval(values: list[float], scale: float = 1.0) -> list[float] | None:
     """95% bootstrap interval of the mean, over what `values` has an entry for."""
     found = mean_interval(values, RESAMPLES, SEED)
     return None if found is None else [scale * found[0], scale * found[1]]
+
+
+def in_categories(
+    prompts: Mapping[Any, Sequence[float]], categories: Mapping[Any, str], scale: float = 1.0
+) -> dict[str, dict[str, CategoryScore]]:
+    """The part of a paper's scores that is by category, where the prompts are of several."""
+    grouped = [(categories.get(prompt, ""), values) for prompt, values in prompts.items()]
+    found = by_category(grouped, RESAMPLES, SEED, scale)
+    return {"by_category": found} if found else {}
 
 
 def mean(values: list[float]) -> float | None:

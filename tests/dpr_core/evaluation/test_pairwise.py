@@ -155,6 +155,20 @@ def test_win_rate_by_hand() -> None:
     assert (rate.prompts, rate.scored_prompts) == (6, 5)
 
 
+def test_a_rate_for_each_category_of_the_questions() -> None:
+    played = games([(FIRST, SECOND), (FIRST, FIRST), (SECOND, FIRST), (UNREADABLE, UNREADABLE)])
+    questions = [Question(f"q{i}", ("?",), category=name) for i, name in enumerate(("a", "a", "b", "b"))]
+    rate = summarise(played, 200, 0, questions)
+    assert {name: (each["mean"], each["prompts"]) for name, each in rate.by_category.items()} == {
+        "a": (75.0, 2),
+        "b": (0.0, 1),
+    }
+    whole = summarise(played[:4], 200, 0)
+    assert [rate.by_category["a"][end] for end in ("low", "high")] == [whole.low, whole.high]
+    assert rate.as_dict()["by_category"] == rate.by_category
+    assert "by_category" not in summarise(played, 200, 0).as_dict()
+
+
 def test_the_interval_equals_a_plain_loop_over_prompts() -> None:
     verdicts = [(FIRST, SECOND), (FIRST, FIRST), (SECOND, FIRST), (TIE, SECOND), (UNREADABLE, SECOND)] * 3
     means = [1.0, 0.5, 0.0, 0.75, 1.0] * 3

@@ -31,6 +31,10 @@ def test_scores_by_hand() -> None:
     assert (result.turn1, result.turn2) == (5.5, 6.0)
     assert result.average == pytest.approx(17 / 3)
     assert result.categories == {"math": 3.0, "writing": 7.0}
+    assert {name: (each["mean"], each["prompts"]) for name, each in result.by_category.items()} == {
+        "math": (3.0, 1),
+        "writing": (7.0, 1),
+    }
     assert (result.n, result.unscored, result.unscored_share, result.questions, result.judgings) == (4, 1, 0.25, 2, 1)
 
 

@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 from dpr_core.evaluation.rate import Ratings
-from dpr_core.reporting.sections import RatedAnswers, ratings_section, ratings_table
+from dpr_core.reporting.judgments import JudgedAnswers
+from dpr_core.reporting.sections import RatedAnswers, categories_section, ratings_section, ratings_table
 
 RATINGS = Ratings(
     turn1=8.0,
@@ -49,3 +51,19 @@ def test_a_section_says_what_is_wrong_with_a_rater_and_lets_no_markup_through() 
         assert "\x1b" not in text
         assert "<b>" not in text.replace("\\<b\\>", "")
     assert ratings_section([]) is None
+
+
+def test_win_rates_and_ratings_stand_by_category(judged: Callable[..., JudgedAnswers]) -> None:
+    made = judged("DPR", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], benchmark="mt_bench")
+    assert categories_section([made], ROWS) is None
+    prompts = tuple(
+        replace(prompt, question=replace(prompt.question, category=name))
+        for prompt, name in zip(made.prompts, ("math", "math", "writing"), strict=True)
+    )
+    rated = replace(RATINGS, by_category={"math": {"mean": 4.5, "low": 4.0, "high": 5.0, "prompts": 10}})
+    found = categories_section([replace(made, prompts=prompts)], [replace(ROWS[1], ratings=rated)])
+    assert found is not None
+    assert found.markdown.splitlines()[2:4] == [
+        r"| mt\_bench | math | DPR | 75.0 \[50.0, 100.0\] | 4.50 \[4.00, 5.00\] | 2 |",
+        r"| mt\_bench | writing | DPR | 0.0 | – | 1 |",
+    ]

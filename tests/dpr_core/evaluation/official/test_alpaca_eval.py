@@ -43,6 +43,15 @@ def test_the_official_numbers() -> None:
     assert (score.paper["characters"], score.paper["baseline_characters"]) == (4.0, 4.0)
 
 
+def test_a_rate_for_each_dataset() -> None:
+    rows = [row | {"dataset": name} for row, name in zip(ROWS, ("x", "x", "y", "y"), strict=True)]
+    by_category = alpaca_eval.score(rows, [], INSTRUCTIONS)["m"].paper["by_category"]
+    assert {name: (each["mean"], each["prompts"]) for name, each in by_category.items()} == {
+        "x": (50.0, 2),
+        "y": (25.0, 2),
+    }
+
+
 @pytest.mark.parametrize("preference", [None, "", float("nan"), 3, 0.5, "none"])
 def test_what_is_no_preference_leaves_the_denominator(preference: Any) -> None:
     score = alpaca_eval.score([*ROWS, annotation("e", preference)], [], [])["m"]

@@ -118,7 +118,10 @@ def test_a_label_in_single_brackets_is_written_too() -> None:
 )
 def test_partial_coverage_of_a_category_is_said(categories: tuple[str, ...], expected: str) -> None:
     rows = [row(name, "A>B", "A=B", category=name) for name in categories]
-    assert arena_hard.score(rows, [], [])["m"].warnings == [expected]
+    score = arena_hard.score(rows, [], [])["m"]
+    assert score.warnings == [expected]
+    rates = {name: each["mean"] for name, each in score.paper.get("by_category", {}).items()}
+    assert rates == (dict.fromkeys(categories, 25.0) if len(categories) > 1 else {})
 
 
 def test_the_official_interval_is_the_binomial_one() -> None:

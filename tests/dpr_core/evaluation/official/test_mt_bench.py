@@ -45,6 +45,7 @@ def test_turns_average_and_categories() -> None:
     assert (score.n, score.unscored, score.warnings) == (4, 0, [])
     low, high = score.paper["interval"]
     assert 3.5 <= low <= 5.25 <= high <= 7.0
+    assert score.paper["by_category"]["math"] == {"mean": 3.5, "low": None, "high": None, "prompts": 1}
 
 
 def test_an_unreadable_rating_leaves_the_mean_and_is_counted() -> None:
