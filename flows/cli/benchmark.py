@@ -66,8 +66,12 @@ def list_formats(as_json: Json = False, debug: Debug = False) -> None:
 def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Judgment or annotation files.")],
     kind: FormatOption,
-    answers: Annotated[Path | None, typer.Option(help="The answers as they are now.")] = None,
+    answers: Annotated[list[Path], typer.Option(help="The answers as they are now; may be given again.")] = [],  # noqa: B006
     questions: Questions = None,
+    style_control: Annotated[
+        bool,
+        typer.Option("--style-control", help="Arena-Hard at equal length and markup; needs both sides' answers."),
+    ] = False,
     most: Annotated[
         float,
         typer.Option("--max-unreadable-share", min=0, max=1, help="More verdicts that cannot be read are no score."),
@@ -89,8 +93,15 @@ def score(
         for file, found in read.items():
             check_kind(found[0], kind.value, str(file))
         rows = [row for found in read.values() for row in found]
-        others = [read_rows(file) if file is not None else [] for file in (answers, questions)]
-        scores = FORMATS[kind.value](rows, *others)
+        if style_control and kind is not Format.arena_hard:
+            raise UsageError(f"--style-control is Arena-Hard's; leave it out for {kind.value}")
+        given = [row for file in answers for row in read_rows(file)]
+        scores = FORMATS[kind.value](rows, given, read_rows(questions) if questions is not None else [])
+        if style_control:
+            from dpr_core.evaluation.official.style_control import style_control as controlled
+
+            for model, found_in in controlled(rows, given).items():
+                scores[model].official["style_control_v2.0"] = found_in
         check_readable(scores, most)
         document = {"models": {model: asdict(each) for model, each in scores.items()}}
         emit(document, as_json, lambda: _score_view(document["models"]))
@@ -384,7 +395,8 @@ def _flat(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores by category in lines of their own."""
     flat: dict[str, Any] = {}
     for name, value in scores.items():
-        flat |= {f"  {part}": each for part, each in value.items()} if isinstance(value, dict) else {name: value}
+        label = "  {}" if "categor" in name else f"{name}, {{}}"
+        flat |= {label.format(part): each for part, each in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 

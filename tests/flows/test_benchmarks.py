@@ -51,6 +51,12 @@ def test_score_prints_a_document_and_a_view(dpr: Dpr, tmp_path: Path) -> None:
     assert "\x1b[31m" not in shown.stdout
 
 
+def test_style_control_is_arena_hards_alone(dpr: Dpr, tmp_path: Path) -> None:
+    file = lines(tmp_path / "judgments.jsonl", [rating(1, 8)])
+    found = dpr("benchmark", "score", "--format", "mt-bench", str(file), "--style-control")
+    assert (found.status, "--style-control is Arena-Hard's" in found.stderr) == (2, True)
+
+
 def test_two_answer_files_are_judged_without_a_pipeline(dpr: Dpr, tmp_path: Path) -> None:
     questions = lines(tmp_path / "question.jsonl", QUESTIONS)
     mine = answers(tmp_path / "mine.jsonl", "mine", ("a longer text", "and more"))

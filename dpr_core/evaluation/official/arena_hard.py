@@ -102,6 +102,17 @@ def _score_model(model: str, rows: list[Row], answers: dict[str, Answers], quest
     )
 
 
+def battles(rows: Iterable[Row]) -> list[tuple[str, str, float]]:
+    """Model, question and outcome of what v2.0 counts, the second game of a question first, as its script has it."""
+    found = []
+    for row in rows:
+        pair = [_outcome(game, place) for place, game in enumerate(_games(row))]
+        if len(pair) == 2 and all(pair):
+            weighted = [value for outcome in reversed(pair) if outcome for value in _expanded(outcome)]
+            found += [(row["model"], _id(row), value) for value in weighted]
+    return found
+
+
 def _games(row: Row) -> list[Row | None]:
     games = row["games"]
     if not isinstance(games, list) or not all(game is None or _is_game(game) for game in games):
