@@ -118,6 +118,7 @@ def judge(
     questions: Annotated[
         Path | None, typer.Option(help="The benchmark's own questions; without it, those of the hub.")
     ] = None,
+    references: Annotated[Path | None, typer.Option(help="MT-Bench's reference answers, shown to the judge.")] = None,
     assignments: Set = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; ask nobody.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write every game there, one JSON object a line.")] = None,
@@ -139,6 +140,8 @@ def judge(
         from dpr_core.evaluation.prices import prices
         from dpr_core.evaluation.rows import read_rows
 
+        if references is not None and kind is not Format.mt_bench:
+            raise UsageError(f"--references are MT-Bench's; leave them out for {kind.value}")
         if output is not None:
             check_output(output)
         settings, protocol = judging_by(parse(JudgeConfig, override({}, assignments), "judge"))
@@ -148,7 +151,10 @@ def judge(
             _make(official)
         layout = LAYOUTS[kind.value]
         mine = only_model(layout, answers)
-        loaded = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
+        if references is not None:
+            loaded = _with_references(questions, references)
+        else:
+            loaded = questions_of(layout, read_rows(questions)) if questions is not None else _hub_questions(kind)
         theirs, called = _baselines(layout, baseline, loaded, protocol)
         pairs, missing = _pairs(loaded, mine[1], theirs)
         for pair in pairs if protocol is not None else []:
@@ -163,6 +169,8 @@ def judge(
         summary["empty_answers"] = sum(
             _is_empty(answer) for pair in pairs for answer in (pair.candidate, pair.baseline)
         )
+        if kind is Format.mt_bench:
+            summary |= shown_references(references, [pair.question for pair in pairs])
         if dry_run:
             cost = judging_cost(settings, pairs).as_dict() | {"prices": prices(settings.execution)}
             emit({**summary, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
@@ -243,6 +251,13 @@ def _baselines(
     if missing := sorted({*called.values()} - models.keys()):
         raise UsageError(f"the baseline {missing[0]}, which judge.prompts name, is in none of the files of --baseline")
     return {id: models[name][id] for id, name in called.items() if id in models[name]}, called
+
+
+def _with_references(questions: Path | None, references: Path) -> "list[Question]":
+    from dpr_core.config.official import MTBenchConfig
+    from dpr_core.evaluation.benchmarks import load
+
+    return load(MTBenchConfig(path=None if questions is None else str(questions), references=str(references)))
 
 
 def _hub_questions(kind: Format) -> "list[Question]":
@@ -412,6 +427,24 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+def shown_references(file: Path | None, questions: "list[Question]") -> dict[str, Any]:
+    """The file of MT-Bench's reference answers as a part of a summary, and which of them are known to be wrong."""
+    from dpr_core.evaluation.official import references
+    from dpr_core.hashing import hash_file
+
+    if file is None:
+        return {"references": None}
+    return {"references": {"file": str(file), "sha256": hash_file(file), "wrong": references.wrong(questions)}}
+
+
+def reference_line(summary: dict[str, Any]) -> str:
+    used = summary["references"]
+    if used is None:
+        return "no reference answers were shown"
+    wrong = f"; known to be wrong: {', '.join(used['wrong'])}" if used["wrong"] else ""
+    return f"reference answers of {used['file']}, sha256 {used['sha256'][:12]}{wrong}"
+
+
 def _in_category(score: dict[str, Any]) -> str:
     interval = "" if score["low"] is None else f" [{score['low']:.4g}, {score['high']:.4g}]"
     return f"{score['mean']:.4g}{interval}, {score['prompts']} prompts"
@@ -440,6 +473,8 @@ def _judged_view(summary: dict[str, Any], result: dict[str, Any]) -> str:
         lines.append(f"{len(summary['unanswered'])} questions are left out: not answered by both in all turns")
     if summary["empty_answers"]:
         lines.append(f"{summary['empty_answers']} answers are empty; they are judged as they are")
+    if summary.get("references"):
+        lines.append(reference_line(summary))
     if result["refused"]:
         lines.append(f"{result['refused']} of the unreadable verdicts were refused by the endpoint")
     if result["answers_cut"]:

@@ -10,7 +10,14 @@ import typer
 from dpr_core.errors import UsageError
 from dpr_core.files import check_output
 from dpr_core.text import escape_control
-from flows.cli.benchmark import IN_OUTPUT, keeping_canaries, only_model, write_rows
+from flows.cli.benchmark import (
+    IN_OUTPUT,
+    keeping_canaries,
+    only_model,
+    reference_line,
+    shown_references,
+    write_rows,
+)
 from flows.cli.console import Debug, Json, Set, emit, reported
 
 if TYPE_CHECKING:
@@ -57,6 +64,7 @@ def rate(
         answered, missing = _answered(loaded, given)
         template = rating_template(settings)
         summary = {"model": model, "judge": rater_name(settings), "unanswered": missing}
+        summary |= shown_references(references, [question for question, _ in answered])
         if dry_run:
             cost = rating_cost(settings, template, answered).as_dict() | {"prices": prices(settings.execution)}
             emit({**summary, **cost}, as_json, lambda: "\n".join(f"{name}: {value}" for name, value in cost.items()))
@@ -125,6 +133,6 @@ def _view(summary: dict[str, Any], result: dict[str, Any]) -> "RenderableType":
         lines.append(f"{len(summary['unanswered'])} questions are left out: not answered in all turns")
     if result["refused"]:
         lines.append(f"{result['refused']} of the unreadable ratings were refused by the endpoint")
-    lines += [f"! {line}" for line in result["warnings"]]
+    lines += [reference_line(summary), *(f"! {line}" for line in result["warnings"])]
     shown = ratings_table(rated)
     return Group(shown.as_terminal("Ratings"), *(Text(escape_control(line)) for line in lines))

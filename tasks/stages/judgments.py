@@ -1,12 +1,13 @@
 """The rows of a report, from its judge artifacts and their ancestors."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.config.evaluation import AnswerConfig, Benchmark, MatchedConfig
 from dpr_core.config.gold import LikelihoodConfig
-from dpr_core.config.official import OfficialBenchmarkConfig
+from dpr_core.config.official import MTBenchConfig, OfficialBenchmarkConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
@@ -15,6 +16,7 @@ from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.gold.measures import Measure, Values
+    from dpr_core.evaluation.questions import Question
     from dpr_core.reporting.capabilities import Difference
     from dpr_core.reporting.frontier import Reached
     from dpr_core.reporting.judgments import JudgedAnswers
@@ -68,6 +70,7 @@ class Judgments:
         ours, theirs = read_answers(candidate.path), read_answers(baseline.path)
         asked = AnswerConfig.model_validate(candidate.config).benchmark
         measured = _measured(ours, asked)
+        self._note_references(benchmark, asked, [question for question, _ in answered(ours)])
         if (BASELINE, benchmark) not in self.rows:
             of_baseline = _measured(theirs, asked)
             self.rows[BASELINE, benchmark] = Row(BASELINE, benchmark, is_baseline=True, **of_baseline)
@@ -143,6 +146,21 @@ class Judgments:
             raise UsageError(f"the answers of {policy} and of {BASELINE} on {benchmark} are not to the same questions")
         sides = [list(map(_by_a_program, rows)) for rows in (ours, theirs)]
         self.differences += compared(policy, benchmark, _measures(asked), *sides)
+
+    def _note_references(self, benchmark: str, asked: Benchmark, questions: "Sequence[Question]") -> None:
+        """Which reference answers the judge was shown, and what is known to be wrong with them."""
+        from dpr_core.evaluation.official import references
+
+        if not isinstance(asked, MTBenchConfig):
+            return
+        used = (
+            "none" if asked.references is None else f"{Path(asked.references).name}, sha256 {asked.references_content}"
+        )
+        if used not in self._facts.setdefault(f"{benchmark} references", []):
+            self._facts[f"{benchmark} references"].append(used)
+        for line in references.wrong_warnings(questions):
+            if (note := f"{benchmark}: {line}.") not in self._notes:
+                self._notes.append(note)
 
     def _note(self, policy: str, benchmark: str, answers: Artifact, rows: list[dict[str, Any]]) -> None:
         """What was cut or left out before it was measured, policies that are not what they should be, and questions

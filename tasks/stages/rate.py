@@ -65,23 +65,17 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
 
 def warn_of_references(questions: "Sequence[Question]") -> None:
     """MT-Bench shows its judge a reference answer where there is one right result."""
-    from dpr_core.evaluation.official.mt_bench import WITH_REFERENCES
+    from dpr_core.evaluation.official import references
 
-    without = [question for question in questions if question.category in WITH_REFERENCES and not question.references]
-    if without:
-        logger.warning(
-            "%d questions of %s have no reference answer and are rated without one, such as %s; MT-Bench's own score "
-            "needs them: give the benchmark its `references`",
-            len(without),
-            ", ".join(sorted({question.category for question in without})),
-            without[0].id,
-        )
+    for warning in references.warnings(questions):
+        logger.warning("%s", warning)
 
 
 def rated_in(work: Workspace) -> "list[RatedAnswers]":
     """What the rate artifacts among a stage's inputs came to, by the policy and benchmark that their roles name."""
     from dpr_core.evaluation import canaries
     from dpr_core.evaluation.judge import rater_name
+    from dpr_core.evaluation.official import references
     from dpr_core.evaluation.rate import Ratings
     from dpr_core.reporting.sections import RatedAnswers
 
@@ -93,6 +87,8 @@ def rated_in(work: Workspace) -> "list[RatedAnswers]":
             ratings = Ratings(**json.loads((artifact.path / RATINGS).read_text(encoding="utf-8")))
             judge = rater_name(RateConfig.model_validate(artifact.config))
             complaints = canaries.warnings(canary_metrics_of(artifact, work.store.published(artifact.id)))
+            answers = read_answers(work.artifact(artifact.inputs["answers"]).path)
+            complaints += references.warnings(question for question, _ in answered(answers))
             found.append(RatedAnswers(policy, benchmark, judge, ratings, tuple(complaints)))
     return found
 
