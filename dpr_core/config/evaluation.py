@@ -415,7 +415,8 @@ class JudgeConfig(StageConfig):
     prompts: Line | None = Field(None, min_length=1)
     """A benchmark's own judge prompts in place of this project's, named as its own tools name them: an annotator of the
     installed alpaca-eval (weighted_alpaca_eval_gpt4_turbo, alpaca_eval_gpt4), or the path of its configs.yaml; a
-    setting file of Arena-Hard's repository (config/arena-hard-v2.0.yaml). Temperature and length limit are theirs."""
+    setting file of Arena-Hard's repository (config/arena-hard-v2.0.yaml); FastChat's judge_prompts.jsonl. Temperature
+    and length limit are theirs."""
 
     bootstrap_samples: int = Field(2000, ge=100, le=100_000)
     """Resamples of the prompts for the interval."""

@@ -4,6 +4,7 @@ Their delimiters are the same in every request, so an answer may imitate them: t
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpr_core.errors import UsageError
@@ -17,6 +18,35 @@ from dpr_core.evaluation.rows import Row, naming, need, read_rows, unique
 TURNS = 2
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What one template must be like: the verdict that it asks for, fields that it must show, and all that it may."""
+
+    verdict: str
+    shown: set[str]
+    known: set[str]
+
+
+def numbered(*fields: str) -> set[str]:
+    """The names of fields of several turns."""
+    return {f"{field}_{turn}" for field in fields for turn in range(1, TURNS + 1)}
+
+
+def read_templates(path: Path, wanted: Mapping[str, Wanted], what: str, pinned: str | None = None) -> dict[str, Row]:
+    """UsageError where the file does not hold these templates, or one of them asks for what there is not."""
+    rows = read_rows(path, pinned)
+    with naming(path):
+        need(rows, ("name",), "FastChat's judge prompts")
+        named = unique(rows, lambda row: str(row["name"]), "the judge prompt")
+        for name in sorted(wanted):
+            if name not in named:
+                raise UsageError(
+                    f"there is no judge prompt called {name}, which {what} needs (there are {_some(named)})"
+                )
+            _check(f"the judge prompt {name}", named[name], wanted[name])
+    return {name: named[name] for name in wanted}
+
+
 class FastChatTemplate:
     """Four templates: for the first turn and for the second, each without and with reference answers."""
 
@@ -26,14 +56,8 @@ class FastChatTemplate:
     @classmethod
     def read_from(cls, path: Path, pinned: str | None = None) -> "FastChatTemplate":
         """UsageError where the file does not hold the four templates, or one of them asks for what there is not."""
-        rows = read_rows(path, pinned)
-        with naming(path):
-            need(rows, ("name",), "FastChat's judge prompts")
-            named = unique(rows, lambda row: str(row["name"]), "the judge prompt")
-            templates = {_name(turn, with_reference) for turn in (1, TURNS) for with_reference in (False, True)}
-            for name in sorted(templates):
-                _check(name, named)
-        return cls({name: named[name] for name in templates})
+        kinds = [(turn, with_reference) for turn in (1, TURNS) for with_reference in (False, True)]
+        return cls(read_templates(path, {_name(*kind): _wanted(*kind) for kind in kinds}, "rating", pinned))
 
     def name(self, turn: Turn) -> str:
         if turn.number > TURNS:
@@ -60,6 +84,12 @@ def _name(turn: int, with_reference: bool) -> str:
     return f"single{'-math' if with_reference else ''}-v1{'-multi-turn' if turn > 1 else ''}"
 
 
+def _wanted(turn: int, with_reference: bool) -> Wanted:
+    known = numbered("question", "answer") if turn > 1 else {"question", "answer"}
+    known |= {f"ref_answer_{i}" for i in range(1, turn + 1)} if with_reference else set()
+    return Wanted("[[rating]]", {f"answer_{TURNS}" if turn > 1 else "answer"}, known)
+
+
 def _fields(turn: Turn) -> dict[str, str]:
     references = {f"ref_answer_{i}": text for i, text in enumerate(turn.references, start=1)}
     if turn.number == 1:
@@ -70,26 +100,17 @@ def _fields(turn: Turn) -> dict[str, str]:
     return {name: plain(text) for name, text in (texts | references).items()}
 
 
-def _check(name: str, named: Mapping[str, Row]) -> None:
-    if name not in named:
-        raise UsageError(f"there is no judge prompt called {name}, which rating needs (there are {_some(named)})")
-    row = named[name]
-    where = f"the judge prompt {name}"
+def _check(where: str, row: Row, wanted: Wanted) -> None:
     for field in ("system_prompt", "prompt_template"):
         if not isinstance(row.get(field), str):
             raise UsageError(f"{where} has no text `{field}`")
-    if row.get("output_format", "[[rating]]") != "[[rating]]":
-        raise UsageError(f"{where} asks for {row['output_format']!r}, not for a [[rating]]")
-    second = "multi-turn" in name
-    answer = "answer_2" if second else "answer"
-    known = {"question_1", "question_2", "answer_1", "answer_2"} if second else {"question", "answer"}
-    if "math" in name:
-        known |= {"ref_answer_1", "ref_answer_2"} if second else {"ref_answer_1"}
+    if row.get("output_format", wanted.verdict) != wanted.verdict:
+        raise UsageError(f"{where} asks for {row['output_format']!r}, not for a {wanted.verdict}")
     used = {found for found in FIELD.findall(row["prompt_template"]) if found}
-    if strange := used - known:
-        raise UsageError(f"{where} has the field {{{min(strange)}}}; known here: {_some(known)}")
-    if answer not in used:
-        raise UsageError(f"{where} has no {{{answer}}}, so it would not show what is to be rated")
+    if strange := used - wanted.known:
+        raise UsageError(f"{where} has the field {{{min(strange)}}}; known here: {_some(wanted.known)}")
+    if hidden := wanted.shown - used:
+        raise UsageError(f"{where} has no {{{min(hidden)}}}, so it would not show what is to be judged")
 
 
 def _some(names: "Mapping[str, Row] | set[str]") -> str:

@@ -175,6 +175,11 @@ def rater_name(config: settings.RateConfig) -> str:
     return config.by.model if isinstance(config.by, settings.OpenAIRaterConfig) else config.by.type
 
 
+def rounds(pairs: Sequence[Pair], protocol: JudgingProtocol | None) -> list[Pair]:
+    """What is shown in both orders: each pair, or turn by turn where these prompts ask about turns."""
+    return list(pairs) if protocol is None else [part for pair in pairs for part in protocol.rounds(pair)]
+
+
 def judging_cost(config: settings.JudgeConfig, pairs: Sequence[Pair]) -> Cost:
     """Of both orders of every pair and of the canaries, if none of the verdicts is kept already."""
     config, protocol = judging_by(config)
@@ -182,7 +187,8 @@ def judging_cost(config: settings.JudgeConfig, pairs: Sequence[Pair]) -> Cost:
         return Cost()
     prompt = _prompt(config.by, protocol)
     same, constant = canaries.canary_pairs(pairs, config.execution.canaries)
-    shown = (pair.shown(first) for pair in [*pairs, *same, *constant] for first in (True, False))
+    played = [*rounds(pairs, protocol), *same, *constant]
+    shown = (pair.shown(first) for pair in played for first in (True, False))
     return cost_of((tokens_in(prompt.messages(each)) for each in shown), config.by, config.execution)
 
 

@@ -67,6 +67,8 @@ class Pair:
     question: Question
     candidate: Answer
     baseline: Answer
+    turn: int = 0
+    """Which turn is judged, where each is by itself, after those before it; 0 where all are judged together."""
 
     def shown(self, candidate_first: bool) -> Comparison:
         """The pair in one of its two orders."""
@@ -86,13 +88,15 @@ class Game:
     details: Details = field(default_factory=dict)
     label: str = ""
     """As in `Judgment`."""
+    turn: int = 0
+    """As in `Pair`."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """The game that `as_dict` made these values of."""
         verdict = Verdict(values["verdict"])
         who, said = (values["question_id"], values["candidate_first"]), (values["raw"], values["details"])
-        return cls(*who, verdict, *said, values.get("label", ""))
+        return cls(*who, verdict, *said, values.get("label", ""), values.get("turn", 0))
 
     @property
     def value(self) -> str | None:
@@ -117,6 +121,7 @@ class Game:
             "raw": self.raw,
             "details": dict(self.details),
             **({"label": self.label} if self.label else {}),
+            **({"turn": self.turn} if self.turn else {}),
         }
 
 
@@ -136,7 +141,7 @@ class WinRate:
     unreadable: int
     unreadable_share: float
     contradiction_rate: float | None
-    """Share of prompts, among those with two readable games, whose two orders end differently."""
+    """Share of prompts (or of their turns), among those with two readable games, whose two orders end differently."""
     first_position_rate: float | None
     """Share of decided games won by the answer shown first; 0.5 for a judge without position bias."""
     prompts: int
@@ -162,7 +167,7 @@ async def judge_pairs(
     plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
     judgments = await judge_all(judge, [pair.shown(first) for pair, first in plan], execution, on_progress, ask_again)
     return [
-        Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details, judgment.label)
+        Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details, judgment.label, pair.turn)
         for (pair, first), judgment in zip(plan, judgments, strict=True)
     ]
 
@@ -175,8 +180,13 @@ def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int, question
     means = [sum(scores) / len(scores) for scores in readable if scores]
     scores = [score for prompt in readable for score in prompt]
     total = sum(len(prompt) for prompt in results)
-    both = [prompt for prompt in readable if len(prompt) == 2]
-    decided = [game for played in by_prompt.values() for game in played if game.verdict in _DECIDED]
+    every = [game for played in by_prompt.values() for game in played]
+    orders: dict[tuple[str, int], list[float]] = {}
+    for game in every:
+        if (score := game.score) is not None:
+            orders.setdefault((game.question_id, game.turn), []).append(score)
+    both = [pair for pair in orders.values() if len(pair) == 2]
+    decided = [game for game in every if game.verdict in _DECIDED]
     interval = mean_interval(means, bootstrap_samples, seed)
     categories = {question.id: question.category for question in questions}
     grouped = [
@@ -201,8 +211,9 @@ def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int, question
 
 
 def answers_cut(games: Iterable[Game]) -> int:
-    """How many answers the judge saw only the beginning of. Each stands in two games, and is counted in one."""
-    return sum(int(game.details.get("answers_cut", 0)) for game in games if game.candidate_first)
+    """How many answers the judge saw only the beginning of. Each is counted in one of the games that show it whole."""
+    whole = {game.question_id: game for game in games if game.candidate_first}
+    return sum(int(game.details.get("answers_cut", 0)) for game in whole.values())
 
 
 _DECIDED = (Verdict.FIRST, Verdict.SECOND)
@@ -212,7 +223,7 @@ def _by_prompt(games: Iterable[Game]) -> dict[str, list[Game]]:
     by_prompt: dict[str, list[Game]] = {}
     for game in games:
         played = by_prompt.setdefault(game.question_id, [])
-        if any(other.candidate_first == game.candidate_first for other in played):
+        if any((other.candidate_first, other.turn) == (game.candidate_first, game.turn) for other in played):
             raise ValueError(f"question {game.question_id} was judged twice in the same order")
         played.append(game)
     return by_prompt

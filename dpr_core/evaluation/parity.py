@@ -96,10 +96,10 @@ def compare(a: Iterable[Game], b: Iterable[Game], samples: int = 2000, seed: int
     )
 
 
-def _by_game(games: Iterable[Game], name: str) -> dict[tuple[str, bool], Game]:
-    found: dict[tuple[str, bool], Game] = {}
+def _by_game(games: Iterable[Game], name: str) -> dict[tuple[str, bool, int], Game]:
+    found: dict[tuple[str, bool, int], Game] = {}
     for game in games:
-        key = game.question_id, game.candidate_first
+        key = game.question_id, game.candidate_first, game.turn
         if key in found:
             raise UsageError(f"{name}: question {game.question_id} stands twice in the same order; keep one of them")
         found[key] = game

@@ -105,7 +105,8 @@ def _opening(turns: tuple[str, ...]) -> str:
 def _order(game: Game, policy: str, baseline: str) -> str:
     first, second = (policy, baseline) if game.candidate_first else (baseline, policy)
     won = {Verdict.FIRST: f"{first} wins", Verdict.SECOND: f"{second} wins", Verdict.TIE: "a tie"}
-    return f"{first} shown first: {won.get(game.verdict, 'unreadable')}"
+    turn = f"turn {game.turn}, " if game.turn else ""
+    return f"{turn}{first} shown first: {won.get(game.verdict, 'unreadable')}"
 
 
 def cut(text: str, most: int) -> str:

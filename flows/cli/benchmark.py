@@ -135,7 +135,7 @@ def judge(
     with reported(debug):
         from dpr_core.config.base import override, parse
         from dpr_core.config.evaluation import JudgeConfig
-        from dpr_core.evaluation.judge import judging_by, judging_cost
+        from dpr_core.evaluation.judge import judging_by, judging_cost, rounds
         from dpr_core.evaluation.official.layouts import LAYOUTS, questions_of
         from dpr_core.evaluation.prices import prices
         from dpr_core.evaluation.rows import read_rows
@@ -177,8 +177,9 @@ def judge(
             return
         result, games = _judged(settings, protocol, pairs, output)
         if protocol is not None:
-            by = [called[pair.question.id] for pair in pairs]
-            result |= _official(protocol, pairs, games, mine[0], by, settings.by.model, official)
+            played = rounds(pairs, protocol)
+            by = [called[pair.question.id] for pair in played]
+            result |= _official(protocol, played, games, mine[0], by, settings.by.model, official)
         emit({**summary, **result}, as_json, lambda: _judged_view(summary, result))
 
 
@@ -317,7 +318,7 @@ def _judged(
 ) -> "tuple[dict[str, Any], list[Game]]":
     from dpr_core.evaluation import canaries
     from dpr_core.evaluation.ask import Unreadable
-    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings
+    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings, rounds
     from dpr_core.evaluation.pairwise import answers_cut, judge_pairs, summarise
     from dpr_core.evaluation.questions import exact_match
     from tasks.local_home import open_home
@@ -332,7 +333,7 @@ def _judged(
         if costs_money(settings.by) and settings.execution.canaries:
             kept = keeping_canaries(home)
             canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance, kept))
-        games = asyncio.run(judge_pairs(judge, pairs, settings.execution, progress.advance))
+        games = asyncio.run(judge_pairs(judge, rounds(pairs, protocol), settings.execution, progress.advance))
     if output is not None:
         write_rows(output, [game.as_dict() for game in games])
     print(judge.status(), file=sys.stderr)
@@ -340,7 +341,8 @@ def _judged(
     unreadable = Unreadable.among(games, "verdicts")
     unreadable.check(settings.execution, IN_OUTPUT)
     served = judged_by(settings.by, (game.details for game in games))
-    warnings = [*canaries.warnings(canary_metrics), *judged_by_warnings(served)]
+    about = [] if protocol is None else protocol.about([pair.question for pair in pairs])
+    warnings = [*about, *canaries.warnings(canary_metrics), *judged_by_warnings(served)]
     counts = {"refused": unreadable.refused, "answers_cut": answers_cut(games)}
     return {**result.as_dict(), **counts, **canary_metrics, "warnings": warnings}, games
 

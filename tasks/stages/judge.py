@@ -41,7 +41,14 @@ VERDICTS = "verdicts.sqlite"
 def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     from dpr_core.evaluation import benchmarks, canaries, protocols
     from dpr_core.evaluation.ask import Unreadable
-    from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings, judging_protocol
+    from dpr_core.evaluation.judge import (
+        build_judge,
+        costs_money,
+        judged_by,
+        judged_by_warnings,
+        judging_protocol,
+        rounds,
+    )
     from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
     from dpr_core.hashing import refuse_changed
 
@@ -58,6 +65,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         refuse_changed(str(settings.prompts), settings.by.template, protocol.digest)
         for pair in pairs:
             protocol.refuse(pair.question)
+        for warning in protocol.about([pair.question for pair in pairs]):
+            logger.warning("%s", warning)
     is_right = benchmarks.checker(benchmark)
     judge = build_judge(settings.by, settings.execution, is_right, work.store.home / VERDICTS, protocol)
     canary_metrics = {}
@@ -67,7 +76,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         for warning in canaries.warnings(canary_metrics):
             logger.warning("%s", warning)
         write_canaries(work.output, canary_metrics)
-    games = asyncio.run(judge_pairs(judge, pairs, settings.execution, work.advance))
+    played = rounds(pairs, protocol)
+    games = asyncio.run(judge_pairs(judge, played, settings.execution, work.advance))
     result = summarise(games, settings.bootstrap_samples, settings.seed, [pair.question for pair in pairs])
     write_rows(work.output / GAMES, [game.as_dict() for game in games])
     unreadable = Unreadable.among(games, "verdicts")
@@ -80,7 +90,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         ours_called, theirs_called = policy_name(candidate, work), policy_name(baseline, work)
         if ours_called == theirs_called:
             theirs_called += "-baseline"
-        found = protocols.official(protocol, pairs, games, ours_called, [theirs_called] * len(pairs), settings.by.model)
+        found = protocols.official(
+            protocol, played, games, ours_called, [theirs_called] * len(played), settings.by.model
+        )
         found.write(work.output / OFFICIAL)
         (work.output / SCORES).write_text(json.dumps(found.scores, indent=2) + "\n", encoding="utf-8")
         official_metrics = found.metrics()
@@ -89,7 +101,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for warning in judged_by_warnings(served):
         logger.warning("%s", warning)
     if share:
-        work.run.traces(instructions(settings), traces_of(work.run.id, settings, share, pairs, games))
+        work.run.traces(instructions(settings), traces_of(work.run.id, settings, share, played, games))
     measured = {
         f"judge/{name}": float(value) for name, value in result.as_dict().items() if isinstance(value, int | float)
     }

@@ -35,17 +35,19 @@ def traces_of(
     run: str, settings: JudgeConfig, share: float, pairs: "Sequence[Pair]", games: "Sequence[Game]"
 ) -> list[Trace]:
     """Both games of a share of the questions, the same ones for every pair of policies."""
-    by_id = {pair.question.id: pair for pair in pairs}
+    by_id = {(pair.question.id, pair.turn): pair for pair in pairs}
     judge = settings.by.model if isinstance(settings.by, ChatCompletionsConfig) else settings.by.type
     traces = []
     for game in games:
         # By a hash of its own: questions are drawn by hashes of their ids.
         if int(_hash(f"trace {game.question_id}")[:8], 16) < share * 16**8:
-            shown = by_id[game.question_id].shown(game.candidate_first)
+            shown = by_id[game.question_id, game.turn].shown(game.candidate_first)
             asked = {"question": shown.question.turns, "first": shown.first.turns, "second": shown.second.turns}
             traces.append(
                 Trace(
-                    id=_hash(f"{run} {game.question_id} {game.candidate_first}")[:32],
+                    id=_hash(f"{run} {game.question_id} {game.candidate_first}{f' {game.turn}' if game.turn else ''}")[
+                        :32
+                    ],
                     name="judged, the candidate " + ("first" if game.candidate_first else "second"),
                     inputs={name: [_short(text) for text in texts] for name, texts in asked.items()},
                     output=_short(game.raw),

@@ -11,6 +11,7 @@ from dpr_core.config.official import MTBenchConfig
 from dpr_core.evaluation import judge as judges
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
+from tests.loopback import Loopback, completion
 
 pytestmark = pytest.mark.integration
 
@@ -112,6 +113,46 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nobody(dpr: Dpr, tmp_path: P
     assert batched["dollars_at_most"] == pytest.approx(cost["dollars_at_most"] / 2, abs=0.01)
     without = [*common, "--set", "execution.canaries=0"]
     assert dpr(*without, "--answers", str(mine), "--baseline", str(mine)).json["requests"] == 2
+
+
+def test_mt_bench_is_judged_in_fastchats_words_and_scored_from_its_file(
+    dpr: Dpr, tmp_path: Path, loopback: Loopback
+) -> None:
+    shown = {"pair-v2": "{answer_a} or {answer_b}?", "pair-v2-multi-turn": "{answer_a_2} or {answer_b_2}?"}
+    shown |= {name.replace("v2", "math-v1"): template for name, template in shown.items()}
+    prompts = lines(
+        tmp_path / "judge_prompts.jsonl",
+        [{"name": name, "system_prompt": "", "prompt_template": template} for name, template in shown.items()],
+    )
+    references = lines(
+        tmp_path / "gpt-4.jsonl", [{"question_id": 81, "model_id": "r", "choices": [{"turns": ["right", "righter"]}]}]
+    )
+    mine = answers(tmp_path / "mine.jsonl", "mine", ("good one", "good two"))
+    theirs = answers(tmp_path / "theirs.jsonl", "theirs", ("bad one", "bad two"))
+
+    def better(call: Any) -> Any:
+        asked = call.json["messages"][-1]["content"]
+        return completion("[[C]]" if "two" in asked else "So [[A]]" if asked.startswith("good") else "So [[B]]")
+
+    loopback.answer = better
+    common = ["benchmark", "judge", "--format", "mt-bench", "--questions", str(lines(tmp_path / "q.jsonl", QUESTIONS))]
+    by = [f"prompts={prompts}", f"by.base_url={loopback.url}", "execution.canaries=0", "execution.check_endpoint=false"]
+    common += [part for each in by for part in ("--set", each)]
+    pair = [*common, "--answers", str(mine), "--baseline", str(theirs), "--references", str(references)]
+    assert dpr(*pair, "--dry-run", "--json").json["requests"] == 4
+    result = dpr(*pair, "--official", str(tmp_path / "official"), "--json").json
+    assert (result["prompts"], result["wins"], result["ties"], result["win_rate"]) == (1, 2, 2, 75.0)
+    assert result["references"]["wrong"] == []
+    assert sorted(request["messages"][-1]["content"] for request in loopback.requests) == [
+        "bad one or good one?", "bad two or good two?", "good one or bad one?", "good two or bad two?",
+    ]  # fmt: skip
+    (file,) = (tmp_path / "official").iterdir()
+    assert file.name == "gpt-4o-2024-08-06_pair.jsonl"
+    scored = dpr("benchmark", "score", "--format", "mt-bench", str(file), "--json").json["models"]["mine"]
+    assert scored["official"] == {"win_rate": 0.5, "loss_rate": 0.0, "win_rate_adjusted": 0.75}
+    assert scored["official"] == result["official"]["official"]
+    arena = [each.replace("mt-bench", "arena-hard") for each in pair]
+    dpr(*arena).assert_refused(2, "--references are MT-Bench's")
 
 
 def test_an_empty_answer_is_counted_and_judged_as_it_is(dpr: Dpr, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ QUESTIONS = 80
 UNREADABLE = -1
 ID = (int, str)
 FAILED = "$ERROR$"
+ERROR = "error"
+"""The winner of a game whose verdict could not be read."""
 
 WITH_REFERENCES = ("math", "reasoning", "coding")
 """Categories whose judge is shown a reference answer."""
@@ -192,7 +194,7 @@ def _score_pairs(rows: list[Row], questions: dict[Any, Row]) -> dict[str, ModelS
     for row in rows:
         winners = (row["g1_winner"], row["g2_winner"])
         for mine in ("model_1", "model_2"):
-            if "error" in winners:
+            if ERROR in winners:
                 failed[row[mine]] += 1
                 continue
             agreed = winners[0] if winners[0] == winners[1] else "tie"

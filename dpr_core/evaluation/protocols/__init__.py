@@ -11,6 +11,7 @@ from dpr_core.evaluation.pairwise import Game, Pair
 from dpr_core.evaluation.protocols import alpaca_eval
 from dpr_core.evaluation.protocols.alpaca_eval import AlpacaEvalProtocol
 from dpr_core.evaluation.protocols.arena_hard import ArenaHardProtocol
+from dpr_core.evaluation.protocols.mt_bench import MTBenchProtocol
 from dpr_core.evaluation.protocols.protocol import JudgingProtocol, OfficialPrompt, Played, read_yaml
 from dpr_core.files import expanded
 
@@ -22,6 +23,8 @@ def protocol_of(prompts: str) -> JudgingProtocol:
     if prompts in alpaca_eval.ANNOTATORS:
         return AlpacaEvalProtocol.installed(prompts)
     file = expanded(prompts)
+    if file.suffix == ".jsonl":
+        return MTBenchProtocol.read_from(file)
     values = read_yaml(file)
     if "regex_patterns" in values:
         return ArenaHardProtocol.read_from(file, values)
@@ -29,7 +32,7 @@ def protocol_of(prompts: str) -> JudgingProtocol:
         return AlpacaEvalProtocol.read_from(file, values)
     raise UsageError(
         f"judge.prompts: {prompts} is none of the files that are known here: a setting file of Arena-Hard's repository "
-        "(config/arena-hard-v2.0.yaml), or an annotator of alpaca-eval (configs.yaml)"
+        "(config/arena-hard-v2.0.yaml), FastChat's judge_prompts.jsonl, or an annotator of alpaca-eval (configs.yaml)"
     )
 
 
@@ -66,5 +69,5 @@ def official(
         for pair, two, baseline in zip(pairs, both, baselines, strict=True)
     ]
     rows = protocol.rows(played, judge)
-    (score,) = FORMATS[protocol.benchmark](rows, [], []).values()
+    score = FORMATS[protocol.benchmark](rows, [], [])[candidate]
     return Official(*protocol.file(candidate, rows), {"prompts": protocol.name, "judge": judge, **asdict(score)})

@@ -81,6 +81,14 @@ class JudgingProtocol(ABC):
         """The model with which the benchmark compares answers to this question, if the files name it."""
         return None
 
+    def about(self, questions: Iterable[Question]) -> list[str]:
+        """What should be known of these questions before they are asked about."""
+        return []
+
+    def rounds(self, pair: Pair) -> list[Pair]:
+        """The pairs that are shown in both orders: the pair as it is, or turn by turn."""
+        return [pair]
+
     @abstractmethod
     def messages(self, comparison: Comparison) -> Messages: ...
 

@@ -1,4 +1,4 @@
-"""Beside Arena-Hard's own script: its values on a shared file, and its code where ARENA_HARD names a checkout of it."""
+"""Beside Arena-Hard's own script: its values on a shared file, and its code where there is a checkout of it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dpr_core.evaluation.official.style_control import metadata, style_control
 from dpr_core.evaluation.rows import Row, read_rows
 
 FILES = Path(__file__).parents[5] / "shared" / "bench" / "arena_hard" / "v0.1"
-OFFICIAL = os.environ.get("ARENA_HARD", "")
+OFFICIAL = os.environ.get("DENSE_PATH_ARENA_HARD", "")
 """A checkout of lmarena/arena-hard-auto at 196f6b8."""
 
 
@@ -139,7 +139,7 @@ def test_the_shared_file_has_the_scripts_value() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not OFFICIAL, reason="ARENA_HARD names no checkout of lmarena/arena-hard-auto")
+@pytest.mark.skipif(not OFFICIAL, reason="DENSE_PATH_ARENA_HARD names no checkout of lmarena/arena-hard-auto")
 @pytest.mark.parametrize("make", [made_up, from_shared_files])
 def test_it_is_what_the_official_code_computes(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judgments, answers = make()
