@@ -42,12 +42,11 @@ def traces_of(
         # By a hash of its own: questions are drawn by hashes of their ids.
         if int(_hash(f"trace {game.question_id}")[:8], 16) < share * 16**8:
             shown = by_id[game.question_id, game.turn].shown(game.candidate_first)
+            turn = f" {game.turn}" if game.turn else ""
             asked = {"question": shown.question.turns, "first": shown.first.turns, "second": shown.second.turns}
             traces.append(
                 Trace(
-                    id=_hash(f"{run} {game.question_id} {game.candidate_first}{f' {game.turn}' if game.turn else ''}")[
-                        :32
-                    ],
+                    id=_hash(f"{run} {game.question_id} {game.candidate_first}{turn}")[:32],
                     name="judged, the candidate " + ("first" if game.candidate_first else "second"),
                     inputs={name: [_short(text) for text in texts] for name, texts in asked.items()},
                     output=_short(game.raw),

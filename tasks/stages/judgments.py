@@ -153,9 +153,8 @@ class Judgments:
 
         if not isinstance(asked, MTBenchConfig):
             return
-        used = (
-            "none" if asked.references is None else f"{Path(asked.references).name}, sha256 {asked.references_content}"
-        )
+        file, content = asked.references, asked.references_content or ""
+        used = "none" if file is None else f"{Path(file).name}, sha256 {content[:12]}"
         if used not in self._facts.setdefault(f"{benchmark} references", []):
             self._facts[f"{benchmark} references"].append(used)
         for line in references.wrong_warnings(questions):
