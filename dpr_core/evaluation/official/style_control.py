@@ -52,11 +52,11 @@ def style_control(judgments: list[Row], answers: list[Row]) -> dict[str, dict[st
         by_category[row.get("category", "arena-hard-v0.1")].append(row)
     found: dict[str, dict[str, CategoryScore]] = defaultdict(dict)
     for category, rows in sorted(by_category.items()):
-        baselines = {row.get("baseline", BASELINES.get(category)) for row in rows}
-        if len(baselines) != 1 or None in baselines:
+        baselines = {str(row.get("baseline", BASELINES.get(category, ""))) for row in rows}
+        if len(baselines) != 1 or "" in baselines:
             raise UsageError(
                 f"style control needs one baseline for {category}, and the judgments name "
-                f"{', '.join(sorted(map(str, baselines - {None}))) or 'none'}"
+                f"{', '.join(sorted(baselines - {''})) or 'none'}"
             )
         for model, score in _controlled(rows, baselines.pop(), styles).items():
             found[model][category] = score
@@ -133,7 +133,7 @@ def _fit(x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weights.detach()
 
 
