@@ -101,10 +101,9 @@ class Judgments:
             ("Backbone", _backbone(sft)),
             *((f"{role}, matched", matched) for matched in [_matched(known)] if matched),
             (f"{benchmark} judged by", judged.judge),
-            (f"{benchmark} answered", f"{len(ours):,} prompts, temperature {candidate.config['temperature']:g}"),
+            (f"{benchmark} answered", _answered(ours, candidate)),
         ):
-            if value not in self._facts.setdefault(name, []):
-                self._facts[name].append(value)
+            self._fact(name, value)
 
     def add_answers(self, role: str) -> None:
         """Read what nobody judges: answers that a program checks, or the likelihoods of given responses."""
@@ -119,12 +118,17 @@ class Judgments:
             if isinstance(asked, OfficialBenchmarkConfig):
                 raise UsageError(f"{role}: {answers.id[:8]} holds answers to {asked.type}; report what judged them")
             self._unjudged[policy, benchmark] = (asked, rows)
+            self._fact(f"{benchmark} answered", _answered(rows, answers))
         values = _measured(rows, asked) | {"is_judged": False, "is_baseline": policy == BASELINE}
         self.rows[policy, benchmark] = Row(policy, benchmark, **values)
         self._note(policy, benchmark, answers, rows)
         self.linked.append(
             ArtifactLinks(policy, benchmark, {"policy": answers.inputs["policy"], "answers": answers.id})
         )
+
+    def _fact(self, name: str, value: str) -> None:
+        if value not in self._facts.setdefault(name, []):
+            self._facts[name].append(value)
 
     def compare_unjudged(self) -> None:
         """The checked answers of every policy with those of the baseline, once all are there."""
@@ -348,6 +352,10 @@ def _primary(row: "Row", answers: Artifact) -> "GoldMeasure | None":
         return None
     interval = mean_interval([float(each["right"]) for each in read_answers(answers.path)], RESAMPLES, 0)
     return GoldMeasure("accuracy %", row.accuracy, *(interval or (None, None)), is_share=True)
+
+
+def _answered(rows: list[dict[str, Any]], answers: Artifact) -> str:
+    return f"{len(rows):,} prompts, temperature {answers.config['temperature']:g}"
 
 
 def _matched(results: Mapping[str, float]) -> str:

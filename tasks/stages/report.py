@@ -41,9 +41,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     for done, role in enumerate(judged, start=1):
         read.add(role)
         work.advance(done, len(judged), role)
-    for role in work.inputs:
-        if work.input(role).stage == "answer":
-            read.add_answers(role)
+    unjudged = [role for role in work.inputs if work.input(role).stage == "answer"]
+    for role in sorted(unjudged, key=lambda role: not role.startswith(f"{BASELINE} on ")):
+        read.add_answers(role)
     read.compare_unjudged()
     title = cast(ReportConfig, config).title
     table = report.ReportTable(title, tuple(read.rows.values()), BASELINE, tuple(read.complaints()), read.provenance)
