@@ -265,12 +265,13 @@ class Endpoint:
 
     def _choice_with_logprobs(self, choice: Any) -> dict[str, Any]:
         """The choice as it was sent, which is what AlpacaEval keeps of it."""
-        if not getattr(getattr(choice, "logprobs", None), "content", None):
+        sent: dict[str, Any] = choice.model_dump(mode="json", exclude_none=True, warnings=False)
+        logprobs = sent.get("logprobs")
+        if not isinstance(logprobs, dict) or not logprobs.get("content"):
             raise DensePathError(
                 f"{self.url} sends no log-probabilities for {self.config.model}, which these judge prompts need; use "
                 "another endpoint or model, or prompts without them, such as judge.prompts=alpaca_eval_gpt4"
             )
-        sent: dict[str, Any] = choice.model_dump(mode="json", exclude_none=True, warnings=False)
         return sent
 
     def unreadable(self, error: ValueError) -> UnavailableError:

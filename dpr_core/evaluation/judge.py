@@ -131,7 +131,7 @@ def judge_with_content_hash(
     if not isinstance(config, settings.ChatJudgeConfig):
         return config
     if protocol is None:
-        return config.model_copy(update={"template": PAIRWISE_DIGEST})
+        return config.model_copy(update={"template": PAIRWISE_DIGEST, "top_logprobs": None})
     belongs = {"verdicts": "text", "top_logprobs": None, **protocol.settings}
     return config.model_copy(update={"template": protocol.digest, **belongs})
 

@@ -76,6 +76,9 @@ def score(
         float,
         typer.Option("--max-unreadable-share", min=0, max=1, help="More verdicts that cannot be read are no score."),
     ] = 0.05,
+    length_controlled: Annotated[
+        bool, typer.Option("--length-controlled", help="AlpacaEval's rate at equal lengths, by its own package.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -95,14 +98,21 @@ def score(
         rows = [row for found in read.values() for row in found]
         if style_control and kind is not Format.arena_hard:
             raise UsageError(f"--style-control is Arena-Hard's; leave it out for {kind.value}")
+        if length_controlled and kind is not Format.alpaca_eval:
+            raise UsageError(f"--length-controlled is AlpacaEval's; leave it out for {kind.value}")
         given = [row for file in answers for row in read_rows(file)]
-        scores = FORMATS[kind.value](rows, given, read_rows(questions) if questions is not None else [])
+        asked = read_rows(questions) if questions is not None else []
+        scores = FORMATS[kind.value](rows, given, asked)
         if style_control:
             from dpr_core.evaluation.official.style_control import style_control as controlled
 
             for model, found_in in controlled(rows, given).items():
                 scores[model].official["style_control_v2.0"] = found_in
         check_readable(scores, most)
+        if length_controlled:
+            from dpr_core.evaluation.official.length_controlled import add_length_controlled
+
+            add_length_controlled(scores, rows, asked)
         document = {"models": {model: asdict(each) for model, each in scores.items()}}
         emit(document, as_json, lambda: _score_view(document["models"]))
 

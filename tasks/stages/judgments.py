@@ -12,7 +12,7 @@ from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
 from tasks.stages.answer import answered, asks_training_prompts, gold_estimates, read_answers, statistics
-from tasks.stages.judge import GAMES, WIN_RATE, canary_metrics_of
+from tasks.stages.judge import GAMES, SCORES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
     from dpr_core.evaluation.gold.measures import Measure, Values
@@ -101,6 +101,7 @@ class Judgments:
             ("Backbone", _backbone(sft)),
             *((f"{role}, matched", matched) for matched in [_matched(known)] if matched),
             (f"{benchmark} judged by", judged.judge),
+            *((f"{role}, the benchmark's own score", own) for own in [_own_score(judgment)] if own),
             (f"{benchmark} answered", _answered(ours, candidate)),
         ):
             self._fact(name, value)
@@ -367,6 +368,16 @@ def _matched(results: Mapping[str, float]) -> str:
         f"{what} {results[f'match/{what}']:.4g}; {measure} {results['match/reached']:.4g} for "
         f"{results['match/target']:.4g}, in {results['match/trials']:.0f} trials"
     )
+
+
+def _own_score(judgment: Artifact) -> str:
+    """What a benchmark's own judge prompts came to by its own rules; empty where others were used."""
+    file = judgment.path / SCORES
+    if not file.is_file():
+        return ""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    numbers = [f"{name} {value:.4g}" for name, value in found["official"].items() if isinstance(value, int | float)]
+    return f"judge prompts {found['prompts']}; not the win rate of the tables: {', '.join(numbers)}"
 
 
 def _backbone(sft: Artifact) -> str:

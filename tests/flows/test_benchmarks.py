@@ -11,6 +11,7 @@ from dpr_core.config.official import MTBenchConfig
 from dpr_core.evaluation import judge as judges
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
+from tests.dpr_core.evaluation.protocols.made import arena
 from tests.loopback import Loopback, completion
 
 pytestmark = pytest.mark.integration
@@ -256,3 +257,37 @@ def test_a_file_of_another_layout_is_named(dpr: Dpr, tmp_path: Path, row: dict[s
     assert re.search(words, line)
     file.write_text(json.dumps(row, indent=2))
     dpr("benchmark", "score", "--format", "mt-bench", str(file)).assert_refused(2, "holds one JSON object", "rows")
+
+
+def test_a_benchmarks_own_prompts_judge_and_its_own_file_is_written(
+    dpr: Dpr, tmp_path: Path, loopback: Loopback
+) -> None:
+    loopback.answer = lambda call: completion("It is [[A>>B]]." if call.json["messages"][0]["role"] == "system" else "")
+    asked = [Question(name, ("Why?",), category=name) for name in ("easy", "hard")]
+    questions = lines(
+        tmp_path / "question.jsonl", [{"uid": each.id, "prompt": "Why?", "category": each.category} for each in asked]
+    )
+    files = {}
+    for model, given in {"mine": asked, "best at easy": asked[:1], "best at hard": asked[1:]}.items():
+        files[model] = tmp_path / f"{model}.jsonl"
+        files[model].write_text(LAYOUTS["arena-hard"].write(model, [(each, (f"{model}.",)) for each in given]))
+    common = ["benchmark", "judge", "--format", "arena-hard", "--questions", str(questions)]
+    common += ["--answers", str(files["mine"]), "--set", f"by.base_url={loopback.url}", "--set", "by.model=judge"]
+    common += ["--set", f"prompts={arena(tmp_path / 'repository')}"]
+    easy, hard = (["--baseline", str(files[f"best at {name}"])] for name in ("easy", "hard"))
+    result = dpr(*common, *easy, *hard, "--official", str(tmp_path / "own"), "--json").json
+    assert (result["baseline"], result["win_rate"]) == ("best at easy, best at hard", 50.0)
+    assert result["official"]["official"]["categories_v2.0"] == {"easy": 50.0, "hard": 50.0}
+    written = [json.loads(line) for line in (tmp_path / "own" / "mine.jsonl").read_text().splitlines()]
+    assert [(row["baseline"], row["category"]) for row in written] == [
+        ("best at easy", "easy"),
+        ("best at hard", "hard"),
+    ]
+    scored = dpr("benchmark", "score", "--format", "arena-hard", str(tmp_path / "own" / "mine.jsonl"), "--json").json
+    assert scored["models"]["mine"]["official"] == result["official"]["official"]
+    for wrong, words in (
+        ([*easy], "1 questions are left out"),
+        ([*easy, "--baseline", str(files["mine"])], "the baseline best at hard, which judge.prompts name, is in none"),
+    ):
+        told = dpr(*common, *wrong)
+        assert words in told.stdout + told.stderr

@@ -16,14 +16,17 @@ import pytest
 from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.budget import BudgetReachedError
+from dpr_core.evaluation.official import FORMATS
 from dpr_core.evaluation.official.layouts import LAYOUTS
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.rows import read_rows
 from flows import wiring
 from tasks.artifacts.store import Store
 from tasks.graph import plan, preflight
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
 from tests import forked
+from tests.dpr_core.evaluation.protocols.made import RANKING, annotator
 from tests.loopback import JUDGES, KEY, Call, Loopback, Reply, completion, judging, refused, serving
 
 pytestmark = pytest.mark.integration
@@ -153,6 +156,29 @@ def test_what_the_canaries_find_is_in_the_log_and_in_the_report(
     page = (store.fetch(report.id).path / "report.md").read_text()
     assert ("Canaries" in page) == bool(words)
     assert all(word in page and word in line for word, line in zip(words, complaints, strict=True))
+
+
+def test_official_prompts_judge_in_a_pipeline_and_leave_the_benchmarks_own_file(
+    made: Any, loopback: Loopback, open_store: OpenStore, tmp_path: Path
+) -> None:
+    loopback.answer = lambda call: completion("[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]")
+    config = JudgeConfig(
+        by=OpenAIJudgeConfig(base_url=loopback.url), prompts=str(annotator(tmp_path, RANKING)), bootstrap_samples=100
+    )
+    answers = {"candidate": made.id("answer DPR on lab"), "baseline": made.id("answer SFT on lab")}
+    store = open_store(made.home)
+    outcome = run_stage(stage_named("judge"), config, answers, store=store)
+    folder = store.fetch(outcome.id).path
+    rows = read_rows(folder / "official" / "annotations.json")
+    assert {row["generator_2"] for row in rows} == {"dense-path-reinforce"}
+    assert {row["preference"] for row in rows} <= {1.0, 1.5, 2.0}
+    (score,) = FORMATS["alpaca-eval"](rows, [], []).values()
+    assert json.loads((folder / "official.json").read_text())["official"] == score.official
+    assert outcome.metrics["judge/official/win_rate"] == score.official["win_rate"]
+    assert loopback.requests[-1]["max_completion_tokens"] == 50, "the prompts' own limit"
+    report = run_stage(stage_named("report"), _report_config(), {"DPR on lab": outcome.id}, store=store)
+    page = (store.fetch(report.id).path / "report.md").read_text()
+    assert "judge prompts made" in page
 
 
 def _report_config() -> Any:

@@ -21,6 +21,7 @@ class BatchMessage(BaseModel):
 class BatchChoice(BaseModel):
     message: BatchMessage
     finish_reason: str | None = None
+    logprobs: Any = None
 
 
 class BatchUsage(BaseModel):

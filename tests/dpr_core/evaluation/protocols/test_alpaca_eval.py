@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import math
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig
+from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig, ScriptedJudgeConfig
 from dpr_core.errors import DensePathError, UsageError
+from dpr_core.evaluation.batch.lines import BatchReply
+from dpr_core.evaluation.endpoint import Endpoint
 from dpr_core.evaluation.judge import build_judge, judging_by
 from dpr_core.evaluation.pairwise import Answer, Comparison, Game, Pair, Verdict, judge_pairs
 from dpr_core.evaluation.protocols import official, protocol_of
@@ -147,6 +150,42 @@ def test_the_installed_annotators_are_known_by_their_hash() -> None:
         assert protocol.warnings(protocol.model) == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    None in (find_spec("alpaca_eval"), find_spec("pkg_resources")), reason="the extra `official` is not installed"
+)
+def test_the_package_goes_on_from_our_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks nobody: every pair is found in the file."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr("logging.root.level", logging.WARNING)
+    from alpaca_eval.annotators import PairwiseAnnotator
+    from alpaca_eval.metrics import get_winrate
+
+    protocol = protocol_of("weighted_alpaca_eval_gpt4_turbo")
+    pairs = [Pair(Question(str(i), (f"Why {i}?",)), PAIR.candidate, PAIR.baseline) for i in range(6)]
+    raw = logprobs(m=math.log(0.75), M=math.log(0.25))
+    label = str(protocol.label(raw))
+    games = [
+        Game(each.question.id, first, protocol.verdict(label), raw, label=label)
+        for each in pairs
+        for first in (True, False)
+    ]
+    written = official(protocol, pairs, games, "mine", ["theirs"] * len(pairs), "judge")
+    written.write(tmp_path)
+    rows = json.loads(written.text)
+    annotate = PairwiseAnnotator(annotators_config=protocol.name, caching_path=tmp_path / written.file)
+    asked = [{name: row[name] for name in ("instruction", "output_1", "output_2")} for row in rows]
+    found = annotate.annotate_pairs(asked)
+    assert [row["preference"] for row in found] == pytest.approx([row["preference"] for row in rows])
+    assert {row["preference"] for row in rows} == {1.25, 1.75}
+    assert get_winrate(found)["win_rate"] == pytest.approx(written.scores["official"]["win_rate"])
+
+
+def test_a_rule_reads_no_prompts() -> None:
+    with pytest.raises(UsageError, match="the scripted judge reads no prompts"):
+        judging_by(JudgeConfig(by=ScriptedJudgeConfig(), prompts=ANNOTATORS[0]))
+
+
 def test_without_the_package_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpr_core.evaluation.protocols.alpaca_eval.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'dense-path\[official\]'"):
@@ -161,6 +200,14 @@ def weighing(call: Call) -> Reply:
     reply = completion("m" if first else "M", finish_reason="length")
     choices = [{**reply.body["choices"][0], "logprobs": {"content": [{**top[0], "top_logprobs": top}]}}]  # type: ignore[index]
     return Reply({**reply.body, "choices": choices})  # type: ignore[dict-item]
+
+
+def test_log_probabilities_of_a_batch_are_read_as_well(loopback: Loopback, tmp_path: Path) -> None:
+    body = weighing(Call("POST", "/", "", {}, json.dumps({"messages": [{"content": ""}]}).encode())).body
+    config = OpenAIJudgeConfig(model="judge", base_url=loopback.url, top_logprobs=5)
+    reply = Endpoint(config, JudgeExecutionConfig()).reply(BatchReply.model_validate(body))
+    assert reply.is_whole
+    assert protocol_of(str(annotator(tmp_path, WEIGHTED))).label(reply.text) == "1.75"
 
 
 def judging(loopback: Loopback, prompts: Path, cache: Path) -> tuple[list[Game], JudgeConfig]:
