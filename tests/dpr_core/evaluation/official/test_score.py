@@ -11,7 +11,7 @@ OFFICIAL = "[Question]\nWhy?\n\n[The Start of Assistant's Answer]\n{}\n[The End 
         (OFFICIAL.format("Yes. It is."), "Yes. It is.", True),
         (OFFICIAL.format(" Yes. \n"), "Yes.\n", True),
         (OFFICIAL.format("Yes. It is."), "Yes.", False),
-        (OFFICIAL.format("Oh yes. \nyes."), "yes.", True),
+        (OFFICIAL.format("Oh yes. \nyes."), "yes.", False),
         (OFFICIAL.format("No."), "Yes.", False),
         ("Why? Yes. It is.", "Yes.", True),
     ],
