@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -329,6 +329,12 @@ def answered(rows: list[dict[str, Any]]) -> "list[tuple[Question, tuple[str, ...
     from dpr_core.evaluation.questions import Question
 
     return [(Question.of(row["question"]), tuple(row["turns"])) for row in rows]
+
+
+def same_questions(ours: "Iterable[Question]", theirs: "Iterable[Question]") -> bool:
+    """Whatever their categories: Arena-Hard's questions had none in earlier answers."""
+    first, second = ([replace(question, category="") for question in side] for side in (ours, theirs))
+    return first == second
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

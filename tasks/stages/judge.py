@@ -14,7 +14,7 @@ from tasks.artifacts.store import Artifact, Record
 from tasks.local_home import home_folder
 from tasks.running.stage import Stage
 from tasks.running.workspace import Workspace
-from tasks.stages.answer import OFFICIAL, answered, model_name, read_answers, write_rows
+from tasks.stages.answer import OFFICIAL, answered, model_name, read_answers, same_questions, write_rows
 from tasks.stages.judge_traces import instructions, traced_share, traces_of
 
 logger = logging.getLogger("dense_path")
@@ -55,9 +55,12 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     settings, share = cast(JudgeConfig, config), traced_share()
     candidate, baseline = work.input("candidate"), work.input("baseline")
     ours, theirs = (answered(read_answers(side.path)) for side in (candidate, baseline))
-    if [question for question, _ in ours] != [question for question, _ in theirs]:
+    if not same_questions((question for question, _ in ours), (question for question, _ in theirs)):
         raise UsageError(f"answers {candidate.id[:8]} and {baseline.id[:8]} are not to the same questions")
-    pairs = [Pair(question, Answer(a), Answer(b)) for (question, a), (_, b) in zip(ours, theirs, strict=True)]
+    pairs = [
+        Pair(mine if mine.category else its, Answer(a), Answer(b))
+        for (mine, a), (its, b) in zip(ours, theirs, strict=True)
+    ]
     benchmark = AnswerConfig.model_validate(candidate.config).benchmark
     protocol = judging_protocol(settings)
     if protocol is not None:

@@ -11,7 +11,14 @@ from dpr_core.config.official import MTBenchConfig, OfficialBenchmarkConfig
 from dpr_core.errors import UsageError
 from tasks.artifacts.store import Artifact
 from tasks.running.workspace import Workspace
-from tasks.stages.answer import answered, asks_training_prompts, gold_estimates, read_answers, statistics
+from tasks.stages.answer import (
+    answered,
+    asks_training_prompts,
+    gold_estimates,
+    read_answers,
+    same_questions,
+    statistics,
+)
 from tasks.stages.judge import GAMES, SCORES, WIN_RATE, canary_metrics_of
 
 if TYPE_CHECKING:
@@ -147,7 +154,8 @@ class Judgments:
     ) -> None:
         from dpr_core.reporting.capabilities import compared
 
-        if [row["question"] for row in ours] != [row["question"] for row in theirs]:
+        asked_ours, asked_theirs = ([question for question, _ in answered(rows)] for rows in (ours, theirs))
+        if not same_questions(asked_ours, asked_theirs):
             raise UsageError(f"the answers of {policy} and of {BASELINE} on {benchmark} are not to the same questions")
         sides = [list(map(_by_a_program, rows)) for rows in (ours, theirs)]
         self.differences += compared(policy, benchmark, _measures(asked), *sides)

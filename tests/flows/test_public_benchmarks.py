@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from dpr_core.data.encoding import decode_response
 from dpr_core.errors import UsageError
 from dpr_core.evaluation import judge as judges
 from dpr_core.evaluation.official.layouts import LAYOUTS
+from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.rows import read_rows
 from dpr_core.rollouts.in_process import InProcessEngine
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
-from tasks.stages.answer import ANSWERS, read_answers
+from tasks.stages.answer import ANSWERS, read_answers, same_questions
 from tasks.stages.judge import CANARIES
 from tasks.stages.lineage import Lineage
 
@@ -131,6 +133,12 @@ def test_answers_to_other_questions_are_not_compared(store: Store, made: Any, qu
     theirs = answer(store, made.id("sft"), benchmark=MTBenchConfig(path=str(other))).id
     with pytest.raises(UsageError, match="are not to the same questions"):
         judge(store, ours, theirs, by=ScriptedJudgeConfig())
+
+
+def test_questions_of_earlier_answers_may_have_no_category() -> None:
+    first = Question("q", ("Why?",), category="hard_prompt")
+    assert same_questions([first], [replace(first, category="")])
+    assert not same_questions([first], [replace(first, turns=("How?",))])
 
 
 def test_a_conversation_that_the_model_cannot_read_names_the_question(
