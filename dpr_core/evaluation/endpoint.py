@@ -234,7 +234,10 @@ class Endpoint:
         refusal = getattr(choice.message, "refusal", None)
         # The library checks no type. A reply may end in half of an emoji, which no file takes.
         texts = (text for text in (choice.message.content, refusal) if text and isinstance(text, str))
-        said = next(texts, "") if not self.config.top_logprobs else json.dumps(self._choice_with_logprobs(choice))
+        said = next(texts, "")
+        is_kept_back = refusal or choice.finish_reason in KEPT_BACK
+        if self.config.top_logprobs and said and not is_kept_back:
+            said = json.dumps(self._choice_with_logprobs(choice))
         said = said.encode("utf-8", "replace").decode()
         self._refuse_key_in(said, completion.model, completion.system_fingerprint, choice.finish_reason)
         wanted, version = self.config.system_fingerprint, completion.system_fingerprint
