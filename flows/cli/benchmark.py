@@ -18,7 +18,7 @@ from flows.cli.console import Debug, Identifier, Json, OnceCommand, Set, emit, r
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dpr_core.config.evaluation import JudgeConfig
+    from dpr_core.config.evaluation import ChatJudgeConfig, JudgeConfig
     from dpr_core.evaluation.canaries import Keep
     from dpr_core.evaluation.official.layouts import Answers, Layout
     from dpr_core.evaluation.pairwise import Answer, Game, Pair
@@ -161,6 +161,8 @@ def judge(
             _make(official)
         layout = LAYOUTS[kind.value]
         mine = only_model(layout, answers)
+        if official is not None and protocol is not None:
+            _refuse_existing(official / protocol.file(mine[0], settings.by.model))
         if references is not None:
             loaded = _with_references(questions, references)
         else:
@@ -189,7 +191,7 @@ def judge(
         if protocol is not None:
             played = rounds(pairs, protocol)
             by = [called[pair.question.id] for pair in played]
-            result |= _official(protocol, played, games, mine[0], by, settings.by.model, official)
+            result |= _official(protocol, played, games, mine[0], by, settings.by, official)
         emit({**summary, **result}, as_json, lambda: _judged_view(summary, result))
 
 
@@ -241,6 +243,12 @@ def _make(folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"--official {folder}: {error.strerror}; name a folder that can be written") from None
     check_output(folder / "judgments")
+
+
+def _refuse_existing(file: Path) -> None:
+    """The official tools keep the judgments of several models in one file."""
+    if file.exists():
+        raise UsageError(f"--official: {file} is there already; name another folder")
 
 
 def _baselines(
@@ -363,12 +371,12 @@ def _official(
     games: "list[Game]",
     candidate: str,
     baselines: list[str],
-    judge: str,
+    by: "ChatJudgeConfig",
     folder: Path | None,
 ) -> dict[str, Any]:
     from dpr_core.evaluation import protocols
 
-    found = protocols.official(protocol, pairs, games, candidate, baselines, judge)
+    found = protocols.official(protocol, pairs, games, candidate, baselines, by)
     if folder is not None:
         try:
             found.write(folder)

@@ -91,11 +91,7 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     official_metrics = {}
     if protocol is not None:
         ours_called, theirs_called = policy_name(candidate, work), policy_name(baseline, work)
-        if ours_called == theirs_called:
-            theirs_called += "-baseline"
-        found = protocols.official(
-            protocol, played, games, ours_called, [theirs_called] * len(played), settings.by.model
-        )
+        found = protocols.official(protocol, played, games, ours_called, [theirs_called] * len(played), settings.by)
         found.write(work.output / OFFICIAL)
         (work.output / SCORES).write_text(json.dumps(found.scores, indent=2) + "\n", encoding="utf-8")
         official_metrics = found.metrics()

@@ -152,6 +152,13 @@ def test_mt_bench_is_judged_in_fastchats_words_and_scored_from_its_file(
     scored = dpr("benchmark", "score", "--format", "mt-bench", str(file), "--json").json["models"]["mine"]
     assert scored["official"] == {"win_rate": 0.5, "loss_rate": 0.0, "win_rate_adjusted": 0.75}
     assert scored["official"] == result["official"]["official"]
+    kept = file.read_text()
+    dpr(*pair, "--official", str(file.parent)).assert_refused(2, "gpt-4o-2024-08-06_pair.jsonl is there already")
+    assert file.read_text() == kept, "it may hold the judgments of other models"
+    # Both sides may be called the same, as `dpr benchmark export` calls every model.
+    namesake = answers(tmp_path / "namesake.jsonl", "mine", ("bad one", "bad two"))
+    pair[pair.index(str(theirs))] = str(namesake)
+    assert dpr(*pair, "--json").json["official"]["official"] == result["official"]["official"]
     arena = [each.replace("mt-bench", "arena-hard") for each in pair]
     dpr(*arena).assert_refused(2, "--references are MT-Bench's")
 

@@ -28,7 +28,7 @@ STEPS, RATE, TOLERANCE, START = 50, 0.1, 1e-9, 0.5
 
 BASELINES = {
     "arena-hard-v0.1": "gpt-4-0314",
-    "hard_prompt": "o3-mini-2025-01-31",
+    **dict.fromkeys(("hard_prompt", "coding", "math"), "o3-mini-2025-01-31"),
     "creative_writing": "gemini-2.0-flash-001",
 }
 """By category, for judgments that do not name theirs."""

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dpr_core.config.evaluation import ChatJudgeConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official import FORMATS
 from dpr_core.evaluation.pairwise import Game, Pair
+from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.protocols import alpaca_eval
 from dpr_core.evaluation.protocols.alpaca_eval import AlpacaEvalProtocol
 from dpr_core.evaluation.protocols.arena_hard import ArenaHardProtocol
@@ -60,14 +62,23 @@ def official(
     games: Sequence[Game],
     candidate: str,
     baselines: Sequence[str],
-    judge: str,
+    by: ChatJudgeConfig,
 ) -> Official:
     """Of games in the order of `judge_pairs`; `baselines` are those of the pairs."""
+    within_limit = PairwisePrompt(by.max_answer_characters).within_limit
     both = zip(games[::2], games[1::2], strict=True)
     played = [
-        Played(pair, {game.candidate_first: game for game in two}, candidate, baseline)
+        Played(
+            pair,
+            {first: within_limit(pair.shown(first)) for first in (True, False)},
+            {game.candidate_first: game for game in two},
+            candidate,
+            # The rows know both sides by their names alone.
+            f"{baseline}-baseline" if baseline == candidate else baseline,
+        )
         for pair, two, baseline in zip(pairs, both, baselines, strict=True)
     ]
-    rows = protocol.rows(played, judge)
+    rows = protocol.rows(played, by.model)
     score = FORMATS[protocol.benchmark](rows, [], [])[candidate]
-    return Official(*protocol.file(candidate, rows), {"prompts": protocol.name, "judge": judge, **asdict(score)})
+    scores = {"prompts": protocol.name, "judge": by.model, **asdict(score)}
+    return Official(protocol.file(candidate, by.model), protocol.text(rows), scores)

@@ -109,7 +109,7 @@ class AlpacaEvalProtocol(JudgingProtocol):
         if not isinstance(annotator, dict):
             raise UsageError(f"{where} is no annotator")
         # As the package does: from the folder that holds those of all annotators.
-        template = file.resolve().parents[1] / part(annotator, "prompt_template", str, where)
+        template = file.resolve().parent.parent / part(annotator, "prompt_template", str, where)
         return cls(str(name), annotator, read_text(template), where)
 
     def refuse(self, question: Question) -> None:
@@ -138,8 +138,11 @@ class AlpacaEvalProtocol(JudgingProtocol):
     def rows(self, played: Iterable[Played], judge: str) -> list[Row]:
         return [self._row(each) for each in played]
 
-    def file(self, candidate: str, rows: list[Row]) -> tuple[str, str]:
-        return "annotations.json", json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    def file(self, candidate: str, judge: str) -> str:
+        return "annotations.json"
+
+    def text(self, rows: list[Row]) -> str:
+        return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
     def _row(self, played: Played) -> Row:
         question = played.pair.question
@@ -179,7 +182,7 @@ def _ranked(reply: str) -> float | None:
         ranks = [each["rank"] for each in ast.literal_eval(reply.strip()) if each["model"] == FIRST]
     except (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError):
         return None
-    return float(ranks[0]) if ranks and ranks[0] in (1, 2) else None
+    return float(ranks[0]) if ranks and isinstance(ranks[0], int) and ranks[0] in (1, 2) else None
 
 
 def _weighed(reply: str, first: str, tokens: list[str]) -> float | None:

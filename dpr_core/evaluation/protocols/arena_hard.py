@@ -5,7 +5,6 @@ each category stands in utils/judge_utils.py beside it, of which only literals a
 """
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from dpr_core.evaluation.endpoint import Messages
 from dpr_core.evaluation.official.arena_hard import LABELS, SPELLED_BACKWARDS
 from dpr_core.evaluation.pairwise import Comparison, Game, Verdict
 from dpr_core.evaluation.prompts import FIELD, filled, plain
-from dpr_core.evaluation.protocols.protocol import JudgingProtocol, Played, part, read_text
+from dpr_core.evaluation.protocols.protocol import JudgingProtocol, Played, in_file_name, part, read_text
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.reading import without_thinking
 from dpr_core.evaluation.rows import Row
@@ -60,7 +59,7 @@ class ArenaHardProtocol(JudgingProtocol):
 
     @classmethod
     def read_from(cls, file: Path, settings: Mapping[str, Any]) -> "ArenaHardProtocol":
-        code = file.resolve().parents[1] / CATEGORIES
+        code = file.resolve().parent.parent / CATEGORIES
         categories = _literals(read_text(code), code).get(SETTINGS)
         if not isinstance(categories, dict) or not all(isinstance(each, dict) for each in categories.values()):
             raise UsageError(f"{code} has no {SETTINGS} that says what the judge is told for each category")
@@ -110,8 +109,8 @@ class ArenaHardProtocol(JudgingProtocol):
             for each in played
         ]
 
-    def file(self, candidate: str, rows: list[Row]) -> tuple[str, str]:
-        return f"{candidate}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    def file(self, candidate: str, judge: str) -> str:
+        return f"{in_file_name(candidate)}.jsonl"
 
     def _game(self, played: Played, candidate_first: bool) -> Row | None:
         game: Game = played.games[candidate_first]
@@ -120,12 +119,17 @@ class ArenaHardProtocol(JudgingProtocol):
         return {
             "score": game.label or None,
             "judgment": {"answer": game.raw},
-            "prompt": self.messages(played.pair.shown(candidate_first)),
+            "prompt": self.messages(played.shown[candidate_first]),
         }
 
     def _category(self, question: Question) -> str:
         # Version 0.1 is one category, which older files do not name.
         category = question.category or self._version
+        if category not in self._told and not question.category:
+            raise UsageError(
+                f"question {question.id} has no category, which {self.name} needs: earlier answers do not hold it; "
+                "`dpr benchmark export` them, and judge the file by `dpr benchmark judge`"
+            )
         if category not in self._told:
             raise UsageError(
                 f"question {question.id} is of the category {question.category!r}, for which {CATEGORIES} tells the "

@@ -1,6 +1,5 @@
 """MT-Bench's pairwise judging by FastChat's judge_prompts.jsonl: every turn by itself, and its `{judge}_pair.jsonl`."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from dpr_core.evaluation.official.layouts import mt_bench_id
 from dpr_core.evaluation.official.mt_bench import ERROR, FAILED
 from dpr_core.evaluation.pairwise import Answer, Comparison, Pair, Verdict
 from dpr_core.evaluation.prompts import filled, plain
-from dpr_core.evaluation.protocols.protocol import JudgingProtocol, Played
+from dpr_core.evaluation.protocols.protocol import JudgingProtocol, Played, in_file_name
 from dpr_core.evaluation.questions import Question
 from dpr_core.evaluation.reading import without_thinking
 from dpr_core.evaluation.rows import Row
@@ -95,9 +94,8 @@ class MTBenchProtocol(JudgingProtocol):
     def rows(self, played: Iterable[Played], judge: str) -> list[Row]:
         return [self._row(each, judge) for each in played]
 
-    def file(self, candidate: str, rows: list[Row]) -> tuple[str, str]:
-        judge = str(rows[0]["judge"][0]).rpartition("/")[2] if rows else "judge"
-        return f"{judge}_pair.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    def file(self, candidate: str, judge: str) -> str:
+        return f"{in_file_name(judge)}_pair.jsonl"
 
     def _row(self, played: Played, judge: str) -> Row:
         question = played.pair.question
@@ -113,7 +111,7 @@ class MTBenchProtocol(JudgingProtocol):
             sides = {"A": "model_1", "B": "model_2"} if candidate_first else {"A": "model_2", "B": "model_1"}
             row |= {
                 f"g{number}_winner": {**sides, "C": "tie"}.get(game.label, ERROR),
-                f"g{number}_user_prompt": self._shown(played.pair.shown(candidate_first)),
+                f"g{number}_user_prompt": self._shown(played.shown[candidate_first]),
                 f"g{number}_judgment": FAILED if REFUSED in game.details else game.raw,
             }
         return row

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,14 +26,18 @@ T = TypeVar("T")
 MOST_BYTES = 2**18
 """Of a file of prompts."""
 
+MOST_OF_NAME = 100
+"""Characters of a model's name in that of a file."""
+
 
 @dataclass(frozen=True)
 class Played:
     """Both games of a pair, and whose answers they compare."""
 
     pair: Pair
+    shown: Mapping[bool, Comparison]
+    """What the judge saw, where long answers are cut; by whether the candidate was shown first, as the games are."""
     games: Mapping[bool, Game]
-    """By whether the candidate was shown first."""
     candidate: str
     baseline: str
 
@@ -105,8 +110,12 @@ class JudgingProtocol(ABC):
         """As the benchmark's own script writes them."""
 
     @abstractmethod
-    def file(self, candidate: str, rows: list[Row]) -> tuple[str, str]:
-        """Name and text of the official file."""
+    def file(self, candidate: str, judge: str) -> str:
+        """What the official file is called."""
+
+    def text(self, rows: list[Row]) -> str:
+        """Of the official file."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class OfficialPrompt(PairwisePrompt):
@@ -128,6 +137,11 @@ class OfficialPrompt(PairwisePrompt):
         if value is None:
             return Judgment(Verdict.UNREADABLE, raw, details)
         return Judgment(self._protocol.verdict(value), raw, details, value)
+
+
+def in_file_name(name: str) -> str:
+    """A model as the name of a file, without the folder that it may be in."""
+    return re.sub(r"[^\w.+@=-]", "_", name.rstrip("/").rpartition("/")[2])[-MOST_OF_NAME:].lstrip(".") or "model"
 
 
 def read_text(path: Path) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpr_core.config.evaluation import OpenAIJudgeConfig
 from dpr_core.evaluation.pairwise import Answer, Game, Pair, Verdict
 from dpr_core.evaluation.protocols import JudgingProtocol, Official, official
 from dpr_core.evaluation.questions import Question
@@ -82,7 +83,7 @@ def judged(protocol: JudgingProtocol, pair: Pair, raw: Mapping[bool, str]) -> Of
         label = protocol.label(raw[candidate_first]) or ""
         verdict = protocol.verdict(label) if label else Verdict.UNREADABLE
         games.append(Game(pair.question.id, candidate_first, verdict, raw[candidate_first], label=label))
-    return official(protocol, [pair], games, "mine", ["theirs"], "judge")
+    return official(protocol, [pair], games, "mine", ["theirs"], OpenAIJudgeConfig(model="judge"))
 
 
 PAIR = Pair(Question("q1", ("Why?",), category="hard"), Answer.of("because"), Answer.of("who knows"))

@@ -137,7 +137,7 @@ def test_published_annotations_come_out_as_they_were(tmp_path: Path) -> None:
         pairs.append(pair)
         # Whichever of the two is taken, the package asked in that order.
         games += [Game("q", first, protocol.verdict(label), raw, label=label) for first in (True, False)]
-    written = json.loads(official(protocol, pairs, games, "alpaca-7b", ["b"] * len(pairs), "judge").text)
+    written = json.loads(official(protocol, pairs, games, "alpaca-7b", ["b"] * len(pairs), OpenAIJudgeConfig()).text)
     assert [row["preference"] for row in written] == pytest.approx([row["preference"] for row in kept], abs=1e-9)
     assert len(written) == 802
 
@@ -244,6 +244,15 @@ def test_log_probabilities_are_asked_for_read_and_kept(loopback: Loopback, tmp_p
     assert identity["by"]["template"] == protocol_of(str(prompts)).digest
     assert not {"prompts"} & JudgeConfig().identity().keys(), "keys of stages stay the same"
     assert "top_logprobs" not in JudgeConfig().identity()["by"]
+
+
+@pytest.mark.parametrize("said", [("", "content_filter"), ("I", "content_filter"), ("", "stop")])
+def test_a_reply_that_was_kept_back_is_an_unreadable_game_and_no_end(
+    loopback: Loopback, tmp_path: Path, said: tuple[str, str]
+) -> None:
+    loopback.answer = lambda call: completion(said[0], finish_reason=said[1])
+    games, _ = judging(loopback, annotator(tmp_path, WEIGHTED), tmp_path / "verdicts.sqlite")
+    assert [game.verdict for game in games] == [Verdict.UNREADABLE] * 2
 
 
 @pytest.mark.parametrize(

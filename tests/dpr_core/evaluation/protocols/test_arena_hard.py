@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from dpr_core.config.evaluation import OpenAIJudgeConfig
 from dpr_core.errors import UsageError
 from dpr_core.evaluation.official import FORMATS
-from dpr_core.evaluation.pairwise import Answer, Comparison, Verdict
-from dpr_core.evaluation.protocols import protocol_of
+from dpr_core.evaluation.pairwise import Answer, Comparison, Game, Verdict
+from dpr_core.evaluation.protocols import official, protocol_of
 from dpr_core.evaluation.questions import Question
 from tests.dpr_core.evaluation.protocols.made import BENCH, PAIR, TOLD, arena, judged
 
@@ -70,6 +71,18 @@ def test_both_games_become_a_row_that_scores_as_the_official_one(tmp_path: Path)
     assert [game["score"] for game in lost["games"]] == [None, "A>>B"]
 
 
+def test_the_file_is_called_by_the_model_alone_and_has_what_the_judge_saw(tmp_path: Path) -> None:
+    protocol = protocol_of(str(arena(tmp_path)))
+    names = [protocol.file(name, "judge") for name in ("meta/Llama-3.1", "../../.ssh/x", "..", "a\0b")]
+    assert names == ["Llama-3.1.jsonl", "x.jsonl", "model.jsonl", "a_b.jsonl"]
+    long = type(PAIR)(PAIR.question, Answer.of("c" * 150), PAIR.baseline)
+    games = [Game("q1", first, Verdict.TIE, "[[A=B]]", label="A=B") for first in (True, False)]
+    by = OpenAIJudgeConfig(max_answer_characters=100)
+    written = json.loads(official(protocol, [long], games, "mine", ["theirs"], by).text)
+    assert "c" * 100 in (prompt := written["games"][0]["prompt"][1]["content"])
+    assert "c" * 101 not in prompt
+
+
 def test_no_code_of_the_repository_is_run(tmp_path: Path) -> None:
     trap = tmp_path / "run"
     told = "JUDGE_SETTINGS = {'hard': {'baseline': 'b', 'system_prompt': TEXT}}"
@@ -103,6 +116,8 @@ def test_a_file_that_is_not_there_and_a_category_that_is_unknown_are_named(tmp_p
     file = arena(tmp_path)
     with pytest.raises(UsageError, match=r"question q1 is of the category 'x', for .* \(it does for easy, hard\)"):
         protocol_of(str(file)).refuse(shown("x").question)
+    with pytest.raises(UsageError, match="question q1 has no category, which made-v1 needs"):
+        protocol_of(str(file)).refuse(shown("").question)
     (tmp_path / "utils" / "judge_utils.py").unlink()
     with pytest.raises(UsageError, match="cannot read .*judge_utils.py: No such file"):
         protocol_of(str(file))

@@ -60,7 +60,7 @@ def played(protocol: JudgingProtocol, labels: list[str]) -> tuple[list[Played], 
             details = {REFUSED: "too long"} if letter == "!" else {}
             label = "" if letter in "?!" else letter
             games[first] = Game(part.question.id, first, verdict, f"So [[{letter}]]", details, label, part.turn)
-        found.append(Played(part, games, "mine", "base"))
+        found.append(Played(part, {first: part.shown(first) for first in games}, games, "mine", "base"))
     return found, [game for each in found for game in each.games.values()]
 
 
@@ -90,7 +90,7 @@ def test_a_reply_is_read_as_fastchat_reads_it(tmp_path: Path) -> None:
 def test_the_rows_are_fastchats(tmp_path: Path) -> None:
     protocol = read(tmp_path)
     games, _ = played(protocol, ["AB", "AA", "C?", "B!"])
-    name, text = protocol.file("mine", protocol.rows(games, "org/gpt-4"))
+    name, text = protocol.file("mine", "org/gpt-4"), protocol.text(protocol.rows(games, "org/gpt-4"))
     rows = [json.loads(line) for line in text.splitlines()]
     assert name == "gpt-4_pair.jsonl"
     assert rows[0] == {
@@ -184,8 +184,8 @@ def test_fastchats_own_code_reads_the_file_to_the_same_rate(tmp_path: Path) -> N
     protocol = read(tmp_path)
     games, _ = played(protocol, ["AB", "AA", "CC", "B?"])
     rows = protocol.rows(games, "gpt-4")
-    name, text = protocol.file("mine", rows)
-    (tmp_path / name).write_text(text)
+    name = protocol.file("mine", "gpt-4")
+    (tmp_path / name).write_text(protocol.text(rows))
     script = Path(OFFICIAL) / "fastchat" / "llm_judge" / "show_result.py"
     options = ["--mode", "pairwise-baseline", "--baseline-model", "base", "--input-file", str(tmp_path / name)]
     done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=True)
