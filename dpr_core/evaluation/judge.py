@@ -138,6 +138,8 @@ def judge_with_content_hash(
 
 def rater_with_content_hash(config: settings.RateConfig) -> settings.RateConfig:
     """The settings together with the hash of the instructions that the rater is given."""
+    if isinstance(config.by, settings.ChatCompletionsConfig):
+        config = config.model_copy(update={"by": config.by.model_copy(update={"top_logprobs": None})})
     if config.prompts is not None:
         try:
             content = hash_file(expanded(config.prompts))

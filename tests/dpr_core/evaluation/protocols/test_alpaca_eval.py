@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
-from dpr_core.config.evaluation import JudgeConfig, JudgeExecutionConfig, OpenAIJudgeConfig, ScriptedJudgeConfig
+from dpr_core.config.evaluation import (
+    JudgeConfig,
+    JudgeExecutionConfig,
+    OpenAIJudgeConfig,
+    OpenAIRaterConfig,
+    RateConfig,
+    ScriptedJudgeConfig,
+)
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation.batch.lines import BatchReply
 from dpr_core.evaluation.endpoint import Endpoint
-from dpr_core.evaluation.judge import build_judge, judging_by
+from dpr_core.evaluation.judge import build_judge, judging_by, rater_with_content_hash
 from dpr_core.evaluation.pairwise import Answer, Comparison, Game, Pair, Verdict, judge_pairs
 from dpr_core.evaluation.protocols import official, protocol_of
 from dpr_core.evaluation.protocols.alpaca_eval import ANNOTATORS
@@ -244,6 +251,8 @@ def test_log_probabilities_are_asked_for_read_and_kept(loopback: Loopback, tmp_p
     assert identity["by"]["template"] == protocol_of(str(prompts)).digest
     assert not {"prompts"} & JudgeConfig().identity().keys(), "keys of stages stay the same"
     assert "top_logprobs" not in JudgeConfig().identity()["by"]
+    rating = rater_with_content_hash(RateConfig(by=OpenAIRaterConfig(top_logprobs=5)))
+    assert rating == rater_with_content_hash(RateConfig(by=OpenAIRaterConfig())), "a rating is a text"
 
 
 @pytest.mark.parametrize("said", [("", "content_filter"), ("I", "content_filter"), ("", "stop")])
