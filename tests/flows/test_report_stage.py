@@ -105,6 +105,26 @@ def test_a_gain_by_the_judge_that_is_a_loss_elsewhere_is_warned_of(
     assert "Did anything else break?" in (store.fetch(outcome.id).path / PAGE).read_text()
 
 
+def test_answers_that_kept_no_category_are_judged_beside_those_that_did(
+    store: Store, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_sft = store.fetch(made.id("answer SFT on lab")).path
+
+    def written(folder: Path) -> list[dict[str, Any]]:
+        rows = read_answers(folder)
+        for number, row in enumerate(rows):
+            row["question"]["category"] = "" if folder == of_sft else ("coding", "poems")[number % 2]
+        return rows
+
+    monkeypatch.setattr("tasks.stages.judge.read_answers", written)
+    monkeypatch.setattr("tasks.stages.judgments.read_answers", written)
+    config = JudgeConfig(by=ScriptedJudgeConfig(rule="longer"), bootstrap_samples=102)
+    sides = {"candidate": made.id("answer DPR on lab"), "baseline": made.id("answer SFT on lab")}
+    outcome = report(store, {"DPR on lab": run_stage(stage_named("judge"), config, sides, store=store).id})
+    document = json.loads((store.fetch(outcome.id).path / TABLE).read_text())
+    assert set(document["win_rates_by_category"]["DPR on lab"]) == {"coding", "poems"}
+
+
 def test_the_page_beside_the_payload_names_every_artifact_and_the_payload_none(store: Store, made: Any) -> None:
     judgment = judge(store, made, "DPR")
     outcome = report(store, {"DPR on lab": judgment})
