@@ -510,7 +510,10 @@ class EvaluationConfig(Config):
     @model_validator(mode="after")
     def _asked_once(self) -> Self:
         if twice := sorted(self.benchmarks.keys() & self.capabilities.keys()):
-            raise ValueError(f"{twice[0]} is in benchmarks and in capabilities: the report would not tell them apart")
+            raise ValueError(
+                f"{twice[0]} is in benchmarks and in capabilities, and the report would not tell them apart: leave it "
+                f"out of one, such as by --set evaluation.capabilities.{twice[0]}=null, or name it otherwise"
+            )
         return self
 
     @property

@@ -23,8 +23,10 @@ FENCE = re.compile(r"^\s*```\w*")
 
 BRACKET = re.compile(r"[{\[]")
 
-MENTIONED = re.compile(r"\b[AB]\b|\b(?:[Aa]nswer|[Aa]ssistant|[Rr]esponse|[Vv]erdict|[Rr]ating)")
+MENTIONED = re.compile(r"\b[AB]\b|\b(?:[Aa]nswer|[Aa]ssistant|[Rr]esponse)")
 """Words of which an object may be the object: what an answer says."""
+
+STATED_AGAIN = re.compile(r"\b(?:verdict|rating)\W*[:=]\W*(\w+(?:\.\d+)?)", re.IGNORECASE)
 
 
 def without_thinking(reply: str) -> str:
@@ -58,7 +60,7 @@ def in_json(reply: str, field: str) -> object:
 
     The object must have its lines for itself: in the middle of a sentence it may be a quotation, and so may one inside
     a bracket that opens no JSON, or between words about the answers. Of several objects, or fields of one name, all
-    must say the same.
+    must say the same, and so must a verdict that is stated after them.
     """
     text = reply if reply.lstrip().startswith(("{", "`")) else without_thinking(reply)
     found: list[object] = []
@@ -78,6 +80,8 @@ def in_json(reply: str, field: str) -> object:
             end = start
     words_after = text[end:].strip(" \t\r\n`")
     if words_before.strip() and words_after and MENTIONED.search(f"{words_before} {words_after}"):
+        return None
+    if found and any(again.upper() != str(found[0]).upper() for again in STATED_AGAIN.findall(words_after)):
         return None
     return found[0] if found and all(each == found[0] for each in found) else None
 
