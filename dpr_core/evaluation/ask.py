@@ -345,16 +345,19 @@ class CachedJudge(Generic[Item, Found]):
         return key_of(self._identity, item)
 
     def _known(self, key: str, item: Any) -> tuple[str, str, dict[str, str | int]] | None:
-        known = self._cache.get(key)
-        if known is None and item.question.category:
+        if (known := self._cache.get(key)) is not None:
+            return known
+        asked = [item]
+        if item.question.category:
             # As a question of Arena-Hard was asked about before it had a category.
-            older = replace(item, question=replace(item.question, category=""))
-            known = self._cache.get(self._key(older))
-        if known is None and self._before is not None:
-            identity, model = self._before
-            older = self._cache.get(key_of(identity, item))
-            return older if older is not None and older[2].get("model") == model else None
-        return known
+            asked.append(replace(item, question=replace(item.question, category="")))
+            if (known := self._cache.get(self._key(asked[1]))) is not None:
+                return known
+        if self._before is None:
+            return None
+        identity, model = self._before
+        older = (self._cache.get(key_of(identity, each)) for each in asked)
+        return next((known for known in older if known is not None and known[2].get("model") == model), None)
 
 
 async def judge_all(

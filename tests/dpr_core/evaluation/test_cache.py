@@ -110,6 +110,19 @@ def test_whatever_a_verdict_depends_on_is_in_its_key(identity: str, comparison: 
     assert key_of("gpt-4o", replace(COMPARISON)) == key_of("gpt-4o", COMPARISON)
 
 
+def test_verdicts_from_before_categories_and_dates_are_known(tmp_path: Path) -> None:
+    cache, inner = VerdictCache(tmp_path / "verdicts.sqlite"), Counting(Verdict.SECOND)
+    judge = CachedJudge(inner, cache, "gpt-4o-dated", PROMPT.judgment, ("gpt-4o", "gpt-4o-dated"))
+    for name in ("dated", "undated", "another"):
+        asked = replace(COMPARISON, question=replace(QUESTION, id=name))
+        called = "gpt-4o-dated" if name == "dated" else "gpt-4o"
+        model = "gpt-4o-later" if name == "another" else "gpt-4o-dated"
+        cache.put(key_of(called, asked), "first", "kept", {"model": model})
+        found = ask(judge, replace(asked, question=replace(asked.question, category="coding")))
+        assert found.verdict is (Verdict.SECOND if name == "another" else Verdict.FIRST)
+    assert inner.asked == 1
+
+
 def test_the_first_verdict_stays(tmp_path: Path) -> None:
     cache = VerdictCache(tmp_path / "verdicts.sqlite")
     cache.put("k", "first", "a", {"n": 1})
