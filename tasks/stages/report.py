@@ -52,8 +52,8 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
     parts = [
         frontier.frontier_section(frontiers, TRAINED),
         sections.ratings_section(rated),
-        capabilities.capabilities_section(read.differences, BASELINE),
         sections.categories_section(read.judged, rated),
+        capabilities.capabilities_section(read.differences, BASELINE),
         sections.paired_tests_section(compared),
         sections.lengths_section(read.judged, BASELINE),
         examples_section(read.judged, BASELINE),
