@@ -31,7 +31,9 @@ def test_two_processes_train_the_same_policy_in_a_run_of_its_own(
     one, two = (store.fetch(run_id) for run_id in (before, entry["id"]))
     assert one.config == two.config
     torch.testing.assert_close(_weights(two.path), _weights(one.path), rtol=1e-4, atol=1e-5)
-    assert store.metrics(two.id).keys() == store.metrics(one.id).keys()
+    # The system's own are sampled every few seconds: a short run has none.
+    logged = [{name for name in store.metrics(each.id) if not name.startswith("system/")} for each in (two, one)]
+    assert logged[0] == logged[1]
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

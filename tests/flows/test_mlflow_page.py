@@ -34,6 +34,6 @@ def test_policies_are_rows_with_their_win_rates(
         rows = table(opened, address)
         assert "Model training" in opened.evaluate("document.body.innerText")
         assert {policy: float(row["win_rate"]) for policy, row in rows.items()} == pytest.approx(wanted)
-        metrics = {"win_rate", "accuracy", "kl", "tokens", "repetition", "refusals"}
+        metrics = {"win_rate", "accuracy", "kl", "tokens"}
         assert all(row.keys() == metrics for row in rows.values())
         assert charts(opened) >= metrics
