@@ -24,6 +24,8 @@ class Database:
             self._rows.execute("PRAGMA journal_mode=WAL")
             # A killed process loses nothing under NORMAL; FULL waits for the disk at each write, against a power cut.
             self._rows.execute(f"PRAGMA synchronous={synchronous}")
+            # In pages, ten times the default: a checkpoint waits for the disk, and all requests wait for it.
+            self._rows.execute("PRAGMA wal_autocheckpoint=10000")
             for each in made:
                 self._rows.execute(each)
 
