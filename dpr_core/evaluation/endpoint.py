@@ -18,6 +18,7 @@ from dpr_core.evaluation.spending import Spending
 from dpr_core.redaction import holds_key, read_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
+COMPLETIONS = "/chat/completions"
 
 TOO_LONG = ("length", "model_length", "max_tokens")
 KEPT_BACK = ("content_filter", "refusal")
@@ -343,10 +344,8 @@ class Endpoint:
         while True:
             body = self._body(messages, schema, limit, takes_temperature)
             try:
-                # The client refuses fields that it does not know, but for those in `extra_body`.
-                completion = await self.client.chat.completions.create(
-                    model=body.pop("model"), messages=body.pop("messages"), extra_body=body
-                )
+                # Not `chat.completions.create`, which refuses fields that it does not know, and takes a fifth more time.
+                completion = await self.client.post(COMPLETIONS, body=body, cast_to=self.library.types.chat.ChatCompletion)
             except self.library.APIStatusError as error:
                 if error.status_code not in (400, 422) or _may_have_cost(error):
                     raise
