@@ -134,42 +134,48 @@ class Unreadable:
     """Judgments of which nothing could be read, among all; `what` they are called, verdicts or ratings."""
 
     what: str
-    lost: Sequence[AnyJudgment]
     asked: int
+    lost: int
+    refused: int
+    """How many the endpoint refused to give."""
+    why: str
+    """The reasons, most telling first, each with how often and an example."""
 
     @classmethod
-    def among(cls, judgments: Sequence[AnyJudgment], what: str) -> Self:
-        return cls(what, [each for each in judgments if each.value is None], len(judgments))
-
-    @property
-    def refused(self) -> int:
-        """How many the endpoint refused to give."""
-        return sum(REFUSED in each.details for each in self.lost)
+    def among(cls, judgments: Iterable[AnyJudgment], what: str) -> Self:
+        asked = lost = refused = cut = thought = 0
+        refusal: str | int = ""
+        example: AnyJudgment | None = None
+        for each in judgments:
+            asked += 1
+            if each.value is not None:
+                continue
+            lost += 1
+            if REFUSED in each.details:
+                refused += 1
+                refusal = refusal or each.details[REFUSED]
+            elif each.details.get("finish_reason") in TOO_LONG:
+                cut += 1
+                thought += int(each.details.get("reasoning_tokens", 0))
+            else:
+                example = example or each
+        reasons = []
+        if refused:
+            reasons.append(f"{refused} were refused by the endpoint, such as: {refusal}")
+        if cut:
+            thinking = f", {thought // cut} of it thinking" if thought else ""
+            reasons.append(f"{cut} were cut at the length limit by.max_tokens{thinking}, which may be raised")
+        if example is not None:
+            reasons.append(f"the judge wrote, for example, {example.raw[:EXCERPT]!r}")
+        return cls(what, asked, lost, refused, "; ".join(reasons))
 
     def check(self, execution: JudgeExecutionConfig, where: str) -> None:
         """DensePathError where they are too many for a result. `where` says where the replies are."""
-        if self.asked and len(self.lost) / self.asked > execution.max_unreadable_share:
+        if self.asked and self.lost / self.asked > execution.max_unreadable_share:
             raise DensePathError(
-                f"{len(self.lost)} of {self.asked} {self.what} could not be read, more than "
+                f"{self.lost} of {self.asked} {self.what} could not be read, more than "
                 f"execution.max_unreadable_share={execution.max_unreadable_share:g}: {self.why}; {where}"
             )
-
-    @property
-    def why(self) -> str:
-        """The reasons, most telling first, each with how often and an example."""
-        told = [each.details for each in self.lost if REFUSED in each.details]
-        cut = [each for each in self.lost if each.details.get("finish_reason") in TOO_LONG]
-        thought = sum(int(each.details.get("reasoning_tokens", 0)) for each in cut)
-        other = [each for each in self.lost if REFUSED not in each.details and each not in cut]
-        reasons = []
-        if told:
-            reasons.append(f"{len(told)} were refused by the endpoint, such as: {told[0][REFUSED]}")
-        if cut:
-            thinking = f", {thought // len(cut)} of it thinking" if thought else ""
-            reasons.append(f"{len(cut)} were cut at the length limit by.max_tokens{thinking}, which may be raised")
-        if other:
-            reasons.append(f"the judge wrote, for example, {other[0].raw[:EXCERPT]!r}")
-        return "; ".join(reasons)
 
 
 class RuleJudge(Generic[Item, Found]):
@@ -365,20 +371,22 @@ async def judge_all(
     items: Sequence[Item],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int, str], None],
+    keep: Callable[[int, Found], None],
     ask_again: bool = True,
-) -> list[Found]:
-    """A judgment of each item, in the order of the items, at most `execution.concurrency` at once.
+) -> None:
+    """Hand a judgment of each item over to `keep`, with its place among them; `execution.concurrency` at once.
 
     `on_progress` gets how many are done, of how many, and what the judge says of its work. Without `ask_again` what
     cannot be read is asked for once.
     """
     try:
         await _meanwhile(judge.prepare(items), lambda: on_progress(0, len(items), judge.status()))
-        return await ask_all(
+        await ask_all(
             items,
             judge.judge,
             execution,
             lambda done, total: on_progress(done, total, judge.status()),
+            keep,
             is_final=lambda judgment: judgment.value is not None or not ask_again or REFUSED in judgment.details,
         )
     finally:
@@ -390,42 +398,49 @@ async def ask_all(
     ask: Callable[[Item], Awaitable[Result]],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int], None],
+    keep: Callable[[int, Result], None],
     is_final: Callable[[Result], bool] = lambda result: True,
-) -> list[Result]:
-    """A work queue with bounded concurrency and retries with exponential back-off; results in the order of `items`.
+) -> None:
+    """A work queue with bounded concurrency and retries with exponential back-off.
 
-    `on_progress` gets how many are done, of how many. What is unavailable is put at the end of the queue, up to
-    `execution.rounds` times, and so is what is not final, up to `execution.unreadable_retries` times. Any other
-    failure stops the rest, once those that are under way, and paid for, are done.
+    `keep` gets each result as it comes, with the place of its item; `on_progress`, how many are done, of how many. What
+    is unavailable is asked for again after everything else, up to `execution.rounds` times, and so is what is not
+    final, up to `execution.unreadable_retries` times. Any other failure stops the rest, once those that are under way,
+    and paid for, are done.
     """
-    results: list[Any] = [None] * len(items)
     done = 0
-    waiting = deque(range(len(items)))
+    new, waiting = iter(range(len(items))), deque[int]()
     failures: Counter[int] = Counter()
     unreadable: Counter[int] = Counter()
     fatal: list[DensePathError] = []
 
+    def places() -> Iterator[int]:
+        while not fatal:
+            if (i := next(new, None)) is None:
+                if not waiting:
+                    return
+                i = waiting.popleft()
+            yield i
+
     async def work() -> None:
         nonlocal done
-        while waiting:
-            i = waiting.popleft()
+        for i in places():
             try:
                 result = await ask(items[i])
+                if not is_final(result) and unreadable[i] < execution.unreadable_retries and not fatal:
+                    unreadable[i] += 1
+                    waiting.append(i)
+                    continue
+                keep(i, result)
             except DensePathError as error:
                 failures[i] += 1
                 if not isinstance(error, UnavailableError) or failures[i] > execution.rounds:
-                    waiting.clear()
                     fatal.append(error)
                     return
                 if not fatal:
                     await asyncio.sleep(min(2.0 ** failures[i], MOST_SECONDS_BETWEEN_ROUNDS))
                     waiting.append(i)
                 continue
-            if not is_final(result) and unreadable[i] < execution.unreadable_retries and not fatal:
-                unreadable[i] += 1
-                waiting.append(i)
-                continue
-            results[i] = result
             done += 1
             on_progress(done, len(items))
 
@@ -438,7 +453,6 @@ async def ask_all(
         await asyncio.gather(*workers, return_exceptions=True)
     if fatal:
         raise fatal[0]
-    return results
 
 
 async def _meanwhile(work: Coroutine[Any, Any, None], note: Callable[[], None]) -> None:

@@ -1,7 +1,6 @@
 """The cache of judgments that were paid for: one SQLite file, shared by all runs and processes."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,6 @@ from dpr_core.errors import DensePathError
 from dpr_core.evaluation.database import Database
 
 T = TypeVar("T")
-Pairs = list[tuple[str, str | int]]
 
 Kept = tuple[str, str, dict[str, str | int]]
 """The value, the judge's own words, and what an endpoint told about its work."""
@@ -31,7 +29,7 @@ class VerdictCache:
     def get(self, key: str) -> Kept | None:
         for value, raw, details in self._file.rows("SELECT verdict, raw, details FROM verdicts WHERE key = ?", key):
             try:
-                told = json.loads(details, object_pairs_hook=_shared)
+                told = json.loads(details)
                 if not (isinstance(told, dict) and isinstance(value, str) and isinstance(raw, str)):
                     raise ValueError("not what was written")
             except (TypeError, ValueError):
@@ -60,8 +58,3 @@ class VerdictCache:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _shared(told: Pairs) -> dict[str, str | int]:
-    """All verdicts say much the same of the model: a hundred thousand of them need not hold it as often."""
-    return {sys.intern(name): sys.intern(value) if isinstance(value, str) else value for name, value in told}

@@ -73,7 +73,7 @@ async def try_judge(
     it would be paid for nothing.
     """
     same, constant = canary_pairs(pairs, execution.canaries)
-    games = await judge_pairs(judge, [*same, *constant], execution, on_progress, ask_again=False)
+    games = list(await judge_pairs(judge, [*same, *constant], execution, on_progress, ask_again=False))
     alike, against = games[: 2 * len(same)], games[2 * len(same) :]
     _refuse_unreadable(games, "verdicts", execution, keep([game.as_dict() for game in games]))
     return _means(
@@ -104,7 +104,7 @@ def _refuse_unreadable(
     judgments: Sequence[AnyJudgment], what: str, execution: JudgeExecutionConfig, where: str
 ) -> None:
     found = Unreadable.among(judgments, what)
-    if judgments and len(found.lost) == len(judgments) and execution.max_unreadable_share < 1:
+    if judgments and found.lost == len(judgments) and execution.max_unreadable_share < 1:
         raise DensePathError(
             f"none of the {len(judgments)} {what} on the canaries could be read, so nothing else is asked: "
             f"{found.why}{where and f'; {where}'}"

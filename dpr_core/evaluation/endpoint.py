@@ -344,8 +344,9 @@ class Endpoint:
         while True:
             body = self._body(messages, schema, limit, takes_temperature)
             try:
-                # Not `chat.completions.create`, which refuses fields that it does not know, and takes a fifth more time.
-                completion = await self.client.post(COMPLETIONS, body=body, cast_to=self.library.types.chat.ChatCompletion)
+                # Not `chat.completions.create`, which takes no field that it does not know, and a fifth more time.
+                kind = self.library.types.chat.ChatCompletion
+                completion = await self.client.post(COMPLETIONS, body=body, cast_to=kind)
             except self.library.APIStatusError as error:
                 if error.status_code not in (400, 422) or _may_have_cost(error):
                     raise

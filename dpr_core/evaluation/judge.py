@@ -256,10 +256,15 @@ async def _probe(
 
 def judged_by(by: Config, replies: Iterable[Mapping[str, str | int]]) -> dict[str, Any]:
     """The judge's settings, with the hash of its instructions, and how many replies each model and version wrote."""
-    told = list(replies)
-    counts = {name: Counter(str(each[field]) for each in told if field in each) for name, field in NAMED.items()}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in NAMED}
+    own = 0
+    for told in replies:
+        own += "temperature" in told
+        for name, field in NAMED.items():
+            if field in told:
+                counts[name][str(told[field])] += 1
     found = {**by.model_dump(mode="json"), **{name: dict(sorted(count.items())) for name, count in counts.items()}}
-    if own := sum("temperature" in each for each in told):
+    if own:
         found["at_a_temperature_of_its_own"] = own
     return found
 

@@ -1,15 +1,21 @@
 """Pairwise judging with position swap: win rate with a bootstrap confidence interval, and position bias."""
 
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypeVar, overload
 
 from dpr_core.config.evaluation import JudgeExecutionConfig
 from dpr_core.evaluation.ask import Details, Judge, judge_all
 from dpr_core.evaluation.categories import CategoryScore, by_category
 from dpr_core.evaluation.questions import Question
+from dpr_core.evaluation.spool import Spool
 from dpr_core.stats import mean_interval
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,77 +162,120 @@ class WinRate:
         return values if self.by_category else {name: values[name] for name in values if name != "by_category"}
 
 
+class InBothOrders(Sequence[T]):
+    """Something of each pair in both of its orders, side by side, the candidate first in the first of them.
+
+    It is made whenever it is asked for, so that memory need not hold it.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], made: Callable[[int, Pair, bool], T]) -> None:
+        self._pairs = pairs
+        self._made = made
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i: int | slice) -> T | list[T]:
+        if isinstance(i, slice):
+            return [self[each] for each in range(*i.indices(len(self)))]
+        return self._made(i, self._pairs[i // 2], i % 2 == 0)
+
+
 async def judge_pairs(
     judge: PairwiseJudge,
     pairs: Sequence[Pair],
     execution: JudgeExecutionConfig,
     on_progress: Callable[[int, int, str], None],
     ask_again: bool = True,
-) -> list[Game]:
-    """Judge every pair in both orders; both games of a pair stand together. The rest is as in `judge_all`."""
-    plan = [(pair, candidate_first) for pair in pairs for candidate_first in (True, False)]
-    judgments = await judge_all(judge, [pair.shown(first) for pair, first in plan], execution, on_progress, ask_again)
-    return [
-        Game(pair.question.id, first, judgment.verdict, judgment.raw, judgment.details, judgment.label, pair.turn)
-        for (pair, first), judgment in zip(plan, judgments, strict=True)
-    ]
+    folder: Path | None = None,
+) -> Sequence[Game]:
+    """Judge every pair in both orders; both games of a pair stand together. The rest is as in `judge_all`.
+
+    What the judge says is not in memory, which it would fill, but in a temporary file in `folder`.
+    """
+    said = Spool(2 * len(pairs), folder)
+
+    def keep(i: int, judgment: Judgment) -> None:
+        said[i] = judgment.verdict, judgment.raw, dict(judgment.details), judgment.label
+
+    def game(i: int, pair: Pair, first: bool) -> Game:
+        verdict, raw, details, label = said[i]
+        return Game(pair.question.id, first, Verdict(verdict), raw, details, label, pair.turn)
+
+    shown = InBothOrders(pairs, lambda i, pair, first: pair.shown(first))
+    await judge_all(judge, shown, execution, on_progress, keep, ask_again)
+    return InBothOrders(pairs, game)
 
 
 def summarise(games: Iterable[Game], bootstrap_samples: int, seed: int, questions: Iterable[Question] = ()) -> WinRate:
     """The win rate and all that is needed to trust it; by category, too, where the questions are given."""
-    by_prompt = _by_prompt(games)
-    results = [[game.score for game in played] for played in by_prompt.values()]
-    readable = [[score for score in scores if score is not None] for scores in results]
-    means = [sum(scores) / len(scores) for scores in readable if scores]
-    scores = [score for prompt in readable for score in prompt]
-    total = sum(len(prompt) for prompt in results)
-    every = [game for played in by_prompt.values() for game in played]
-    orders: dict[tuple[str, int], list[float]] = {}
-    for game in every:
-        if (score := game.score) is not None:
-            orders.setdefault((game.question_id, game.turn), []).append(score)
-    both = [pair for pair in orders.values() if len(pair) == 2]
-    decided = [game for game in every if game.verdict in _DECIDED]
+    prompts: dict[str, int] = {}
+    totals, readable = array("d"), array("i")
+    judged: list[int] = []
+    """The orders of each prompt and turn, a bit each."""
+    ends: Counter[float] = Counter()
+    one_order: dict[tuple[int, int], float] = {}
+    both = contradictions = decided = first_won = 0
+    for game in games:
+        prompt = prompts.setdefault(game.question_id, len(prompts))
+        if prompt == len(judged):
+            totals.append(0.0)
+            readable.append(0)
+            judged.append(0)
+        order = 1 << (2 * game.turn + game.candidate_first)
+        if judged[prompt] & order:
+            raise ValueError(f"question {game.question_id} was judged twice in the same order")
+        judged[prompt] |= order
+        if (score := game.score) is None:
+            continue
+        totals[prompt] += score
+        readable[prompt] += 1
+        ends[score] += 1
+        decided += game.verdict in _DECIDED
+        first_won += game.verdict is Verdict.FIRST
+        if (other := one_order.pop((prompt, game.turn), None)) is None:
+            one_order[prompt, game.turn] = score
+        else:
+            both += 1
+            contradictions += score != other
+    means = array("d", (total / count for total, count in zip(totals, readable, strict=True) if count))
     interval = mean_interval(means, bootstrap_samples, seed)
-    categories = {question.id: question.category for question in questions}
-    grouped = [
-        (categories.get(name, ""), [sum(scores) / len(scores)] if scores else [])
-        for name, scores in zip(by_prompt, readable, strict=True)
-    ]
+    categories = {question.id: question.category for question in questions if question.category}
+    grouped = (
+        (categories.get(name, ""), [total / count] if count else [])
+        for name, total, count in zip(prompts, totals, readable, strict=True)
+    )
+    asked, scored = sum(each.bit_count() for each in judged), ends.total()
     return WinRate(
         win_rate=_percent(_share(sum(means), len(means))),
         low=_percent(interval[0]) if interval else None,
         high=_percent(interval[1]) if interval else None,
-        wins=scores.count(1.0),
-        ties=scores.count(0.5),
-        losses=scores.count(0.0),
-        unreadable=total - len(scores),
-        unreadable_share=(total - len(scores)) / total if total else 0.0,
-        contradiction_rate=_share(sum(first != second for first, second in both), len(both)),
-        first_position_rate=_share(sum(game.verdict is Verdict.FIRST for game in decided), len(decided)),
-        prompts=len(by_prompt),
+        wins=ends[1.0],
+        ties=ends[0.5],
+        losses=ends[0.0],
+        unreadable=asked - scored,
+        unreadable_share=(asked - scored) / asked if asked else 0.0,
+        contradiction_rate=_share(contradictions, both),
+        first_position_rate=_share(first_won, decided),
+        prompts=len(prompts),
         scored_prompts=len(means),
-        by_category=by_category(grouped, bootstrap_samples, seed, 100),
+        by_category=by_category(grouped, bootstrap_samples, seed, 100) if categories else {},
     )
 
 
 def answers_cut(games: Iterable[Game]) -> int:
     """How many answers the judge saw only the beginning of. Each is counted in one of the games that show it whole."""
-    whole = {game.question_id: game for game in games if game.candidate_first}
-    return sum(int(game.details.get("answers_cut", 0)) for game in whole.values())
+    whole = (game for game in games if game.candidate_first)
+    # Of turns, the last one shows what those before it do.
+    cut = {game.question_id: int(game.details.get("answers_cut", 0)) for game in whole}
+    return sum(cut.values())
 
 
 _DECIDED = (Verdict.FIRST, Verdict.SECOND)
-
-
-def _by_prompt(games: Iterable[Game]) -> dict[str, list[Game]]:
-    by_prompt: dict[str, list[Game]] = {}
-    for game in games:
-        played = by_prompt.setdefault(game.question_id, [])
-        if any((other.candidate_first, other.turn) == (game.candidate_first, game.turn) for other in played):
-            raise ValueError(f"question {game.question_id} was judged twice in the same order")
-        played.append(game)
-    return by_prompt
 
 
 def _share(part: float, whole: int) -> float | None:

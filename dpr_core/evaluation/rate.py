@@ -121,8 +121,9 @@ async def rate_turns(
     ask_again: bool = True,
 ) -> list[tuple[Turn, Rating]]:
     """Every turn with its rating. One that cannot be read in the end is none, as in MT-Bench."""
-    ratings = await judge_all(rater, turns, execution, on_progress, ask_again)
-    return list(zip(turns, ratings, strict=True))
+    ratings: dict[int, Rating] = {}
+    await judge_all(rater, turns, execution, on_progress, ratings.__setitem__, ask_again)
+    return [(turn, ratings[i]) for i, turn in enumerate(turns)]
 
 
 def on_scale(score: float) -> float | None:

@@ -16,6 +16,8 @@ from dpr_core.text import escape_control
 from flows.cli.console import Debug, Identifier, Json, OnceCommand, Set, emit, reported
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from rich.console import RenderableType
 
     from dpr_core.config.evaluation import ChatJudgeConfig, JudgeConfig
@@ -333,7 +335,7 @@ def _is_empty(answer: "Answer") -> bool:
 
 def _judged(
     settings: "JudgeConfig", protocol: "JudgingProtocol | None", pairs: "list[Pair]", output: Path | None
-) -> "tuple[dict[str, Any], list[Game]]":
+) -> "tuple[dict[str, Any], Sequence[Game]]":
     from dpr_core.evaluation import canaries
     from dpr_core.evaluation.ask import Unreadable
     from dpr_core.evaluation.judge import build_judge, costs_money, judged_by, judged_by_warnings, rounds
@@ -351,11 +353,12 @@ def _judged(
         if costs_money(settings.by) and settings.execution.canaries:
             kept = keeping_canaries(home)
             canary_metrics = asyncio.run(canaries.try_judge(judge, pairs, settings.execution, progress.advance, kept))
-        games = asyncio.run(judge_pairs(judge, rounds(pairs, protocol), settings.execution, progress.advance))
+        played = rounds(pairs, protocol)
+        games = asyncio.run(judge_pairs(judge, played, settings.execution, progress.advance, folder=home))
     if output is not None:
-        write_rows(output, [game.as_dict() for game in games])
+        write_rows(output, (game.as_dict() for game in games))
     print(judge.status(), file=sys.stderr)
-    result = summarise(games, settings.bootstrap_samples, settings.seed, [pair.question for pair in pairs])
+    result = summarise(games, settings.bootstrap_samples, settings.seed, (pair.question for pair in pairs))
     unreadable = Unreadable.among(games, "verdicts")
     unreadable.check(settings.execution, IN_OUTPUT)
     served = judged_by(settings.by, (game.details for game in games))
@@ -368,7 +371,7 @@ def _judged(
 def _official(
     protocol: "JudgingProtocol",
     pairs: "list[Pair]",
-    games: "list[Game]",
+    games: "Sequence[Game]",
     candidate: str,
     baselines: list[str],
     by: "ChatJudgeConfig",
@@ -399,9 +402,10 @@ def keeping_canaries(home: Path) -> "Keep":
     return keep
 
 
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(file: Path, rows: "Iterable[dict[str, Any]]") -> None:
     try:
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        with file.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from None
 

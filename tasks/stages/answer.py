@@ -337,7 +337,7 @@ def same_questions(ours: "Iterable[Question]", theirs: "Iterable[Question]") -> 
     return first == second
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

@@ -80,9 +80,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
             logger.warning("%s", warning)
         write_canaries(work.output, canary_metrics)
     played = rounds(pairs, protocol)
-    games = asyncio.run(judge_pairs(judge, played, settings.execution, work.advance))
-    result = summarise(games, settings.bootstrap_samples, settings.seed, [pair.question for pair in pairs])
-    write_rows(work.output / GAMES, [game.as_dict() for game in games])
+    games = asyncio.run(judge_pairs(judge, played, settings.execution, work.advance, folder=work.store.home))
+    result = summarise(games, settings.bootstrap_samples, settings.seed, (pair.question for pair in pairs))
+    write_rows(work.output / GAMES, (game.as_dict() for game in games))
     unreadable = Unreadable.among(games, "verdicts")
     if result.unreadable_share > settings.execution.max_unreadable_share:
         work.file(work.output / GAMES, "judge")

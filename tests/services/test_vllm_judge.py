@@ -56,7 +56,7 @@ def judged(by: ChatJudge[Comparison, Judgment], count: int = 1) -> list[Game]:
     pairs = [
         Pair(Question(f"q{i}", (f"What is {i} + 1?",)), Answer.of(f"{i + 1}"), Answer.of("?")) for i in range(count)
     ]
-    return asyncio.run(judge_pairs(by, pairs, by.endpoint.execution, lambda done, total, note: None))
+    return list(asyncio.run(judge_pairs(by, pairs, by.endpoint.execution, lambda done, total, note: None)))
 
 
 def test_verdicts_come_as_json_of_the_schema(server: Server) -> None:

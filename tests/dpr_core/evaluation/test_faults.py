@@ -42,7 +42,7 @@ def judged(
         Pair(Question(id=str(i), turns=("?",)), Answer.of(f"mine {i}"), Answer.of(f"theirs {i}"))
         for i in range(prompts)
     ]
-    games = asyncio.run(judge_pairs(judge, pairs, execution, lambda *progress: None))
+    games = list(asyncio.run(judge_pairs(judge, pairs, execution, lambda *progress: None)))
     return games, judge.status()
 
 

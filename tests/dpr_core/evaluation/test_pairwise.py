@@ -30,16 +30,10 @@ def games(verdicts: list[tuple[Verdict, Verdict]]) -> list[Game]:
 
 
 def judged(rule: str, answers: list[tuple[str, str]]) -> list[Game]:
-    return asyncio.run(
-        judge_pairs(
-            build_judge(
-                ScriptedJudgeConfig.model_validate({"rule": rule}), JudgeExecutionConfig(), lambda question, text: None
-            ),
-            pairs(answers),
-            JudgeExecutionConfig(),
-            lambda done, total, note: None,
-        )
+    judge = build_judge(
+        ScriptedJudgeConfig.model_validate({"rule": rule}), JudgeExecutionConfig(), lambda question, text: None
     )
+    return list(asyncio.run(judge_pairs(judge, pairs(answers), JudgeExecutionConfig(), lambda done, total, note: None)))
 
 
 class RecordingJudge:

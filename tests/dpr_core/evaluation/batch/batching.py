@@ -31,7 +31,7 @@ def play(judge: PairwiseJudge, pairs: list[Pair] = PAIRS, notes: list[str] | Non
             notes.append(text)
 
     # Whatever a judge of batches cannot answer now it cannot answer in a moment either.
-    return asyncio.run(judge_pairs(judge, pairs, settings.JudgeExecutionConfig(rounds=0), note))
+    return list(asyncio.run(judge_pairs(judge, pairs, settings.JudgeExecutionConfig(rounds=0), note)))
 
 
 def outcomes(games: list[Game]) -> dict[int, str]:

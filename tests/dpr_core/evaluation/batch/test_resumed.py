@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,11 @@ def test_two_who_ask_the_same_at_once_wait_for_one_batch(batches: Batches, tmp_p
     batches.looks_before_the_end = 20
     pairs = PAIRS[:3]
 
-    async def both() -> list[list[Game]]:
+    async def both() -> list[Sequence[Game]]:
         judges = [build(batches, tmp_path / "verdicts.sqlite") for _ in range(2)]
         return await asyncio.gather(*(judge_pairs(each, pairs, settled(), lambda *note: None) for each in judges))
 
-    first, second = asyncio.run(both())
+    first, second = map(list, asyncio.run(both()))
     assert outcomes(first) == outcomes(second) == {i: EXPECTED[i] for i in range(3)}
     assert len(batches.batches) == 1
 

@@ -225,7 +225,7 @@ def judging(loopback: Loopback, prompts: Path, cache: Path) -> tuple[list[Game],
     )
     pinned, protocol = judging_by(config)
     judge = build_judge(pinned.by, pinned.execution, lambda question, text: None, cache, protocol)
-    return asyncio.run(judge_pairs(judge, [PAIR], pinned.execution, lambda *note: None)), pinned
+    return list(asyncio.run(judge_pairs(judge, [PAIR], pinned.execution, lambda *note: None))), pinned
 
 
 def test_log_probabilities_are_asked_for_read_and_kept(loopback: Loopback, tmp_path: Path) -> None:
