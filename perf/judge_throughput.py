@@ -1,20 +1,26 @@
 """Throughput of the LLM judge against a local server, beside the bare client making the same requests.
 
     python perf/judge_throughput.py --requests 2000 --concurrency 1 16 64
-    python perf/judge_throughput.py --resumed 100000 --characters 300
+    python perf/judge_throughput.py --games 10000 50000 100000 --characters 300
 
 Prints one JSON document. The server is `tests/loopback.py` in a process of its own and answers at once, so what is
 measured is the client's side and not a model's. `ours` is all that a run does: cache, template, budget, client,
-verdict. `bare` sends the same bodies, made before, with the openai client and asyncio.gather. Both take turns,
-`--repeats` times; all are medians, and `ratio` of ours to bare, in each turn. `busy` is the share of one core that a
-process used: near 1, it is what limits. `client_milliseconds` is processor time a request, which other work on the
-machine disturbs least, and `processor_ratio` is the bare client's of all turns over ours. `--resumed` measures
-instead how long so many games take of which all verdicts are kept, and how much memory each of them is.
+verdict. `bare` sends the same bodies, made before, with `chat.completions.create` of the openai client and
+asyncio.gather; `post`, with the client's `post`, which ours uses and which does not look through what it is given. They
+take turns, `--repeats` times; all are medians, and `ratio` of ours to each, in each turn. `busy` is the share of one
+core that a process used: near 1, it is what limits. `client_milliseconds` is processor time a request, which other work
+on the machine disturbs least, and `processor_ratio` is the other's of all turns over ours.
+
+`--games` measures instead so many games of which all verdicts are kept (`kept`), or which a rule judges (`rule`): how
+long they take, and all that a stage makes of them, and how much the memory of a process grows meanwhile, which holds
+their questions and answers before. `bytes_a_game` is the slope from the fewest to the most.
 """
 
 import argparse
 import asyncio
+import importlib
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -24,6 +30,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,15 +38,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dpr_core.config import evaluation as settings
-from dpr_core.evaluation.ask import key_of
+from dpr_core.evaluation.ask import Unreadable, key_of
 from dpr_core.evaluation.cache import VerdictCache
-from dpr_core.evaluation.endpoint import Endpoint
-from dpr_core.evaluation.judge import build_judge, identity
-from dpr_core.evaluation.pairwise import Answer, Pair, judge_pairs
+from dpr_core.evaluation.endpoint import COMPLETIONS, Endpoint
+from dpr_core.evaluation.judge import build_judge, identity, judged_by
+from dpr_core.evaluation.pairwise import Answer, Pair, answers_cut, judge_pairs, summarise
 from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
+from tasks.stages.answer import write_rows
 
 SERVER = Path(__file__).parents[1] / "tests" / "loopback.py"
+
+Side = Callable[
+    [Sequence[Pair], settings.OpenAIJudgeConfig, settings.JudgeExecutionConfig, Path], Callable[[], Awaitable[int]]
+]
 
 KEY = "DENSE_PATH_BENCHMARK_KEY"
 BUSY = 0.8
@@ -51,11 +63,12 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64], help="requests under way at once")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of which the median is shown")
     parser.add_argument("--characters", type=int, default=1500, help="length of an answer")
-    parser.add_argument("--resumed", type=int, help="games whose verdicts are all kept")
+    parser.add_argument("--games", type=int, nargs="+", help="games for whose verdicts nobody is asked")
     arguments = parser.parse_args()
     os.environ.setdefault(KEY, "any")
-    if arguments.resumed:
-        print(json.dumps(resumed(pairs_of(arguments.resumed // 2, arguments.characters)), indent=2))
+    if arguments.games:
+        kinds = {kind: in_memory(kind, arguments.games, arguments.characters) for kind in ("kept", "rule")}
+        print(json.dumps({"characters": arguments.characters, **kinds}, indent=2))
         return
     rows = [
         compare(pairs_of(arguments.requests // 2, arguments.characters), concurrency, arguments.repeats)
@@ -64,26 +77,50 @@ def main() -> None:
     print(json.dumps({"requests": arguments.requests, "characters": arguments.characters, "rows": rows}, indent=2))
 
 
-def resumed(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Seconds, processor seconds and kilobytes a game of judging that finds every verdict in the cache."""
-    config, execution = _settings("http://127.0.0.1:9/v1", 64)
+def in_memory(kind: str, counts: Sequence[int], characters: int) -> dict[str, Any]:
+    """Each count in a process of its own, whose peak is that of nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        rows = [processes.submit(without_asking, kind, count, characters).result() for count in sorted(counts)]
+    first, last = rows[0], rows[-1]
+    more = 2**20 * (last["megabytes_more"] - first["megabytes_more"])
+    return {"rows": rows, "bytes_a_game": round(more / max(1, last["games"] - first["games"]), 1)}
+
+
+def without_asking(kind: str, count: int, characters: int) -> dict[str, float]:
+    """Judge so many games, write them, and make of them all that a stage does."""
+    pairs = pairs_of(count // 2, characters)
+    chat, execution = _settings("http://127.0.0.1:9/v1", 64)
     told = {"model": "judge", "finish_reason": "stop", "prompt_tokens": 100, "completion_tokens": 20}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "verdicts.sqlite"
-        kept = VerdictCache(path)
-        for pair in pairs:
-            for first in (True, False):
-                kept.put(key_of(identity(config), pair.shown(first)), "first", "x" * 500, told)
-        judge = build_judge(config, execution, lambda question, text: None, path)
-        before, started, used = peak_kilobytes(), time.perf_counter(), time.process_time()
-        games = asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: None))
-        seconds, processor = time.perf_counter() - started, time.process_time() - used
-    each = (peak_kilobytes() - before) / len(games)
-    return {"games": len(games), "seconds": seconds, "processor_seconds": processor, "kilobytes_a_game": each}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        by: settings.JudgeByConfig = settings.ScriptedJudgeConfig(rule="longer")
+        if kind == "kept":
+            by, cache = chat, VerdictCache(folder / "verdicts.sqlite")
+            for pair in pairs:
+                for first in (True, False):
+                    cache.put(key_of(identity(by), pair.shown(first)), "first", "x" * 500, told)
+            cache.close()
+        judge = build_judge(by, execution, lambda question, text: None, folder / "verdicts.sqlite")
+        before, started, used = peak_megabytes(), time.perf_counter(), time.process_time()
+        games = asyncio.run(judge_pairs(judge, pairs, execution, lambda done, total, note: None, folder=folder))
+        judged = time.perf_counter() - started, time.process_time() - used
+        write_rows(folder / "games.jsonl", (game.as_dict() for game in games))
+        summarise(games, settings.JudgeConfig().bootstrap_samples, 0, (pair.question for pair in pairs))
+        Unreadable.among(games, "verdicts")
+        judged_by(by, (game.details for game in games))
+        answers_cut(games)
+    return {
+        "games": len(games),
+        "seconds": judged[0],
+        "processor_seconds": judged[1],
+        "processor_seconds_with_results": time.process_time() - used,
+        "megabytes_before": before,
+        "megabytes_more": peak_megabytes() - before,
+    }
 
 
-def peak_kilobytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def pairs_of(count: int, characters: int) -> list[Pair]:
@@ -93,22 +130,21 @@ def pairs_of(count: int, characters: int) -> list[Pair]:
 
 
 def compare(pairs: Sequence[Pair], concurrency: int, repeats: int) -> dict[str, Any]:
-    """Ours and the bare client in turn; medians of the rates and of their ratio."""
-    measured: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
-    sides_in_turn = [("ours", ours), ("bare", bare)]
+    """Ours and the client alone in turn; medians of the rates and of their ratios."""
+    sides_in_turn: list[tuple[str, Side]] = [("ours", ours), ("bare", bare), ("post", post)]
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name, _ in sides_in_turn}
     for _ in range(repeats):
         sides_in_turn.reverse()
         for name, judged in sides_in_turn:
             with server() as url, tempfile.TemporaryDirectory() as folder:
                 work = judged(pairs, *_settings(url, concurrency), Path(folder) / "verdicts.sqlite")
                 measured[name].append(timed(url, work, 2 * len(pairs)))
-    turns = list(zip(measured["ours"], measured["bare"], strict=True))
-    ratios = {
-        "ratio": median(a["per_second"] / b["per_second"] for a, b in turns),
-        "processor_ratio": round(total(measured["bare"]) / total(measured["ours"]), 3),
-    }
     sides = {name: {key: median(each[key] for each in rows) for key in rows[0]} for name, rows in measured.items()}
-    return {"concurrency": concurrency, **sides, **ratios, "limit": limit(sides["ours"])}
+    for name in ("bare", "post"):
+        turns = zip(measured["ours"], measured[name], strict=True)
+        sides[name]["ratio"] = median(a["per_second"] / b["per_second"] for a, b in turns)
+        sides[name]["processor_ratio"] = round(total(measured[name]) / total(measured["ours"]), 3)
+    return {"concurrency": concurrency, **sides, "limit": limit(sides["ours"])}
 
 
 def median(values: Any) -> float:
@@ -164,6 +200,23 @@ def bare(
     pairs: Sequence[Pair], config: settings.OpenAIJudgeConfig, execution: settings.JudgeExecutionConfig, cache: Path
 ) -> Callable[[], Awaitable[int]]:
     """The client alone; what it is given is made before the clock runs."""
+    return _alone(pairs, config, execution, lambda client, body: client.chat.completions.create(**body))
+
+
+def post(
+    pairs: Sequence[Pair], config: settings.OpenAIJudgeConfig, execution: settings.JudgeExecutionConfig, cache: Path
+) -> Callable[[], Awaitable[int]]:
+    """The same by the client's own shorter way."""
+    kind = importlib.import_module("openai").types.chat.ChatCompletion
+    return _alone(pairs, config, execution, lambda client, body: client.post(COMPLETIONS, body=body, cast_to=kind))
+
+
+def _alone(
+    pairs: Sequence[Pair],
+    config: settings.OpenAIJudgeConfig,
+    execution: settings.JudgeExecutionConfig,
+    send: Callable[[Any, dict[str, Any]], Awaitable[Any]],
+) -> Callable[[], Awaitable[int]]:
     endpoint = Endpoint(config, execution)
     prompt = PairwisePrompt(config.max_answer_characters)
     shown = (pair.shown(first) for pair in pairs for first in (True, False))
@@ -174,7 +227,7 @@ def bare(
 
         async def one(body: dict[str, Any]) -> bool:
             async with turn:
-                return bool((await endpoint.client.chat.completions.create(**body)).choices)
+                return bool((await send(endpoint.client, body)).choices)
 
         found = await asyncio.gather(*map(one, bodies))
         await endpoint.close()

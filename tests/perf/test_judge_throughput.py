@@ -28,7 +28,9 @@ def test_both_sides_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     main()
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["concurrency"] == 2
-    assert row["ratio"] == pytest.approx(row["ours"]["per_second"] / row["bare"]["per_second"], rel=1e-3, abs=1e-3)
+    for other in (row["bare"], row["post"]):
+        ratio = row["ours"]["per_second"] / other["per_second"]
+        assert other["ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-3)
     monkeypatch.setattr("perf.judge_throughput.timed", lambda url, work, expected: timed(url, work, 9))
     with pytest.raises(RuntimeError, match="8 of 9 verdicts"):
         compare(pairs_of(4, 20), 2, 1)
@@ -40,8 +42,12 @@ def test_kept_verdicts_are_read_without_an_endpoint(
 ) -> None:
     pytest.importorskip("openai")
     monkeypatch.setenv(KEY, "any")
-    monkeypatch.setattr("sys.argv", ["judge_throughput", "--resumed", "6", "--characters", "9"])
+    monkeypatch.setattr("sys.argv", ["judge_throughput", "--games", "6", "2", "--characters", "9"])
     main()
     found = json.loads(capsys.readouterr().out)
-    assert found["games"] == 6
-    assert found["seconds"] > 0
+    for kind in ("kept", "rule"):
+        few, many = found[kind]["rows"]
+        assert (few["games"], many["games"]) == (2, 6)
+        assert many["seconds"] > 0
+        more = many["megabytes_more"] - few["megabytes_more"]
+        assert found[kind]["bytes_a_game"] == pytest.approx(2**20 * more / 4, abs=0.1)
