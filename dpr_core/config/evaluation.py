@@ -1,7 +1,6 @@
 """Settings of evaluation: benchmarks, policies without training, judges, raters and the report."""
 
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -407,7 +406,8 @@ class JudgeExecutionConfig(Config):
 class JudgeConfig(StageConfig):
     """Pairwise comparison of two sets of answers to the same prompts, each pair in both orders."""
 
-    unless_changed: ClassVar[Mapping[str, Any]] = {"prompts": None}
+    not_identity: ClassVar[tuple[str, ...]] = ("execution", "prompts")
+    """What the prompts say is: its hash is the judge's `template`."""
 
     by: JudgeByConfig = OpenAIJudgeConfig()
     """Who judges."""

@@ -62,7 +62,7 @@ def check_source(config: Benchmark) -> None:
     """Raise, within seconds, why what is missing cannot be fetched."""
     if isinstance(config, HostedFileConfig) and missing(config) is not None:
         repository, file = hosted.on_hub(config)
-        hub.check("dataset", repository, config.revision, f"evaluation.benchmarks.{config.type}.path", file)
+        hub.check("dataset", repository, config.revision, hosted.setting(config), file)
 
 
 def placeholder_questions(config: Benchmark) -> list[Question]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_core import hub
+from dpr_core.config.gold import GoldBenchmarkConfig
 from dpr_core.config.official import HostedFileConfig
 from dpr_core.errors import DensePathError
 from dpr_core.evaluation.rows import of_benchmark_file
@@ -51,14 +52,17 @@ def on_hub(config: HostedFileConfig) -> tuple[str, str]:
     return config.repository, config.file
 
 
+def setting(config: Any) -> str:
+    """What takes a local file in place of the hub's, where the benchmark is called by its type."""
+    place = "capabilities" if isinstance(config, GoldBenchmarkConfig) else "benchmarks"
+    return f"evaluation.{place}.{config.type}.path"
+
+
 def _explained(config: Any, error: Exception) -> DensePathError:
     from huggingface_hub import errors
 
     detail = " ".join(str(error).split()).rstrip(".")[:300]
-    instead = (
-        f"or give a local file: --set evaluation.benchmarks.{config.type}.path=FILE, "
-        "for `dpr benchmark judge` --questions FILE"
-    )
+    instead = f"or give a local file: --set {setting(config)}=FILE, for `dpr benchmark judge` --questions FILE"
     if (refused := hub.refusal(error, "dataset", config.repository, config.revision, config.file, instead)) is not None:
         return refused
     place = f"{config.file} of the dataset {config.repository}"

@@ -191,6 +191,8 @@ def judge(
             return
         result, games = _judged(settings, protocol, pairs, output)
         if protocol is not None:
+            others = protocol.baseline_warnings((pair.question, called[pair.question.id]) for pair in pairs)
+            result["warnings"] += others
             played = rounds(pairs, protocol)
             by = [called[pair.question.id] for pair in played]
             result |= _official(protocol, played, games, mine[0], by, settings.by, official)

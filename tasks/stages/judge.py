@@ -68,7 +68,9 @@ def body(config: StageConfig, work: Workspace) -> dict[str, float]:
         refuse_changed(str(settings.prompts), settings.by.template, protocol.digest)
         for pair in pairs:
             protocol.refuse(pair.question)
-        for warning in protocol.about([pair.question for pair in pairs]):
+        questions, theirs_called = [pair.question for pair in pairs], policy_name(baseline, work)
+        others = protocol.baseline_warnings((question, theirs_called) for question in questions)
+        for warning in [*protocol.about(questions), *others]:
             logger.warning("%s", warning)
     is_right = benchmarks.checker(benchmark)
     judge = build_judge(settings.by, settings.execution, is_right, work.store.home / VERDICTS, protocol)

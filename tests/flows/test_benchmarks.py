@@ -284,6 +284,10 @@ def test_a_benchmarks_own_prompts_judge_and_its_own_file_is_written(
     easy, hard = (["--baseline", str(files[f"best at {name}"])] for name in ("easy", "hard"))
     result = dpr(*common, *easy, *hard, "--official", str(tmp_path / "own"), "--json").json
     assert (result["baseline"], result["win_rate"]) == ("best at easy, best at hard", 50.0)
+    assert not any("baseline" in line for line in result["warnings"])
+    other = dpr(*common, "--baseline", str(files["mine"]), "--json").json
+    for name in ("easy", "hard"):
+        assert any(f"the baseline best at {name}, and here it is mine" in line for line in other["warnings"])
     assert result["official"]["official"]["categories_v2.0"] == {"easy": 50.0, "hard": 50.0}
     written = [json.loads(line) for line in (tmp_path / "own" / "mine.jsonl").read_text().splitlines()]
     assert [(row["baseline"], row["category"]) for row in written] == [

@@ -86,6 +86,15 @@ class JudgingProtocol(ABC):
         """The model with which the benchmark compares answers to this question, if the files name it."""
         return None
 
+    def baseline_warnings(self, asked: Iterable[tuple[Question, str]]) -> list[str]:
+        """Where the model with which a question is asked about, named beside it, is not the benchmark's own."""
+        others = {(own, name) for question, name in asked if (own := self.baseline(question)) not in (None, name)}
+        return [
+            f"judge.prompts: {self.name} is meant for the baseline {own}, and here it is {name}: the score has no "
+            "place on the benchmark's leaderboard"
+            for own, name in sorted(others)
+        ]
+
     def about(self, questions: Iterable[Question]) -> list[str]:
         """What should be known of these questions before they are asked about."""
         return []

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from dpr_core.config.gold import GSM8KConfig
 from dpr_core.config.official import AlpacaEvalConfig, ArenaHardConfig, LimaConfig, MTBenchConfig, Official
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.evaluation import benchmarks
@@ -196,6 +197,9 @@ def test_what_the_hub_may_say(
         benchmarks.with_content_hash(AlpacaEvalConfig())
     assert type(caught.value) is kind
     assert "--set evaluation.benchmarks.alpaca_eval.path=FILE" in str(caught.value)
+    with pytest.raises(kind) as caught:
+        benchmarks.load(GSM8KConfig())
+    assert "--set evaluation.capabilities.gsm8k.path=FILE" in str(caught.value)
 
 
 FILES = Path(__file__).parents[4] / "shared" / "bench"

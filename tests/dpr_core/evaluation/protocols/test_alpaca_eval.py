@@ -249,6 +249,9 @@ def test_log_probabilities_are_asked_for_read_and_kept(loopback: Loopback, tmp_p
     assert [Game.of(game.as_dict()) for game in games] == games
     identity = pinned.identity()
     assert identity["by"]["template"] == protocol_of(str(prompts)).digest
+    moved = annotator(tmp_path / "elsewhere", WEIGHTED)
+    again, elsewhere = judging(loopback, moved, tmp_path / "verdicts.sqlite")
+    assert (again, elsewhere.identity(), len(loopback.requests)) == (games, identity, 2), "only what they say counts"
     assert not {"prompts"} & JudgeConfig().identity().keys(), "keys of stages stay the same"
     assert "top_logprobs" not in JudgeConfig().identity()["by"]
     rating = rater_with_content_hash(RateConfig(by=OpenAIRaterConfig(top_logprobs=5)))

@@ -37,6 +37,16 @@ def test_each_category_is_told_its_own_and_what_looks_like_a_field_stays(tmp_pat
     assert protocol.settings == {"temperature": 0.0, "max_tokens": 300}
 
 
+def test_another_baseline_than_that_of_a_category_is_told_once(tmp_path: Path) -> None:
+    protocol = protocol_of(str(arena(tmp_path)))
+    own = [(shown(category).question, f"best at {category}") for category in TOLD]
+    assert protocol.baseline_warnings(own) == []
+    said = protocol.baseline_warnings([*own, *((question, "SFT") for question, _ in own * 2)])
+    assert len(said) == len(TOLD)
+    for line, category in zip(said, sorted(TOLD), strict=True):
+        assert f"is meant for the baseline best at {category}, and here it is SFT" in line
+
+
 @pytest.mark.parametrize(
     ("reply", "label", "verdict"),
     [
