@@ -14,6 +14,8 @@ on the machine disturbs least, and `processor_ratio` is the other's of all turns
 `--games` measures instead so many games of which all verdicts are kept (`kept`), or which a rule judges (`rule`): how
 long they take, and all that a stage makes of them, and how much the memory of a process grows meanwhile, which holds
 their questions and answers before. `bytes_a_game` is the slope from the fewest to the most.
+
+--write keeps the results in perf/results/judge-throughput.json and puts their tables into docs/performance.md.
 """
 
 import argparse
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +49,14 @@ from dpr_core.evaluation.prompts import PairwisePrompt
 from dpr_core.evaluation.questions import Question
 from tasks.stages.answer import write_rows
 
-SERVER = Path(__file__).parents[1] / "tests" / "loopback.py"
+ROOT = Path(__file__).parents[1]
+SERVER = ROOT / "tests" / "loopback.py"
+RESULTS = ROOT / "perf" / "results" / "judge-throughput.json"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- judge_throughput:begin -->", "<!-- judge_throughput:end -->"
+
+KINDS = {"kept": "verdicts that are kept", "rule": "a rule"}
+"""Judges that ask nobody."""
 
 Side = Callable[
     [Sequence[Pair], settings.OpenAIJudgeConfig, settings.JudgeExecutionConfig, Path], Callable[[], Awaitable[int]]
@@ -64,17 +73,62 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="measurements of which the median is shown")
     parser.add_argument("--characters", type=int, default=1500, help="length of an answer")
     parser.add_argument("--games", type=int, nargs="+", help="games for whose verdicts nobody is asked")
+    parser.add_argument("--write", action="store_true", help=f"into {RESULTS.name} and {PAGE.name}")
     arguments = parser.parse_args()
     os.environ.setdefault(KEY, "any")
+    found: dict[str, Any] = {"characters": arguments.characters}
     if arguments.games:
-        kinds = {kind: in_memory(kind, arguments.games, arguments.characters) for kind in ("kept", "rule")}
-        print(json.dumps({"characters": arguments.characters, **kinds}, indent=2))
-        return
-    rows = [
-        compare(pairs_of(arguments.requests // 2, arguments.characters), concurrency, arguments.repeats)
-        for concurrency in arguments.concurrency
+        found |= {kind: in_memory(kind, arguments.games, arguments.characters) for kind in KINDS}
+    else:
+        pairs = pairs_of(arguments.requests // 2, arguments.characters)
+        rows = [compare(pairs, concurrency, arguments.repeats) for concurrency in arguments.concurrency]
+        found |= {"requests": arguments.requests, "repeats": arguments.repeats, "rows": rows}
+    print(json.dumps(found, indent=2))
+    if arguments.write:
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results["memory" if arguments.games else "throughput"] = found
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if len(results) == 2:
+            PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def with_section(page: str, results: Mapping[str, Any]) -> str:
+    """The page with what these results say between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+
+
+def section(results: Mapping[str, Any]) -> str:
+    """Two tables."""
+    throughput, memory = results["throughput"], results["memory"]
+    lines = [
+        f"{throughput['requests']:,} requests about answers of {throughput['characters']:,} characters, medians of "
+        f"{throughput['repeats']} turns:",
+        "",
+        "| at once | requests/s | to `create` | to `post` | processor, ms | speed to `create` | to `post` |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    print(json.dumps({"requests": arguments.requests, "characters": arguments.characters, "rows": rows}, indent=2))
+    for row in throughput["rows"]:
+        ours, others = row["ours"], [row["bare"], row["post"]]
+        told = [f"{ours['per_second']:.0f}", *(f"{each['ratio']:.2f}" for each in others)]
+        told += [f"{ours['client_milliseconds']:.2f}", *(f"{each['processor_ratio']:.2f}" for each in others)]
+        lines.append(f"| {row['concurrency']} | {' | '.join(told)} |")
+    lines += [
+        "",
+        f"Games of which nobody has to be asked, about answers of {memory['characters']:,} characters:",
+        "",
+        "| judged by | games | processor, s | with results, s | memory before, MB | more, MB | bytes a game |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for kind, called in KINDS.items():
+        for row in memory[kind]["rows"]:
+            told = [f"{row['games']:,}"]
+            told += [f"{row[name]:.1f}" for name in ("processor_seconds", "processor_seconds_with_results")]
+            told += [f"{row[name]:.0f}" for name in ("megabytes_before", "megabytes_more")]
+            slope = f"{memory[kind]['bytes_a_game']:.0f}" if row is memory[kind]["rows"][-1] else ""
+            lines.append(f"| {called} | {' | '.join(told)} | {slope} |")
+    return "\n".join(lines)
 
 
 def in_memory(kind: str, counts: Sequence[int], characters: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from perf import judge_throughput
 from perf.judge_throughput import KEY, compare, limit, main, pairs_of, timed
 
 
@@ -51,3 +52,8 @@ def test_kept_verdicts_are_read_without_an_endpoint(
         assert many["seconds"] > 0
         more = many["megabytes_more"] - few["megabytes_more"]
         assert found[kind]["bytes_a_game"] == pytest.approx(2**20 * more / 4, abs=0.1)
+
+
+def test_the_page_has_what_was_measured() -> None:
+    page, results = judge_throughput.PAGE.read_text("utf-8"), json.loads(judge_throughput.RESULTS.read_text("utf-8"))
+    assert judge_throughput.with_section(page, results) == page
