@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=6)
-"""Timeout of a collective. NCCL's ten minutes are too few while rank 0 writes a large checkpoint; the launcher notices
-much sooner that a process has died."""
 
-
-def state() -> "PartialState":
-    """Accelerate's view of this process; the first call initialises the process group."""
+def state(timeout: timedelta | None = None) -> "PartialState":
+    """Accelerate's view of this process; the first call initialises the process group, with this timeout of a
+    collective in place of torch's."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     if PartialState._shared_state:
         return PartialState()
-    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU"), "timeout": TIMEOUT}
-    if "LOCAL_RANK" in os.environ and torch.cuda.is_available() and not settings["cpu"]:
+    settings: dict[str, Any] = {"cpu": parse_flag_from_env("ACCELERATE_USE_CPU")}
+    if timeout is not None:
+        settings["timeout"] = timeout
+    if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
+        settings["cpu"] = True  # else Accelerate takes each rank for the only one
+    elif "LOCAL_RANK" in os.environ and not settings["cpu"]:
         # gloo beside NCCL, for tensors on the CPU.
         settings["backend"] = "cuda:nccl,cpu:gloo"
     return PartialState(**settings)

@@ -31,7 +31,8 @@ from tasks.graph import Node, Planned, in_order, plan, preflight
 from tasks.local_home import is_full
 from tasks.placement import WorkPools, own_pool
 from tasks.prefect_task import link_runs, stage_task, tag_run
-from tasks.run_stage import Outcome, StageJob, run_job
+from tasks.run_job import run_job
+from tasks.run_stage import Outcome, StageJob
 from tasks.running.shutdown import graceful_shutdown
 from tasks.schedule import MOST_BESIDE, Done, Failure, Here, execute_all
 from tasks.subprocess_pool import SubprocessPool, gpus
@@ -154,7 +155,7 @@ def run_graph(request: Request) -> dict[str, Any]:
     places = places_of(nodes, planned, request.places, own_pool())
     to_run = {step.name for step in planned if step.status == "run"} - places.keys()
     fetch_keys(node.config for node in nodes if node.name in to_run)
-    preflight(nodes, planned, places, request.jobs)
+    preflight(nodes, planned, places)
     pools = WorkPools(store)
     pools.check(places.values())
     tag_run(tags_of(request, nodes))

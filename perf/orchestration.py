@@ -80,7 +80,8 @@ def bare(work: StageShape, folder: Path) -> Path:
 
 def stage(work: StageShape) -> Path:
     """As `dpr` makes a stage, without Prefect."""
-    from tasks.run_stage import StageJob, run_job
+    from tasks.run_job import run_job
+    from tasks.run_stage import StageJob
 
     made = run_job(StageJob("sft", "sft", work.config, {"data": work.data}, None, datetime.now(UTC)))
     return _published(made.id)
@@ -103,7 +104,8 @@ def _published(artifact: str) -> Path:
 
 def prepared(size: str, steps: int, folder: Path, backbone: PretrainedBackboneConfig) -> StageShape:
     """Demonstrations for so many steps, as an artifact of a subsample stage."""
-    from tasks.run_stage import StageJob, run_job
+    from tasks.run_job import run_job
+    from tasks.run_stage import StageJob
 
     sequences = ragged(BATCH * steps, size)
     texts = [(" ".join(map(str, s.prompt)), " ".join(map(str, s.response[:-1]))) for s in sequences]

@@ -62,21 +62,17 @@ def plan(
     return list(planned.values())
 
 
-def preflight(
-    nodes: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str] = (), jobs: int = 1
-) -> None:
+def preflight(nodes: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str] = ()) -> None:
     """Raise now what would make a stage fail that is still to run on this machine, so many at once. The nodes that are
     done elsewhere are checked there: what they need, another machine may have."""
-    for check in _checks(nodes, planned, elsewhere, jobs, planning=False):
+    for check in _checks(nodes, planned, elsewhere, planning=False):
         check()
 
 
-def obstacles(
-    nodes: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str] = (), jobs: int = 1
-) -> list[str]:
+def obstacles(nodes: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str] = ()) -> list[str]:
     """All that `preflight` would raise, as far as it can be known for nothing."""
     found = []
-    for check in _checks(nodes, planned, elsewhere, jobs, planning=True):
+    for check in _checks(nodes, planned, elsewhere, planning=True):
         try:
             check()
         except DensePathError as error:
@@ -85,7 +81,7 @@ def obstacles(
 
 
 def _checks(
-    every: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str], jobs: int, planning: bool
+    every: Sequence[Node], planned: Sequence[Planned], elsewhere: Collection[str], planning: bool
 ) -> Iterator[Callable[[], None]]:
     by_name = {OTHER + node.name: node for node in every}
 
@@ -103,8 +99,6 @@ def _checks(
     for node in _to_run(nodes, planned):
         yield partial(check_launch, stage_named(node.stage), node.config)
         configs.setdefault(node.stage, []).append(node.config)
-    if jobs > 1 and (several := on_machines(nodes, planned)):
-        yield partial(_refuse_jobs, several, jobs)
     for stage, of_stage in configs.items():
         yield partial(stage_named(stage).preflight, of_stage, planning)
     if any(each.device == "cuda" for each in _executions(nodes, planned)):
@@ -120,22 +114,6 @@ def _refuse_budget(node: Node) -> None:
             f"{node.name}: {node.stage}.execution.budget_dollars holds for the ledger of this DPR_HOME, and another "
             f"machine keeps its own; do {node.stage} here (--place {node.stage}=here), or set no budget"
         )
-
-
-def _refuse_jobs(several: Node, jobs: int) -> None:
-    raise UsageError(
-        f"{several.name} is done by several machines, which meet at one port of this one, and so one such stage "
-        f"at a time: give --jobs 1 in place of {jobs}"
-    )
-
-
-def on_machines(nodes: Sequence[Node], planned: Sequence[Planned]) -> Node | None:
-    """The first that is still to run and that several machines do together, if there is one."""
-    for node in _to_run(nodes, planned):
-        launch = stage_named(node.stage).launch(node.config)
-        if launch is not None and launch.machines > 1:
-            return node
-    return None
 
 
 def computes(nodes: Sequence[Node], planned: Sequence[Planned]) -> bool:

@@ -36,7 +36,8 @@ from dpr_core.evaluation.budget import BudgetReachedError
 from dpr_core.redaction import address, redact
 from dpr_core.reporting.report import ReportTable, main_table
 from tasks.artifacts.store import Store
-from tasks.run_stage import Outcome, StageJob, run_job
+from tasks.run_job import run_job
+from tasks.run_stage import Outcome, StageJob
 from tasks.running.observer import OBSERVER, Observer
 from tasks.running.progress import duration
 from tasks.running.shutdown import Terminated

@@ -1,14 +1,16 @@
 """Idempotent run of one stage: verify the inputs, reuse what has the same key, else work and publish atomically."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, files_below, stage_key
 from tasks.artifacts.listed import only_for_people
@@ -44,6 +46,19 @@ class StageJob:
     origin: str | None = None
     """The artifact that is made again, with which the reasons compare."""
 
+    def to_json(self) -> str:
+        not_before = self.not_before and self.not_before.isoformat()
+        config = self.config.model_dump(mode="json")
+        return json.dumps({**vars(self), "inputs": dict(self.inputs), "config": config, "not_before": not_before})
+
+    @classmethod
+    def of_json(cls, text: str) -> "StageJob":
+        job = json.loads(text)
+        not_before = job["not_before"] and datetime.fromisoformat(job["not_before"])
+        return cls(
+            **job | {"config": stage_named(job["stage"]).config.model_validate(job["config"]), "not_before": not_before}
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -59,22 +74,23 @@ class Outcome:
     """It was reused, or had to run."""
 
 
-def run_job(job: StageJob) -> Outcome:
-    """Run a stage in this process, or reuse its artifact, with progress on stderr."""
-    from tasks.running.progress import StageProgress
+Body = Callable[[Stage, StageConfig, Mapping[str, Artifact], Workspace], dict[str, float]]
+"""What runs a stage's body; returns the final metrics."""
 
-    with StageProgress(job.name, OBSERVER.get().progress) as progress:
-        return run_stage(
-            stage_named(job.stage),
-            job.config,
-            job.inputs,
-            store=Store.open(retry=True),
-            parent=job.parent,
-            name=job.name,
-            not_before=job.not_before,
-            origin=job.origin,
-            progress=progress,
-        )
+
+def in_this_process(
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace
+) -> dict[str, float]:
+    """The stage's body alone."""
+    with torch_settings(config):
+        return stage.body(config, work)
+
+
+class StartsRanks(Protocol):
+    def __call__(
+        self, job: StageJob, launch: LaunchConfig, store: Store, progress: Progress | None, shutdown: Shutdown
+    ) -> Outcome:
+        """Have the stage done by several processes, of which one takes its key."""
 
 
 def run_stage(
@@ -88,10 +104,13 @@ def run_stage(
     not_before: datetime | None = None,
     origin: str | None = None,
     progress: Progress | None = None,
+    body: Body = in_this_process,
+    in_ranks: StartsRanks | None = None,
 ) -> Outcome:
     """Reuse a finished artifact of the same key, or make one. Exactly one process at a time works on a key.
 
-    What was begun before `not_before` is neither reused nor resumed.
+    What was begun before `not_before` is neither reused nor resumed. With `in_ranks`, processes of which the launch
+    settings want several are started by this one, which then does not work itself.
     """
     name = name or stage.name
     config = stage.pin(config)
@@ -104,11 +123,8 @@ def run_stage(
     def on_wait() -> None:
         logger.info("%s: another process is making this; waiting for it", name)
 
-    with (
-        graceful_shutdown() as shutdown,
-        exclusive(store.home / "locks" / f"{key}.lock", on_wait),
-        ExitStack() as turn,
-    ):
+    with graceful_shutdown() as shutdown, ExitStack() as turn, ExitStack() as held:
+        held.enter_context(exclusive(store.home / "locks" / f"{key}.lock", on_wait))
         candidates = recent(store.finished(key), not_before)
         found, damage = reusable(candidates, lambda run_id: store.verify(run_id, quick=True))
         for line in damage:
@@ -121,6 +137,10 @@ def run_stage(
             return Outcome(stage.name, name, found.id, "reused", took, found.results, unchanged_since(found))
         check_launch(stage, config)
         turn.enter_context(OBSERVER.get().turn(stage.name, config))
+        if in_ranks is not None and (launch := stage.launch(config)):
+            held.close()
+            job = StageJob(stage.name, name, config, inputs, parent, not_before, origin)
+            return in_ranks(job, launch, store, progress, shutdown)
         run = _resumed(store, workdir, key, name, parent, not_before)
         for stale in store.end_stale(key, but=run):
             logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
@@ -150,7 +170,7 @@ def run_stage(
             shutdown=shutdown,
             progress=progress,
         )
-        metrics = _run_and_publish(stage, name, config, artifacts, work, workdir, shutdown)
+        metrics = _run_and_publish(stage, name, config, artifacts, work, shutdown, body)
     return Outcome(stage.name, name, run.id, "ran", time.monotonic() - started, metrics, why)
 
 
@@ -166,9 +186,14 @@ def check_launch(stage: Stage, config: StageConfig) -> None:
             raise UsageError(
                 f"{stage.name} is done by one process, not {launch.processes}: leave its execution.launch as it is"
             )
-        from tasks.launch.launcher import check_machine
+        import torch
 
-        check_machine(stage.name, launch)
+        gpus = torch.cuda.device_count()
+        if not launch.is_elsewhere and 0 < gpus < launch.processes:
+            raise UsageError(
+                f"{stage.name}: execution.launch.processes is {launch.processes}, but there is one process for each "
+                f"GPU and this machine has {gpus}; set it to {gpus}"
+            )
 
 
 def recent(records: Iterable[Record], not_before: datetime | None) -> list[Record]:
@@ -221,18 +246,18 @@ def _run_and_publish(
     config: StageConfig,
     artifacts: Mapping[str, Artifact],
     work: Workspace,
-    workdir: StageWorkdir,
     shutdown: Shutdown,
+    body: Body,
 ) -> dict[str, float]:
     """Either all of it becomes an artifact, or the run ends as FAILED or KILLED and what can be resumed is kept."""
-    run = work.run
+    run, workdir = work.run, work.workdir
     try:
         workdir.open(run.id)
         run.keep_unsent_in(workdir.unsent)
         with only_for_people("datasets"):
             run.reads(datasets_read(config, artifacts, work.store))
         with _time_limit(stage, config, shutdown, workdir):
-            manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, workdir)
+            manifest, metrics = _finished_before(run, workdir) or _run_body(stage, config, artifacts, work, body)
         run.results(metrics)
         models, measured = [], None
         with only_for_people("models"):
@@ -240,6 +265,8 @@ def _run_and_publish(
             measured = model_measured(config, artifacts, work.store)
         run.publish(work.output, manifest, models, measured)
     except BaseException as error:
+        if body is not in_this_process:
+            shutdown.block_signals()  # the other ranks fail as well, and their agent then terminates this one
         if workdir.is_resumable:
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)
         else:
@@ -271,18 +298,12 @@ def _time_limit(stage: Stage, config: StageConfig, shutdown: Shutdown, workdir: 
 
 
 def _run_body(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, workdir: StageWorkdir
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace, body: Body
 ) -> tuple[Manifest, dict[str, float]]:
-    """Run the body in this process, or in those of its launch settings; returns the manifest and the final metrics."""
+    """Run the body; returns the manifest and the final metrics."""
     entries: dict[str, InputEntry] = {role: {"id": a.id, "digest": a.digest} for role, a in artifacts.items()}
     with watched(work.run.system_metrics) if stage.name in TRAINING else nullcontext():
-        if launch := stage.launch(config):
-            from tasks.launch.launcher import launched
-
-            metrics = launched(stage.name, config, launch, work)
-        else:
-            with torch_settings(config):
-                metrics = stage.body(config, work)
+        metrics = body(stage, config, artifacts, work)
     # Hashed while the disk takes them: a large checkpoint keeps both the processor and the disk busy.
     with syncing([path for path, _ in files_below(work.output)]):
         manifest = Manifest.of_directory(
@@ -296,7 +317,7 @@ def _run_body(
     if not manifest.files:
         raise DensePathError(f"{stage.name} wrote nothing into its output, so there is nothing to publish")
     work.run.flush()
-    workdir.mark_done(manifest, metrics, work.run.last_step)
+    work.workdir.mark_done(manifest, metrics, work.run.last_step)
     return manifest, metrics
 
 

@@ -17,7 +17,8 @@ from dpr_core.config.execution import ExecutionConfig
 from dpr_core.errors import DensePathError
 from dpr_core.redaction import redact_logs
 from tasks.launch.child_processes import environment, how_it_ended
-from tasks.run_stage import Outcome, StageJob, run_job
+from tasks.run_job import run_job
+from tasks.run_stage import Outcome, StageJob
 from tasks.running.observer import OBSERVER, Observer
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -172,9 +173,11 @@ class _Worker:
 
 
 def gpus_of(config: StageConfig) -> int:
-    """How many GPUs a stage uses where there are any: one a process."""
+    """How many GPUs of this machine a stage uses where there are any: one a process."""
     execution = getattr(config, "execution", None)
-    return execution.launch.on_each_machine if isinstance(execution, ExecutionConfig) else 0
+    if not isinstance(execution, ExecutionConfig) or execution.launch.is_elsewhere:
+        return 0
+    return execution.launch.processes
 
 
 class _Watched(Observer):

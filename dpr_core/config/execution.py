@@ -1,6 +1,6 @@
 """Execution settings: devices, micro-batches, memory, checkpoint intervals and processes; never part of a key."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,12 +11,16 @@ Device = Literal["auto", "cuda"]
 CPU_TOKENS = 1024
 GPU_TOKENS = 8192
 
+GONE = {"machines": 1, "main_address": None, "main_port": 29555, "join_minutes": 10}
+"""Settings of LaunchConfig that there were, with their defaults."""
+
 
 class LaunchConfig(Config):
     """Processes that do a stage together, each with its share of every batch."""
 
     processes: int = Field(1, ge=1, le=4096)
-    """Processes of the stage, on all machines together: one for each GPU, or on a CPU as many as share its cores."""
+    """Processes of the stage, on all machines together: one for each GPU, or on a CPU as many as share its cores. Under
+    another launcher, such as torchrun or srun, they are as many as that starts."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What each of several processes holds: the whole model (ddp), or its share of parameters, gradients and optimizer,
@@ -26,27 +30,30 @@ class LaunchConfig(Config):
     """With fsdp: parameters and optimizer rest in the CPU's memory, and only what is at work is on the GPU. One process
     alone, which shares nothing out, rests nothing there either."""
 
-    machines: int = Field(1, ge=1, le=1024)
-    """Machines that share them out equally. On every one but the first runs `dpr join`."""
+    engine: Literal["processes", "ray"] = "processes"
+    """What starts them: `processes`, torch's agent on this machine; `ray`, Ray Train on the cluster of RAY_ADDRESS."""
 
-    main_address: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
-    """Host name or IP address by which the other machines reach the first one."""
-
-    main_port: int = Field(29555, ge=1, le=65535)
-    """Where the first machine listens for the others."""
-
-    join_minutes: float = Field(10, gt=0, le=10_080)
-    """How long each stage waits for the other machines."""
+    timeout_minutes: float = Field(60, gt=0, le=10_080)
+    """How long the processes wait for one of them, such as for the first to write a large checkpoint, before the stage
+    fails."""
 
     @property
-    def on_each_machine(self) -> int:
-        return self.processes // self.machines
+    def is_elsewhere(self) -> bool:
+        """Whether they run on machines of a cluster, and not all on this one."""
+        return self.engine == "ray" and self.processes > 1
 
-    @model_validator(mode="after")
-    def _divides_equally(self) -> Self:
-        if self.processes % self.machines:
-            raise ValueError(f"{self.processes} processes cannot be shared out equally over {self.machines} machines")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _no_machines_of_its_own(cls, values: Any) -> Any:
+        """What was stored while several machines met by themselves says so at its defaults, too."""
+        if not isinstance(values, dict):
+            return values
+        if set_otherwise := [name for name, default in GONE.items() if values.get(name, default) != default]:
+            raise ValueError(
+                f"{set_otherwise[0]}: machines no longer meet by `dpr join`; set launch.engine=ray and RAY_ADDRESS to "
+                "a Ray cluster, or start the stage's processes by torchrun or srun (docs/operations.md)"
+            )
+        return {name: value for name, value in values.items() if name not in GONE}
 
     @model_validator(mode="after")
     def _offloads_only_fsdp(self) -> Self:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flows.dispatch import Dispatched
     from flows.requests import Request, SweepRequest
     from tasks.artifacts.store import Store
-    from tasks.graph import Node, Planned
+    from tasks.graph import Planned
 
 
 def run(
@@ -130,12 +130,12 @@ def run_or_plan(
     nodes, info = dispatched.nodes, dispatched.info
     planned = plan(nodes, store, store.parent_runs.since(info.request) if request.force else None, info.name)
     places = places_of(nodes, planned, request.places)
-    usable = usable_jobs(request, nodes, planned, places) if isinstance(request, SweepRequest) else 1
+    usable = usable_jobs(request, planned, places) if isinstance(request, SweepRequest) else 1
     request = request.model_copy(update={"jobs": options.jobs or usable})
     if places:
         embedded.prepare(store.home, options.debug)
     if options.plan:
-        found = obstacles(nodes, planned, places, request.jobs)
+        found = obstacles(nodes, planned, places)
         if places:
             from tasks.placement import WorkPools
 
@@ -188,16 +188,13 @@ def _show_plan(
         print(f"a run would stop: {escape_control_lines(obstacle)}", file=sys.stderr)
 
 
-def usable_jobs(
-    request: "SweepRequest", nodes: "Sequence[Node]", planned: "Sequence[Planned]", places: "Mapping[str, str]"
-) -> int:
+def usable_jobs(request: "SweepRequest", planned: "Sequence[Planned]", places: "Mapping[str, str]") -> int:
     """How many processes share a sweep by default: one a core on the lab, whose stages have one thread each."""
     from dpr_core.config.model import LabBackboneConfig
     from dpr_core.cores import MOST_PROCESSES, usable_cores
-    from tasks.graph import on_machines
 
     on_lab = all(isinstance(study.config.backbone, LabBackboneConfig) for study in request.studies)
-    if not on_lab or on_machines(nodes, planned):
+    if not on_lab:
         return 1
     to_run = sum(step.status == "run" and step.name not in places for step in planned)
     return max(1, min(usable_cores(), to_run, MOST_PROCESSES))

@@ -166,6 +166,10 @@ class Store:
             self._client.set_tag(run_id, "mlflow.parentRunId", parent)
         return StageRun(run_id, self._client, self._payloads.root(found[0]), found[0].info.start_time)
 
+    def end(self, run_id: str, status: str, reason: str) -> None:
+        """End a run whose own process could not. What is already finished stays so."""
+        StageRun(run_id, self._client, None).end(status, reason)
+
     def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
         """End the runs of this key whose process is gone. Only for the holder of the key's lock."""
         ended = []

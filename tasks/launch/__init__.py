@@ -1,1 +1,1 @@
-"""Launching a stage on several processes or machines: rendezvous, ranks, decisions for all of them."""
+"""SPMD: a stage that several processes run together. Each is a rank, and rank 0 owns the stage."""

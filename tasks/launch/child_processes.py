@@ -1,5 +1,6 @@
-"""Child processes of this program: their environment, and their exit status in words."""
+"""Child processes of this program: their environment, their exit status in words, and their end with their parent."""
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from dpr_core.cores import SHARE, usable_cores
 
 ROOT = Path(__file__).parents[2]
+
+PR_SET_PDEATHSIG = 1
 
 
 def environment(sharing: int = 1) -> dict[str, str]:
@@ -22,3 +25,10 @@ def how_it_ended(status: int) -> str:
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"ended with status {status}"
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)

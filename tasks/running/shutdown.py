@@ -67,7 +67,15 @@ class Shutdown:
         """Here nothing would be lost. Whoever calls this is expected to call it again soon."""
         if self.requested and self._start is not None:
             self._start()
+        self.put_off()
+
+    def put_off(self) -> None:
+        """A shutdown may wait for a safe point, which is to come soon."""
         self._safe_points_until = time.monotonic() + GRACE_SECONDS
+
+    def hand_over(self) -> None:
+        """Another process sees to the shutdown that was requested, in the same time; this one waits a little longer."""
+        signal.setitimer(signal.ITIMER_REAL, 1.5 * GRACE_SECONDS)
 
     def request(self, start: Callable[[], None]) -> None:
         """A signal arrived, or the time is over; `start` raises what that means."""

@@ -84,6 +84,11 @@ class Workspace:
         """Any other verified artifact, such as an input of an input."""
         return self.store.fetch(run_id)
 
+    @property
+    def workdir(self) -> StageWorkdir:
+        """Of the stage."""
+        return self._workdir
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.run.metrics(values, step)
 
@@ -116,12 +121,27 @@ class Workspace:
         return saved.folder
 
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
-        self.checkpoint_with(step, lambda folder: write_state(state(), folder))
+        if self.is_due(step):
+            self.save(step, lambda folder: write_state(state(), folder))
+        self._shutdown.safe_point()
+        self.run.give_up_if_lost()
 
-    def checkpoint_with(self, step: int, write: Callable[[Path], None]) -> None:
-        """`checkpoint`, with what writes the state into a folder."""
-        if self._shutdown.requested or self.run.is_lost or self._workdir.is_due(step, *self._every):
-            self.run.flush()
-            self._workdir.save_state(step, self.run.last_step, write)
+    def is_due(self, step: int) -> bool:
+        """Whether to save a state now. Nothing would be lost here, and a shutdown may wait for the next time."""
+        self._shutdown.put_off()
+        return self.is_to_stop or self._workdir.is_due(step, *self._every)
+
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether the stage ends here, its state saved."""
+        return self._shutdown.requested or self.run.is_lost
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Save the state that `write` puts into a folder."""
+        self.run.flush()
+        self._workdir.save_state(step, self.run.last_step, write)
+
+    def stop(self) -> None:
+        """Raise why the stage ends here."""
         self._shutdown.safe_point()
         self.run.give_up_if_lost()

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.artifacts.store import Store
+from tasks.run_stage import StageJob
+from tests.flows.conftest import TINY
 
 pytestmark = pytest.mark.integration
 
@@ -30,10 +32,19 @@ def test_two_processes_train_the_same_policy_in_a_run_of_its_own(
     store = Store.open()
     one, two = (store.fetch(run_id) for run_id in (before, entry["id"]))
     assert one.config == two.config
-    torch.testing.assert_close(_weights(two.path), _weights(one.path), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(_weights(two.path), _weights(one.path), rtol=0, atol=1e-6)
     # The system's own are sampled every few seconds: a short run has none.
     logged = [{name for name in store.metrics(each.id) if not name.startswith("system/")} for each in (two, one)]
     assert logged[0] == logged[1]
+
+
+def test_a_stage_of_a_recipe_is_a_job_once_its_inputs_are_made(
+    dpr: Callable[..., Any], made: Any, tmp_path: Path
+) -> None:
+    job = StageJob.of_json(dpr("job", TINY, "sft", home=made.home).stdout)
+    assert (job.stage, job.inputs["data"]) == ("sft", made.id("subsample"))
+    dpr("job", TINY, "sft", home=tmp_path / "new").assert_refused(2, "which is not made yet; make it first")
+    dpr("job", TINY, "stf", home=made.home).assert_refused(2, "has no stage 'stf'; its stages: ")
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

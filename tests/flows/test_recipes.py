@@ -284,11 +284,11 @@ def test_the_recipe_with_adapters_differs_from_the_papers_in_what_it_says_alone(
         assert getattr(adapters, section) == getattr(full, section)
 
 
-@pytest.mark.parametrize(("recipe", "processes", "machines"), [("8gpu", 8, 1), ("2nodes", 16, 2)])
-def test_what_comes_out_of_many_gpus_is_the_papers(recipe: str, processes: int, machines: int) -> None:
+@pytest.mark.parametrize(("recipe", "processes", "engine"), [("8gpu", 8, "processes"), ("2nodes", 16, "ray")])
+def test_what_comes_out_of_many_gpus_is_the_papers(recipe: str, processes: int, engine: str) -> None:
     """The stages of both recipes are the same but for how the work is done."""
     one, many = (wiring.nodes(recipes.load(name)) for name in ("llama-3.1-8b", f"llama-3.1-8b-{recipe}"))
     assert [(n.name, n.config.identity()) for n in one] == [(n.name, n.config.identity()) for n in many]
     shared = [n.config.execution for n in many if isinstance(n.config, SFTConfig | RewardConfig | ReinforceConfig)]
-    launches = {(each.launch.processes, each.launch.machines, each.launch.strategy) for each in shared}
-    assert launches == {(processes, machines, "fsdp")}
+    launches = {(each.launch.processes, each.launch.engine, each.launch.strategy) for each in shared}
+    assert launches == {(processes, engine, "fsdp")}

@@ -198,18 +198,12 @@ def test_on_the_lab_every_core_is_used_where_nothing_is_said(
     study = Study(title="t", config=tiny(*backbone), over={"seed": [1, 2]})
     request = SweepRequest(studies=[study], name="s")
     planned = [Planned(str(number), "sft", "run", None, "") for number in range(to_run)]
-    assert usable_jobs(request, [], planned, {}) == expected
-    assert usable_jobs(request, [], planned, dict.fromkeys(map(str, range(to_run)), "gpu")) == 1
-
-
-MACHINES = [f"sft.execution.launch.{field}" for field in ("processes=2", "machines=2", "main_address=127.0.0.1")]
-ON_MACHINES = [word for assignment in MACHINES for word in ("--set", assignment)]
+    assert usable_jobs(request, planned, {}) == expected
+    assert usable_jobs(request, planned, dict.fromkeys(map(str, range(to_run)), "gpu")) == 1
 
 
 @pytest.mark.usefixtures("prefect_here")
-@pytest.mark.parametrize(
-    ("given", "expected"), [((), 3), (("--jobs", 2), 2), (("--place", "*=gpu"), 1), (ON_MACHINES, 1)]
-)
+@pytest.mark.parametrize(("given", "expected"), [((), 3), (("--jobs", 2), 2), (("--place", "*=gpu"), 1)])
 def test_the_number_of_processes_reaches_the_flow(
     dpr: Dpr, monkeypatch: pytest.MonkeyPatch, given: tuple[object, ...], expected: int
 ) -> None:
@@ -221,16 +215,6 @@ def test_the_number_of_processes_reaches_the_flow(
     monkeypatch.setattr("flows.pipeline.sweep", flow)
     monkeypatch.setattr("dpr_core.cores.usable_cores", lambda: 3)
     dpr(*SWEEP, *given).assert_refused(1, f"error: {expected} jobs")
-
-
-@pytest.mark.usefixtures("prefect_here")
-def test_stages_of_several_machines_are_not_made_side_by_side(dpr: Dpr, tmp_path: Path, open_store: OpenStore) -> None:
-    home = tmp_path / "home"
-    refused = dpr(*SWEEP, *ON_MACHINES, "--jobs", 2, home=home)
-    refused.assert_refused(2, "sft is done by several machines", "give --jobs 1 in place of 2")
-    [obstacle] = dpr(*SWEEP, *ON_MACHINES, "--jobs", 2, "--plan", "--json", home=home).json["obstacles"]
-    assert "give --jobs 1 in place of 2" in obstacle
-    assert open_store(home).records() == []
 
 
 def test_references_that_sft_does_not_keep_are_added_and_told(dpr: Dpr) -> None:

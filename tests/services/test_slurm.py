@@ -12,17 +12,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from dpr_core.config.training import SFTConfig
+from tasks.artifacts.store import Store
+from tasks.run_stage import StageJob
 from tests.flows.conftest import TINY, environment
 
 pytestmark = pytest.mark.services
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "deployments" / "slurm" / "job.sh"
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 PATIENCE = 600.0
 START_SECONDS = 120.0
 """A machine that does not let daemons of SLURM be, such as some containers, is known by then."""
@@ -180,3 +185,32 @@ def test_a_job_whose_time_is_over_is_queued_again_and_goes_on_on_the_other_node(
     how = {stage["name"]: (stage["status"], stage["id"]) for stage in document["stages"]}
     assert how["backbone"][0] == "reused"
     assert how["sft"] == ("ran", interrupted)
+
+
+def test_srun_starts_the_ranks_of_a_stage_on_two_nodes(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both nodes are this machine, of which neither name is an address: that is said."""
+    home = tmp_path / "home"
+    here = environment(home, MASTER_ADDR="127.0.0.1")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", str(TINY), "--json"], env=here, capture_output=True, text=True
+    )
+    made = {stage["name"]: stage["id"] for stage in json.loads(done.stdout)["stages"]}
+    monkeypatch.setenv("DPR_HOME", str(home))
+    store = Store.open()
+    sft = store.record(made["sft"])
+    job = StageJob("sft", "sft", SFTConfig.model_validate(sft.config), sft.inputs, None, datetime.now(UTC))
+    (tmp_path / "job.json").write_text(job.to_json())
+    srun = ["srun", "--nodes=2", "--ntasks=2", f"--chdir={ROOT}", sys.executable, "-m", "tasks.launch.worker"]
+    ran = subprocess.run(
+        [*srun, str(tmp_path / "job.json")], env=cluster.environment | here, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    [together] = {record.id for record in store.records("sft")} - {sft.id}
+    ours, theirs = (
+        load_file(store.fetch(run_id).path / "checkpoints" / "1.0" / "model.safetensors")
+        for run_id in (together, sft.id)
+    )
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6

@@ -1,6 +1,7 @@
 """What one process does alone, and several do together, in test_processes.py; mostly in float64, to be exact."""
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -286,7 +287,7 @@ def slicing(folder: Path) -> None:
 
 def waiting(folder: Path) -> None:
     """How long a process waits for others in an exchange, in seconds."""
-    distributed.state()
+    distributed.state(timedelta(minutes=90))
     group: Any = torch.distributed.group.WORLD
     seconds = group._get_backend(distributed.device()).options._timeout.total_seconds()
     (folder / f"{distributed.rank()}").write_text(str(seconds))

@@ -1,7 +1,6 @@
-"""A stage that several processes do: the same result, one MLflow run, and what becomes of those that end too soon."""
+"""A stage of several ranks, by dpr and by other launchers: one result, one MLflow run, and what becomes of failures."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -16,28 +15,27 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from dpr_core.config.data import LabSourceConfig, SubsampleConfig, TemplateConfig
-from dpr_core.config.execution import LaunchConfig
+from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.config.model import LabBackboneConfig, PretrainedBackboneConfig
 from dpr_core.config.training import SFTConfig
 from dpr_core.errors import DensePathError, UsageError
 from dpr_core.models.checkpoints import save
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, preflight
-from tasks.launch.launcher import NO_DEFAULTS, check_machine, command
-from tasks.launch.machines import free_port
+from tasks.launch.ranks import ranks_environment, run_ranks
 from tasks.registry import stage_named
-from tasks.run_stage import Outcome, run_stage
+from tasks.run_stage import Outcome, StageJob, run_stage
 from tasks.running.shutdown import Terminated
 from tests.conftest import TinyModel
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
-STEPS = 12
+STEPS = 48
+"""Enough that a process is found and killed before the last."""
 
 
 @dataclasses.dataclass
@@ -64,6 +62,7 @@ class Here:
             store=self.store,
             not_before=since,
             progress=progress,
+            in_ranks=run_ranks,
         )
 
     def weights(self, run_id: str, part: str = "1.0") -> dict[str, torch.Tensor]:
@@ -115,11 +114,18 @@ class At:
         self.step, self.do = step, do
 
     def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
-        if step == self.step:
+        if step >= self.step:
+            self.step = STEPS + 10**6
             self.do()
 
     def part(self, what: str, done: int, total: int) -> None:
         """Not looked at."""
+
+
+def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest, of all weights."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -132,10 +138,10 @@ def test_two_processes_make_what_one_makes_and_report_it_once(here: Here, caplog
     assert "has work for" not in caplog.text
     together = here.sft(2, datetime.now(UTC))
     assert together.id != alone.id
-    # Eight short rows are one micro-batch, in each of the steps.
+    # Two short rows are one micro-batch, in each of the steps.
     assert caplog.text.count("has work for 1 of 2 processes at a time") == 1
     for part in ("0.5", "1.0", "ema"):
-        assert_same(here.weights(together.id, part), here.weights(alone.id, part))
+        assert difference(here.weights(together.id, part), here.weights(alone.id, part)) < 1e-6
     assert here.steps(together.id) == here.steps(alone.id)
     records = {record.id: record for record in here.store.records("sft")}
     assert records.keys() == {alone.id, together.id}
@@ -155,17 +161,17 @@ def test_what_is_interrupted_goes_on_with_another_number_of_processes(here: Here
         [attempt] = [record for record in here.store.records("sft") if not record.finished]
         assert attempt.status == status
         assert all(word in attempt.reason for word in words)
-        return max(int(state.name) for state in home.glob("work/*/states/*"))
+        return max(int(state.name) for state in home.glob("work/*/states/*[0-9]"))
 
     with pytest.raises(DensePathError, match="^sft: rank 1 of its 2 processes was killed by SIGKILL"):
         here.sft(2, now, At(4, lambda: processes(home)[1].kill()))
-    assert state_of_the_only_attempt("FAILED", "rank 1", "SIGKILL") == 3
+    assert state_of_the_only_attempt("FAILED", "rank 1", "SIGKILL") >= 3
     with pytest.raises(Terminated):
-        here.sft(4, now, At(8, lambda: os.kill(os.getpid(), signal.SIGTERM)), strategy="fsdp")
-    assert state_of_the_only_attempt("KILLED", "SIGTERM") == 8
+        here.sft(4, now, At(24, lambda: os.kill(os.getpid(), signal.SIGTERM)), strategy="fsdp")
+    assert state_of_the_only_attempt("KILLED", "SIGTERM") >= 24
     made = here.sft(1, now)
     assert_same(here.weights(made.id), whole)
-    assert sorted(here.steps(made.id)) == sorted([*range(1, STEPS + 1), 4, STEPS])  # its results are told at the last
+    assert set(here.steps(made.id)) == set(range(1, STEPS + 1))
 
 
 PARENT = """
@@ -174,9 +180,10 @@ from dpr_core.config.training import SFTConfig
 from tasks.run_stage import run_stage
 from tasks.registry import stage_named
 from tasks.artifacts.store import Store
+from tasks.launch.ranks import run_ranks
 logging.basicConfig(level=logging.INFO)
 config = SFTConfig.model_validate_json(sys.argv[1])
-run_stage(stage_named("sft"), config, {"data": sys.argv[2]}, store=Store.open())
+run_stage(stage_named("sft"), config, {"data": sys.argv[2]}, store=Store.open(), in_ranks=run_ranks)
 """
 
 
@@ -242,93 +249,94 @@ def test_more_processes_than_gpus_and_stages_of_one_process_are_refused_before_a
 def test_without_more_being_said_each_process_gets_its_share_of_the_cores(
     monkeypatch: pytest.MonkeyPatch, execution: dict[str, int], omp: str | None, threads: int
 ) -> None:
-    monkeypatch.setattr("tasks.launch.launcher.usable_cores", lambda: 13)
+    monkeypatch.setattr("tasks.launch.ranks.usable_cores", lambda: 13)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     launch = LaunchConfig(processes=4)
-    parts = command(launch, execution.get("threads"), Path("settings"), "there", 0, 0)
-    assert parts[parts.index("--num_cpu_threads_per_process") + 1] == str(threads)
-    assert parts[parts.index("--num_processes") + 1] == "4"
-    assert parts[-1] == "there"
+    config = SFTConfig(execution=ExecutionConfig(launch=launch, **execution))
+    variables = ranks_environment(StageJob("sft", "sft", config, {}, None), launch)
+    assert variables["OMP_NUM_THREADS"] == str(threads)
+    assert "ACCELERATE_USE_FSDP" not in variables
 
 
-def test_what_accelerate_finds_in_the_user_s_home_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Such a file would take the GPUs that it names, whatever CUDA_VISIBLE_DEVICES says, or end the stage."""
-    from accelerate.commands import launch as accelerate
-    from accelerate.commands.config import config_args
+# Other launchers
 
-    theirs, ours = tmp_path / "default_config.yaml", tmp_path / "accelerate.json"
-    theirs.write_text("compute_environment: LOCAL_MACHINE\ngpu_ids: '0'\ndebug: true\nnobody_knows: this\n")
-    ours.write_text(json.dumps(NO_DEFAULTS))
-    for module in (accelerate, config_args):
-        monkeypatch.setattr(module, "default_config_file", str(theirs))
-        monkeypatch.setattr(module, "default_yaml_config_file", str(theirs), raising=False)
-    parts = command(LaunchConfig(processes=2), None, ours, "there", 0, 0)
-    asked = accelerate.launch_command_parser().parse_args(parts[parts.index("--multi_gpu") :])
-    settled = accelerate._validate_launch_command(asked)[0]
-    assert (settled.gpu_ids, settled.debug, settled.num_processes, settled.use_fsdp) == ("all", False, 2, False)
-
-
-# Several machines
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--multi_gpu",
+    "--main_process_port",
+    "0",
+)
 
 
-def join(here: Here, port: int, **environment: str) -> "subprocess.Popen[bytes]":
-    """Another machine, which is this one as well."""
-    command = [sys.executable, "-m", "flows.cli", "join", f"127.0.0.1:{port}", "--once"]
-    known = {**os.environ, "PYTHONPATH": str(ROOT), "DPR_HOME": str(here.store.home)}
-    return subprocess.Popen(command, env=known | environment, stderr=subprocess.PIPE)
-
-
-def machines(port: int, **changes: Any) -> dict[str, Any]:
-    return {"machines": 2, "main_address": "127.0.0.1", "main_port": port, "join_minutes": 2, **changes}
+def launched(home: Path, launcher: tuple[str, ...], *job: object, **more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", *launcher, "-m", "tasks.launch.worker", *map(str, job)]
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "DPR_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
+    return subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
-def test_two_machines_make_what_one_process_makes(here: Here, tmp_path: Path) -> None:
-    """One that knocks has another DPR_HOME, and so no secret; one is killed; and one goes on with it to the end."""
+@pytest.mark.parametrize(("launcher", "strategy"), [(TORCHRUN, "ddp"), (ACCELERATE, "fsdp")])
+def test_any_launcher_starts_the_same_ranks(
+    here: Here, tmp_path: Path, launcher: tuple[str, ...], strategy: str
+) -> None:
     alone = here.sft(1)
-    port, now = free_port(), datetime.now(UTC)
-    (tmp_path / "elsewhere").mkdir()
-    stranger = join(here, port, DPR_HOME=str(tmp_path / "elsewhere"))
-    killed = join(here, port)
+    job = StageJob("sft", "sft", here.config(1, strategy), {"data": here.data}, None, datetime.now(UTC))
+    (tmp_path / "job.json").write_text(job.to_json())
+    started = launched(here.store.home, launcher, tmp_path / "job.json")
+    said, _ = started.communicate(timeout=200)
+    assert started.returncode == 0, said
+    [together] = {record.id for record in here.store.records("sft")} - {alone.id}
+    assert f"sft: {together} ran in " in said
+    assert difference(here.weights(together), here.weights(alone.id)) < 1e-6
+    assert not list((here.store.home / "work").iterdir())
+
+    again = launched(here.store.home, launcher, "rerun", together, "seed=0")
+    said, _ = again.communicate(timeout=200)
+    assert (again.returncode, f"{alone.id} reused" in said) == (0, True), said
+
+
+@pytest.mark.slow
+def test_a_sigterm_that_reaches_all_ranks_keeps_the_state_and_ends_the_run_as_killed(
+    here: Here, tmp_path: Path
+) -> None:
+    job = StageJob("sft", "sft", here.config(1, epochs=10**4), {"data": here.data}, None)
+    (tmp_path / "job.json").write_text(job.to_json())
+    started = launched(here.store.home, TORCHRUN, tmp_path / "job.json")
     try:
-        with pytest.raises(DensePathError, match="^sft: (machine .*, of ranks 1 to 1,|rank 1 of its 2 processes) "):
-            here.sft(2, now, At(4, killed.kill), launch=machines(port))
-        _, said = stranger.communicate(timeout=60)
-        assert (stranger.returncode, b"does not know the secret" in said) == (2, True)
-        wait_until(lambda: processes(here.store.home) == {})
+        wait_until(lambda: list(here.store.home.glob("work/*/states/*[0-9]")))
+        for process in processes(here.store.home).values():
+            process.terminate()
+        said, _ = started.communicate(timeout=100)
     finally:
-        stranger.kill()
-        killed.kill()
-    second = join(here, port)
-    try:
-        together = here.sft(2, now, launch=machines(port))
-        _, said = second.communicate(timeout=60)
-        assert (second.returncode, b"sft: joined" in said) == (0, True)
-    finally:
-        second.kill()
-    assert_same(here.weights(together.id), here.weights(alone.id))
-    assert set(here.steps(together.id)) == set(here.steps(alone.id))
+        started.kill()
+    [record] = here.store.records("sft")
+    assert (record.status, "SIGTERM" in record.reason) == ("KILLED", True), said
+    [output] = here.store.home.glob("work/*/output")
+    assert list(output.parent.glob("states/*[0-9]/SEAL.json")), said
 
 
-def test_where_nobody_joins_the_stage_fails_and_says_what_to_run(here: Here) -> None:
-    port = free_port()
-    with pytest.raises(UsageError, match=r"2 machines need execution\.launch\.main_address"):
-        here.sft(2, launch={"machines": 2})
-    said = f"1 of its 2 machines have not joined within 0.01 minutes .*: dpr join 127.0.0.1:{port}$"
-    with pytest.raises(DensePathError, match=said):
-        here.sft(2, launch=machines(port, join_minutes=0.01))
+def test_where_no_launcher_started_it_a_rank_says_what_to_do(here: Here) -> None:
+    done = launched(here.store.home, ("tasks.launch.worker",))
+    said, _ = done.communicate(timeout=100)
+    assert (done.returncode, "RANK is not set: a launcher, such as torchrun" in said) == (2, True), said
 
 
-def test_each_machine_needs_gpus_for_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = LaunchConfig(processes=16, machines=2, main_address="first")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    check_machine("sft", launch)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    with pytest.raises(UsageError, match="is 16 on 2 machines, .* this machine has 4; set it to 8"):
-        check_machine("sft", launch)
-    with pytest.raises(ValidationError, match="9 processes cannot be shared out equally over 2 machines"):
-        LaunchConfig(processes=9, machines=2)
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_waited_for_as_long_as_is_set(here: Here) -> None:
+    stop = At(4, lambda: processes(here.store.home)[1].suspend())
+    with pytest.raises(DensePathError, match="^sft: rank 0 has waited 0.2 minutes for the others"):
+        here.sft(2, progress=stop, launch={"timeout_minutes": 0.2})
+    assert processes(here.store.home) == {}
+    assert [record.status for record in here.store.records("sft")] == ["FAILED"]

@@ -1,0 +1,241 @@
+"""The `Work` of one of several ranks: rank 0's belongs to the run's owner and decides, the others follow by broadcasts.
+
+All ranks call the same methods in the same order, as they do with every collective.
+"""
+
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dpr_core import distributed
+from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import LaunchConfig
+from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.store import Artifact, Store
+from tasks.local_home import DiskFullError, home_folder
+from tasks.registry import stage_named
+from tasks.running.stage import Stage, torch_settings
+from tasks.running.stage_workdir import StageWorkdir, write_state
+from tasks.running.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dpr_core.state import State
+    from tasks.run_stage import Outcome
+
+HEARTBEAT_SECONDS = 20.0
+"""So often the others hear that rank 0 is still getting ready: a lock may take longer than a collective may."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Rank 0 has ended the stage and says why; the others just end."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What rank 0 tells the others to do."""
+
+    stage: str
+    config: StageConfig
+    inputs: Mapping[str, str]
+    run: str
+    key: str
+
+
+class Lead:
+    """Rank 0 until the body begins: the others wait for its word."""
+
+    def __init__(self, launch: LaunchConfig) -> None:
+        self._seconds = min(HEARTBEAT_SECONDS, 60 * launch.timeout_minutes / 4)
+        self._ready = threading.Event()
+        self._waiting = threading.Thread(target=self._keep_them_waiting, daemon=True)
+        self._waiting.start()
+
+    def tell(self, word: "Task | Outcome | Stopped") -> None:
+        """What becomes of them. Only the first word counts."""
+        if not self._ready.is_set():
+            self._ready.set()
+            self._waiting.join()
+            distributed.from_first(lambda: word)
+
+    def body(
+        self, stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace
+    ) -> dict[str, float]:
+        """The stage's body, in all ranks."""
+        task = Task(stage.name, config, work.inputs, work.run.id, work.workdir.folder.name)
+        with waiting(stage.name, config.execution.launch):  # type: ignore[attr-defined]
+            self.tell(task)
+            return run_body(task, SharedWork(task, work, {artifact.id: artifact for artifact in artifacts.values()}))
+
+    def _keep_them_waiting(self) -> None:
+        while not self._ready.wait(self._seconds):
+            distributed.from_first(lambda: None)
+
+
+def told() -> "Task | Outcome | Stopped":
+    """What rank 0 tells this one, however long that takes."""
+    word = None
+    while word is None:
+        word = distributed.from_first(lambda: None)
+    return cast("Task | Outcome | Stopped", word)
+
+
+@contextmanager
+def waiting(name: str, launch: LaunchConfig) -> "Iterator[None]":
+    """That a collective took too long is said in a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "timed out" not in str(error).lower():
+            raise
+        raise DensePathError(
+            f"{name}: rank {distributed.rank()} has waited {launch.timeout_minutes:g} minutes for the others "
+            "(execution.launch.timeout_minutes): one of them hangs, or is slower than that"
+        ) from error
+
+
+def run_body(task: Task, work: "SharedWork") -> dict[str, float]:
+    with work.folders(), torch_settings(task.config):
+        return stage_named(task.stage).body(task.config, work)
+
+
+class SharedWork:
+    """The `Work` of one of several ranks; `owner` is rank 0's."""
+
+    def __init__(
+        self, task: Task, owner: Workspace | None = None, verified: Mapping[str, Artifact] | None = None
+    ) -> None:
+        self.inputs = task.inputs
+        self.store = self
+        self._owner = owner
+        self._workdir = StageWorkdir(home_folder() / "work" / task.key) if owner is None else owner.workdir
+        rank = distributed.rank()
+        self.scratch = self._workdir.scratch / (f"rank-{rank}" if owner is None else "")
+        self.output = self._workdir.output if owner is not None else self.scratch / "output"
+        """Every rank may write, which keeps the bodies plain; what rank 0 writes counts."""
+        self._artifacts = _Artifacts(verified or {})
+
+    @contextmanager
+    def folders(self) -> "Iterator[None]":
+        """Theirs to write into, gone once all have come to the end of the block."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        yield
+        if self._owner is None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            if not self._artifacts.with_first:
+                self._workdir.clear()
+        distributed.all_gather([None])
+
+    def input(self, role: str) -> Artifact:
+        return self.fetch(self.inputs[role])
+
+    def fetch(self, run_id: str) -> Artifact:
+        return self._artifacts.fetch(run_id)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        if self._owner is not None:
+            self._owner.metrics(values, step)
+
+    def table(self, path: str, rows: list[dict[str, Any]]) -> None:
+        if self._owner is not None:
+            self._owner.table(path, rows)
+
+    def file(self, local: Path, folder: str) -> None:
+        if self._owner is not None:
+            self._owner.file(local, folder)
+
+    def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
+        if self._owner is not None:
+            self._owner.advance(step, total, note, at_most)
+
+    def part(self, what: str, done: int, total: int) -> None:
+        if self._owner is not None:
+            self._owner.part(what, done, total)
+
+    def restore(self) -> dict[str, Any] | None:
+        from dpr_core.state import read
+
+        folder = distributed.from_first(lambda: self._first.latest_state())
+        return None if folder is None else read(folder)
+
+    def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
+        if not distributed.from_first(lambda: self._first.is_due(step)):
+            return
+        self._save(step, state)
+        if distributed.from_first(lambda: self._first.is_to_stop):
+            if self._owner is not None:
+                self._owner.stop()
+            raise Stopped
+
+    @property
+    def _first(self) -> Workspace:
+        assert self._owner is not None
+        return self._owner
+
+    def _save(self, step: int, state: "Callable[[], State]") -> None:
+        """The one place where ranks write a state together: rank 0 names the folder, and seals it once all are done."""
+        if self._owner is None:
+            if (folder := distributed.from_first(lambda: None)) is not None:
+                self._write(state(), cast(Path, folder))
+            return
+        began = False
+
+        def write(folder: Path) -> None:
+            nonlocal began
+            began = True
+            distributed.from_first(lambda: folder)
+            if needed := self._write(state(), folder):
+                raise DiskFullError(needed)
+
+        self._owner.save(step, write)
+        if not began:  # the disk is full
+            distributed.from_first(lambda: None)
+
+    @staticmethod
+    def _write(state: "State", folder: Path) -> int:
+        """Returns the bytes that one of the ranks had no room for."""
+        needed = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_state(state, folder, distributed.rank(), distributed.world_size())
+        except DiskFullError as error:
+            needed = error.needed
+        return max(distributed.all_gather([needed]))
+
+
+class _Artifacts:
+    """Verified artifacts: the first rank on a machine fetches and hashes them, and the others there take its word."""
+
+    def __init__(self, verified: Mapping[str, Artifact]) -> None:
+        machines = distributed.all_gather([(socket.gethostname(), str(home_folder()))])
+        self._source = machines.index(machines[distributed.rank()])
+        self.with_first = self._source == 0
+        self._verified = verified
+        self._found: dict[str, Artifact] = {}
+        self._store: Store | None = None
+
+    def fetch(self, run_id: str) -> Artifact:
+        if run_id not in self._found:
+            mine = self._fetch(run_id) if self._source == distributed.rank() else None
+            self._found[run_id] = distributed.all_gather([mine])[self._source]  # type: ignore[assignment]
+        return self._found[run_id]
+
+    def _fetch(self, run_id: str) -> Artifact:
+        if run_id in self._verified:
+            return self._verified[run_id]
+        self._store = self._store or Store.open(retry=True)
+        try:
+            return self._store.fetch(run_id)
+        except UsageError as error:
+            if self.with_first:
+                raise
+            raise DensePathError(
+                f"{socket.gethostname()}, where another rank of the stage runs, cannot read an input: {error}; have "
+                "MLFLOW_TRACKING_URI name one server on all machines"
+            ) from error
