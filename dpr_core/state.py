@@ -1,55 +1,88 @@
-"""Resumable training state as files: tensors in safetensors, sharded ones by rank, everything else in JSON."""
+"""Checkpoints of training state (torch.distributed.checkpoint): each process writes and reads its own share.
+
+Tensors are in safetensors and everything else in JSON. PyTorch's planners decide who writes what, and which rows a
+process needs. Its default storage pickles what it knows of the tensors; ours is in `state_storage.py`.
+"""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dpr_core.distributed import is_dtensor
+from dpr_core import distributed
+
+if TYPE_CHECKING:
+    from dpr_core.state_storage import Reader
 
 State = Mapping[str, Any]
 """Nested mappings with text keys, lists, numbers, texts and tensors."""
 
 VALUES = "state.json"
-TENSORS = "state.safetensors"
 _TENSOR = "$tensor"
-_SLICES = "$slices"
-"""The number of files that hold shards of a tensor; concatenated in order they are the tensor."""
+
+Find = Callable[[str], Path]
+"""Where on this machine a file of a state can be read, which may have to be fetched first."""
 
 
-def write(state: State, folder: Path, rank: int = 0, ranks: int = 1) -> None:
-    """Write into an existing folder. Each process writes its shards of sharded tensors to a file of its own, and rank 0
-    everything else."""
+class SavedTensor:
+    """A tensor in several pieces, of which a process reads what it needs."""
+
+    def __init__(self, name: str, shape: torch.Size, reader: "Reader") -> None:
+        self.name, self.shape, self._reader = name, shape, reader
+
+    def like(self, other: Tensor) -> Tensor:
+        """These values on the device of another tensor, in its dtype and sharded as it is; no more of them is read."""
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+        with torch.no_grad():
+            target = torch.empty_like(other)
+        planner = DefaultLoadPlanner()
+        # What `load` does, which for each tensor would take twice as long over what it logs.
+        planner.set_up_planner({self.name: target}, self._reader.read_metadata(), is_coordinator=True)
+        self._reader.read_data(planner.create_local_plan(), planner)
+        return target
+
+
+def write(state: State, folder: Path) -> list[Path]:
+    """Write into an existing folder, which need not be the same for all processes, and return this one's files. All
+    call it together: each writes its shards of sharded tensors, and rank 0 everything else."""
     tensors: dict[str, Tensor] = {}
-    values = _split_tensors(state, "", tensors, ranks)
-    mine = tensors if rank == 0 else {name: each for name, each in tensors.items() if is_dtensor(each)}
-    save_file({name: _local(each) for name, each in mine.items()}, folder / _file(rank))
-    if rank == 0:
-        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+    values = _split_tensors(state, "", tensors)
+    files: list[Path] = []
+    index: dict[str, Any] = {}
+    if tensors:
+        files, index = _write_tensors(tensors, folder)
+    if distributed.rank() == 0:
+        files.append(folder / VALUES)
+        files[-1].write_text(json.dumps({"values": values, "tensors": index}), encoding="utf-8")
+    return files
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Read what any number of processes wrote; tuples have become lists, and tensors are unsharded and on the CPU."""
-    values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-    with ExitStack() as stack:
+def read(found: Path | Find) -> dict[str, Any]:
+    """Read from a folder what any number of processes wrote. Tuples have become lists, tensors are on the CPU, mapped
+    into memory, and of those in pieces there is a `SavedTensor`. ValueError for what no process would have written."""
+    find = cache((lambda name: found / name) if isinstance(found, Path) else found)
+    written = json.loads(find(VALUES).read_text(encoding="utf-8"))
+    if not isinstance(written, dict) or not isinstance(written.get("values"), dict) or "tensors" not in written:
+        raise ValueError(f"{VALUES} is no state")
+    tensors: Callable[[str], Any] = _no_tensors
+    if written["tensors"]:
+        from dpr_core.state_storage import Reader
 
-        @cache
-        def tensors(rank: int) -> Any:
-            return stack.enter_context(safe_open(folder / _file(rank), framework="pt"))
+        reader = Reader(find, written["tensors"])
 
-        state: dict[str, Any] = _join_tensors(values, tensors)
+        def tensors(name: str) -> Any:
+            whole = reader.whole(name)
+            return SavedTensor(name, reader.shape(name), reader) if whole is None else whole
+
+    state: dict[str, Any] = _join_tensors(written["values"], tensors)
     return state
-
-
-def _file(rank: int) -> str:
-    return f"{TENSORS}.{rank}" if rank else TENSORS
 
 
 def size(state: Any) -> int:
@@ -79,32 +112,58 @@ def unpack(packed: State) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This process's shard of a DTensor; any other tensor as it is."""
-    return (tensor.to_local() if is_dtensor(tensor) else tensor).contiguous()  # type: ignore[attr-defined]
+def _write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """This process's file, if it has anything to write, and for rank 0 the index of all."""
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from dpr_core.state_storage import Writer
+
+    writer = Writer(folder, distributed.rank())
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+    with _plainly():
+        save(dict(tensors), storage_writer=writer, planner=planner, no_dist=distributed.world_size() == 1)
+    return writer.files, writer.index
 
 
-def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor], ranks: int) -> Any:
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Without a warning that a call is for one process, as it is meant; and with the error itself of a process that
+    failed, where PyTorch raises one that is no `Exception`, in all of them."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
-        return {_TENSOR: path, _SLICES: ranks} if is_dtensor(value) and ranks > 1 else {_TENSOR: path}
+        return {_TENSOR: path}
     if isinstance(value, Mapping):
         if invalid := [key for key in value if not isinstance(key, str) or key == _TENSOR]:
             raise TypeError(f"{path or 'the state'}: {invalid[0]!r} cannot be the name of a part")
-        return {key: _split_tensors(part, f"{path}/{key}", tensors, ranks) for key, part in value.items()}
+        return {key: _split_tensors(part, f"{path}/{key}", tensors) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_split_tensors(part, f"{path}/{i}", tensors, ranks) for i, part in enumerate(value)]
+        return [_split_tensors(part, f"{path}/{i}", tensors) for i, part in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{path or 'the state'}: a {type(value).__name__} cannot be kept")
 
 
-def _join_tensors(value: Any, tensors: Callable[[int], Any]) -> Any:
+def _join_tensors(value: Any, tensors: Callable[[str], Any]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
-            shards = [tensors(rank).get_tensor(value[_TENSOR]) for rank in range(value.get(_SLICES, 1))]
-            return torch.cat(shards) if len(shards) > 1 else shards[0]
+            return tensors(str(value[_TENSOR]))
         return {key: _join_tensors(part, tensors) for key, part in value.items()}
     if isinstance(value, list):
         return [_join_tensors(part, tensors) for part in value]
     return value
+
+
+def _no_tensors(name: str) -> Any:
+    raise ValueError(f"{VALUES} lists no tensor {name!r}")

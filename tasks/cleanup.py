@@ -15,12 +15,14 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 
+from dpr_core.redaction import redact
 from tasks.artifacts.identity import files_below
 from tasks.artifacts.registered_models import Version
 from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.artifacts.store import Store
 from tasks.artifacts.unregistered import whole_manifest
 from tasks.locks import if_free, is_held
+from tasks.running.places import Place, Stored, reached, shared_place
 from tasks.running.stage_workdir import StageWorkdir
 
 logger = logging.getLogger("dense_path")
@@ -43,6 +45,12 @@ class Removable:
     """Whoever holds this lock may be using it."""
     still_valid: Callable[[], bool] = field(default=lambda: True, compare=False)
     """Whether it may still be removed, checked while the lock is held."""
+    place: Place | None = None
+    """Where machines share states, and this is one stage's; `path` is no path then."""
+
+    @property
+    def where(self) -> str:
+        return str(self.path) if self.place is None else self.place.where
 
 
 class GarbageCollector:
@@ -78,7 +86,8 @@ class GarbageCollector:
 
     def find(self) -> list[Removable]:
         """Everything that can be removed, by kind."""
-        finders = (self._payloads, self._uploads, self._work, self._cached, self._runs_deleted, self._locks)
+        work = (self._payloads, self._uploads, self._states, self._work)
+        finders = (*work, self._cached, self._runs_deleted, self._locks)
         return [piece for find in finders for piece in find() if piece.changed <= self._before]
 
     def remove(self, pieces: Sequence[Removable]) -> list[Removable]:
@@ -88,6 +97,9 @@ class GarbageCollector:
             free: AbstractContextManager[bool] = if_free(self._lock(piece.lock)) if piece.lock else nullcontext(True)
             with free as held:
                 if held and piece.still_valid():
+                    if piece.place is not None:
+                        removed += [piece] if _removed(piece.place) else []
+                        continue
                     if piece.path.is_symlink() or piece.path.is_file():
                         piece.path.unlink(missing_ok=True)
                     else:
@@ -124,6 +136,38 @@ class GarbageCollector:
                 partial = folder / f"{PAYLOAD}.partial"
                 yield from self._piece(partial, "upload", f"{record.title} was published without it", record.key)
 
+    def _states(self) -> Iterator[Removable]:
+        """States where `DPR_STATES` has them. Other homes keep theirs there, too: what is not known here stays."""
+        if (shared := shared_place()) is None:
+            return
+        stages: dict[str, list[Stored]] = {}
+        with reached(shared):
+            for name, stored in shared.files().items():
+                stages.setdefault(name.partition("/")[0], []).append(stored)
+        for key, kept in sorted(stages.items()):
+            if not KEY.fullmatch(key) or is_held(self._lock(key)):
+                continue
+            changed = max(each.changed for each in kept)
+            workdir = self._workdir(key)
+            with reached(shared):
+                run_id = workdir.states.owner()
+            record = None if run_id is None else self._records.get(run_id)
+            if run_id is None:
+                why = "it belongs to no run" if changed <= datetime.now(UTC) - SCRATCH else None
+            elif record is None:
+                why = f"run {run_id[:8]} was deleted" if run_id in self._deleted else None
+            else:
+                why = self._why(record, workdir)
+            if why is not None:
+                size = sum(each.size for each in kept)
+                still = partial(self._is_still_of, key, run_id)
+                yield Removable(Path(key), "states", why, size, changed, key, still, shared.inside(key))
+
+    def _is_still_of(self, key: str, run_id: str | None) -> bool:
+        states = self._workdir(key).states
+        with states.reached():
+            return states.owner() == run_id
+
     def _work(self) -> Iterator[Removable]:
         for folder in sorted((self._store.home / "work").iterdir()):
             if KEY.fullmatch(folder.name):
@@ -145,17 +189,21 @@ class GarbageCollector:
             why = "it belongs to no run" if run_id is None else f"there is no run {run_id[:8]} any more"
             if run_id is not None and workdir.is_resumable and run_id not in self._deleted and not self._unfinished:
                 return
-        elif record.finished:
-            why = f"{record.title} is finished"
-        elif not workdir.is_resumable:
-            why = f"run {record.title} has nothing here to go on from"
-        elif self._superseded(record):
-            why = f"{self._finished[key].title} was finished in place of run {record.id[:8]}"
-        elif self._unfinished:
-            why = f"unfinished: {record.title} would start from its beginning"
+        elif (found := self._why(record, workdir)) is not None:
+            why = found
         else:
             return
         yield from self._piece(folder, "work", why, key, lambda: workdir.stage_run() == run_id)
+
+    def _why(self, record: Record, workdir: StageWorkdir) -> str | None:
+        """Why the work of a run can go; None where it is to stay."""
+        if record.finished:
+            return f"{record.title} is finished"
+        if not workdir.is_resumable:
+            return f"run {record.title} has nothing here to go on from"
+        if self._superseded(record):
+            return f"{self._finished[record.key].title} was finished in place of run {record.id[:8]}"
+        return f"unfinished: {record.title} would start from its beginning" if self._unfinished else None
 
     def _cached(self) -> Iterator[Removable]:
         for folder in sorted((self._store.home / "cache").iterdir()):
@@ -245,6 +293,16 @@ def needed(records: Collection[Record]) -> set[str]:
             reached.add(run_id)
             queue += by_id[run_id].inputs.values() if run_id in by_id else ()
     return reached
+
+
+def _removed(place: Place) -> bool:
+    """Whether the states of one stage could be removed from where machines share them."""
+    try:
+        place.remove("")
+    except OSError as error:
+        logger.warning("%s could not be removed (%s)", place.where, redact(str(error)))
+        return False
+    return True
 
 
 def _run_folder(folder: Path, run_id: str) -> Path:

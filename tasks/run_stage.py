@@ -131,11 +131,12 @@ def run_stage(
             logger.warning("%s: not reused: %s", name, line)
         workdir = StageWorkdir(store.home / "work" / key)
         if found is not None:
-            if workdir.stage_run() == found.id:
+            if workdir.attempt == found.id:
                 workdir.clear()
             took = time.monotonic() - started
             return Outcome(stage.name, name, found.id, "reused", took, found.results, unchanged_since(found))
         check_launch(stage, config)
+        workdir.check()
         turn.enter_context(OBSERVER.get().turn(stage.name, config))
         if in_ranks is not None and (launch := stage.launch(config)):
             held.close()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dpr_core import distributed
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.distributed import is_dtensor
+from dpr_core.state import SavedTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,8 +145,10 @@ def unshard(weight: Tensor) -> Tensor:
     return full
 
 
-def shard_like(values: Tensor, like: Tensor) -> Tensor:
+def shard_like(values: Tensor | SavedTensor, like: Tensor) -> Tensor:
     """This process's shard of full values, where `like` is sharded."""
+    if isinstance(values, SavedTensor):
+        return values.like(like)
     if not is_dtensor(like) or is_dtensor(values):
         return values
     from torch.distributed.tensor import DTensor

@@ -35,7 +35,7 @@ def unfinished_table(every: Sequence[Unfinished], selected: Sequence[Unfinished]
 
 
 def pieces_document(pieces: Sequence[Removable], removed: bool) -> dict[str, Any]:
-    listed = [{"path": str(piece.path), "kind": piece.kind, "bytes": piece.size, "why": piece.why} for piece in pieces]
+    listed = [{"path": piece.where, "kind": piece.kind, "bytes": piece.size, "why": piece.why} for piece in pieces]
     return {"removed": removed, "bytes": sum(piece.size for piece in pieces), "pieces": listed}
 
 
@@ -47,7 +47,7 @@ def pieces_table(pieces: Sequence[Removable], home: Path, outcome: str) -> Rende
     table = grid("what", "size", "where", "why")
     for piece in pieces:
         if piece.kind != "lock":
-            where = piece.path.relative_to(home) if piece.path.is_relative_to(home) else piece.path
+            where = piece.path.relative_to(home) if piece.path.is_relative_to(home) else piece.where
             add_row(table, piece.kind, format_bytes(piece.size), str(where), piece.why)
     if locks:
         add_row(table, "lock", "0 B", f"locks/ ({len(locks)} files)", "nobody holds them")

@@ -17,10 +17,10 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Artifact, Store
-from tasks.local_home import DiskFullError, home_folder
+from tasks.local_home import home_folder
 from tasks.registry import stage_named
 from tasks.running.stage import Stage, torch_settings
-from tasks.running.stage_workdir import StageWorkdir, write_state
+from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class SharedWork:
         if self._owner is None:
             shutil.rmtree(self.scratch, ignore_errors=True)
             if not self._artifacts.with_first:
-                self._workdir.clear()
+                shutil.rmtree(self._workdir.folder, ignore_errors=True)
         distributed.all_gather([None])
 
     def input(self, role: str) -> Artifact:
@@ -159,54 +159,26 @@ class SharedWork:
             self._owner.part(what, done, total)
 
     def restore(self) -> dict[str, Any] | None:
-        from dpr_core.state import read
-
-        folder = distributed.from_first(lambda: self._first.latest_state())
-        return None if folder is None else read(folder)
+        saved = self._workdir.latest_state()
+        if saved is None:
+            return None
+        if self._owner is not None:
+            self._owner.goes_on_from(saved.last_step)
+        return saved.read()
 
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
         if not distributed.from_first(lambda: self._first.is_due(step)):
             return
-        self._save(step, state)
+        self._workdir.save_state(step, distributed.from_first(lambda: self._first.flushed()), state)
         if distributed.from_first(lambda: self._first.is_to_stop):
             if self._owner is not None:
-                self._owner.stop()
+                self._owner.stop_if_asked()
             raise Stopped
 
     @property
     def _first(self) -> Workspace:
         assert self._owner is not None
         return self._owner
-
-    def _save(self, step: int, state: "Callable[[], State]") -> None:
-        """The one place where ranks write a state together: rank 0 names the folder, and seals it once all are done."""
-        if self._owner is None:
-            if (folder := distributed.from_first(lambda: None)) is not None:
-                self._write(state(), cast(Path, folder))
-            return
-        began = False
-
-        def write(folder: Path) -> None:
-            nonlocal began
-            began = True
-            distributed.from_first(lambda: folder)
-            if needed := self._write(state(), folder):
-                raise DiskFullError(needed)
-
-        self._owner.save(step, write)
-        if not began:  # the disk is full
-            distributed.from_first(lambda: None)
-
-    @staticmethod
-    def _write(state: "State", folder: Path) -> int:
-        """Returns the bytes that one of the ranks had no room for."""
-        needed = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_state(state, folder, distributed.rank(), distributed.world_size())
-        except DiskFullError as error:
-            needed = error.needed
-        return max(distributed.all_gather([needed]))
 
 
 class _Artifacts:

@@ -10,77 +10,110 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from dpr_core import hashing
 from dpr_core.errors import DensePathError
+from dpr_core.redaction import redact
 from tasks.artifacts.identity import Manifest, files_below, library_versions
-from tasks.local_home import ATTEMPT, DiskFullError, is_full, sync, syncing
+from tasks.local_home import ATTEMPT, is_full, sync
+from tasks.running.places import Folder, UnreachableStatesError, check, shared_place
+from tasks.running.states import OtherFormatError, SavedState, States
+from tasks.running.together import first, rank
 
 if TYPE_CHECKING:
     from dpr_core.state import State
 
 logger = logging.getLogger("dense_path")
 
-STATES_KEPT = 2
-"""Should the newest be damaged, there is one before it."""
-
-STATE_FORMAT = 2
-"""To be raised when the states of training loops get other fields: those of another format are not loaded."""
-
-SEAL = "SEAL.json"
 DONE = "DONE.json"
 
 
-class SavedState(NamedTuple):
-    """A state to resume from."""
-
-    folder: Path
-    last_step: int
-    """The last step of which metrics had been logged."""
-
-
 class StageWorkdir:
-    """One stage's folder. Everything in it is either whole or ignored."""
+    """One stage's folder, and its states where `DPR_STATES` has them. Everything in it is either whole or ignored.
 
-    def __init__(self, folder: Path) -> None:
+    Every process of a stage has one. `save_state` and `latest_state` they call together; the rest is for rank 0.
+    """
+
+    def __init__(self, folder: Path, run_id: str | None = None) -> None:
         self.folder = folder
         self.output = folder / "output"
         self.scratch = folder / "scratch"
         self.unsent = folder / "metrics.jsonl"
-        self._states = folder / "states"
+        self._run_id = run_id
         self._last_written = time.monotonic()
 
-    def stage_run(self) -> str | None:
-        """The ID of the run whose work this is; None where there is nothing to resume."""
+    @cached_property
+    def states(self) -> States:
+        shared = shared_place()
+        place = Folder(self.folder / "states") if shared is None else shared.inside(self.folder.name)
+        return States(place, self.folder.name, self.scratch, is_shared=shared is not None)
+
+    @property
+    def attempt(self) -> str | None:
+        """The ID of the run whose work this folder holds."""
         try:
             return (self.folder / ATTEMPT).read_text(encoding="ascii") or None
         except (OSError, UnicodeDecodeError):
             return None
 
+    def stage_run(self) -> str | None:
+        """The ID of the run whose work this is, on whatever machine it was; None where there is nothing to resume."""
+        if self.states.is_shared:
+            with self.states.reached():
+                if owner := self.states.owner():
+                    return owner
+        return self.attempt
+
+    def check(self) -> None:
+        """UnreachableStatesError unless states can be kept where `DPR_STATES` says."""
+        if (shared := shared_place()) is not None:
+            check(shared)
+
     def open(self, run_id: str) -> None:
         """Make it the folder of this run: of one that is resumed, everything stays but the scratch."""
         if self.stage_run() != run_id:
-            self.clear()
+            self._clear()
+        elif self.attempt != run_id:  # it was another machine's
+            shutil.rmtree(self.folder, ignore_errors=True)
         if not self.is_resumable:
             shutil.rmtree(self.output, ignore_errors=True)
-        for leftover in (self.scratch, *self._states.glob("*.new")):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for folder in (self.output, self.scratch, self._states):
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for folder in (self.output, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ATTEMPT, run_id)
-        self._last_written = time.monotonic()
+        with self.states.reached():
+            self.states.remove_unsealed()
+        self._run_id = run_id
+        self.touch()
 
     def clear(self) -> None:
         """Remove all of it."""
+        try:
+            self._clear()
+        except UnreachableStatesError as error:
+            logger.warning("%s. States that nobody will use stay there: dpr gc removes them", error)
+
+    def _clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.states.is_shared:
+            with self.states.reached():
+                self.states.place.remove("")
 
     @property
     def is_resumable(self) -> bool:
         """Whether there is something that another run would have to do again."""
-        return (self.folder / DONE).exists() or any(self._states.glob("*[0-9]/" + SEAL))
+        if (self.folder / DONE).exists():
+            return True
+        with self.states.reached():
+            return bool(self.states.steps())
+
+    def touch(self) -> None:
+        """A state was written just now, by whichever process."""
+        self._last_written = time.monotonic()
 
     def is_due(self, step: int, every_minutes: float | None, every_steps: int | None) -> bool:
         """Whether it is time to save a state."""
@@ -88,58 +121,47 @@ class StageWorkdir:
             return True
         return every_minutes is not None and time.monotonic() - self._last_written >= 60 * every_minutes
 
-    def save_state(self, step: int, last_step: int, write: Callable[[Path], None]) -> int:
-        """Save the state that `write` puts into a folder and, by their hashes, the files written so far. Returns its
-        bytes; 0 where the disk is full."""
-        new = self._states / f"{step:09d}.new"
-        shutil.rmtree(new, ignore_errors=True)
+    def save_state(self, step: int, last_step: int, state: "State | Callable[[], State]") -> int:
+        """Save a state and, by their hashes, the files written so far. All processes call it together. Returns its
+        bytes; 0 where there is no room, or no way to where states lie: then the one before stays."""
+        states = self.states
+        given = state() if callable(state) else state
         try:
-            new.mkdir()
-            write(new)
-            seal = {
-                "format": STATE_FORMAT,
-                "versions": library_versions(),
-                "last_step": last_step,
-                "output": self._hashes_of(self.output),
-                "state": self._hashes_of(new),
-            }
-            write_atomically(new / SEAL, json.dumps(seal))
-            written = sum(path.stat().st_size for path in new.iterdir())
-            target = self._states / f"{step:09d}"
-            shutil.rmtree(target, ignore_errors=True)
-            new.rename(target)
-            sync(self._states)
+            written = states.save(step, self._run_id or self.attempt, last_step, given, self.output)
         except Exception as error:
-            if not is_full(error):
+            if not is_full(error) and not (states.is_shared and isinstance(error, OSError)):
                 raise
-            shutil.rmtree(new, ignore_errors=True)
-            free = format_bytes(shutil.disk_usage(self.folder).free)
-            logger.warning(
-                "the disk is full: no state could be kept at step %d (%s are free%s); "
-                "the one before it stays, and the work goes on",
-                step,
-                free,
-                f", and it needs {format_bytes(error.needed)}" if isinstance(error, DiskFullError) else "",
-            )
+            if rank() == 0:
+                with suppress(OSError):
+                    states.discard(step)
+                self._warn(step, error, given)
             return 0
         finally:
-            self._last_written = time.monotonic()
-        for old in sorted(self._states.glob("*[0-9]"))[:-STATES_KEPT]:
-            shutil.rmtree(old)
+            self.touch()
+        if rank() == 0:
+            try:
+                states.prune()
+            except (OSError, ValueError, OtherFormatError) as error:
+                logger.warning("%s: old states could not be removed: %s", states.place.where, error)
         return written
 
     def latest_state(self) -> SavedState | None:
-        """The newest sound state, with the output as it was then; None: begin at the beginning, with no output."""
-        for folder in sorted(self._states.glob("*[0-9]"), reverse=True):
-            problem = self._problem(folder)
-            if not problem:
-                seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-                _refuse_other_versions(seal["versions"])
-                self._remove_output_but(seal["output"])
-                return SavedState(folder, seal["last_step"])
-            logger.warning("the state of step %d is not used: %s", int(folder.name), problem)
-            shutil.rmtree(folder)
-        self._remove_output_but({})
+        """The newest sound state, with the output as it was then; None: begin at the beginning, with no output. All
+        processes call it together."""
+        states = self.states
+        with states.reached():
+            for step in first(states.steps):
+                seal, problem = first(partial(states.look, step))
+                if seal is not None:
+                    first(partial(_refuse_other_versions, seal.versions))
+                    saved = SavedState(states, seal, self.scratch)
+                    problem = saved.damage()
+                    problem = problem or first(partial(states.fetch_output, seal, self.output))
+                    if not problem:
+                        first(partial(self._remove_output_but, seal.output))
+                        return saved
+                first(partial(self._give_up, step, problem))
+        first(partial(self._remove_output_but, {}))
         return None
 
     def mark_done(self, manifest: Manifest, results: Mapping[str, float], last_step: int) -> None:
@@ -162,27 +184,21 @@ class StageWorkdir:
         (self.folder / DONE).unlink(missing_ok=True)
         self.output.mkdir(exist_ok=True)
 
-    def _hashes_of(self, folder: Path) -> dict[str, str]:
-        """Name and hash of every file, once they are sure to be on the disk; hashed while the disk takes them."""
-        found = list(files_below(folder))
-        paths = [path for path, _ in found]
-        with syncing(paths):
-            size = sum(path.stat().st_size for path in paths)
-            hashes = hashing.several_at_once(hashing.KNOWN.sha256, paths, size)
-        return {name: digest for (_, name), digest in zip(found, hashes, strict=True)}
+    def _give_up(self, step: int, problem: str) -> None:
+        logger.warning("the state of step %d is not used: %s", step, problem)
+        self.states.discard(step)
 
-    def _problem(self, folder: Path) -> str:
-        try:
-            seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-            if seal.get("format") != STATE_FORMAT:
-                return "another version of this program kept it, in another format"
-            for parent, hashes in ((folder, seal["state"]), (self.output, seal["output"])):
-                for name, digest in hashes.items():
-                    if hashing.hash_file(parent / name) != digest:
-                        return f"{parent.name}/{name} has changed"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
+    def _warn(self, step: int, error: BaseException, state: "State") -> None:
+        left = "the one before it stays, and the work goes on"
+        if not is_full(error):
+            why = redact(str(error))
+            logger.warning("no state could be kept at step %d in %s (%s); %s", step, self.states.place.where, why, left)
+            return
+        from dpr_core.state import size
+
+        free, needed = format_bytes(shutil.disk_usage(self.folder).free), format_bytes(size(state))
+        room = f"{free} are free, and it needs {needed}"
+        logger.warning("the disk is full: no state could be kept at step %d (%s); %s", step, room, left)
 
     def _remove_output_but(self, names: Mapping[str, str]) -> None:
         """Remove what was written into the output after a state."""
@@ -192,18 +208,6 @@ class StageWorkdir:
         for folder in sorted((path for path in self.output.rglob("*") if path.is_dir()), reverse=True):
             if not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def write_state(state: "State", folder: Path, rank: int = 0, ranks: int = 1) -> None:
-    """Write what one of several processes writes of a state, or say how much room all of it needs."""
-    from dpr_core.state import size, write
-
-    try:
-        write(state, folder, rank, ranks)
-    except Exception as error:
-        if is_full(error):
-            raise DiskFullError(size(state)) from error
-        raise
 
 
 def _refuse_other_versions(then: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.artifacts.store import Artifact, StageRun, Store
 from tasks.running.shutdown import Shutdown
-from tasks.running.stage_workdir import StageWorkdir, write_state
+from tasks.running.stage_workdir import StageWorkdir
 
 if TYPE_CHECKING:
     from dpr_core.state import State
@@ -107,24 +107,20 @@ class Workspace:
             self._progress.part(what, done, total)
 
     def restore(self) -> dict[str, Any] | None:
-        from dpr_core.state import read
-
-        folder = self.latest_state()
-        return None if folder is None else read(folder)
-
-    def latest_state(self) -> Path | None:
-        """The folder of the state that `restore` reads; the run continues from its step."""
         saved = self._workdir.latest_state()
         if saved is None:
             return None
-        self.run.last_step = saved.last_step
-        return saved.folder
+        self.goes_on_from(saved.last_step)
+        return saved.read()
+
+    def goes_on_from(self, last_step: int) -> None:
+        """The run continues from this step."""
+        self.run.last_step = last_step
 
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
         if self.is_due(step):
-            self.save(step, lambda folder: write_state(state(), folder))
-        self._shutdown.safe_point()
-        self.run.give_up_if_lost()
+            self._workdir.save_state(step, self.flushed(), state)
+        self.stop_if_asked()
 
     def is_due(self, step: int) -> bool:
         """Whether to save a state now. Nothing would be lost here, and a shutdown may wait for the next time."""
@@ -136,12 +132,12 @@ class Workspace:
         """Whether the stage ends here, its state saved."""
         return self._shutdown.requested or self.run.is_lost
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Save the state that `write` puts into a folder."""
+    def flushed(self) -> int:
+        """The last step of which metrics were logged, once all of them are with MLflow or on disk."""
         self.run.flush()
-        self._workdir.save_state(step, self.run.last_step, write)
+        return self.run.last_step
 
-    def stop(self) -> None:
-        """Raise why the stage ends here."""
+    def stop_if_asked(self) -> None:
+        """Raise why the stage ends here, if it does."""
         self._shutdown.safe_point()
         self.run.give_up_if_lost()

@@ -1,12 +1,14 @@
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dpr_core.state import read, write
+from dpr_core.state import SavedTensor, read, write
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -64,5 +66,90 @@ def test_what_cannot_be_kept_is_named(tmp_path: Path, state: Any, words: str) ->
 
 def test_nothing_but_json_and_safetensors_is_on_the_disk(tmp_path: Path) -> None:
     write({"w": torch.ones(2), "n": 1}, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "state.safetensors"]
-    assert json.loads((tmp_path / "state.json").read_text()) == {"w": {"$tensor": "/w"}, "n": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "tensors-0.safetensors"]
+    assert json.loads((tmp_path / "state.json").read_text()) == {
+        "values": {"w": {"$tensor": "/w"}, "n": 1},
+        "tensors": {"/w": {"dtype": "float32", "shape": [2], "chunks": [["tensors-0.safetensors", [0], [2]]]}},
+    }
+
+
+def test_what_is_read_is_mapped_into_memory_and_stays_when_the_file_goes(tmp_path: Path) -> None:
+    write({"w": torch.arange(1000.0)}, tmp_path)
+    found = read(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert torch.equal(found["w"], torch.arange(1000.0))
+
+
+def index(tmp_path: Path) -> Any:
+    """Of a tensor of 4 by 2 that was written in two pieces."""
+    whole = torch.arange(8.0).reshape(4, 2)
+    for rank, part in enumerate(whole.split(2)):
+        save_file({"/w": part.contiguous()}, tmp_path / f"tensors-{rank}.safetensors")
+    chunks = [["tensors-0.safetensors", [0, 0], [2, 2]], ["tensors-1.safetensors", [2, 0], [2, 2]]]
+    return {
+        "values": {"w": {"$tensor": "/w"}},
+        "tensors": {"/w": {"dtype": "float32", "shape": [4, 2], "chunks": chunks}},
+    }
+
+
+def test_of_a_tensor_in_pieces_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(index(tmp_path)))
+    opened: list[str] = []
+
+    def find(name: str) -> Path:
+        opened.append(name)
+        return tmp_path / name
+
+    found = read(find)["w"]
+    assert isinstance(found, SavedTensor)
+    assert (found.shape, opened) == (torch.Size([4, 2]), ["state.json"])
+    assert torch.equal(found.like(torch.zeros(4, 2)), torch.arange(8.0).reshape(4, 2))
+    assert found.like(torch.zeros(4, 2, dtype=torch.float64)).dtype == torch.float64
+    assert opened == ["state.json", "tensors-0.safetensors", "tensors-1.safetensors"]
+    with pytest.raises(ValueError, match="mismatch"):
+        found.like(torch.zeros(3, 2))
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a path": (lambda w: w["chunks"][0].__setitem__(0, "../../../etc/passwd"), "no file of a state"),
+    "another path": (lambda w: w["chunks"][0].__setitem__(0, "/tmp/tensors-0.safetensors"), "no file of a state"),
+    "an offset": (lambda w: w["chunks"][1].__setitem__(1, [2**62, 0]), "outside of"),
+    "a negative offset": (lambda w: w["chunks"][1].__setitem__(1, [-2, 0]), "no list of sizes"),
+    "a size": (lambda w: w["chunks"][1].__setitem__(2, [2**70, 2]), "no list of sizes"),
+    "a shape": (lambda w: w.update(shape=[2**40, 2**40]), "not the whole"),
+    "a gap": (lambda w: w["chunks"].pop(), "not the whole"),
+    "twice the same": (lambda w: w["chunks"].__setitem__(1, w["chunks"][0]), "not the whole"),
+    "no pieces": (lambda w: w.update(chunks=[], shape=[0]), "not the whole"),
+    "a type": (lambda w: w.update(dtype="load"), "no shape, type or pieces"),
+    "another type": (lambda w: w.update(dtype="int32"), "is not what the index says"),
+    "a text": (lambda w: w.update(shape="42"), "no shape, type or pieces"),
+    "a truth": (lambda w: w.update(shape=[True, 2]), "no list of sizes"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_index_is_refused(tmp_path: Path, name: str) -> None:
+    change, words = HOSTILE[name]
+    written = index(tmp_path)
+    change(written["tensors"]["/w"])
+    (tmp_path / "state.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path)["w"].like(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [],
+        {"values": []},
+        {"values": {}},
+        {"values": {"w": {"$tensor": "/w"}}, "tensors": {}},
+        {"values": {"w": {"$tensor": ["x"]}}, "tensors": {}},
+        {"values": {}, "tensors": [1]},
+    ],
+)
+def test_what_is_no_state_is_refused(tmp_path: Path, written: Any) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"no state|no tensor|is none"):
+        read(tmp_path)

@@ -22,6 +22,7 @@ from tasks.cleanup import GarbageCollector, Removable
 from tasks.locks import exclusive
 from tasks.run_stage import Outcome, run_stage
 from tasks.running.stage import Stage
+from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Workspace
 from tests.interruption import Killed
 
@@ -45,7 +46,7 @@ def interrupted(store: Store, stage: Stage, parent: str | None = None) -> str:
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
         (work.output / "half.bin").write_bytes(bytes(1000))
-        work._workdir.save_state(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, {})
         raise Killed
 
     with pytest.raises(Killed):
@@ -401,3 +402,30 @@ def test_nothing_is_built_on_what_was_removed(store: Store, toys: dict[str, Stag
     with pytest.raises(DensePathError, match="never finished"):
         make("double", {"number": left})
     assert make("number").id != left
+
+
+def test_of_states_that_machines_share_go_those_that_are_known_here(
+    store: Store, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("DPR_STATES", shared.as_uri())
+    key = store.record(interrupted(store, toys["number"])).key
+    theirs = StageWorkdir(tmp_path / "their home" / "work" / ("b" * 64))
+    theirs.open("0" * 32)
+    theirs.save_state(1, 1, {})
+    assert not {"states", "work"} & {piece.kind for piece in GarbageCollector(store).find()}
+    garbage = GarbageCollector(store, unfinished=True)
+    found = {piece.kind: piece for piece in garbage.find()}
+    assert (found["states"].where, found["states"].size) == (str(shared / key), sum_of(shared / key))
+    assert found["states"].why == found["work"].why == "unfinished: " + found["work"].why.removeprefix("unfinished: ")
+    assert {"states", "work"} < {piece.kind for piece in garbage.remove(garbage.find())}
+    assert [path.name for path in shared.iterdir()] == ["b" * 64]
+    monkeypatch.setenv("DPR_STATES", "s3://user-of-somebody:planted-secret@bucket")
+    with pytest.raises(DensePathError, match="holds a user") as refused:
+        GarbageCollector(store).find()
+    assert "planted" not in str(refused.value)
+
+
+def sum_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

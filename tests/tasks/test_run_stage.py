@@ -187,7 +187,7 @@ def test_what_changes_after_its_hash_was_noted_is_published_as_it_is(store: Stor
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
         metrics = aged(toys["number"].body)(config, work)
-        work._workdir.save_state(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, {})
         aged(lambda *_: {"bytes": float((work.output / "weights.bin").write_bytes(bytes(256 * 40)))})(config, work)
         return metrics
 

@@ -219,7 +219,7 @@ class Keeping(InMemoryRecorder):
             if distributed.rank() == 0:
                 self.folder.mkdir(parents=True)
             distributed.all_gather([0])  # which waits for all
-            write(state(), self.folder, distributed.rank(), distributed.world_size())
+            write(state(), self.folder)
 
 
 def fine_tuning(launch: LaunchConfig, state: Path, published: Path, goes_on: bool = False) -> Found:

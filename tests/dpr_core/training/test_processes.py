@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from dpr_core import distributed
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError
 from dpr_core.models.oom import BatchLimits
-from dpr_core.state import read
+from dpr_core.state import SavedTensor, read
 from tests import ranks
 from tests.dpr_core.training.distributed import (
     Found,
@@ -106,16 +107,30 @@ def test_each_process_keeps_its_slices_alone(folder: Path) -> None:
     state = folder / "4 fsdp" / "state"
     assert sorted(path.name for path in state.iterdir()) == [
         "state.json",
-        *("state.safetensors" + rank for rank in ("", ".1", ".2", ".3")),
+        *(f"tensors-{rank}.safetensors" for rank in range(4)),
     ]
-    first, last = (load_file(state / name) for name in ("state.safetensors", "state.safetensors.3"))
+    first, last = (load_file(state / f"tensors-{rank}.safetensors") for rank in (0, 3))
     name = "/trainer/weights/model.model.layers.0.self_attn.q_proj.weight"
     assert first[name].shape == last[name].shape == (4, 16)
     assert any("random" in each for each in first)
     assert not any("random" in each for each in last)
-    entry = json.loads((state / "state.json").read_text())["trainer"]["weights"][name.rpartition("/")[2]]
-    assert entry == {"$tensor": name, "$slices": 4}
-    assert torch.equal(read(state)["trainer"]["weights"][name.rpartition("/")[2]][12:], last[name])
+    index = json.loads((state / "state.json").read_text())["tensors"][name]
+    assert index["chunks"] == [[f"tensors-{rank}.safetensors", [4 * rank, 0], [4, 16]] for rank in range(4)]
+
+
+@pytest.mark.slow
+def test_pytorchs_own_reader_finds_the_same_tensors(folder: Path) -> None:
+    """Its storage for Hugging Face's files knows nothing of our index."""
+    state = folder / "4 fsdp" / "state"
+    kept = read(state)["trainer"]
+    known = [(f"/trainer/weights/{name}", weight) for name, weight in kept["weights"].items()]
+    known += [(f"/trainer/optimizer/{i}/exp_avg", each["exp_avg"]) for i, each in enumerate(kept["optimizer"])]
+    assert all(isinstance(weight, SavedTensor) for _, weight in known)
+    target = {name: torch.empty(weight.shape, dtype=torch.float64) for name, weight in known}
+    theirs = {name: each.clone() for name, each in target.items()}
+    dcp.load(theirs, storage_reader=dcp.HuggingFaceStorageReader(str(state)), no_dist=True)
+    assert all(torch.equal(weight.like(target[name]), theirs[name]) for name, weight in known)
+    assert all(bool(each.any()) for each in theirs.values())
 
 
 @pytest.mark.slow

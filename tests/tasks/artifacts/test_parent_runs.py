@@ -220,7 +220,7 @@ def interrupted(toys: dict[str, Stage], store: Store, moment: datetime | None) -
     import dataclasses
 
     def body(config: Any, work: Workspace) -> dict[str, float]:
-        work._workdir.save_state(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, {})
         raise Killed
 
     stage = dataclasses.replace(toys["number"], body=body)
@@ -295,7 +295,6 @@ SLOW = """
 import json, runpy, sys, time
 from dataclasses import replace
 from pathlib import Path
-from tasks.running.stage_workdir import write_state
 from tasks.run_stage import run_stage
 from tasks.artifacts.store import Store
 toys = runpy.run_path("tests/tasks/conftest.py")
@@ -306,7 +305,7 @@ def body(config, work):
     first = 0 if left is None else left["step"]
     (store.home / f"began at {first}").touch()
     for step in range(first, 8):
-        work._workdir.save_state(step, step, lambda folder: write_state({"step": step}, folder))
+        work._workdir.save_state(step, step, {"step": step})
         time.sleep(600 if left is None and step == 3 else 0)
     toys["write"](work, config.value)
     return {}
