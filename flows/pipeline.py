@@ -25,7 +25,7 @@ from flows.merging import MergedStudies
 from flows.orchestration import body, flow, run_flow
 from flows.requests import ImportRequest, Jobs, Request, RerunRequest, RunRequest, StageRequest, Studies, SweepRequest
 from flows.run_document import IncompleteError, pipeline_run, reused, stage_entry
-from tasks.artifacts.retrying import UnansweredError
+from tasks.artifacts.retrying import LeaseLostError, UnansweredError
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned, in_order, plan, preflight
 from tasks.local_home import is_full
@@ -233,7 +233,7 @@ class _Runner:
 
     def _run(self, nodes: Sequence[Node], before: Done) -> Done:
         def on_failure(failure: Failure) -> None:
-            if isinstance(failure.error, UnansweredError) or is_full(failure.error):
+            if isinstance(failure.error, UnansweredError | LeaseLostError) or is_full(failure.error):
                 raise failure.error  # every other stage would end so
             if len(nodes) > 1:
                 logger.warning("%s failed, and what is built on it is left out: %s", failure.node, failure.error)

@@ -1,7 +1,7 @@
 """Unfinished pipelines and stages, which `dpr resume` can go on with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpr_core.errors import DensePathError, UsageError
@@ -16,6 +16,19 @@ INTERRUPTED = ("INTERRUPTED", "KILLED")
 
 
 @dataclass(frozen=True)
+class UnderWay:
+    """A pipeline, or a stage that is run alone, at which another machine is."""
+
+    id: str
+    name: str
+    where: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return {"id": self.id, "name": self.name, "where": self.where}
+
+
+@dataclass(frozen=True)
 class Unfinished:
     """A pipeline, or a stage whose pipeline cannot be resumed."""
 
@@ -25,11 +38,18 @@ class Unfinished:
     to_run: list[str]
     reused: int
     note: str = ""
+    where: str = ""
+    """The other machine that left it, if one did."""
 
     @property
     def failed(self) -> bool:
         """It ended by itself, and would perhaps do so again: resumed only by name."""
         return self.run.status == "FAILED"
+
+    @property
+    def is_anothers(self) -> bool:
+        """It was stopped on another machine, perhaps on purpose: resumed only by name."""
+        return bool(self.where) and self.run.status == "KILLED"
 
     @property
     def document(self) -> dict[str, Any]:
@@ -41,22 +61,28 @@ class Unfinished:
             "there": self.reused,
             "to_run": self.to_run,
             "note": self.note,
+            "where": self.where,
         }
 
 
-def unfinished(store: Store) -> list[Unfinished]:
-    """All of it, pipelines first, the newest of each first; nothing that a live process works on."""
+def unfinished(store: Store) -> tuple[list[Unfinished], list[UnderWay]]:
+    """All of it, pipelines first, the newest of each first; nothing that a live process works on. And what other
+    machines are at. Where a run of another machine is, it is watched until that is known."""
+    store.parent_runs.watch()
     pipelines = store.parent_runs.resumable()
-    covered = {run.id for run in store.parent_runs.all() if run.status == "RUNNING"} | {run.id for run in pipelines}
-    stages = [record for record in _interrupted_stages(store) if record.parent not in covered]
-    runs: list[ParentRun | Record] = [*pipelines, *stages]
-    return [_planned(store, run) for run in runs]
+    running = [run for run in store.parent_runs.all() if run.status == "RUNNING"]
+    stages, wheres = _interrupted_stages(store, {run.id for run in [*running, *pipelines]})
+    elsewhere = [UnderWay(run.id, run.name, run.elsewhere) for run in running if run.elsewhere]
+    elsewhere += [UnderWay(each.id, each.name, wheres[each.id]) for each in stages if each.status == "RUNNING"]
+    left = [_planned(store, run, run.elsewhere) for run in pipelines]
+    left += [_planned(store, each, wheres.get(each.id, "")) for each in stages if each.status in INTERRUPTED]
+    return left, elsewhere
 
 
 def chosen(every: Sequence[Unfinished], references: Sequence[str]) -> list[Unfinished]:
     """Those that are named, by a prefix of their ID; without any, those that were interrupted."""
     if not references:
-        return [each for each in every if not each.failed]
+        return [each for each in every if not (each.failed or each.is_anothers)]
     named = []
     for reference in references:
         prefix = reference.strip().removeprefix("runs:/").lower()
@@ -68,23 +94,29 @@ def chosen(every: Sequence[Unfinished], references: Sequence[str]) -> list[Unfin
     return named
 
 
-def _planned(store: Store, run: ParentRun | Record) -> Unfinished:
+def _planned(store: Store, run: ParentRun | Record, where: str) -> Unfinished:
     """A run with its request, and with the stages that are left to run; a stage is resumed by its rerun."""
     try:
         request = read_request(run) if isinstance(run, ParentRun) else RerunRequest(artifact=run.id)
         planned = plan(dispatch(request, store).nodes, store, run.started if request.force else None)
     except DensePathError as error:
-        return Unfinished(run, None, [], 0, str(error))
+        return Unfinished(run, None, [], 0, str(error), where)
     to_run = [step.name for step in planned if step.status == "run"]
-    return Unfinished(run, request, to_run, len(planned) - len(to_run), run.reason)
+    return Unfinished(run, request, to_run, len(planned) - len(to_run), run.reason, where)
 
 
-def _interrupted_stages(store: Store) -> list[Record]:
-    """Runs that were interrupted and whose work has not been done since; of those of one key the newest."""
+def _interrupted_stages(store: Store, covered: Collection[str]) -> tuple[list[Record], dict[str, str]]:
+    """Runs without such a pipeline that were interrupted, or are under way on another machine, and whose work has not
+    been done since, of those of one key the newest; and where the others are, or were."""
     records = [store.with_live_status(record) for record in store.records()]
     done = {record.key for record in records if record.finished}
+    alone = [each for each in records if each.key not in done and each.parent not in covered]
+    theirs = store.turns.elsewhere([each for each in alone if each.status == "RUNNING" and not store.is_own(each)])
     newest: dict[str, Record] = {}
-    for record in records:
-        if record.key not in done and store.is_own(record):
+    for record in alone:
+        if record.id in theirs and theirs[record.id][1]:
+            newest.setdefault(record.key, replace(record, status="INTERRUPTED"))
+        elif record.id in theirs or store.is_own(record):
             newest.setdefault(record.key, record)
-    return [record for record in newest.values() if record.status in INTERRUPTED]
+    found = [each for each in newest.values() if each.status in INTERRUPTED or each.id in theirs]
+    return found, {run_id: where for run_id, (where, _) in theirs.items()}

@@ -126,7 +126,7 @@ class GarbageCollector:
                 continue
             why = f"run {record.title} is {self._store.with_live_status(record).status}"
             for name in (PAYLOAD, f"{PAYLOAD}.partial", MANIFEST):
-                yield from self._piece(folder / name, "payload", why, record.key, self._is_unfinished(record.id))
+                yield from self._piece(folder / name, "payload", why, record.key, self._is_unfinished(record))
 
     def _uploads(self) -> Iterator[Removable]:
         """Partial copies beside the payload of a finished artifact."""
@@ -258,8 +258,9 @@ class GarbageCollector:
         """Whether this store has all runs that worked in this home."""
         return self._store.embedded or not (self._store.home / "mlflow.db").exists()
 
-    def _is_unfinished(self, run_id: str) -> Callable[[], bool]:
-        return lambda: not self._store.record(run_id).finished
+    def _is_unfinished(self, record: Record) -> Callable[[], bool]:
+        """Whether it still is, and no other host has taken it over."""
+        return lambda: not self._store.record(record.id).finished and self._store.turns.is_left_to_us(record)
 
     def _workdir(self, key: str) -> StageWorkdir:
         return StageWorkdir(self._store.home / "work" / key)

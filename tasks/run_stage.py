@@ -1,5 +1,6 @@
 """Idempotent run of one stage: verify the inputs, reuse what has the same key, else work and publish atomically."""
 
+import functools
 import json
 import logging
 import time
@@ -13,9 +14,13 @@ from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.identity import InputEntry, Manifest, files_below, stage_key
+from tasks.artifacts.leases import Holder
 from tasks.artifacts.listed import only_for_people
+from tasks.artifacts.retrying import LeaseLostError
+from tasks.artifacts.run_records import is_recent
 from tasks.artifacts.store import Artifact, Record, StageRun, Store
 from tasks.artifacts.system_metrics import watched
+from tasks.artifacts.turns import Turn
 from tasks.local_home import disk_full_error, is_full, syncing
 from tasks.locks import exclusive
 from tasks.registry import stage_named
@@ -30,6 +35,7 @@ from tasks.stages.datasets_and_models import TRAINING, datasets_read, model_meas
 logger = logging.getLogger("dense_path")
 
 RESUMED = "it was interrupted, and went on from there"
+SAY_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -120,48 +126,57 @@ def run_stage(
     digests = {role: artifact.digest for role, artifact in artifacts.items()}
     key = stage_key(stage.name, stage.version_of(config), config.identity(), digests)
 
+    workdir = StageWorkdir(store.home / "work" / key)
+    why, damage, run = RESUMED, list[str](), None
+
     def on_wait() -> None:
         logger.info("%s: another process is making this; waiting for it", name)
 
-    with graceful_shutdown() as shutdown, ExitStack() as turn, ExitStack() as held:
-        held.enter_context(exclusive(store.home / "locks" / f"{key}.lock", on_wait))
-        candidates = recent(store.finished(key), not_before)
-        found, damage = reusable(candidates, lambda run_id: store.verify(run_id, quick=True))
-        for line in damage:
-            logger.warning("%s: not reused: %s", name, line)
-        workdir = StageWorkdir(store.home / "work" / key)
-        if found is not None:
-            if workdir.attempt == found.id:
-                workdir.clear()
-            took = time.monotonic() - started
-            return Outcome(stage.name, name, found.id, "reused", took, found.results, unchanged_since(found))
-        check_launch(stage, config)
-        workdir.check()
-        turn.enter_context(OBSERVER.get().turn(stage.name, config))
-        if in_ranks is not None and (launch := stage.launch(config)):
-            held.close()
-            job = StageJob(stage.name, name, config, inputs, parent, not_before, origin)
-            return in_ranks(job, launch, store, progress, shutdown)
-        run = _resumed(store, workdir, key, name, parent, not_before)
-        for stale in store.end_stale(key, but=run):
-            logger.warning("%s: run %s had been killed; it had left nothing to go on from", name, stale[:8])
-        why = RESUMED
-        if run is None:
-            requested = RequestedStage(name, stage.name, stage.version_of(config), config, digests, frozenset(digests))
-            reasons = damage or ([FORCED] if not_before else _changes(requested, store, parent, origin))
-            why = "; ".join(reasons) or UNEXPLAINED
-            logger.info("%s: runs, because: %s", name, why)
-            workdir.clear()
-            run = store.begin(
-                stage=stage.name,
-                name=name,
-                version=stage.version_of(config),
-                key=key,
-                config=config,
-                inputs={role: artifact.id for role, artifact in artifacts.items()},
-                parent=parent,
-                description=f"{stage.describe(config)}\n\nRan because: {why}.",
-            )
+    def begin() -> StageRun:
+        nonlocal why
+        requested = RequestedStage(name, stage.name, stage.version_of(config), config, digests, frozenset(digests))
+        reasons = damage or ([FORCED] if not_before else _changes(requested, store, parent, origin))
+        why = "; ".join(reasons) or UNEXPLAINED
+        logger.info("%s: runs, because: %s", name, why)
+        return store.begin(
+            stage=stage.name,
+            name=name,
+            version=stage.version_of(config),
+            key=key,
+            config=config,
+            inputs={role: artifact.id for role, artifact in artifacts.items()},
+            parent=parent,
+            description=f"{stage.describe(config)}\n\nRan because: {why}.",
+            not_before=not_before,
+        )
+
+    with graceful_shutdown() as shutdown, ExitStack() as held, ExitStack() as lock:
+        lock.enter_context(exclusive(store.home / "locks" / f"{key}.lock", on_wait))
+        prepare = functools.cache(lambda: held.enter_context(OBSERVER.get().turn(stage.name, config)))
+        while run is None:
+            finished = store.finished(key)
+            candidates = recent(finished, not_before)
+            found, damage = reusable(candidates, lambda run_id: store.verify(run_id, quick=True))
+            for line in damage:
+                logger.warning("%s: not reused: %s", name, line)
+            if found is not None:
+                if workdir.attempt == found.id:
+                    workdir.clear()
+                took = time.monotonic() - started
+                return Outcome(stage.name, name, found.id, "reused", took, found.results, unchanged_since(found))
+            check_launch(stage, config)
+            workdir.check()
+            if in_ranks is not None and (launch := stage.launch(config)):
+                prepare()
+                lock.close()
+                job = StageJob(stage.name, name, config, inputs, parent, not_before, origin)
+                return in_ranks(job, launch, store, progress, shutdown)
+            known = {record.id for record in finished}
+            turn = Turn(key, config, workdir.stage_run(), known, not_before, parent, prepare, begin, Waiting(name))
+            run = store.turns.hold(turn)
+        if why == RESUMED:
+            logger.info("%s: goes on with run %s, which was interrupted", name, run.id[:8])
+        held.enter_context(run.held())
         work = Workspace(
             run,
             store,
@@ -199,18 +214,27 @@ def check_launch(stage: Stage, config: StageConfig) -> None:
 
 def recent(records: Iterable[Record], not_before: datetime | None) -> list[Record]:
     """Those that were not begun before a moment; without one, all."""
-    return [record for record in records if not_before is None or record.started >= not_before]
+    return [record for record in records if is_recent(record, not_before)]
 
 
-def _resumed(
-    store: Store, workdir: StageWorkdir, key: str, name: str, parent: str | None, not_before: datetime | None
-) -> StageRun | None:
-    """The interrupted run whose work is in the folder, if there is one."""
-    run_id = workdir.stage_run()
-    run = None if run_id is None else store.resume(run_id, key, parent, not_before)
-    if run is not None:
-        logger.info("%s: goes on with run %s, which was interrupted", name, run.id[:8])
-    return run
+class Waiting:
+    """Says who is waited for, and every few minutes that it still is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since = time.monotonic()
+        self._said: float | None = None
+
+    def __call__(self, holder: Holder) -> None:
+        now = time.monotonic()
+        if self._said is None:
+            logger.info("%s: another host is making this (%s); waiting for it", self._name, holder.where)
+        elif now - self._said < SAY_SECONDS:
+            return
+        else:
+            minutes = (now - self._since) / 60
+            logger.info("%s: %s is still at it; waited for %.0f minutes", self._name, holder.where, minutes)
+        self._said = now
 
 
 def reusable(finished: Iterable[Record], problems_of: Callable[[str], list[str]]) -> tuple[Record | None, list[str]]:
@@ -265,16 +289,19 @@ def _run_and_publish(
             models = models_made(stage.name, name, (each["path"] for each in manifest.files), metrics, run.last_step)
             measured = model_measured(config, artifacts, work.store)
         run.publish(work.output, manifest, models, measured)
+    except LeaseLostError:
+        raise
     except BaseException as error:
         if body is not in_this_process:
             shutdown.block_signals()  # the other ranks fail as well, and their agent then terminates this one
-        if workdir.is_resumable:
+        kept = workdir.is_resumable
+        if kept:
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)
         else:
             workdir.clear()
         if isinstance(error, DensePathError):
             error.run = run.id
-        _end(run, "FAILED" if isinstance(error, Exception) else "KILLED", f"{type(error).__name__}: {error}")
+        _end(run, "FAILED" if isinstance(error, Exception) else "KILLED", f"{type(error).__name__}: {error}", kept)
         if is_full(error) and not isinstance(error, DensePathError):
             raise disk_full_error(work.store.home) from error
         raise
@@ -336,9 +363,9 @@ def _finished_before(run: StageRun, workdir: StageWorkdir) -> tuple[Manifest, di
     return None
 
 
-def _end(run: StageRun, status: str, reason: str) -> None:
+def _end(run: StageRun, status: str, reason: str, kept: bool) -> None:
     """End a failed run; that the store cannot even take this must not hide why it failed."""
     try:
-        run.end(status, reason)
+        run.end(status, reason, kept=kept)
     except (DensePathError, OSError) as error:
         logger.warning("run %s could not be marked as %s: %s", run.id[:8], status, error)

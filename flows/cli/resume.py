@@ -2,7 +2,9 @@
 
 import re
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,8 +37,9 @@ def resume(
 
     Each goes on in its own MLflow run. Finished stages are reused, and the stage that was cut off goes on from the
     newest state that it kept. Stages are done where they were to be, unless --place says otherwise. What failed by
-    itself is gone on with only if its ID is given. `dpr resume --plan` lists everything that is unfinished and runs
-    nothing. To give the first command again does the same for that one.
+    itself is gone on with only if its ID is given. Where machines share a store, what one of them left without a word
+    is taken over; what was stopped there goes on by its ID. `dpr resume --plan` lists everything that is unfinished,
+    and where, and runs nothing. To give the first command again does the same for that one.
     """
     with reported(debug, RESUME):
         from dpr_core.config.placing import read_rules
@@ -45,14 +48,17 @@ def resume(
         from tasks.artifacts.store import Store
 
         place, store = read_rules(places), Store.open()
-        every = unfinished(store)
+        every, elsewhere = unfinished(store)
         selected = chosen(every, ids or [])
         if plan:
-            document = {"unfinished": [{**each.document, "goes_on": each in selected} for each in every]}
-            emit(document, as_json, lambda: view.unfinished_table(every, selected))
+            document = {
+                "unfinished": [{**each.document, "goes_on": each in selected} for each in every],
+                "elsewhere": [each.document for each in elsewhere],
+            }
+            emit(document, as_json, lambda: view.unfinished_table(every, selected, elsewhere))
             return
         if not selected:
-            emit({"resumed": []}, as_json, lambda: view.unfinished_table(every, selected) if every else view.NOTHING)
+            emit({"resumed": []}, as_json, lambda: view.unfinished_table(every, selected, elsewhere))
             return
         store.check_writable()
         _resume_all(store, selected, place, as_json, debug)
@@ -78,7 +84,7 @@ def _resume_all(
         try:
             if request is None:
                 raise DensePathError(each.note)
-            document = start(request)
+            document = _started(each, partial(start, request))
         except DensePathError as error:
             print(escape_control_lines(f"{each.run.title}: {error}"), file=sys.stderr)
             failures.append(each.run.title)
@@ -91,6 +97,17 @@ def _resume_all(
         emit({"resumed": documents}, True, lambda: "")
     if failures:
         raise DensePathError(f"{len(failures)} of {len(selected)} failed: {', '.join(failures)}")
+
+
+def _started(each: "Unfinished", start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A pipeline goes on in its own run, unless another process has taken it meanwhile."""
+    from tasks.artifacts.parent_runs import RESUMED, ParentRun
+
+    before = RESUMED.set(each.run.id if isinstance(each.run, ParentRun) else None)
+    try:
+        return start()
+    finally:
+        RESUMED.reset(before)
 
 
 def _show(store: "Store", each: "Unfinished", document: dict[str, Any]) -> None:

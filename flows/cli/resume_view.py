@@ -9,7 +9,7 @@ from rich.text import Text
 
 from flows.cli.completion import SHORT
 from flows.cli.inspect_view import add_row, grid
-from flows.resume import Unfinished
+from flows.resume import UnderWay, Unfinished
 from tasks.cleanup import Removable
 from tasks.running.stage_workdir import format_bytes
 
@@ -17,20 +17,27 @@ NOTHING = "Nothing is unfinished."
 LISTED = 3
 
 
-def unfinished_table(every: Sequence[Unfinished], selected: Sequence[Unfinished]) -> RenderableType:
+def unfinished_table(
+    every: Sequence[Unfinished], selected: Sequence[Unfinished], elsewhere: Sequence[UnderWay]
+) -> RenderableType:
     """Everything unfinished: what `dpr resume` would do, and what it leaves alone."""
+    under_way = [f"{each.id[:SHORT]} ({each.name}): {each.where} works on it" for each in elsewhere]
     if not every:
-        return Text(NOTHING)
-    table = grid("run", "name", "status", "started (UTC)", "there", "left to do", "why it ended")
+        return Text("\n".join([*under_way, NOTHING if not under_way else "Nothing else is unfinished."]))
+    others = ["where"] if any(each.where for each in every) else []
+    table = grid("run", "name", "status", "started (UTC)", "there", "left to do", "why it ended", *others)
     for each in every:
         more = f" and {len(each.to_run) - LISTED} more" if len(each.to_run) > LISTED else ""
         left = ", ".join(each.to_run[:LISTED]) + more
         run = each.run
         started = f"{run.started:%Y-%m-%d %H:%M:%S}"
-        add_row(table, run.id[:SHORT], run.name, run.status.lower(), started, str(each.reused), left, each.note)
-    lines = [f"dpr resume goes on with {len(selected)} of {len(every)}; nothing was run."]
+        cells = [run.id[:SHORT], run.name, run.status.lower(), started, str(each.reused), left, each.note]
+        add_row(table, *cells, *([each.where or "here"] if others else []))
+    lines = [*under_way, f"dpr resume goes on with {len(selected)} of {len(every)}; nothing was run."]
     if failed := [each for each in every if each.failed and each not in selected]:
         lines.append(f"What failed is gone on with by name: dpr resume {failed[0].run.id[:SHORT]}")
+    if theirs := [each for each in every if each.is_anothers and each not in selected]:
+        lines.append(f"What was stopped on another machine is, too: dpr resume {theirs[0].run.id[:SHORT]}")
     return Group(table, Text("\n".join(lines)))
 
 

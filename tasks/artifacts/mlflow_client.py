@@ -79,18 +79,31 @@ class MlflowClient:
         self.retry = RetryPolicy(self.where, retry_seconds, self._probe, self._error_text)
         self._home = home
         self._mlflow: Any = None
+        self._fence: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._mlflow, name)
-        if not name.startswith(READING):
+        writes = not name.startswith(READING)
+        if writes:
             self.check_writable()
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
+            def request() -> Any:
+                if writes:
+                    self._fence()
+                return method(*args, **kwargs)
+
             with self._own_errors():
-                return self.retry.call(lambda: method(*args, **kwargs))
+                return self.retry.call(request)
 
         return call
+
+    def fenced(self, fence: Callable[[], None]) -> "MlflowClient":
+        """The same client, which calls `fence` right before each request that writes."""
+        client = object.__new__(type(self))
+        client.__dict__.update(self.__dict__, _fence=fence)
+        return client
 
     def connect(self, database: Path | None) -> None:
         """Import MLflow and open the store; `database` is an SQLite file to make where there is none."""
@@ -174,8 +187,13 @@ class MlflowClient:
         """Several calls of MLflow's own client as one: where an answer is lost all are made again, and look first what
         is there."""
         self.check_writable()
+
+        def fenced() -> T:
+            self._fence()
+            return request(self._mlflow)
+
         with self._own_errors():
-            return self.retry.call(lambda: request(self._mlflow))
+            return self.retry.call(fenced)
 
     def log_config(self, run_id: str, config: Config | Mapping[str, Any]) -> None:
         """A config as params to compare by, and whole as config.yaml."""

@@ -6,16 +6,18 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dpr_core.errors import UsageError
+from dpr_core.errors import DensePathError, UsageError
 from dpr_core.redaction import redact
 from tasks.artifacts.experiment_page import POLICY, prepare
 from tasks.artifacts.identity import canonical_json
+from tasks.artifacts.leases import Lease, Leases, Ledger
 from tasks.artifacts.listed import only_for_people
 from tasks.artifacts.run_records import ID, NOTE_LIMIT, TAG_LIMIT, mapping_in_tag, mlflow_name, split_tag
 from tasks.locks import exclusive, is_held
@@ -33,6 +35,9 @@ MOST_BY_ID = 100
 PARENT = "mlflow.parentRunId"
 NAME_LIMIT = 250
 PROCESS_GONE = "its process ended without a word"
+
+RESUMED: ContextVar[str | None] = ContextVar("resumed", default=None)
+"""The parent run that is to be gone on with, and no other."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ class ParentRun:
     request: StoredRequest | None
     reason: str = ""
     here: bool = True
-    """Whether it was started in this `DPR_HOME` on this host, so that its lock shows whether its process lives."""
+    """Whether this home may go on with it: its own lock shows that its process is gone, or the store has leases."""
+    elsewhere: str = ""
+    """The other host and home that it is under way in, or was last; empty if that is this one."""
 
     @property
     def title(self) -> str:
@@ -107,13 +114,18 @@ class ParentRun:
 
     @property
     def is_interrupted(self) -> bool:
-        return self.is_resumable and self.status != "FAILED"
+        """Whether it ended without anybody's having wanted that, or by somebody here."""
+        return self.is_resumable and (self.status == "INTERRUPTED" or (self.status == "KILLED" and not self.elsewhere))
 
 
 class ParentRuns:
     """The parent runs of one experiment."""
 
-    def __init__(self, client: "MlflowClient", experiment: str, home: Path, owner: str) -> None:
+    def __init__(
+        self, client: "MlflowClient", experiment: str, home: Path, owner: str, leases: Leases | None = None
+    ) -> None:
+        self._leases = leases
+        self._held: dict[str, Lease] = {}
         self._client = client
         self._experiment = experiment
         self._locks = home / "locks"
@@ -121,15 +133,52 @@ class ParentRuns:
 
     @contextmanager
     def running(self, info: PipelineInfo) -> Iterator[str]:
-        """The ID of a parent run whose lock this process holds inside the block: an interrupted one, or a new one."""
+        """The ID of a parent run that is this process's inside the block: an interrupted one, or a new one."""
         self._client.check_writable()
+        self.watch(info.request)
         with ExitStack() as held:
             with exclusive(self._locks / "pipelines.lock"):
                 found = self.unfinished(info.request)
-                self._end_dead()
+                self._end_dead(but=found)
+                if found is not None and not self._take(found.id):
+                    found = None
+                if (wanted := RESUMED.get()) and (found is None or found.id != wanted):
+                    raise DensePathError(f"the pipeline {wanted[:8]} was finished, or another process goes on with it")
                 run_id = self.begin(info) if found is None else self._resume(found, info)
                 held.enter_context(exclusive(self._locks / f"{run_id}.lock"))
+                if found is None and not self._take(run_id):
+                    raise DensePathError(f"another machine took the pipeline {run_id[:8]}; give the same command again")
+            if lease := self._held.get(run_id):
+                held.enter_context(lease)
+                held.callback(self._held.pop, run_id)
             yield run_id
+
+    def watch(self, request: StoredRequest | None = None) -> None:
+        """Find out which of those that are under way elsewhere have lapsed, of all or of one request; this may take as
+        long as a lease."""
+        if self._leases is not None:
+            conditions = ["attributes.status != 'FINISHED'", "tags.`dpr.pipeline` LIKE '%'"]
+            if request is not None:
+                conditions.append(f"tags.`dpr.request` = '{request.key}'")
+            self._leases.watch(lambda: self._search(*conditions))
+
+    def _take(self, run_id: str) -> bool:
+        """Whether it is this process's now; without leases its lock is all that it takes."""
+        if self._leases is None:
+            return True
+        ledger = Ledger.of(self._client.get_run(run_id))
+        lease = None if self._is_at_work(ledger) else self._leases.take(ledger)
+        if lease is not None:
+            self._held[run_id] = lease
+        return lease is not None
+
+    def _is_at_work(self, ledger: Ledger) -> bool:
+        """Whether another home is at it, as far as is known."""
+        return self._leases is not None and self._leases.is_elsewhere(ledger) and not ledger.has_lapsed
+
+    def _client_of(self, run_id: str) -> "MlflowClient":
+        lease = self._held.get(run_id)
+        return self._client if lease is None else self._client.fenced(lease.confirm)
 
     def begin(self, info: PipelineInfo) -> str:
         """A new parent run. Without its lock it counts as interrupted."""
@@ -151,6 +200,8 @@ class ParentRuns:
     def _resume(self, found: ParentRun, info: PipelineInfo) -> str:
         logger.info("goes on with the pipeline run %s of %s", found.title, f"{found.started:%Y-%m-%d %H:%M} UTC")
         self._client.update_run(found.id, status="RUNNING")
+        if found.elsewhere:
+            self._client.set_tag(found.id, "dpr.owner", self._owner)
         with only_for_people("settings"):
             self._client.log_config(found.id, info.settings)
         return found.id
@@ -187,10 +238,13 @@ class ParentRuns:
 
     def end(self, run_id: str, status: str, document: Mapping[str, Any], reason: str = "") -> None:
         """End a parent run as FINISHED, FAILED or KILLED, with the outcome of every stage as a file."""
-        with self._client.ending(status):
-            self._client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
-            self._client.set_tag(run_id, "dpr.reason", redact(reason)[:2000])
-            self._client.set_terminated(run_id, status)
+        client = self._client_of(run_id)
+        with client.ending(status):
+            client.log_text(run_id, json.dumps(document, indent=2, ensure_ascii=False), "run.json")
+            client.set_tag(run_id, "dpr.reason", redact(reason)[:2000])
+            client.set_terminated(run_id, status)
+            if status != "FINISHED" and (lease := self._held.get(run_id)):
+                lease.release(closed=False)
 
     def document(self, run_id: str) -> dict[str, Any]:
         """The document that a pipeline run ended with: the outcome of every stage."""
@@ -255,15 +309,22 @@ class ParentRuns:
         with exclusive(self._locks / "pipelines.lock"):
             return self._end_dead()
 
-    def _end_dead(self) -> list[ParentRun]:
-        dead = [each for each in self.all("attributes.status = 'RUNNING'") if each.status == "INTERRUPTED"]
+    def _end_dead(self, but: ParentRun | None = None) -> list[ParentRun]:
+        running = self.all("attributes.status = 'RUNNING'")
+        dead = [each for each in running if each.status == "INTERRUPTED" and not each.elsewhere]
+        ended = []
         for pipeline in dead:
-            self._client.set_tag(pipeline.id, "dpr.reason", PROCESS_GONE)
-            self._client.set_terminated(pipeline.id, "KILLED")
-        return dead
+            if pipeline.id != (but and but.id) and self._take(pipeline.id):
+                self._client.set_tag(pipeline.id, "dpr.reason", PROCESS_GONE)
+                self._client.set_terminated(pipeline.id, "KILLED")
+                if lease := self._held.pop(pipeline.id, None):
+                    lease.release(closed=False)
+                ended.append(pipeline)
+        return ended
 
     def since(self, request: StoredRequest) -> datetime:
         """When the work on a request began: the start of an interrupted one, or now."""
+        self.watch(request)
         found = self.unfinished(request)
         return datetime.now(UTC) if found is None else found.started
 
@@ -272,10 +333,17 @@ class ParentRuns:
         return newest_open(self._newest_first(f"tags.`dpr.request` = '{request.key}'", at_once=A_FEW), request)
 
     def _read(self, run: Any) -> ParentRun:
-        tags = run.data.tags
-        here = tags.get("dpr.owner") == self._owner
+        tags, ledger = run.data.tags, Ledger.of(run)
         status = str(run.info.status)
-        if here and status == "RUNNING" and not is_held(self._locks / f"{run.info.run_id}.lock"):
+        elsewhere = ""
+        here = self._leases is not None or tags.get("dpr.owner") == self._owner
+        if self._leases is not None and ledger.holder.home != self._owner:
+            elsewhere = ledger.holder.where
+            if self._is_at_work(ledger):
+                status = "RUNNING"
+            elif status == "RUNNING":
+                status = "INTERRUPTED"
+        elif here and status == "RUNNING" and not is_held(self._locks / f"{run.info.run_id}.lock"):
             status = "INTERRUPTED"
         content = mapping_in_tag("dpr.what", tags)
         return ParentRun(
@@ -286,6 +354,7 @@ class ParentRuns:
             request=StoredRequest(content, mapping_in_tag("dpr.how", tags)) if content else None,
             reason=tags.get("dpr.reason", ""),
             here=here,
+            elsewhere=elsewhere,
         )
 
 

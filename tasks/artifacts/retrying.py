@@ -72,6 +72,8 @@ def is_transient(error: BaseException) -> bool:
         chain.append(link)
         link = link.__cause__ or link.__context__
     texts = [str(link).lower() for link in chain]
+    if isinstance(error, LeaseLostError):
+        return False
     if is_full(error) or any(word in text for word in PERMANENT_WORDS for text in texts):
         return False
     return (
@@ -102,6 +104,10 @@ _SILENT_SINCE: dict[str, float] = {}
 
 class UnansweredError(DensePathError):
     """MLflow has been silent for so long that nothing else can be done either."""
+
+
+class LeaseLostError(DensePathError):
+    """Another process has taken over what this one was at: nothing more is written from here."""
 
 
 class RetryPolicy:

@@ -47,6 +47,8 @@ class Record:
     """The host and the `DPR_HOME` that it was made in."""
     commit: str = ""
     """Of the code that made it, where that is known."""
+    since: str = ""
+    """For what it was made anew, if it was: the moment before which nothing was to be reused."""
 
     @property
     def finished(self) -> bool:
@@ -92,7 +94,18 @@ def record_of(run: Any) -> Record:
         run_digest=tags.get("dpr.run"),
         owner=tags.get("dpr.owner", ""),
         commit=tags.get("mlflow.source.git.commit", ""),
+        since=tags.get("dpr.since", ""),
     )
+
+
+def moment(not_before: datetime) -> str:
+    """A moment as in the tag `dpr.since`."""
+    return str(round(not_before.timestamp() * 1000))
+
+
+def is_recent(record: Record, not_before: datetime | None) -> bool:
+    """Whether it was begun at a moment or later, by this clock; or for the same moment, by whichever clock."""
+    return not_before is None or record.started >= not_before or record.since == moment(not_before)
 
 
 class Snapshot:

@@ -4,6 +4,7 @@ import errno
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tasks.artifacts.run_records import MANIFEST, PAYLOAD, mlflow_name, record_o
 from tasks.local_home import sync
 
 if TYPE_CHECKING:
+    from tasks.artifacts.leases import Lease
     from tasks.artifacts.mlflow_client import MlflowClient
 
 
@@ -28,14 +30,29 @@ SYSTEM = "system"
 class StageRun:
     """One MLflow run in progress. Metrics are sent every few seconds, everything else at once."""
 
-    def __init__(self, run_id: str, client: "MlflowClient", root: Path | None, began: int = 0) -> None:
+    def __init__(
+        self, run_id: str, client: "MlflowClient", root: Path | None, began: int = 0, lease: "Lease | None" = None
+    ) -> None:
         self.id = run_id
+        self._lease = lease
         self._began = began
         self._client = client
         self._root = root
-        self._buffer = MetricBuffer(lambda entries: client.try_metrics(run_id, entries))
+        self._buffer = MetricBuffer(self._try_metrics)
         self.last_step = 0
         self._results: list[Entry] = []
+
+    def held(self) -> AbstractContextManager[object]:
+        """Inside the block other hosts leave it alone."""
+        return self._lease or nullcontext()
+
+    def _try_metrics(self, entries: Sequence[Entry]) -> bool:
+        return (self._lease is None or self._lease.is_trusted) and self._client.try_metrics(self.id, entries)
+
+    def give_up_if_taken(self) -> None:
+        """Raise if another host is known to have taken it over."""
+        if self._lease is not None:
+            self._lease.check()
 
     def keep_unsent_in(self, file: Path) -> None:
         """Where metrics are kept while MLflow is away. Those of an interrupted run are sent first."""
@@ -53,6 +70,7 @@ class StageRun:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values over steps, with the time of this call. They reach MLflow within seconds of its being there."""
+        self.give_up_if_taken()
         self.last_step = max(self.last_step, step)
         self._buffer.add(_entries(values, step))
 
@@ -114,6 +132,8 @@ class StageRun:
         Files come first, then the manifest, then its digest, then the status. A reader asks for all four.
         """
         self._buffer.drain(lambda entries: self._client.log_metrics(self.id, entries))
+        if self._lease is not None:
+            self._lease.confirm()
         if self._root is None:
             self._client.log_folder(self.id, directory, PAYLOAD)
         elif any(directory.iterdir()):
@@ -152,8 +172,9 @@ class StageRun:
                 "files": [file_entry(path, name, HashCache()) for name, path in files.items()],
             }
 
-    def end(self, status: str, reason: str = "") -> None:
-        """End a run that made nothing, as FAILED or KILLED. What is already finished stays so."""
+    def end(self, status: str, reason: str = "", *, kept: bool = False) -> None:
+        """End a run that made nothing, as FAILED or KILLED. What is already finished stays so. `kept`: it can be gone
+        on with."""
         self.flush()
         with self._client.ending(status):
             if self._client.get_run(self.id).info.status == "FINISHED":
@@ -163,6 +184,8 @@ class StageRun:
                     self._client.set_tag(self.id, "dpr.reason", redact(reason)[:2000])
             finally:
                 self._client.set_terminated(self.id, status)
+            if self._lease is not None:
+                self._lease.release(closed=not kept)
 
 
 def _entries(values: Mapping[str, float], step: int) -> list[Entry]:

@@ -17,6 +17,7 @@ from dpr_core.hashing import HashCache
 from tasks.artifacts import unregistered
 from tasks.artifacts.experiment_page import AS_TRAINING
 from tasks.artifacts.identity import Manifest, RunEntry, check_file
+from tasks.artifacts.leases import BEAT, UNTOUCHED, Leases
 from tasks.artifacts.mlflow_client import SETTINGS, MlflowClient
 from tasks.artifacts.parent_runs import ParentRuns
 from tasks.artifacts.payloads import Payloads
@@ -29,11 +30,13 @@ from tasks.artifacts.run_records import (
     Record,
     Snapshot,
     disagreements,
+    moment,
     record_of,
     run_name,
     usable_as,
 )
 from tasks.artifacts.stage_run import StageRun
+from tasks.artifacts.turns import HomeTurns, SharedTurns
 from tasks.artifacts.unregistered import Unregistered, run_tags
 from tasks.local_home import ATTEMPT, UnwritableHomeError, home_folder, identity_of, open_home, unwritable
 from tasks.locks import exclusive, is_held
@@ -59,7 +62,10 @@ class Store:
         """Whether it is this home's own: SQLite and files in it."""
         self._payloads = Payloads(client, home, home / "artifacts" if embedded else None)
         self._owner = identity_of(home) if client.read_only is None or (home / "ID").exists() else ""
-        self.parent_runs = ParentRuns(client, experiment, home, self._owner)
+        leases = None if embedded else Leases(client, home, self._owner)
+        how = (client, self._owner, self._search, self._payloads.root)
+        self.turns = HomeTurns(*how) if leases is None else SharedTurns(*how, leases)
+        self.parent_runs = ParentRuns(client, experiment, home, self._owner, leases)
         self.registered_models = RegisteredModels(client)
         self._input_digests: dict[str, str] = {}
         """Of the inputs of artifacts that were read: what has been lost is the same as another of its digest."""
@@ -124,8 +130,9 @@ class Store:
         inputs: Mapping[str, str],
         parent: str | None,
         description: str,
+        not_before: datetime | None = None,
     ) -> StageRun:
-        """Start the MLflow run of a stage."""
+        """Start the MLflow run of a stage. Where hosts share a store, whoever gets hold of it has its config shown."""
         tags = run_tags(
             stage=stage,
             name=name,
@@ -137,8 +144,14 @@ class Store:
             config=config.model_dump(mode="json"),
             parent=parent,
         )
+        if not_before is not None:
+            tags["dpr.since"] = moment(not_before)
+        if not self.embedded:
+            tags[BEAT] = UNTOUCHED
         run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(stage, name))
         stage_run = StageRun(run.info.run_id, self._client, self._payloads.root(run), run.info.start_time)
+        if not self.embedded:
+            return stage_run
         try:
             self._client.log_config(stage_run.id, config)
         except BaseException as error:
@@ -151,33 +164,9 @@ class Store:
         runs = self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'FINISHED'", order="ASC")
         return [record for record in map(record_of, runs) if record.finished]
 
-    def resume(self, run_id: str, key: str, parent: str | None, not_before: datetime | None = None) -> StageRun | None:
-        """An interrupted run, as running again. Only for the holder of the key's lock."""
-        found = list(self._search(f"attributes.run_id = '{run_id}'", f"tags.`dpr.key` = '{key}'"))
-        if not found or (record := record_of(found[0])).finished or record.owner != self._owner:
-            return None
-        if not_before is not None and record.started < not_before:
-            return None
-        self._client.update_run(run_id, status="RUNNING")
-        self._client.set_tag(run_id, "dpr.taken_up", str(int(found[0].data.tags.get("dpr.taken_up", "0")) + 1))
-        if record.reason:
-            self._client.set_tag(run_id, "dpr.reason", "")
-        if parent is not None:
-            self._client.set_tag(run_id, "mlflow.parentRunId", parent)
-        return StageRun(run_id, self._client, self._payloads.root(found[0]), found[0].info.start_time)
-
     def end(self, run_id: str, status: str, reason: str) -> None:
         """End a run whose own process could not. What is already finished stays so."""
         StageRun(run_id, self._client, None).end(status, reason)
-
-    def end_stale(self, key: str, but: StageRun | None = None) -> list[str]:
-        """End the runs of this key whose process is gone. Only for the holder of the key's lock."""
-        ended = []
-        for run in self._search(f"tags.`dpr.key` = '{key}'", "attributes.status = 'RUNNING'"):
-            if run.data.tags.get("dpr.owner") == self._owner and (but is None or run.info.run_id != but.id):
-                StageRun(run.info.run_id, self._client, None).end("KILLED", "its process ended without a word")
-                ended.append(str(run.info.run_id))
-        return ended
 
     def resolve(self, reference: str) -> str:
         """The full ID behind a unique prefix, a full ID or a `runs:/` URI."""

@@ -99,10 +99,12 @@ class Workspace:
         self.run.file(local, folder)
 
     def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
+        self.run.give_up_if_taken()
         if self._progress is not None:
             self._progress.advance(step, total, note, at_most)
 
     def part(self, what: str, done: int, total: int) -> None:
+        self.run.give_up_if_taken()
         if self._progress is not None:
             self._progress.part(what, done, total)
 
@@ -124,6 +126,7 @@ class Workspace:
 
     def is_due(self, step: int) -> bool:
         """Whether to save a state now. Nothing would be lost here, and a shutdown may wait for the next time."""
+        self.run.give_up_if_taken()
         self._shutdown.put_off()
         return self.is_to_stop or self._workdir.is_due(step, *self._every)
 

@@ -3,19 +3,23 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dpr_core.config.pipeline import PipelineConfig
 from dpr_core.errors import DensePathError
 from dpr_core.experiments.points import Study
+from flows.cli.resume_view import unfinished_table
 from flows.dispatch import dispatch
 from flows.requests import RerunRequest, RunRequest, StageRequest, SweepRequest, read_request
 from flows.resume import chosen, unfinished
-from tasks.artifacts.parent_runs import ParentRun, StoredRequest
+from tasks.artifacts.parent_runs import ParentRun, PipelineInfo, StoredRequest
 from tasks.artifacts.store import Store
 from tests import forked
 
@@ -157,13 +161,55 @@ def test_failed_pipelines_go_on_only_by_name_and_stages_without_a_pipeline_are_f
     alone = store.begin(
         stage="subsample", name="s", version=1, key="a" * 64, config=subsample, inputs={}, parent=None, description=""
     )
-    there = unfinished(store)
+    there, _ = unfinished(store)
     assert [each.run.id for each in there] == [killed, failed, alone.id]
     assert [each.run.id for each in chosen(there, [])] == [killed, alone.id]
     assert [each.run.id for each in chosen(there, [failed[:8]])] == [failed]
     assert [each.note for each in there if each.failed] == ["ValueError: no"]
     with pytest.raises(DensePathError, match="'abc' is not one unfinished run"):
         chosen(there, ["abc"])
+
+
+# What other machines left, or are at
+
+
+def test_what_another_machine_left_goes_on_here_and_what_it_is_at_is_told(
+    tmp_path: Path, tiny: Callable[..., PipelineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    monkeypatch.setenv("DPR_LEASE_SECONDS", "3")
+
+    def store(home: str) -> Store:
+        monkeypatch.setenv("DPR_HOME", str(tmp_path / home))
+        return Store.open()
+
+    def info(store: Store, seed: int) -> PipelineInfo:
+        return dispatch(RunRequest(config=tiny(f"seed={seed}")), store).info
+
+    theirs, ours = store("theirs"), store("ours")
+    with ExitStack() as gone, ExitStack() as alive:
+        with monkeypatch.context() as patched:
+            patched.setattr("tasks.artifacts.leases.Lease.__enter__", lambda lease: lease)
+            left = gone.enter_context(theirs.parent_runs.running(info(theirs, 1)))
+        stopped = theirs.parent_runs.begin(info(theirs, 2))
+        theirs.parent_runs.end(stopped, "KILLED", {}, "KeyboardInterrupt: ")
+        going = alive.enter_context(theirs.parent_runs.running(info(theirs, 3)))
+        every, elsewhere = unfinished(ours)
+        assert {each.run.id: (each.run.status, each.where != "") for each in every} == {
+            left: ("INTERRUPTED", True),
+            stopped: ("KILLED", True),
+        }
+        assert [each.run.id for each in chosen(every, [])] == [left]
+        assert [each.run.id for each in chosen(every, [stopped[:8]])] == [stopped]
+        assert [(each.id, each.where.endswith("/theirs")) for each in elsewhere] == [(going, True)]
+        shown = unfinished_table(every, chosen(every, []), elsewhere)
+        said = Console(width=300, file=StringIO(), record=True)
+        said.print(shown)
+        text = said.export_text()
+        assert f"{going[:8]} (tiny): " in text
+        assert "/theirs works on it" in text
+        assert f"What was stopped on another machine is, too: dpr resume {stopped[:8]}" in text
+        theirs.parent_runs.end(going, "FINISHED", {})
 
 
 # Removing

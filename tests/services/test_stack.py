@@ -180,7 +180,7 @@ def test_the_demo_goes_through_though_a_worker_is_killed_in_reinforce(
     made = {name: site.finished(name) for name in embedded}
     digests = {name: [record.digest for record in records] for name, records in made.items()}
     assert digests == {name: [digest] for name, digest in embedded.items()}, "nothing else, and nothing twice"
-    assert not site.store.record(killed.id).finished
+    assert site.store.record(killed.id).finished, "in the run that the killed one had begun"
     for name, [record] in made.items():
         home = site.stack.folder / "homes" / f"worker-{by.get(name, 'cpu')}"
         assert record.owner == (home / "ID").read_text(), name

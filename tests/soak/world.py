@@ -245,6 +245,7 @@ class World:
         env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
         env |= {"DPR_HOME": str(home or self.homes[0]), "OMP_NUM_THREADS": "1", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
         env |= {"OPENAI_API_KEY": SECRET, "HF_TOKEN": SECRET, "HF_HUB_OFFLINE": "1", "DPR_PATIENCE_SECONDS": "60"}
+        env |= {"DPR_LEASE_SECONDS": "10"}
         env |= {"MLFLOW_TRACKING_URI": self.address} if self.address else {}
         env |= {} if own_prefect else {"PREFECT_API_URL": self.prefect}
         return Running(words, env, faults, self.folder / "tmp" / str(self.commands))

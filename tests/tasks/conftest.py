@@ -12,6 +12,7 @@ import pytest
 
 import tasks.registry
 from dpr_core.config.base import StageConfig
+from tasks.artifacts.leases import Lease
 from tasks.artifacts.mlflow_client import SETTINGS, make_database
 from tasks.artifacts.parent_runs import PipelineInfo, StoredRequest
 from tasks.artifacts.store import Store
@@ -74,6 +75,10 @@ ADD = Stage(
 TOYS = {stage.name: stage for stage in (NUMBER, DOUBLE, ADD)}
 
 Make = Callable[..., Outcome]
+Homes = Callable[[str], Store]
+
+LAPSE = 2.0
+"""Seconds without a sign of life after which a run is taken over."""
 
 
 @pytest.fixture(scope="session")
@@ -128,3 +133,25 @@ def about() -> Callable[..., PipelineInfo]:
 @pytest.fixture
 def toys() -> dict[str, Stage]:
     return TOYS
+
+
+@pytest.fixture
+def at(home: Path, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Homes:
+    """The store that homes share, as a home of this name opens it."""
+    database = tmp_path / "shared.db"
+    shutil.copy(empty_database, database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.setenv("DPR_LEASE_SECONDS", str(LAPSE))
+
+    def open_store(name: str) -> Store:
+        monkeypatch.setenv("DPR_HOME", str(tmp_path / name))
+        return Store.open()
+
+    return open_store
+
+
+def silence(monkeypatch: pytest.MonkeyPatch, *stores: Store) -> None:
+    """Heartbeats of these are not sent, as of a process that is stopped."""
+    beat = Lease._beat
+    clients = [store._client for store in stores]
+    monkeypatch.setattr(Lease, "_beat", lambda lease: None if lease._client in clients else beat(lease))

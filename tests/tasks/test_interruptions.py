@@ -109,7 +109,7 @@ def test_that_an_attempt_cannot_be_ended_does_not_hide_why_it_failed(
     def fails(config: Any, work: Workspace) -> dict[str, float]:
         raise DensePathError("the real reason")
 
-    def full(*args: Any) -> None:
+    def full(*args: Any, **named: Any) -> None:
         raise OSError("no room for the metrics either")
 
     monkeypatch.setattr(tasks.artifacts.stage_run.StageRun, "end", full)

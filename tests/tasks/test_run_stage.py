@@ -363,7 +363,7 @@ def test_an_empty_payload_is_no_artifact(store: Store, toys: dict[str, Stage]) -
 def test_a_failure_is_told_even_if_the_store_is_gone(
     store: Store, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def gone(self: Any, status: str, reason: str = "") -> None:
+    def gone(self: Any, status: str, reason: str = "", **_: bool) -> None:
         raise DensePathError("the store is gone")
 
     monkeypatch.setattr("tasks.artifacts.stage_run.StageRun.end", gone)
@@ -478,7 +478,8 @@ def test_what_another_machine_left_here_is_not_taken_up(
     process = child("before digest")
     process.communicate(timeout=60)
     [killed] = store.records()
-    monkeypatch.setattr(store, "_owner", "another")
+    for each in (store, store.turns):
+        monkeypatch.setattr(each, "_owner", "another")
     assert make("number").id != killed.id
     assert store.record(killed.id).status == "RUNNING"
 
