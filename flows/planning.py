@@ -99,8 +99,8 @@ class StagePlan:
             "stage": self.stage,
             "fullest_while": self.needs.fullest,
             "bytes": round(peak.total),
-            "processes": self.launch.processes,
-            "strategy": self.launch.strategy if self.launch.processes > 1 else None,
+            "processes": self.launch.count,
+            "strategy": self.launch.strategy if self.launch.count > 1 else None,
             "bytes_on_each": round(self.on_each),
             "room_bytes": round(self.room),
             "server": server.as_dict(gpu.memory) if server else None,
@@ -206,7 +206,7 @@ def plan(recipe: str, config: PipelineConfig, target: PlanTarget) -> RunPlan:
     model = backbone_architecture(config.backbone)
     inputs = _plan_inputs(config, model, target)
     groups = list(_grouped(nodes, inputs))
-    gpus = target.gpus or max(_execution(several).launch.processes for _, several in groups)
+    gpus = target.gpus or max(_execution(several).launch.count for _, several in groups)
     stages = [_stage(name, several, inputs, target, gpus) for name, several in groups]
     to_run = [Planned(node.name, node.stage, "run", None, "") for node in nodes]
     served = any(isinstance(node.config, ReinforceConfig) and node.config.rollouts.type == "vllm" for node in nodes)
@@ -220,7 +220,10 @@ def node_hours(config: PipelineConfig, target: PlanTarget) -> dict[str, float]:
     def hours(config: StageConfig, own: PlanInputs) -> float:
         execution: ExecutionConfig = cast(Any, config).execution
         work = estimate(config, own).work
-        return work.hours(target.gpu, own.dtype, target.utilisation, execution.tf32_head) / execution.launch.processes
+        return (
+            work.hours(target.gpu, own.dtype, target.utilisation, execution.tf32_head)
+            / execution.launch.on(target.gpus or 1).count
+        )
 
     return {node.name: hours(node.config, own) for node, own in _with_inputs(wiring.nodes(config), inputs)}
 
@@ -297,7 +300,7 @@ def _stage(
     for more in each[1:]:
         work += more.work
     first = _execution(several)
-    launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes > 1 else first.launch
+    launch = first.launch.model_copy(update={"processes": gpus}) if first.launch.processes != 1 else first.launch
 
     def with_execution(execution: ExecutionConfig) -> StageEstimate:
         changed = [estimate(cast(Any, c).model_copy(update={"execution": execution}), own) for _, (c, own) in several]
@@ -308,7 +311,7 @@ def _stage(
             estimate(cast(Any, c).model_copy(update={"execution": execution}), own).work for _, (c, own) in several
         ]
         hours = [each.hours(target.gpu, inputs.dtype, target.utilisation, first.tf32_head) for each in works]
-        return sum(hours) / launch.processes
+        return sum(hours) / launch.count
 
     server = fullest.server
     room = target.gpu.usable - (server.taken(target.gpu.memory) if server else 0)
@@ -327,6 +330,6 @@ def _stage(
         fits=on_each <= room and (server is None or server.fits(target.gpu.memory)),
         nearest=nearest,
         sharded=fit.nearest_fit(with_execution, sharded, first, room),
-        hours=work.hours(target.gpu, inputs.dtype, target.utilisation, first.tf32_head) / launch.processes,
+        hours=work.hours(target.gpu, inputs.dtype, target.utilisation, first.tf32_head) / launch.count,
         faster=fitting and fit.nearest_faster(with_execution, held, hours_with, fitting, room),
     )

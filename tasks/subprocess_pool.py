@@ -21,6 +21,9 @@ from tasks.run_job import run_job
 from tasks.run_stage import Outcome, StageJob
 from tasks.running.observer import OBSERVER, Observer
 
+ALL = 2**16
+"""More GPUs than there are."""
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 STOP_SECONDS = 30.0
@@ -177,7 +180,7 @@ def gpus_of(config: StageConfig) -> int:
     execution = getattr(config, "execution", None)
     if not isinstance(execution, ExecutionConfig) or execution.launch.is_elsewhere:
         return 0
-    return execution.launch.processes
+    return execution.launch.processes or ALL
 
 
 class _Watched(Observer):

@@ -18,9 +18,10 @@ GONE = {"machines": 1, "main_address": None, "main_port": 29555, "join_minutes":
 class LaunchConfig(Config):
     """Processes that do a stage together, each with its share of every batch."""
 
-    processes: int = Field(1, ge=1, le=4096)
-    """Processes of the stage, on all machines together: one for each GPU, or on a CPU as many as share its cores. Under
-    another launcher, such as torchrun or srun, they are as many as that starts."""
+    processes: int | None = Field(1, ge=1, le=4096)
+    """Processes of the stage, on all machines together: one for each GPU, or on a CPU as many as share its cores. None
+    takes as many as there are GPUs where the stage is done. Under another launcher, such as torchrun or srun, they are
+    as many as that starts."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What each of several processes holds: the whole model (ddp), or its share of parameters, gradients and optimizer,
@@ -37,10 +38,25 @@ class LaunchConfig(Config):
     """How long the processes wait for one of them, such as for the first to write a large checkpoint, before the stage
     fails."""
 
+    fewest: int = Field(1, ge=1, le=4096)
+    """With ray: the fewest processes that begin, and that go on where nodes are lost."""
+
+    retries: int = Field(3, ge=0, le=1000)
+    """With ray: how often those that are left, or that have come, go on from the last state where one has failed."""
+
     @property
     def is_elsewhere(self) -> bool:
         """Whether they run on machines of a cluster, and not all on this one."""
-        return self.engine == "ray" and self.processes > 1
+        return self.engine == "ray" and self.processes != 1
+
+    @property
+    def count(self) -> int:
+        """Of the processes, as far as it is known; see `on`."""
+        return self.processes or 1
+
+    def on(self, gpus: int) -> Self:
+        """With a number of processes, where there are so many GPUs."""
+        return self if self.processes else self.model_copy(update={"processes": max(1, gpus)})
 
     @model_validator(mode="before")
     @classmethod

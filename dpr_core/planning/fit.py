@@ -101,7 +101,7 @@ def _speed_ups(execution: ExecutionConfig, helps: Callable[[Changes], bool]) -> 
 
 def bytes_per_gpu(architecture: Architecture, launch: LaunchConfig) -> Callable[[StageEstimate], float]:
     """The peak bytes of a stage on each of the GPUs that share it."""
-    layout = {"ddp": _replicated, "fsdp": _sharded}[launch.strategy] if launch.processes > 1 else _alone
+    layout = {"ddp": _replicated, "fsdp": _sharded}[launch.strategy] if launch.count > 1 else _alone
     return lambda estimate: max(layout(architecture, launch, estimate, moment) for moment in estimate.moments)
 
 
@@ -118,7 +118,7 @@ def _sharded(architecture: Architecture, launch: LaunchConfig, estimate: StageEs
     """FSDP: a shard of the lasting parts (none with CPU offload), and what is gathered: whole networks to decode; else
     two layers and all that is outside of layers, with their gradients in training."""
     parts, a = estimate.moments[moment], architecture
-    slices = 0 if launch.cpu_offload else parts.lasting / launch.processes
+    slices = 0 if launch.cpu_offload else parts.lasting / launch.count
     outside = a.parameters - a.layers * a.layer_matrices
     gathered = {
         "drawing": estimate.drawing,

@@ -17,7 +17,7 @@ GIGA = 2**30
 
 def plan_view(plan: RunPlan) -> RenderableType:
     target = plan.target
-    shared = any(stage.launch.processes > 1 for stage in plan.stages)
+    shared = any(stage.launch.count > 1 for stage in plan.stages)
     served = any(stage.needs.server for stage in plan.stages)
     more = [*(["processes", "on each GPU"] if shared else []), *(["vLLM server"] if served else [])]
     memory = Table(
@@ -90,7 +90,7 @@ def _of_batches(stage: StagePlan, plan: RunPlan) -> str:
         f"does not fit: with the smallest batches it still needs {_gib(stage.nearest.least)} GiB, of which "
         f"{_gib(max(0.0, stage.room))} can be used{beside}"
     )
-    if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.processes > 1):
+    if plan.gpus == 1 or (stage.launch.strategy == "fsdp" and stage.launch.count > 1):
         return text
     if stage.sharded.changes is None:
         return f"{text}; with slices on {plan.gpus} GPUs, {_gib(stage.sharded.least)} GiB on each"
@@ -118,7 +118,7 @@ def _in_changes(stage: StagePlan, text: str) -> str:
 def _memory_row(stage: StagePlan, shared: bool, served: bool, gpu: Gpu) -> list[str]:
     parts = stage.needs.peak.as_dict()
     cells = [_gib(parts[name]) if parts[name] else NONE for name in PARTS]
-    on_each = [str(stage.launch.processes), _gib(stage.on_each)] if shared else []
+    on_each = [str(stage.launch.count), _gib(stage.on_each)] if shared else []
     in_all, server = _gib(stage.needs.peak.total), stage.needs.server
     taken = [_gib(server.taken(gpu.memory)) if server else NONE] if served else []
     return [stage.name, stage.needs.fullest, *cells, in_all, *on_each, *taken, "yes" if stage.fits else "no"]

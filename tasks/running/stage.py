@@ -49,7 +49,13 @@ class Stage:
     def launch(self, config: StageConfig) -> LaunchConfig | None:
         """The processes that are to do it together; None where this one does it alone."""
         launch = getattr(getattr(config, "execution", None), "launch", None)
-        return launch if launch is not None and launch.processes > 1 else None
+        if launch is None or (launch.processes is None and not self.shared):
+            return None
+        if not launch.is_elsewhere and launch.processes is None:
+            import torch
+
+            launch = launch.on(torch.cuda.device_count())
+        return launch if launch.processes != 1 else None
 
     def check_roles(self, given: Iterable[str]) -> None:
         """Refuse roles that this stage does not have, and the lack of one that it needs."""

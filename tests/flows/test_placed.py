@@ -19,6 +19,7 @@ from flows.placed import placed
 from tasks import placement
 from tasks.artifacts.store import Store
 from tasks.graph import Node, Planned
+from tasks.launch import ranks
 
 pytestmark = pytest.mark.integration
 
@@ -193,3 +194,21 @@ def test_only_a_judge_behind_a_network_is_waited_for() -> None:
     judges = JudgeConfig(), JudgeConfig(by=ScriptedJudgeConfig())
     assert [runner._waits(Node("judge", "judge", config, {})) for config in judges] == [True, False]
     assert runner._waits(Node("elsewhere", "judge", judges[1], {}))
+
+
+@pytest.mark.slow
+def test_a_stage_starts_as_many_ranks_as_the_machine_of_its_pool_has_gpus(
+    made: Any, dpr: Dpr, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not there, and the ranks share the cores."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    started: list[int | None] = []
+    start = ranks._started
+    monkeypatch.setattr(
+        ranks, "_started", lambda job, launch, folder: started.append(launch.processes) or start(job, launch, folder)
+    )
+    command = ("rerun", made.id("sft"), "--set", "execution.launch.processes=null", "--force", "--json")
+    result = dpr(*command, "--place", "*=gpu8", home=made.home)
+    assert result.status == 0, result.stderr
+    [entry] = result.json["stages"]
+    assert (entry["status"], workers.places, started) == ("ran", {"sft": "gpu8"}, [2])
