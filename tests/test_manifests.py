@@ -20,6 +20,7 @@ from prefect.utilities.templating import apply_values
 
 from deployments import setup
 from dpr_core import __version__
+from flows import recipes
 from tasks.placement import REFUSED
 from tasks.prefect_task import RAN, REUSED
 
@@ -93,6 +94,10 @@ def test_all_files_speak_of_this_version() -> None:
     for name in TEMPLATES:
         properties = json.loads(text(f"kubernetes/{name}.json"))["variables"]["properties"]
         assert properties["image"]["default"] == f"dense-path:{__version__}"
+    assert f"image: dense-path:{__version__}\n" in text("kubernetes/ray.yaml")
+    ray = re.search(r"ray\[default,train\]==([0-9.]+)\*", (ROOT / "pyproject.toml").read_text())
+    assert ray is not None
+    assert f"rayVersion: {ray[1]}" in text("kubernetes/ray.yaml")
 
 
 @pytest.mark.parametrize(("name", "gpus"), TEMPLATES.items())
@@ -136,6 +141,32 @@ def test_the_workers_of_kubernetes() -> None:
     assert [f"--pool={name}" for name in TEMPLATES] == [each["args"][4] for each in containers]
 
 
+def test_the_ray_cluster_of_kubernetes_has_a_gpu_for_each_rank_and_keys_in_its_nodes_alone() -> None:
+    """KubeRay's own definition is not at hand: what is Kubernetes' in it is held against that."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    job = yaml.safe_load(text("kubernetes/ray.yaml"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    head, node = cluster["headGroupSpec"]["template"], group["template"]
+    for pod in (head, node):
+        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **pod}
+        kubernetes_validate.validate(whole, "1.34", strict=True)
+        [container] = pod["spec"]["containers"]
+        assert {"secretRef": {"name": "dense-path"}} in container["envFrom"]
+        assert [each["name"] for each in container["env"]] == ["RAY_USAGE_STATS_ENABLED"]
+    assert "nvidia.com/gpu" not in head["spec"]["containers"][0]["resources"]["limits"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"  # no rank beside `dpr`
+    assert "persistentVolumeClaim" not in node["spec"]["volumes"][0]
+    assert "runtimeEnvYAML" not in job["spec"]
+    gpus = node["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    command, recipe = job["spec"]["entrypoint"].rsplit(" ", 1)
+    launch = recipes.load(recipe).reinforce.execution.launch
+    assert (command, launch.engine) == ("dpr run", "ray")
+    assert launch.processes == gpus * group["replicas"]
+    assert launch.fewest == gpus * group["minReplicas"]
+
+
 def test_automations_are_what_prefect_takes() -> None:
     read = yaml.safe_load(text("automations.yaml"))["automations"]
     notify = text("notifications.yaml").replace("BLOCK", "00000000-0000-0000-0000-000000000000")
@@ -174,7 +205,7 @@ def test_the_image_is_made_of_files_that_are_there_and_is_not_roots() -> None:
     assert [words for name, words in instructions if name == "USER"] == ["10001"]
 
 
-@pytest.mark.parametrize("name", ["worker.sh", "slurm/job.sh"])
+@pytest.mark.parametrize("name", ["worker.sh", "slurm/job.sh", "slurm/ray.sh"])
 def test_scripts_are_read_by_bash(name: str) -> None:
     assert os.access(DEPLOYMENTS / name, os.X_OK)
     subprocess.run(["bash", "-n", str(DEPLOYMENTS / name)], check=True)
@@ -208,3 +239,36 @@ signal.pause()
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 128 + signal.SIGTERM
     assert (tmp_path / "ended").exists()
+
+
+def test_a_ray_cluster_of_slurm_whose_time_is_over_keeps_what_is_done_and_is_queued_again(tmp_path: Path) -> None:
+    """What ends `ray symmetric-run` by a signal would kill its command at once: the command is told by itself."""
+
+    def program(name: str, body: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    program("srun", 'shift; exec "$@"')
+    program("ray", f'echo "$RAY_ADDRESS $*" >{tmp_path}/ray.log; while [ "$1" != -- ]; do shift; done; shift; "$@"')
+    program("scontrol", f'echo "$*" >{tmp_path}/scontrol.log')
+    program("dpr", f"trap 'touch {tmp_path}/kept; exit 143' TERM; echo \"$*\"; while :; do sleep 0.05; done")
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "DPR_HOME": str(tmp_path),
+        "SLURM_JOB_ID": "10007",
+        "SLURM_JOB_NUM_NODES": "2",
+    }
+    script = str(DEPLOYMENTS / "slurm" / "ray.sh")
+    with subprocess.Popen([script, "dpr", "run", "x y"], env=variables, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "run x y\n"
+        job.send_signal(signal.SIGUSR1)
+        job.wait(20)
+    assert (tmp_path / "kept").exists()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 10007\n"
+    address, _, rest = (tmp_path / "ray.log").read_text().partition(" ")
+    assert address.endswith(":20007")
+    assert rest.startswith(f"symmetric-run --address {address} --min-nodes 2 -- ")
+    # A cluster that does not come up is told by `ray symmetric-run` in words alone.
+    program("ray", "exit 0")
+    assert subprocess.run([script, "dpr"], env=variables).returncode == 1
