@@ -26,6 +26,7 @@ from tasks.locks import exclusive
 from tasks.registry import stage_named
 from tasks.running.explain_rerun import FORCED, UNEXPLAINED, RequestedStage, differences
 from tasks.running.observer import OBSERVER
+from tasks.running.ray_cluster import check_cluster
 from tasks.running.shutdown import Shutdown, TimedOut, graceful_shutdown
 from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
@@ -202,10 +203,13 @@ def check_launch(stage: Stage, config: StageConfig) -> None:
             raise UsageError(
                 f"{stage.name} is done by one process, not {launch.processes}: leave its execution.launch as it is"
             )
+        if launch.is_elsewhere:
+            check_cluster(stage.name)
+            return
         import torch
 
         gpus = torch.cuda.device_count()
-        if not launch.is_elsewhere and 0 < gpus < launch.processes:
+        if 0 < gpus < launch.count:
             raise UsageError(
                 f"{stage.name}: execution.launch.processes is {launch.processes}, but there is one process for each "
                 f"GPU and this machine has {gpus}; set it to {gpus}"

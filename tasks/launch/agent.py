@@ -6,11 +6,13 @@ import sys
 import uuid
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from dpr_core.errors import DensePathError, UsageError
 from tasks.launch.child_processes import die_with
 
 FAILURES = "failures.json"
@@ -43,6 +45,13 @@ def main() -> None:
     except ChildFailedError as error:
         (folder / FAILURES).write_text(json.dumps({rank: asdict(each) for rank, each in error.failures.items()}))
         raise SystemExit(1) from None
+
+
+def failure(kind: str | None, text: str, status: int = 1) -> dict[str, Any]:
+    """How a rank ended, as this agent writes it down, by another one; what made the others fail comes first."""
+    order = 0 if status < 0 else 1 if kind in (UsageError.__name__, DensePathError.__name__) else 2
+    own = {"text": text, "time": order} | ({"kind": kind} if kind else {})
+    return {"exitcode": status, "timestamp": order, "error_file_data": own}
 
 
 if __name__ == "__main__":

@@ -35,13 +35,13 @@ NOTICED_SECONDS = 2.0
 
 LAST_LINES = 12
 
+AGENTS = {"processes": "tasks.launch.agent", "ray": "tasks.launch.ray_train"}
+
 
 def run_ranks(
     job: StageJob, launch: LaunchConfig, store: Store, progress: Progress | None, shutdown: Shutdown
 ) -> Outcome:
     """Have the stage done by several ranks, of which rank 0 owns it; `tasks/launch/worker.py` is each of them."""
-    if launch.engine == "ray":
-        raise UsageError(f"{job.name}: launch.engine=ray is not there yet")
     with tempfile.TemporaryDirectory(prefix="dpr-ranks-") as private, _started(job, launch, Path(private)) as agent:
         return _Ranks(job, launch, store, progress, shutdown, Path(private), agent).watch()
 
@@ -53,7 +53,7 @@ def _started(job: StageJob, launch: LaunchConfig, folder: Path) -> "Iterator[sub
     _leave_the_gpu()
     (folder / "job.json").write_text(job.to_json(), encoding="utf-8")
     (folder / "told").touch()
-    command = [sys.executable, "-P", "-m", "tasks.launch.agent", os.getpid(), folder, launch.processes]
+    command = [sys.executable, "-P", "-m", AGENTS[launch.engine], os.getpid(), folder, launch.processes]
     with (folder / "agent.log").open("wb") as log:
         agent = subprocess.Popen(
             [*map(str, command), str(folder / "job.json")],
@@ -76,7 +76,7 @@ def ranks_environment(job: StageJob, launch: LaunchConfig) -> dict[str, str]:
     execution = getattr(job.config, "execution", None)
     threads = execution.threads if isinstance(execution, ExecutionConfig) else None
     said = ours.get("OMP_NUM_THREADS", "")
-    threads = threads or (int(said) if said.isdecimal() else usable_cores() // launch.processes)
+    threads = threads or (int(said) if said.isdecimal() else usable_cores() // launch.count)
     return ours | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(max(1, threads))}
 
 
@@ -126,7 +126,7 @@ class _Ranks:
         agent: "subprocess.Popen[bytes]",
     ) -> None:
         self._job = job
-        self._of = f"of its {launch.processes} processes"
+        self._of = f"of its {launch.processes} processes" if launch.processes else "of its processes"
         self._store = store
         self._progress = progress
         self._shutdown = shutdown
