@@ -207,9 +207,10 @@ class _Ranks:
             failure = first_failure(json.loads((self._folder / "failures.json").read_text(encoding="utf-8")))
         except OSError:
             last = self._last(self._folder / "agent.log")
-            return DensePathError(
-                f"{self._job.name}: the {self._of.removeprefix('of its ')} could not be started{last}"
-            )
+            what = f"the {self._of.removeprefix('of its ')} could not be started"
+            if self._first is not None:
+                what = f"what started the {self._of.removeprefix('of its ')} {how_it_ended(self._agent.returncode)}"
+            return DensePathError(f"{self._job.name}: {what}{last}")
         match failure.kind:
             case "UsageError":
                 return UsageError(failure.text)
