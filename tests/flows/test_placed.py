@@ -207,8 +207,8 @@ def test_a_stage_starts_as_many_ranks_as_the_machine_of_its_pool_has_gpus(
     monkeypatch.setattr(
         ranks, "_started", lambda job, launch, folder: started.append(launch.processes) or start(job, launch, folder)
     )
-    command = ("rerun", made.id("sft"), "--set", "execution.launch.processes=null", "--force", "--json")
-    result = dpr(*command, "--place", "*=gpu8", home=made.home)
+    settings = ("--set", "learning_rate=2.0e-3", "--set", "execution.launch.processes=null")
+    result = dpr("rerun", made.id("sft"), *settings, "--json", "--place", "*=gpu8", home=made.home)
     assert result.status == 0, result.stderr
     [entry] = result.json["stages"]
     assert (entry["status"], workers.places, started) == ("ran", {"sft": "gpu8"}, [2])
