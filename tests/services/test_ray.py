@@ -26,6 +26,7 @@ from tasks.graph import in_order, rerun_nodes, resolved
 from tasks.launch.ranks import run_ranks
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
+from tasks.running.shutdown import Terminated
 from tests.flows.conftest import TINY, environment
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
@@ -190,7 +191,9 @@ def again(made: Outcome, progress: Any = None, since: datetime | None = None, **
     store = Store.open()
     settings = {"engine": "ray", "processes": 2, **launch}
     sets = [f"execution.launch.{name}={value}" for name, value in settings.items()]
-    [node] = rerun_nodes(store, made.id, [*sets, "execution.checkpoint_steps=1"], downstream=False)
+    # A step is some micro-batches, so that both have something to do.
+    sets += ["execution.checkpoint_steps=1", "execution.tokens_per_micro_batch=96"]
+    [node] = rerun_nodes(store, made.id, sets, downstream=False)
     return run_stage(
         stage_named(node.stage),
         node.config,
@@ -257,14 +260,16 @@ def test_a_rank_that_is_killed_is_begun_again_with_the_others(
 
 def test_a_rank_that_is_always_killed_fails_the_stage_in_a_sentence(cluster: Cluster, made: dict[str, Outcome]) -> None:
     watching = Watching(2, lambda: cluster.kill_rank(1))
-    with pytest.raises(DensePathError, match="sft: rank 1 of its 2 processes was killed by SIGKILL"):
-        again(made["sft"], watching, retries=0)
+    with pytest.raises(DensePathError, match="reinforce: rank 1 of its 2 processes was killed by SIGKILL"):
+        again(made["reinforce"], watching, retries=0)
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(cluster: Cluster, made: dict[str, Outcome]) -> None:
+def test_a_termination_keeps_what_is_done_and_the_same_command_goes_on(
+    cluster: Cluster, made: dict[str, Outcome]
+) -> None:
     before, since = {record.id for record in Store.open().records()}, datetime.now(UTC)
-    with pytest.raises(KeyboardInterrupt):
-        again(made["reinforce"], Watching(3, lambda: signal.raise_signal(signal.SIGINT)), since)
+    with pytest.raises(Terminated):
+        again(made["reinforce"], Watching(3, lambda: signal.raise_signal(signal.SIGTERM)), since)
     [run] = {record.id for record in Store.open().records()} - before
     assert Store.open().record(run).status == "KILLED"
     steps: list[int] = []
