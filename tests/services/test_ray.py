@@ -264,9 +264,7 @@ def test_a_rank_that_is_always_killed_fails_the_stage_in_a_sentence(cluster: Clu
         again(made["reinforce"], watching, retries=0)
 
 
-def test_a_termination_keeps_what_is_done(
-    cluster: Cluster, made: dict[str, Outcome]
-) -> None:
+def test_a_termination_keeps_what_is_done(cluster: Cluster, made: dict[str, Outcome]) -> None:
     before, since = {record.id for record in Store.open().records()}, datetime.now(UTC)
     with pytest.raises(Terminated):
         again(made["reinforce"], Watching(3, lambda: signal.raise_signal(signal.SIGTERM)), since)
