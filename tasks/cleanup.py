@@ -22,7 +22,7 @@ from tasks.artifacts.run_records import ID, KEY, MANIFEST, PAYLOAD, Record
 from tasks.artifacts.store import Store
 from tasks.artifacts.unregistered import whole_manifest
 from tasks.locks import if_free, is_held
-from tasks.running.places import Place, Stored, reached, shared_place
+from tasks.running.places import Bucket, Folder, Stored, reached, remove, shared_place
 from tasks.running.stage_workdir import StageWorkdir
 
 logger = logging.getLogger("dense_path")
@@ -45,8 +45,8 @@ class Removable:
     """Whoever holds this lock may be using it."""
     still_valid: Callable[[], bool] = field(default=lambda: True, compare=False)
     """Whether it may still be removed, checked while the lock is held."""
-    place: Place | None = None
-    """Where machines share states, and this is one stage's; `path` is no path then."""
+    place: Folder | Bucket | None = None
+    """Where machines share states, and this is one run's; `path` is no path then."""
 
     @property
     def where(self) -> str:
@@ -120,8 +120,8 @@ class GarbageCollector:
                 continue
             if record.id in self._whole and not self._also_unregistered:
                 continue
-            workdir = self._workdir(record.key)
-            kept = workdir.stage_run() == record.id and workdir.is_resumable and not self._superseded(record)
+            workdir = self._workdir(record.key, record.id)
+            kept = record.id in workdir.runs_left() and workdir.is_resumable and not self._superseded(record)
             if is_held(self._lock(record.key)) or (kept and not self._unfinished):
                 continue
             why = f"run {record.title} is {self._store.with_live_status(record).status}"
@@ -140,33 +140,28 @@ class GarbageCollector:
         """States where `DPR_STATES` has them. Other homes keep theirs there, too: what is not known here stays."""
         if (shared := shared_place()) is None:
             return
-        stages: dict[str, list[Stored]] = {}
+        runs: dict[tuple[str, str], list[Stored]] = {}
         with reached(shared):
             for name, stored in shared.files().items():
-                stages.setdefault(name.partition("/")[0], []).append(stored)
-        for key, kept in sorted(stages.items()):
-            if not KEY.fullmatch(key) or is_held(self._lock(key)):
+                key, run_id, *_ = [*name.split("/"), ""]
+                runs.setdefault((key, run_id), []).append(stored)
+        for (key, run_id), kept in sorted(runs.items()):
+            if not KEY.fullmatch(key) or not ID.fullmatch(run_id) or is_held(self._lock(key)):
                 continue
-            changed = max(each.changed for each in kept)
-            workdir = self._workdir(key)
-            with reached(shared):
-                run_id = workdir.states.owner()
-            record = None if run_id is None else self._records.get(run_id)
-            if run_id is None:
-                why = "it belongs to no run" if changed <= datetime.now(UTC) - SCRATCH else None
-            elif record is None:
+            record = self._records.get(run_id)
+            why, still = None, partial(self._is_over, record)
+            if record is None:
                 why = f"run {run_id[:8]} was deleted" if run_id in self._deleted else None
-            else:
-                why = self._why(record, workdir)
+            elif record.finished or self._store.turns.is_left_to_us(record):
+                why = self._why(record, self._workdir(key, run_id))
             if why is not None:
-                size = sum(each.size for each in kept)
-                still = partial(self._is_still_of, key, run_id)
-                yield Removable(Path(key), "states", why, size, changed, key, still, shared.inside(key))
+                size, changed = sum(each.size for each in kept), max(each.changed for each in kept)
+                place = shared.inside(f"{key}/{run_id}")
+                yield Removable(Path(key) / run_id, "states", why, size, changed, key, still, place)
 
-    def _is_still_of(self, key: str, run_id: str | None) -> bool:
-        states = self._workdir(key).states
-        with states.reached():
-            return states.owner() == run_id
+    def _is_over(self, record: Record | None) -> bool:
+        """Whether no machine will go on with a run; from here on none will."""
+        return record is None or self._store.record(record.id).finished or self._store.turns.close(record)
 
     def _work(self) -> Iterator[Removable]:
         for folder in sorted((self._store.home / "work").iterdir()):
@@ -178,8 +173,8 @@ class GarbageCollector:
                         yield piece
 
     def _workdirs(self, folder: Path) -> Iterator[Removable]:
-        workdir, key = StageWorkdir(folder), folder.name
-        run_id = workdir.stage_run()
+        key, run_id = folder.name, StageWorkdir(folder).attempt
+        workdir = self._workdir(key, run_id)
         if is_held(self._lock(key)):
             return
         record = None if run_id is None else self._records.get(run_id)
@@ -193,7 +188,7 @@ class GarbageCollector:
             why = found
         else:
             return
-        yield from self._piece(folder, "work", why, key, lambda: workdir.stage_run() == run_id)
+        yield from self._piece(folder, "work", why, key, lambda: workdir.attempt == run_id)
 
     def _why(self, record: Record, workdir: StageWorkdir) -> str | None:
         """Why the work of a run can go; None where it is to stay."""
@@ -262,8 +257,8 @@ class GarbageCollector:
         """Whether it still is, and no other host has taken it over."""
         return lambda: not self._store.record(record.id).finished and self._store.turns.is_left_to_us(record)
 
-    def _workdir(self, key: str) -> StageWorkdir:
-        return StageWorkdir(self._store.home / "work" / key)
+    def _workdir(self, key: str, run_id: str | None) -> StageWorkdir:
+        return StageWorkdir(self._store.home / "work" / key, run_id)
 
     def _lock(self, name: str) -> Path:
         return self._store.home / "locks" / f"{name}.lock"
@@ -296,10 +291,10 @@ def needed(records: Collection[Record]) -> set[str]:
     return reached
 
 
-def _removed(place: Place) -> bool:
-    """Whether the states of one stage could be removed from where machines share them."""
+def _removed(place: Folder | Bucket) -> bool:
+    """Whether the states of one run could be removed from where machines share them."""
     try:
-        place.remove("")
+        remove(place)
     except OSError as error:
         logger.warning("%s could not be removed (%s)", place.where, redact(str(error)))
         return False

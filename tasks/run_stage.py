@@ -162,19 +162,20 @@ def run_stage(
                 logger.warning("%s: not reused: %s", name, line)
             if found is not None:
                 if workdir.attempt == found.id:
-                    workdir.clear()
+                    workdir.clear(finished=found.id)
                 took = time.monotonic() - started
                 return Outcome(stage.name, name, found.id, "reused", took, found.results, unchanged_since(found))
             check_launch(stage, config)
             workdir.check()
-            if in_ranks is not None and (launch := stage.launch(config)):
+            known = {record.id for record in finished}
+            turn = Turn(key, config, workdir.runs_left, known, not_before, parent, prepare, begin, Waiting(name))
+            if in_ranks is None or not (launch := stage.launch(config)):
+                run = store.turns.hold(turn)
+            elif store.turns.wait(turn):  # here, and not in ranks, which have a GPU each
                 prepare()
                 lock.close()
                 job = StageJob(stage.name, name, config, inputs, parent, not_before, origin)
                 return in_ranks(job, launch, store, progress, shutdown)
-            known = {record.id for record in finished}
-            turn = Turn(key, config, workdir.stage_run(), known, not_before, parent, prepare, begin, Waiting(name))
-            run = store.turns.hold(turn)
         if why == RESUMED:
             logger.info("%s: goes on with run %s, which was interrupted", name, run.id[:8])
         held.enter_context(run.held())
@@ -281,7 +282,7 @@ def _run_and_publish(
     """Either all of it becomes an artifact, or the run ends as FAILED or KILLED and what can be resumed is kept."""
     run, workdir = work.run, work.workdir
     try:
-        workdir.open(run.id)
+        workdir.open(run.id, run.turn)
         run.keep_unsent_in(workdir.unsent)
         with only_for_people("datasets"):
             run.reads(datasets_read(config, artifacts, work.store))

@@ -166,7 +166,7 @@ class Lease:
     def __init__(self, client: "MlflowClient", ledger: Ledger, entry: str, seconds: float, sent: float) -> None:
         self.run_id = ledger.run_id
         self._client = client
-        self._number = ledger.number + 1
+        self.turn = self._number = ledger.number + 1
         self._entry = entry
         self._seconds = seconds
         self._heard = sent
@@ -291,17 +291,7 @@ class Leases:
         its own did.
         """
         watch = Watch()
-        while True:
-            asked = time.monotonic()
-            runs = search()
-            if is_settled(runs):
-                return None
-            ledgers = [(run, ledger) for run in runs if not (ledger := Ledger.of(run)).is_over]
-            held = [each for _, each in ledgers if not (each.is_free or self._is_dead(each, watch, asked))]
-            if held:
-                on_wait(held[0].holder)
-                time.sleep(max(0.02, held[0].holder.seconds / LOOKS))
-                continue
+        while (ledgers := self.unheld(search, is_settled, on_wait, watch)) is not None:
             prepare()
             # All choose alike: what was worked on, then the oldest.
             ledgers.sort(key=lambda each: (each[1].is_fresh, each[0].info.start_time, each[1].run_id))
@@ -313,6 +303,27 @@ class Leases:
                 create()
             elif (lease := self.take(chosen[1])) is not None:
                 return chosen[0], lease
+        return None
+
+    def unheld(
+        self,
+        search: Callable[[], Sequence[Any]],
+        is_settled: Callable[[Sequence[Any]], bool],
+        on_wait: Callable[[Holder], object],
+        watch: Watch,
+    ) -> list[tuple[Any, Ledger]] | None:
+        """The runs that can be gone on with, once nobody holds one of them; None once they are settled."""
+        while True:
+            asked = time.monotonic()
+            runs = search()
+            if is_settled(runs):
+                return None
+            ledgers = [(run, ledger) for run in runs if not (ledger := Ledger.of(run)).is_over]
+            held = [each for _, each in ledgers if not (each.is_free or self._is_dead(each, watch, asked))]
+            if not held:
+                return ledgers
+            on_wait(held[0].holder)
+            time.sleep(max(0.02, held[0].holder.seconds / LOOKS))
 
     def _is_dead(self, ledger: Ledger, watch: Watch, asked: float) -> bool:
         """Only for the holder of this home's own lock, under which no other process of this home can be at it."""

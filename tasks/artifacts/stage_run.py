@@ -35,6 +35,8 @@ class StageRun:
     ) -> None:
         self.id = run_id
         self._lease = lease
+        self.turn = 0 if lease is None else lease.turn
+        """Greater than of those that have held it before."""
         self._began = began
         self._client = client
         self._root = root

@@ -165,8 +165,9 @@ class Store:
         return [record for record in map(record_of, runs) if record.finished]
 
     def end(self, run_id: str, status: str, reason: str) -> None:
-        """End a run whose own process could not. What is already finished stays so."""
-        StageRun(run_id, self._client, None).end(status, reason)
+        """End a run whose own process could not. What is finished, or another host's by now, stays so."""
+        if self.turns.is_left_to_us(self.record(run_id)):
+            StageRun(run_id, self._client, None).end(status, reason)
 
     def resolve(self, reference: str) -> str:
         """The full ID behind a unique prefix, a full ID or a `runs:/` URI."""

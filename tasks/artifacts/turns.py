@@ -5,12 +5,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpr_core.config.base import Config
 from dpr_core.errors import DensePathError
-from tasks.artifacts.leases import LIVE_STATUS, Holder, Leases, Ledger
+from tasks.artifacts.leases import LIVE_STATUS, Holder, Leases, Ledger, Watch
 from tasks.artifacts.run_records import Record, is_recent, record_of
 from tasks.artifacts.stage_run import StageRun
 
@@ -31,8 +32,8 @@ class Turn:
 
     key: str
     config: Config
-    left: str | None
-    """The run whose work is in this home's folder."""
+    left: Callable[[], Sequence[str]]
+    """Finds the runs of which there is work to go on with."""
     known: Collection[str]
     """Finished artifacts that will not do."""
     not_before: datetime | None
@@ -63,16 +64,20 @@ class HomeTurns:
             logger.warning("run %s had been killed; it had left nothing to go on from", stale[:8])
         return run or turn.begin()
 
+    def wait(self, turn: Turn) -> bool:
+        """Wait until no other host is at it; whether it is still to be done then."""
+        return True
+
     def _resumed(self, turn: Turn) -> StageRun | None:
-        if turn.left is None:
+        if not (left := turn.left()):
             return None
-        found = list(self._search(f"attributes.run_id = '{turn.left}'", f"tags.`dpr.key` = '{turn.key}'"))
-        if not found or (record := record_of(found[0])).finished or record.owner != self._owner:
-            return None
-        if not is_recent(record, turn.not_before):
-            return None
-        take_up(self._client, found[0], turn.parent, self._owner)
-        return StageRun(record.id, self._client, self._root_of(found[0]), found[0].info.start_time)
+        listed = ", ".join(f"'{run_id}'" for run_id in left)
+        for run in self._search(f"attributes.run_id IN ({listed})", f"tags.`dpr.key` = '{turn.key}'"):
+            record = record_of(run)
+            if record.owner == self._owner and not record.finished and is_recent(record, turn.not_before):
+                take_up(self._client, run, turn.parent, self._owner)
+                return StageRun(record.id, self._client, self._root_of(run), run.info.start_time)
+        return None
 
     def _end_stale(self, key: str, but: StageRun | None) -> list[str]:
         """End the runs of this key whose process is gone."""
@@ -84,7 +89,11 @@ class HomeTurns:
         return ended
 
     def is_left_to_us(self, record: Record) -> bool:
-        """Whether no other host is at a run."""
+        """Whether no other host is at a run, or was when it ended."""
+        return True
+
+    def close(self, record: Record) -> bool:
+        """Have nobody go on with an unfinished run of which this home holds the lock; whether that is so now."""
         return True
 
     def elsewhere(self, records: Sequence[Record]) -> Mapping[str, tuple[str, bool]]:
@@ -115,16 +124,13 @@ class SharedTurns(HomeTurns):
         def is_usable(run: Any) -> bool:
             return run.info.run_id in begun or is_recent(record_of(run), turn.not_before)
 
-        def is_settled(runs: Collection[Any]) -> bool:
-            return any(record.finished and record.id not in turn.known for record in map(record_of, runs))
-
         held = self._leases.hold_one(
-            lambda: list(self._search(f"tags.`dpr.key` = '{turn.key}'")),
+            partial(self._of_key, turn),
             prepare=turn.prepare,
             create=lambda: begun.add(turn.begin().id),
             discard=self._discard,
             is_usable=is_usable,
-            is_settled=is_settled,
+            is_settled=partial(self._is_settled, turn),
             on_wait=turn.on_wait,
         )
         if held is None:
@@ -137,6 +143,17 @@ class SharedTurns(HomeTurns):
             take_up(client, run, turn.parent, self._owner)
         return StageRun(run.info.run_id, client, self._root_of(run), run.info.start_time, lease)
 
+    def wait(self, turn: Turn) -> bool:
+        settled = partial(self._is_settled, turn)
+        return self._leases.unheld(partial(self._of_key, turn), settled, turn.on_wait, Watch()) is not None
+
+    def _of_key(self, turn: Turn) -> list[Any]:
+        return list(self._search(f"tags.`dpr.key` = '{turn.key}'"))
+
+    @staticmethod
+    def _is_settled(turn: Turn, runs: Sequence[Any]) -> bool:
+        return any(record.finished and record.id not in turn.known for record in map(record_of, runs))
+
     def _discard(self, ledger: Ledger) -> None:
         with suppress(DensePathError):
             if ledger.is_fresh:
@@ -148,6 +165,15 @@ class SharedTurns(HomeTurns):
 
     def is_left_to_us(self, record: Record) -> bool:
         return not self._leases.is_elsewhere(Ledger.of(self._client.get_run(record.id)))
+
+    def close(self, record: Record) -> bool:
+        ledger = Ledger.of(self._client.get_run(record.id))
+        if self._leases.is_elsewhere(ledger) or not self._leases.close(ledger):
+            return False
+        if ledger.status in LIVE_STATUS:
+            self._client.set_tag(ledger.run_id, "dpr.reason", PROCESS_GONE)
+            self._client.set_terminated(ledger.run_id, "KILLED")
+        return True
 
     def elsewhere(self, records: Sequence[Record]) -> Mapping[str, tuple[str, bool]]:
         if not records:

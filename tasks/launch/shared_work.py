@@ -45,6 +45,7 @@ class Task:
     config: StageConfig
     inputs: Mapping[str, str]
     run: str
+    turn: int
     key: str
 
 
@@ -68,7 +69,7 @@ class Lead:
         self, stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace
     ) -> dict[str, float]:
         """The stage's body, in all ranks."""
-        task = Task(stage.name, config, work.inputs, work.run.id, work.workdir.folder.name)
+        task = Task(stage.name, config, work.inputs, work.run.id, work.run.turn, work.workdir.folder.name)
         with waiting(stage.name, config.execution.launch):  # type: ignore[attr-defined]
             self.tell(task)
             return run_body(task, SharedWork(task, work, {artifact.id: artifact for artifact in artifacts.values()}))
@@ -114,7 +115,8 @@ class SharedWork:
         self.inputs = task.inputs
         self.store = self
         self._owner = owner
-        self._workdir = StageWorkdir(home_folder() / "work" / task.key) if owner is None else owner.workdir
+        folder = home_folder() / "work" / task.key
+        self._workdir = StageWorkdir(folder, task.run, task.turn) if owner is None else owner.workdir
         rank = distributed.rank()
         self.scratch = self._workdir.scratch / (f"rank-{rank}" if owner is None else "")
         self.output = self._workdir.output if owner is not None else self.scratch / "output"

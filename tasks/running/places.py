@@ -250,6 +250,14 @@ def reached(place: Place) -> Iterator[None]:
         ) from error
 
 
+def remove(place: Folder | Bucket) -> None:
+    """All that is there, and of a folder the one that it was in, if that is empty then."""
+    place.remove("")
+    if isinstance(place, Folder):
+        with suppress(OSError):
+            place.folder.parent.rmdir()
+
+
 def check(place: Place) -> None:
     """UnreachableStatesError unless something can be written, read and removed there."""
     if isinstance(place, Folder) and not place.folder.is_dir():

@@ -1,7 +1,8 @@
 """The working folder of a stage: its output before it is published, and checkpoints of its state to resume from.
 
 It is `DPR_HOME/work/<key>`, and belongs to whoever holds the key's lock. Whoever finds it after an interruption resumes
-the run that is named in it.
+the run that is named in it. States that machines share lie in `<key>/<run>/<turn>`: who holds the run writes below a
+number of its own, so that one who lost it, and may not know, spoils nothing of the next.
 """
 
 import json
@@ -12,16 +13,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpr_core.errors import DensePathError
 from dpr_core.redaction import redact
 from tasks.artifacts.identity import Manifest, files_below, library_versions
+from tasks.artifacts.run_records import ID
 from tasks.local_home import ATTEMPT, is_full, sync
-from tasks.running.places import Folder, UnreachableStatesError, check, shared_place
-from tasks.running.states import OtherFormatError, SavedState, States
+from tasks.running.places import Bucket, Folder, UnreachableStatesError, check, reached, remove, shared_place
+from tasks.running.states import STATES_KEPT, OtherFormatError, SavedState, States
 from tasks.running.together import first, rank
 
 if TYPE_CHECKING:
@@ -38,19 +40,43 @@ class StageWorkdir:
     Every process of a stage has one. `save_state` and `latest_state` they call together; the rest is for rank 0.
     """
 
-    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+    def __init__(self, folder: Path, run_id: str | None = None, turn: int = 0) -> None:
         self.folder = folder
         self.output = folder / "output"
         self.scratch = folder / "scratch"
         self.unsent = folder / "metrics.jsonl"
         self._run_id = run_id
+        self._turn = turn
+        """Of those that have held the run."""
+        self._earlier: list[int] = []
         self._last_written = time.monotonic()
 
-    @cached_property
+    @property
     def states(self) -> States:
-        shared = shared_place()
-        place = Folder(self.folder / "states") if shared is None else shared.inside(self.folder.name)
+        """Where this process keeps them."""
+        return self._states_of(self._turn)
+
+    def _states_of(self, turn: int) -> States:
+        shared = self._shared()
+        place = Folder(self.folder / "states") if shared is None else shared.inside(str(turn))
         return States(place, self.folder.name, self.scratch, is_shared=shared is not None)
+
+    def _shared(self) -> Folder | Bucket | None:
+        """Where machines share the states of this run."""
+        shared, run_id = shared_place(), self._run_id or self.attempt
+        return None if shared is None or run_id is None else shared.inside(f"{self.folder.name}/{run_id}")
+
+    def _turns(self) -> list[int]:
+        """Whose states there are of this run, the newest first."""
+        if (shared := self._shared()) is None:
+            return [self._turn]
+        with reached(shared):
+            tops = {name.partition("/")[0] for name in shared.files()}
+        return sorted((int(top) for top in tops if top.isdecimal()), reverse=True)
+
+    def _steps(self) -> list[tuple[int, int]]:
+        """Turn and step of every sealed state of this run, the newest first."""
+        return [(turn, step) for turn in self._turns() for step in self._states_of(turn).steps()]
 
     @property
     def attempt(self) -> str | None:
@@ -60,56 +86,65 @@ class StageWorkdir:
         except (OSError, UnicodeDecodeError):
             return None
 
-    def stage_run(self) -> str | None:
-        """The ID of the run whose work this is, on whatever machine it was; None where there is nothing to resume."""
-        if self.states.is_shared:
-            with self.states.reached():
-                if owner := self.states.owner():
-                    return owner
-        return self.attempt
+    def runs_left(self) -> list[str]:
+        """The IDs of the runs of which there is work, here or where machines share states."""
+        found = [self.attempt] if self.attempt else []
+        if (shared := shared_place()) is not None:
+            of_key = shared.inside(self.folder.name)
+            with reached(of_key):
+                found += sorted({top for name in of_key.files() if ID.fullmatch(top := name.partition("/")[0])})
+        return list(dict.fromkeys(found))
 
     def check(self) -> None:
         """UnreachableStatesError unless states can be kept where `DPR_STATES` says."""
         if (shared := shared_place()) is not None:
             check(shared)
 
-    def open(self, run_id: str) -> None:
+    def open(self, run_id: str, turn: int = 0) -> None:
         """Make it the folder of this run: of one that is resumed, everything stays but the scratch."""
-        if self.stage_run() != run_id:
-            self._clear()
-        elif self.attempt != run_id:  # it was another machine's
+        if self.attempt != run_id:
             shutil.rmtree(self.folder, ignore_errors=True)
+        self._run_id, self._turn = run_id, turn
         if not self.is_resumable:
             shutil.rmtree(self.output, ignore_errors=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         for folder in (self.output, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ATTEMPT, run_id)
+        turns = self._turns()
+        self._earlier = [each for each in turns if each < turn]
         with self.states.reached():
-            self.states.remove_unsealed()
-        self._run_id = run_id
+            for each in (*self._earlier, turn):
+                self._states_of(each).remove_unsealed()
         self.touch()
 
-    def clear(self) -> None:
-        """Remove all of it."""
+    def clear(self, finished: str | None = None) -> None:
+        """Remove all of it but what a later holder of the run keeps; or all of a run that is finished."""
+        if finished is not None:
+            self._run_id = finished
+        shared = self._shared()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if shared is None:
+            return
         try:
-            self._clear()
+            turns = self._turns()
+            mine = turns if finished else [each for each in turns if each <= self._turn]
+            with reached(shared):
+                for place in [shared] if mine == turns else [shared.inside(str(each)) for each in mine]:
+                    remove(place)
         except UnreachableStatesError as error:
             logger.warning("%s. States that nobody will use stay there: dpr gc removes them", error)
 
-    def _clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.states.is_shared:
-            with self.states.reached():
-                self.states.place.remove("")
-
     @property
     def is_resumable(self) -> bool:
-        """Whether there is something that another run would have to do again."""
+        """Whether there is something that another run would have to do again, as far as is known."""
         if (self.folder / DONE).exists():
             return True
-        with self.states.reached():
-            return bool(self.states.steps())
+        try:
+            with self.states.reached():
+                return bool(self._steps())
+        except UnreachableStatesError:
+            return True
 
     def touch(self) -> None:
         """A state was written just now, by whichever process."""
@@ -141,6 +176,10 @@ class StageWorkdir:
         if rank() == 0:
             try:
                 states.prune()
+                if self._earlier and len(states.steps()) >= STATES_KEPT:
+                    for turn in self._earlier:
+                        self._states_of(turn).place.remove("")
+                    self._earlier = []
             except (OSError, ValueError, OtherFormatError) as error:
                 logger.warning("%s: old states could not be removed: %s", states.place.where, error)
         return written
@@ -148,9 +187,9 @@ class StageWorkdir:
     def latest_state(self) -> SavedState | None:
         """The newest sound state, with the output as it was then; None: begin at the beginning, with no output. All
         processes call it together."""
-        states = self.states
-        with states.reached():
-            for step in first(states.steps):
+        with self.states.reached():
+            for turn, step in first(self._steps):
+                states = self._states_of(turn)
                 seal, problem = first(partial(states.look, step))
                 if seal is not None:
                     first(partial(_refuse_other_versions, seal.versions))
@@ -160,7 +199,7 @@ class StageWorkdir:
                     if not problem:
                         first(partial(self._remove_output_but, seal.output))
                         return saved
-                first(partial(self._give_up, step, problem))
+                first(partial(self._give_up, states, step, problem))
         first(partial(self._remove_output_but, {}))
         return None
 
@@ -184,9 +223,9 @@ class StageWorkdir:
         (self.folder / DONE).unlink(missing_ok=True)
         self.output.mkdir(exist_ok=True)
 
-    def _give_up(self, step: int, problem: str) -> None:
+    def _give_up(self, states: States, step: int, problem: str) -> None:
         logger.warning("the state of step %d is not used: %s", step, problem)
-        self.states.discard(step)
+        states.discard(step)
 
     def _warn(self, step: int, error: BaseException, state: "State") -> None:
         left = "the one before it stays, and the work goes on"

@@ -1,6 +1,6 @@
 """Checkpoints of unfinished stages: sealed sets of files in a folder or a bucket, each whole or ignored.
 
-Below the place of a stage's key lie `000000012/`, a state with the files of every process and `SEAL.json`, and in a
+Below their place lie `000000012/`, a state with the files of every process and `SEAL.json`, and in a
 place that machines share `output/`, the files of the stage's output by their hashes, each once.
 """
 
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from dpr_core import hashing
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import files_below, library_versions
-from tasks.artifacts.run_records import ID
 from tasks.local_home import syncing
 from tasks.running.places import Folder, Place, reached
 from tasks.running.together import first, rank, together, world_size
@@ -104,17 +103,6 @@ class States:
 
     def seal(self, step: int) -> Seal:
         return Seal.from_json(step, self.place.read(f"{_name(step)}/{SEAL}"))
-
-    def owner(self) -> str | None:
-        """The ID of the run that the newest readable state belongs to, whatever version of this program kept it."""
-        for step in self.steps():
-            try:
-                run = json.loads(self.place.read(f"{_name(step)}/{SEAL}"))["run"]
-            except (ValueError, KeyError, TypeError, FileNotFoundError):
-                continue
-            if isinstance(run, str) and ID.fullmatch(run):
-                return run
-        return None
 
     def save(self, step: int, run: str | None, last_step: int, state: "State", output: Path) -> int:
         """Returns the bytes of all files. All processes call it."""

@@ -130,10 +130,10 @@ def files(bucket: Any) -> set[str]:
 
 def test_another_machine_goes_on(kept: StageWorkdir, bucket: Any, tmp_path: Path) -> None:
     shutil.rmtree(kept.folder)
-    names = {key.removeprefix(f"of/all/{KEY}/").partition("/")[0] for key in files(bucket)}
+    names = {key.removeprefix(f"of/all/{KEY}/{RUN}/0/").partition("/")[0] for key in files(bucket)}
     assert names == {"000000002", "000000003", "output"}
     other = StageWorkdir(tmp_path / "two" / "work" / KEY)
-    assert other.stage_run() == RUN
+    assert other.runs_left() == [RUN]
     other.open(RUN)
     saved = other.latest_state()
     assert saved is not None
@@ -147,7 +147,7 @@ def test_another_machine_goes_on(kept: StageWorkdir, bucket: Any, tmp_path: Path
 
 
 def test_a_damaged_object_gives_way_to_the_state_before(kept: StageWorkdir, bucket: Any, tmp_path: Path) -> None:
-    damaged = bucket.Object(f"of/all/{KEY}/000000003/tensors-0.safetensors")
+    damaged = bucket.Object(f"of/all/{KEY}/{RUN}/0/000000003/tensors-0.safetensors")
     body = bytearray(damaged.get()["Body"].read())
     body[-1] ^= 1
     damaged.put(Body=bytes(body))
@@ -177,7 +177,7 @@ def test_one_that_stays_busy_costs_a_state_and_not_the_work(
     assert "no state could be kept at step 4 in s3://states/of/all/" in caplog.text
     assert "planted" not in caplog.text
     with pytest.raises(UnreachableStatesError, match="DPR_STATES: s3://states/of/all.* cannot be used"):
-        impatient.stage_run()
+        impatient.runs_left()
     with pytest.raises(UnreachableStatesError):
         impatient.check()
     busy.until = 0.0
@@ -213,7 +213,10 @@ def test_an_interrupted_stage_leaves_its_states_there_and_one_that_is_done_none(
     with pytest.raises(Killed):
         run_stage(replace(training(interrupted), config=StepsAndStates), CONFIG, {}, store=store)
     [record] = store.records()
-    assert {f"of/all/{record.key}/000000030/SEAL.json", f"of/all/{record.key}/000000029/SEAL.json"} < files(bucket)
+    assert {
+        f"of/all/{record.key}/{record.id}/0/000000030/SEAL.json",
+        f"of/all/{record.key}/{record.id}/0/000000029/SEAL.json",
+    } < files(bucket)
     shutil.rmtree(home / "work" / record.key)
     begun: list[int] = []
     outcome = run_stage(replace(training(begun.append), config=StepsAndStates), CONFIG, {}, store=store)
@@ -230,7 +233,7 @@ def test_gc_removes_what_is_known_here_and_no_more(bucket: Any, home: Path, kept
     assert [piece.kind for piece in GarbageCollector(store).find() if piece.kind in ("states", "work")] == []
     garbage = GarbageCollector(store, unfinished=True)
     [piece] = [each for each in garbage.find() if each.kind == "states"]
-    assert piece.where == f"s3://states/of/all/{record.key}"
+    assert piece.where == f"s3://states/of/all/{record.key}/{record.id}"
     assert "would start from its beginning" in piece.why
     assert "states" in [each.kind for each in garbage.remove(garbage.find())]
     assert files(bucket) == theirs

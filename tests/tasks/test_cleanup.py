@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.leases import Ledger
 from tasks.artifacts.parent_runs import PipelineInfo
 from tasks.artifacts.payloads import manifest_text
 from tasks.artifacts.store import Store
@@ -25,6 +26,7 @@ from tasks.running.stage import Stage
 from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.workspace import Workspace
 from tests.interruption import Killed
+from tests.tasks.conftest import LAPSE, Homes
 
 Make = Callable[..., Outcome]
 Asked = Callable[..., PipelineInfo]
@@ -410,14 +412,15 @@ def test_of_states_that_machines_share_go_those_that_are_known_here(
     shared = tmp_path / "shared"
     shared.mkdir()
     monkeypatch.setenv("DPR_STATES", shared.as_uri())
-    key = store.record(interrupted(store, toys["number"])).key
+    run_id = interrupted(store, toys["number"])
+    key = store.record(run_id).key
     theirs = StageWorkdir(tmp_path / "their home" / "work" / ("b" * 64))
     theirs.open("0" * 32)
     theirs.save_state(1, 1, {})
     assert not {"states", "work"} & {piece.kind for piece in GarbageCollector(store).find()}
     garbage = GarbageCollector(store, unfinished=True)
     found = {piece.kind: piece for piece in garbage.find()}
-    assert (found["states"].where, found["states"].size) == (str(shared / key), sum_of(shared / key))
+    assert (found["states"].where, found["states"].size) == (str(shared / key / run_id), sum_of(shared / key))
     assert found["states"].why == found["work"].why == "unfinished: " + found["work"].why.removeprefix("unfinished: ")
     assert {"states", "work"} < {piece.kind for piece in garbage.remove(garbage.find())}
     assert [path.name for path in shared.iterdir()] == ["b" * 64]
@@ -425,6 +428,41 @@ def test_of_states_that_machines_share_go_those_that_are_known_here(
     with pytest.raises(DensePathError, match="holds a user") as refused:
         GarbageCollector(store).find()
     assert "planted" not in str(refused.value)
+
+
+def test_states_that_another_host_is_at_or_was_killed_at_stay(
+    at: Homes, toys: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also before the first is whole; what it left on purpose goes if that is asked for, and its run ends with it."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("DPR_STATES", (tmp_path / "shared").as_uri())
+    theirs, ours = at("theirs"), at("ours")
+
+    def removed(**options: Any) -> list[str]:
+        return [piece.kind for piece in clear(ours, **options) if piece.kind == "states"]
+
+    def body(config: Any, work: Workspace) -> dict[str, float]:
+        half = work._workdir.states.place
+        half.write("000000001/tensors-0.safetensors", b"half")
+        assert removed() == removed(unfinished=True) == []
+        assert half.files()
+        work._workdir.save_state(1, 1, {})
+        found = GarbageCollector(ours, unfinished=True).find()
+        assert [piece for piece in found if piece.kind == "states"] == []
+        raise Killed
+
+    stage = dataclasses.replace(toys["number"], body=body)
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.artifacts.stage_run.StageRun.end", lambda *_, **named: None)
+        with pytest.raises(Killed):
+            run_stage(stage, stage.config(), {}, store=theirs)
+    time.sleep(2 * LAPSE)
+    assert removed(unfinished=True) == [], "whoever goes on with it may have just begun"
+    left = interrupted(theirs, toys["number"])
+    assert removed() == []
+    assert removed(unfinished=True) == ["states"]
+    assert Ledger.of(ours._client.get_run(left)).is_over
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
 def sum_of(folder: Path) -> int:

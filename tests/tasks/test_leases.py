@@ -5,15 +5,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpr_core.config.base import StageConfig
+from dpr_core.config.execution import ExecutionConfig, LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.leases import Leases, Ledger, lease_seconds
 from tasks.artifacts.retrying import LeaseLostError
 from tasks.artifacts.store import Record, Store
+from tasks.local_home import ATTEMPT
 from tasks.run_stage import Outcome, run_stage
 from tasks.running.workspace import Workspace
 from tests.tasks.conftest import LAPSE, NUMBER, Homes, silence, write
@@ -22,6 +25,10 @@ from tests.tasks.conftest import LAPSE, NUMBER, Homes, silence, write
 def number(store: Store, body: Callable[[Any, Workspace], dict[str, float]] | None = None, **settings: Any) -> Outcome:
     stage = NUMBER if body is None else dataclasses.replace(NUMBER, body=body)
     return run_stage(stage, stage.config(), {}, store=store, **settings)
+
+
+class Shared(StageConfig):
+    execution: ExecutionConfig = ExecutionConfig(launch=LaunchConfig(processes=2))
 
 
 class Body:
@@ -133,7 +140,7 @@ def test_what_failed_after_a_state_goes_on_in_its_run_anywhere(at: Homes) -> Non
     one, another = at("one"), at("another")
 
     def fail(config: StageConfig, work: Workspace) -> dict[str, float]:
-        work._workdir.save_state(1, 1, lambda folder: None)
+        work._workdir.save_state(1, 1, {})
         raise DensePathError("no luck")
 
     with pytest.raises(DensePathError, match="no luck"):
@@ -187,10 +194,68 @@ def test_a_forced_run_takes_the_place_of_one_that_was_left(at: Homes) -> None:
     assert one.record(left.id).reason == "another run was made in its place"
 
 
-def killed(store: Store) -> Record:
+def test_ranks_are_started_once_no_other_host_is_at_the_stage(at: Homes, aside: Any) -> None:
+    """Those that waited would each keep a GPU from others."""
+    one, another, body = at("one"), at("another"), Body()
+    stage = dataclasses.replace(NUMBER, config=Shared, body=body, shared=True)
+    first = aside.submit(run_stage, stage, Shared(), {}, store=one)
+    assert body.began.wait(60)
+
+    def no_ranks(*_: Any) -> Outcome:
+        raise AssertionError
+
+    second = aside.submit(run_stage, stage, Shared(), {}, store=another, in_ranks=no_ranks)
+    time.sleep(3 * LAPSE)
+    assert not second.done()
+    body.goes_on.set()
+    assert (second.result().id, second.result().status) == (first.result().id, "reused")
+
+
+def test_a_controller_ends_no_run_that_another_host_is_at(at: Homes, aside: Any) -> None:
+    """Its ranks were stopped for long, and failed once they noticed."""
+    one, another, body = at("one"), at("another"), Body()
+    first = aside.submit(number, another, body)
+    assert body.began.wait(60)
+    [run_id] = [record.id for record in one.records()]
+    one.end(run_id, "FAILED", "its ranks failed")
+    body.goes_on.set()
+    assert first.result().id == run_id
+    assert (one.record(run_id).status, one.record(run_id).reason) == ("FINISHED", "")
+
+
+def test_reuse_removes_no_states_of_the_run_that_another_host_makes_in_its_place(
+    at: Homes, aside: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from datetime import UTC, datetime
+
+    (tmp_path / "states").mkdir()
+    monkeypatch.setenv("DPR_STATES", (tmp_path / "states").as_uri())
+    one, another, body = at("one"), at("another"), Body()
+    left = killed(one, lambda work: work._workdir.save_state(1, 1, {}))
+    made = number(another)
+    assert made.id == left.id
+    [attempt] = one.home.glob(f"work/*/{ATTEMPT}")
+    assert attempt.read_text() == made.id
+
+    def forced(config: StageConfig, work: Workspace) -> dict[str, float]:
+        work._workdir.save_state(1, 1, {})
+        return body(config, work)
+
+    second = aside.submit(number, another, forced, not_before=datetime.now(UTC))
+    assert body.began.wait(60)
+    assert number(one).id == made.id
+    assert not attempt.exists()
+    assert list((tmp_path / "states").rglob("SEAL.json"))
+    body.goes_on.set()
+    assert second.result().status == "ran"
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def killed(store: Store, amid: Callable[[Workspace], object] = lambda work: None) -> Record:
     """A run whose process was gone before it could say so."""
 
     def die(config: StageConfig, work: Workspace) -> dict[str, float]:
+        amid(work)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:

@@ -51,7 +51,7 @@ def test_the_newest_state_comes_back_with_the_output_as_it_was(workdir: StageWor
     assert keep(workdir, 5, state(5)) > 0
     put(workdir, "whole/model", "written after the state")
     again = StageWorkdir(workdir.folder)
-    assert again.stage_run() == "run-1"
+    assert again.runs_left() == ["run-1"]
     again.open("run-1")
     found = newest(again)
     assert found is not None
@@ -125,7 +125,7 @@ def test_without_a_state_the_output_is_emptied(workdir: StageWorkdir) -> None:
 def test_another_attempt_gets_an_empty_workdir(workdir: StageWorkdir) -> None:
     keep(workdir, 1, state(1))
     workdir.open("run-2")
-    assert workdir.stage_run() == "run-2"
+    assert workdir.runs_left() == ["run-2"]
     assert newest(workdir) is None
 
 

@@ -16,6 +16,7 @@ from tasks.running.stage_workdir import StageWorkdir
 from tasks.running.states import SEAL
 
 KEY, RUN, OTHER_RUN = "a" * 64, "1" * 32, "2" * 32
+OF_RUN = f"{KEY}/{RUN}/0"
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -77,7 +78,7 @@ def begun(place: Folder | Bucket, home: Callable[[str], StageWorkdir]) -> StageW
 def test_another_home_goes_on(begun: StageWorkdir, home: Callable[[str], StageWorkdir]) -> None:
     shutil.rmtree(begun.folder)
     other = home("two")
-    assert (other.stage_run(), other.is_resumable) == (RUN, True)
+    assert other.runs_left() == [RUN]
     other.open(RUN)
     left = other.latest_state()
     assert left is not None
@@ -93,33 +94,77 @@ def test_another_home_goes_on(begun: StageWorkdir, home: Callable[[str], StageWo
 
 
 def test_two_states_are_kept_and_each_file_of_the_output_once(begun: StageWorkdir, place: Folder | Bucket) -> None:
-    kept = [name for name in place.files() if name.startswith(f"{KEY}/output/")]
+    kept = [name for name in place.files() if name.startswith(f"{OF_RUN}/output/")]
     assert len(kept) == 2
     shutil.rmtree(begun.output / "half")
     begun.save_state(3, 3, state(3))
     begun.save_state(4, 4, state(4))
-    names = [name.removeprefix(f"{KEY}/") for name in place.files()]
+    names = [name.removeprefix(f"{OF_RUN}/") for name in place.files()]
     assert {name.partition("/")[0] for name in names} == {"000000003", "000000004", "output"}
     assert len([name for name in names if name.startswith("output/")]) == 2, "the half's is no longer needed"
 
 
 def test_another_run_begins_with_nothing(begun: StageWorkdir, place: Folder | Bucket) -> None:
+    """And leaves alone what another store may go on with."""
+    before = place.files().keys()
     begun.open(OTHER_RUN)
-    assert (begun.stage_run(), begun.is_resumable) == (OTHER_RUN, False)
+    assert (begun.runs_left(), begun.is_resumable) == ([OTHER_RUN, RUN], False)
     assert newest(begun) is None
+    assert place.files().keys() == before
+
+
+def test_who_lost_the_run_and_does_not_know_spoils_nothing_of_the_next(
+    place: Folder | Bucket, home: Callable[[str], StageWorkdir]
+) -> None:
+    one, other = home("one"), home("two")
+    one.open(RUN, 1)
+    put(one, "model", "half")
+    one.save_state(1, 1, state(1))
+    one.save_state(2, 2, state(2))
+    other.open(RUN, 4)
+    assert (newest(other) or {})["step"] == 2
+    put(other, "model", "whole")
+    other.save_state(3, 3, state(30))
+    for step in (3, 4, 5):
+        one.save_state(step, step, state(step))
+    one.clear()
+    assert {name.split("/")[2] for name in place.files()} == {"4"}
+    for step in (6, 7):
+        one.open(RUN, 1)
+        one.save_state(step, step, state(step))
+    third = home("three")
+    third.open(RUN, 5)
+    assert (newest(third) or {})["weights"].tolist() == [30.0, 30.0, 30.0]
+    assert (third.output / "model").read_text() == "whole"
+    third.save_state(8, 8, state(8))
+    assert {name.split("/")[2] for name in place.files()} == {"1", "4", "5"}
+    third.save_state(9, 9, state(9))
+    assert {name.split("/")[2] for name in place.files()} == {"5"}, "the others' are no longer needed"
+    third.clear()
     assert place.files() == {}
+
+
+def test_what_is_left_of_a_finished_run_goes_and_another_s_stays(
+    begun: StageWorkdir, place: Folder | Bucket, home: Callable[[str], StageWorkdir]
+) -> None:
+    other = home("two")
+    other.open(OTHER_RUN, 3)
+    other.save_state(1, 1, state(1))
+    begun.clear(finished=RUN)
+    assert {name.split("/")[1] for name in place.files()} == {OTHER_RUN}
+    assert not begun.folder.exists()
 
 
 def test_clearing_removes_what_is_shared(begun: StageWorkdir, place: Folder | Bucket) -> None:
     begun.clear()
     assert place.files() == {}
-    assert begun.stage_run() is None
+    assert begun.runs_left() == []
 
 
 def test_half_a_state_is_no_state_and_goes(
     begun: StageWorkdir, place: Folder | Bucket, home: Callable[[str], StageWorkdir]
 ) -> None:
-    place.write(f"{KEY}/000000007/tensors-0.safetensors", b"half")
+    place.write(f"{OF_RUN}/000000007/tensors-0.safetensors", b"half")
     other = home("two")
     other.open(RUN)
     assert (newest(other) or {})["step"] == 2
@@ -132,14 +177,14 @@ def test_damage_gives_way_to_the_state_before(
     begun: StageWorkdir, place: Folder | Bucket, home: Callable[[str], StageWorkdir], what: str, how: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    seal = json.loads(place.read(f"{KEY}/000000002/{SEAL}"))
+    seal = json.loads(place.read(f"{OF_RUN}/000000002/{SEAL}"))
     name = f"output/{seal['output']['three-quarters/model']}" if what == "output" else f"000000002/{what}"
-    content = bytearray(place.read(f"{KEY}/{name}"))
+    content = bytearray(place.read(f"{OF_RUN}/{name}"))
     content[-10 if what != "output" else 0] ^= 1
     if how == "missing":
-        place.remove(f"{KEY}/{name}")
+        place.remove(f"{OF_RUN}/{name}")
     else:
-        place.write(f"{KEY}/{name}", bytes(content))
+        place.write(f"{OF_RUN}/{name}", bytes(content))
     other = home("two")
     other.open(RUN)
     assert (newest(other) or {})["step"] == 1
@@ -151,9 +196,9 @@ def test_damage_gives_way_to_the_state_before(
 def reseal(place: Folder | Bucket, change: Callable[[dict[str, Any]], None]) -> None:
     """As whoever may write there could."""
     for step in ("000000001", "000000002"):
-        seal = json.loads(place.read(f"{KEY}/{step}/{SEAL}"))
+        seal = json.loads(place.read(f"{OF_RUN}/{step}/{SEAL}"))
         change(seal)
-        place.write(f"{KEY}/{step}/{SEAL}", json.dumps(seal).encode())
+        place.write(f"{OF_RUN}/{step}/{SEAL}", json.dumps(seal).encode())
 
 
 @pytest.mark.parametrize(
@@ -179,15 +224,15 @@ def test_a_hostile_seal_is_none(
     assert not list(tmp_path.rglob("*planted*"))
 
 
-def test_a_run_that_is_none_owns_nothing(begun: StageWorkdir, place: Folder | Bucket) -> None:
-    reseal(place, lambda seal: seal.update(run="../../etc"))
-    assert begun.states.owner() is None
+def test_what_is_named_by_no_run_is_nobody_s(begun: StageWorkdir, place: Folder | Bucket) -> None:
+    place.write(f"{KEY}/etc/0/000000001/{SEAL}", b"{}")
+    assert begun.runs_left() == [RUN]
 
 
 def test_a_later_version_s_states_are_refused_and_stay(begun: StageWorkdir, place: Folder | Bucket) -> None:
     reseal(place, lambda seal: seal.update(format=99))
     before = place.files().keys()
-    assert begun.stage_run() == RUN
+    assert begun.runs_left() == [RUN]
     begun.open(RUN)
     with pytest.raises(DensePathError, match="another version of this program .* step 2.*dpr gc --unfinished"):
         begun.latest_state()
@@ -223,7 +268,7 @@ def test_out_of_reach_it_is_said_and_nothing_is_thrown_away(
                 raise PermissionError("Access Denied")
 
             patched.setattr(type(place), name, away)
-        for ask in (begun.stage_run, begun.check, begun.latest_state, lambda: begun.open(RUN)):
+        for ask in (begun.runs_left, begun.check, begun.latest_state, lambda: begun.open(RUN)):
             with pytest.raises(UnreachableStatesError, match="DPR_STATES: .* cannot be used .*Access Denied"):
                 ask()
         begun.clear()

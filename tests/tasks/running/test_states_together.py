@@ -34,7 +34,7 @@ def workdir(folder: Path) -> StageWorkdir:
     own = f"home-{distributed.rank()}" if shared.exists() else "home"
     if shared.exists():
         os.environ["DPR_STATES"] = shared.as_uri()
-    found = StageWorkdir(folder / own / "work" / KEY)
+    found = StageWorkdir(folder / own / "work" / KEY, RUN)
     if distributed.rank() == 0:
         found.open(RUN)
     distributed.all_gather([0])
@@ -94,7 +94,7 @@ def test_any_number_goes_on_from_what_any_number_has_left(
         (tmp_path / "shared").mkdir()
     monkeypatch.setenv("DPR_STATES", "")
     ranks.run(2, save, tmp_path)
-    states = (tmp_path / "shared" / KEY) if shared else tmp_path / "home" / "work" / KEY / "states"
+    states = (tmp_path / "shared" / KEY / RUN / "0") if shared else tmp_path / "home" / "work" / KEY / "states"
     two = sorted(path.name for path in (states / "000000002").iterdir())
     assert two == ["SEAL.json", "state.json", "tensors-0.safetensors", "tensors-1.safetensors"]
     for count in (1, 4, 2):
