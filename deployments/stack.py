@@ -79,6 +79,7 @@ class Stack:
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_API_URL": f"{self.prefect}/api",
             "MLFLOW_TRACKING_URI": self.mlflow,
+            "DPR_STATES": f"s3://{BUCKET}/states",
             **self._s3_access(),
             "NO_PROXY": LOCAL,
             "DO_NOT_TRACK": "true",

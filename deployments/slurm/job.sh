@@ -5,7 +5,8 @@
 #   sbatch deployments/slurm/job.sh deployments/worker.sh --pool gpu --limit 1
 # (`--run-once` more: a worker that does what is waiting and ends, so that no GPU is held for nothing.)
 # Two minutes before the limit the stage keeps its state, and the job is queued again and goes on from there, on
-# whichever node, as long as DPR_HOME lies on a file system that all nodes share and that can lock files.
+# whichever node, as long as DPR_HOME lies on a file system that all nodes share and that can lock files. Other clusters
+# go on from its states if DPR_STATES names a bucket, and MLFLOW_TRACKING_URI a server, for all of them.
 #SBATCH --job-name=dense-path
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=8

@@ -18,6 +18,7 @@ from tasks.artifacts.retrying import LeaseLostError
 from tasks.artifacts.store import Record, Store
 from tasks.local_home import ATTEMPT
 from tasks.run_stage import Outcome, run_stage
+from tasks.running.places import Folder, UnreachableStatesError
 from tasks.running.workspace import Workspace
 from tests.tasks.conftest import LAPSE, NUMBER, Homes, silence, write
 
@@ -249,6 +250,25 @@ def test_reuse_removes_no_states_of_the_run_that_another_host_makes_in_its_place
     body.goes_on.set()
     assert second.result().status == "ran"
     assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_states_that_cannot_be_reached_any_more_end_the_run_in_words(
+    at: Homes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "states").mkdir()
+    monkeypatch.setenv("DPR_STATES", (tmp_path / "states").as_uri())
+    one = at("one")
+
+    def away(*_: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "files", away)
+        with pytest.raises(UnreachableStatesError, match="Access Denied"):
+            number(one)
+    [failed] = one.records()
+    assert (failed.status, "Access Denied" in failed.reason) == ("FAILED", True)
+    assert number(at("another")).id == failed.id, "there may have been something to go on from"
 
 
 def killed(store: Store, amid: Callable[[Workspace], object] = lambda work: None) -> Record:
