@@ -30,6 +30,8 @@ print("there", flush=True)
 print(run_stage(training(seconds=float(sys.argv[1])), Steps(), {}, store=store).status)
 """
 
+KEPT = ("sft.execution.checkpoint_steps=1", "reinforce.execution.checkpoint_steps=1")
+
 Host = subprocess.Popen[str]
 Start = Callable[..., Host]
 
@@ -49,8 +51,8 @@ def start(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """`start(home, *words)`: a process of another host, which is ended if the test does not end it."""
     started: list[Host] = []
 
-    def begin(home: str, *words: str) -> Host:
-        own = {"DPR_HOME": str(tmp_path / home), "DPR_LEASE_SECONDS": str(LAPSE), "NO_PROXY": "127.0.0.1"}
+    def begin(home: str, *words: str, **more: str) -> Host:
+        own = more | {"DPR_HOME": str(tmp_path / home), "DPR_LEASE_SECONDS": str(LAPSE), "NO_PROXY": "127.0.0.1"}
         env = environment(**own, MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen([sys.executable, *words], env=env, cwd=ROOT, text=True, **pipes))
@@ -62,6 +64,18 @@ def start(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
             each.send_signal(signal.SIGCONT)
             each.kill()
             each.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    """Digests by the names of stages, where one process did everything."""
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    command = [sys.executable, "-m", "flows.cli", "run", *small(*KEPT), "--json"]
+    subprocess.run(command, env=environment(DPR_HOME=str(home)), cwd=ROOT, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPR_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return {record.name: record.digest for record in Store.open().records()}
 
 
 def amid_steps(store: Store) -> str:
@@ -124,6 +138,49 @@ def test_a_server_that_is_away_for_longer_than_a_lease_takes_it_from_nobody(serv
     assert [(record.id, record.status) for record in store.records()] == [(run_id, "FINISHED")]
     assert store.verify(run_id) == []
     assert history(store, run_id) == UNDISTURBED
+
+
+@pytest.mark.parametrize(("stage", "how"), [("reinforce", "run"), ("sft", "resume"), ("sft", "run without states")])
+def test_another_host_goes_on_from_the_newest_state_of_one_that_was_killed(
+    start: Start, tmp_path: Path, undisturbed: dict[str, str | None], stage: str, how: str
+) -> None:
+    (tmp_path / "states").mkdir()
+    shared = {} if "without" in how else {"DPR_STATES": (tmp_path / "states").as_uri()}
+    store = Store.open()
+    run = ("-m", "flows.cli", "run", *small(*KEPT), "--json")
+    one = start("one", *run, **shared)
+
+    def amid() -> tuple[str, int] | None:
+        """The stage's run and its newest state, once there are several and it is not at its end."""
+        places = [tmp_path / "states"] if shared else list((tmp_path / "one" / "work").glob("*"))
+        seals = [seal for place in places for seal in place.rglob("SEAL.json")]
+        steps = [int(seal.parent.name) for seal in seals]
+        running = [record.id for record in store.records(stage) if record.status == "RUNNING"]
+        return (running[0], max(steps)) if running and steps and max(steps) > 3 else None
+
+    run_id, newest = until(amid)
+    one.kill()
+    another = start("another", *(("-m", "flows.cli", "resume") if how == "resume" else run), **shared)
+    _, told = another.communicate(timeout=400)
+    assert another.returncode == 0, told
+    records = store.records()
+    assert {record.status for record in records} == {"FINISHED"}
+    assert {record.name: record.digest for record in records} == undisturbed, "nothing else, and nothing twice"
+    made = store.record(run_id)
+    assert made.stage == stage
+    assert store.verify(run_id) == []
+    assert [pipeline.status for pipeline in store.parent_runs.all()] == ["FINISHED"]
+    name = "rollout/return" if stage == "reinforce" else "train/loss"
+    logged = store._client.get_metric_history(run_id, name)
+    steps = [each.step for each in logged]
+    values = {(each.step, each.value) for each in logged}
+    assert len({step for step, _ in values}) == len(values), "a step that is logged twice has the same value"
+    again = {step for step in steps if steps.count(step) > 1} - {max(steps)}
+    if shared:
+        assert all(step >= newest - 1 for step in again), f"from {newest} on, not from the beginning: {sorted(again)}"
+        assert not list((tmp_path / "states").rglob("*.safetensors"))
+    else:
+        assert min(steps) in again, "from its beginning"
 
 
 def test_two_that_resume_at_once_make_each_stage_once(start: Start) -> None:
