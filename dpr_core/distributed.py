@@ -5,11 +5,11 @@ they deadlock.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,15 +90,6 @@ def all_gather(values: Iterable[T]) -> list[T]:
 
     mine = list(values)
     return list(gather_object(mine)) if world_size() > 1 else mine
-
-
-def from_first(find: Callable[[], T]) -> T:
-    """What rank 0 finds, in every process; the others do not look."""
-    if world_size() == 1:
-        return find()
-    found = [find() if rank() == 0 else None]
-    torch.distributed.broadcast_object_list(found, src=0)
-    return cast("T", found[0])
 
 
 def is_dtensor(values: Tensor) -> bool:

@@ -298,7 +298,11 @@ def _run_and_publish(
         raise
     except BaseException as error:
         if body is not in_this_process:
-            shutdown.block_signals()  # the other ranks fail as well, and their agent then terminates this one
+            # The other ranks fail as well, and their agent then terminates this one.
+            try:
+                shutdown.block_signals()
+            except KeyboardInterrupt:  # it did so just now
+                shutdown.block_signals()
         kept = workdir.is_resumable
         if kept:
             logger.warning("%s: interrupted; what is done is kept, and the same command goes on from there", stage.name)

@@ -224,11 +224,12 @@ class _Ranks:
         return DensePathError(f"{self._job.name}: rank {failure.rank} {self._of} {end}{last}")
 
     def _end(self, status: str, reason: str, anyway: bool = False) -> None:
-        """End the run where rank 0 could not, or with what it does not know."""
+        """End the run where rank 0 could not, or with what it does not know; not one that another host is at."""
         if self._run is None:
             return
         with suppress(DensePathError, OSError):
-            if anyway or self._store.record(self._run).status == "RUNNING":
+            record = self._store.record(self._run)
+            if (anyway or record.status == "RUNNING") and self._store.turns.is_left_to_us(record):
                 self._store.end(self._run, status, reason)
 
     @staticmethod

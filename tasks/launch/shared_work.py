@@ -1,26 +1,29 @@
-"""The `Work` of one of several ranks: rank 0's belongs to the run's owner and decides, the others follow by broadcasts.
+"""The `Work` of one of several ranks: rank 0's belongs to the run's owner and decides, the others follow.
 
 All ranks call the same methods in the same order, as they do with every collective.
 """
 
+import logging
 import shutil
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from dpr_core import distributed
 from dpr_core.config.base import StageConfig
 from dpr_core.config.execution import LaunchConfig
 from dpr_core.errors import DensePathError, UsageError
+from tasks.artifacts.retrying import LeaseLostError
 from tasks.artifacts.store import Artifact, Store
-from tasks.local_home import home_folder
+from tasks.local_home import home_folder, identity_of, open_home
 from tasks.registry import stage_named
 from tasks.running.stage import Stage, torch_settings
 from tasks.running.stage_workdir import StageWorkdir
+from tasks.running.together import first, together
 from tasks.running.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
     from dpr_core.state import State
     from tasks.run_stage import Outcome
+
+logger = logging.getLogger("dense_path")
 
 HEARTBEAT_SECONDS = 20.0
 """So often the others hear that rank 0 is still getting ready: a lock may take longer than a collective may."""
@@ -63,7 +68,7 @@ class Lead:
         if not self._ready.is_set():
             self._ready.set()
             self._waiting.join()
-            distributed.from_first(lambda: word)
+            first(lambda: word)
 
     def body(
         self, stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace
@@ -76,15 +81,15 @@ class Lead:
 
     def _keep_them_waiting(self) -> None:
         while not self._ready.wait(self._seconds):
-            distributed.from_first(lambda: None)
+            first(lambda: None)
 
 
 def told() -> "Task | Outcome | Stopped":
     """What rank 0 tells this one, however long that takes."""
-    word = None
+    word: Task | Outcome | Stopped | None = None
     while word is None:
-        word = distributed.from_first(lambda: None)
-    return cast("Task | Outcome | Stopped", word)
+        word = first(lambda: None)
+    return word
 
 
 @contextmanager
@@ -121,18 +126,31 @@ class SharedWork:
         self.scratch = self._workdir.scratch / (f"rank-{rank}" if owner is None else "")
         self.output = self._workdir.output if owner is not None else self.scratch / "output"
         """Every rank may write, which keeps the bodies plain; what rank 0 writes counts."""
-        self._artifacts = _Artifacts(verified or {})
+        homes = together(self._home)
+        mine = homes[rank]
+        identities = [each.identity for each in homes]
+        self._tidies = 0 < identities.index(mine.identity) == rank
+        """Whether it is the first rank in a home that is not rank 0's."""
+        self._keeps_states = len({each.states for each in homes}) == 1
+        self._artifacts = _Artifacts(verified or {}, homes.index(mine))
+
+    def _home(self) -> "_Home":
+        identity, states = identity_of(open_home()), self._workdir.states
+        return _Home(identity, str(home_folder()), states.place.where if states.is_shared else identity)
 
     @contextmanager
     def folders(self) -> "Iterator[None]":
         """Theirs to write into, gone once all have come to the end of the block."""
+        if self._tidies:
+            shutil.rmtree(self._workdir.scratch, ignore_errors=True)
+        distributed.all_gather([None])
         self.output.mkdir(parents=True, exist_ok=True)
         yield
         if self._owner is None:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            if not self._artifacts.with_first:
-                shutil.rmtree(self._workdir.folder, ignore_errors=True)
         distributed.all_gather([None])
+        if self._tidies:
+            shutil.rmtree(self._workdir.folder, ignore_errors=True)
 
     def input(self, role: str) -> Artifact:
         return self.fetch(self.inputs[role])
@@ -141,26 +159,29 @@ class SharedWork:
         return self._artifacts.fetch(run_id)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        if self._owner is not None:
-            self._owner.metrics(values, step)
+        self._by_owner(lambda owner: owner.metrics(values, step))
 
     def table(self, path: str, rows: list[dict[str, Any]]) -> None:
-        if self._owner is not None:
-            self._owner.table(path, rows)
+        self._by_owner(lambda owner: owner.table(path, rows))
 
     def file(self, local: Path, folder: str) -> None:
-        if self._owner is not None:
-            self._owner.file(local, folder)
+        self._by_owner(lambda owner: owner.file(local, folder))
 
     def advance(self, step: int, total: int, note: str = "", at_most: bool = False) -> None:
-        if self._owner is not None:
-            self._owner.advance(step, total, note, at_most)
+        self._by_owner(lambda owner: owner.advance(step, total, note, at_most))
 
     def part(self, what: str, done: int, total: int) -> None:
+        self._by_owner(lambda owner: owner.part(what, done, total))
+
+    def _by_owner(self, do: Callable[[Workspace], None]) -> None:
         if self._owner is not None:
-            self._owner.part(what, done, total)
+            with suppress(LeaseLostError):  # all end together, at the next checkpoint
+                do(self._owner)
 
     def restore(self) -> dict[str, Any] | None:
+        if not self._keeps_states:
+            first(self._keep_none)
+            return None
         saved = self._workdir.latest_state()
         if saved is None:
             return None
@@ -168,11 +189,22 @@ class SharedWork:
             self._owner.goes_on_from(saved.last_step)
         return saved.read()
 
+    def _keep_none(self) -> None:
+        """Say so, and end it where there are some already."""
+        what = "its processes have homes of their own, and DPR_STATES does not name one place for states in all of them"
+        if self._workdir.is_resumable:
+            raise UsageError(
+                f"{what}, so that what was interrupted cannot be gone on with; set it on all machines, go on without "
+                "the others, or have what is unfinished removed, to begin anew: dpr gc --unfinished"
+            )
+        logger.warning("%s: no states are kept, and what is interrupted begins anew", what)
+
     def checkpoint(self, step: int, state: "Callable[[], State]") -> None:
-        if not distributed.from_first(lambda: self._first.is_due(step)):
+        if not first(lambda: self._first.is_due(step)):
             return
-        self._workdir.save_state(step, distributed.from_first(lambda: self._first.flushed()), state)
-        if distributed.from_first(lambda: self._first.is_to_stop):
+        if self._keeps_states:
+            self._workdir.save_state(step, first(lambda: self._first.flushed()), state)
+        if first(lambda: self._first.is_to_stop):
             if self._owner is not None:
                 self._owner.stop_if_asked()
             raise Stopped
@@ -183,21 +215,31 @@ class SharedWork:
         return self._owner
 
 
-class _Artifacts:
-    """Verified artifacts: the first rank on a machine fetches and hashes them, and the others there take its word."""
+@dataclass(frozen=True)
+class _Home:
+    """Where a rank reads and writes."""
 
-    def __init__(self, verified: Mapping[str, Artifact]) -> None:
-        machines = distributed.all_gather([(socket.gethostname(), str(home_folder()))])
-        self._source = machines.index(machines[distributed.rank()])
-        self.with_first = self._source == 0
+    identity: str
+    folder: str
+    """As this machine calls it."""
+    states: str
+
+
+class _Artifacts:
+    """Verified artifacts: the first rank of a home fetches and hashes them, and the others there take its word."""
+
+    def __init__(self, verified: Mapping[str, Artifact], source: int) -> None:
+        self._source = source
         self._verified = verified
         self._found: dict[str, Artifact] = {}
         self._store: Store | None = None
 
     def fetch(self, run_id: str) -> Artifact:
         if run_id not in self._found:
-            mine = self._fetch(run_id) if self._source == distributed.rank() else None
-            self._found[run_id] = distributed.all_gather([mine])[self._source]  # type: ignore[assignment]
+            is_mine = self._source == distributed.rank()
+            found = together(lambda: self._fetch(run_id) if is_mine else None)[self._source]
+            assert found is not None
+            self._found[run_id] = found
         return self._found[run_id]
 
     def _fetch(self, run_id: str) -> Artifact:
@@ -207,7 +249,7 @@ class _Artifacts:
         try:
             return self._store.fetch(run_id)
         except UsageError as error:
-            if self.with_first:
+            if self._source == 0:
                 raise
             raise DensePathError(
                 f"{socket.gethostname()}, where another rank of the stage runs, cannot read an input: {error}; have "

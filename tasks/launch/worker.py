@@ -33,6 +33,7 @@ from tasks.local_home import DiskFullError, is_full
 from tasks.registry import stage_named
 from tasks.run_stage import Body, Outcome, StageJob, in_this_process, run_stage
 from tasks.running.stage import Stage
+from tasks.running.together import OtherFailedError
 from tasks.running.workspace import Progress, Workspace
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def run(job: StageJob, progress: Progress | None = None) -> Outcome:
     launch = _launch(job)
     ours = not torch.distributed.is_initialized()
     together = distributed.state(timedelta(minutes=launch.timeout_minutes))
+    if distributed.world_size() > 1 and not stage_named(job.stage).shared:
+        raise UsageError(f"{job.stage} is done by one process: start it by dpr, or as one rank")
     if distributed.world_size() == 1:
         outcome = _owned(job, progress, in_this_process)
     elif distributed.rank() == 0:
@@ -95,8 +98,6 @@ def _owned(job: StageJob, progress: Progress | None, body: Body) -> Outcome:
 def _lead(job: StageJob, progress: Progress | None) -> Outcome:
     from tasks.launch.shared_work import Lead, Stopped
 
-    if not stage_named(job.stage).shared:
-        raise UsageError(f"{job.stage} is done by one process: start it by dpr, or as one rank")
     lead = Lead(_launch(job))
 
     def body(stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace) -> dict[str, float]:
@@ -177,6 +178,9 @@ def main() -> None:
         logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
         logging.getLogger("dense_path").setLevel(logging.INFO if is_first else logging.ERROR)
         outcome = run(_job(sys.argv[1:]), told)
+    except OtherFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _end(0)  # an agent that saw this one fail would end the other, too
     except Exception as error:
         recorder.record_exception(error)
         words = f"error: {error}" if isinstance(error, DensePathError) else redact(traceback.format_exc())
@@ -185,7 +189,7 @@ def main() -> None:
     except KeyboardInterrupt as end:
         from tasks.launch.shared_work import Stopped
 
-        # Of its failure rank 0 tells; an agent that saw another fail would end rank 0 while it keeps what is done.
+        # Of its failure rank 0 tells, as above.
         _end(0 if isinstance(end, Stopped) else 130)
     else:
         if told:

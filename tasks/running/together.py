@@ -10,6 +10,10 @@ from tasks.local_home import DiskFullError, is_full
 T = TypeVar("T")
 
 
+class OtherFailedError(DensePathError):
+    """Another process of the stage failed, and tells of it."""
+
+
 class _Failed(NamedTuple):
     rank: int
     full: bool
@@ -45,7 +49,7 @@ def together(find: Callable[[], T]) -> list[T]:
         if isinstance(each, _Failed):
             if each.full:
                 raise DiskFullError(each.needed or 0)
-            kind: type[Exception] = OSError if each.of_system else DensePathError
+            kind: type[Exception] = OSError if each.of_system else OtherFailedError
             raise kind(f"in process {each.rank}: {each.text}")
     return found  # type: ignore[return-value]
 
