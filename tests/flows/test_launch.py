@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flows.wiring import nodes
 from tasks.artifacts.store import Store
 from tasks.run_stage import StageJob
 from tests.flows.conftest import TINY
@@ -39,12 +40,20 @@ def test_two_processes_train_the_same_policy_in_a_run_of_its_own(
 
 
 def test_a_stage_of_a_recipe_is_a_job_once_its_inputs_are_made(
-    dpr: Callable[..., Any], made: Any, tmp_path: Path
+    dpr: Callable[..., Any],
+    tiny: Callable[..., Any],
+    run_graph: Callable[..., Any],
+    open_store: Callable[[Path], Store],
+    tmp_path: Path,
 ) -> None:
-    job = StageJob.of_json(dpr("job", TINY, "sft", home=made.home).stdout)
-    assert (job.stage, job.inputs["data"]) == ("sft", made.id("subsample"))
-    dpr("job", TINY, "sft", home=tmp_path / "new").assert_refused(2, "which is not made yet; make it first")
-    dpr("job", TINY, "stf", home=made.home).assert_refused(2, "has no stage 'stf'; its stages: ")
+    home = tmp_path / "home"
+    dpr("job", TINY, "sft", home=home).assert_refused(2, "which is not made yet; make it first")
+    dpr("job", TINY, "stf", home=home).assert_refused(2, "has no stage 'stf'; its stages: ")
+    inputs = [node for node in nodes(tiny()) if node.name in ("backbone", "subsample")]
+    made = run_graph(open_store(home), inputs)
+    job = StageJob.of_json(dpr("job", TINY, "sft", home=home).stdout)
+    assert (job.stage, job.name) == ("sft", "sft")
+    assert job.inputs == {"backbone": made["backbone"].id, "data": made["subsample"].id}
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import StageJob
 from tests.flows.conftest import TINY, environment, run_dpr
+from tests.tasks.launch.test_ranks import processes, wait_until
 
 pytestmark = pytest.mark.services
 
@@ -66,6 +67,30 @@ def test_homes_of_their_own_make_what_one_process_makes(
     assert ours.keys() == theirs.keys()
     assert max(float((ours[part] - theirs[part]).abs().max()) for part in ours) < 1e-6
     assert not any(list((tmp_path / f"home-{number}" / "work").iterdir()) for number in range(2))
+
+
+def test_what_a_killed_rank_ended_goes_on_in_this_home_at_once(
+    made: dict[str, str], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 was terminated with it, and the lease may be another's only after an hour."""
+    home = tmp_path / "home"
+    known = environment(home, MLFLOW_TRACKING_URI=server, DPR_LEASE_SECONDS="3600")
+    settings = ("epochs=40", "execution.checkpoint_steps=1", "execution.launch.processes=2")
+    command = [sys.executable, "-m", "flows.cli", "rerun", made["sft"], *(f"--set={each}" for each in settings)]
+    started = subprocess.Popen(command, env=known, cwd=ROOT, stdout=-1, stderr=-2, text=True)
+    wait_until(lambda: list(home.glob("work/*/states/*/SEAL.json")) or started.poll() is not None)
+    processes(home)[1].kill()
+    said, _ = started.communicate(timeout=200)
+    assert "rank 1 of its 2 processes was killed by SIGKILL" in said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("DPR_HOME", str(tmp_path / "looks"))
+    store = Store.open()
+    [attempt] = [record for record in store.records("sft") if not record.finished]
+    assert (attempt.status, "SIGKILL" in attempt.reason) == ("FAILED", True)
+    again = subprocess.run(command, env=known, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert store.record(attempt.id).finished
+    assert f"goes on with run {attempt.id[:8]}" in again.stderr
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -88,6 +88,29 @@ def test_ranks_that_never_began_are_told_of_with_the_agent_s_last_words(ranks: _
         ranks.watch()
 
 
+def test_a_run_that_another_host_has_taken_over_is_left_alone(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "mlflow.db").rename(tmp_path / "shared.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    store = Store.open()
+    ours, theirs = (
+        store.begin(
+            stage="sft", name="sft", version=1, key=key * 64, config=SFTConfig(), inputs={}, parent=None, description=""
+        ).id
+        for key in "ab"
+    )
+    for run, owner in ((ours, store._owner), (theirs, "another")):
+        store._client.log_param(run, "dpr.lease.1", f"token 90 {owner} host:/home")
+        (tmp_path / "told").write_text(json.dumps({"run": run}) + "\n")
+        job = StageJob("sft", "sft", SFTConfig(), {}, None)
+        fail(
+            _Ranks(job, LaunchConfig(processes=2), store, None, Shutdown(), tmp_path, Ended()),  # type: ignore[arg-type]
+            r0=failed(5.0, kind="DensePathError", text="another took it over"),
+        )
+    assert [store.record(run).status for run in (ours, theirs)] == ["FAILED", "RUNNING"]
+
+
 def test_what_rank_0_says_is_said_here(ranks: _Ranks, caplog: pytest.LogCaptureFixture) -> None:
     outcome = {"stage": "sft", "name": "sft", "id": "a", "status": "ran", "seconds": 1.0, "metrics": {"loss": 0.25}}
     lines = [{"pid": 1}, {"log": ["some.library", logging.WARNING, "100% odd"]}, {"outcome": outcome}]
