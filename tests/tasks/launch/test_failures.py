@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.launch.ranks import _Ranks, first_failure
 from tasks.launch.worker import _environment_of_slurm, kind_of
-from tasks.run_stage import StageJob
+from tasks.run_stage import StageJob, run_stage
 from tasks.running.shutdown import Shutdown
+from tests.tasks.conftest import NUMBER, Number
 
 
 class Ended:
@@ -109,6 +111,27 @@ def test_a_run_that_another_host_has_taken_over_is_left_alone(
             r0=failed(5.0, kind="DensePathError", text="another took it over"),
         )
     assert [store.record(run).status for run in (ours, theirs)] == ["FAILED", "RUNNING"]
+
+
+def test_a_rank_0_that_its_agent_terminates_as_it_fails_still_ends_its_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, sent = Shutdown.block_signals, list[int]()
+
+    def terminated(self: Shutdown) -> None:
+        if not sent:
+            sent.append(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        block(self)
+
+    def body(*_: object) -> dict[str, float]:
+        raise ValueError("closed by peer")
+
+    monkeypatch.setattr(Shutdown, "block_signals", terminated)
+    with pytest.raises(ValueError, match="closed by peer"):
+        run_stage(NUMBER, Number(), {}, store=store, body=body)
+    [record] = store.records()
+    assert (record.status, record.reason, sent) == ("FAILED", "ValueError: closed by peer", [signal.SIGTERM])
 
 
 def test_what_rank_0_says_is_said_here(ranks: _Ranks, caplog: pytest.LogCaptureFixture) -> None:
