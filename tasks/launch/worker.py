@@ -178,10 +178,10 @@ def main() -> None:
         logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
         logging.getLogger("dense_path").setLevel(logging.INFO if is_first else logging.ERROR)
         outcome = run(_job(sys.argv[1:]), told)
-    except OtherFailedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _end(0)  # an agent that saw this one fail would end the other, too
     except Exception as error:
+        if isinstance(error, OtherFailedError) and os.environ["RANK"] != "0":
+            print(f"error: {error}", file=sys.stderr)
+            _end(0)  # as its own failure, an agent would end rank 0 for it, which ends its run
         recorder.record_exception(error)
         words = f"error: {error}" if isinstance(error, DensePathError) else redact(traceback.format_exc())
         print(words, file=sys.stderr)
