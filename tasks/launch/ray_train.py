@@ -10,10 +10,10 @@ import os
 import signal
 import socket
 import sys
-import tempfile
-import threading
 import time
-from logging import WARNING, getLogger
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from logging import WARNING
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +31,9 @@ CONNECT_SECONDS = 60.0
 
 POLL_SECONDS = 0.5
 
+SAY_SECONDS = 60.0
+"""After so long without a rank that runs it is said that they are waited for."""
+
 GROWTH_SECONDS = 600.0
 """So often more workers are taken where nodes have come. Each time the stage goes on from its last state."""
 
@@ -47,7 +50,7 @@ def main() -> None:
     job = StageJob.of_json(file.read_text(encoding="utf-8"))
     try:
         with (folder / "told").open("a", encoding="utf-8", buffering=1) as told:
-            failures = drive(job, told)
+            failures = drive(job, told, folder)
     except DensePathError as error:
         kind = UsageError if isinstance(error, UsageError) else DensePathError
         failures = {"0": failure(kind.__name__, str(error))}
@@ -61,83 +64,88 @@ def main() -> None:
     os._exit(bool(failures))
 
 
-def drive(job: StageJob, told: TextIO) -> Failures:
+def drive(job: StageJob, told: TextIO, folder: Path) -> Failures:
     """Have Ray do a stage, and pass on what its rank 0 tells."""
     launch: LaunchConfig = job.config.execution.launch  # type: ignore[attr-defined]
-    connect(job.name)
+    threads = ThreadPoolExecutor()
+    connect(job.name, threads)
     import ray
 
     from tasks.launch.ray_worker import Board
 
-    device, room = wait_for_room(job.name, launch)
+    waiting, began = Waiting(job.name, launch, told), time.monotonic()
+    while (found := room())[0] < launch.fewest:
+        waiting.has_lasted(time.monotonic() - began)
+        time.sleep(POLL_SECONDS)
     here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
     board = ray.remote(num_cpus=0, label_selector=here)(Board).remote()
     signal.signal(signal.SIGTERM, lambda number, frame: board.set.remote("stop"))
     told.write(json.dumps({"pid": os.getpid()}) + "\n")
-    found: list[Failures] = []
-    training = threading.Thread(target=lambda: found.append(_fit(job, launch.on(room), device, board)), daemon=True)
-    training.start()
+    training: Future[Failures] = threads.submit(_fit, job, launch.on(found[0]), found[1], board, folder / "ray")
     while True:
-        training.join(POLL_SECONDS)
-        is_over = not training.is_alive()
+        is_over = bool(wait([training], POLL_SECONDS).done)
         try:
-            lines = ray.get(board.heard.remote(), timeout=CONNECT_SECONDS)
+            lines, silence = ray.get(board.heard.remote(), timeout=CONNECT_SECONDS)
         except ray.exceptions.RayError as error:
             raise DensePathError(f"{job.name}: the Ray cluster is gone ({_first_line(error)})") from error
         told.writelines(f"{line}\n" for line in lines)
         if is_over:
-            return found[0]
+            return training.result()
+        waiting.has_lasted(silence)
 
 
-def connect(name: str) -> None:
+def connect(name: str, threads: ThreadPoolExecutor) -> None:
     """Join the cluster as a driver."""
     check_cluster(name)
     import ray
 
     where = os.environ["RAY_ADDRESS"]
-    problems: list[str | None] = []
 
     def join() -> None:
-        try:
-            host, _, port = where.rpartition(":")
-            if host:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-            ray.init(logging_level=WARNING, log_to_driver=False)
-            problems.append(None)
-        except Exception as error:
-            problems.append(_first_line(error))
+        host, _, port = where.rpartition(":")
+        if host:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(logging_level=WARNING, log_to_driver=False)
 
-    joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    joining.join(CONNECT_SECONDS)
-    problem = problems[0] if problems else f"no answer within {CONNECT_SECONDS:g} seconds"
-    if problem is not None:
+    try:
+        threads.submit(join).result(CONNECT_SECONDS)
+    except Exception as error:
+        problem = _first_line(error)
+        if isinstance(error, TimeoutError):
+            problem = f"no answer within {CONNECT_SECONDS:g} seconds"
         raise DensePathError(
             f"{name}: this machine cannot take part in the Ray cluster at RAY_ADDRESS={where} ({problem}); start it "
             "there, with `ray start`, and then the same command again"
-        )
+        ) from error
 
 
-def wait_for_room(name: str, launch: LaunchConfig) -> tuple[str, int]:
-    """Until the fewest ranks that the stage wants have a GPU each, or a core where there is no GPU. Returns which, and
-    how many there are."""
+def room() -> tuple[int, str]:
+    """How many ranks the cluster has a GPU each for, or a core where it has no GPU; and which."""
     import ray
 
-    until = time.monotonic() + 60 * launch.timeout_minutes
-    is_said = False
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        device = "GPU" if any(node.get("GPU") for node in nodes) else "CPU"
-        room = int(sum(node.get(device, 0) for node in nodes))
-        if room >= launch.fewest:
-            return device, room
-        words = f"the {len(nodes)} nodes of the Ray cluster have {room} {device}s, and launch.fewest is {launch.fewest}"
-        if time.monotonic() > until:
-            raise DensePathError(f"{name}: {words}; it was waited for more for {launch.timeout_minutes:g} minutes")
-        if not is_said:
-            getLogger("dense_path").warning("%s: %s: it is waited for more", name, words)
-            is_said = True
-        time.sleep(POLL_SECONDS)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    device = "GPU" if any(node.get("GPU") for node in nodes) else "CPU"
+    return int(sum(node.get(device, 0) for node in nodes)), device
+
+
+class Waiting:
+    """For ranks to run, at first or after some were lost: Ray itself would wait for ever."""
+
+    def __init__(self, name: str, launch: LaunchConfig, told: TextIO) -> None:
+        self._name, self._launch, self._told = name, launch, told
+        self._is_said = False
+
+    def has_lasted(self, seconds: float) -> None:
+        """Fail once it has been too long."""
+        is_too_long = seconds > 60 * self._launch.timeout_minutes
+        if is_too_long or (seconds > SAY_SECONDS and not self._is_said):
+            words = "{}: no rank has run for {:.0f} s; the Ray cluster has {} {}s, and launch.fewest is {}".format(
+                self._name, seconds, *room(), self._launch.fewest
+            )
+            if is_too_long:
+                raise DensePathError(f"{words}. Once there are as many, free, the same command goes on")
+            self._told.write(json.dumps({"log": ["dense_path", WARNING, f"{words}: waiting"]}) + "\n")
+        self._is_said = seconds > SAY_SECONDS
 
 
 def passed_on() -> dict[str, str]:
@@ -152,47 +160,44 @@ def passed_on() -> dict[str, str]:
     }
 
 
-def _fit(job: StageJob, launch: LaunchConfig, device: str, board: Any) -> Failures:
+def _fit(job: StageJob, launch: LaunchConfig, device: str, board: Any, folder: Path) -> Failures:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.train.v2.api.exceptions import WorkerGroupError
 
     from tasks.launch.ray_worker import RankError, SharedDevices, train
 
     settings = {"job": job.to_json(), "versions": library_versions(), "environment": passed_on(), "board": board}
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # DPR_HOME may be relative
-    with tempfile.TemporaryDirectory(prefix="dpr-ray-") as nothing:
-        trainer = DataParallelTrainer(
-            train,
-            train_loop_config=settings,
-            backend_config=SharedDevices(),
-            scaling_config=ScalingConfig(
-                num_workers=(launch.fewest, max(launch.fewest, launch.count)),
-                resources_per_worker={device: 1},
-                use_gpu=device == "GPU",
-                elastic_resize_monitor_interval_s=GROWTH_SECONDS,
-            ),
-            run_config=RunConfig(
-                storage_path=nothing,  # states are ours
-                failure_config=FailureConfig(max_failures=launch.retries),
-                logging_config=LoggingConfig("WARNING"),
-            ),
-        )
-        try:
-            ended = trainer.fit().return_value
-            return {"0": ended} if ended else {}
-        except WorkerGroupError as error:
-            causes = {rank: getattr(each, "_base_exc", each) for rank, each in error.worker_failures.items()}
-            return {
-                str(rank): each.failure
-                if isinstance(each, RankError)
-                else failure(type(each).__name__, _first_line(each))
-                for rank, each in causes.items()
-            }
-        except TrainingFailedError as error:
-            cause = getattr(error, "controller_failure", error)
-            return {"0": failure(DensePathError.__name__, f"{job.name}: Ray cannot start it: {_first_line(cause)}")}
+    trainer = DataParallelTrainer(
+        train,
+        train_loop_config=settings,
+        backend_config=SharedDevices(),
+        scaling_config=ScalingConfig(
+            num_workers=(launch.fewest, max(launch.fewest, launch.count)),
+            resources_per_worker={device: 1},
+            use_gpu=device == "GPU",
+            elastic_resize_monitor_interval_s=GROWTH_SECONDS,
+        ),
+        run_config=RunConfig(
+            storage_path=str(folder),  # for its own notes: states are ours
+            failure_config=FailureConfig(max_failures=launch.retries),
+            logging_config=LoggingConfig("WARNING"),
+        ),
+    )
+    try:
+        ended = trainer.fit().return_value
+        return {"0": ended} if ended else {}
+    except WorkerGroupError as error:
+        causes = {rank: getattr(each, "_base_exc", each) for rank, each in error.worker_failures.items()}
+        return {
+            str(rank): each.failure if isinstance(each, RankError) else failure(type(each).__name__, _first_line(each))
+            for rank, each in causes.items()
+        }
+    except Exception as error:
+        cause = getattr(error, "controller_failure", error)
+        return {"0": failure(DensePathError.__name__, f"{job.name}: Ray cannot do it: {_first_line(cause)}")}
 
 
 def _first_line(error: BaseException) -> str:
@@ -202,4 +207,8 @@ def _first_line(error: BaseException) -> str:
 if __name__ == "__main__":
     from tasks.launch.ray_train import main  # so that what Ray pickles is not of __main__
 
-    main()
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # threads that wait for the cluster would be waited for

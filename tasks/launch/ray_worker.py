@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from logging import INFO
-from pathlib import Path
 from typing import Any, TextIO
 
 import ray
@@ -50,6 +50,7 @@ class Board:
     def __init__(self) -> None:
         self._events = {"stop": asyncio.Event(), "over": asyncio.Event()}
         self._told: list[str] = []
+        self._last = time.monotonic()
 
     async def set(self, event: str) -> None:
         self._events[event].set()
@@ -58,11 +59,14 @@ class Board:
         await self._events[event].wait()
 
     async def tell(self, lines: list[str]) -> None:
+        """Of rank 0, which calls this all the time, as long as it runs."""
         self._told += lines
+        self._last = time.monotonic()
 
-    async def heard(self) -> list[str]:
+    async def heard(self) -> tuple[list[str], float]:
+        """What it told since this was called last, and for how many seconds there has been no word of any."""
         told, self._told = self._told, []
-        return told
+        return told, time.monotonic() - self._last
 
 
 class _SharedDevices(Backend):
@@ -81,30 +85,31 @@ def train(settings: dict[str, Any]) -> dict[str, Any] | None:
     """Have a process be this rank. Returns how rank 0 ended, where it would end so again."""
     board, context = settings["board"], ray.train.get_context()
     is_first = context.get_world_rank() == 0
-    with tempfile.TemporaryDirectory(prefix="dpr-rank-") as private:
-        job, told, error = (Path(private, name) for name in ("job.json", "told", "error.json"))
-        job.write_text(settings["job"], encoding="utf-8")
-        told.touch()
+    with ExitStack() as files:
+        # Without names: Ray kills a worker that it ends, and nothing is to be left of it.
+        job, told, error, log = (
+            files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")) for _ in range(4)
+        )
+        job.write(settings["job"])
+        job.flush()
         variables = settings["environment"] | environment() | _place()
-        variables |= {"TORCHELASTIC_RUN_ID": "ray", "TORCHELASTIC_ERROR_FILE": str(error), TOLD: str(told)}
+        variables |= {"TORCHELASTIC_RUN_ID": "ray", "TORCHELASTIC_ERROR_FILE": _name(error), TOLD: _name(told)}
         if unlike := _unlike(settings["versions"]):
             raise RankError(failure(DensePathError.__name__, unlike))
         if is_first:
             name, size = json.loads(settings["job"])["name"], variables["WORLD_SIZE"]
             where = f"{name}: {size} ranks on Ray, rank 0 on {variables['MASTER_ADDR']}"
             board.tell.remote([json.dumps({"log": ["dense_path", INFO, where]})])
-        with Path(private, "log").open("w+b") as log, told.open(encoding="utf-8") as hearing:
-            rank = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tasks.launch.worker", str(job)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=variables,
-            )
-            is_over = _lead(rank, board, hearing) if is_first else _follow(rank, board)
-            log.seek(0)
-            words = log.read().decode(errors="replace")
-        ended = _how_it_ended(rank.returncode, error, words)
+        rank = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tasks.launch.worker", _name(job)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=variables,
+            pass_fds=[file.fileno() for file in (job, told, error)],
+        )
+        is_over = _lead(rank, board, told) if is_first else _follow(rank, board)
+        ended = _how_it_ended(rank.returncode, error, log)
     if ended is None or is_over or (is_first and ended["error_file_data"].get("kind") in FINAL):
         if is_first:
             ray.get(board.set.remote("over"))
@@ -114,6 +119,11 @@ def train(settings: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def _name(file: TextIO) -> str:
+    """By which the rank opens it."""
+    return f"/dev/fd/{file.fileno()}"
+
+
 def _place() -> dict[str, str]:
     """Who this rank is, in torch's words. Rank 0 says where the others find it."""
     context = ray.train.get_context()
@@ -121,15 +131,14 @@ def _place() -> dict[str, str]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
         free.bind((address, 0))
         meeting = broadcast_from_rank_zero((address, free.getsockname()[1]))
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (
-        context.get_world_rank(),
-        context.get_world_size(),
-        context.get_local_rank(),
-        context.get_local_world_size(),
-        *meeting,
-    )
-    return dict(zip(names, map(str, values), strict=True))
+    return {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "MASTER_ADDR": meeting[0],
+        "MASTER_PORT": str(meeting[1]),
+    }
 
 
 def _unlike(theirs: dict[str, str]) -> str | None:
@@ -173,9 +182,10 @@ def _follow(rank: "subprocess.Popen[bytes]", board: Any) -> bool:
     return False
 
 
-def _how_it_ended(status: int, error: Path, words: str) -> dict[str, Any] | None:
+def _how_it_ended(status: int, error: TextIO, log: TextIO) -> dict[str, Any] | None:
     """As torch's agent says it; None where there is nothing to say."""
     if status == 0:
         return None
-    said = json.loads(error.read_text(encoding="utf-8")) if error.exists() else {}
-    return failure(said.get("kind"), said.get("text", ""), status) | {"words": words[-MOST_WORDS:]}
+    log.seek(0)
+    said = json.loads(error.read() or "{}")
+    return failure(said.get("kind"), said.get("text", ""), status) | {"words": log.read()[-MOST_WORDS:]}

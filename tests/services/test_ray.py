@@ -33,10 +33,11 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]
 
 pytestmark = pytest.mark.services
 
-ITERATIONS = 30
+ITERATIONS = 16
 """REINFORCE lasts long enough to be met in it."""
 
-PATIENCE = 600.0
+LEASE_SECONDS = 15
+"""Then a run whose rank 0 is lost is another's."""
 
 
 class Cluster:
@@ -62,6 +63,7 @@ class Cluster:
             self._folder / name,
             MLFLOW_TRACKING_URI=self._tracking,
             DPR_STATES=f"file://{self._folder}/states",
+            DPR_LEASE_SECONDS=str(LEASE_SECONDS),
             RAY_ADDRESS=self.address,
             RAY_DISABLE_DOCKER_CPU_WARNING="1",
             RAY_memory_monitor_refresh_ms="0",
@@ -74,8 +76,6 @@ class Cluster:
                 "-m",
                 "ray.scripts.scripts",
                 "start",
-                "--block",
-                "--disable-usage-stats",
                 *options,
                 *where,
             ],
@@ -92,9 +92,12 @@ class Cluster:
         [raylet] = [each for each in self._servers[self.lost].processes() if each.name() == "raylet"]
         raylet.kill()
 
-    def kill_rank(self, rank: int) -> None:
+    def rank(self, rank: int) -> psutil.Process:
         [process] = [found[rank] for server in self._servers.values() if rank in (found := ranks_of(server))]
-        process.kill()
+        return process
+
+    def kill_head(self) -> None:
+        self._servers["head"].stop(signal.SIGKILL)
 
     def restart_the_lost(self) -> None:
         self._servers[self.lost].stop(signal.SIGKILL)
@@ -136,6 +139,7 @@ def _has_joined(address: str, name: str) -> bool:
 def cluster() -> Iterator[Cluster]:
     # Ray's sockets do not fit into pytest's own folder.
     folder = Path(tempfile.mkdtemp(prefix="dpr-", dir="/tmp"))
+    (folder / "states").mkdir()
     server, tracking = mlflow_server(
         folder / "mlflow",
         "--backend-store-uri",
@@ -148,6 +152,7 @@ def cluster() -> Iterator[Cluster]:
             patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
         patch.setenv("DPR_STATES", f"file://{folder}/states")
+        patch.setenv("DPR_LEASE_SECONDS", str(LEASE_SECONDS))
         cluster = Cluster(folder, tracking)
         patch.setenv("RAY_ADDRESS", cluster.address)
         try:
@@ -251,7 +256,7 @@ def test_a_rank_that_is_killed_is_begun_again_with_the_others(
     cluster: Cluster, made: dict[str, Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {record.id for record in Store.open().records()}
-    watching = Watching(8, lambda: cluster.kill_rank(1))
+    watching = Watching(8, lambda: cluster.rank(1).kill())
     with caplog.at_level("INFO", "dense_path"):
         two = again(made["reinforce"], watching, fewest=2)
     assert caplog.text.count("2 ranks on Ray") == 2
@@ -259,9 +264,23 @@ def test_a_rank_that_is_killed_is_begun_again_with_the_others(
 
 
 def test_a_rank_that_is_always_killed_fails_the_stage_in_a_sentence(cluster: Cluster, made: dict[str, Outcome]) -> None:
-    watching = Watching(2, lambda: cluster.kill_rank(1))
+    watching = Watching(2, lambda: cluster.rank(1).kill())
     with pytest.raises(DensePathError, match="reinforce: rank 1 of its 2 processes was killed by SIGKILL"):
         again(made["reinforce"], watching, retries=0)
+
+
+def test_too_few_that_are_left_are_not_waited_for_without_end(cluster: Cluster, made: dict[str, Outcome]) -> None:
+    watching = Watching(2, lambda: cluster.kill_raylet_of(1))
+    with pytest.raises(DensePathError, match="no rank has run for .* has 1 CPUs, and launch.fewest is 2"):
+        again(made["reinforce"], watching, fewest=2, timeout_minutes=1)
+    cluster.restart_the_lost()
+
+
+def test_a_rank_that_hangs_fails_the_stage_in_a_sentence(cluster: Cluster, made: dict[str, Outcome]) -> None:
+    watching = Watching(2, lambda: cluster.rank(1).suspend())
+    with pytest.raises(DensePathError, match="reinforce: rank 0 has waited 1 minutes for the others"):
+        again(made["reinforce"], watching, timeout_minutes=1)
+    assert watching.acted
 
 
 def test_a_termination_keeps_what_is_done(cluster: Cluster, made: dict[str, Outcome]) -> None:
@@ -284,6 +303,15 @@ def test_a_cluster_that_is_not_there_is_said_in_a_sentence(
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     with pytest.raises(DensePathError, match="sft: this machine cannot take part in the Ray cluster at RAY_ADDRESS="):
         again(made["sft"])
+
+
+def test_one_machine_goes_on_where_the_cluster_is_gone(cluster: Cluster, made: dict[str, Outcome]) -> None:
+    """The last of these tests: the head is killed."""
+    before, since = {record.id for record in Store.open().records()}, datetime.now(UTC)
+    with pytest.raises(DensePathError, match="reinforce: the Ray cluster is gone"):
+        again(made["reinforce"], Watching(3, cluster.kill_head), since)
+    one = again(made["reinforce"], None, since, engine="processes", processes=1)
+    assert_as_one_process_makes_it(made["reinforce"], one, before)
 
 
 def assert_as_one_process_makes_it(one: Outcome, other: Outcome, before: set[str]) -> None:

@@ -1,11 +1,15 @@
 """What a stage on Ray is refused, and what goes along to its nodes: Ray itself is met in tests/services."""
 
+import io
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
+from dpr_core.config.execution import LaunchConfig
 from dpr_core.config.training import SFTConfig
-from dpr_core.errors import UsageError
+from dpr_core.errors import DensePathError, UsageError
 from tasks.launch import ray_train
 from tasks.launch.agent import failure
 from tasks.launch.ranks import first_failure
@@ -58,3 +62,18 @@ def test_the_rank_that_was_killed_comes_before_those_that_missed_it() -> None:
     hung = failure("DensePathError", "rank 2 has waited 60 minutes")
     assert first_failure({"0": missed, "2": hung, "1": failure(None, "", -9)}).rank == 1
     assert first_failure({"0": missed, "2": hung}).rank == 2
+
+
+def test_ranks_are_waited_for_in_words_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for ever."""
+    monkeypatch.setattr(ray_train, "room", lambda: (1, "GPU"))
+    told = io.StringIO()
+    launch = LaunchConfig(processes=2, engine="ray", fewest=2, timeout_minutes=2)
+    waiting = ray_train.Waiting("sft", launch, told)
+    for seconds in (0, 61, 90, 0, 61):
+        waiting.has_lasted(seconds)
+    said = [json.loads(line)["log"] for line in told.getvalue().splitlines()]
+    words = "sft: no rank has run for 61 s; the Ray cluster has 1 GPUs, and launch.fewest is 2"
+    assert said == [["dense_path", logging.WARNING, f"{words}: waiting"]] * 2
+    with pytest.raises(DensePathError, match="sft: no rank has run for 121 s; .*, the same command goes on"):
+        waiting.has_lasted(121)
