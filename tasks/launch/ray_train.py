@@ -192,7 +192,9 @@ def _fit(job: StageJob, launch: LaunchConfig, device: str, board: Any, folder: P
     except WorkerGroupError as error:
         causes = {rank: getattr(each, "_base_exc", each) for rank, each in error.worker_failures.items()}
         return {
-            str(rank): each.failure if isinstance(each, RankError) else failure(type(each).__name__, _first_line(each))
+            str(rank): each.failure
+            if isinstance(each, RankError)
+            else failure(type(each).__name__, _first_line(each), -signal.SIGKILL)  # its worker is lost
             for rank, each in causes.items()
         }
     except Exception as error:

@@ -62,6 +62,8 @@ def test_the_rank_that_was_killed_comes_before_those_that_missed_it() -> None:
     hung = failure("DensePathError", "rank 2 has waited 60 minutes")
     assert first_failure({"0": missed, "2": hung, "1": failure(None, "", -9)}).rank == 1
     assert first_failure({"0": missed, "2": hung}).rank == 2
+    lost = failure("ActorDiedError", "The node died", -9)
+    assert first_failure({"0": missed, "1": lost, "2": hung})[1:] == (1, -9, "ActorDiedError", "The node died")
 
 
 def test_ranks_are_waited_for_in_words_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
