@@ -67,6 +67,7 @@ class Cluster:
             RAY_ADDRESS=self.address,
             RAY_DISABLE_DOCKER_CPU_WARNING="1",
             RAY_memory_monitor_refresh_ms="0",
+            RAY_worker_niceness="0",
         )
         options = ["--block", "--disable-usage-stats", "--object-store-memory=80000000", "--num-gpus=0"]
         options += [f"--node-ip-address={host}", f"--node-name={name}"]
@@ -272,14 +273,14 @@ def test_a_rank_that_is_always_killed_fails_the_stage_in_a_sentence(cluster: Clu
 def test_too_few_that_are_left_are_not_waited_for_without_end(cluster: Cluster, made: dict[str, Outcome]) -> None:
     watching = Watching(2, lambda: cluster.kill_raylet_of(1))
     with pytest.raises(DensePathError, match="no rank has run for .* has 1 CPUs, and launch.fewest is 2"):
-        again(made["reinforce"], watching, fewest=2, timeout_minutes=1)
+        again(made["reinforce"], watching, fewest=2, timeout_minutes=2)
     cluster.restart_the_lost()
 
 
 def test_a_rank_that_hangs_fails_the_stage_in_a_sentence(cluster: Cluster, made: dict[str, Outcome]) -> None:
     watching = Watching(2, lambda: cluster.rank(1).suspend())
-    with pytest.raises(DensePathError, match="reinforce: rank 0 has waited 1 minutes for the others"):
-        again(made["reinforce"], watching, timeout_minutes=1)
+    with pytest.raises(DensePathError, match="reinforce: rank 0 has waited 2 minutes for the others"):
+        again(made["reinforce"], watching, timeout_minutes=2)
     assert watching.acted
 
 
