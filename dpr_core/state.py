@@ -1,13 +1,12 @@
 """Checkpoints of training state (torch.distributed.checkpoint): each process writes and reads its own share.
 
 Tensors are in safetensors and everything else in JSON. PyTorch's planners decide who writes what, and which rows a
-process needs. Its default storage pickles what it knows of the tensors; ours is in `state_storage.py`.
+process needs. They are called directly, since `save` would exchange four times what is exchanged once here, and log
+each tensor. The default storage pickles what it knows of the tensors; ours is in `state_storage.py`.
 """
 
 import json
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,9 @@ _TENSOR = "$tensor"
 Find = Callable[[str], Path]
 """Where on this machine a file of a state can be read, which may have to be fetched first."""
 
+Gather = Callable[[Callable[[], Any]], list[Any]]
+"""What each process finds, in all of them."""
+
 
 class SavedTensor:
     """A tensor in several pieces, of which a process reads what it needs."""
@@ -42,26 +44,47 @@ class SavedTensor:
 
         with torch.no_grad():
             target = torch.empty_like(other)
-        planner = DefaultLoadPlanner()
-        # What `load` does, which for each tensor would take twice as long over what it logs.
-        planner.set_up_planner({self.name: target}, self._reader.read_metadata(), is_coordinator=True)
-        self._reader.read_data(planner.create_local_plan(), planner)
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner.set_up_planner({self.name: target}, self._reader.metadata, is_coordinator=True)
+        self._reader.read(planner.create_local_plan(), planner)
         return target
 
 
 def write(state: State, folder: Path) -> list[Path]:
     """Write into an existing folder, which need not be the same for all processes, and return this one's files. All
     call it together: each writes its shards of sharded tensors, and rank 0 everything else."""
-    tensors: dict[str, Tensor] = {}
-    values = _split_tensors(state, "", tensors)
-    files: list[Path] = []
-    index: dict[str, Any] = {}
-    if tensors:
-        files, index = _write_tensors(tensors, folder)
-    if distributed.rank() == 0:
-        files.append(folder / VALUES)
-        files[-1].write_text(json.dumps({"values": values, "tensors": index}), encoding="utf-8")
-    return files
+    return prepared(state, lambda find: distributed.all_gather([find()]))(folder)
+
+
+def prepared(state: State, gather: Gather) -> Callable[[Path], list[Path]]:
+    """`write` in two parts: here all agree on who writes what, and what is returned each calls by itself."""
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    from dpr_core.state_storage import indexed, write_tensors
+
+    planner = DefaultSavePlanner(
+        flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
+    )
+    values: Any = None
+
+    def planned() -> Any:
+        nonlocal values
+        tensors: dict[str, Tensor] = {}
+        values = _split_tensors(state, "", tensors)
+        planner.set_up_planner(tensors, is_coordinator=distributed.rank() == 0)
+        return planner.create_local_plan()
+
+    plans, metadata = planner.create_global_plan(gather(planned))
+
+    def write_mine(folder: Path) -> list[Path]:
+        files = write_tensors(planner, plans[distributed.rank()], folder, distributed.rank())
+        if distributed.rank() == 0:
+            files.append(folder / VALUES)
+            written = {"values": values, "tensors": indexed(metadata, plans)}
+            files[-1].write_text(json.dumps(written), encoding="utf-8")
+        return files
+
+    return write_mine
 
 
 def read(found: Path | Find) -> dict[str, Any]:
@@ -110,34 +133,6 @@ def unpack(packed: State) -> list[tuple[Any, ...]]:
         rows.append(tuple(values[start : start + length]))
         start += length
     return rows
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> tuple[list[Path], dict[str, Any]]:
-    """This process's file, if it has anything to write, and for rank 0 the index of all."""
-    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    from dpr_core.state_storage import Writer
-
-    writer = Writer(folder, distributed.rank())
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-    with _plainly():
-        save(dict(tensors), storage_writer=writer, planner=planner, no_dist=distributed.world_size() == 1)
-    return writer.files, writer.index
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Without a warning that a call is for one process, as it is meant; and with the error itself of a process that
-    failed, where PyTorch raises one that is no `Exception`, in all of them."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            yield
-    except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from None
 
 
 def _split_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

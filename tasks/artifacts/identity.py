@@ -7,6 +7,7 @@ import platform
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypedDict
@@ -27,7 +28,8 @@ def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mappi
     return _sha256({"stage": stage, "version": version, "config": dict(config), "inputs": dict(inputs)})
 
 
-def library_versions() -> dict[str, str]:
+@cache
+def library_versions() -> Mapping[str, str]:
     """The versions that a manifest records."""
     versions = {"dense-path": __version__, "python": platform.python_version()}
     for package in RECORDED_PACKAGES:

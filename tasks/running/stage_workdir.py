@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from tasks.artifacts.identity import Manifest, files_below, library_versions
 from tasks.artifacts.run_records import ID
 from tasks.local_home import ATTEMPT, is_full, sync
 from tasks.running.places import Bucket, Folder, UnreachableStatesError, check, reached, remove, shared_place
-from tasks.running.states import STATES_KEPT, OtherFormatError, SavedState, States
+from tasks.running.states import STATES_KEPT, OtherFormatError, SavedState, Seal, States
 from tasks.running.together import first, rank
 
 if TYPE_CHECKING:
@@ -187,19 +188,16 @@ class StageWorkdir:
     def latest_state(self) -> SavedState | None:
         """The newest sound state, with the output as it was then; None: begin at the beginning, with no output. All
         processes call it together."""
+        before = sys.maxsize, sys.maxsize
         with self.states.reached():
-            for turn, step in first(self._steps):
-                states = self._states_of(turn)
-                seal, problem = first(partial(states.look, step))
-                if seal is not None:
-                    first(partial(_refuse_other_versions, seal.versions))
-                    saved = SavedState(states, seal, self.scratch)
-                    problem = saved.damage()
-                    problem = problem or first(partial(states.fetch_output, seal, self.output))
-                    if not problem:
-                        first(partial(self._remove_output_but, seal.output))
-                        return saved
-                first(partial(self._give_up, states, step, problem))
+            while (found := first(partial(self._newest, before))) is not None:
+                turn, seal = found
+                saved = SavedState(self._states_of(turn), seal, self.scratch)
+                problem = saved.damage() or first(partial(self._take_back, turn, seal))
+                if not problem:
+                    return saved
+                before = turn, seal.step
+                first(partial(self._give_up, turn, seal.step, problem))
         first(partial(self._remove_output_but, {}))
         return None
 
@@ -223,9 +221,27 @@ class StageWorkdir:
         (self.folder / DONE).unlink(missing_ok=True)
         self.output.mkdir(exist_ok=True)
 
-    def _give_up(self, states: States, step: int, problem: str) -> None:
+    def _newest(self, before: tuple[int, int]) -> tuple[int, Seal] | None:
+        """Turn and seal of the newest state before those of a turn and step that has a good seal."""
+        for turn, step in self._steps():
+            if (turn, step) < before:
+                seal, problem = self._states_of(turn).look(step)
+                if seal is not None:
+                    _refuse_other_versions(seal.versions)
+                    return turn, seal
+                self._give_up(turn, step, problem)
+        return None
+
+    def _take_back(self, turn: int, seal: Seal) -> str:
+        """Have the output as it was at a state; or what is wrong."""
+        problem = self._states_of(turn).fetch_output(seal, self.output)
+        if not problem:
+            self._remove_output_but(seal.output)
+        return problem
+
+    def _give_up(self, turn: int, step: int, problem: str) -> None:
         logger.warning("the state of step %d is not used: %s", step, problem)
-        states.discard(step)
+        self._states_of(turn).discard(step)
 
     def _warn(self, step: int, error: BaseException, state: "State") -> None:
         left = "the one before it stays, and the work goes on"

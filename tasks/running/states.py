@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -106,17 +106,12 @@ class States:
 
     def save(self, step: int, run: str | None, last_step: int, state: "State", output: Path) -> int:
         """Returns the bytes of all files. All processes call it."""
-        from dpr_core.state import write
+        from dpr_core.state import prepared
 
         name = _name(step)
         first(lambda: self.place.remove(name))
-        folder = together(lambda: self.place.staged(name, self._scratch))[rank()]
-        try:
-            files = together(lambda: write(state, folder))[rank()]
-            kept = together(lambda: self._keep(name, files))
-        finally:
-            if not isinstance(self.place, Folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        write = prepared(state, together)
+        kept = together(lambda: self._keep(name, write))
         hashes = {each: digest for one in kept for each, (digest, _) in one.items()}
         written = sum(size for one in kept for _, size in one.values())
 
@@ -152,7 +147,7 @@ class States:
         """The seal of a state, or what is wrong with it."""
         try:
             seal = self.seal(step)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, RecursionError, FileNotFoundError) as error:
             return None, f"{type(error).__name__}: {error}"
         return (seal, "") if seal.key == self.key else (None, "it is of another stage")
 
@@ -184,13 +179,19 @@ class States:
     def path(self, step: int, name: str, downloads: Path) -> Path:
         return self.place.path(f"{_name(step)}/{name}", downloads)
 
-    def _keep(self, name: str, files: list[Path]) -> dict[str, tuple[str, int]]:
-        """Hash and size of each of this process's files, once it is safe."""
-        with syncing(files):
-            sizes = [path.stat().st_size for path in files]
-            hashes = hashing.several_at_once(hashing.KNOWN.sha256, files, sum(sizes))
-        for path in files:
-            self.place.put(path, f"{name}/{path.name}")
+    def _keep(self, name: str, write: Callable[[Path], list[Path]]) -> dict[str, tuple[str, int]]:
+        """Have this process's files written and safe; hash and size of each."""
+        folder = self.place.staged(name, self._scratch)
+        try:
+            files = write(folder)
+            with syncing(files):
+                sizes = [path.stat().st_size for path in files]
+                hashes = hashing.several_at_once(hashing.KNOWN.sha256, files, sum(sizes))
+            for path in files:
+                self.place.put(path, f"{name}/{path.name}")
+        finally:
+            if not isinstance(self.place, Folder):
+                shutil.rmtree(folder, ignore_errors=True)
         return {path.name: (digest, size) for path, digest, size in zip(files, hashes, sizes, strict=True)}
 
     def _outputs(self, output: Path) -> dict[str, str]:
@@ -246,7 +247,7 @@ class SavedState:
 
         try:
             return read(self._find)
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, RecursionError, SafetensorError) as error:
             raise DensePathError(
                 f"{self._states.place.where}: the state of step {self.step} cannot be read ({error}); "
                 "have it removed, to begin anew: dpr gc --unfinished"
@@ -299,5 +300,6 @@ def _safe(entry: tuple[str, str]) -> bool:
     """Whether a name stays below the folder that it is put into, and has a hash."""
     name, digest = entry
     path = PurePosixPath(name)
-    plain = bool(name) and str(path) == name and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    plain = bool(path.parts) and str(path) == name and not path.is_absolute()
+    plain = plain and ".." not in path.parts and "\0" not in name
     return plain and bool(_DIGEST.fullmatch(digest))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import dpr_core.state
+import dpr_core.state_storage
 from dpr_core.errors import DensePathError
 from tasks.artifacts.identity import Manifest
 from tasks.local_home import syncing
@@ -148,11 +148,11 @@ def test_a_full_disk_keeps_the_state_before_and_tells_how_much(
 ) -> None:
     keep(workdir, 1, state(1))
 
-    def full(state: Any, folder: Path) -> None:
-        (folder / "tensors-0.safetensors").write_bytes(bytes(1500))
+    def full(tensors: Any, file: Path, _: Any) -> None:
+        file.write_bytes(bytes(1500))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dpr_core.state, "write", full)
+    monkeypatch.setattr(dpr_core.state_storage, "save_file", full)
     caplog.set_level(logging.WARNING)
     assert keep(workdir, 2, {"step": 2, "parts": [{"weights": torch.zeros(375)}, 1.0]}) == 0
     assert "no state could be kept at step 2 (" in caplog.text

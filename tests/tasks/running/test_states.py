@@ -208,6 +208,7 @@ def reseal(place: Folder | Bucket, change: Callable[[dict[str, Any]], None]) -> 
         lambda seal: seal["output"].update({"/tmp/planted": "0" * 64}),
         lambda seal: seal["output"].update({"a/../../planted": "0" * 64}),
         lambda seal: seal["output"].update({"planted": "../000000001/state.json"}),
+        lambda seal: seal["output"].update({".": "0" * 64}),
         lambda seal: seal["state"].update({"../../planted": "0" * 64}),
         lambda seal: seal["state"].update({"tensors-0.safetensors": 7}),
         lambda seal: seal.update(last_step="9"),
@@ -227,6 +228,12 @@ def test_a_hostile_seal_is_none(
 def test_what_is_named_by_no_run_is_nobody_s(begun: StageWorkdir, place: Folder | Bucket) -> None:
     place.write(f"{KEY}/etc/0/000000001/{SEAL}", b"{}")
     assert begun.runs_left() == [RUN]
+
+
+def test_a_seal_that_is_nested_too_deeply_is_none(begun: StageWorkdir, place: Folder | Bucket) -> None:
+    begun.states.place.write(f"000000002/{SEAL}", b"[" * 100_000)
+    assert begun.runs_left() == [RUN]
+    assert (newest(begun) or {})["step"] == 1
 
 
 def test_a_later_version_s_states_are_refused_and_stay(begun: StageWorkdir, place: Folder | Bucket) -> None:
