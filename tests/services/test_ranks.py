@@ -69,22 +69,34 @@ def test_homes_of_their_own_make_what_one_process_makes(
     assert not any(list((tmp_path / f"home-{number}" / "work").iterdir()) for number in range(2))
 
 
+STAGE = """
+import logging, sys
+from tasks.run_job import run_job
+from tasks.run_stage import StageJob
+logging.basicConfig(level=logging.INFO)
+run_job(StageJob.of_json(open(sys.argv[1]).read()))
+"""
+
+
 def test_what_a_killed_rank_ended_goes_on_in_this_home_at_once(
     made: dict[str, str], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 0 was terminated with it, and the lease may be another's only after an hour."""
-    home = tmp_path / "home"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("DPR_HOME", str(tmp_path / "looks"))
+    store = Store.open()
+    before = store.record(made["sft"])
+    execution = {"checkpoint_steps": 1, "launch": {"processes": 2}}
+    config = stage_named("sft").config.model_validate({**before.config, "epochs": 40, "execution": execution})
+    file, home = tmp_path / "job.json", tmp_path / "home"
+    file.write_text(StageJob("sft", "sft", config, before.inputs, None).to_json())
+    command = [sys.executable, "-c", STAGE, str(file)]
     known = environment(home, MLFLOW_TRACKING_URI=server, DPR_LEASE_SECONDS="3600")
-    settings = ("epochs=40", "execution.checkpoint_steps=1", "execution.launch.processes=2")
-    command = [sys.executable, "-m", "flows.cli", "rerun", made["sft"], *(f"--set={each}" for each in settings)]
     started = subprocess.Popen(command, env=known, cwd=ROOT, stdout=-1, stderr=-2, text=True)
     wait_until(lambda: list(home.glob("work/*/states/*/SEAL.json")) or started.poll() is not None)
     processes(home)[1].kill()
     said, _ = started.communicate(timeout=200)
     assert "rank 1 of its 2 processes was killed by SIGKILL" in said
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    monkeypatch.setenv("DPR_HOME", str(tmp_path / "looks"))
-    store = Store.open()
     [attempt] = [record for record in store.records("sft") if not record.finished]
     assert (attempt.status, "SIGKILL" in attempt.reason) == ("FAILED", True)
     again = subprocess.run(command, env=known, cwd=ROOT, capture_output=True, text=True, timeout=300)
