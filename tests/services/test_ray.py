@@ -55,8 +55,8 @@ class Cluster:
         """A new node, once it has joined."""
         host, _, port = self.address.partition(":")
         if name == "head":
-            where = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}", "--include-dashboard=true"]
-            where += [f"--dashboard-port={free_port()}", f"--temp-dir={self._folder / 'ray'}", "--num-cpus=0"]
+            where = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
+            where += [f"--temp-dir={self._folder / 'ray'}", "--num-cpus=0"]
         else:
             where = [f"--address={self.address}", "--num-cpus=1"]
         ours = environment(
