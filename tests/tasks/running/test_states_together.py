@@ -1,10 +1,10 @@
 """Several processes save a state together and find it again, each on a machine of its own: of their homes, none but the
 shared place is seen by all."""
 
-import errno
 import json
 import logging
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tasks.running.places
 import tasks.running.states
 from dpr_core import distributed
 from dpr_core.errors import DensePathError
@@ -150,14 +151,11 @@ def full_for_one(folder: Path) -> None:
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("dense_path").addHandler(handler)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if distributed.rank() == 1:
-        import dpr_core.state_storage
-
-        def full(*_: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        dpr_core.state_storage.save_file = full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
     assert here.save_state(2, 2, state(2)) == 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert len(logged) == (distributed.rank() == 0)
     assert all("the disk is full: no state could be kept at step 2" in each for each in logged)
     saved = here.latest_state()
@@ -180,6 +178,46 @@ def wrong_for_one(folder: Path) -> None:
 
 def test_what_goes_wrong_in_one_is_an_error_in_all(tmp_path: Path) -> None:
     ranks.run(2, wrong_for_one, tmp_path)
+
+
+def wrong_before_the_plan(folder: Path) -> None:
+    here = workdir(folder)
+    wrong = {"strange": object()} if distributed.rank() == 1 else {}
+    with pytest.raises((TypeError, DensePathError), match="a object cannot be kept"):
+        here.save_state(1, 1, state(1) | wrong)
+    assert here.save_state(1, 1, state(1)) > 0
+
+
+def test_what_one_cannot_keep_is_an_error_in_all_and_nobody_waits(tmp_path: Path) -> None:
+    ranks.run(2, wrong_before_the_plan, tmp_path)
+
+
+def damaged_on_its_way(folder: Path) -> None:
+    """What one machine gets of a place that others read well."""
+    here = workdir(folder)
+    os.environ["DPR_STATES"] = f"local://{folder / 'shared'}"
+    here = StageWorkdir(here.folder, RUN)
+    here.states.place._fs.auto_mkdir = True  # type: ignore[attr-defined]
+    for step in (1, 2):
+        assert here.save_state(step, step, state(step)) > 0
+    if distributed.rank() == 1:
+        get = tasks.running.places.Bucket.path
+
+        def torn(self: Any, name: str, downloads: Path) -> Path:
+            path = get(self, name, downloads)
+            if "000000002/tensors" in name:
+                path.write_bytes(path.read_bytes()[:-1])
+            return path
+
+        tasks.running.places.Bucket.path = torn  # type: ignore[method-assign]
+    saved = here.latest_state()
+    assert saved is not None
+    assert saved.step == 1
+
+
+def test_what_arrives_damaged_on_one_machine_takes_all_back(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    ranks.run(2, damaged_on_its_way, tmp_path)
 
 
 def damaged_for_one(folder: Path) -> None:
