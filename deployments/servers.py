@@ -80,9 +80,10 @@ class Server:
 
     def main(self) -> psutil.Process | None:
         """The process that was started, while it lives."""
-        if self._child is not None:
-            self._child.poll()
         with suppress(psutil.Error, OSError, ValueError):
+            # One that was started a moment ago has no environment yet to be known by.
+            if self._child is not None and self._child.poll() is None:
+                return psutil.Process(self._child.pid)
             process = psutil.Process(int(self._pid.read_text()))
             if process.environ().get(MARK) == str(self.log):
                 return process
