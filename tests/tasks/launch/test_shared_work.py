@@ -49,7 +49,7 @@ def work_in(home: Path, run: Run | None = None) -> SharedWork:
     distributed.state()
     os.environ["DPR_HOME"] = str(home)
     socket.gethostname = lambda: f"machine-{distributed.rank()}"
-    task, owner = Task("sft", SFTConfig(), {}, RUN, KEY), None
+    task, owner = Task("sft", SFTConfig(), {}, RUN, 0, KEY), None
     if distributed.rank() == 0:
         workdir = StageWorkdir(home / "work" / KEY)
         workdir.open(RUN)
