@@ -91,10 +91,11 @@ class Server:
 
     def processes(self) -> list[psutil.Process]:
         """It and all that it started."""
-        found = []
+        main = self.main()
+        found = [] if main is None else [main]
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.environ().get(MARK) == str(self.log):
+                if process != main and process.environ().get(MARK) == str(self.log):
                     found.append(process)
         return found
 
