@@ -16,7 +16,7 @@ from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import StageJob
 from tests.flows.conftest import TINY, environment, run_dpr
-from tests.tasks.launch.test_ranks import processes, wait_until
+from tests.tasks.launch.test_ranks import ACCELERATE, TORCHRUN, processes, wait_until
 
 pytestmark = pytest.mark.services
 
@@ -67,6 +67,33 @@ def test_homes_of_their_own_make_what_one_process_makes(
     assert ours.keys() == theirs.keys()
     assert max(float((ours[part] - theirs[part]).abs().max()) for part in ours) < 1e-6
     assert not any(list((tmp_path / f"home-{number}" / "work").iterdir()) for number in range(2))
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE])
+def test_two_ranks_of_reinforce_by_another_launcher_make_what_one_process_makes(
+    made: dict[str, str], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("DPR_HOME", str(tmp_path / "looks"))
+    store = Store.open()
+    before = store.record(made["reinforce"])
+    config = stage_named("reinforce").config.model_validate(before.config)
+    file = tmp_path / "job.json"
+    file.write_text(StageJob("reinforce", "reinforce", config, before.inputs, None, datetime.now(UTC)).to_json())
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "tasks.launch.worker", str(file)],
+        env=environment(tmp_path / "home", MLFLOW_TRACKING_URI=server),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    together = next(record.id for record in store.records("reinforce") if record.name == "reinforce")  # the newest
+    assert together != before.id
+    ours, theirs = (_weights(store.fetch(run_id).path) for run_id in (together, before.id))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[part] - theirs[part]).abs().max()) for part in ours) < 1e-6
 
 
 STAGE = """

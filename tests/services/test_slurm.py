@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dpr_core.config.training import SFTConfig
 from tasks.artifacts.store import Store
+from tasks.registry import stage_named
 from tasks.run_stage import StageJob
 from tests.flows.conftest import TINY, environment
 
@@ -199,18 +199,23 @@ def test_srun_starts_the_ranks_of_a_stage_on_two_nodes(
     made = {stage["name"]: stage["id"] for stage in json.loads(done.stdout)["stages"]}
     monkeypatch.setenv("DPR_HOME", str(home))
     store = Store.open()
-    sft = store.record(made["sft"])
-    job = StageJob("sft", "sft", SFTConfig.model_validate(sft.config), sft.inputs, None, datetime.now(UTC))
-    (tmp_path / "job.json").write_text(job.to_json())
-    srun = ["srun", "--nodes=2", "--ntasks=2", f"--chdir={ROOT}", sys.executable, "-m", "tasks.launch.worker"]
-    ran = subprocess.run(
-        [*srun, str(tmp_path / "job.json")], env=cluster.environment | here, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr
-    [together] = {record.id for record in store.records("sft")} - {sft.id}
-    ours, theirs = (
-        load_file(store.fetch(run_id).path / "checkpoints" / "1.0" / "model.safetensors")
-        for run_id in (together, sft.id)
-    )
-    assert ours.keys() == theirs.keys()
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
+    srun = ["srun", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1", f"--chdir={ROOT}", sys.executable, "-m"]
+    for name, weights in (("sft", "checkpoints/1.0"), ("reinforce", "policy")):
+        alone = store.record(made[name])
+        config = stage_named(name).config.model_validate(alone.config)
+        file = tmp_path / f"{name}.json"
+        file.write_text(StageJob(name, name, config, alone.inputs, None, datetime.now(UTC)).to_json())
+        ran = subprocess.run(
+            [*srun, "tasks.launch.worker", str(file)],
+            env=cluster.environment | here,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        [together] = {record.id for record in store.records(name) if record.name == name} - {alone.id}
+        ours, theirs = (
+            load_file(store.fetch(run_id).path / weights / "model.safetensors") for run_id in (together, alone.id)
+        )
+        assert ours.keys() == theirs.keys()
+        assert max(float((ours[part] - theirs[part]).abs().max()) for part in ours) < 1e-6
