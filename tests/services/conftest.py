@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tasks.registry
-from deployments.servers import POSTGRESQL, Server, create_database, postgresql, running
+from deployments.servers import POSTGRESQL, Server, create_database, postgresql, running, s3_server
 from dpr_core.config.base import StageConfig
 from tasks.artifacts.store import Store
 from tasks.running.stage import Stage
@@ -90,3 +90,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("tasks.artifacts.metric_buffer.FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(tasks.registry, "STAGES", {"training": training()})
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
+    pytest.importorskip("moto", reason="there is no moto: pip install 'moto[s3]'")
+    found, address = s3_server(tmp_path_factory.mktemp("s3"))
+    with running(found):
+        yield found, address

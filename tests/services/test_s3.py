@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments.servers import Server, mlflow_server, running, s3_server
+from deployments.servers import Server, mlflow_server, running
 from dpr_core.errors import DensePathError, UsageError
 from tasks.artifacts.store import Store
 from tasks.run_stage import run_stage
@@ -21,14 +21,6 @@ pytestmark = pytest.mark.services
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "artifacts"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    pytest.importorskip("moto", reason="there is no moto: pip install 'moto[s3]'")
-    found, address = s3_server(tmp_path_factory.mktemp("s3"))
-    with running(found):
-        yield found, address
 
 
 @pytest.fixture

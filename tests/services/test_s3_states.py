@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.servers import Server, running, s3_server
+from deployments.servers import Server
 from dpr_core.config.execution import ExecutionConfig
 from tasks.artifacts.store import Store
 from tasks.cleanup import GarbageCollector
@@ -71,14 +71,6 @@ def _pass(here: socket.socket, there: socket.socket) -> None:
         there.shutdown(socket.SHUT_WR)
     except OSError:
         pass
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    pytest.importorskip("moto", reason="there is no moto: pip install 'moto[s3]'")
-    found, address = s3_server(tmp_path_factory.mktemp("s3"))
-    with running(found):
-        yield found, address
 
 
 @pytest.fixture
