@@ -30,12 +30,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judged(
-    server: Loopback, cache: Path, prompts: int, unreadable_retries: int, verdicts: str = "schema"
+    server: Loopback,
+    cache: Path,
+    prompts: int,
+    unreadable_retries: int,
+    verdicts: str = "schema",
+    request_seconds: float = 60.0,
 ) -> tuple[list[Game], str]:
     """The games, and what the judge says of its work at the end."""
     config = settings.OpenAIJudgeConfig(model="m", base_url=server.url, verdicts=verdicts)
     execution = settings.JudgeExecutionConfig(
-        retries=2, rounds=20, unreadable_retries=unreadable_retries, concurrency=64, request_seconds=1.0
+        retries=2,
+        rounds=20,
+        unreadable_retries=unreadable_retries,
+        concurrency=64,
+        request_seconds=request_seconds,
     )
     judge = build_judge(config, execution, lambda question, text: None, cache)
     pairs = [
@@ -53,8 +62,8 @@ def test_every_verdict_is_there_once_and_as_without_faults(loopback: Loopback, t
     whole, _ = judged(loopback, tmp_path / "healthy.sqlite", prompts, 0, verdicts)
     assert len(loopback.calls) == 2 * prompts
     loopback.calls.clear()
-    faults = loopback.answer = Faults(BY_HASH, SHARE_OF_FAULTS)
-    games, said = judged(loopback, tmp_path / "faulty.sqlite", prompts, 20, verdicts)
+    faults = loopback.answer = Faults(BY_HASH, SHARE_OF_FAULTS, hang_seconds=6.0)
+    games, said = judged(loopback, tmp_path / "faulty.sqlite", prompts, 20, verdicts, request_seconds=5.0)
     assert set(faults.injected) == {*PASSING, *UNREADABLE}
     assert faults.injected.total() > 0.25 * len(loopback.calls)
     seen = Counter((game.question_id, game.candidate_first) for game in games)
