@@ -55,7 +55,7 @@ unit: install ## Run the unit tests alone
 	@$(PYTEST) -m "not integration and not slow and not services and not gpu"
 
 test-services: install ## Run the tests against real servers, such as vLLM; those of a server that is not there are skipped
-	@$(PYTEST) -rs -m services
+	@$(PYTEST) $(WORKERS) --no-loadscope-reorder -rs -m services
 
 test-gpu: install ## Run the tests that need a GPU
 	@"$(BIN)/python" -m pytest -q -rs -m gpu

@@ -40,6 +40,32 @@ SAY_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """The artifact of a stage, and whether it had to run."""
+
+    stage: str
+    name: str
+    id: str
+    status: Literal["ran", "reused"]
+    seconds: float
+    metrics: dict[str, float]
+    why: str = ""
+    """It was reused, or had to run."""
+
+
+Body = Callable[[Stage, StageConfig, Mapping[str, Artifact], Workspace], dict[str, float]]
+"""What runs a stage's body; returns the final metrics."""
+
+
+def in_this_process(
+    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace
+) -> dict[str, float]:
+    """The stage's body alone."""
+    with torch_settings(config):
+        return stage.body(config, work)
+
+
+@dataclass(frozen=True)
 class StageJob:
     """A stage to run, in this process or another."""
 
@@ -66,31 +92,23 @@ class StageJob:
             **job | {"config": stage_named(job["stage"]).config.model_validate(job["config"]), "not_before": not_before}
         )
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """The artifact of a stage, and whether it had to run."""
-
-    stage: str
-    name: str
-    id: str
-    status: Literal["ran", "reused"]
-    seconds: float
-    metrics: dict[str, float]
-    why: str = ""
-    """It was reused, or had to run."""
-
-
-Body = Callable[[Stage, StageConfig, Mapping[str, Artifact], Workspace], dict[str, float]]
-"""What runs a stage's body; returns the final metrics."""
-
-
-def in_this_process(
-    stage: Stage, config: StageConfig, artifacts: Mapping[str, Artifact], work: Workspace
-) -> dict[str, float]:
-    """The stage's body alone."""
-    with torch_settings(config):
-        return stage.body(config, work)
+    def run(
+        self, progress: Progress, *, body: Body = in_this_process, in_ranks: "StartsRanks | None" = None
+    ) -> Outcome:
+        """Run the stage, or reuse its artifact."""
+        return run_stage(
+            stage_named(self.stage),
+            self.config,
+            self.inputs,
+            store=Store.open(retry=True),
+            parent=self.parent,
+            name=self.name,
+            not_before=self.not_before,
+            origin=self.origin,
+            progress=progress,
+            body=body,
+            in_ranks=in_ranks,
+        )
 
 
 class StartsRanks(Protocol):

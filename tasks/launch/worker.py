@@ -31,7 +31,7 @@ from tasks.artifacts.store import Artifact
 from tasks.launch.child_processes import die_with
 from tasks.local_home import DiskFullError, is_full
 from tasks.registry import stage_named
-from tasks.run_stage import Body, Outcome, StageJob, in_this_process, run_stage
+from tasks.run_stage import Body, Outcome, StageJob, in_this_process
 from tasks.running.stage import Stage
 from tasks.running.together import OtherFailedError
 from tasks.running.workspace import Progress, Workspace
@@ -77,22 +77,10 @@ def _launch(job: StageJob) -> LaunchConfig:
 
 def _owned(job: StageJob, progress: Progress | None, body: Body) -> Outcome:
     """The stage, by the rank that owns it."""
-    from tasks.artifacts.store import Store
     from tasks.running.progress import StageProgress
 
     with nullcontext(progress) if progress is not None else StageProgress(job.name) as shown:
-        return run_stage(
-            stage_named(job.stage),
-            job.config,
-            job.inputs,
-            store=Store.open(retry=True),
-            parent=job.parent,
-            name=job.name,
-            not_before=job.not_before,
-            origin=job.origin,
-            progress=shown,
-            body=body,
-        )
+        return job.run(shown, body=body)
 
 
 def _lead(job: StageJob, progress: Progress | None) -> Outcome:

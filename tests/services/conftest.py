@@ -21,6 +21,11 @@ STEPS = 60
 PASSWORD = "se%2Fcret"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that of several workers none waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_stack.py")
+
+
 class Steps(StageConfig):
     steps: int = STEPS
 
