@@ -118,8 +118,9 @@ def redact_logs() -> None:
         try:
             text = record.getMessage()
         except Exception:
-            # What cannot be formatted is reported by its handler, and ends nobody's work.
-            return record
+            # A handler would print the arguments as they are; without them it ends nobody's work.
+            text = f"{record.msg!r} (it does not fit its arguments)"
+            record.msg, record.args = text, ()
         if (shown := redact(text)) != text:
             record.msg, record.args = shown, ()
         if record.exc_info and not record.exc_text:

@@ -138,9 +138,11 @@ def test_no_log_holds_a_key_whoever_writes_it(
         logging.getLogger("somebody.else").exception("sent %s to %s", SECRET, "http://me:pw@host")
     logging.getLogger("somebody.else").makeRecord("x", logging.INFO, "file", 1, "%(name)s", ({"other": 1},), None)
     logging.getLogger("somebody.else").warning("%d%%", 5)
+    logging.getLogger("somebody.else").warning("%d", SECRET)
     assert "s3same" not in caplog.text
     assert "sent <key> to http://me:***@host" in caplog.text
-    assert caplog.records[-1].args == (5,)
+    assert caplog.records[-2].args == (5,)
+    assert caplog.messages[-1] == "'%d' (it does not fit its arguments)"
 
 
 def test_settings_that_hold_a_key_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
