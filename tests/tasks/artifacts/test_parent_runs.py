@@ -330,7 +330,7 @@ def test_the_second_takes_over_from_the_first_that_is_killed_and_goes_on_from_it
     os.kill(first.pid, signal.SIGKILL)
     killed = time.monotonic()
     assert "goes on with run" in second.stdout.readline()
-    assert time.monotonic() - killed < 5
+    assert time.monotonic() - killed < 30
     rest = second.communicate(timeout=60)[0]
     [record] = store.records()
     assert rest.split()[-2:] == [record.id, "ran"]
