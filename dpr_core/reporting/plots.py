@@ -29,6 +29,9 @@ LONGEST = 18
 PER_ROW = 4
 """Names in a row of a legend."""
 
+MARKERS = "o^sDv"
+"""Of series, each for as many as there are colours."""
+
 
 class BoxStats(NamedTuple):
     """A distribution: its quantiles at 5, 25, 50, 75 and 95%, and its mean."""
@@ -85,26 +88,29 @@ def bands(
 ) -> None:
     """One panel for each quantity, stacked above a common x axis: a line for each series, its interval as a band.
 
-    A series of one name has one colour in all panels.
+    A series of one name has one colour in all panels, and one entry in the legend below them.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    figure = _figure(7, 2.4 * len(panels) + 0.6)
+    figure = _figure(7, 2.4 * len(panels) + 0.6 + 0.2 * math.ceil(len(names) / 3))
+    shown = {}
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (quantity, series) in zip(every, panels.items(), strict=True):
         for name, points in series.items():
-            x, colour = [at for at, _ in points], f"C{names.index(name)}"
-            marker = "." if len(points) < 60 else ""
-            axes.plot(x, [value for _, (value, _, _) in points], color=colour, marker=marker, label=name)
+            which = names.index(name)
+            x, colour = [at for at, _ in points], f"C{which % 10}"
+            marker = MARKERS[which // 10 % len(MARKERS)] if len(points) < 60 else ""
+            y = [value for _, (value, _, _) in points]
+            [shown[name]] = axes.plot(x, y, color=colour, marker=marker, markersize=4, label=name)
             low, high = [low for _, (_, low, _) in points], [high for _, (_, _, high) in points]
             axes.fill_between(x, low, high, color=colour, alpha=0.2)
         if even and quantity in even:
             axes.axhline(even[quantity], linestyle="--", color="grey", linewidth=1)
         axes.set_ylabel(quantity)
         axes.grid(alpha=0.3)
-        if len(series) > 1:
-            axes.legend(fontsize="small")
     every[0].set_title(title)
     every[-1].set_xlabel(x_label)
+    if len(names) > 1:
+        figure.legend(handles=shown.values(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     _save(figure, path)
 
 

@@ -54,9 +54,21 @@ def test_bands_show_values_and_intervals(figure: list[Figure], tmp_path: Path) -
     low, high = (getattr(first.collections[0].get_paths()[0].vertices[:, 1], m)() for m in ("min", "max"))
     assert (low, high) == (54.0, 62.0)
     assert first.get_lines()[2].get_ydata() == [50.0, 50.0]
-    assert first.get_legend() is not None
-    assert second.get_legend() is None
+    (legend,) = figure[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["DPR", "SFT"]
     assert second.get_lines()[0].get_color() == first.get_lines()[1].get_color()
+
+
+def test_no_two_of_many_bands_look_alike(figure: list[Figure], tmp_path: Path) -> None:
+    panel = {f"series {i}": [(0.0, (1.0, 1.0, 1.0))] for i in range(30)}
+    plots.bands(tmp_path / "x.png", "Many", "KL", {"right": panel})
+    (axes,) = figure[0].axes
+    assert len({(line.get_color(), line.get_marker()) for line in axes.get_lines()}) == 30
+    (legend,) = figure[0].legends
+    assert len(legend.get_texts()) == 30
+    figure[0].draw_without_rendering()
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert axes.get_window_extent().height > 200
 
 
 def test_bars_of_one_name_have_one_colour_and_stand_in_their_group(figure: list[Figure], tmp_path: Path) -> None:
