@@ -35,6 +35,9 @@ ONE_REWARD = 0.95
 SHARES = {each.name for kind in KINDS.values() if kind.gold for each in kind.gold.measures if each.is_share}
 """Measures that are shown in percent."""
 
+WRONG = "wrong"
+"""How the variant of a run begins that goes wrong on purpose."""
+
 SHOWN = ("return", "kl", "entropy", "length", "log_sft", "contrast")
 """Of a rollout, over iterations."""
 
@@ -187,9 +190,11 @@ class Evidence:
         return known.says if known else next((a.backbone_says for a in self.arms if a.backbone == backbone), "")
 
     def names(self, backbone: str, task: str, *, starting: Sequence[str] = ()) -> list[str]:
-        """The arms of a task, SFT and DPR first; those of which the name or the variant begins with a word. Arms of
-        different runs that are the same answers stand once."""
+        """The arms of a task, SFT and DPR first; those of which the name or the variant begins with a word, else all
+        that do not go wrong on purpose. Arms of different runs that are the same answers stand once."""
         same = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
+        if not starting:
+            same = [each for each in same if not each.variant.startswith(WRONG)]
         first: dict[tuple[int, str], str] = {}
         for each in sorted(same, key=lambda each: (each.variant, each.arm)):
             first.setdefault((each.seed, each.answered), each.name)
@@ -271,7 +276,8 @@ class Evidence:
     def also_trained_on(self, backbone: str, task: str) -> str:
         """How many questions, by seed, are prompts of the demonstrations once only their words are compared."""
         main = self.benchmark(backbone, task)
-        of_task = [a for a in self.arms if (a.backbone, a.task) == (backbone, task) and main in a.benchmarks]
+        of_task = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
+        of_task = [each for each in of_task if main in each.benchmarks and not each.variant.startswith(WRONG)]
         counts = [int(a.benchmarks[main].measures.get("answer/trained_on", 0)) for a in of_task]
         if not any(counts):
             return ""
@@ -333,7 +339,7 @@ class Evidence:
         """Of runs that go wrong on purpose: the iteration at which each guard speaks, and the gold measure falls."""
         rows = []
         for arm in self.arms:
-            if arm.variant.startswith("wrong") and "rollout" in arm.training:
+            if arm.variant.startswith(WRONG) and "rollout" in arm.training:
                 curve, falls = arm.training["rollout"], self.fall_of(arm)
                 spoken = [speaks(rule, curve) for rule in RULES]
                 rows.append([arm.backbone, arm.variant, str(arm.seed), *map(_iteration, [falls, *spoken])])
