@@ -274,15 +274,24 @@ class Evidence:
         return Table(headings, rows).as_markdown()
 
     def also_trained_on(self, backbone: str, task: str) -> str:
-        """How many questions, by seed, are prompts of the demonstrations once only their words are compared."""
+        """How many questions, by seed, are prompts of training once only their words are compared, and of which arms
+        more are, as where rollouts have prompts of their own."""
         main = self.benchmark(backbone, task)
         of_task = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
         of_task = [each for each in of_task if main in each.benchmarks and not each.variant.startswith(WRONG)]
-        counts = [int(a.benchmarks[main].measures.get("answer/trained_on", 0)) for a in of_task]
-        if not any(counts):
+        counts = [(arm, int(arm.benchmarks[main].measures.get("answer/trained_on", 0))) for arm in of_task]
+        counts = [(arm, count) for arm, count in counts if count]
+        if not counts:
             return ""
-        few, many = min(n for n in counts if n), max(counts)
-        return f"{few}{f' to {many}' if few < many else ''} of {of_task[0].benchmarks[main].prompts}"
+        usual = {seed: min(n for arm, n in counts if arm.seed == seed) for seed in {arm.seed for arm, _ in counts}}
+        few, many = min(usual.values()), max(usual.values())
+        more = [f"{arm.name} with {n}" for arm, n in counts if n > usual[arm.seed]]
+        but = f", but for {', '.join(sorted(more))}, whose training has other prompts too" if more else ""
+        of = of_task[0].benchmarks[main].prompts
+        return (
+            f"Of these {of} questions {few}{f' to {many}' if few < many else ''}, by seed, are in the demonstrations "
+            f"too, spelled or spaced otherwise: the same for all arms of a seed{but}."
+        )
 
     def compared(self, backbone: str, task: str, first: str, second: str) -> str:
         """One arm against another in words that the interval over seeds chooses; empty below two seeds."""
