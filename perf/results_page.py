@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +12,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpr_core.config.base import read_yaml
-from dpr_core.config.reinforce import KLStopConfig, WitnessStopConfig
 from dpr_core.evaluation.benchmarks import KINDS
 from dpr_core.experiments import contrasts, measured
 from dpr_core.experiments.contrasts import Outcome
 from dpr_core.experiments.effect_claims import ClaimVerdict, corrected
 from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
-from dpr_core.experiments.measured import Answers, Arm
+from dpr_core.experiments.measured import Answers, Arm, comparable
 from dpr_core.experiments.observations import Estimate, estimate_of
 from dpr_core.experiments.results import claims_table, p_text
 from dpr_core.reporting.plots import Valued
 from dpr_core.reporting.tables import NONE, Table
-from dpr_core.training.guard import GUARDS
+from perf.hindsight import RULES, speaks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,8 +35,16 @@ ONE_REWARD = 0.95
 SHARES = {each.name for kind in KINDS.values() if kind.gold for each in kind.gold.measures if each.is_share}
 """Measures that are shown in percent."""
 
-WRONG = "wrong"
-"""How the variant of a run begins that goes wrong on purpose."""
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "reference": ("reference",),
+    "settings": ("gamma", "whiten", "bfloat16", "float32"),
+    "wrong": ("wrong",),
+}
+"""Arms that stand in a section of their own: how their names, or those of their variants, begin. Those of the last go
+wrong on purpose, and stand nowhere else."""
+
+LIKELIHOOD = "likelihood"
+"""The benchmark of held-out demonstrations."""
 
 SHOWN = ("return", "kl", "entropy", "length", "log_sft", "contrast")
 """Of a rollout, over iterations."""
@@ -168,14 +176,23 @@ class Evidence:
     def contrasts_table(self) -> str:
         rows = []
         for each in self.outcomes:
-            seeds = f"{len(each.differences)} of {len(self.asked.backbones[each.backbone].seeds)}"
             effect = NONE if each.effect is None else f"{each.effect:+.1f}"
             interval = NONE if each.interval is None else "{:+.1f} to {:+.1f}".format(*each.interval)
             p = NONE if each.missing else p_text(each.adjusted)
-            told = [each.backbone, each.contrast.says, self.verdict(each), effect, interval, p]
-            rows.append([*told, seeds, self._match(each)])
-        headings = ["backbone", "contrast", "verdict", "points", "95% interval", "p, Holm", "seeds", "matched"]
-        return Table(headings, rows, 3).as_markdown()
+            seeds = ", ".join(f"{value:+.1f}" for _, value in sorted(each.differences.items())) or NONE
+            told = [each.backbone, each.contrast.says, self.verdict(each), seeds]
+            rows.append([*told, effect, interval, p, self._match(each)])
+        headings = ["backbone", "contrast", "verdict", "by seed", "points", "95% interval", "p, Holm", "matched"]
+        return Table(headings, rows, 4).as_markdown()
+
+    def verdicts(self, name: str) -> list[tuple[str, str, str]]:
+        """Of a contrast that was begun: backbone, verdict in words, and in one word; that is empty where the arms were
+        not made equal."""
+        return [
+            (each.backbone, self.verdict(each), "" if each.unequal else each.verdict(self.asked.level))
+            for each in self.outcomes
+            if each.contrast.name == name and each.differences
+        ]
 
     def _match(self, outcome: Outcome) -> str:
         """How equal both arms were made, as means over seeds."""
@@ -189,20 +206,22 @@ class Evidence:
         known = self.asked.backbones.get(backbone)
         return known.says if known else next((a.backbone_says for a in self.arms if a.backbone == backbone), "")
 
-    def names(self, backbone: str, task: str, *, starting: Sequence[str] = ()) -> list[str]:
-        """The arms of a task, SFT and DPR first; those of which the name or the variant begins with a word, else all
-        that do not go wrong on purpose. Arms of different runs that are the same answers stand once."""
+    def names(self, backbone: str, task: str, section: str | None = None) -> list[str]:
+        """The arms of a section of a task, SFT and DPR first; by default all that do not go wrong on purpose. Arms of
+        different runs that are the same answers stand once."""
         same = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
-        if not starting:
-            same = [each for each in same if not each.variant.startswith(WRONG)]
         first: dict[tuple[int, str], str] = {}
-        for each in sorted(same, key=lambda each: (each.variant, each.arm)):
+        for each in sorted(same, key=lambda each: (section_of(each) == "wrong", each.variant, each.arm)):
             first.setdefault((each.seed, each.answered), each.name)
-        if starting:
-            words = tuple(starting)
-            same = [each for each in same if each.arm.startswith(words) or each.variant.startswith(words)]
+        chosen = {a.name for a in same if (section_of(a) != "wrong" if section is None else section_of(a) == section)}
         order = {"SFT": 0, "DPR": 1}
-        return sorted({each.name for each in same} & set(first.values()), key=lambda name: (order.get(name, 2), name))
+        return sorted(chosen & set(first.values()), key=lambda name: (order.get(name, 2), name))
+
+    def asked_of(self, backbone: str, task: str) -> int:
+        """How many questions the arms of a task answer; of those that do not go wrong on purpose."""
+        benchmark = self.benchmark(backbone, task)
+        same = [a for a in self.arms if (a.backbone, a.task) == (backbone, task) and section_of(a) != "wrong"]
+        return max((a.benchmarks[benchmark].prompts for a in same if benchmark in a.benchmarks), default=0)
 
     def seeds(self, backbone: str, task: str, name: str) -> dict[int, Arm]:
         """The runs of an arm that count: not that of the seed which chose the setting, where there are others, nor a
@@ -243,7 +262,7 @@ class Evidence:
         ]
         return next((each.primary for each in found if each.primary), self.asked.measure)
 
-    def arms_table(self, backbone: str, task: str, starting: Sequence[str] = ()) -> str:
+    def arms_table(self, backbone: str, task: str, section: str | None = None) -> str:
         """A row an arm: means over seeds; differences from SFT are paired by seed, and exploratory."""
         main, measure = self.benchmark(backbone, task), self.measure(backbone, task)
         of_task = [a for a in self.arms if (a.backbone, a.task) == (backbone, task)]
@@ -251,7 +270,7 @@ class Evidence:
         headings = ["arm", f"{main}: {measure}", "minus SFT", *(f"{b}: {what}" for b, what in others.items())]
         headings += ["entropy", "KL", "tokens", "cut %", "seconds", "seeds"]
         rows = []
-        for name in self.names(backbone, task, starting=starting):
+        for name in self.names(backbone, task, section):
             arms = self.seeds(backbone, task, name)
             if not arms:
                 continue
@@ -260,7 +279,11 @@ class Evidence:
             differences = _differences([(a, b) for a, b in pairs if b is not None and a is not b], main, measure)
             row = [name, _text([_gold(each, measure) for each in on_main.values()]), _text(differences, sign=True)]
             row += [
-                _text([_gold(arm.benchmarks[b], what) for arm in arms.values() if b in arm.benchmarks], brackets=False)
+                _text(
+                    [_gold(arm.benchmarks[b], what) for arm in arms.values() if b in arm.benchmarks],
+                    1 if what in SHARES else 3,
+                    brackets=False,
+                )
                 for b, what in others.items()
             ]
             means = [("entropy", 3, 1), ("kl_to_sft", 3, 1), ("response_tokens", 1, 1), ("cut_share", 1, 100)]
@@ -269,7 +292,7 @@ class Evidence:
                 for what, digits, factor in means
             ]
             chose = self.asked.setting.chosen_on.seed
-            row += [_text([cost(arm) for arm in arms.values()], 0, brackets=False)]
+            row += [_text([arm.cost for arm in arms.values()], 0, brackets=False)]
             rows.append([*row, f"seed {chose}" if set(arms) == {chose} else str(len(arms))])
         return Table(headings, rows).as_markdown()
 
@@ -278,7 +301,7 @@ class Evidence:
         more are, as where rollouts have prompts of their own."""
         main = self.benchmark(backbone, task)
         of_task = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
-        of_task = [each for each in of_task if main in each.benchmarks and not each.variant.startswith(WRONG)]
+        of_task = [each for each in of_task if main in each.benchmarks and section_of(each) != "wrong"]
         counts = [(arm, int(arm.benchmarks[main].measures.get("answer/trained_on", 0))) for arm in of_task]
         counts = [(arm, count) for arm, count in counts if count]
         if not counts:
@@ -294,28 +317,43 @@ class Evidence:
         )
 
     def compared(self, backbone: str, task: str, first: str, second: str) -> str:
-        """One arm against another in words that the interval over seeds chooses; empty below two seeds."""
+        """One arm against another in words that the interval chooses: over seeds, or of one seed over its questions."""
         benchmark, measure = self.benchmark(backbone, task), self.measure(backbone, task)
         mine, other = self.seeds(backbone, task, first), self.seeds(backbone, task, second)
         both = [(mine[seed], other[seed]) for seed in sorted(mine.keys() & other.keys())]
-        differences = _differences([pair for pair in both if comparable(*pair, benchmark)], benchmark, measure)
-        if len(differences) < 2:
+        both = [pair for pair in both if comparable(*pair, benchmark)]
+        values, over = _differences(both, benchmark, measure), f"{len(both)} seeds"
+        if len(both) == 1:
+            values, over = _by_question(*both[0], benchmark, measure), "over the questions of one seed"
+        if len(values) < 2:
             return ""
-        effect, interval, seeds = estimate_of(differences)
+        effect, interval, _ = estimate_of(values)
         assert interval is not None
-        points = "{:+.1f} points, {:+.1f} to {:+.1f}, {} seeds".format(effect, *interval, seeds)
+        points = "{:+.1f} points, {:+.1f} to {:+.1f}, {}".format(effect, *interval, over)
         if interval[0] <= 0 <= interval[1]:
             return f"no difference was seen ({points})"
         return f"{first} is {'ahead' if effect > 0 else 'behind'} ({points})"
 
+    def noise(self, backbone: str, task: str) -> float | None:
+        """Half of the 95% interval over questions of an arm of one seed minus its SFT: the median of such arms."""
+        benchmark, measure = self.benchmark(backbone, task), self.measure(backbone, task)
+        found = []
+        for name in self.names(backbone, task):
+            arms = list(self.seeds(backbone, task, name).values())
+            sft = self.baseline(arms[0], benchmark) if len(arms) == 1 else None
+            if sft is not None and sft is not arms[0]:
+                _, interval, _ = estimate_of(_by_question(arms[0], sft, benchmark, measure))
+                found += [(interval[1] - interval[0]) / 2] if interval and interval[0] < interval[1] else []
+        return statistics.median(found) if found else None
+
     def training_table(self, backbone: str, task: str) -> str:
         """What the rollouts of every trained policy showed, as it came out after a guard's roll-back: over seeds."""
         rows = []
-        for name in self.names(backbone, task):
+        for name in self.names(backbone, task, "arms"):
             arms = [arm for arm in self.seeds(backbone, task, name).values() if "rollout" in arm.training]
             if arms:
                 ends = [[arm.results.get(f"rollout/{what}") for arm in arms] for what in SHOWN]
-                done = ", ".join(str(iterations(arm)) for arm in arms)
+                done = ", ".join(str(arm.iterations) for arm in arms)
                 rows.append([name, done, *(_text(each, 3, brackets=False) for each in ends)])
         return Table(["arm", "iterations by seed", *SHOWN], rows).as_markdown() if rows else ""
 
@@ -348,7 +386,7 @@ class Evidence:
         """Of runs that go wrong on purpose: the iteration at which each guard speaks, and the gold measure falls."""
         rows = []
         for arm in self.arms:
-            if arm.variant.startswith(WRONG) and "rollout" in arm.training:
+            if section_of(arm) == "wrong" and "rollout" in arm.training:
                 curve, falls = arm.training["rollout"], self.fall_of(arm)
                 spoken = [speaks(rule, curve) for rule in RULES]
                 rows.append([arm.backbone, arm.variant, str(arm.seed), *map(_iteration, [falls, *spoken])])
@@ -368,11 +406,11 @@ class Evidence:
 
     def iterations(self, backbone: str, task: str, name: str = "DPR") -> list[int]:
         """How many of its training each seed's policy has."""
-        return [iterations(arm) for arm in self.seeds(backbone, task, name).values()]
+        return [arm.iterations for arm in self.seeds(backbone, task, name).values()]
 
     def cost(self, backbone: str, task: str, name: str) -> float | None:
         """Mean seconds of what an arm needs beyond SFT, or of SFT itself."""
-        return mean([cost(arm) for arm in self.seeds(backbone, task, name).values()])
+        return mean([arm.cost for arm in self.seeds(backbone, task, name).values()])
 
     def hours(self) -> float:
         """What all of this took, every artifact counted once."""
@@ -433,8 +471,10 @@ class Evidence:
             found = [arm.benchmarks[benchmark] for arm in arms if benchmark in arm.benchmarks]
             kl = mean([each.mean("kl_to_sft") for each in found])
             series = f"along {self.run_of(arms[0])}" if arms and arms[0].policy == "kept" else name
-            for what in dict.fromkeys((measure, "entropy", "response_tokens")):
-                values = [value for each in found if (value := _gold(each, what)) is not None]
+            likely = [arm.benchmarks[LIKELIHOOD] for arm in arms if LIKELIHOOD in arm.benchmarks]
+            drawn = {measure: found, "entropy": found, "response_tokens": found, "nats_per_token": likely}
+            for what, answers in drawn.items():
+                values = [value for each in answers if (value := _gold(each, what)) is not None]
                 if kl is not None and values:
                     middle, interval, _ = estimate_of(values)
                     panels.setdefault(what, {}).setdefault(series, []).append(
@@ -452,19 +492,21 @@ def _middle(references: Mapping[str, Any]) -> list[tuple[float, float]]:
     return list(zip(at, references["answers"]["token_correlation"][middle], strict=True))
 
 
-def comparable(first: Arm, second: Arm, benchmark: str) -> bool:
-    """Whether two arms come from one SFT run and answered the same questions."""
-    if (first.backbone, first.task, first.seed) != (second.backbone, second.task, second.seed):
-        return False
-    if first.digests.get("sft") != second.digests.get("sft"):
-        return False
-    asked = [arm.benchmarks[benchmark].questions for arm in (first, second) if benchmark in arm.benchmarks]
-    return len(asked) == 2 and asked[0] == asked[1]
+def section_of(arm: Arm) -> str:
+    """Where on the page an arm stands."""
+    began = (name for name, words in SECTIONS.items() if arm.arm.startswith(words) or arm.variant.startswith(words))
+    return next(began, "arms")
 
 
 def _differences(pairs: Sequence[tuple[Arm, Arm]], benchmark: str, measure: str) -> list[float]:
     both = [tuple(_gold(arm.benchmarks[benchmark], measure) for arm in pair) for pair in pairs]
     return [a - b for a, b in both if a is not None and b is not None]
+
+
+def _by_question(first: Arm, second: Arm, benchmark: str, measure: str) -> list[float]:
+    """Differences in points, a question each."""
+    both = [arm.benchmarks[benchmark].values(measure) for arm in (first, second)]
+    return [100 * (a - b) for a, b in zip(*both, strict=True) if a is not None and b is not None]
 
 
 def _gold(answers: Answers, measure: str) -> float | None:
@@ -474,21 +516,6 @@ def _gold(answers: Answers, measure: str) -> float | None:
 
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
-
-
-def iterations(arm: Arm) -> int:
-    """Of training that are in the policy: those up to where the guard went back to, or all."""
-    kept = arm.results.get("guard/kept_iteration")
-    done = len({at for at in arm.training.get("train", {}).get("step", []) if at is not None})
-    return done if kept is None else int(kept) - 1
-
-
-def cost(arm: Arm) -> float | None:
-    """Seconds that an arm took to make beyond the SFT run that all share; SFT's own for SFT."""
-    for stage in ("reinforce", "self_play", "continued_sft"):
-        if stage in arm.seconds:
-            return arm.seconds[stage]
-    return arm.seconds.get("sft") if arm.arm == "SFT" else 0.0
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -510,33 +537,3 @@ def _text(values: Sequence[float | None], digits: int = 1, *, sign: bool = False
 
 def _iteration(value: int | None) -> str:
     return "never" if value is None else str(value)
-
-
-def _falls_to(name: str, share: float) -> Any:
-    return lambda first, now: now[name] is not None and now[name] < share * first[name]
-
-
-def _leaves(name: str, share: float) -> Any:
-    return lambda first, now: now[name] is not None and abs(now[name] / first[name] - 1) > share
-
-
-RULES: Mapping[str, Any] = {
-    "KL above 0.5": KLStopConfig(),
-    "witness": WitnessStopConfig(),
-    "entropy halved": _falls_to("entropy", 0.5),
-    "length off by a quarter": _leaves("length", 0.25),
-}
-"""What may speak before a gold measure falls."""
-
-
-def speaks(rule: str, curve: Mapping[str, Sequence[float | None]]) -> int | None:
-    """The first iteration at which a rule would have ended a run that showed this."""
-    check = RULES[rule]
-    rows = [dict(zip(curve, values, strict=True)) for values in zip(*curve.values(), strict=True)]
-    if callable(check):
-        return next((i for i, row in enumerate(rows, start=1) if check(rows[0], row)), None)
-    guard = GUARDS[type(check)](check)
-    for i, row in enumerate(rows, start=1):
-        if guard.watch({f"rollout/{name}": value for name, value in row.items() if value is not None}).stop:
-            return i
-    return None

@@ -97,6 +97,21 @@ class Arm(Config):
         return self.digests.get("reinforce", "")
 
     @property
+    def iterations(self) -> int:
+        """Of training that are in the policy: those up to where the guard went back to, or all."""
+        kept = self.results.get("guard/kept_iteration")
+        done = len({at for at in self.training.get("train", {}).get("step", []) if at is not None})
+        return done if kept is None else int(kept) - 1
+
+    @property
+    def cost(self) -> float | None:
+        """Seconds that it took to make beyond the SFT run that all arms share; of SFT, its own."""
+        for stage in ("reinforce", "self_play", "continued_sft"):
+            if stage in self.seconds:
+                return self.seconds[stage]
+        return self.seconds.get("sft") if self.arm == "SFT" else 0.0
+
+    @property
     def answered(self) -> str:
         """The digests of its answers."""
         found = [digest for name, digest in sorted(self.digests.items()) if name.startswith("answers ")]
@@ -164,3 +179,13 @@ def seeds_of(arms: Iterable[Arm], backbone: str, task: str, name: str) -> Mappin
     """The runs of one arm by seed."""
     same = [each for each in arms if (each.backbone, each.task, each.name) == (backbone, task, name)]
     return {each.seed: each for each in sorted(same, key=lambda each: each.seed)}
+
+
+def comparable(first: Arm, second: Arm, benchmark: str) -> bool:
+    """Whether two arms come from one SFT run and answered the same questions."""
+    if (first.backbone, first.task, first.seed) != (second.backbone, second.task, second.seed):
+        return False
+    if first.digests.get("sft") != second.digests.get("sft"):
+        return False
+    asked = [arm.benchmarks[benchmark].questions for arm in (first, second) if benchmark in arm.benchmarks]
+    return len(asked) == 2 and asked[0] == asked[1]

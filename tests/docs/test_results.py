@@ -10,6 +10,7 @@ import pytest
 from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
 from dpr_core.experiments.measured import Answers, Arm
 from perf import results_page
+from perf.hindsight import RULES, speaks
 from perf.results_page import Evidence, Lab
 
 ROOT = Path(__file__).parents[2]
@@ -119,11 +120,11 @@ def test_sentences_follow_the_numbers(evidence: Evidence) -> None:
     sft = [20, 22, 19, 21, 20]
     ahead = measured(evidence, [24, 26, 24, 25, 25], sft, [24, 25, 25, 25, 25])
     front, page = ahead.page("front"), ahead.page("results")
-    assert "DPR is ahead by 8.8 points. It has learned more than to be sharper." in front
+    assert "DPR is ahead by 8.8 points. Where it is ahead, it has learned more than to be sharper." in front
     assert "Nothing measured so far" not in front
     assert "no difference was seen; what was measured speaks against one of more than" in front
     assert "Take extrapolation: the same two checkpoints, and no training." in front
-    assert "seconds by the clock, some beside other work: SFT 100, DPR 50 on top; extrapolation and another" in front
+    assert "seconds by the clock, some beside other work. smollm2-135m: SFT 100, DPR 50 on top. Extra" in front
     assert "| smollm2-135m | DPR minus SFT decoded at the temperature at which" in page
     assert "| DPR | 49.6 \\[47.5, 51.7\\] | +8.8 \\[+7.4, +10.2\\] |" in page
 
@@ -220,7 +221,7 @@ def test_the_iteration_at_which_each_guard_speaks(evidence: Evidence) -> None:
         "contrast": [0.1, 0.2, 0.3, 0.3],
         "contrast_error": [0.01] * 4,
     }
-    assert {rule: results_page.speaks(rule, rollout) for rule in results_page.RULES} == {
+    assert {rule: speaks(rule, rollout) for rule in RULES} == {
         "KL above 0.5": 3,
         "witness": 3,
         "entropy halved": 4,
@@ -249,3 +250,32 @@ def test_the_reference_is_asked_for_only_where_rewards_differ(evidence: Evidence
 def test_verdicts_are_decided_anew_from_effects_and_intervals() -> None:
     again = Lab({**JUDGED, "claims": [{**each, "verdict": "undecided", "adjusted": None} for each in JUDGED["claims"]]})
     assert again.document == JUDGED
+
+
+def test_one_seed_is_compared_over_its_questions(evidence: Evidence) -> None:
+    run = {"sft": "s"}
+    found = replace(evidence, arms=[arm("SFT", 1, 20, digests=run), arm("continued-SFT", 1, 30, digests=run)])
+    # Ten of fifty questions: 20 points, and 1.96 standard errors of a share of .2 (2.01 of Student's t with 49).
+    half = 2.0096 * 100 * (0.2 * 0.8 / 49) ** 0.5
+    said = found.compared("smollm2-135m", "word-problems", "SFT", "continued-SFT")
+    interval = f"{-20 - half:+.1f} to {-20 + half:+.1f}"
+    assert said == f"SFT is behind (-20.0 points, {interval}, over the questions of one seed)"
+    assert found.noise("smollm2-135m", "word-problems") == pytest.approx(half, abs=1e-2)
+
+
+def test_likelihood_of_demonstrations_is_on_the_frontier_and_other_references_have_their_table(
+    evidence: Evidence,
+) -> None:
+    nats = Answers(
+        temperature=1.0, prompts=50, questions="q", measures={"gold/nats_per_token": 0.4321}, primary="nats_per_token"
+    )
+    arms = [arm("SFT", 1, 20, digests={"sft": "s"}), arm("reference-0.5", 1, 21, 0.2, digests={"sft": "s"})]
+    arms.append(arm("reference-0.9", 1, 23, 0.3, digests={"sft": "s"}))
+    arms = [each.model_copy(update={"benchmarks": {**each.benchmarks, "likelihood": nats}}) for each in arms]
+    found = replace(evidence, arms=arms)
+    assert found.frontier("smollm2-135m", "word-problems")["nats_per_token"]["SFT"] == [(0.0, (0.4321,) * 3)]
+    page = found.page("results")
+    section = page.partition("## The reference")[2].partition("\n## ")[0]
+    assert "| reference-0.9 | 46.0 | +6.0 | 0.432 |" in section
+    assert "reference-0.9 against reference-0.5, smollm2-135m: no difference was seen (+4.0 points" in section
+    assert "reference-0.9" not in page.partition("\n## Arms")[2].partition("\n## ")[0]
