@@ -207,12 +207,12 @@ class Evidence:
         return known.says if known else next((a.backbone_says for a in self.arms if a.backbone == backbone), "")
 
     def names(self, backbone: str, task: str, section: str | None = None) -> list[str]:
-        """The arms of a section of a task, SFT and DPR first; by default all that do not go wrong on purpose. Arms of
-        different runs that are the same answers stand once."""
+        """The arms of a section of a task, SFT and DPR first; by default all that do not go wrong on purpose. An arm
+        stands once where runs of several variants share its answers."""
         same = [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
-        first: dict[tuple[int, str], str] = {}
+        first: dict[tuple[int, str, str], str] = {}
         for each in sorted(same, key=lambda each: (section_of(each) == "wrong", each.variant, each.arm)):
-            first.setdefault((each.seed, each.answered), each.name)
+            first.setdefault((each.seed, each.arm, each.answered), each.name)
         chosen = {a.name for a in same if (section_of(a) != "wrong" if section is None else section_of(a) == section)}
         order = {"SFT": 0, "DPR": 1}
         return sorted(chosen & set(first.values()), key=lambda name: (order.get(name, 2), name))
@@ -450,7 +450,8 @@ class Evidence:
         for backbone, task in self.runs():
             if panels := self.frontier(backbone, task):
                 file = folder / self.frontier_file(backbone, task)
-                plots.bands(file, f"{backbone}, {task}", "KL to SFT, nats an answer", panels)
+                labelled = {axis(what): each for what, each in panels.items()}
+                plots.bands(file, f"{backbone}, {task}", "KL to SFT, nats an answer", labelled)
         if self.references:
             plots.lines(
                 folder / "references.png",
@@ -490,6 +491,12 @@ def _middle(references: Mapping[str, Any]) -> list[tuple[float, float]]:
     at = references["references"]
     middle = min(range(len(at)), key=lambda i: abs(at[i] - 0.5))
     return list(zip(at, references["answers"]["token_correlation"][middle], strict=True))
+
+
+def axis(what: str) -> str:
+    """A quantity with its unit."""
+    units = {"entropy": "nats a token", "response_tokens": "an answer", "nats_per_token": "of held-out demonstrations"}
+    return f"{what.replace('_', ' ')}, {units.get(what, '%')}" if what in units or what in SHARES else what
 
 
 def section_of(arm: Arm) -> str:

@@ -124,14 +124,21 @@ class TokenReward:
         return scored, scored.log_sft
 
     def with_kl(
-        self, sequences: Sequence[TokenSequence], policy: Policy | ContrastivePolicy, entropy_at: float | None = None
+        self,
+        sequences: Sequence[TokenSequence],
+        policy: Policy | ContrastivePolicy,
+        entropy_at: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> tuple[ScoredTokens, Tensor, Tensor]:
         """Also (B, T) the exact KL(policy || pi_SFT) in the state in front of each token as pi_SFT itself computes, out
         of its pass for the reward where that is computed so, too, and the policy's entropy at a temperature."""
         budget = self.tokens_per_micro_batch
         if self.apart:
-            return self(sequences), *score_with_kl(policy, [self.sft], sequences, budget, entropy_at)[1:]
-        (sft, ref), kl, entropies = score_with_kl(policy, [self.sft, self.reference], sequences, budget, entropy_at)
+            kl, entropies = score_with_kl(policy, [self.sft], sequences, budget, entropy_at, on_progress)[1:]
+            return self(sequences), kl, entropies
+        (sft, ref), kl, entropies = score_with_kl(
+            policy, [self.sft, self.reference], sequences, budget, entropy_at, on_progress
+        )
         return self.of_scores(sft, ref, sequences), kl, entropies
 
     def with_expected(

@@ -68,6 +68,7 @@ def score_with_kl(
     sequences: Sequence[TokenSequence],
     tokens_per_micro_batch: int | None,
     entropy_at: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[list[TokenScores], Tensor, Tensor]:
     """As `score` under each frozen model, and (B, T) the exact KL(policy || the first of them) in the state in front of
     each response token, with the policy's entropy there at a temperature, if one is given; 0 outside. Each network is
@@ -90,7 +91,9 @@ def score_with_kl(
         return [kl, entropies, *of_base, *(column for other in others for column in other.read(states[other], batch))]
 
     with eval_mode(*networks):
-        kl, entropies, *columns = score_columns(base, scores, 2 + 3 * len(frozen), sequences, tokens_per_micro_batch)
+        kl, entropies, *columns = score_columns(
+            base, scores, 2 + 3 * len(frozen), sequences, tokens_per_micro_batch, on_progress
+        )
     return grouped(columns), kl, entropies
 
 

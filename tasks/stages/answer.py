@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -77,7 +78,9 @@ def body(config: StageConfig, work: Work) -> dict[str, float]:
     answers = responder.ask(spoken, end_token(tokenizer), recorder)
     sequences = [TokenSequence(c.prompt, c.response) for turns in answers for c in turns]
     temperatures = [each.temperature for each in spoken]
-    scored, state_kl, entropies = responder.measure(sequences, entropy_temperature(temperatures))
+    scored, state_kl, entropies = responder.measure(
+        sequences, entropy_temperature(temperatures), partial(recorder.part, "scoring")
+    )
     rows = _rows(settings, questions, answers, tokenizer, None if state_kl is None else state_kl.sum(dim=1).tolist())
     write_rows(work.output / ANSWERS, rows)
     _write_official(settings, source.stage, rows, work.output)

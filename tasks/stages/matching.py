@@ -199,6 +199,6 @@ def _kl(
     """Nats an answer, exact in every state."""
     assert isinstance(settings.policy, ExtrapolatedConfig)
     responder, sequences = _drawn(settings, lineage, source, asked, recorder)
-    kl = responder.measure(sequences, None).kl
+    kl = responder.measure(sequences, None, partial(recorder.part, "scoring")).kl
     assert kl is not None
     return float(kl.sum()) / len(asked)

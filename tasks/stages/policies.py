@@ -109,7 +109,9 @@ class Answering:
         )
         return [completions[i] for i in best_of_each(scores, chosen.n)]
 
-    def measure(self, sequences: "Sequence[TokenSequence]", entropy_at: float | None) -> Measured:
+    def measure(
+        self, sequences: "Sequence[TokenSequence]", entropy_at: float | None, on_progress: "OnProgress | None" = None
+    ) -> Measured:
         """What the passes for the reward and for the KL give, entropies at a temperature with them."""
         import torch
 
@@ -117,12 +119,14 @@ class Answering:
 
         if self.policy is not self.sft:
             if self.reward is not None:
-                return Measured(*self.reward.with_kl(sequences, self.policy, entropy_at))
+                return Measured(*self.reward.with_kl(sequences, self.policy, entropy_at, on_progress))
             budget = self.settings.execution.tokens_per_micro_batch
-            return Measured(None, *score_with_kl(self.policy, [self.sft], sequences, budget, entropy_at)[1:])
+            scores = score_with_kl(self.policy, [self.sft], sequences, budget, entropy_at, on_progress)
+            return Measured(None, *scores[1:])
         nothing = torch.zeros(len(sequences), max(len(s.response) for s in sequences))
         has_kl = not isinstance(self.settings.policy, BestOfNConfig)
-        return Measured(self.reward(sequences) if self.reward else None, nothing if has_kl else None, None)
+        scored = self.reward(sequences, on_progress) if self.reward else None
+        return Measured(scored, nothing if has_kl else None, None)
 
     def entropies(self, sequences: "Sequence[TokenSequence]", temperature: float) -> "Tensor":
         """(B, T) the exact entropy at a temperature in the state in front of each token, by a pass of its own."""

@@ -82,7 +82,11 @@ def _log_policies(model: Any, row: TokenSequence) -> torch.Tensor:
 @pytest.mark.parametrize("budget", [1, 100])
 def test_kl_of_states_against_torch_distributions(tiny: Callable[..., Any], budget: int) -> None:
     p, q = tiny("llama")[0], tiny("llama", seed=1)[0]
-    (scores,), found, entropies = score_with_kl(Policy(p), [policy := Policy(q)], KL_ROWS, budget, 0.5)
+    told: list[tuple[int, int]] = []
+    (scores,), found, entropies = score_with_kl(
+        Policy(p), [policy := Policy(q)], KL_ROWS, budget, 0.5, lambda *progress: told.append(progress)
+    )
+    assert told[-1] == (2, 2)
     for ours, alone in zip(scores, score(policy, KL_ROWS, budget), strict=True):
         torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)
     assert found.shape == (2, 3)
