@@ -455,9 +455,9 @@ class Evidence:
         if self.references:
             plots.lines(
                 folder / "references.png",
-                "Correlation of token rewards with those of the middle checkpoint, answers",
+                "Correlation of token rewards with the middle checkpoint's, answers",
                 "reference",
-                {f"{r['backbone']} {r['task']} seed {r['seed']}": _middle(r) for r in self.references},
+                {f"{r['backbone']}\n{r['task']}\nseed {r['seed']}": _middle(r) for r in self.references},
             )
 
     def frontier_file(self, backbone: str, task: str) -> str:
