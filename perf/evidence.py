@@ -135,23 +135,20 @@ def _run(values: Mapping[str, Any]) -> str | None:
 
 
 def write(found: Iterable[Arm], folder: Path) -> Iterator[Path]:
-    """Every arm as its file. Another result under a name that is taken is refused."""
+    """Every arm as its file. Another result under a name that is taken is refused; one more benchmark is not."""
     folder.mkdir(parents=True, exist_ok=True)
     for arm in found:
         file = folder / arm.file
-        if file.is_file() and (there := measured.read_file(file)).digests != arm.digests:
+        if file.is_file() and (lost := measured.read_file(file).digests.items() - arm.digests.items()):
+            name, digest = min(lost)
             raise UsageError(
-                f"{file.name} is of other artifacts ({_short(there)}, not {_short(arm)}): give the run a --variant of "
-                "its own, or remove the file"
+                f"{file.name} is of other artifacts ({name}: {digest[:12]}, not {arm.digests.get(name, 'none')[:12]}): "
+                "give the run a --variant of its own, or remove the file"
             )
         partial = file.with_suffix(".partial")
         partial.write_text(arm.as_json(), encoding="utf-8")
         partial.replace(file)
         yield file
-
-
-def _short(arm: Arm) -> str:
-    return next((digest[:12] for name, digest in arm.digests.items() if name.startswith("answers ")), "")
 
 
 def record_run(store: Store, run: str, labels: Mapping[str, str]) -> list[Arm]:

@@ -102,8 +102,12 @@ class Outcome:
     backbone: str
     differences: Mapping[int, float]
     """By seed, in points."""
-    matches: Mapping[int, tuple[float | None, float | None]]
-    """What was made equal, in both arms, by seed."""
+    matches: Mapping[int, tuple[float, float]]
+    """What was made equal, by seed: what was to be reached and what was, by the matching's own measure if known."""
+    strengths: Mapping[int, float]
+    """By what the second arm was made equal: its temperature, or how far it is extrapolated."""
+    unmoved: tuple[int, ...]
+    """Seeds on which the first arm kept nothing of its training."""
     missing: tuple[int, ...]
     effect: float | None = None
     interval: tuple[float, float] | None = None
@@ -112,15 +116,9 @@ class Outcome:
     """By Holm, once every contrast of this backbone has a p-value."""
 
     @property
-    def matched(self) -> tuple[float, float] | None:
-        """The means of what was made equal, over the seeds."""
-        pairs = [(a, b) for a, b in self.matches.values() if a is not None and b is not None]
-        return (sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs)) if pairs else None
-
-    @property
-    def unequal(self) -> bool:
-        """Whether the arms came out so unequal in it that the contrast is not the one that was asked for."""
-        return self.matched is not None and abs(self.matched[0] - self.matched[1]) > UNEQUAL * max(self.matched)
+    def unequal(self) -> tuple[int, ...]:
+        """Seeds whose arms came out so unequal in it that the contrast is not the one that was asked for."""
+        return tuple(seed for seed, both in self.matches.items() if abs(both[0] - both[1]) > UNEQUAL * max(both))
 
     def verdict(self, level: float) -> Literal["ahead", "behind", "no difference seen", "not yet run", "unfinished"]:
         """Of the first arm, by the adjusted p-value."""
@@ -152,16 +150,27 @@ def _outcome(contrasts: Contrasts, contrast: Contrast, backbone: str, arms: Sequ
         {seed: arm for seed, arm in seeds_of(arms, backbone, contrasts.task, name).items() if seed in planned}
         for name in (contrast.first, contrast.second)
     )
-    differences, matches = {}, {}
+    differences: dict[int, float] = {}
+    matches: dict[int, tuple[float, float]] = {}
+    strengths: dict[int, float] = {}
     for seed in sorted(first.keys() & second.keys()):
         check_setting(contrasts.setting, first[seed])
         mine, other = _paired(contrasts, first[seed], second[seed])
         if (a := mine.mean(contrasts.measure)) is not None and (b := other.mean(contrasts.measure)) is not None:
             differences[seed] = 100 * (a - b)
-        if contrast.matched:
-            matches[seed] = mine.mean(contrast.matched), other.mean(contrast.matched)
+        found = {name: other.measures.get(f"match/{name}") for name in ("target", "reached", "temperature", "k")}
+        # Means over all answers are estimated otherwise in an arm that is matched than in one that is not.
+        both = [found["target"], found["reached"]]
+        if contrast.matched and None in both:
+            both = [mine.mean(contrast.matched), other.mean(contrast.matched)]
+        if (a := both[0]) is not None and (b := both[1]) is not None:
+            matches[seed] = a, b
+        strength = found["temperature"] if found["k"] is None else found["k"]
+        if strength is not None:
+            strengths[seed] = strength
     missing = tuple(seed for seed in planned if seed not in differences)
-    outcome = Outcome(contrast, backbone, differences, matches, missing)
+    unmoved = tuple(seed for seed in differences if first[seed].run and not first[seed].iterations)
+    outcome = Outcome(contrast, backbone, differences, matches, strengths, unmoved, missing)
     if len(differences) < 2:
         return outcome
     values = list(differences.values())

@@ -98,17 +98,18 @@ class Arm(Config):
 
     @property
     def iterations(self) -> int:
-        """Of training that are in the policy: those up to where the guard went back to, or all."""
+        """Of training that are in the policy: those up to where a guard went back to, or all."""
         kept = self.results.get("guard/kept_iteration")
         done = len({at for at in self.training.get("train", {}).get("step", []) if at is not None})
         return done if kept is None else int(kept) - 1
 
     @property
     def cost(self) -> float | None:
-        """Seconds that it took to make beyond the SFT run that all arms share; of SFT, its own."""
+        """Seconds of training beyond the SFT run that all arms share, the recovery of a reward with it; of SFT, its
+        own."""
         for stage in ("reinforce", "self_play", "continued_sft"):
             if stage in self.seconds:
-                return self.seconds[stage]
+                return self.seconds[stage] + (self.seconds.get("reward", 0.0) if stage == "reinforce" else 0.0)
         return self.seconds.get("sft") if self.arm == "SFT" else 0.0
 
     @property

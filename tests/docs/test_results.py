@@ -100,7 +100,7 @@ def arm(name: str, seed: int, right: int, kl: float = 0.0, variant: str = "", **
         variant=variant,
         seed=seed,
         recipe="r",
-        seconds={"sft": 100.0, "reinforce": 50.0} if name == "DPR" else {"sft": 100.0},
+        seconds={"sft": 100.0, "reinforce": 50.0, "reward": 10.0} if name == "DPR" else {"sft": 100.0},
         benchmarks={"heldout": answers},
         **more,  # type: ignore[arg-type]
     )
@@ -120,28 +120,51 @@ def test_sentences_follow_the_numbers(evidence: Evidence) -> None:
     sft = [20, 22, 19, 21, 20]
     ahead = measured(evidence, [24, 26, 24, 25, 25], sft, [24, 25, 25, 25, 25])
     front, page = ahead.page("front"), ahead.page("results")
-    assert "DPR is ahead by 8.8 points. Where it is ahead, it has learned more than to be sharper." in front
-    assert "Nothing measured so far" not in front
-    assert "no difference was seen; what was measured speaks against one of more than" in front
-    assert "Take extrapolation: the same two checkpoints, and no training." in front
-    assert "seconds by the clock, some beside other work. smollm2-135m: SFT 100, DPR 50 on top. Extra" in front
+    assert "primary. smollm2-135m: DPR is ahead by 8.8 points (+7.4 to +10.2)." in front
+    assert "primary. smollm2-135m: no clear difference (-1.8 to +1.8)." in front
+    assert (
+        "DPR beside SFT, both sampled at 0.7; exploratory. smollm2-135m: higher (+8.8 points, +7.4 to +10.2, 5" in front
+    )
+    assert "**" not in front.rpartition("- **")[2].partition("**")[2], "no conclusion before all backbones are there"
+    assert "smollm2-135m: SFT 100, reward and DPR 60 on top. Another temperature" in front
     assert "| smollm2-135m | DPR minus SFT decoded at the temperature at which" in page
     assert "| DPR | 49.6 \\[47.5, 51.7\\] | +8.8 \\[+7.4, +10.2\\] |" in page
 
     behind = measured(evidence, sft, [24, 26, 24, 25, 25], sft).page("front")
-    assert "DPR is behind by 8.8 points. Lower the temperature first: it costs nothing." in behind
+    assert "primary. smollm2-135m: DPR is behind by 8.8 points (-10.2 to -7.4)." in behind
 
     unfinished = measured(evidence, [24, 26], [20, 22], [24, 25]).page("front")
     assert "no verdict before every seed is there: 2 of 5 seeds." in unfinished
-    assert "Nothing measured so far says that DPR is better" in unfinished
+    everywhere = replace(ahead, arms=[*ahead.arms, *(on_gemma(each) for each in ahead.arms if each.seed <= 3)])
+    assert "**DPR is ahead in 2 of 4 primary contrasts: smollm2-135m (entropy), gemma-3-270m (entropy).**" in (
+        everywhere.page("front")
+    )
     assert "Not yet run." in replace(evidence, arms=[], references=[]).page("results")
+
+
+def on_gemma(arm: Arm) -> Arm:
+    return arm.model_copy(update={"backbone": "gemma-3-270m"})
+
+
+def test_what_was_never_run_is_listed_and_the_commands_make_what_there_is(evidence: Evidence) -> None:
+    made = [arm("SFT", 1, 20), arm("SFT", 2, 20), arm("DPR", 2, 20, variant="low", changes={"reinforce.gamma": 0.5})]
+    found = replace(evidence, arms=made)
+    words, *others = found.missing()
+    assert words.startswith("word-problems: DPR, SR,") is False
+    assert "random-sign" in words
+    assert others == ["e2e", "gsm8k"]
+    assert found.commands() == [
+        "python perf/evidence.py run r --backbone smollm2-135m --task word-problems --seeds 1 2",
+        "python perf/evidence.py run r --backbone smollm2-135m --task word-problems --seeds 2 --variant low \\\n"
+        "  --set 'reinforce.gamma=0.5'",
+    ]
 
 
 def test_arms_that_were_not_made_equal_decide_nothing(evidence: Evidence) -> None:
     found = measured(evidence, [24, 26, 24, 25, 25], [20] * 5, [20, 22, 19, 21, 20])
     further = [replace_measure(each, "answer/kl_to_sft", 0.5) if each.arm == "DPR" else each for each in found.arms]
     front = replace(found, arms=further).page("front")
-    assert "DPR is ahead by 8.8 points, but the arms were not made equal (kl_to_sft: 0.500 and 0.250).\n" in front
+    assert "DPR is ahead by 8.8 points, but the arms were not made equal (kl_to_sft, seed 1\u20135)" in front
 
 
 def replace_measure(arm: Arm, name: str, value: float) -> Arm:
@@ -155,7 +178,7 @@ def test_holm_is_told_where_it_decides(evidence: Evidence) -> None:
     outcome = found.outcomes[0]
     assert outcome.p_value is not None
     assert outcome.p_value < 0.05 < 2 * outcome.p_value
-    assert found.verdict(outcome) == "not decided: +2.0 points are within chance once Holm counts all contrasts"
+    assert found.verdict(outcome) == "not decided: within chance once Holm counts both"
 
 
 def test_differences_are_from_the_sft_run_that_an_arm_was_made_from(evidence: Evidence) -> None:
@@ -166,15 +189,15 @@ def test_differences_are_from_the_sft_run_that_an_arm_was_made_from(evidence: Ev
         arm("DPR", 1, 21, variant="gamma-0", digests={"sft": "a"}),
     ]
     page = replace(evidence, arms=arms).page("results").partition("## Precision")[2]
-    assert "| DPR bfloat16 | 64.0 | +4.0 |" in page
-    assert "| DPR gamma-0 | 42.0 | +2.0 |" in page
+    assert "| DPR bfloat16 | 64.0 | +4.0 \\[-1.6, +9.6\\] |" in page
+    assert "| DPR gamma-0 | 42.0 | +2.0 \\[-2.0, +6.0\\] |" in page
 
 
 def test_the_same_answers_of_two_runs_stand_once_and_seed_0_says_that_it_is_that(evidence: Evidence) -> None:
     both = [arm("SFT", 0, 20, variant=variant, digests={"answers heldout": "a"}) for variant in ("", "gamma-0")]
     assert replace(evidence, arms=both).names("smollm2-135m", "word-problems") == ["SFT"]
     assert replace(evidence, arms=both).hours() == pytest.approx(200 / 3600)
-    assert "| seed 0 |" in replace(evidence, arms=both).arms_table("smollm2-135m", "word-problems")
+    assert "| 0 |" in replace(evidence, arms=both).table("smollm2-135m", "word-problems")
 
 
 def test_a_policy_that_was_never_kept_is_in_no_table(evidence: Evidence) -> None:
@@ -189,14 +212,13 @@ def test_a_policy_that_was_never_kept_is_in_no_table(evidence: Evidence) -> None
     }
     dpr = arm("DPR", 1, 25, 0.3, digests=run, results=results, training=training)
     found = replace(evidence, arms=[*kept, dpr, arm("SFT", 1, 20, digests={"sft": "s"})])
-    table = found.arms_table("smollm2-135m", "word-problems")
-    assert "| kept | 60.0 | +20.0 |" in table
+    table = found.table("smollm2-135m", "word-problems")
+    assert "| kept | 60.0 | +20.0 \\[+8.5, +31.5\\] | 0.70 | 0.400 | 0.500 | 20.0 | \u2013 | 0 | 1 |" in table
     assert "to be kept: kept of smollm2-135m, seed 2." in found.page("results")
     assert list(found.frontier("smollm2-135m", "word-problems")["right"]) == ["SFT", "DPR", "along DPR"]
-    assert "| DPR | 1 | – | 0.250 | 0.500 |" in found.training_table("smollm2-135m", "word-problems"), "as rolled back"
-    assert found.iterations("smollm2-135m", "word-problems") == [1]
+    assert found.kept("smollm2-135m", "word-problems") == [1]
     whole = replace(found, arms=[dpr.model_copy(update={"results": {}})])
-    assert whole.iterations("smollm2-135m", "word-problems") == [2]
+    assert whole.kept("smollm2-135m", "word-problems") == [2]
 
 
 def test_a_benchmark_is_shown_by_its_own_measure(evidence: Evidence) -> None:
@@ -205,7 +227,7 @@ def test_a_benchmark_is_shown_by_its_own_measure(evidence: Evidence) -> None:
         update={"primary": "equation_right", "measures": {"gold/equation_right": 0.25, "gold/right": 0.02}}
     )
     found = replace(evidence, arms=[sft.model_copy(update={"benchmarks": {**sft.benchmarks, "gsm8k": answers}})])
-    table = found.arms_table("smollm2-135m", "word-problems")
+    table = found.table("smollm2-135m", "word-problems")
     assert "gsm8k: equation\\_right" in table
     assert "| 25.0 |" in table
 
@@ -222,11 +244,14 @@ def test_the_iteration_at_which_each_guard_speaks(evidence: Evidence) -> None:
         "contrast_error": [0.01] * 4,
     }
     assert {rule: speaks(rule, rollout) for rule in RULES} == {
-        "KL above 0.5": 3,
+        "KL above 0.3": 3,
         "witness": 3,
         "entropy halved": 4,
         "length off by a quarter": 4,
     }
+    lost = {**rollout, "kl": [0.0, None, None, None], "contrast": [0.1, None, None, None]}
+    assert results_page.speaks("KL above 0.3", lost) == 2, "a KL that is no number is above any limit"
+    assert speaks("entropy halved", {**lost, "entropy": [1.0, None, None, None]}) is None
     wrong = arm("DPR", 1, 12, 2.0, "wrong", training={"rollout": rollout})
     kept = [
         arm(f"kept-{kl}", 1, right, kl, "wrong", settings={"answer": {"policy": {"type": "kept", "kl": kl}}})
@@ -259,8 +284,10 @@ def test_one_seed_is_compared_over_its_questions(evidence: Evidence) -> None:
     half = 2.0096 * 100 * (0.2 * 0.8 / 49) ** 0.5
     said = found.compared("smollm2-135m", "word-problems", "SFT", "continued-SFT")
     interval = f"{-20 - half:+.1f} to {-20 + half:+.1f}"
-    assert said == f"SFT is behind (-20.0 points, {interval}, over the questions of one seed)"
-    assert found.noise("smollm2-135m", "word-problems") == pytest.approx(half, abs=1e-2)
+    assert said == f"lower (-20.0 points, {interval}, over the questions of seed 1)"
+    assert found.above_sft("smollm2-135m", "word-problems") == [
+        f"continued-SFT (+20.0 [{20 - half:+.1f}, {20 + half:+.1f}])"
+    ]
 
 
 def test_likelihood_of_demonstrations_is_on_the_frontier_and_other_references_have_their_table(
@@ -276,6 +303,5 @@ def test_likelihood_of_demonstrations_is_on_the_frontier_and_other_references_ha
     assert found.frontier("smollm2-135m", "word-problems")["nats_per_token"]["SFT"] == [(0.0, (0.4321,) * 3)]
     page = found.page("results")
     section = page.partition("## The reference")[2].partition("\n## ")[0]
-    assert "| reference-0.9 | 46.0 | +6.0 | 0.432 |" in section
-    assert "reference-0.9 against reference-0.5, smollm2-135m: no difference was seen (+4.0 points" in section
+    assert "| reference-0.9 | 46.0 | +6.0 \\[-0.8, +12.8\\] | \u2013 | 0.432 |" in section
     assert "reference-0.9" not in page.partition("\n## Arms")[2].partition("\n## ")[0]

@@ -55,6 +55,11 @@ def test_what_is_there_is_not_made_again_nor_overwritten(
     list(evidence.write(found, tmp_path))
     with pytest.raises(UsageError, match="give the run a --variant"):
         list(evidence.write([found[0].model_copy(update={"digests": {"sft": "0"}})], tmp_path))
+    more = found[0].model_copy(update={"digests": {**found[0].digests, "answers likelihood": "1"}})
+    assert [measured.read_file(file) for file in evidence.write([more], tmp_path)] == [more]
+    with pytest.raises(UsageError, match=r"\(answers likelihood: 1, not none\): give the run a --variant"):
+        list(evidence.write([found[0]], tmp_path))
+    list(evidence.write([more], tmp_path))
 
     monkeypatch.setattr(evidence, "_run", lambda values: pytest.fail("it runs what is there"))
     recipe = Path(__file__).with_name("tiny.yaml")
