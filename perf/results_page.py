@@ -94,6 +94,14 @@ class Lab:
         headings = [found.headings[0], "by", "in words", *found.headings[2:-1]]
         return Table(headings, rows, 4).as_markdown()
 
+    def policies(self, name: str) -> str:
+        """The rows of an exhibit's policies as Markdown."""
+        rows = [
+            [row["policy"], *(_lab_cell(row[what]) for what in ("win rate %", "accuracy %", "tokens")), _kl(row)]
+            for row in self.kept["policies"][EXHIBITS[name].title]
+        ]
+        return Table(["policy", "win rate %", "accuracy %", "tokens", "KL (nats)"], rows).as_markdown()
+
     def counts(self, withdrawn: Sequence[str]) -> dict[str, int]:
         found = [each for exhibit in EXHIBITS.values() for each in self.verdicts(exhibit)]
         told = ["withdrawn" if each.claim in withdrawn else each.verdict for each in found]
@@ -342,6 +350,17 @@ def axis(what: str) -> str:
     """A quantity with its unit."""
     units = {"entropy": "nats a token", "response_tokens": "an answer", "nats_per_token": "of held-out demonstrations"}
     return f"{what.replace('_', ' ')}, {units.get(what, '%')}" if what in units or is_share(what) else what
+
+
+def _lab_cell(value: Any) -> str:
+    """A mean over seeds, with its interval where one is kept."""
+    if isinstance(value, Mapping):
+        return "{:.1f} [{:.1f}, {:.1f}]".format(value["mean"], *value["interval"])
+    return f"{value:.1f}" if isinstance(value, int | float) else str(value)
+
+
+def _kl(row: Mapping[str, Any]) -> str:
+    return NONE if row["KL (nats)"] is None else f"{row['KL (nats)']:.3f}"
 
 
 def _iteration(value: int | None) -> str:
