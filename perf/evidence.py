@@ -2,11 +2,13 @@
 
     python perf/evidence.py run smollm2-135m --backbone smollm2-135m --task word-problems --seeds 1 2 3 4 5 --home HOME
     python perf/evidence.py record RUN --backbone smollm2-135m --task word-problems --home HOME
+    python perf/evidence.py lab EXPERIMENT... --command "dpr reproduce all --seeds 3" --home HOME
     python perf/evidence.py page
 
 `run` makes the pipeline of a recipe for every seed whose arms are not all there, and records it; what a store has is
-reused, what was interrupted goes on. `record` takes a pipeline run that has ended (an ID), whatever made it. `page`
-writes docs/results.md, docs/lab-results.md, the front page's block and the figures from all files that there are.
+reused, what was interrupted goes on. `record` takes a pipeline run that has ended (an ID), whatever made it, `lab` the
+experiments of `dpr reproduce`. `page` writes docs/results.md, docs/lab-results.md, the front page's block and the
+figures from all files that there are.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from dpr_core.experiments import measured
 from dpr_core.experiments.measured import Answers, Arm, by_prompt, rounded
 from flows import recipes
 from perf import results_page
+from perf.lab_results import Lab
 from tasks.artifacts.identity import canonical_json
 from tasks.artifacts.run_records import Record, flatten
 from tasks.artifacts.store import Store
@@ -40,6 +43,7 @@ from tasks.stages.answer import read_answers
 from tasks.stages.lineage import TRAINED
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "real"
+LAB = RESULTS.parents[1] / "results.json"
 BASELINE = "SFT"
 POLICY = "DPR"
 LEFT_OUT = frozenset({"execution", "seed", "content", "benchmark"})
@@ -55,6 +59,10 @@ def main() -> None:
     run.add_argument("--arms", nargs="+", help="these methods and controls alone; SFT and DPR are always there")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as in dpr run")
     record.add_argument("run", help="the ID of a pipeline run")
+    lab = commands.add_parser("lab")
+    lab.add_argument("experiments", nargs="+", help="IDs of artifacts of the stage experiment")
+    lab.add_argument("--command", dest="made_by", required=True, help="what made them, for the page")
+    lab.add_argument("--home", type=Path, help="the DPR_HOME with the store; else that of the environment")
     commands.add_parser("page")
     for each in (run, record):
         each.add_argument("--backbone", required=True, help="what the files call it")
@@ -73,6 +81,12 @@ def main() -> None:
         elif given.command == "record":
             for file in write(record_run(Store.open(), given.run, label(given)), given.out):
                 print(file)
+        elif given.command == "lab":
+            store, lab = Store.open(), Lab.read(LAB)
+            for experiment in given.experiments:
+                lab = lab.with_experiment(store.fetch(experiment, stages=("experiment",)), given.made_by)
+            lab.write(LAB)
+            print(LAB)
         else:
             run_missing(given)
     except DensePathError as error:

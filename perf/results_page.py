@@ -13,14 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dpr_core.config.base import read_yaml
 from dpr_core.experiments import contrasts, measured
 from dpr_core.experiments.contrasts import Outcome
-from dpr_core.experiments.effect_claims import ClaimVerdict, corrected
-from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
+from dpr_core.experiments.exhibits import EXHIBITS
 from dpr_core.experiments.measured import Arm
-from dpr_core.experiments.results import claims_table, p_text
+from dpr_core.experiments.results import p_text
 from dpr_core.reporting.tables import NONE, Table
 from flows import recipes
 from perf.arms import FEW_SEEDS, Arms, difference, is_share, points, ranges, section_of, text
 from perf.hindsight import RULES, speaks
+from perf.lab_results import Lab
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,9 +52,8 @@ def write() -> Iterator[Path]:
     readme = ROOT / "README.md"
     readme.write_text(with_front(readme.read_text(encoding="utf-8"), evidence.page("front")), encoding="utf-8")
     yield readme
-    lab = DOCS / "results.json"
-    lab.write_text(json.dumps(evidence.lab.document, indent=1) + "\n", encoding="utf-8")
-    yield lab
+    evidence.lab.write(DOCS / "results.json")
+    yield DOCS / "results.json"
 
 
 def with_front(text: str, block: str) -> str:
@@ -62,50 +61,6 @@ def with_front(text: str, block: str) -> str:
     before, start, rest = text.partition(MARKERS[0])
     _, end, after = rest.partition(MARKERS[1])
     return before + start + block + end + after
-
-
-@dataclass(frozen=True)
-class Lab:
-    """The lab's exhibits, measured once: effects are kept, verdicts are decided anew."""
-
-    kept: Mapping[str, Any]
-
-    def verdicts(self, exhibit: Exhibit) -> list[ClaimVerdict]:
-        """On what an exhibit asks, corrected for the number of claims."""
-        stored = {each["claim"]: each for each in self.kept["claims"]}
-        return corrected([ClaimVerdict.of(stored[each.name]) for each in exhibit.claims if each.name in stored])
-
-    @property
-    def document(self) -> dict[str, Any]:
-        claims = [each.as_dict() for exhibit in EXHIBITS.values() for each in self.verdicts(exhibit)]
-        for each in claims:
-            short = {name: measured.rounded(each[name]) for name in ("p_value", "adjusted") if each[name] is not None}
-            each.update(short, **{name: list(value) for name, value in each.items() if isinstance(value, tuple)})
-        return {**self.kept, "claims": claims}
-
-    def table(self, name: str, withdrawn: Sequence[str]) -> str:
-        """The verdicts on an exhibit's claims as Markdown."""
-        exhibit = EXHIBITS[name]
-        says = {each.name: each.says for each in exhibit.claims}
-        found = claims_table(self.verdicts(exhibit))
-        rows = [[row[0], row[1], says[row[0]], *row[2:-1]] for row in found.rows]
-        for row in rows:
-            row[3] = "withdrawn" if row[0] in withdrawn else row[3]
-        headings = [found.headings[0], "by", "in words", *found.headings[2:-1]]
-        return Table(headings, rows, 4).as_markdown()
-
-    def policies(self, name: str) -> str:
-        """The rows of an exhibit's policies as Markdown."""
-        rows = [
-            [row["policy"], *(_lab_cell(row[what]) for what in ("win rate %", "accuracy %", "tokens")), _kl(row)]
-            for row in self.kept["policies"][EXHIBITS[name].title]
-        ]
-        return Table(["policy", "win rate %", "accuracy %", "tokens", "KL (nats)"], rows).as_markdown()
-
-    def counts(self, withdrawn: Sequence[str]) -> dict[str, int]:
-        found = [each for exhibit in EXHIBITS.values() for each in self.verdicts(exhibit)]
-        told = ["withdrawn" if each.claim in withdrawn else each.verdict for each in found]
-        return {"claims": len(found), **{each.replace(" ", "_"): told.count(each) for each in set(told)}}
 
 
 @dataclass(frozen=True)
@@ -122,7 +77,7 @@ class Evidence(Arms):
             contrasts.load(DOCS / "results" / "contrasts.yaml"),
             measured.read(folder) if folder.is_dir() else [],
             [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("_references-*.json"))],
-            Lab(json.loads((DOCS / "results.json").read_text(encoding="utf-8"))),
+            Lab.read(DOCS / "results.json"),
             read_yaml((DOCS / "results" / "withdrawn.yaml").read_text(encoding="utf-8"), "withdrawn.yaml")["withdrawn"],
         )
 
@@ -350,17 +305,6 @@ def axis(what: str) -> str:
     """A quantity with its unit."""
     units = {"entropy": "nats a token", "response_tokens": "an answer", "nats_per_token": "of held-out demonstrations"}
     return f"{what.replace('_', ' ')}, {units.get(what, '%')}" if what in units or is_share(what) else what
-
-
-def _lab_cell(value: Any) -> str:
-    """A mean over seeds, with its interval where one is kept."""
-    if isinstance(value, Mapping):
-        return "{:.1f} [{:.1f}, {:.1f}]".format(value["mean"], *value["interval"])
-    return f"{value:.1f}" if isinstance(value, int | float) else str(value)
-
-
-def _kl(row: Mapping[str, Any]) -> str:
-    return NONE if row["KL (nats)"] is None else f"{row['KL (nats)']:.3f}"
 
 
 def _iteration(value: int | None) -> str:

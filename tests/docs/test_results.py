@@ -4,14 +4,18 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
 from dpr_core.experiments.measured import Answers, Arm
+from dpr_core.experiments.observations import Observation, as_json
 from perf import results_page
 from perf.hindsight import RULES, speaks
-from perf.results_page import Evidence, Lab
+from perf.lab_results import Lab
+from perf.results_page import Evidence
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -270,6 +274,31 @@ def test_the_reference_is_asked_for_only_where_rewards_differ(evidence: Evidence
     found = replace(evidence, references=[of("one", 0.97), of("two", 0.9)])
     assert found.asks_figure3() == ["two"]
     assert "| one | t | 0 | 0.970 | 0.970 | 0.700 | 0.700 |" in found.correlations_table()
+
+
+def test_an_experiment_takes_the_place_of_its_exhibit_and_of_no_other(tmp_path: Path) -> None:
+    accuracy = {"SFT": 0.5, "DPR": 0.75, "SR": 0.7}
+    observed = [
+        Observation(f"seed={seed}", {}, seed, str(seed), policy, "lab", 100, 30.0, 0.0, right + seed / 100, win)
+        for seed in (1, 2, 3)
+        for policy, right in accuracy.items()
+        for win in [50 + 50 * (right - 0.5) + seed]
+    ]
+    (tmp_path / "observations.json").write_text(as_json(observed), encoding="utf-8")
+    experiment: Any = SimpleNamespace(config={"exhibit": "table1"}, path=tmp_path)
+    found = Lab(JUDGED).with_experiment(experiment, "dpr reproduce table1 --seeds 3 --again")
+    title = EXHIBITS["table1"].title
+    assert [row["policy"] for row in found.kept["policies"][title]] == ["SFT", "DPR", "SR"]
+    assert found.kept["policies"][title][1]["accuracy %"] == {"mean": 77.0, "interval": [74.5, 79.5]}
+    assert found.policies("table1").splitlines()[3] == (
+        "| DPR | 64.5 \\[62.0, 67.0\\] | 77.0 \\[74.5, 79.5\\] | 30.0 | \u2013 |"
+    )
+    effects = {each["claim"]: each["effect"] for each in found.document["claims"]}
+    assert effects["DPR > SR"] == pytest.approx(2.5)
+    assert effects.get("DPR > SPIN") is None, "SPIN was not run"
+    assert ("dpr reproduce table1 --seeds 3 --again", "Table 1") in found.commands()
+    others = [name for name in JUDGED["policies"] if name != title]
+    assert all(found.kept["policies"][name] == JUDGED["policies"][name] for name in others)
 
 
 def test_verdicts_are_decided_anew_from_effects_and_intervals() -> None:
