@@ -37,8 +37,11 @@ class Gap(NamedTuple):
     over: str
     """What the interval is over."""
 
-    def cell(self) -> str:
-        return f"{self.effect:+.1f}" + (" [{:+.1f}, {:+.1f}]".format(*self.interval) if self.interval else "")
+    def cell(self, *, seeds: bool = False) -> str:
+        """With the seeds where they are few."""
+        few = self.over.partition(" of ")[2] if seeds else ""
+        numbers = f"{self.effect:+.1f}" + (" [{:+.1f}, {:+.1f}]".format(*self.interval) if self.interval else "")
+        return f"{numbers}, {few}" if few else numbers
 
     def words(self) -> str:
         """As the interval chooses them."""
@@ -125,13 +128,15 @@ class Arms:
         return found.words() if found else ""
 
     def above_sft(self, backbone: str, task: str) -> list[str]:
-        """Arms whose interval of the difference from their SFT is above 0."""
-        found = []
-        for name in self.names(backbone, task):
-            gap = self.minus(self.seeds(backbone, task, name).values(), "SFT", backbone, task)
+        """Arms whose interval of the difference from their SFT is above 0; a policy of two names once."""
+        found: dict[object, str] = {}
+        for name in [*self.names(backbone, task, "arms"), *self.names(backbone, task, "reference")]:
+            arms = self.seeds(backbone, task, name)
+            gap = self.minus(arms.values(), "SFT", backbone, task)
             if gap and gap.interval and gap.interval[0] > 0:
-                found.append(f"{name} ({gap.cell()})")
-        return found
+                same = tuple(each.run if each.policy == "as_trained" else "" for each in arms.values())
+                found.setdefault(same if any(same) else name, f"{name} ({gap.cell()})")
+        return list(found.values())
 
     def minus(self, arms: Iterable[Arm], name: str, backbone: str, task: str) -> Gap | None:
         """Arms minus what stands beside each under a name."""

@@ -18,7 +18,7 @@ from dpr_core.experiments.measured import Arm
 from dpr_core.experiments.results import p_text
 from dpr_core.reporting.tables import NONE, Table
 from flows import recipes
-from perf.arms import FEW_SEEDS, Arms, difference, is_share, points, ranges, section_of, text
+from perf.arms import FEW_SEEDS, Arms, Gap, difference, is_share, points, ranges, section_of, text
 from perf.hindsight import RULES, speaks
 from perf.lab_results import Lab
 
@@ -143,6 +143,43 @@ class Evidence(Arms):
             rows.append([each.backbone, each.contrast.says, self.verdict(each), seeds, by, effect, interval, p])
         headings = ["backbone", "contrast", "verdict", "by seed", "matched by", "points", "95% interval", "p, Holm"]
         return Table(headings, rows, 5).as_markdown()
+
+    def summary(self) -> str:
+        """The differences that matter most, a column a backbone."""
+        task, backbones = self.asked.task, list(self.asked.backbones)
+        pairs = {
+            "DPR minus SFT": ("DPR", "SFT"),
+            "greedy SFT minus SFT": ("SFT-greedy", "SFT"),
+            "SFT continued minus SFT": ("continued-SFT", "SFT"),
+            "SFT extrapolated to DPR's KL minus SFT": ("extrapolated-same-kl", "SFT"),
+            "DPR on a late reference (.9) minus SFT": ("reference-0.9", "SFT"),
+            "SFT extrapolated from that reference minus SFT": ("extrapolated-same-kl reference-0.9", "SFT"),
+        }
+        rows = []
+        for words, pair in pairs.items():
+            found = [self.gap(backbone, task, *pair) for backbone in backbones]
+            rows.append([words, *(NONE if each is None else each.cell(seeds=True) for each in found)])
+        for contrast in reversed(self.asked.primary):
+            of = {each.backbone: each for each in self.outcomes if each.contrast == contrast}
+            cells = [self._effect(of[backbone]) for backbone in backbones]
+            other = {"entropy": "SFT at DPR's entropy", "kl": "SFT extrapolated to DPR's KL"}.get(
+                contrast.name, contrast.second
+            )
+            rows.insert(0, [f"**{contrast.first} minus {other}**", *cells])
+        costs = [(self.cost(b, task, "SFT"), self.cost(b, task, "DPR")) for b in backbones]
+        seconds = [NONE if None in pair else "{:.0f}, {:.0f}".format(*pair) for pair in costs]
+        rows.append(["seconds of one core: SFT, then reward and DPR", *seconds])
+        return Table(["points of exact results", *backbones], rows).as_markdown().replace("\\*\\*", "**")
+
+    def higher(self, name: str) -> bool:
+        """Whether an arm is above SFT on any backbone of the contrasts."""
+        found = [self.gap(backbone, self.asked.task, name, "SFT") for backbone in self.asked.backbones]
+        return any(each.interval[0] > 0 for each in found if each and each.interval)
+
+    def _effect(self, outcome: Outcome) -> str:
+        if outcome.missing or outcome.effect is None or outcome.interval is None:
+            return self.verdict(outcome)
+        return Gap(outcome.effect, outcome.interval, "").cell() + f", p {p_text(outcome.adjusted)}"
 
     def primary(self, name: str) -> list[str]:
         """A contrast on every backbone on which it was begun, in words with its interval."""

@@ -124,20 +124,24 @@ def test_sentences_follow_the_numbers(evidence: Evidence) -> None:
     sft = [20, 22, 19, 21, 20]
     ahead = measured(evidence, [24, 26, 24, 25, 25], sft, [24, 25, 25, 25, 25])
     front, page = ahead.page("front"), ahead.page("results")
-    assert "primary. smollm2-135m: DPR is ahead by 8.8 points (+7.4 to +10.2)." in front
-    assert "primary. smollm2-135m: no clear difference (-1.8 to +1.8)." in front
+    assert "| **DPR minus SFT at DPR's entropy** | +8.8 \\[+7.4, +10.2\\], p " in front
+    assert "| **DPR minus SFT extrapolated to DPR's KL** | +0.0 \\[-1.8, +1.8\\], p 1.000 | not yet run |" in front
+    assert "| DPR minus SFT | +8.8 \\[+7.4, +10.2\\] | \u2013 |" in front
+    assert "| seconds of one core: SFT, then reward and DPR | 100, 60 | \u2013 |" in front
+    assert "No primary contrast" not in front
+    assert "primary. smollm2-135m: DPR is ahead by 8.8 points (+7.4 to +10.2)." in page
+    assert "primary. smollm2-135m: no clear difference (-1.8 to +1.8)." in page
     assert (
-        "DPR beside SFT, both sampled at 0.7; exploratory. smollm2-135m: higher (+8.8 points, +7.4 to +10.2, 5" in front
+        "DPR beside SFT, both sampled at 0.7; exploratory. smollm2-135m: higher (+8.8 points, +7.4 to +10.2, 5" in page
     )
-    assert "**" not in front.rpartition("- **")[2].partition("**")[2], "no conclusion before all backbones are there"
-    assert "smollm2-135m: SFT 100, reward and DPR 60 on top. Another temperature" in front
+    assert "smollm2-135m: SFT 100, reward and DPR 60 on top. Another temperature" in page
     assert "| smollm2-135m | DPR minus SFT decoded at the temperature at which" in page
     assert "| DPR | 49.6 \\[47.5, 51.7\\] | +8.8 \\[+7.4, +10.2\\] |" in page
 
-    behind = measured(evidence, sft, [24, 26, 24, 25, 25], sft).page("front")
+    behind = measured(evidence, sft, [24, 26, 24, 25, 25], sft).page("results")
     assert "primary. smollm2-135m: DPR is behind by 8.8 points (-10.2 to -7.4)." in behind
 
-    unfinished = measured(evidence, [24, 26], [20, 22], [24, 25]).page("front")
+    unfinished = measured(evidence, [24, 26], [20, 22], [24, 25]).page("results")
     assert "no verdict before every seed is there: 2 of 5 seeds." in unfinished
     everywhere = replace(ahead, arms=[*ahead.arms, *(on_gemma(each) for each in ahead.arms if each.seed <= 3)])
     assert "**DPR is ahead in 2 of 4 primary contrasts: smollm2-135m (entropy), gemma-3-270m (entropy).**" in (
@@ -167,8 +171,8 @@ def test_what_was_never_run_is_listed_and_the_commands_make_what_there_is(eviden
 def test_arms_that_were_not_made_equal_decide_nothing(evidence: Evidence) -> None:
     found = measured(evidence, [24, 26, 24, 25, 25], [20] * 5, [20, 22, 19, 21, 20])
     further = [replace_measure(each, "answer/kl_to_sft", 0.5) if each.arm == "DPR" else each for each in found.arms]
-    front = replace(found, arms=further).page("front")
-    assert "DPR is ahead by 8.8 points, but the arms were not made equal (kl_to_sft, seed 1\u20135)" in front
+    page = replace(found, arms=further).page("results")
+    assert "DPR is ahead by 8.8 points, but the arms were not made equal (kl_to_sft, seed 1\u20135)" in page
 
 
 def replace_measure(arm: Arm, name: str, value: float) -> Arm:
