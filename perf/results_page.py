@@ -319,7 +319,7 @@ class Evidence(Arms):
             if panels := self.frontier(backbone, task):
                 file = folder / self.frontier_file(backbone, task)
                 labelled = {axis(what): each for what, each in panels.items()}
-                plots.bands(file, f"{backbone}, {task}", "KL to SFT, nats an answer", labelled)
+                plots.bands(file, f"{backbone}, {task}", "KL to SFT, nats an answer", labelled, linear_to=0.1)
         if self.references:
             plots.lines(
                 folder / "references.png",
@@ -341,7 +341,7 @@ def _middle(references: Mapping[str, Any]) -> list[tuple[float, float]]:
 def axis(what: str) -> str:
     """A quantity with its unit."""
     units = {"entropy": "nats a token", "response_tokens": "an answer", "nats_per_token": "of held-out demonstrations"}
-    return f"{what.replace('_', ' ')}, {units.get(what, '%')}" if what in units or is_share(what) else what
+    return f"{what.replace('_', ' ')},\n{units.get(what, '%')}" if what in units or is_share(what) else what
 
 
 def _iteration(value: int | None) -> str:

@@ -85,10 +85,12 @@ def bands(
     x_label: str,
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, Valued]]]],
     even: Mapping[str, float] | None = None,
+    linear_to: float | None = None,
 ) -> None:
     """One panel for each quantity, stacked above a common x axis: a line for each series, its interval as a band.
 
-    A series of one name has one colour in all panels, and one entry in the legend below them.
+    A series of one name has one colour in all panels, and one entry in the legend below them. Beyond `linear_to` the x
+    axis is logarithmic.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     figure = _figure(7, 2.4 * len(panels) + 0.6 + 0.2 * math.ceil(len(names) / 3))
@@ -109,6 +111,12 @@ def bands(
         axes.grid(alpha=0.3)
     every[0].set_title(title)
     every[-1].set_xlabel(x_label)
+    if linear_to is not None:
+        from matplotlib.ticker import SymmetricalLogLocator
+
+        every[-1].set_xscale("symlog", linthresh=linear_to, subs=(2, 5))
+        every[-1].xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear_to, subs=(1, 2, 5)))
+        every[-1].xaxis.set_major_formatter("{x:g}")
     if len(names) > 1:
         figure.legend(handles=shown.values(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     _save(figure, path)

@@ -59,6 +59,15 @@ def test_bands_show_values_and_intervals(figure: list[Figure], tmp_path: Path) -
     assert second.get_lines()[0].get_color() == first.get_lines()[1].get_color()
 
 
+def test_an_axis_is_logarithmic_from_where_it_is_asked_to_be(figure: list[Figure], tmp_path: Path) -> None:
+    panel = {"SFT": [(at, (1.0, 1.0, 1.0)) for at in (0.0, 0.05, 0.1, 1.0)]}
+    plots.bands(tmp_path / "x.png", "KL", "KL", {"right": panel}, linear_to=0.1)
+    (axes,) = figure[0].axes
+    at = [axes.transData.transform((x, 1.0))[0] for x in (0.0, 0.05, 0.1, 1.0, 10.0)]
+    assert at[1] - at[0] == pytest.approx(at[2] - at[1])
+    assert at[3] - at[2] == pytest.approx(at[4] - at[3])
+
+
 def test_no_two_of_many_bands_look_alike(figure: list[Figure], tmp_path: Path) -> None:
     panel = {f"series {i}": [(0.0, (1.0, 1.0, 1.0))] for i in range(30)}
     plots.bands(tmp_path / "x.png", "Many", "KL", {"right": panel})
