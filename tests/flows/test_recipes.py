@@ -131,7 +131,7 @@ def test_a_recipe_that_extends_another_differs_from_it_in_what_it_says_alone(tmp
 
 def test_a_recipe_can_do_without_a_benchmark_of_the_one_it_extends(tmp_path: Path) -> None:
     recipe = written(tmp_path, mine="extends: smollm2-135m\nname: mine\nevaluation: {benchmarks: {svamp: null}}\n")
-    assert list(recipes.load(str(recipe)).evaluation.benchmarks) == ["heldout"]
+    assert list(recipes.load(str(recipe)).evaluation.benchmarks) == ["heldout", "likelihood"]
 
 
 def test_the_real_demo_is_the_real_recipe_on_the_labs_own_questions() -> None:
