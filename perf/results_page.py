@@ -152,6 +152,7 @@ class Evidence(Arms):
             "greedy SFT minus SFT": ("SFT-greedy", "SFT"),
             "SFT continued minus SFT": ("continued-SFT", "SFT"),
             "SFT extrapolated to DPR's KL minus SFT": ("extrapolated-same-kl", "SFT"),
+            "best of 8 SFT answers by the reward minus SFT": ("best-of-8-reward", "SFT"),
             "DPR on a late reference (.9) minus SFT": ("reference-0.9", "SFT"),
             "SFT extrapolated from that reference minus SFT": ("extrapolated-same-kl reference-0.9", "SFT"),
         }
