@@ -10,6 +10,7 @@ from dpr_core.experiments import measured
 from dpr_core.experiments.contrasts import Contrasts
 from dpr_core.experiments.measured import Answers, Arm, comparable
 from dpr_core.experiments.observations import estimate_of
+from dpr_core.reporting.plots import Valued
 from dpr_core.reporting.tables import NONE, Table
 from dpr_core.stats import ratio_difference_interval
 
@@ -60,9 +61,13 @@ class Arms:
     arms: Sequence[Arm]
 
     def runs(self) -> list[tuple[str, str]]:
-        """Backbones and tasks that anything was measured of, the task of the primary contrasts first."""
-        found = dict.fromkeys((each.backbone, each.task) for each in self.arms)
-        return sorted(found, key=lambda run: (run[1] != self.asked.task, list(self.asked.backbones).index(run[0])))
+        """Backbones and tasks that anything was measured of, the task and the backbones of the contrasts first."""
+        found, asked = dict.fromkeys((each.backbone, each.task) for each in self.arms), list(self.asked.backbones)
+
+        def place(run: tuple[str, str]) -> tuple[bool, int]:
+            return run[1] != self.asked.task, asked.index(run[0]) if run[0] in asked else len(asked)
+
+        return sorted(found, key=place)
 
     def of(self, backbone: str, task: str) -> list[Arm]:
         return [each for each in self.arms if (each.backbone, each.task) == (backbone, task)]
@@ -230,13 +235,11 @@ class Arms:
         }
         return (sum(stages.values()) + sum(answers.values())) / 3600
 
-    def frontier(
-        self, backbone: str, task: str
-    ) -> dict[str, dict[str, list[tuple[float, tuple[float, float, float]]]]]:
+    def frontier(self, backbone: str, task: str) -> dict[str, dict[str, list[tuple[float, Valued]]]]:
         """Quantities over KL to SFT: a point an arm, a line through the policies that were kept along a run. Variants
         stay out, and greedy decoding has no entropy to show."""
         benchmark, measure = self.benchmark(backbone, task), self.measure(backbone, task)
-        panels: dict[str, dict[str, list[tuple[float, tuple[float, float, float]]]]] = {}
+        panels: dict[str, dict[str, list[tuple[float, Valued]]]] = {}
         for name in self.names(backbone, task):
             arms = [arm for arm in self.seeds(backbone, task, name).values() if not arm.variant]
             found = [arm.benchmarks[benchmark] for arm in arms if benchmark in arm.benchmarks]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpr_core.errors import UsageError
 from dpr_core.experiments import measured, results
 from dpr_core.experiments.effect_claims import ClaimVerdict, corrected
 from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
@@ -14,6 +15,7 @@ from dpr_core.experiments.observations import Observation, Position
 from dpr_core.experiments.results import claims_table
 from dpr_core.reporting.tables import NONE, Table
 from tasks.artifacts.store import Artifact
+from tasks.stages.experiment import OBSERVATIONS
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Lab:
 
     def with_experiment(self, artifact: Artifact, command: str) -> "Lab":
         """What an experiment measured, in place of what is kept of its exhibit."""
-        exhibit = EXHIBITS[artifact.config["exhibit"]]
-        stored = json.loads((artifact.path / "observations.json").read_text(encoding="utf-8"))
+        if (name := artifact.config["exhibit"]) not in EXHIBITS:
+            raise UsageError(f"experiment {artifact.id[:8]} is of no table or figure: give one that dpr reproduce made")
+        exhibit = EXHIBITS[name]
+        stored = json.loads((artifact.path / OBSERVATIONS).read_text(encoding="utf-8"))
         observations = [
             Observation(**each | {"profile": tuple(Position(**at) for at in each["profile"])}) for each in stored
         ]

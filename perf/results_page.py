@@ -122,15 +122,19 @@ class Evidence(Arms):
         return [each for each in self.outcomes if each.verdict(self.asked.level) in done and not each.unequal]
 
     @property
+    def ahead(self) -> list[Outcome]:
+        """Those of them in which DPR is ahead."""
+        return [each for each in self.decided if each.verdict(self.asked.level) == "ahead"]
+
+    @property
     def conclusion(self) -> str:
         """Of all primary contrasts; empty before they are there."""
         if len(self.decided) < len(self.outcomes):
             return ""
-        ahead = [e for e in self.decided if e.verdict(self.asked.level) == "ahead"]
-        if not ahead:
+        if not self.ahead:
             return "No primary contrast has DPR ahead."
-        names = ", ".join(f"{each.backbone} ({each.contrast.name})" for each in ahead)
-        return f"DPR is ahead in {len(ahead)} of {len(self.outcomes)} primary contrasts: {names}."
+        names = ", ".join(f"{each.backbone} ({each.contrast.name})" for each in self.ahead)
+        return f"DPR is ahead in {len(self.ahead)} of {len(self.outcomes)} primary contrasts: {names}."
 
     def contrasts_table(self) -> str:
         rows = []
@@ -216,10 +220,6 @@ class Evidence(Arms):
         arms = self.seeds(backbone, self.asked.task, name).values()
         found = [arm.benchmarks[self.asked.benchmark] for arm in arms if self.asked.benchmark in arm.benchmarks]
         return text([points(each, self.asked.measure) for each in found], brackets=False)
-
-    @property
-    def any_ahead(self) -> bool:
-        return any(each.verdict(self.asked.level) == "ahead" for each in self.decided)
 
     def missing(self) -> list[str]:
         """What the recipes have, and nothing was measured of."""
