@@ -289,20 +289,21 @@ def over_questions(pairs: Sequence[tuple[Answers, ...]], measure: str) -> tuple[
     """The interval over questions of a difference, each a mean over the runs that were asked it."""
     weight = MEASURES[measure].weight if measure in MEASURES else None
     factor = 100 if is_share(measure) else 1
-    asked = min(each.prompts for pair in pairs for each in pair)
-    # A row a question, of (total, weight) for each of both sides.
-    sums = [[[0.0, 0.0], [0.0, 0.0]] for _ in range(asked)]
+    # Of a question: (total, weight) for each of both sides.
+    sums: dict[tuple[str, int], list[list[float]]] = {}
     for pair in pairs:
         for side, answers in enumerate(pair):
-            weights = answers.values(weight) if weight else [1.0] * asked
-            for row, value, w in zip(sums, answers.values(measure), weights, strict=False):
+            weights = answers.values(weight) if weight else [1.0] * answers.prompts
+            for i, (value, w) in enumerate(zip(answers.values(measure), weights, strict=False)):
+                row = sums.setdefault((answers.questions, i), [[0.0, 0.0], [0.0, 0.0]])[side]
                 if value is not None and w:
-                    row[side][0] += factor * value * w
-                    row[side][1] += w
+                    row[0] += factor * value * w
+                    row[1] += w
+    rows = list(sums.values())
     if weight:
-        totals = [([row[side][0] for row in sums], [row[side][1] for row in sums]) for side in (0, 1)]
+        totals = [([row[side][0] for row in rows], [row[side][1] for row in rows]) for side in (0, 1)]
         return ratio_difference_interval(totals[0], totals[1], RESAMPLES, seed=0)
-    each = [a / n - b / m for (a, n), (b, m) in sums if n and m]
+    each = [a / n - b / m for (a, n), (b, m) in rows if n and m]
     return estimate_of(each).interval if len(each) > 1 else None
 
 
