@@ -34,7 +34,7 @@ from dpr_core.experiments import measured
 from dpr_core.experiments.measured import Answers, Arm, by_prompt, rounded
 from flows import recipes
 from perf import results_page
-from perf.lab_results import Lab
+from perf.lab_results import Kept
 from tasks.artifacts.identity import canonical_json
 from tasks.artifacts.run_records import Record, flatten
 from tasks.artifacts.store import Store
@@ -43,7 +43,7 @@ from tasks.stages.answer import read_answers
 from tasks.stages.lineage import TRAINED
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "real"
-LAB = RESULTS.parents[1] / "results.json"
+LAB = RESULTS.parent / "lab"
 BASELINE = "SFT"
 POLICY = "DPR"
 LEFT_OUT = frozenset({"execution", "seed", "content", "benchmark"})
@@ -82,11 +82,9 @@ def main() -> None:
             for file in write(record_run(Store.open(), given.run, label(given)), given.out):
                 print(file)
         elif given.command == "lab":
-            store, lab = Store.open(), Lab.read(LAB)
+            store = Store.open()
             for experiment in given.experiments:
-                lab = lab.with_experiment(store.fetch(experiment, stages=("experiment",)), given.made_by)
-            lab.write(LAB)
-            print(LAB)
+                print(Kept.of(store.fetch(experiment, stages=("experiment",)), given.made_by).write(LAB))
         else:
             run_missing(given)
     except DensePathError as error:

@@ -52,8 +52,6 @@ def write() -> Iterator[Path]:
     readme = ROOT / "README.md"
     readme.write_text(with_front(readme.read_text(encoding="utf-8"), evidence.page("front")), encoding="utf-8")
     yield readme
-    evidence.lab.write(DOCS / "results.json")
-    yield DOCS / "results.json"
 
 
 def with_front(text: str, block: str) -> str:
@@ -77,7 +75,7 @@ class Evidence(Arms):
             contrasts.load(DOCS / "results" / "contrasts.yaml"),
             measured.read(folder) if folder.is_dir() else [],
             [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("_references-*.json"))],
-            Lab.read(DOCS / "results.json"),
+            Lab.read(DOCS / "results" / "lab"),
             read_yaml((DOCS / "results" / "withdrawn.yaml").read_text(encoding="utf-8"), "withdrawn.yaml")["withdrawn"],
         )
 
@@ -308,6 +306,7 @@ class Evidence(Arms):
         """The figures, of what there is."""
         from dpr_core.reporting import plots
 
+        self.lab.draw(folder / "lab")
         decided = [each for each in self.outcomes if each.effect is not None and each.interval is not None]
         if decided:
             rows = [

@@ -204,7 +204,8 @@ def best_values(exhibit: Exhibit, observations: Sequence[Observation]) -> list[s
         }
         if means:
             highest = max(means.values())
-            winners = " and ".join(_value(name, value) for value, mean in means.items() if mean == highest)
+            *others, last = [_value(name, value) for value, mean in means.items() if mean == highest]
+            winners = f"{', '.join(others)} and {last}" if others else last
             best.append(f"seed {unit[0]}: {winners}")
     return [f"Highest win rate at {short_names([name])[name]}, {'; '.join(best)}."] if best else []
 

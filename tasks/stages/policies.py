@@ -71,7 +71,8 @@ class Answering:
         from dpr_core.rollouts.multi_turn import answer_questions
 
         sampling = Sampling(self.settings.drawn_at, self.settings.max_response_tokens, end)
-        return answer_questions(conversations, self.draw, sampling, self.settings.seed, self.sft.positions, recorder)
+        draw = partial(self.draw, choosing=partial(recorder.part, "choosing"))
+        return answer_questions(conversations, draw, sampling, self.settings.seed, self.sft.positions, recorder)
 
     def draw(
         self,
@@ -80,6 +81,7 @@ class Answering:
         seed: int,
         on_progress: "OnProgress",
         drawn: "dict[int, Completion]",
+        choosing: "OnProgress",
     ) -> "list[Completion]":
         """One answer to each prompt; of best-of-n, `drawn` holds all n."""
         from dpr_core.models.extrapolation import ContrastivePolicy
@@ -95,14 +97,16 @@ class Answering:
         if not isinstance(chosen, BestOfNConfig):
             return engine.generate(prompts, sampling, seed, on_progress, drawn)
         repeated = [prompt for prompt in prompts for _ in range(chosen.n)]
-        return self._best(engine.generate(repeated, sampling, seed, on_progress, drawn), chosen)
+        return self._best(engine.generate(repeated, sampling, seed, on_progress, drawn), chosen, choosing)
 
-    def _best(self, completions: "list[Completion]", chosen: BestOfNConfig) -> "list[Completion]":
+    def _best(
+        self, completions: "list[Completion]", chosen: BestOfNConfig, on_progress: "OnProgress"
+    ) -> "list[Completion]":
         from dpr_core.data.encoding import TokenSequence
         from dpr_core.rollouts.best_of_n import best_of_each, mean_log_probs, sequence_returns
 
         assert self.reward is not None
-        scored = self.reward([TokenSequence(c.prompt, c.response) for c in completions])
+        scored = self.reward([TokenSequence(c.prompt, c.response) for c in completions], on_progress)
         by_reward = chosen.by == "reward"
         scores = (
             sequence_returns(scored.rewards, scored.mask) if by_reward else mean_log_probs(scored.log_sft, scored.mask)

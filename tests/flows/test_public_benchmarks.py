@@ -20,6 +20,7 @@ from dpr_core.rollouts.in_process import InProcessEngine
 from tasks.artifacts.store import Store
 from tasks.registry import stage_named
 from tasks.run_stage import Outcome, run_stage
+from tasks.running.workspace import Workspace
 from tasks.stages.answer import ANSWERS, read_answers, same_questions
 from tasks.stages.judge import CANARIES
 from tasks.stages.lineage import Lineage
@@ -98,11 +99,16 @@ def test_answers_stand_in_the_artifact_in_the_official_layout_too(
     assert not (of_lab / "official").exists()
 
 
-def test_best_of_n_chooses_at_every_turn(store: Store, made: Any, questions: str) -> None:
+def test_best_of_n_chooses_at_every_turn(
+    store: Store, made: Any, questions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Workspace, "part", lambda self, *said: parts.append(said))
     outcome = answer(store, made.id("reward"), benchmark=MTBenchConfig(path=questions), policy=BestOfNConfig(n=3))
     folder = store.fetch(outcome.id).path
     assert [len(row["turns"]) for row in read_answers(folder)] == [2, 2, 2]
     assert (folder / "official" / "dense-path-best_of_n.jsonl").is_file()
+    assert parts.count(("choosing", 9, 9)) == 2, "three answers to each question, and a choice at each turn"
 
 
 def test_the_judge_sees_all_turns_and_the_report_says_what_the_canaries_found(
