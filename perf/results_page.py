@@ -155,8 +155,11 @@ class Evidence(Arms):
             "SFT continued minus SFT": ("continued-SFT", "SFT"),
             "SFT extrapolated to DPR's KL minus SFT": ("extrapolated-same-kl", "SFT"),
             "best of 8 SFT answers by the reward minus SFT": ("best-of-8-reward", "SFT"),
-            "DPR on a late reference (.9) minus SFT": ("reference-0.9", "SFT"),
-            "SFT extrapolated from that reference minus SFT": ("extrapolated-same-kl reference-0.9", "SFT"),
+            "DPR on a late reference (.9) minus SFT": ("DPR reference-0.9", "SFT reference-0.9"),
+            "SFT extrapolated from that reference minus SFT": (
+                "extrapolated-same-kl reference-0.9",
+                "SFT reference-0.9",
+            ),
         }
         rows = []
         for words, pair in pairs.items():
@@ -175,8 +178,9 @@ class Evidence(Arms):
         return Table(["points of exact results", *backbones], rows).as_markdown().replace("\\*\\*", "**")
 
     def higher(self, name: str) -> bool:
-        """Whether an arm is above SFT on any backbone of the contrasts."""
-        found = [self.gap(backbone, self.asked.task, name, "SFT") for backbone in self.asked.backbones]
+        """Whether an arm is above its SFT on any backbone of the contrasts."""
+        task = self.asked.task
+        found = [self.minus(self.seeds(b, task, name).values(), "SFT", b, task) for b in self.asked.backbones]
         return any(each.interval[0] > 0 for each in found if each and each.interval)
 
     def _effect(self, outcome: Outcome) -> str:
