@@ -119,6 +119,11 @@ class Arms:
         found = [each.benchmarks[benchmark] for each in self.of(backbone, task) if benchmark in each.benchmarks]
         return next((each.primary for each in found if each.primary), self.asked.measure)
 
+    def questions(self, backbone: str, task: str) -> int:
+        """How many a task's benchmark has."""
+        main = self.benchmark(backbone, task)
+        return max(each.benchmarks[main].prompts for each in self.of(backbone, task) if main in each.benchmarks)
+
     def gap(self, backbone: str, task: str, first: str, second: str) -> Gap | None:
         """One arm minus another, of the same SFT runs and on the same questions."""
         benchmark = self.benchmark(backbone, task)
@@ -134,14 +139,17 @@ class Arms:
 
     def above_sft(self, backbone: str, task: str) -> list[str]:
         """Arms whose interval of the difference from their SFT is above 0; a policy of two names once."""
-        found: dict[object, str] = {}
+        found: list[str] = []
+        told: list[frozenset[str]] = []
         for name in [*self.names(backbone, task, "arms"), *self.names(backbone, task, "reference")]:
             arms = self.seeds(backbone, task, name)
             gap = self.minus(arms.values(), "SFT", backbone, task)
             if gap and gap.interval and gap.interval[0] > 0:
-                same = tuple(each.run if each.policy == "as_trained" else "" for each in arms.values())
-                found.setdefault(same if any(same) else name, f"{name} ({gap.cell()})")
-        return list(found.values())
+                trained = frozenset(each.run for each in arms.values() if each.policy == "as_trained" and each.run)
+                if not trained or not any(trained <= others for others in told):
+                    found.append(f"{name} ({gap.cell()})")
+                    told.append(trained)
+        return found
 
     def minus(self, arms: Iterable[Arm], name: str, backbone: str, task: str) -> Gap | None:
         """Arms minus what stands beside each under a name."""

@@ -63,14 +63,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Lab:
-    """All exhibits that there are, and the theory's identities."""
+    """Every exhibit, and the theory's identities."""
 
     kept: Mapping[str, Kept]
     identities: Sequence[Mapping[str, Any]]
 
     @classmethod
     def read(cls, folder: Path) -> "Lab":
-        found = {name: Kept.read(file) for name in EXHIBITS if (file := folder / f"{name}.json").is_file()}
+        found = {name: Kept.read(folder / f"{name}.json") for name in EXHIBITS}
         return cls(found, json.loads((folder / THEORY).read_text(encoding="utf-8"))["identities"])
 
     def commands(self) -> list[tuple[str, str]]:

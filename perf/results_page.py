@@ -37,8 +37,10 @@ EXPLORATORY = {
 }
 """Recipes whose arms the page is to have besides those of the contrasts, with the names of their tasks."""
 
-NOT_CHANGED = ("backbone.name", "evaluation.controls", "methods", "diagnose")
-"""Settings that a run's folder or its --arms make."""
+NOT_CHANGED = ("backbone.name", "diagnose")
+"""Settings that say where a run was made, and not what."""
+CHOSEN = ("evaluation.controls", "methods")
+"""Settings that --arms makes, of a recipe that is called a family."""
 
 
 def write() -> Iterator[Path]:
@@ -83,7 +85,7 @@ class Evidence(Arms):
         environment = Environment(
             loader=FileSystemLoader(PAGES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        shown = {"e": self, "exhibits": EXHIBITS, "NONE": NONE, "ONE_REWARD": ONE_REWARD, "FEW_SEEDS": FEW_SEEDS}
+        shown = {"e": self, "exhibits": EXHIBITS, "ONE_REWARD": ONE_REWARD, "FEW_SEEDS": FEW_SEEDS}
         page = environment.get_template(f"{name}.md.j2").render(shown)
         return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
@@ -156,6 +158,8 @@ class Evidence(Arms):
             "SFT extrapolated to DPR's KL minus SFT": ("extrapolated-same-kl", "SFT"),
             "best of 8 SFT answers by the reward minus SFT": ("best-of-8-reward", "SFT"),
             "DPR on a late reference (.9) minus SFT": ("DPR reference-0.9", "SFT reference-0.9"),
+            "the same, minus SFT at its entropy": ("DPR reference-0.9", "SFT-same-entropy reference-0.9"),
+            "the same, both greedy": ("DPR reference-0.9-greedy", "SFT reference-0.9-greedy"),
             "SFT extrapolated from that reference minus SFT": (
                 "extrapolated-same-kl reference-0.9",
                 "SFT reference-0.9",
@@ -238,7 +242,8 @@ class Evidence(Arms):
         """That make again what is there."""
         by_run: dict[tuple[str, ...], dict[int, list[str]]] = {}
         for each in self.arms:
-            sets = [f"{name}={json.dumps(v)}" for name, v in each.changes.items() if not name.startswith(NOT_CHANGED)]
+            left_out = NOT_CHANGED + (CHOSEN if each.recipe.endswith("-family") else ())
+            sets = [f"{name}={json.dumps(v)}" for name, v in each.changes.items() if not name.startswith(left_out)]
             run = each.recipe, each.backbone, each.task, each.variant, *sets
             by_run.setdefault(run, {}).setdefault(each.seed, []).append(each.arm)
         found = []

@@ -111,7 +111,8 @@ def bands(
         axes.grid(alpha=0.3)
     every[0].set_title(title)
     every[-1].set_xlabel(x_label)
-    if linear_to is not None:
+    reached = max((at for series in panels.values() for points in series.values() for at, _ in points), default=0.0)
+    if linear_to is not None and reached > linear_to:
         from matplotlib.ticker import SymmetricalLogLocator
 
         every[-1].set_xscale("symlog", linthresh=linear_to, subs=(2, 5))

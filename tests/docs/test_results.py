@@ -45,11 +45,12 @@ def test_every_exhibit_has_its_section() -> None:
     assert list(SECTIONS) == [exhibit.title for exhibit in EXHIBITS.values()]
 
 
-def test_what_an_exhibit_varies_is_told_as_set_takes_it() -> None:
-    assert (
-        "`reward.reference`: 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 (quick: 0.2, 0.5, 0.8)."
-        in SECTIONS["Figure 3: the reference checkpoint"]
-    )
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_what_an_exhibit_varies_is_what_was_run(name: str, evidence: Evidence) -> None:
+    kept = evidence.lab.kept[name]
+    for field, values in kept.exhibit.grid.items():
+        assert {each.values[field] for each in kept.observations} == set(values), "python perf/evidence.py lab"
+    assert {each.seed for each in kept.observations} == {1, 2, 3}, "the page says three seeds"
 
 
 def test_withdrawn_claims_are_claims_of_the_lab(evidence: Evidence) -> None:
@@ -139,6 +140,11 @@ def test_what_was_never_run_is_listed_and_the_commands_make_what_there_is(eviden
         "python perf/evidence.py run r --backbone smollm2-135m --task word-problems --seeds 2 --variant low \\\n"
         "  --set 'reinforce.gamma=0.5'",
     ]
+    trials = {"evaluation.controls.x.match_trials": 2}
+    of_family = arm("SFT", 1, 20, changes={"evaluation.controls.x": None}).model_copy(update={"recipe": "r-family"})
+    sets = [replace(evidence, arms=[each]).commands()[0] for each in (arm("SFT", 1, 20, changes=trials), of_family)]
+    assert sets[0].endswith("--set 'evaluation.controls.x.match_trials=2'")
+    assert sets[1].endswith("--seeds 1")
 
 
 def test_a_backbone_that_no_contrast_asks_for_comes_last(evidence: Evidence) -> None:
@@ -312,6 +318,19 @@ def test_one_seed_is_compared_over_its_questions(evidence: Evidence) -> None:
     assert found.above_sft("smollm2-135m", "word-problems") == [
         f"continued-SFT (+20.0 [{20 - half:+.1f}, {20 + half:+.1f}])"
     ]
+
+
+def test_what_is_above_sft_is_told_once_under_its_name_of_most_seeds(evidence: Evidence) -> None:
+    def of(name: str, seed: int, run: str, variant: str = "") -> Arm:
+        return arm(name, seed, 28 + seed, variant=variant, digests={"sft": str(seed), "reinforce": run})
+
+    arms = [arm("SFT", seed, 20, digests={"sft": str(seed)}) for seed in (1, 2, 3)]
+    arms += [of("DPR", seed, f"late, seed {seed}", "reference-0.9") for seed in (1, 2, 3)]
+    arms += [of("reference-0.9", 1, "late, seed 1"), of("reference-0.1", 1, "early, seed 1")]
+    found = replace(evidence, arms=arms)
+    (first, second) = found.above_sft("smollm2-135m", "word-problems")
+    assert first.startswith("DPR reference-0.9 (+20.0 ")
+    assert second.startswith("reference-0.1 (+18.0 ")
 
 
 def test_likelihood_of_demonstrations_is_on_the_frontier_and_other_references_have_their_table(
