@@ -130,6 +130,12 @@ def server_of(process: "subprocess.Popen[str]") -> psutil.Process | None:
     return None
 
 
+def heeding_signals() -> None:
+    """Whatever started the tests: `nohup` has its children ignore SIGHUP, a shell's background SIGINT."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def running(environment: dict[str, str], until: str, *arguments: object) -> "tuple[subprocess.Popen[str], list[str]]":
     """A command that has come to a line on its stderr, and the lines until then."""
     process = subprocess.Popen(
@@ -139,7 +145,7 @@ def running(environment: dict[str, str], until: str, *arguments: object) -> "tup
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heeding_signals,
     )
     assert process.stderr is not None
     lines = []
