@@ -210,7 +210,7 @@ class Arms:
         more = sorted({f"{arm.name} with {n}" for arm, n in counts if n > usual[arm.seed]})
         but = f", but for {', '.join(more)}" if more else ""
         return (
-            f"Of these {same[0].benchmarks[main].prompts} questions {few}{f' to {many}' if few < many else ''}, by "
+            f"Of these {self.questions(backbone, task)} questions {few}{f' to {many}' if few < many else ''}, by "
             "seed, are in the demonstrations too, apart from spelling and spacing: the same for all arms of a "
             f"seed{but}."
         )

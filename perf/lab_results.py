@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dpr_core.errors import UsageError
 from dpr_core.experiments import figures, results
-from dpr_core.experiments.effect_claims import ClaimVerdict
+from dpr_core.experiments.effect_claims import ClaimOutcome, ClaimVerdict
 from dpr_core.experiments.exhibits import EXHIBITS, Exhibit
 from dpr_core.experiments.measured import rounded
 from dpr_core.experiments.observations import Observation, Position
@@ -34,8 +34,8 @@ class Kept:
         """What an experiment has."""
         if (name := artifact.config["exhibit"]) not in EXHIBITS:
             raise UsageError(f"experiment {artifact.id[:8]} is of no table or figure: give one that dpr reproduce made")
-        observed = json.loads((artifact.path / OBSERVATIONS).read_text(encoding="utf-8"))
-        return cls(EXHIBITS[name], command, [_shortened(each) for each in observed])
+        text = (artifact.path / OBSERVATIONS).read_text(encoding="utf-8")
+        return cls(EXHIBITS[name], command, json.loads(text, parse_float=lambda digits: rounded(float(digits))))
 
     @classmethod
     def read(cls, file: Path) -> "Kept":
@@ -53,7 +53,8 @@ class Kept:
     @cached_property
     def observations(self) -> list[Observation]:
         return [
-            Observation(**{**each, "profile": tuple(Position(*at) for at in each["profile"])}) for each in self.observed
+            Observation(**{**each, "profile": tuple(Position(**at) for at in each["profile"])})
+            for each in self.observed
         ]
 
     @cached_property
@@ -110,22 +111,12 @@ class Lab:
         for name, kept in self.kept.items():
             figures.draw(kept.exhibit, kept.observations, folder / name)
 
-    def counts(self, withdrawn: Sequence[str]) -> dict[str, int]:
+    def summary(self, withdrawn: Sequence[str]) -> str:
+        """How many claims came to which verdict."""
         found = [each for kept in self.kept.values() for each in kept.verdicts]
         told = ["withdrawn" if each.claim in withdrawn else each.verdict for each in found]
-        return {"claims": len(found), **{each.replace(" ", "_"): told.count(each) for each in set(told)}}
-
-
-def _shortened(value: Any) -> Any:
-    """Numbers with six digits, positions as plain rows."""
-    if isinstance(value, float):
-        return rounded(value)
-    if isinstance(value, Mapping):
-        return {
-            name: [_shortened(list(at.values())) for at in each] if name == "profile" else _shortened(each)
-            for name, each in value.items()
-        }
-    return [_shortened(each) for each in value] if isinstance(value, list) else value
+        counts = [f"{told.count(kind)} {kind}" for kind in (*get_args(ClaimOutcome), "withdrawn") if kind in told]
+        return f"{len(told)} claims: {', '.join(counts)}"
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -51,6 +51,9 @@ def test_what_an_exhibit_varies_is_what_was_run(name: str, evidence: Evidence) -
     for field, values in kept.exhibit.grid.items():
         assert {each.values[field] for each in kept.observations} == set(values), "python perf/evidence.py lab"
     assert {each.seed for each in kept.observations} == {1, 2, 3}, "the page says three seeds"
+    assert not [each.claim for each in kept.verdicts if each.verdict == "not run"], (
+        "a claim names a policy of no recipe"
+    )
 
 
 def test_withdrawn_claims_are_claims_of_the_lab(evidence: Evidence) -> None:
